@@ -1,0 +1,53 @@
+# Every target installs what it needs into .venv by itself.
+#   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
+#   make test    the whole test suite
+#   make check   ruff, mypy --strict on the pure floors, import-linter
+#   make bench   benchmarks that need no accelerator (a 13.5 GB checkpoint is made and removed again)
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL = $(PIP) install --constraint constraints.txt
+PURE   := -m isobit.errors -m isobit.formats.spec -m isobit.formats.table -m isobit.formats.schemes -m isobit.formats.rules
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV)/ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isobit needs Python 3.11 or newer; set PYTHON=... to one")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/isobit: $(VENV)/ready pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/isobit-test: $(VENV)/isobit
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/isobit-check: $(VENV)/isobit
+	$(INSTALL) --editable '.[check]'
+	@touch $@
+
+demo: $(VENV)/isobit
+	$(BIN)/isobit demo --out demo-out
+
+test: $(VENV)/isobit-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+check: $(VENV)/isobit-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/isobit-test
+	$(BIN)/python benchmarks/quantize_7b.py
+
+clean:
+	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
