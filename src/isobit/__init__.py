@@ -1,5 +1,29 @@
-"""isobit: large language models in few-bit formats, with the same numerics everywhere."""
+"""isobit: large language models in few-bit formats, with the same numerics everywhere.
+
+    import isobit
+
+    isobit.quantize("bundled", "small-int4", "int4")
+    print(isobit.load("small-int4").generate("def fib(n):", max_tokens=40).text)
+    print(isobit.evaluate("small-int4", against="bundled"))
+
+Importing isobit is quick: torch is imported by the first call that needs it.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "info", "load", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from isobit import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'isobit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,135 @@
+"""The Python interface: quantize, load, evaluate, info. The command line goes through here too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import UsageError
+from isobit.formats.rules import Policy, Rule
+from isobit.formats.schemes import scheme as scheme_named
+
+if TYPE_CHECKING:
+    from isobit.engine.generate import Completion, Generator
+    from isobit.evaluate.fidelity import Fidelity
+    from isobit.evaluate.info import CheckpointInfo
+    from isobit.quantize.driver import QuantizeReport
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path | None = None,
+    scheme: str = "fp8",
+    *,
+    rules: Iterable[tuple[str, str]] = (),
+    search: str | None = None,
+    calibration: str | Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    threads: int | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: bool = True,
+) -> QuantizeReport:
+    """Quantize a checkpoint into a folder that isobit, vLLM and transformers load.
+
+    Memory stays bounded whatever the model's size. Interrupted at any moment, the same call goes on where it stopped
+    and gives the same bytes.
+
+    Args:
+        model: a local folder, a Hugging Face id, or ``"bundled"``.
+        out: the folder to write; by default the model's name and the scheme's, in the current folder.
+        scheme: what the linear layers become: any name or alias in :mod:`isobit.formats.schemes`.
+        rules: ``(regex, scheme or "keep")`` pairs over module names; the first match wins.
+        search: ``"absmax"`` or ``"mse"``; by default absmax for 8-bit formats and mse below.
+        calibration: a text file that static activation scales are calibrated on.
+        max_shard_bytes: the largest weight file, in bytes.
+        threads: how many threads to use; every core this process may use if None.
+        revision: branch, tag or commit of a Hugging Face id.
+        overwrite: replace ``out`` if it is a finished checkpoint of isobit's.
+        resume: go on after an interruption instead of starting over.
+        progress: show progress on stderr.
+
+    Returns:
+        What was done, per module and in total.
+
+    Raises:
+        IsobitError: bad input, an unusable scheme, or too little memory or disk; the message says what to do.
+    """
+    from isobit.checkpoint.source import resolve
+    from isobit.quantize.driver import quantize as run
+
+    chosen = scheme_named(scheme)
+    policy = Policy(chosen, tuple(Rule(pattern, action) for pattern, action in rules))
+    source = resolve(model, revision=revision)
+    return run(
+        source,
+        Path(out) if out is not None else Path(f"{default_name(model)}-{chosen.name}"),
+        policy,
+        search=search,
+        calibration=None if calibration is None else Path(calibration),
+        max_shard_bytes=max_shard_bytes,
+        threads=threads,
+        overwrite=overwrite,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def default_name(model: str | Path) -> str:
+    """The last part of a folder's path or of a Hugging Face id, for naming an output folder."""
+    name = str(model).rstrip("/").rpartition("/")[2]
+    return name if name not in ("", ".", "..") else Path(model).resolve().name
+
+
+class Model:
+    """A loaded model that generates text. Made by :func:`load`."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    def generate(self, prompt: str | list[int], **sampling: Any) -> Completion:
+        """Complete a prompt.
+
+        Args:
+            prompt: text, or token ids.
+            sampling: fields of :class:`isobit.engine.sampling.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
+        """
+        return self._generator.generate(prompt, self._params(sampling))
+
+    def stream(self, prompt: str | list[int], **sampling: Any) -> Iterator[Any]:
+        """Complete a prompt piece by piece; takes what :meth:`generate` takes."""
+        return self._generator.stream(prompt, self._params(sampling))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with ``encode`` and ``decode``."""
+        return self._generator.tokenizer
+
+    @staticmethod
+    def _params(sampling: dict[str, Any]) -> Any:
+        from isobit.engine.sampling import SamplingParams
+
+        unknown = sorted(set(sampling) - set(SamplingParams.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(SamplingParams.__dataclass_fields__)
+            raise UsageError(f"unknown sampling option {', '.join(unknown)}; the options are: {known}")
+        return replace(SamplingParams(), **sampling)
+
+
+def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None) -> Model:
+    """Load a checkpoint, quantized or not, ready to generate.
+
+    Args:
+        model: a local folder, a Hugging Face id, or ``"bundled"``.
+        dtype: what activations are computed in: ``"float32"`` (the default on a CPU), ``"bfloat16"`` or ``"float16"``.
+        revision: branch, tag or commit of a Hugging Face id.
+    """
+    from isobit.checkpoint.source import resolve
+    from isobit.engine.generate import load_generator
+
+    return Model(load_generator(resolve(model, revision=revision), dtype=dtype))

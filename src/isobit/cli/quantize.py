@@ -1,0 +1,116 @@
+"""`isobit quantize`: write a quantized checkpoint that isobit, vLLM and transformers load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import UsageError
+from isobit.formats.schemes import SCHEMES
+
+if TYPE_CHECKING:
+    from isobit.quantize.driver import QuantizeReport
+
+SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+EPILOG = """schemes:
+{schemes}
+  Group sizes can be named: int4-g64, int3-g32. Other tools' names are accepted too: FP8_DYNAMIC, W4A16, q4f16_1, ...
+
+examples:
+  isobit quantize bundled --scheme int4
+  isobit quantize meta-llama/Llama-2-7b-chat-hf --scheme fp8 --out llama-fp8
+  isobit quantize ./model --scheme int4 --rule 'layers\\.(0|31)\\.=fp8' --rule 'down_proj=keep'
+
+Interrupted? Run the same command again: it goes on where it stopped, and the result is the same, byte for byte.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    width = max(len(name) for name in SCHEMES)
+    rows = "\n".join(f"  {name:<{width}}  {row.note}" for name, row in SCHEMES.items())
+    parser = subparsers.add_parser(
+        "quantize",
+        help="write a quantized checkpoint that isobit, vLLM and transformers load",
+        description="Quantize a checkpoint tensor by tensor, in bounded memory.",
+        epilog=EPILOG.format(schemes=rows),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
+    parser.add_argument("-s", "--scheme", required=True, help="the scheme of the linear layers, e.g. fp8, int8, int4")
+    parser.add_argument("-o", "--out", type=Path, help="the folder to write (default: MODEL's name and the scheme's)")
+    parser.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        metavar="REGEX=SCHEME",
+        help="modules whose name matches get this scheme, or `keep` to leave them as they are; the first match wins. "
+        "lm_head, embeddings, routers and norms are kept unless a rule names them",
+    )
+    parser.add_argument("--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="text to calibrate static activation scales on (fp8-static)")
+    parser.add_argument("--max-shard-size", type=parse_size, default=None, metavar="SIZE", help="largest weight file, e.g. 5GB (the default)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every core this process may use)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a finished checkpoint of isobit's")
+    parser.add_argument("--no-resume", dest="resume", action="store_false", help="start over instead of going on after an interruption")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantize, then print what was done."""
+    from isobit import api
+
+    report = api.quantize(
+        args.model,
+        args.out,
+        args.scheme,
+        rules=[parse_rule(text) for text in args.rule],
+        search=args.search,
+        calibration=args.calibration,
+        max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
+        threads=args.threads,
+        revision=args.revision,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+    if args.json:
+        json.dump(asdict(report), sys.stdout, indent=2, default=str)
+        print()
+    else:
+        print(summary(report))
+    return 0
+
+
+def parse_rule(text: str) -> tuple[str, str]:
+    """Split ``REGEX=SCHEME``; the scheme stands after the last equals sign.
+
+    Raises:
+        UsageError: when there is no equals sign or a side is empty.
+    """
+    pattern, separator, action = text.rpartition("=")
+    if not separator or not pattern or not action:
+        raise UsageError(f"--rule {text!r}: expected REGEX=SCHEME or REGEX=keep, e.g. 'down_proj=keep'")
+    return pattern, action
+
+
+def parse_size(text: str) -> int:
+    """A size in bytes from ``5GB``, ``500MB``, ``2GiB`` or a plain number."""
+    number = text.rstrip("BbGgIiKkMm ")
+    unit = text[len(number) :].strip().upper()
+    if unit not in SIZE_UNITS or not number.strip().replace(".", "", 1).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")
+    size = int(float(number) * SIZE_UNITS[unit])
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a shard needs at least one byte")
+    return size
+
+
