@@ -1,0 +1,173 @@
+"""A quantized weight matrix: codes, scales and zero points, checked against each other once, when it is made."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isobit.errors import FormatError
+from isobit.formats import codec, pack
+from isobit.formats.schemes import WeightSpec
+from isobit.formats.spec import Element
+from isobit.formats.table import element
+
+_SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A weight matrix ``[N, K]`` in a few-bit format; its values are ``float32(code - zero) * float32(scale)``.
+
+    Attributes:
+        spec: element format and what shares a scale.
+        shape: (N, K).
+        codes: 8-bit formats: ``[N, K]``, int8 for int8, uint8 bit patterns for floats; narrower ones:
+            int32 words ``[N, ceil(K * bits / 32)]`` as ``pack.pack`` makes them.
+        scale: float32, bfloat16 or float16, as stored: tensor ``[1]``, channel ``[N, 1]``, group ``[N, K / group]``,
+            block ``[ceil(N / rows), ceil(K / columns)]``.
+        zero: zero points, unpacked codes with the shape of ``scale``; None for symmetric specs.
+
+    Raises:
+        FormatError: shapes or dtypes do not fit together; every disagreement is listed.
+    """
+
+    spec: WeightSpec
+    shape: tuple[int, int]
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        problems = self._disagreements()
+        if problems:
+            raise FormatError(f"quantized weight {list(self.shape)} of {self.spec}: " + "; ".join(problems))
+
+    def _disagreements(self) -> list[str]:
+        n, k = self.shape
+        if n < 1 or k < 1:
+            return ["it is empty"]
+        if self.spec.group is not None and k % self.spec.group:
+            return [f"K = {k} is not a multiple of the group size {self.spec.group}"]
+        row, scale_shape = self.element, self.spec.scale_shape(n, k)
+        packed = row.bits < 8
+        codes_shape = (n, pack.words_per_row(k, row) if packed else k)
+        codes_dtype = torch.int32 if packed else pack.code_dtype(row)
+        found = [
+            _mismatch("codes", self.codes, codes_shape, (codes_dtype,)),
+            _mismatch("scale", self.scale, scale_shape, _SCALE_DTYPES),
+        ]
+        if self.spec.symmetric and self.zero is not None:
+            found.append("a symmetric format has no zero points")
+        if not self.spec.symmetric:
+            expected = (pack.code_dtype(row),)
+            found.append(
+                "the zero points are missing"
+                if self.zero is None
+                else _mismatch("zero", self.zero, scale_shape, expected)
+            )
+        return [problem for problem in found if problem]
+
+    @property
+    def element(self) -> Element:
+        """The element format of the codes."""
+        return element(self.spec.element)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points as they are held in memory."""
+        parts = [self.codes, self.scale] + ([] if self.zero is None else [self.zero])
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight as stored in a checkpoint (zero points packed like codes)."""
+        return self.spec.bits_per_weight(*self.shape, scale_bits=8 * self.scale.element_size())
+
+    def unpacked(self, rows: slice | None = None) -> Tensor:
+        """Codes ``[n, K]`` of the given rows: int8 for signed integers, else uint8."""
+        part = self.codes[_plain(rows)]
+        return part if self.element.bits == 8 else pack.unpack(part, self.element, self.shape[1])
+
+    def values(self, rows: slice | None = None) -> Tensor:
+        """Code values ``[n, K]`` in float32, less the zero point, without the scale."""
+        codes = self.unpacked(rows)
+        values = codec.decode(codes, self.element)
+        if self.zero is not None:
+            self._by_scale(values, rows, self.zero, operator.isub)
+        return values
+
+    def dequantize(self, rows: slice | None = None) -> Tensor:
+        """Weights ``[n, K]`` in float32: ``values * scale``."""
+        values = self.values(rows)
+        self._by_scale(values, rows, self.scale, operator.imul)
+        return values
+
+    def _by_scale(
+        self, values: Tensor, rows: slice | None, per_scale: Tensor, apply: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        """Applies one number per scale to ``values`` ``[n, K]`` of the given rows, in place."""
+        n, k = self.shape
+        spec = self.spec
+        if spec.granularity == "tensor":
+            apply(values, per_scale.float())
+        elif spec.granularity == "channel":
+            apply(values, per_scale[_plain(rows)].float())
+        elif spec.group is not None:
+            apply(values.view(values.shape[0], -1, spec.group), per_scale[_plain(rows)].float().unsqueeze(-1))
+        else:
+            assert spec.block is not None
+            block_of_row = torch.arange(n, device=values.device)[_plain(rows)] // spec.block[0]
+            expanded = per_scale.float()[block_of_row].repeat_interleave(spec.block[1], dim=1)
+            apply(values, expanded[:, :k])
+
+    def rows(self, rows: slice) -> QTensor:
+        """The matrix of some rows (a view where torch makes one). Blocks can be cut only between them.
+
+        Raises:
+            FormatError: no rows are left, or a block would be cut.
+        """
+        n, k = self.shape
+        picked = range(*_plain(rows).indices(n))
+        if not picked:
+            raise FormatError(f"rows {rows.start} to {rows.stop} of a matrix of {n} rows are none")
+        scale, zero = self.scale, self.zero
+        if self.spec.granularity in ("channel", "group"):
+            scale, zero = scale[_plain(rows)], None if zero is None else zero[_plain(rows)]
+        elif self.spec.block is not None:
+            height = self.spec.block[0]
+            if picked.start % height or (picked.stop % height and picked.stop != n):
+                raise FormatError(f"rows {picked.start} to {picked.stop} cut a block of {height} rows")
+            scale = scale[picked.start // height : -(-picked.stop // height)]
+        return replace(self, shape=(len(picked), k), codes=self.codes[_plain(rows)], scale=scale, zero=zero)
+
+    def split_rows(self, sizes: Sequence[int]) -> tuple[QTensor, ...]:
+        """Splits a fused matrix (q/k/v, gate/up) into parts of ``sizes`` rows.
+
+        Raises:
+            FormatError: the sizes do not add up to N, or a block would be cut.
+        """
+        if sum(sizes) != self.shape[0] or min(sizes, default=0) < 1:
+            raise FormatError(f"parts of {list(sizes)} rows do not make up {self.shape[0]}")
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return tuple(self.rows(slice(end - size, end)) for end, size in zip(ends, sizes, strict=True))
+
+
+def _mismatch(what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> str:
+    if tuple(tensor.shape) == shape and tensor.dtype in dtypes:
+        return ""
+    wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    found = str(tensor.dtype).removeprefix("torch.")
+    return f"{what} should be {wanted} {list(shape)}, not {found} {list(tensor.shape)}"
+
+
+def _plain(rows: slice | None) -> slice:
+    """``rows`` as a contiguous slice; None means all."""
+    if rows is None:
+        return slice(None)
+    if rows.step not in (None, 1):
+        raise FormatError(f"rows are taken one after another, not in steps of {rows.step}")
+    return rows

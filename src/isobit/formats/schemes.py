@@ -1,0 +1,353 @@
+"""Quantization schemes as rows: what is rounded, to which element format, and what shares a scale."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from isobit.errors import SchemeError
+from isobit.formats.table import element
+
+WeightGranularity = Literal["tensor", "channel", "group", "block"]
+ActGranularity = Literal["token", "tensor", "group"]
+
+_GROUP_STEP = 8  # a group is a multiple of this many weights
+_LARGEST_SUGGESTED_GROUP = 256
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise SchemeError(message)
+
+
+def _require_group(granularity: str, group: int | None) -> None:
+    _require((granularity == "group") == (group is not None), "'group' is given for group granularity, and only then")
+    _require(
+        group is None or (group > 0 and group % _GROUP_STEP == 0),
+        f"group size {group}: a group is a positive multiple of {_GROUP_STEP} weights",
+    )
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How a weight matrix ``[N, K]`` (N output rows, K inputs) is stored.
+
+    Attributes:
+        element: element format of the codes.
+        granularity: what shares a scale: ``tensor``, ``channel`` (an output row), ``group`` (a run of ``group``
+            weights along K), ``block`` (a rectangle of ``block`` rows and columns).
+        group: weights along K per scale, for ``group``.
+        block: (rows, columns) per scale, for ``block``; the last rows may be fewer, K must be a multiple.
+        symmetric: False when an integer zero point is stored beside each scale (unsigned integers only).
+
+    Raises:
+        SchemeError: the fields contradict each other.
+    """
+
+    element: str
+    granularity: WeightGranularity
+    group: int | None = None
+    block: tuple[int, int] | None = None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        row = element(self.element)
+        known = ("tensor", "channel", "group", "block")
+        _require(self.granularity in known, f"granularity {self.granularity!r} is none of {', '.join(known)}")
+        _require_group(self.granularity, self.group)
+        _require(
+            (self.granularity == "block") == (self.block is not None),
+            "'block' is given for block granularity, and only then",
+        )
+        _require(
+            self.block is None or (len(self.block) == 2 and min(self.block) > 0),
+            f"block {self.block}: give two sizes above 0",
+        )
+        _require(row.has_zero, f"{row.name} cannot store weights: it has no zero")
+        unsigned_int = row.kind == "int" and not row.signed
+        _require(row.signed or unsigned_int, f"{row.name} cannot store weights: it has no sign")
+        _require(
+            self.symmetric != unsigned_int,
+            f"{row.name} weights are {'asymmetric: they need a zero point' if unsigned_int else 'symmetric'}"
+            f" (symmetric={not unsigned_int})",
+        )
+        _require(self.symmetric or self.granularity != "block", "block scales have no zero points")
+
+    def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
+        """Shape of the scale tensor of an ``[n, k]`` matrix (the zero point has the same one)."""
+        if self.granularity == "tensor":
+            return (1,)
+        if self.granularity == "channel":
+            return (n, 1)
+        if self.group is not None:
+            return (n, k // self.group)
+        assert self.block is not None
+        rows, columns = self.block
+        return (-(-n // rows), -(-k // columns))
+
+    def bits_per_weight(self, n: int, k: int, scale_bits: int = 16) -> float:
+        """Stored bits per weight of an ``[n, k]`` matrix: codes with their padding, scales and zero points."""
+        row = element(self.element)
+        code_bits = n * (k * 8 if row.bits == 8 else -(-k * row.bits // 32) * 32)
+        scales = 1
+        for size in self.scale_shape(n, k):
+            scales *= size
+        zero_bits = 0 if self.symmetric else scales * row.bits
+        return (code_bits + scales * scale_bits + zero_bits) / (n * k)
+
+
+@dataclass(frozen=True)
+class ActSpec:
+    """How activations ``[M, K]`` are rounded before a linear.
+
+    Attributes:
+        element: element format of the codes.
+        granularity: what shares a scale: ``token`` (one row of K values), ``tensor`` (everything), ``group``
+            (a run of ``group`` values along K of one token).
+        group: values per scale, for ``group``.
+        dynamic: scales come from the values at hand; False when one calibrated scale is stored (``tensor`` only).
+
+    Raises:
+        SchemeError: the fields contradict each other.
+    """
+
+    element: str
+    granularity: ActGranularity
+    group: int | None = None
+    dynamic: bool = True
+
+    def __post_init__(self) -> None:
+        row = element(self.element)
+        known = ("token", "tensor", "group")
+        _require(self.granularity in known, f"granularity {self.granularity!r} is none of {', '.join(known)}")
+        _require_group(self.granularity, self.group)
+        _require(self.dynamic or self.granularity == "tensor", "a stored activation scale is one per tensor")
+        _require(row.signed and row.has_zero, f"activations need a signed format with a zero, not {row.name}")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One quantization scheme.
+
+    Attributes:
+        name: canonical name.
+        weights: how linear weights are stored; None when they are not quantized.
+        activations: how the inputs of linears are rounded; None when they are not.
+        dtype: torch dtype name of the weights of an unquantized scheme, else None.
+        kv_cache: element format of the KV cache; None for the model's dtype.
+        aliases: other names of this scheme, as their sources spell them.
+        note: one sentence for people.
+
+    Raises:
+        SchemeError: neither or both of ``weights`` and ``dtype`` are given, or activations without weights.
+    """
+
+    name: str
+    weights: WeightSpec | None
+    activations: ActSpec | None = None
+    dtype: Literal["bfloat16", "float16"] | None = None
+    kv_cache: str | None = None
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _require((self.weights is None) != (self.dtype is None), f"scheme {self.name}: give either weights or dtype")
+        _require(
+            self.activations is None or self.weights is not None, f"scheme {self.name}: activations without weights"
+        )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights are quantized at all."""
+        return self.weights is not None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activation scales must be measured on sample text first."""
+        return self.activations is not None and not self.activations.dynamic
+
+    def bits_per_weight(self, n: int = 4096, k: int = 4096, scale_bits: int | None = None) -> float:
+        """Stored bits per weight of an ``[n, k]`` linear.
+
+        Args:
+            n: output rows.
+            k: inputs.
+            scale_bits: width of a stored scale; by default 32 for tensor and block scales, else 16.
+        """
+        if self.weights is None:
+            return 16.0
+        wide = self.weights.granularity in ("tensor", "block")
+        return self.weights.bits_per_weight(n, k, scale_bits or (32 if wide else 16))
+
+
+_FP8_CHANNEL = WeightSpec("e4m3fn", "channel")
+_INT8_CHANNEL = WeightSpec("int8", "channel")
+
+
+def _int_group(name: str, group: int, symmetric: bool = True) -> WeightSpec:
+    return WeightSpec(name, "group", group, symmetric=symmetric)
+
+
+_ROWS = (
+    Scheme("bf16", None, dtype="bfloat16", aliases=("q0bf16", "bfloat16"), note="not quantized"),
+    Scheme("f16", None, dtype="float16", aliases=("q0f16", "fp16", "float16"), note="not quantized"),
+    Scheme(
+        "fp8",
+        _FP8_CHANNEL,
+        ActSpec("e4m3fn", "token"),
+        aliases=("FP8_DYNAMIC",),
+        note="8-bit floats, scales per output channel and per token",
+    ),
+    Scheme(
+        "fp8-e5m2",
+        WeightSpec("e5m2", "channel"),
+        ActSpec("e5m2", "token"),
+        aliases=("e5m2_e5m2_f16",),
+        note="8-bit floats with more range and less precision",
+    ),
+    Scheme(
+        "fp8-static",
+        WeightSpec("e4m3fn", "tensor"),
+        ActSpec("e4m3fn", "tensor", dynamic=False),
+        aliases=("FP8", "e4m3_e4m3_f16"),
+        note="one scale per tensor, activation scales calibrated on sample text",
+    ),
+    Scheme(
+        "fp8-block",
+        WeightSpec("e4m3fn", "block", block=(128, 128)),
+        ActSpec("e4m3fn", "group", 128),
+        aliases=("FP8_BLOCK", "fp8_e4m3fn_bf16_block_scale"),
+        note="scales per 128x128 block of weights and per 128 activations",
+    ),
+    Scheme("fp8-w8a16", _FP8_CHANNEL, note="8-bit float weights, activations as they are"),
+    Scheme(
+        "int8",
+        _INT8_CHANNEL,
+        ActSpec("int8", "token"),
+        aliases=("W8A8", "INT8"),
+        note="8-bit integers, scales per output channel and per token",
+    ),
+    Scheme(
+        "int8-w8a16",
+        _INT8_CHANNEL,
+        aliases=("W8A16", "q8f16_1"),
+        note="8-bit integer weights, activations as they are",
+    ),
+    Scheme("int4", _int_group("int4", 128), aliases=("W4A16",), note="4-bit weights, a scale per 128"),
+    Scheme("int4-g32", _int_group("int4", 32), aliases=("q4f16_1",), note="4-bit weights, a scale per 32"),
+    Scheme(
+        "int4-asym",
+        _int_group("uint4", 128, symmetric=False),
+        aliases=("W4A16_ASYM", "q4f16_autoawq"),
+        note="4-bit weights, a scale and a zero point per 128",
+    ),
+    Scheme("int3", _int_group("int3", 40), aliases=("q3f16_1",), note="3-bit weights, a scale per 40"),
+    Scheme("int2", _int_group("int2", 32), note="2-bit weights, a scale per 32; expect large losses"),
+)
+
+SCHEMES: dict[str, Scheme] = {row.name: row for row in _ROWS}
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+# Exact spellings come first: compressed-tensors calls static FP8 "FP8", which folds to the name of our dynamic `fp8`.
+_EXACT: dict[str, Scheme] = {alias: row for row in _ROWS for alias in row.aliases}
+_FOLDED: dict[str, Scheme] = {_key(alias): row for row in _ROWS for alias in row.aliases} | {
+    _key(name): row for name, row in SCHEMES.items()
+}
+
+# Schemes that may be given with a group size of one's own, as NAME-gSIZE.
+GROUPED: tuple[str, ...] = ("int4", "int4-asym", "int3", "int2", "int8-w8a16")
+
+
+def scheme(name: str) -> Scheme:
+    """The scheme called ``name``: a canonical name, an alias, or one with a group size such as ``int4-g64``.
+
+    Upper and lower case and ``-`` and ``_`` are alike, with one exception: exactly ``FP8`` is compressed-tensors'
+    name of static FP8 (``fp8-static``), while ``fp8`` is dynamic.
+
+    Raises:
+        SchemeError: no such scheme; lists all names and the closest one.
+    """
+    exact = _EXACT.get(name.strip())
+    if exact is not None:
+        return exact
+    key = _key(name)
+    if key in _FOLDED:
+        return _FOLDED[key]
+    grouped = re.fullmatch(r"(.+)-g(\d{1,6})", key)
+    if grouped and grouped[1] in _FOLDED and _FOLDED[grouped[1]].name in GROUPED:
+        return _with_group(_FOLDED[grouped[1]], int(grouped[2]))
+    raise SchemeError(_unknown(name, key))
+
+
+def _with_group(base: Scheme, group: int) -> Scheme:
+    """``base`` with its weights in groups of ``group``; a row of the table if there is one for it."""
+    assert base.weights is not None
+    weights = replace(base.weights, granularity="group", group=group)
+    for row in _ROWS:
+        if row.weights == weights and row.activations == base.activations:
+            return row
+    note = re.sub(r"(a scale.* per) \d+", rf"\g<1> {group}", base.note)
+    return replace(base, name=f"{base.name}-g{group}", weights=weights, aliases=(), note=note)
+
+
+def _unknown(name: str, key: str) -> str:
+    close = difflib.get_close_matches(key, _FOLDED, n=1, cutoff=0.5)
+    hint = f" Did you mean {_FOLDED[close[0]].name}?" if close else ""
+    return (
+        f"unknown scheme {name!r}. Known schemes: {', '.join(SCHEMES)};"
+        f" a group size may follow {', '.join(GROUPED)} (for example int4-g64).{hint}"
+    )
+
+
+# ---------------------------------------------------------------------- schemes against shapes
+
+
+def group_sizes_that_divide(k: int) -> tuple[int, ...]:
+    """Group sizes up to 256 that divide ``k`` weights, ascending."""
+    return tuple(size for size in range(_GROUP_STEP, _LARGEST_SUGGESTED_GROUP + 1, _GROUP_STEP) if k % size == 0)
+
+
+def check_shape(spec: WeightSpec, n: int, k: int, module: str) -> None:
+    """Checks that an ``[n, k]`` weight can be stored as ``spec`` says.
+
+    N need not be a multiple of a block's rows: the last block is smaller, as compressed-tensors and vLLM have it.
+
+    Raises:
+        SchemeError: it cannot; names ``module``, the group sizes that would do, and a scheme that works.
+    """
+    if n < 1 or k < 1:
+        raise SchemeError(f"{module}: a weight of shape [{n}, {k}] is empty")
+    if spec.block is not None and k % spec.block[1]:
+        raise SchemeError(
+            f"{module}: K = {k} is not a multiple of the block width {spec.block[1]};"
+            " use a scheme with a scale per channel instead, for example fp8"
+        )
+    if spec.group is None or k % spec.group == 0:
+        return
+    sizes = group_sizes_that_divide(k)
+    if not sizes:
+        raise SchemeError(
+            f"{module}: K = {k} is not a multiple of the group size {spec.group}, and no multiple of {_GROUP_STEP}"
+            " divides it; keep this module or use a scheme with a scale per channel, for example int8-w8a16"
+        )
+    nearest = max((size for size in sizes if size <= spec.group), default=sizes[0])
+    raise SchemeError(
+        f"{module}: K = {k} is not a multiple of the group size {spec.group}; sizes that divide it:"
+        f" {', '.join(map(str, sizes))}. Use {_grouped_name(spec, nearest)} instead"
+    )
+
+
+def _grouped_name(spec: WeightSpec, group: int) -> str:
+    """Name of the weight-only scheme with this spec's element and groups of ``group``."""
+    wanted = replace(spec, group=group)
+    for name in GROUPED:
+        candidate = _with_group(SCHEMES[name], group)
+        if candidate.weights == wanted:
+            return candidate.name
+    return f"a group size of {group}"
