@@ -1,0 +1,108 @@
+"""What an evaluation found, as frozen rows: the one thing that tables, plots, the report and JSON are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isobit.evaluate.fidelity import Fidelity
+    from isobit.evaluate.likelihood import Likelihood
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """The model that the others were made from.
+
+    Attributes:
+        name: what to call it.
+        parameters: how many numbers it consists of.
+        bits_per_weight: stored bits per weight of its linear layers.
+        size: bytes of its weight files.
+        likelihood: how well it predicts the text.
+        tokens_per_second: decoding speed with one request; None if not measured.
+    """
+
+    name: str
+    parameters: int
+    bits_per_weight: float
+    size: int
+    likelihood: Likelihood
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class SchemeResult:
+    """One model made from the source.
+
+    Attributes:
+        name: its scheme, or its folder's name.
+        note: one sentence about it.
+        bits_per_weight: stored bits per weight of its linear layers, scales included.
+        size: bytes of its weight files.
+        fidelity: what it lost.
+        tokens_per_second: decoding speed with one request; None if not measured.
+        layer_errors: relative error of the hidden state after the embedding and after each decoder layer.
+        weight_errors: (module, relative error of its weight) of each linear layer.
+    """
+
+    name: str
+    note: str
+    bits_per_weight: float
+    size: int
+    fidelity: Fidelity
+    tokens_per_second: float | None = None
+    layer_errors: tuple[float, ...] = ()
+    weight_errors: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """What one model wrote after a prompt."""
+
+    model: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """How it was measured, so that it can be done again.
+
+    Attributes:
+        text: name of the text.
+        text_bytes: its size in UTF-8.
+        text_tokens: its size in tokens of this model.
+        ctx: tokens per window.
+        stride: how far apart windows begin.
+        layer_tokens: tokens that the error by layer was measured on; 0 if it was not.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        hardware: the machine.
+        versions: (package, version).
+        date: ISO 8601, UTC.
+        command: the command that does it again.
+    """
+
+    text: str
+    text_bytes: int
+    text_tokens: int
+    ctx: int
+    stride: int
+    layer_tokens: int
+    seed: int
+    resamples: int
+    hardware: str
+    versions: tuple[tuple[str, str], ...]
+    date: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything one evaluation found."""
+
+    source: SourceResult
+    schemes: tuple[SchemeResult, ...]
+    completions: tuple[CompletionResult, ...]
+    method: Method
