@@ -1,0 +1,395 @@
+"""The ``quantization_config`` of ``config.json``: what compressed-tensors, transformers and vLLM read and write.
+
+``parse`` reads compressed-tensors configs of any version and the ``fp8`` method of DeepSeek and Qwen; ``render`` writes
+compressed-tensors. Which tensors are quantized is decided by the tensors themselves (see ``layout``); the config says
+how activations are rounded and serves as a cross-check.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from isobit.checkpoint.cttargets import compact, matches, module_class
+from isobit.errors import CheckpointError, SchemeError, Unsupported
+from isobit.formats.schemes import ActSpec, Scheme, WeightSpec, scheme
+from isobit.formats.table import element
+
+METHOD = "compressed-tensors"
+LAYOUT_VERSION = "0.20.0"  # the compressed-tensors release whose layout is written, and against which it is tested
+E5M2_TYPE = "float8_e5m2"  # see render
+
+# (type, bits, symmetric) of compressed-tensors -> element format.
+_WEIGHT_ELEMENTS = {
+    ("float", 8, True): "e4m3fn",
+    (E5M2_TYPE, 8, True): "e5m2",
+    ("int", 8, True): "int8",
+    ("int", 4, True): "int4",
+    ("int", 4, False): "uint4",
+    ("int", 3, True): "int3",
+    ("int", 2, True): "int2",
+}
+_ACT_ELEMENTS = {("float", 8, True): "e4m3fn", (E5M2_TYPE, 8, True): "e5m2", ("int", 8, True): "int8"}
+
+_INSTEAD = "quantize the original model with isobit, or use a compressed-tensors version of this one"
+_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", None)
+
+
+class Group(NamedTuple):
+    """One config group.
+
+    Attributes:
+        targets: module names, ``re:`` patterns of names, or class names (``Linear``, ``Embedding``).
+        weights: how the weights are stored; None when they are not quantized.
+        activations: how activations are rounded before the linear; None when they are not.
+    """
+
+    targets: tuple[str, ...]
+    weights: WeightSpec | None
+    activations: ActSpec | None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a checkpoint's config says about its quantization.
+
+    Attributes:
+        groups: the config groups.
+        ignore: modules that are not quantized although a group targets them; names, ``re:`` patterns, class names.
+        method: ``compressed-tensors`` or ``fp8``.
+        format: the compression format, e.g. ``pack-quantized``.
+        notes: what the checkpoint asks for beyond linear layers and isobit does not do, for people.
+    """
+
+    groups: tuple[Group, ...]
+    ignore: tuple[str, ...]
+    method: str
+    format: str
+    notes: tuple[str, ...] = ()
+
+    def group_for(self, module: str) -> Group | None:
+        """The group of a module by its name (``model.layers.0.mlp.up_proj``); None if it is not quantized.
+
+        Exact names come before patterns, patterns before class names, as in compressed-tensors.
+        """
+        if self.ignores(module):
+            return None
+        for exactness in ("name", "pattern", "class"):
+            for group in self.groups:
+                if any(matches(target, module, exactness) for target in group.targets):
+                    return group
+        return None
+
+    def ignores(self, module: str) -> bool:
+        """Whether the config says that a module is not quantized."""
+        if self.method == "fp8":  # plain names and parts of names
+            return any(entry == module or f".{entry}." in f".{module}." for entry in self.ignore)
+        return any(matches(entry, module, kind) for entry in self.ignore for kind in ("name", "pattern", "class"))
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def parse(config: Mapping[str, Any]) -> Quantization | None:
+    """Reads the quantization config of a model's ``config.json``; None if it has none.
+
+    Raises:
+        CheckpointError: the config is malformed.
+        Unsupported: another method, or a part of this one that isobit cannot run.
+    """
+    section = _section(config)
+    if section is None:
+        return None
+    method = str(section.get("quant_method", METHOD)).lower()
+    if method == METHOD:
+        return _parse_compressed_tensors(section)
+    if method == "fp8":
+        return _parse_fp8(section)
+    raise Unsupported(f"quantization method {method!r}", [f"isobit reads {METHOD} and fp8 checkpoints"], _INSTEAD)
+
+
+def _section(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    for holder in (config, config.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            section = holder.get(key) if isinstance(holder, Mapping) else None
+            if section is not None and not isinstance(section, dict):
+                raise CheckpointError(f"{key} must be a JSON object, not {section!r:.60}")
+            if section:
+                return section
+    return None
+
+
+def _parse_compressed_tensors(section: dict[str, Any]) -> Quantization:
+    _refuse_extras(section)
+    groups = section.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        raise CheckpointError("quantization_config has no config_groups")
+    notes = []
+    if section.get("kv_cache_scheme"):
+        notes.append("the checkpoint asks for a quantized KV cache; isobit keeps the KV cache in the model's dtype")
+    return Quantization(
+        groups=tuple(_group(str(name), value) for name, value in groups.items()),
+        ignore=_names(section.get("ignore"), "ignore"),
+        method=METHOD,
+        format=str(section.get("format") or "mixed-precision"),
+        notes=tuple(notes),
+    )
+
+
+def _refuse_extras(section: dict[str, Any]) -> None:
+    reasons = []
+    sparsity = section.get("sparsity_config")
+    if isinstance(sparsity, dict) and sparsity.get("format", "dense") not in ("dense", None):
+        reasons.append(f"it is sparse ({sparsity['format']})")
+    if section.get("transform_config"):
+        reasons.append("its weights are rotated (transform_config)")
+    if section.get("format") not in _FORMATS:
+        reasons.append(f"format {section['format']!r} is none of {', '.join(str(name) for name in _FORMATS[:-1])}")
+    if reasons:
+        raise Unsupported("this compressed-tensors checkpoint", reasons, _INSTEAD)
+
+
+def _group(name: str, value: Any) -> Group:
+    if isinstance(value, list):  # {"FP8_DYNAMIC": ["Linear"]}: a preset name and its targets
+        try:
+            preset = scheme(name)
+        except SchemeError:
+            raise Unsupported(f"preset {name!r} in config_groups", ["isobit does not know it"], _INSTEAD) from None
+        return Group(_names(value, f"config_groups.{name}"), preset.weights, preset.activations)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"config_groups.{name} must be a JSON object")
+    if value.get("output_activations"):
+        raise Unsupported(f"config group {name!r}", ["it quantizes the outputs of layers"], _INSTEAD)
+    weights, activations = value.get("weights"), value.get("input_activations")
+    if value.get("format", None) not in _FORMATS:
+        raise Unsupported(f"config group {name!r}", [f"its format is {value['format']!r}"], _INSTEAD)
+    return Group(
+        _names(value.get("targets"), f"config_groups.{name}.targets"),
+        None if weights is None else _weight_spec(weights, f"config_groups.{name}.weights"),
+        None if activations is None else _act_spec(activations, f"config_groups.{name}.input_activations"),
+    )
+
+
+def _names(value: Any, what: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"{what} must be a list of names")
+    for name in value:
+        if name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except re.error as error:
+                raise CheckpointError(f"{what}: {name!r} is not a regular expression: {error}") from None
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class _Args:
+    """The fields of compressed-tensors' QuantizationArgs that matter, with its defaults."""
+
+    kind: str
+    bits: int
+    symmetric: bool
+    strategy: str
+    group: int | None
+    block: tuple[int, int] | None
+    dynamic: bool
+
+
+def _args(value: Any, what: str) -> _Args:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what} must be a JSON object")
+    bits, group = value.get("num_bits", 8), value.get("group_size")
+    if not isinstance(bits, int) or not (group is None or isinstance(group, int)):
+        raise CheckpointError(f"{what}: num_bits and group_size must be whole numbers")
+    if value.get("dynamic") == "local":
+        raise Unsupported(what, ["its scales are dynamic per group under a scale per tensor (NVFP4)"], _INSTEAD)
+    group = None if group in (None, 0) else group
+    strategy = value.get("strategy") or ("tensor" if group is None else "channel" if group == -1 else "group")
+    if strategy == "group" and group == -1:
+        strategy = "channel"
+    return _Args(
+        kind=str(value.get("type") or "int").lower(),
+        bits=bits,
+        symmetric=value.get("symmetric", True) is not False,
+        strategy=str(strategy).lower(),
+        group=group if strategy == "group" else None,
+        block=_block(value.get("block_structure"), what) if strategy == "block" else None,
+        dynamic=bool(value.get("dynamic")),
+    )
+
+
+def _block(value: Any, what: str) -> tuple[int, int]:
+    sizes = value.split("x") if isinstance(value, str) else value
+    try:
+        rows, columns = (int(size) for size in sizes)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{what}: block sizes {value!r} are not two whole numbers") from None
+    return rows, columns
+
+
+def _element(table: dict[tuple[str, int, bool], str], args: _Args, what: str) -> str:
+    found = table.get((args.kind, args.bits, args.symmetric))
+    if found is None:
+        kind = f"{'' if args.symmetric else 'asymmetric '}{args.bits}-bit {args.kind}"
+        raise Unsupported(f"{what} of {kind}", [f"isobit reads {', '.join(table.values())}"], _INSTEAD)
+    return found
+
+
+def _weight_spec(value: Any, what: str) -> WeightSpec:
+    args = _args(value, what)
+    name = _element(_WEIGHT_ELEMENTS, args, what)
+    if args.dynamic:
+        raise Unsupported(what, ["weights with dynamic scales are not stored quantized"], _INSTEAD)
+    if args.strategy not in ("tensor", "channel", "group", "block"):
+        raise Unsupported(f"{what} with strategy {args.strategy!r}", ["isobit reads tensor, channel, group, block"])
+    try:
+        return WeightSpec(name, args.strategy, args.group, args.block, args.symmetric)  # type: ignore[arg-type]
+    except SchemeError as error:
+        raise CheckpointError(f"{what}: {error}") from None
+
+
+def _act_spec(value: Any, what: str) -> ActSpec:
+    args = _args(value, what)
+    name = _element(_ACT_ELEMENTS, args, what)
+    if args.strategy not in ("token", "tensor", "group"):
+        raise Unsupported(f"{what} with strategy {args.strategy!r}", ["isobit rounds per token, tensor or group"])
+    try:
+        return ActSpec(name, args.strategy, args.group, args.dynamic)  # type: ignore[arg-type]
+    except SchemeError as error:
+        raise CheckpointError(f"{what}: {error}") from None
+
+
+def _parse_fp8(section: dict[str, Any]) -> Quantization:
+    """DeepSeek's and Qwen's ``fp8`` method: blocks with ``weight_scale_inv``, or one scale per tensor."""
+    if section.get("fmt", "e4m3") not in ("e4m3", None):
+        raise Unsupported(f"fp8 format {section['fmt']!r}", ["isobit reads e4m3"], _INSTEAD)
+    activation_scheme = str(section.get("activation_scheme", "dynamic")).lower()
+    if activation_scheme not in ("dynamic", "static"):
+        raise CheckpointError(f"activation_scheme {activation_scheme!r} is neither dynamic nor static")
+    dynamic = activation_scheme == "dynamic"
+    block = section.get("weight_block_size")
+    if block is not None:
+        sizes = _block(block, "weight_block_size")
+        if not dynamic:
+            raise CheckpointError("weight_block_size with static activations is not defined")
+        weights, activations = _blocks(sizes)
+    else:
+        weights, activations = WeightSpec("e4m3fn", "tensor"), ActSpec("e4m3fn", "tensor", dynamic=dynamic)
+    ignore = [*(section.get("ignored_layers") or []), *(section.get("modules_to_not_convert") or [])]
+    notes: tuple[str, ...] = ()
+    if str(section.get("scale_fmt") or "").lower() == "ue8m0":
+        notes = ("the model was trained with activation scales that are powers of two; isobit uses exact ones",)
+    return Quantization(
+        groups=(Group(("Linear",), weights, activations),),
+        ignore=_names(ignore, "modules_to_not_convert"),
+        method="fp8",
+        format="float-quantized",
+        notes=notes,
+    )
+
+
+def _blocks(sizes: tuple[int, int]) -> tuple[WeightSpec, ActSpec]:
+    try:
+        return WeightSpec("e4m3fn", "block", block=sizes), ActSpec("e4m3fn", "group", sizes[1])
+    except SchemeError as error:
+        raise CheckpointError(f"weight_block_size {list(sizes)}: {error}") from None
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
+    """The ``quantization_config`` of a model whose modules are quantized as ``assignments`` says.
+
+    Args:
+        assignments: every linear, lm_head, router and embedding by module name, with its scheme; None (or a scheme
+            that does not quantize) for modules that are kept.
+
+    Returns:
+        A dictionary for ``config.json``; empty if nothing is quantized.
+
+    One scheme for all linears is written as the class target ``Linear``; lm_head and embeddings are always named. With
+    several schemes every module is named (or matched by a pattern), because vLLM looks at class names before it looks
+    at the parts of a fused layer.
+
+    compressed-tensors has no e5m2: its "float, 8 bits" means e4m3fn, and its loaders would convert e5m2 weights to
+    that, which overflows above 448. An e5m2 group is therefore written with the type ``float8_e5m2``, which
+    compressed-tensors, transformers and vLLM refuse by name instead of computing something else.
+    """
+    kept = [module for module, chosen in assignments.items() if chosen is None or chosen.weights is None]
+    by_format: dict[tuple[WeightSpec, ActSpec | None], list[str]] = {}
+    for module, chosen in assignments.items():
+        if chosen is not None and chosen.weights is not None:
+            by_format.setdefault((chosen.weights, chosen.activations), []).append(module)
+    if not by_format:
+        return {}
+    groups, formats = {}, []
+    for number, ((weights, activations), modules) in enumerate(by_format.items()):
+        if len(by_format) == 1:
+            named = [module for module in modules if module_class(module) != "Linear" or module.endswith("lm_head")]
+            targets = (["Linear"] if len(named) < len(modules) else []) + sorted(named)
+        else:
+            targets = compact(modules, assignments)
+        formats.append(compression_format(weights, activations))
+        groups[f"group_{number}"] = {
+            "targets": targets,
+            "weights": _render_weights(weights),
+            "input_activations": None if activations is None else _render_activations(activations),
+            "output_activations": None,
+            "format": formats[-1],
+        }
+    return {
+        "quant_method": METHOD,
+        "format": formats[0] if len(set(formats)) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": compact(kept, assignments),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "version": LAYOUT_VERSION,
+    }
+
+
+def compression_format(weights: WeightSpec, activations: ActSpec | None) -> str:
+    """How compressed-tensors calls the storage of such weights; weight-only integers are always packed."""
+    if element(weights.element).kind == "float":
+        return "float-quantized"
+    if element(weights.element).bits == 8 and activations is not None:
+        return "int-quantized"
+    return "pack-quantized"
+
+
+def _render_weights(spec: WeightSpec) -> dict[str, Any]:
+    kind, bits, symmetric = next(key for key, name in _WEIGHT_ELEMENTS.items() if name == element(spec.element).name)
+    return {
+        "num_bits": bits,
+        "type": kind,
+        "symmetric": symmetric,
+        "strategy": spec.granularity,
+        "group_size": spec.group,
+        "block_structure": None if spec.block is None else list(spec.block),
+        "dynamic": False,
+        "actorder": None,
+        "observer": "minmax",
+        "observer_kwargs": {},
+    }
+
+
+def _render_activations(spec: ActSpec) -> dict[str, Any]:
+    kind, bits, symmetric = next(key for key, name in _ACT_ELEMENTS.items() if name == element(spec.element).name)
+    return {
+        "num_bits": bits,
+        "type": kind,
+        "symmetric": symmetric,
+        "strategy": spec.granularity,
+        "group_size": spec.group,
+        "block_structure": None,
+        "dynamic": spec.dynamic,
+        "actorder": None,
+        "observer": None if spec.dynamic else "minmax",
+        "observer_kwargs": {},
+    }

@@ -1,0 +1,166 @@
+"""Which files of a model folder hold the weights, and which travel with them. Names are checked, contents are not."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from isobit.checkpoint.jsonfile import read_json
+from isobit.errors import CheckpointError
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+# Files that a quantized copy of the model needs as they are. Never code (*.py), never weights, not the README: it
+# describes another checkpoint. Matched without regard to case.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.model.v*",
+    "tokenizer_config.json",
+    "tiktoken.model",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "license*",
+    "licence*",
+    "notice*",
+    "use_policy*",
+)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold the weights.
+
+    Attributes:
+        kind: ``safetensors`` or ``bin``.
+        files: the files, each once, in the order of their names.
+        index: the index file, if there is one.
+        weight_map: tensor name -> file, from the index; None without an index.
+    """
+
+    kind: Literal["safetensors", "bin"]
+    files: tuple[Path, ...]
+    index: Path | None = None
+    weight_map: dict[str, Path] | None = None
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """Finds the weights of a model folder; safetensors are preferred to ``.bin`` files.
+
+    Raises:
+        CheckpointError: there are none, or an index is wrong: it names a missing file or one outside the folder.
+    """
+    for kind, single, index in (("safetensors", SAFETENSORS, SAFETENSORS_INDEX), ("bin", BIN, BIN_INDEX)):
+        found = _indexed(folder, kind, single, index)  # type: ignore[arg-type]
+        if found is not None:
+            return found
+    raise CheckpointError(_no_weights(folder), file=folder)
+
+
+def companions(folder: Path) -> list[Path]:
+    """Files to carry over to a quantized copy of the model, sorted; those that lead out of the folder are left out."""
+    candidates = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    return sorted(
+        path
+        for path in candidates
+        if path.is_file()
+        and path.suffix.lower() != ".py"
+        and any(fnmatch.fnmatchcase(path.relative_to(folder).as_posix().lower(), pattern) for pattern in COMPANIONS)
+        and inside(path, folder)
+    )
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is a file of this folder once symbolic links are followed.
+
+    Links into the blob store of a Hugging Face cache count as inside: that is how the cache stores its snapshots.
+    """
+    target = path.resolve()
+    if target.is_relative_to(folder.resolve()):
+        return True
+    return path.is_symlink() and target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+
+
+def _indexed(folder: Path, kind: Literal["safetensors", "bin"], single: str, index: str) -> WeightFiles | None:
+    single_path, index_path = folder / single, folder / index
+    has_single, has_index = _exists(single_path), _exists(index_path)
+    if not has_single and not has_index:
+        return None
+    if not has_index:
+        _require_inside(single_path, folder, single)
+        return WeightFiles(kind, (single_path,))
+    weight_map = _weight_map(folder, index_path)
+    files = tuple(sorted(set(weight_map.values())))
+    if has_single and single_path not in files:
+        raise CheckpointError(
+            f"the folder has both {single} and {index}, which names other files: remove one of the two", file=folder
+        )
+    return WeightFiles(kind, files, index_path, weight_map)
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _weight_map(folder: Path, index: Path) -> dict[str, Path]:
+    _require_inside(index, folder, index.name)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("the index holds no weight_map that maps tensor names to files", file=index)
+    paths: dict[object, Path] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise CheckpointError("the index does not name a file for it", file=index, tensor=tensor)
+        if name not in paths:
+            paths[name] = _shard(folder, index, name)
+    return {tensor: paths[name] for tensor, name in weight_map.items()}
+
+
+def _shard(folder: Path, index: Path, name: str) -> Path:
+    parts = PurePosixPath(name)
+    if not name or "\0" in name or "\\" in name or parts.is_absolute() or ".." in parts.parts:
+        raise CheckpointError(
+            f"the index names {name!r}, which is not the plain name of a file in this folder", file=index
+        )
+    path = folder / parts
+    if not _exists(path):
+        raise CheckpointError(f"the index names {name!r}, which is missing: download it again", file=index)
+    _require_inside(path, folder, f"the index names {name!r}, which")
+    return path
+
+
+def _require_inside(path: Path, folder: Path, what: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{what} is a link to nothing, or no regular file: download it again", file=path)
+    if not inside(path, folder):
+        raise CheckpointError(
+            f"{what} leads out of the folder, to {path.resolve()}: put the file itself into the folder", file=path
+        )
+
+
+def _no_weights(folder: Path) -> str:
+    others = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    )
+    message = f"no weights here: neither {SAFETENSORS}, {SAFETENSORS_INDEX}, {BIN} nor {BIN_INDEX}"
+    if any(name.startswith("adapter_model") for name in others):
+        return f"{message}. {', '.join(others)} is an adapter: merge it into its base model first"
+    if any("-of-" in name for name in others):
+        return f"{message}. There are shards ({others[0]}, ...) but their index is missing: download it again"
+    return f"{message}. Found {', '.join(others)} instead" if others else message
