@@ -1,0 +1,231 @@
+"""What is in a checkpoint: read from its headers and its configuration, without loading a weight.
+
+What a module holds is decided from the names, dtypes and shapes of its tensors, as when it is loaded; the quantization
+config is asked only for what the tensors can't say: how activations are rounded. Checkpoints of other tools and of
+architectures that isobit cannot run are described all the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.safetensors import TensorInfo
+from isobit.errors import IsobitError
+from isobit.evaluate import wording
+from isobit.evaluate.modules import Module, find_modules
+
+
+@dataclass(frozen=True)
+class SchemeUse:
+    """The modules of one kind that share a scheme.
+
+    Attributes:
+        kind: ``linear``, ``lm_head``, ``embedding`` or ``other`` (norms, biases, vectors).
+        scheme: the scheme's name, or the dtype's where nothing is quantized.
+        modules: how many.
+        weights: the numbers they hold; scales don't count.
+        nbytes: bytes they take, scales and zero points included.
+    """
+
+    kind: str
+    scheme: str
+    modules: int
+    weights: int
+    nbytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.weights
+
+
+@dataclass(frozen=True)
+class DtypeUse:
+    """The tensors of one dtype, in safetensors' spelling."""
+
+    dtype: str
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor as it is stored."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: str
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What is in a checkpoint.
+
+    Attributes:
+        path: its folder.
+        architecture: the name its configuration gives.
+        quantization: the method its configuration names, or None.
+        parameters: the numbers the model consists of; scales don't count, tied weights count once.
+        files: how many weight files.
+        file_bytes: their size.
+        linear_bits_per_weight: stored bits per weight of the linear layers (not lm_head), scales included; None if there are none.
+        file_bits_per_parameter: bits of all weight files per parameter.
+        schemes: what the modules hold, largest first.
+        dtypes: what the tensors are stored as, largest first.
+        notes: what could not be understood.
+        tensors: every tensor, in the order of the files.
+    """
+
+    path: str
+    architecture: str
+    quantization: str | None
+    parameters: int
+    files: int
+    file_bytes: int
+    linear_bits_per_weight: float | None
+    file_bits_per_parameter: float
+    schemes: tuple[SchemeUse, ...]
+    dtypes: tuple[DtypeUse, ...]
+    notes: tuple[str, ...]
+    tensors: tuple[TensorRow, ...]
+
+
+def describe(path: Path | str) -> CheckpointInfo:
+    """Describe a checkpoint folder.
+
+    Raises:
+        CheckpointError: it isn't one, or its headers are damaged; names file and tensor.
+    """
+    return describe_checkpoint(Checkpoint.open(path))
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
+    """Describe an opened checkpoint."""
+    notes: list[str] = []
+    try:
+        quantization = checkpoint.quantization
+    except IsobitError as error:
+        quantization = None
+        notes.append(str(error))
+    modules = find_modules(checkpoint, quantization)
+    file_bytes = sum(file.stat().st_size for file in checkpoint.files)
+    parameters = sum(module.weights for module in modules)
+    linears = [module for module in modules if module.kind == "linear"]
+    return CheckpointInfo(
+        path=str(checkpoint.path),
+        architecture=_architecture(checkpoint.config),
+        quantization=_method(checkpoint.config),
+        parameters=parameters,
+        files=len(checkpoint.files),
+        file_bytes=file_bytes,
+        linear_bits_per_weight=_bits_per_weight(linears),
+        file_bits_per_parameter=8 * file_bytes / max(1, parameters),
+        schemes=_schemes(modules),
+        dtypes=_dtypes(checkpoint.tensors.values()),
+        notes=tuple(notes),
+        tensors=tuple(
+            TensorRow(info.name, info.dtype, tuple(info.shape), info.nbytes, info.file.name)
+            for info in checkpoint.tensors.values()
+        ),
+    )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    if isinstance(names, list) and names:
+        return str(names[0])
+    return str(config.get("model_type", "unknown"))
+
+
+def _method(config: dict[str, Any]) -> str | None:
+    """``quant_method`` and, where there is one, the storage format: ``compressed-tensors (pack-quantized)``."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(found, dict):
+        return None
+    method, layout = str(found.get("quant_method", "unknown method")), found.get("format")
+    return f"{method} ({layout})" if layout else method
+
+
+def _bits_per_weight(modules: list[Module]) -> float | None:
+    weights = sum(module.weights for module in modules)
+    return 8 * sum(module.nbytes for module in modules) / weights if weights else None
+
+
+def _schemes(modules: list[Module]) -> tuple[SchemeUse, ...]:
+    groups: dict[tuple[str, str], list[Module]] = defaultdict(list)
+    for module in modules:
+        groups[module.kind, module.scheme].append(module)
+    uses = [
+        SchemeUse(kind, scheme, len(members), sum(m.weights for m in members), sum(m.nbytes for m in members))
+        for (kind, scheme), members in groups.items()
+    ]
+    return tuple(sorted(uses, key=lambda use: -use.nbytes))
+
+
+def _dtypes(tensors: Iterable[TensorInfo]) -> tuple[DtypeUse, ...]:
+    groups: dict[str, list[TensorInfo]] = defaultdict(list)
+    for info in tensors:
+        groups[info.dtype].append(info)
+    uses = [DtypeUse(dtype, len(members), sum(m.nbytes for m in members)) for dtype, members in groups.items()]
+    return tuple(sorted(uses, key=lambda use: -use.nbytes))
+
+
+# ---------------------------------------------------------------------- as text
+
+
+def text(info: CheckpointInfo, tensors: bool = False) -> str:
+    """The description for a terminal.
+
+    Args:
+        info: the description.
+        tensors: whether to list every tensor.
+    """
+    bits = "no linear layers" if info.linear_bits_per_weight is None else f"{info.linear_bits_per_weight:.2f} in linear layers"
+    facts = [
+        ("checkpoint", info.path),
+        ("architecture", info.architecture),
+        ("quantization", info.quantization or "none"),
+        ("parameters", f"{wording.count(info.parameters)} ({info.parameters:,})"),
+        ("size", f"{wording.size(info.file_bytes)} in {info.files} file{'s' if info.files != 1 else ''}"),
+        ("bits per weight", f"{bits}, {info.file_bits_per_parameter:.2f} over the whole files"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    lines += [f"{'note':<{width}}  {note}" for note in info.notes]
+    cells = [
+        [use.kind, use.scheme, str(use.modules), wording.count(use.weights), wording.size(use.nbytes), f"{use.bits_per_weight:.2f}"]
+        for use in info.schemes
+    ]
+    lines += ["", wording.table(_SCHEME_COLUMNS, cells)]
+    lines += ["", wording.table(_DTYPE_COLUMNS, [[use.dtype, str(use.tensors), wording.size(use.nbytes)] for use in info.dtypes])]
+    if tensors:
+        rows = [
+            [row.name, row.dtype, "x".join(map(str, row.shape)) or "scalar", wording.size(row.nbytes), row.file]
+            for row in info.tensors
+        ]
+        lines += ["", wording.table(_TENSOR_COLUMNS, rows)]
+    return "\n".join(lines)
+
+
+_SCHEME_COLUMNS = (
+    wording.Column("kind", number=False),
+    wording.Column("scheme", number=False),
+    wording.Column("modules"),
+    wording.Column("weights"),
+    wording.Column("size"),
+    wording.Column("bits/weight"),
+)
+_DTYPE_COLUMNS = (wording.Column("stored as", number=False), wording.Column("tensors"), wording.Column("size"))
+_TENSOR_COLUMNS = (
+    wording.Column("tensor", number=False),
+    wording.Column("stored as", number=False),
+    wording.Column("shape"),
+    wording.Column("size"),
+    wording.Column("file", number=False),
+)
