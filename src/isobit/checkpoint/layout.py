@@ -17,6 +17,7 @@ from torch import Tensor
 
 from isobit.checkpoint.ctconfig import compression_format
 from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, FormatError
 from isobit.formats import pack
 from isobit.formats.qtensor import QTensor
@@ -145,7 +146,7 @@ class _LinearReader:
             message, file=self.ck.path if info is None else info.file, tensor=f"{self.prefix}.{part}"
         )
 
-    def info(self, part: str):  # type: ignore[no-untyped-def]
+    def info(self, part: str) -> TensorInfo:
         return self.ck.info(f"{self.prefix}.{part}")
 
     def take(self, part: str) -> Tensor:
@@ -231,13 +232,15 @@ class _LinearReader:
         shape = self.info(part).shape
         if len(shape) != 2 or 0 in shape:
             raise self.error(part, f"has shape {list(shape)}; a quantized weight is a matrix")
-        return shape
+        return shape[0], shape[1]
 
     def scale(self, part: str, spec: WeightSpec, n: int, k: int) -> Tensor:
         """The weight scale in QTensor's shape; the shapes other tools use for the same are accepted."""
         info = self.info(part)
-        expected = spec.scale_shape(n, k) if spec.group is None or k % spec.group == 0 else None
-        accepted: list[tuple[int, ...]] = [expected] if expected else []
+        if spec.group is not None and k % spec.group:
+            raise self.error(part, f"the group size {spec.group} of quantization_config does not divide K = {k}")
+        expected = spec.scale_shape(n, k)
+        accepted: list[tuple[int, ...]] = [expected]
         if spec.granularity == "tensor":
             accepted += [(), (1, 1)]
         if spec.granularity == "channel":
@@ -247,9 +250,7 @@ class _LinearReader:
                 spec.granularity, spec.granularity
             )
             raise self.error(
-                part,
-                f"has shape {list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has"
-                f" {list(expected) if expected else 'none: the group size does not divide ' + str(k)}",
+                part, f"has shape {list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}"
             )
         scale = self.take(part)
         if info.dtype == "F8_E8M0":
