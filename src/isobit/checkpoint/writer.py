@@ -1,0 +1,393 @@
+"""The output folder: tensors become durable one after another, and the folder becomes a checkpoint at the very end.
+
+Everything is built in ``<out>/.isobit-partial``: the shards at their final size, with headers that were known before
+the first byte of data; a journal that names the modules whose data is on the disk; a lock. The last step moves the
+files up, ``config.json`` last, so that no loader takes an unfinished folder for a checkpoint. A run that was killed at
+any moment, even in the middle of that step, is taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobit.checkpoint.durable import free_bytes, lock_folder, pwrite, sync_folder, write_file
+from isobit.checkpoint.journal import Journal
+from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.shards import PlannedShard
+from isobit.errors import CapacityError, CheckpointError, UsageError
+
+PARTIAL = ".isobit-partial"
+REPORT, CONFIG = "isobit_report.json", "config.json"
+COMMIT_BYTES = 64 << 20  # written between two syncs: what a kill costs, and what the disk must swallow at once
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_JOURNAL, _DONE, _LOCK = "journal", "done", "lock"
+
+
+class OutputFolder:
+    """One output under construction. Use as a context manager; leaving it releases the lock and keeps what is done.
+
+    One thread at a time may call its methods.
+
+    Args:
+        path: the folder to write.
+        job: everything the bytes of the output depend on, as JSON; a run of another job is never taken up.
+        shards: the planned weight files.
+        resume: take up an unfinished run of the same job; else throw it away and start over.
+        overwrite: replace a finished checkpoint of isobit's that is in ``path``.
+        commit_bytes: sync after so many bytes.
+
+    Attributes:
+        done: module -> record, for every module whose data is durable.
+        resumed: whether an unfinished run was taken up.
+        finished: the last run did everything and was killed while tidying up: nothing is left to do.
+
+    Raises:
+        UsageError: ``path`` is something else's, in use, finished, or holds an unfinished run of another job.
+        CapacityError: the disk lacks the space; nothing was written.
+        CheckpointError: the unfinished run in ``path`` is damaged.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        job: dict[str, Any],
+        shards: Sequence[PlannedShard],
+        *,
+        resume: bool = True,
+        overwrite: bool = False,
+        commit_bytes: int = COMMIT_BYTES,
+    ) -> None:
+        self.path = path
+        self.partial = path / PARTIAL
+        self._plan = tuple(shards)
+        self._shards = {name: shard for shard in shards for name in shard.tensors}
+        self._commit_bytes = commit_bytes
+        self._current: tuple[PlannedShard, int] | None = None  # (shard, descriptor)
+        self._waiting: list[dict[str, Any]] = []  # written, not yet durable
+        self._unsynced = 0
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"the output {path} exists and is not a folder: name another one")
+        existed = path.exists()
+        with self._disk_errors():
+            self._lock = lock_folder(self.partial, _LOCK, str(path))
+        try:
+            self._journal = self._take_up(job, resume, overwrite)
+        except BaseException:
+            self._release(remove_path=not existed)
+            raise
+        entries = self._journal.entries if self._journal else []
+        self.finished = self._journal is None
+        self.resumed = bool(entries) or self.finished
+        self.done: dict[str, dict[str, Any]] = {entry["done"]: entry["record"] for entry in entries if "done" in entry}
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._current is not None:
+            os.close(self._current[1])
+            self._current = None
+        if self._journal is not None:
+            self._journal.close()
+        self._release(remove_path=False)
+
+    # ------------------------------------------------------------------ the beginning
+
+    def _take_up(self, job: dict[str, Any], resume: bool, overwrite: bool) -> Journal | None:
+        """The journal to go on with: that of an unfinished run of this job, or a new one; None if all is done."""
+        if self._was_finished(job, overwrite):
+            return None
+        journal = Journal.open(self.partial / _JOURNAL) if resume else self._discard()
+        if journal is None:
+            _require_free(self.path, overwrite)
+            self._require_space()
+            with self._disk_errors():
+                return self._new_journal(job)
+        try:
+            if journal.job != job:
+                raise UsageError(_another_job(self.path, journal.job, job))
+            if not journal.has("finishing"):
+                _require_free(self.path, overwrite)
+                self._require_shards(journal)
+                self._require_space()
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _was_finished(self, job: dict[str, Any], overwrite: bool) -> bool:
+        """Whether the last run did this very job and was killed while tidying up; the tidying is done in any case."""
+        done = Journal.open(self.partial / _DONE)
+        if done is None:
+            return False
+        done.close()
+        self._clear_partial()
+        return done.job == job and not overwrite
+
+    def _new_journal(self, job: dict[str, Any]) -> Journal:
+        self._clear_partial()
+        journal = Journal.create(self.partial / _JOURNAL, job)
+        for folder in (self.partial, self.path, self.path.absolute().parent):
+            sync_folder(folder)
+        return journal
+
+    def _discard(self) -> None:
+        """Throws away an unfinished run, also one that had begun to move its files up."""
+        journal = Journal.open(self.partial / _JOURNAL)
+        if journal is not None:
+            journal.close()
+            if journal.has("cleared"):
+                for name in next(entry["finishing"] for entry in journal.entries if "finishing" in entry):
+                    (self.path / name).unlink(missing_ok=True)
+        self._clear_partial()
+
+    def _clear_partial(self) -> None:
+        """Removes everything but the lock."""
+        for entry in self.partial.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+
+    def _release(self, remove_path: bool) -> None:
+        """Gives the lock back; a partial folder with nothing else in it goes, and so does ``path`` if we made it."""
+        if {entry.name for entry in self.partial.iterdir()} == {_LOCK}:
+            (self.partial / _LOCK).unlink()
+            self.partial.rmdir()
+            if remove_path:
+                self.path.rmdir()
+        os.close(self._lock)
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, name: str, tensor: Tensor, offset: int = 0) -> int:
+        """Writes all or some of a planned tensor's bytes.
+
+        Args:
+            name: the planned tensor.
+            tensor: its data, or a part that is contiguous in it; the dtype is the planned one.
+            offset: bytes of the planned tensor in front of this part.
+
+        Returns:
+            bytes written.
+        """
+        shard = self._shards[name]
+        planned = shard.tensors[name]
+        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        if tensor.element_size() != planned.itemsize or offset + len(data) > planned.nbytes:
+            raise ValueError(
+                f"{name}: {len(data)} bytes at {offset} of {tensor.dtype} are not what was planned: {planned}"
+            )
+        with self._disk_errors():
+            pwrite(self._descriptor(shard), data, shard.offsets[name] + offset)
+        self._unsynced += len(data)
+        return len(data)
+
+    def complete(self, module: str, record: dict[str, Any]) -> None:
+        """All tensors of ``module`` are written: note it in the journal at the next sync."""
+        assert self._current is not None
+        self._waiting.append({"done": module, "shard": self._current[0].name, "record": record})
+        self.done[module] = record
+        if self._unsynced >= self._commit_bytes:
+            self.commit()
+
+    def commit(self) -> None:
+        """Makes everything written so far durable, then says so in the journal."""
+        if not self._waiting and not self._unsynced:
+            return
+        assert self._journal is not None
+        with self._disk_errors():
+            if self._current is not None:
+                os.fsync(self._current[1])
+            self._journal.append(self._waiting)
+        self._waiting, self._unsynced = [], 0
+
+    def abandon(self) -> None:
+        """Throws away everything written: no later run could use it."""
+        assert self._journal is not None
+        if self._current is not None:
+            os.close(self._current[1])
+            self._current = None
+        self._waiting, self._unsynced = [], 0
+        self._clear_partial()
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Keeps something for a later run, durably; see :meth:`noted`."""
+        assert self._journal is not None
+        with self._disk_errors():
+            self._journal.append([entry])
+
+    def noted(self, key: str) -> Any:
+        """The value of ``key`` in an entry that was kept, or None."""
+        assert self._journal is not None
+        return next((entry[key] for entry in self._journal.entries if key in entry), None)
+
+    # ------------------------------------------------------------------ the end
+
+    def finish(self, files: dict[str, bytes], copies: dict[str, Path]) -> None:
+        """Makes the folder a checkpoint: adds the small files and moves everything up, ``config.json`` last.
+
+        Args:
+            files: name -> content; holds ``config.json`` and ``isobit_report.json``.
+            copies: name (may be in a subfolder) -> file to copy.
+        """
+        self.commit()
+        assert self._journal is not None
+        names = [*(shard.name for shard in self._plan), *copies, *(name for name in files if name != CONFIG), CONFIG]
+        with self._disk_errors():
+            for name, content in files.items():
+                write_file(self.partial / name, content)
+            for name, source in copies.items():
+                write_file(self.partial / name, source.read_bytes())
+            sync_folder(self.partial)
+            if not self._journal.has("finishing"):
+                self._journal.append([{"finishing": names}])
+            if not self._journal.has("cleared"):
+                _remove_old(self.path)
+                self._journal.append([{"cleared": True}])
+            for name in names:
+                self._move_up(name)
+            os.rename(self.partial / _JOURNAL, self.partial / _DONE)
+            sync_folder(self.partial)
+            self._clear_partial()
+
+    def _move_up(self, name: str) -> None:
+        source, target = self.partial / name, self.path / name
+        if name == CONFIG:
+            sync_folder(self.path)  # everything else is in place, also after a power failure
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+        elif not target.exists():
+            raise CheckpointError(
+                "has vanished from the unfinished output: start over without resuming it", file=source
+            )
+        sync_folder(target.parent)
+
+    # ------------------------------------------------------------------ checks
+
+    def _require_shards(self, journal: Journal) -> None:
+        """Data that the journal calls durable must be there, in files of the planned size."""
+        touched = {entry["shard"] for entry in journal.entries if "done" in entry}
+        for shard in self._plan:
+            path = self.partial / shard.name
+            if shard.name in touched and (not path.exists() or path.stat().st_size != shard.nbytes):
+                raise CheckpointError(
+                    "is not what the journal beside it says: start over without resuming it", file=path
+                )
+
+    def _require_space(self) -> None:
+        need, free = self._missing_bytes(), free_bytes(self.path)
+        if need > free:
+            raise CapacityError(
+                f"the disk of {self.path} lacks space: the output needs {need:,} bytes more, {free:,} are free;"
+                " free some, or write to another disk"
+            )
+
+    def _missing_bytes(self) -> int:
+        """Bytes still to be written, by what the shards occupy now (they are sparse until written)."""
+        missing = 0
+        for shard in self._plan:
+            found = [folder / shard.name for folder in (self.partial, self.path) if (folder / shard.name).exists()]
+            present = found[0].stat().st_blocks * 512 if found else 0
+            missing += max(shard.nbytes - present, 0)
+        return missing
+
+    def _descriptor(self, shard: PlannedShard) -> int:
+        """The open file of ``shard``; made with its header and final size if it is new."""
+        if self._current is not None and self._current[0] is shard:
+            return self._current[1]
+        self.commit()
+        if self._current is not None:
+            os.close(self._current[1])
+            self._current = None
+        descriptor = os.open(self.partial / shard.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._current = (shard, descriptor)
+        pwrite(descriptor, shard.header, 0)
+        os.ftruncate(descriptor, shard.nbytes)
+        os.fsync(descriptor)
+        sync_folder(self.partial)
+        return descriptor
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise UsageError(f"cannot write to the output {self.path}: {error.strerror or error}") from error
+            reason = os.strerror(error.errno)
+            raise CapacityError(
+                f"writing to {self.path} stopped: {reason}. The output needs {self._missing_bytes():,} bytes more,"
+                f" {free_bytes(self.path):,} are free. Free some and run the same command again:"
+                " it goes on where it stopped"
+            ) from error
+
+
+# ---------------------------------------------------------------------- the folder's state
+
+
+def _require_free(path: Path, overwrite: bool) -> None:
+    """The folder may become our output: it is new, empty, or a finished checkpoint that is to be replaced."""
+    entries = sorted(entry.name for entry in path.iterdir() if entry.name != PARTIAL)
+    if not entries:
+        return
+    finished = REPORT in entries and CONFIG in entries
+    if finished and overwrite:
+        return
+    if finished:
+        raise UsageError(
+            f"{path} holds a finished checkpoint: name another output folder, or overwrite it (--overwrite)"
+        )
+    shown = ", ".join(entries[:3]) + (", ..." if len(entries) > 3 else "")
+    raise UsageError(f"the output folder {path} is not empty ({shown}): name another one, or empty it")
+
+
+def _another_job(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = "; ".join(f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now" for key in differing)
+    return (
+        f"{path} holds an unfinished run of another job ({shown}). Run the same command as then to finish it,"
+        " start over (--no-resume), or name another output folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 48 else text[:45] + "..."
+
+
+def _remove_old(path: Path) -> None:
+    """Removes the finished checkpoint of isobit's that is in ``path``, if any: first what makes it look complete."""
+    report = path / REPORT
+    if not report.exists():
+        return
+    (path / CONFIG).unlink(missing_ok=True)
+    sync_folder(path)
+    for name in _files_of(report):
+        target = path / name
+        if name != REPORT and target.resolve().is_relative_to(path.resolve()):
+            target.unlink(missing_ok=True)
+    report.unlink()
+    sync_folder(path)
+
+
+def _files_of(report: Path) -> list[str]:
+    files = read_json(report).get("files")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
+        raise CheckpointError("does not list the files of the checkpoint to replace: remove that yourself", file=report)
+    return list(files)

@@ -1,0 +1,175 @@
+"""Static activation scales: the source model runs over a text, and the largest input of each linear sets its scale."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Set
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import isobit
+from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import CapacityError, CheckpointError, UsageError
+from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
+from isobit.formats.rules import Policy
+from isobit.formats.table import element
+from isobit.quantize.jobs import InputScales
+
+WINDOW, WINDOWS = 512, 16  # tokens per window, and windows taken, evenly spread over the text
+_LARGEST_TEXT = 64 << 20  # bytes
+
+
+def needs_calibration(policy: Policy) -> bool:
+    """Whether some scheme of the policy has static activation scales."""
+    schemes = [policy.default, *(rule.scheme for rule in policy.rules)]
+    return any(scheme is not None and scheme.needs_calibration for scheme in schemes)
+
+
+def read_text(path: Path | None, policy: Policy) -> str | None:
+    """The text to calibrate on; None if nothing needs one.
+
+    Args:
+        path: the user's file; None for isobit's own source code, which is English and Python, always at hand, and no
+            part of what `isobit eval` measures on.
+        policy: decides whether a text is needed.
+
+    Raises:
+        UsageError: the file cannot be read, is empty, or is given although nothing is calibrated.
+    """
+    if not needs_calibration(policy):
+        if path is not None:
+            raise UsageError(
+                f"a calibration text ({path}) is given, but no scheme has static activation scales: leave it out,"
+                " or use fp8-static"
+            )
+        return None
+    if path is None:
+        return _own_source()
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST_TEXT + 1)
+    except OSError as error:
+        raise UsageError(f"the calibration text {path} cannot be read: {error.strerror}") from None
+    if len(data) > _LARGEST_TEXT:
+        raise UsageError(f"the calibration text {path} is larger than {_LARGEST_TEXT:,} bytes: give a part of it")
+    text = data.decode("utf-8", errors="replace")
+    if not text.strip():
+        raise UsageError(f"the calibration text {path} is empty")
+    return text
+
+
+def input_scales(ck: Checkpoint, modules: Set[str], text: str) -> InputScales:
+    """Runs the source model over ``text`` and measures the inputs of ``modules``.
+
+    Args:
+        ck: the source.
+        modules: names of linears.
+        text: the text; windows of 512 tokens are taken from all over it.
+
+    Returns:
+        module -> scale: the largest absolute input over 448 (the largest e4m3fn value), a float32 number.
+
+    Raises:
+        CapacityError: the model does not fit into memory.
+        CheckpointError: the model has no tokenizer, or its activations are not finite.
+        UsageError: a module that is no linear layer of the model.
+    """
+    from isobit.models.weights import load_model
+
+    _require_memory(ck)
+    windows = list(_windows(_tokens(ck, text)))
+    model = load_model(ck.path, dtype="float32")
+    largest: dict[str, float] = {}
+    hooks = []
+    for name, linear in model.linears():
+        if name in modules:
+            largest[name] = 0.0
+            hooks.append(linear.register_forward_pre_hook(partial(_observe, largest, name)))
+    unknown = sorted(modules - largest.keys())
+    if unknown:
+        raise UsageError(
+            f"static activation scales can be measured for linear layers only, not for {', '.join(unknown)}"
+        )
+    try:
+        with torch.inference_mode():
+            for ids in windows:
+                model.forward(ids[None], last_only=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _scale(ck, name, amax) for name, amax in largest.items()}
+
+
+def _observe(largest: dict[str, float], name: str, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    amax = float(inputs[0].abs().amax())
+    # Not max(): that would lose a NaN.
+    largest[name] = amax if math.isnan(amax) or amax > largest[name] else largest[name]
+
+
+def _scale(ck: Checkpoint, name: str, amax: float) -> float:
+    if not math.isfinite(amax):
+        raise CheckpointError(f"the inputs of {name} are not finite: this model cannot be calibrated", file=ck.path)
+    scale = torch.tensor(amax, dtype=torch.float32) / torch.tensor(element("e4m3fn").max, dtype=torch.float32)
+    return max(float(scale), SMALLEST_ACTIVATION_SCALE)
+
+
+def _tokens(ck: Checkpoint, text: str) -> Tensor:
+    """Token ids of ``text``, int64 ``[T]``."""
+    from tokenizers import Tokenizer
+
+    path = ck.path / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            "is missing: without it there is no way to calibrate activation scales on text", file=path
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception for everything
+        raise CheckpointError(f"is no tokenizer: {error}", file=path) from None
+    tokenizer.no_truncation()
+    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=True).ids, dtype=torch.int64)
+    vocabulary = ck.config.get("vocab_size", 0)
+    if ids.numel() == 0 or int(ids.max()) >= vocabulary:
+        raise CheckpointError(f"gives token ids beyond the model's vocabulary of {vocabulary}", file=path)
+    return ids
+
+
+def _windows(ids: Tensor) -> Iterator[Tensor]:
+    """Up to 16 windows of up to 512 tokens, evenly spread; each begins with the text's first token (often a BOS)."""
+    starts = range(0, max(ids.numel() - WINDOW, 0) + 1, WINDOW)
+    step = max(len(starts) // WINDOWS, 1)
+    for start in list(starts)[::step][:WINDOWS]:
+        window = ids[start : start + WINDOW].clone()
+        window[0] = ids[0]
+        yield window
+
+
+def _require_memory(ck: Checkpoint) -> None:
+    """The model is held in float32 while it is calibrated."""
+    need = 4 * sum(info.numel for info in ck.tensors.values())
+    free = _available_memory()
+    if need > free:
+        raise CapacityError(
+            f"calibrating runs the model in float32: that takes {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are"
+            " available. Use a scheme with dynamic activation scales (fp8), which needs no calibration"
+        )
+
+
+def _available_memory() -> int:
+    """Bytes that can be used without swapping; all of the memory where the system doesn't say."""
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _own_source() -> str:
+    """isobit's source files in the order of their names, without the bundled data."""
+    root = Path(isobit.__file__).parent
+    files = sorted(path for path in root.rglob("*.py") if "bundled" not in path.relative_to(root).parts)
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)

@@ -1,0 +1,233 @@
+"""Quantizing a checkpoint: validate everything, then stream pieces of tensors through all cores into the output folder.
+
+The caller's thread reads, a pool computes, one more thread writes, all in the order of the source's bytes; what is on
+its way is bounded in bytes, whatever the model's size. Nothing in the output depends on the number of threads, on
+time, or on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isobit import __version__
+from isobit.checkpoint import ctconfig
+from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
+from isobit.checkpoint.writer import COMMIT_BYTES, CONFIG, REPORT, OutputFolder
+from isobit.errors import UsageError
+from isobit.formats.rules import Policy
+from isobit.models.config import ModelConfig
+from isobit.models.weights import classify, expected_tensors
+from isobit.quantize import calibrate, grid, validate
+from isobit.quantize.jobs import DamagedWeights, InputScales, Job, plan_jobs
+from isobit.quantize.progress import Progress, make_progress
+from isobit.quantize.report import QuantizeReport, from_json, summarize, to_json
+from isobit.quantize.stream import stream
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+_INPUT_SCALES = "input_scales"  # key of the journal entry
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    policy: Policy,
+    *,
+    search: str | None = None,
+    calibration: Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    threads: int | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: bool | Progress = True,
+    commit_bytes: int = COMMIT_BYTES,
+) -> QuantizeReport:
+    """Quantizes the checkpoint in ``source`` into ``out``.
+
+    Args:
+        source: a model folder with plain weights.
+        out: the folder to write; new, empty, or holding an unfinished run of the same job.
+        policy: which module gets which scheme.
+        search: ``absmax`` or ``mse``; None for each format's default.
+        calibration: a text file that static activation scales are calibrated on; None for the text that comes
+            with isobit for that purpose.
+        max_shard_bytes: tensor bytes per weight file.
+        threads: computing threads; None for every core this process may use.
+        overwrite: replace a finished checkpoint of isobit's in ``out``.
+        resume: take up an unfinished run of the same job in ``out``; otherwise start over.
+        progress: show progress on stderr, or where to show it.
+        commit_bytes: make the output durable after so many bytes; a kill costs no more work than that.
+
+    Returns:
+        what was done.
+
+    Raises:
+        UsageError: arguments or folders that cannot be used as given.
+        CheckpointError: the source is damaged, quantized already, or not what its configuration says.
+        SchemeError: a scheme does not fit a weight.
+        ModelError: an architecture that isobit does not know.
+        CapacityError: the disk lacks space; run again after freeing some.
+    """
+    begin = time.monotonic()
+    shown = make_progress(progress) if isinstance(progress, bool) else progress
+    workers = _threads(threads)
+    settings = _Settings(policy, _search(search), max_shard_bytes, calibrate.read_text(calibration, policy))
+    plan = _plan(Path(source), Path(out), settings)
+    for text in plan.notes:
+        shown.note(f"note: {text}")
+    with OutputFolder(
+        Path(out),
+        _description(plan, settings),
+        plan.shards,
+        resume=resume,
+        overwrite=overwrite,
+        commit_bytes=commit_bytes,
+    ) as output:
+        if output.finished:
+            shown.note(f"{out} was finished by the last run, all but the tidying up")
+            return from_json((Path(out) / REPORT).read_bytes(), str(out), time.monotonic() - begin)
+        resumed_from = len(output.done)
+        jobs = _with_input_scales(plan, settings, output, shown)
+        read, written = _stream(plan.ck, jobs, output, workers, shown)
+        return _finish(
+            plan,
+            settings,
+            jobs,
+            output,
+            seconds=time.monotonic() - begin,
+            bytes_read=read,
+            bytes_written=written,
+            resumed_from=resumed_from,
+        )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the user asked for, checked."""
+
+    policy: Policy
+    search: grid.Search | None
+    max_shard_bytes: int
+    calibration_text: str | None  # None unless a scheme needs it
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will be done, all of it known before a byte is written."""
+
+    ck: Checkpoint
+    model: ModelConfig
+    jobs: list[Job]
+    shards: tuple[PlannedShard, ...]
+    config: bytes  # config.json of the output
+    notes: tuple[str, ...]
+
+
+def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
+    policy = settings.policy
+    validate.check_paths(source, out)
+    ck = Checkpoint.open(source)
+    validate.check_not_quantized(ck)
+    model = ModelConfig.from_hf(ck.config)
+    tensors, dropped = validate.needed(ck, expected_tensors(model))
+    validate.check_schemes(tensors, classify, policy)
+    jobs = list(plan_jobs(tensors, classify, policy, settings.search))
+    shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
+    assigned = validate.assignments(tensors, classify, policy, "lm_head" if model.tie_word_embeddings else None)
+    notes = [f"{name} is left out: models compute it themselves" for name in dropped[:1]]
+    if len(dropped) > 1:
+        notes = [f"{len(dropped)} tensors like {dropped[0]} are left out: models compute them themselves"]
+    notes += validate.advice(assigned)
+    return _Plan(ck, model, jobs, shards, _config(ck, policy, assigned), tuple(notes))
+
+
+def _config(ck: Checkpoint, policy: Policy, assigned: dict[str, Any]) -> bytes:
+    """``config.json`` of the output: that of the source, with what changed."""
+    config = dict(ck.config)
+    if policy.default.dtype is not None:
+        config["dtype" if "dtype" in config else "torch_dtype"] = policy.default.dtype
+    quantization = ctconfig.render(assigned)
+    if quantization:
+        config["quantization_config"] = quantization
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _description(plan: _Plan, settings: _Settings) -> dict[str, Any]:
+    """Everything the output's bytes depend on: an unfinished run is taken up only by the very same job."""
+    layout = hashlib.sha256(b"".join(shard.header for shard in plan.shards) + plan.config)
+    text = settings.calibration_text
+    return {
+        "isobit": __version__,
+        "torch": torch.__version__,
+        "source": plan.ck.fingerprint(),
+        "scheme": settings.policy.default.name,
+        "rules": [[rule.pattern, rule.action] for rule in settings.policy.rules],
+        "search": settings.search,
+        "max_shard_bytes": settings.max_shard_bytes,
+        "calibration": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "layout": layout.hexdigest(),
+    }
+
+
+def _with_input_scales(plan: _Plan, settings: _Settings, output: OutputFolder, shown: Progress) -> list[Job]:
+    """The jobs with their static activation scales: those an earlier run measured, or measured now."""
+    static = [job for job in plan.jobs if job.input_scale is not None]
+    if not static:
+        return plan.jobs
+    scales: InputScales | None = output.noted(_INPUT_SCALES)
+    if scales is None:
+        assert settings.calibration_text is not None
+        shown.note("calibrating activation scales")
+        scales = calibrate.input_scales(plan.ck, {job.module for job in static}, settings.calibration_text)
+        output.note({_INPUT_SCALES: scales})
+    return [job if job.input_scale is None else replace(job, input_scale=scales[job.module]) for job in plan.jobs]
+
+
+def _stream(ck: Checkpoint, jobs: list[Job], output: OutputFolder, workers: int, shown: Progress) -> tuple[int, int]:
+    total = sum(job.source.nbytes for job in jobs)
+    shown.start(total, sum(job.source.nbytes for job in jobs if job.name in output.done))
+    try:
+        return stream(ck, [job for job in jobs if job.name not in output.done], output, workers, shown)
+    except DamagedWeights:
+        output.abandon()  # the source must change first: nothing of this could be used then
+        raise
+    except KeyboardInterrupt:
+        output.commit()
+        shown.note(f"interrupted after {len(output.done)} of {len(jobs)} tensors; run the same command again to go on")
+        raise
+    finally:
+        shown.close()
+
+
+def _finish(plan: _Plan, settings: _Settings, jobs: list[Job], output: OutputFolder, **run: Any) -> QuantizeReport:
+    files = {CONFIG: plan.config}
+    index = index_json(plan.shards)
+    if index is not None:
+        files[INDEX] = index
+    copies = {path.relative_to(plan.ck.path).as_posix(): path for path in plan.ck.companions}
+    sizes = {shard.name: shard.nbytes for shard in plan.shards}
+    sizes |= {name: path.stat().st_size for name, path in copies.items()}
+    sizes |= {name: len(content) for name, content in files.items()}
+    report = summarize(str(output.path), settings.policy.default.name, jobs, output.done, sizes, plan.notes, **run)
+    output.finish(files | {REPORT: to_json(report, __version__)}, copies)
+    return report
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: {threads} given; at least 1 is needed")
+    return threads or len(os.sched_getaffinity(0))
+
+
+def _search(search: str | None) -> grid.Search | None:
+    if search not in (None, "absmax", "mse"):
+        raise UsageError(f"search: {search!r} given; it is 'absmax' or 'mse'")
+    return search  # type: ignore[return-value]

@@ -1,0 +1,157 @@
+"""Everything that can be known to be wrong before a byte is written; every problem is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from isobit.checkpoint.cttargets import fused_conflicts
+from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.safetensors import TensorInfo
+from isobit.errors import CheckpointError, SchemeError, UsageError
+from isobit.formats.rules import ModuleKind, Policy
+from isobit.formats.schemes import Scheme, check_shape
+from isobit.quantize.jobs import FLOATS, is_weight, module_of, scheme_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Buffers that old checkpoints stored and that every model computes by itself.
+_DROPPED_SUFFIXES = (
+    ".rotary_emb.inv_freq",
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
+    ".attention.masked_bias",
+)
+_LISTED = 8  # problems shown in full; the rest is counted
+
+
+def check_paths(source: Path, out: Path) -> None:
+    """The output must not be the source, nor lie where it would be mistaken for a part of it.
+
+    Raises:
+        UsageError: it does.
+    """
+    if source.resolve() == out.resolve():
+        raise UsageError(f"the output folder {out} is the source: name another one")
+
+
+def check_not_quantized(ck: Checkpoint) -> None:
+    """The source must hold plain weights.
+
+    Raises:
+        CheckpointError: it is quantized already, by its configuration or by the dtypes of its tensors.
+    """
+    advice = "quantize the original model instead: quantizing twice adds both errors"
+    if ck.quantization is not None:
+        raise CheckpointError(
+            f"this checkpoint is quantized already ({ck.quantization.method}, {ck.quantization.format}); {advice}",
+            file=ck.path / "config.json",
+        )
+    for info in ck.tensors.values():
+        if is_weight(info) and info.dtype not in FLOATS:
+            raise CheckpointError(
+                f"its dtype is {info.dtype}; weights are read from {', '.join(FLOATS)}; {advice}",
+                file=info.file,
+                tensor=info.name,
+            )
+
+
+def is_dropped(name: str) -> bool:
+    """Whether a tensor is a leftover of old checkpoints that no model needs."""
+    return name.endswith(_DROPPED_SUFFIXES)
+
+
+def needed(ck: Checkpoint, expected: Shapes) -> tuple[list[TensorInfo], list[str]]:
+    """Checks the tensors against what the model's configuration asks for.
+
+    Args:
+        ck: the source.
+        expected: tensor name -> shape.
+
+    Returns:
+        the tensors to process, in the order of their bytes, and the names of those that are dropped.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus or of another shape.
+    """
+    dropped = [name for name in ck.tensors if is_dropped(name) and name not in expected]
+    kept = {name: info for name, info in ck.tensors.items() if name not in dropped}
+    problems: list[tuple[str, str]] = []  # (tensor, what is wrong)
+    for name, shape in expected.items():
+        if name not in kept:
+            problems.append((name, "is missing"))
+        elif kept[name].shape != tuple(shape):
+            problems.append((name, f"has shape {list(kept[name].shape)}, config.json asks for {list(shape)}"))
+    problems += [(name, "is not a part of this model") for name in kept if name not in expected]
+    if problems:
+        raise _checkpoint_error(ck, problems)
+    return list(kept.values()), dropped
+
+
+def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind], policy: Policy) -> None:
+    """Every weight must fit the scheme it is to get, and some weight must get one.
+
+    Raises:
+        SchemeError: group or block sizes that don't divide; lists the sizes that do.
+        UsageError: a rule matches nothing.
+    """
+    problems = []
+    for info in tensors:
+        chosen = scheme_of(info, kinds(info.name), policy)
+        if chosen is None or chosen.weights is None:
+            continue
+        try:
+            check_shape(chosen.weights, info.shape[0], info.shape[1], module_of(info.name))
+        except SchemeError as error:
+            problems.append(f"scheme {chosen.name}: {error}")
+    if problems:
+        raise SchemeError(_listing(problems))
+    modules = {module_of(info.name) for info in tensors}
+    idle = [rule.pattern for rule in policy.rules if not any(rule.matches(module) for module in modules)]
+    if idle:
+        shown = ", ".join(sorted(modules)[:4])
+        raise UsageError(f"rules that match no module: {', '.join(map(repr, idle))}. Modules are named like {shown}")
+
+
+def assignments(
+    tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind], policy: Policy, tied_head: str | None
+) -> dict[str, Scheme | None]:
+    """Module -> scheme for every linear, lm_head, router and embedding, for ``quantization_config``.
+
+    Args:
+        tensors: the source tensors.
+        kinds: tensor name -> what it is.
+        policy: which module gets which scheme.
+        tied_head: name of an lm_head without tensors of its own, which stays as it is.
+    """
+    found = {
+        module_of(info.name): scheme_of(info, kinds(info.name), policy)
+        for info in tensors
+        if is_weight(info) and kinds(info.name) in ("linear", "lm_head", "router", "embedding")
+    }
+    if tied_head is not None:
+        found.setdefault(tied_head, None)
+    return found
+
+
+def advice(assigned: Mapping[str, Scheme | None]) -> list[str]:
+    """Sentences about what other engines will refuse although isobit does not."""
+    return fused_conflicts(assigned)
+
+
+def _checkpoint_error(ck: Checkpoint, problems: list[tuple[str, str]]) -> CheckpointError:
+    name, reason = problems[0]
+    file = ck.tensors[name].file if name in ck.tensors else ck.path
+    if len(problems) == 1:
+        return CheckpointError(reason, file=file, tensor=name)
+    listed = _listing([f"tensor {tensor!r} {what}" for tensor, what in problems])
+    return CheckpointError(f"{len(problems)} tensors do not fit config.json:\n{listed}", file=ck.path)
+
+
+def _listing(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    lines = [f"  - {problem}" for problem in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        lines.append(f"  - and {len(problems) - _LISTED} more")
+    return "\n".join(lines)
