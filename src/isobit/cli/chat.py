@@ -1,0 +1,187 @@
+"""`isobit chat`: talk to a chat model, in a terminal or through pipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
+from isobit.errors import CapacityError, IsobitError, UsageError
+
+if TYPE_CHECKING:
+    from isobit.engine.generate import Completion, Generator
+    from isobit.engine.sampling import SamplingParams
+
+HELP = """/reset   forget the conversation (the system message stays)
+/exit    leave (also Ctrl-D)
+/help    this list
+Ctrl-C stops an answer."""
+
+EPILOG = """examples:
+  isobit chat ./model-int4
+  isobit chat ./model-int4 --system "Answer in one sentence." --temperature 0.7
+  printf 'What is 2+2?\\nAnd times 3?\\n' | isobit chat ./model-int4
+
+Every line is one message. In the conversation: /reset, /help, /exit; Ctrl-C stops an answer.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "chat",
+        help="talk to a chat model",
+        description="Talk to a chat model, quantized or not, with its own chat template.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_argument(parser)
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--template", type=Path, metavar="FILE", help="a Jinja chat template to use instead of the model's")
+    parser.add_argument("--no-thinking", action="store_true", help="pass enable_thinking=false to the template")
+    add_sampling_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the whole conversation as one JSON document at the end")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read messages until the end of input, and answer each."""
+    params = sampling_params(args)
+    given = None if args.template is None else read_template(args.template)
+
+    from isobit.checkpoint.source import resolve
+    from isobit.engine.generate import load_generator
+    from isobit.engine.tokenizer import Tokenizer
+
+    folder = resolve(args.model, revision=args.revision)
+    template = given if given is not None else Tokenizer.from_folder(folder).chat_template
+    if template is None:
+        raise UsageError(
+            f"{args.model} has no chat template: it is a base model, trained to go on with a text and not to answer. "
+            f'Use `isobit generate {args.model} "PROMPT"`, or give a template with --template FILE'
+        )
+    options = {"enable_thinking": False} if args.no_thinking else {}
+    session = Session(load_generator(folder, dtype=args.dtype), template, args.system, params, options)
+    converse(session, quiet=args.json)
+    if args.json:
+        json.dump({"model": args.model, "messages": session.messages, "turns": session.turns}, sys.stdout, indent=2)
+        print()
+    return 0
+
+
+def read_template(path: Path) -> str:
+    """A chat template from a file.
+
+    Raises:
+        UsageError: it cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the chat template {path} cannot be read: {error}") from None
+
+
+class Session:
+    """A conversation: its messages, and what is needed to answer."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        template: str,
+        system: str | None,
+        params: SamplingParams,
+        template_options: dict[str, Any] | None = None,
+    ) -> None:
+        self._generator = generator
+        self._template = template
+        self._params = params
+        self._options = dict(template_options or {})
+        self._first = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, Any]] = list(self._first)
+        self.turns: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages = list(self._first)
+        self.turns = []
+
+    def answer(self, text: str, *, quiet: bool = False) -> None:
+        """Answer a message, and print the answer as it comes.
+
+        A message that cannot be answered (template error, context full) leaves the conversation as it was. An answer
+        that Ctrl-C stops is kept as far as it came.
+        """
+        from isobit.engine import chat
+
+        messages = [*self.messages, {"role": "user", "content": text}]
+        tokenizer = self._generator.tokenizer
+        prompt = chat.render(
+            self._template, messages, special_tokens=tokenizer.special_tokens, **self._options
+        )
+        said: list[str] = []
+        completion: Completion | None = None
+        pieces = self._generator.stream(tokenizer.encode(prompt, add_special=False), self._params)
+        try:
+            for piece in pieces:
+                said.append(piece.text)
+                completion = piece.completion
+                if not quiet:
+                    print(piece.text, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" [stopped]", file=sys.stderr)
+        if not quiet:
+            print(flush=True)
+        self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+        self.turns.append(_turn(completion))
+
+
+def _turn(completion: Completion | None) -> dict[str, Any]:
+    if completion is None:
+        return {"finish_reason": "interrupted"}
+    return {
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.usage.prompt_tokens,
+        "completion_tokens": completion.usage.completion_tokens,
+        "tokens_per_second": completion.timings.tokens_per_second,
+    }
+
+
+def converse(session: Session, *, quiet: bool = False) -> None:
+    """Read lines until /exit or the end of input, and answer each.
+
+    In a terminal, an error of one message is shown and the conversation goes on; piped input ends with it.
+    """
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print("Type a message; /help for help.", file=sys.stderr)
+    while (line := _next_line(interactive)) is not None:
+        text = line.strip()
+        if text == "/exit":
+            return
+        if text == "/reset":
+            session.reset()
+        elif text == "/help":
+            print(HELP, file=sys.stderr)
+        elif text:
+            try:
+                session.answer(text, quiet=quiet)
+            except IsobitError as error:
+                if not interactive:
+                    raise
+                hint = " (/reset starts a new conversation)" if isinstance(error, CapacityError) else ""
+                print(f"isobit: error: {error}{hint}", file=sys.stderr)
+
+
+def _next_line(interactive: bool) -> str | None:
+    """A line of input; None at its end. Ctrl-C at an empty prompt leaves, as in other chat programs."""
+    if not interactive:
+        line = sys.stdin.readline()
+        return line or None
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return None

@@ -1,0 +1,161 @@
+"""`isobit generate`: complete a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
+from isobit.errors import UsageError
+
+if TYPE_CHECKING:
+    from isobit.engine.generate import Completion, Generator
+    from isobit.engine.sampling import SamplingParams, TokenLogprob
+    from isobit.engine.tokenizer import Tokenizer
+
+EPILOG = """examples:
+  isobit generate bundled "def fib(n):" --max-tokens 64
+  isobit generate ./model-int4 --file prompt.txt --temperature 0.7 --top-p 0.9 --seed 1
+  echo "import os" | isobit generate bundled --json
+
+The prompt is completed as it is. To talk to a chat model, use `isobit chat`.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="complete a prompt",
+        description="Complete a prompt with a checkpoint, quantized or not.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_argument(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to complete (default: standard input)")
+    source.add_argument("--file", type=Path, metavar="FILE", help="read the prompt from a file")
+    add_sampling_options(parser)
+    parser.add_argument("--logprobs", type=int, metavar="N", help="give each token's log-probability and the N best ones")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="print text as it comes (default), or all at the end",
+    )
+    parser.add_argument("--echo", action="store_true", help="print the prompt before the answer")
+    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Complete, and print text on stdout; the timing goes to stderr when that is a terminal."""
+    prompt = read_prompt(args.prompt, args.file)
+    params = sampling_params(args)
+
+    from isobit.checkpoint.source import resolve
+    from isobit.engine.generate import load_generator
+
+    generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype)
+    if args.json:
+        completion = generator.generate(prompt, params)
+        json.dump(as_json(args.model, prompt, completion, generator.tokenizer), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+        return 0
+    completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo)
+    if completion.logprobs is not None:
+        print(logprob_lines(completion.logprobs, generator.tokenizer))
+    if sys.stderr.isatty():
+        print(summary(completion), file=sys.stderr)
+    return 0
+
+
+def read_prompt(text: str | None, file: Path | None) -> str:
+    """The prompt from the argument, the file or standard input.
+
+    Raises:
+        UsageError: there is none, or the file cannot be read as text.
+    """
+    if text is not None:
+        return text
+    if file is None and sys.stdin.isatty():
+        raise UsageError("no prompt: give it as an argument, with --file FILE, or on standard input")
+    try:
+        return sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"the prompt in {file or 'standard input'} is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"the prompt file {file} cannot be read: {error.strerror}") from None
+
+
+def print_answer(
+    generator: Generator, prompt: str | list[int], params: SamplingParams, *, stream: bool = True, echo: bool = False
+) -> Completion:
+    """Generate and print the answer's text and a line end."""
+    if echo:
+        print(prompt, end="", flush=True)
+    completion = None
+    for piece in generator.stream(prompt, params):
+        completion = piece.completion
+        if stream:
+            print(piece.text, end="", flush=True)
+    assert completion is not None
+    print("" if stream else completion.text)
+    return completion
+
+
+def summary(completion: Completion) -> str:
+    """One line: tokens, speed, why it ended."""
+    timings, usage = completion.timings, completion.usage
+    speed = "" if timings.tokens_per_second is None else f", {timings.tokens_per_second:.1f} tokens/s"
+    return (
+        f"[{usage.prompt_tokens} prompt tokens in {timings.prefill_seconds:.2f} s, {usage.completion_tokens} tokens "
+        f"in {timings.decode_seconds:.2f} s{speed}; {completion.finish_reason}]"
+    )
+
+
+def logprob_lines(logprobs: tuple[TokenLogprob, ...], tokenizer: Tokenizer) -> str:
+    """A table: each token, its log-probability, and the most probable tokens in its place."""
+    rows = []
+    for entry in logprobs:
+        best = "  ".join(f"{tokenizer.token_text(id)!r} {value:.3f}" for id, value in entry.top)
+        rows.append(f"{tokenizer.token_text(entry.id)!r:>20} {entry.logprob:8.3f}   {best}".rstrip())
+    return "\n".join(rows)
+
+
+def as_json(model: str, prompt: str, completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The JSON document of a completion. JSON has no infinity: a log-probability of -inf is null."""
+    document: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "stop": completion.stop,
+        "usage": {
+            "prompt_tokens": completion.usage.prompt_tokens,
+            "completion_tokens": completion.usage.completion_tokens,
+        },
+        "timings": {
+            "prefill_seconds": completion.timings.prefill_seconds,
+            "decode_seconds": completion.timings.decode_seconds,
+            "tokens_per_second": completion.timings.tokens_per_second,
+        },
+    }
+    if completion.logprobs is not None:
+        document["logprobs"] = [
+            {
+                **_token(entry.id, entry.logprob, tokenizer),
+                "top": [_token(id, value, tokenizer) for id, value in entry.top],
+            }
+            for entry in completion.logprobs
+        ]
+    return document
+
+
+def _token(id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    finite = None if logprob == float("-inf") else logprob
+    return {"id": id, "text": tokenizer.token_text(id), "logprob": finite}

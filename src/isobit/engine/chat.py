@@ -1,0 +1,225 @@
+"""Chat templates: messages to the prompt text a model was trained on, as transformers renders it.
+
+The template is a program by a stranger. It runs in Jinja's immutable sandbox inside a helper process with limits on
+wall time, memory and output (:mod:`isobit.engine.template_worker` says why a process).
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from isobit.errors import TemplateError, UsageError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one rendering may cost."""
+
+    seconds: float = 5.0  # wall time
+    memory: int = 512 << 20  # bytes of address space of the rendering process, about 30 MB of which it needs itself
+    template: int = 1 << 20  # characters
+    output: int = 4 << 20  # characters
+
+
+LIMITS = Limits()
+
+# What each error kind of the worker means for the user. Fields: message, limits.
+FAILURES: dict[str, str] = {
+    "raised": "the chat template refuses these messages: {message}",
+    "forbidden": "the chat template does something the sandbox forbids: {message}",
+    "syntax": "the chat template is not valid Jinja: {message}",
+    "memory": "the chat template needs more memory than the limit of {limits.memory} bytes",
+    "output": "the chat template writes more than the limit of {limits.output} characters",
+    "recursion": "the chat template calls itself deeper than the recursion limit",
+    "failed": "the chat template failed: {message}",
+    "time": "the chat template ran longer than the limit of {limits.seconds:g} seconds",
+    "crashed": "the chat template crashed its rendering process ({message})",
+}
+
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    special_tokens: Mapping[str, str] | None = None,
+    limits: Limits = LIMITS,
+    **kwargs: Any,
+) -> str:
+    """Render a conversation with a Hugging Face chat template.
+
+    Args:
+        template: Jinja source.
+        messages: dicts with ``role`` and ``content`` and whatever else the template reads. Keys with value None count
+            as absent; ``thinking`` and ``reasoning`` are also given to the template as ``reasoning_content``.
+        tools: tools as JSON schema dicts.
+        documents: documents for retrieval-augmented templates.
+        add_generation_prompt: end with the header that opens the assistant's turn.
+        special_tokens: ``bos_token``, ``eos_token``, ... (:attr:`Tokenizer.special_tokens`).
+        limits: what the rendering may cost.
+        kwargs: further variables, e.g. ``enable_thinking=False``. They win over ``special_tokens``.
+
+    Returns:
+        The prompt. It contains the special tokens as text: encode it with ``add_special=False``.
+
+    Raises:
+        UsageError: the messages, tools or documents have the wrong form.
+        TemplateError: the template is invalid, forbidden, too expensive, or refuses the messages.
+    """
+    if not messages:
+        raise UsageError("the conversation is empty: a chat template needs at least one message")
+    if len(template) > limits.template:
+        raise TemplateError(f"the chat template has {len(template)} characters, more than the limit of {limits.template}")
+    _require_dicts("messages", messages)
+    _require_dicts("tools", tools or ())
+    _require_dicts("documents", documents or ())
+    variables = {
+        **(special_tokens or {}),
+        **kwargs,
+        "messages": [_message(message) for message in messages],
+        "tools": None if tools is None else list(tools),
+        "documents": None if documents is None else list(documents),
+        "add_generation_prompt": add_generation_prompt,
+    }
+    request = {"template": template, "variables": _plain(variables), "max_output": limits.output}
+    reply = _worker(limits).ask(json.dumps(request))
+    if "text" in reply:
+        return str(reply["text"])
+    raise TemplateError(FAILURES[reply["error"]].format(message=reply.get("message", ""), limits=limits))
+
+
+def _require_dicts(what: str, items: Sequence[Any]) -> None:
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise UsageError(f"{what}[{index}] must be a dict, not {type(item).__name__}")
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it: no None values, reasoning under the names templates read."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[name] for name in REASONING_FIELDS if name in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """The value out of JSON's types alone; what has no such form (an image, an array) becomes ``<its type>``."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    for base in (str, int, float):
+        if isinstance(value, base):
+            return base(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if callable(getattr(value, "model_dump", None)):  # pydantic, as the OpenAI client's messages are
+        return _plain(value.model_dump())
+    return f"<{type(value).__name__}>"
+
+
+class _Worker:
+    """The rendering process: started at the first request, and again after a template broke it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """Send one JSON request and wait for the reply. The process answers or dies within the time limit."""
+        with self._lock:
+            process = self._running()
+            try:
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(request + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            except BaseException:  # Ctrl-C between request and reply: the next reply would answer the wrong request
+                self.close()
+                raise
+            if line.endswith("\n"):
+                reply: dict[str, Any] = json.loads(line)
+                return reply
+            return self._died(process)
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        _collect(process)
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        script = Path(__file__).with_name("template_worker.py")
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(script), str(self._limits.seconds), str(self._limits.memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="ascii",
+            start_new_session=True,  # Ctrl-C in a terminal is for us, not for it
+        )
+        assert process.stdout is not None and process.stderr is not None
+        if not process.stdout.readline():
+            reason = process.stderr.read().strip().rpartition("\n")[2]
+            _collect(process)
+            raise TemplateError(f"the process that renders chat templates does not start: {reason}")
+        self._process = process
+        return process
+
+    def _died(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        self._process = None
+        status = _collect(process)
+        if status == -signal.SIGALRM:
+            return {"error": "time"}
+        return {"error": "crashed", "message": f"exit status {status}"}
+
+
+def _collect(process: subprocess.Popen[str]) -> int:
+    status = process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None and not stream.closed:
+            try:
+                stream.close()
+            except BrokenPipeError:  # closing flushes what the dead process never read
+                continue
+    return status
+
+
+_workers: dict[tuple[int, Limits], _Worker] = {}
+_workers_lock = threading.Lock()
+
+
+def _worker(limits: Limits) -> _Worker:
+    """The worker of this process with these limits; a forked child gets its own, for pipes cannot be shared."""
+    with _workers_lock:
+        return _workers.setdefault((os.getpid(), limits), _Worker(limits))
+
+
+@atexit.register
+def _close_workers() -> None:
+    for worker in list(_workers.values()):
+        worker.close()

@@ -1,0 +1,249 @@
+"""Generation: prefill, then one token after the other with a key-value cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, TokenLogprob, token_logprob
+from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.errors import CapacityError, UsageError
+
+DEFAULT_MAX_TOKENS = 256
+PREFILL_CHUNK = 512  # tokens; bounds the memory of attention scores, and lets Ctrl-C through
+
+FinishReason = Literal["stop", "length"]
+
+
+class Model(Protocol):
+    """What generation needs of a model (:class:`isobit.models.decoder.Decoder`)."""
+
+    config: Any
+
+    def forward(self, ids: Tensor, cache: Any = None, *, last_only: bool = False) -> Tensor:
+        """Logits of token ids [1, T] that follow what the cache holds."""
+
+    def new_cache(self, batch: int, max_len: int) -> Any:
+        """An empty key-value cache."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds, measured on a monotonic clock; ``tokens_per_second`` is of decoding alone, None for fewer than 2 tokens.
+
+    The first token comes out of the prefill; the decode time is that of the tokens after it.
+    """
+
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    Attributes:
+        text: without special tokens and without the stop string.
+        token_ids: every token that was chosen, also the end-of-text token or those of a stop string.
+        finish_reason: "stop" at an end-of-text token or stop string, "length" at max_tokens or the context's end.
+        stop: what stopped it: the stop string, or the id of the end-of-text token; None for "length".
+        logprobs: one per token of ``token_ids`` if asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop: str | int | None
+    logprobs: tuple[TokenLogprob, ...] | None
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer as it comes: text that is final (often empty), and the tokens since the last piece.
+
+    The last piece has ``completion``; the texts of all pieces concatenate to ``completion.text``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    completion: Completion | None = None
+
+
+class Generator:
+    """A model and its tokenizer, generating text."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and answer together (max_position_embeddings)."""
+        return int(self.model.config.max_position_embeddings)
+
+    def generate(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Completion:
+        """Complete a prompt.
+
+        Args:
+            prompt: text, encoded with the special tokens the tokenizer adds; or token ids, used as they are.
+            params: how; greedy by default.
+
+        Raises:
+            UsageError: the prompt is empty, has impossible ids, or leaves no room for max_tokens.
+            CapacityError: the prompt alone is longer than the context.
+            IsobitError: the model's logits are NaN.
+        """
+        for piece in self.stream(prompt, params):
+            if piece.completion is not None:
+                return piece.completion
+        raise AssertionError("a stream ends with a completion")
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Complete a prompt piece by piece; takes and raises what :meth:`generate` does, before the first piece."""
+        params = params or SamplingParams()
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(id) for id in prompt]
+        limit = room(ids, params.max_tokens, self.context_length, self._vocab_size())
+        return _Answer(self, ids, params, limit).pieces()
+
+    def prefill(self, ids: Sequence[int], cache: Any) -> Tensor:
+        """Feed a prompt into the cache; returns the logits [V] after its last token."""
+        logits = None
+        for begin in range(0, len(ids), PREFILL_CHUNK):
+            chunk = torch.tensor([list(ids[begin : begin + PREFILL_CHUNK])], dtype=torch.int64)
+            logits = self.model.forward(chunk, cache, last_only=True)
+        assert logits is not None
+        return logits[0, -1]
+
+    def _vocab_size(self) -> int:
+        return int(self.model.config.vocab_size)
+
+
+def room(ids: Sequence[int], max_tokens: int | None, context: int, vocab: int) -> int:
+    """How many tokens the answer may have.
+
+    Raises:
+        UsageError: no prompt, an id outside the vocabulary, or max_tokens larger than what the context leaves.
+        CapacityError: the prompt fills the context.
+    """
+    if not ids:
+        raise UsageError("the prompt is empty: give some text (this tokenizer adds no begin-of-text token by itself)")
+    wrong = next((id for id in ids if not 0 <= id < vocab), None)
+    if wrong is not None:
+        raise UsageError(f"token id {wrong} is outside the model's vocabulary of {vocab} tokens")
+    left = context - len(ids)
+    if left < 1:
+        raise CapacityError(
+            f"the prompt has {len(ids)} tokens and the model's context holds {context}, prompt and answer together; "
+            f"shorten the prompt to at most {context - 1} tokens"
+        )
+    if max_tokens is not None and max_tokens > left:
+        raise UsageError(
+            f"max_tokens={max_tokens} does not fit: the context holds {context} tokens and the prompt has {len(ids)}; "
+            f"use max_tokens={left} or less"
+        )
+    return max_tokens if max_tokens is not None else min(left, DEFAULT_MAX_TOKENS)
+
+
+class _Answer:
+    """One running generation."""
+
+    def __init__(self, generator: Generator, ids: list[int], params: SamplingParams, limit: int) -> None:
+        self._generator = generator
+        self._prompt = ids
+        self._params = params
+        self._limit = limit
+        self._sampler = Sampler(params, ids)
+        self._decoder = DecodeStream(generator.tokenizer)
+        self._watch = StopWatch(params.stop)
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._text: list[str] = []
+
+    @torch.inference_mode()
+    def _step(self, ids: Sequence[int], cache: Any) -> int:
+        """Feed tokens, choose the next."""
+        logits = self._generator.prefill(ids, cache)
+        token = self._sampler.sample(logits)
+        if self._params.logprobs is not None:
+            self._logprobs.append(token_logprob(logits, token, self._params.logprobs))
+        self._tokens.append(token)
+        return token
+
+    def pieces(self) -> Iterator[Piece]:
+        """The answer; ends with the piece that has the completion."""
+        eos = frozenset() if self._params.ignore_eos else self._generator.tokenizer.eos_ids
+        cache = self._generator.model.new_cache(1, len(self._prompt) + self._limit)
+        started = time.perf_counter()
+        token = self._step(self._prompt, cache)
+        prefill = time.perf_counter() - started
+        decode = 0.0  # only our own time: a slow reader of the pieces is no slow model
+        while True:
+            at_eos = token in eos
+            text = "" if at_eos else self._watch.push(self._decoder.push(token))
+            if at_eos or self._watch.found is not None or len(self._tokens) == self._limit:
+                break
+            self._text.append(text)
+            yield Piece(text, (token,))
+            started = time.perf_counter()
+            token = self._step((token,), cache)
+            decode += time.perf_counter() - started
+        text += self._held_back()
+        self._text.append(text)
+        yield Piece(text, (token,), self._completion(at_eos, Timings(prefill, decode, self._rate(decode))))
+
+    def _held_back(self) -> str:
+        """At the end: the text held back, up to a stop string in it."""
+        if self._watch.found is not None:
+            return ""
+        text = self._watch.push(self._decoder.finish())
+        return text + self._watch.finish()
+
+    def _completion(self, at_eos: bool, timings: Timings) -> Completion:
+        stop: str | int | None = self._watch.found
+        if stop is None and at_eos:
+            stop = self._tokens[-1]
+        return Completion(
+            text="".join(self._text),
+            token_ids=tuple(self._tokens),
+            finish_reason="length" if stop is None else "stop",
+            stop=stop,
+            logprobs=None if self._params.logprobs is None else tuple(self._logprobs),
+            usage=Usage(len(self._prompt), len(self._tokens)),
+            timings=timings,
+        )
+
+    def _rate(self, seconds: float) -> float | None:
+        return (len(self._tokens) - 1) / seconds if len(self._tokens) > 1 and seconds > 0 else None
+
+
+def load_generator(path: str | Path, dtype: str | None = None) -> Generator:
+    """Load a checkpoint folder, quantized or not, for generation.
+
+    Args:
+        path: the folder (:func:`isobit.checkpoint.source.resolve` finds one for a hub id).
+        dtype: what activations are computed in: "float32" (the default on a CPU), "bfloat16" or "float16".
+
+    Raises:
+        CheckpointError, ModelError: the folder cannot be used; the message says why.
+    """
+    from isobit.models.weights import load_model
+
+    tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
+    return Generator(load_model(path, dtype=dtype), tokenizer)

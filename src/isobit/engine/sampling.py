@@ -1,0 +1,249 @@
+"""From logits to the next token: penalties, temperature, truncation, a draw; and the rules for stopping.
+
+The order of the steps, the same for every request (it is transformers'):
+
+1. repetition penalty, over the tokens of prompt and output: a positive logit is divided by it, another multiplied;
+2. presence and frequency penalty, over the output alone: ``logit -= presence + frequency * count``;
+3. temperature: logits are divided by it; 0 takes the largest logit (the smallest id among equals) and ends here;
+4. top_k: the k most probable tokens stay (those equal to the k-th too);
+5. top_p: of what is left, the smallest set whose probability reaches top_p stays;
+6. min_p: tokens below min_p times the probability of the most probable one go;
+7. one uniform number in [0, 1) picks a token from the distribution that is left, in the order of ids.
+
+All of it in float64. Logprobs are of the model's own distribution, before any of these steps.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobit.errors import IsobitError, UsageError
+
+MAX_LOGPROBS = 100
+MAX_STOP_STRINGS = 64
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next tokens are chosen, and when to stop.
+
+    Attributes:
+        temperature: 0 is greedy; 1 is the model's own distribution.
+        top_k: number of tokens that stay; 0 keeps all.
+        top_p: probability that stays, in (0, 1].
+        min_p: smallest probability relative to the most probable token, in [0, 1].
+        repetition_penalty: above 1 discourages tokens of prompt and output.
+        presence_penalty: subtracted once from the logit of every token of the output, in [-2, 2].
+        frequency_penalty: subtracted for each time a token is in the output, in [-2, 2].
+        seed: the same seed gives the same tokens, whatever else runs; None draws a fresh one.
+        stop: texts that end the answer; they are not part of it.
+        max_tokens: most tokens of the answer; None is 256, or fewer if the context ends before.
+        logprobs: give each token's log-probability and those of this many most probable tokens; None gives none.
+        ignore_eos: go on after end-of-text tokens.
+
+    Raises:
+        UsageError: a value cannot be used; the message names the field.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        for name, low, high, rule in (
+            ("temperature", 0.0, 100.0, "between 0 (greedy) and 100"),
+            ("top_p", math.ulp(0.0), 1.0, "above 0 and at most 1"),
+            ("min_p", 0.0, 1.0, "between 0 and 1"),
+            ("repetition_penalty", 1e-3, 1e3, "between 0.001 and 1000; 1 is none"),
+            ("presence_penalty", -2.0, 2.0, "between -2 and 2"),
+            ("frequency_penalty", -2.0, 2.0, "between -2 and 2"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise UsageError(f"{name} must be a number {rule}, not {value!r}")
+        for name, lowest, highest, optional in (
+            ("top_k", 0, 2**31 - 1, False),
+            ("seed", -(2**63), 2**64 - 1, True),
+            ("max_tokens", 1, 2**31 - 1, True),
+            ("logprobs", 0, MAX_LOGPROBS, True),
+        ):
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+                raise UsageError(f"{name} must be an integer between {lowest} and {highest}, not {value!r}")
+        if not isinstance(self.ignore_eos, bool):
+            raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if not isinstance(strings, (tuple, list)) or not all(isinstance(text, str) and text for text in strings):
+        raise UsageError(f"stop must be texts that are not empty, not {stop!r}")
+    if len(strings) > MAX_STOP_STRINGS:
+        raise UsageError(f"stop has {len(strings)} texts; at most {MAX_STOP_STRINGS} are possible")
+    return tuple(strings)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability (natural logarithm) under the model, and the most probable tokens in its place."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (id, logprob), most probable first
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    Args:
+        params: how.
+        prompt_ids: the prompt, which the repetition penalty counts.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int] = ()) -> None:
+        self.params = params
+        self._seen = set(prompt_ids)
+        self._counts: Counter[int] = Counter()
+        self._random = random.Random(params.seed)  # its own state: no other request can change the draws
+
+    def sample(self, logits: Tensor) -> int:
+        """The next token from logits [V], float32; it counts as part of the output from now on.
+
+        Raises:
+            IsobitError: a logit is NaN, or none is finite.
+        """
+        logits = logits.detach().to(device="cpu", dtype=torch.float64)
+        check_logits(logits)
+        logits = self._penalized(logits)
+        if self.params.temperature == 0:
+            chosen = int(torch.argmax(logits))
+        else:
+            chosen = draw(probabilities(logits, self.params), self._random.random())
+        self._seen.add(chosen)
+        self._counts[chosen] += 1
+        return chosen
+
+    def _penalized(self, logits: Tensor) -> Tensor:
+        params = self.params
+        logits = logits.clone()
+        if params.repetition_penalty != 1 and self._seen:
+            ids = torch.tensor(sorted(id for id in self._seen if id < logits.numel()), dtype=torch.int64)
+            kept = logits[ids]
+            factor = params.repetition_penalty
+            logits[ids] = torch.where(kept > 0, kept / factor, kept * factor)
+        if self._counts and (params.presence_penalty or params.frequency_penalty):
+            ids = torch.tensor(list(self._counts), dtype=torch.int64)
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float64)
+            logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        return logits
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits that no token can be chosen from.
+
+    Raises:
+        IsobitError: a logit is NaN or +inf, or all are -inf.
+    """
+    if torch.isnan(logits).any() or not math.isfinite(float(logits.max())):
+        bad = int((torch.isnan(logits) | (logits == math.inf)).sum())
+        raise IsobitError(
+            f"the model's logits cannot be used: {bad} of {logits.numel()} are NaN or infinite. An activation or a "
+            "weight overflowed: try --dtype float32 (dtype='float32'), and check the checkpoint with `isobit eval`"
+        )
+
+
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The distribution [V], float64, that a token is drawn from: temperature, top_k, top_p, min_p, in this order."""
+    logits = logits / params.temperature
+    if 0 < params.top_k < logits.numel():
+        smallest = torch.topk(logits, params.top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    probs = torch.softmax(logits, dim=-1)
+    if params.top_p < 1:
+        ordered, order = torch.sort(probs, descending=True, stable=True)
+        before = torch.cumsum(ordered, dim=-1) - ordered
+        probs[order[(before >= params.top_p) & (before > 0)]] = 0.0
+    if params.min_p > 0:
+        probs = probs.masked_fill(probs < params.min_p * probs.max(), 0.0)
+    return probs / probs.sum()
+
+
+def draw(probs: Tensor, uniform: float) -> int:
+    """The token whose share of [0, 1), in the order of ids, holds ``uniform``; never one of probability 0."""
+    cumulative = torch.cumsum(probs, dim=-1)
+    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
+    if index >= probs.numel() or probs[index] == 0:  # uniform rounded up to the very end
+        index = int(torch.nonzero(probs)[-1])
+    return index
+
+
+def token_logprob(logits: Tensor, id: int, top: int) -> TokenLogprob:
+    """Log-probabilities under the model of a token and of the ``top`` most probable ones.
+
+    Args:
+        logits: [V], as the model gave them.
+        id: the token that was chosen.
+        top: how many of the most probable to give. They are the same numbers: the chosen token's log-probability is
+            exactly the first of them if it is the most probable.
+    """
+    logprobs = torch.log_softmax(logits.detach().to(device="cpu", dtype=torch.float64), dim=-1)
+    values, ids = torch.sort(logprobs, descending=True, stable=True)
+    pairs = zip(ids[:top].tolist(), values[:top].tolist(), strict=True)
+    return TokenLogprob(id, float(logprobs[id]), tuple(pairs))
+
+
+class StopWatch:
+    """Finds stop strings in text that arrives piece by piece, and holds back what may become one.
+
+    Args:
+        stop: the texts to find. The one that begins first ends the text; it and what follows are dropped.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, piece: str) -> str:
+        """Add text; returns what is safe to give out. After a hit (``found``), nothing more comes."""
+        if self.found is not None:
+            return ""
+        text = self._held + piece
+        hits = [(text.find(stop), -len(stop), stop) for stop in self._stop if stop in text]
+        if hits:
+            position, _, self.found = min(hits)
+            self._held = ""
+            return text[:position]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """The text held back when the answer ends without becoming a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
