@@ -141,8 +141,9 @@ def test_rounding_is_nearest_with_ties_to_even_in_exact_fractions(row: Element) 
 def test_rounding_equals_ml_dtypes(name: str) -> None:
     """Below the point where ml_dtypes overflows to NaN or infinity instead of saturating."""
     row = next(row for row in EVERY if row.name == name)
-    ties_differ = row.specials == "scale"  # the test below
-    points = [x for x in probes(row) if abs(x) <= row.max and not (ties_differ and x in row.midpoints)]
+    points = [x for x in probes(row) if abs(x) <= row.max]
+    if row.specials == "scale":  # ties: the test below; float32 subnormals: ml_dtypes rounds all of them up
+        points = [x for x in points if x not in row.midpoints and x >= 2.0**-126]
     points = np.array(points, dtype=np.float32)
     oracle = points.astype(ML_DTYPES[name]).astype(np.float64)
     for x, theirs in zip(points, oracle, strict=True):

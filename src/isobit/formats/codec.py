@@ -155,7 +155,9 @@ def _fits_float16_fields(row: Element) -> bool:
     """
     if row.bits != 8 or not row.signed or row.mantissa_bits > 10:
         return False
-    return row.exponent_bits < 5 or (row.exponent_bits == 5 and row.specials == "ieee")
+    if row.specials == "ieee":  # infinity and NaN sit in the top exponent, as float16's do
+        return row.exponent_bits == 5
+    return row.exponent_bits < 5  # else the top exponent, a number here, would be float16's infinity
 
 
 def _decode_float16(codes: Tensor, row: Element, out: Tensor) -> None:
@@ -213,19 +215,11 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
         FormatError: K is not a multiple of the group, a static scale is missing, surplus or not positive, or the dtype
             of ``x`` is another one.
     """
+    _check_activations(x, spec, static_scale)
     row = lookup(spec.element)
-    if x.dtype not in _FLOAT_INPUTS:
-        raise FormatError(f"activations are float32, bfloat16 or float16, not {x.dtype}")
-    if x.dim() == 0 or x.shape[-1] == 0:
-        raise FormatError(f"activations of shape {list(x.shape)} have no values along K")
-    if spec.group is not None and x.shape[-1] % spec.group:
-        raise FormatError(f"K = {x.shape[-1]} activations are not a multiple of the group size {spec.group}")
-    if spec.dynamic != (static_scale is None):
-        raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
-
     shared = x.float()  # exact; the last axis is what shares a scale
     if spec.group is not None:
-        shared = shared.reshape(*x.shape[:-1], -1, spec.group)
+        shared = shared.reshape(*x.shape[:-1], x.shape[-1] // spec.group, spec.group)
     amax = _absmax(shared, whole=spec.dynamic and spec.granularity == "tensor")
     scale = _activation_scale(amax, row, static_scale)
     quotient = shared / scale
@@ -234,7 +228,18 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     codes = encode(quotient.reshape(x.shape), row)
     if spec.group is not None:
         return codes, scale.squeeze(-1)
-    return codes, scale.reshape(1) if scale.numel() == 1 and spec.granularity == "tensor" and spec.dynamic else scale
+    return codes, scale.reshape(1) if spec.granularity == "tensor" and spec.dynamic else scale
+
+
+def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> None:
+    if x.dtype not in _FLOAT_INPUTS:
+        raise FormatError(f"activations are float32, bfloat16 or float16, not {x.dtype}")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise FormatError(f"activations of shape {list(x.shape)} have no values along K")
+    if spec.group is not None and x.shape[-1] % spec.group:
+        raise FormatError(f"K = {x.shape[-1]} activations are not a multiple of the group size {spec.group}")
+    if spec.dynamic != (static_scale is None):
+        raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
 
 
 def _absmax(x: Tensor, whole: bool) -> Tensor:
