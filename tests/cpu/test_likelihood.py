@@ -1,4 +1,4 @@
-"""Windows, perplexity and bits per byte: every token counted once, and the numbers equal to an independent computation."""
+"""Windows, perplexity and bits per byte: every token counted once, the numbers equal to independent computations."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from isobit.evaluate.fidelity import Fidelity
 from isobit.evaluate.likelihood import Likelihood
 from isobit.evaluate.results import CompletionResult, Method, Results, SchemeResult, SourceResult
 from isobit.evaluate.statistics import Estimate
+from isobit.evaluate.summary import summary
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -49,8 +50,8 @@ SCHEMES = (
 def results(schemes: tuple[SchemeResult, ...] = SCHEMES, name: str = "tiny") -> Results:
     source = SourceResult(name, 10_140_000, 16.0, 20_000_000, Likelihood(1000, 10, near(5.0), near(1.0)), 60.0)
     method = Method(
-        "held-out text", 3000, 1100, 128, 128, 256, 0, 1000, "a machine", (("isobit", "0.1.0"),), "2026-01-02T03:04:05Z",
-        "isobit demo",
+        "held-out text", 3000, 1100, 128, 128, 256, 0, 1000, "a machine", (("isobit", "0.1.0"),),
+        "2026-01-02T03:04:05Z", "isobit demo",
     )  # fmt: skip
     completions = (CompletionResult("tiny", "def f(", "x):\n    return x"), CompletionResult("int4", "def f(", NASTY))
     return Results(source, schemes, completions, method)
@@ -186,7 +187,7 @@ def test_linear_ticks_are_round() -> None:
 
 
 def test_the_summary_names_the_smallest_close_format_and_the_extremes() -> None:
-    words = report.summary(results())
+    words = summary(results())
     assert "is int4-g32: 7.80 MB on disk, 2.6 times smaller" in words
     assert "92.0 % of the time and raises perplexity by 8.2 %" in words
     assert "lossy formats is fp8" in words
@@ -194,14 +195,14 @@ def test_the_summary_names_the_smallest_close_format_and_the_extremes() -> None:
 
 
 def test_the_summary_says_when_nothing_is_close() -> None:
-    words = report.summary(results(SCHEMES[4:]))
-    assert words.startswith("No format measured here stays within a mean KL divergence of 0.05")
+    words = summary(results(SCHEMES[4:]))
+    assert words.startswith("No format measured here stays close to tiny (mean KL divergence below 0.05")
     assert "closest is int4" in words
 
 
 def test_the_summary_of_one_close_format_and_of_one_without_loss() -> None:
-    assert "int4-g32: 7.80 MB on disk" in report.summary(results(SCHEMES[3:4]))
-    assert "leaves perplexity as it was" in report.summary(results(SCHEMES[:1]))
+    assert "int4-g32: 7.80 MB on disk" in summary(results(SCHEMES[3:4]))
+    assert "leaves perplexity as it was" in summary(results(SCHEMES[:1]))
 
 
 def test_the_report_is_written_as_utf_8(tmp_path: Path) -> None:
@@ -218,7 +219,15 @@ def test_the_terminal_table_is_aligned_and_fits() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (0.00085, "0.000850"), (0.041, "0.0410"), (2.789, "2.79"), (20.34, "20.3"), (999.7, "1000"), (1e-5, "1.00e-05")],
+    [
+        (0, "0"),
+        (0.00085, "0.000850"),
+        (0.041, "0.0410"),
+        (2.789, "2.79"),
+        (20.34, "20.3"),
+        (999.7, "1000"),
+        (1e-5, "1.00e-05"),
+    ],
 )
 def test_numbers_have_three_significant_digits(value: float, shown: str) -> None:
     assert wording.significant(value) == shown

@@ -2,7 +2,7 @@
 
 Both models read the same tokens. For every scored token, with p the source's distribution and q the other's:
 
-* KL divergence ``sum_v p(v) * (log p(v) - log q(v))`` in nats, float64 (Kullback and Leibler 1951): 0 where the two agree.
+* KL divergence ``sum_v p(v) * (log p(v) - log q(v))`` in nats, float64 (Kullback and Leibler 1951): 0 where they agree.
 * top-1 agreement: whether the most probable token is the same.
 * the negative log-likelihood of the token that follows in the text, under each model.
 
@@ -152,7 +152,7 @@ def _nll(log_p: Sequence[Tensor], targets: Tensor) -> Tensor:
 
 
 def _add(rows: _PerToken, log_p: Sequence[Tensor], logits: Tensor, targets: Tensor, name: str) -> None:
-    """Compare one batch: ``log_p`` is the source's, float64 [rows, V] in chunks; ``logits`` the other's, [tokens, V]."""
+    """Compare one batch: ``log_p`` is the source's, float64 [rows, V] in chunks; ``logits`` are the other's."""
     log_q = [log_probabilities(logits[part]) for part in row_chunks(*logits.shape)]
     nll = _nll(log_q, targets)
     # Rounding can leave a sum of nearly equal terms a hair below the 0 that is the least KL divergence.

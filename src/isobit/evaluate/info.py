@@ -74,7 +74,7 @@ class CheckpointInfo:
         parameters: the numbers the model consists of; scales don't count, tied weights count once.
         files: how many weight files.
         file_bytes: their size.
-        linear_bits_per_weight: stored bits per weight of the linear layers (not lm_head), scales included; None if there are none.
+        linear_bits_per_weight: stored bits per weight of the linear layers (not lm_head), scales included, if any.
         file_bits_per_parameter: bits of all weight files per parameter.
         schemes: what the modules hold, largest first.
         dtypes: what the tensors are stored as, largest first.
@@ -186,7 +186,11 @@ def text(info: CheckpointInfo, tensors: bool = False) -> str:
         info: the description.
         tensors: whether to list every tensor.
     """
-    bits = "no linear layers" if info.linear_bits_per_weight is None else f"{info.linear_bits_per_weight:.2f} in linear layers"
+    bits = (
+        "no linear layers"
+        if info.linear_bits_per_weight is None
+        else f"{info.linear_bits_per_weight:.2f} in linear layers"
+    )
     facts = [
         ("checkpoint", info.path),
         ("architecture", info.architecture),
@@ -199,11 +203,21 @@ def text(info: CheckpointInfo, tensors: bool = False) -> str:
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
     lines += [f"{'note':<{width}}  {note}" for note in info.notes]
     cells = [
-        [use.kind, use.scheme, str(use.modules), wording.count(use.weights), wording.size(use.nbytes), f"{use.bits_per_weight:.2f}"]
+        [
+            use.kind,
+            use.scheme,
+            str(use.modules),
+            wording.count(use.weights),
+            wording.size(use.nbytes),
+            f"{use.bits_per_weight:.2f}",
+        ]
         for use in info.schemes
     ]
     lines += ["", wording.table(_SCHEME_COLUMNS, cells)]
-    lines += ["", wording.table(_DTYPE_COLUMNS, [[use.dtype, str(use.tensors), wording.size(use.nbytes)] for use in info.dtypes])]
+    lines += [
+        "",
+        wording.table(_DTYPE_COLUMNS, [[use.dtype, str(use.tensors), wording.size(use.nbytes)] for use in info.dtypes]),
+    ]
     if tensors:
         rows = [
             [row.name, row.dtype, "x".join(map(str, row.shape)) or "scalar", wording.size(row.nbytes), row.file]

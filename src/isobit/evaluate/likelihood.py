@@ -2,8 +2,8 @@
 
 The stride rule. A text of n tokens is cut into windows of ``ctx`` tokens; window k begins at token k * stride. A window
 scores the tokens that no window before it has seen, except its own first token, which has nothing before it.
-With ``stride == ctx`` (the default, as GPTQ and llama.cpp measure perplexity) windows do not overlap and the first token
-of each is not scored. With ``stride < ctx`` each window after the first gives its last ``stride`` tokens at least
+With ``stride == ctx`` (the default, as GPTQ measures perplexity) windows do not overlap and the first token of each
+is not scored. With ``stride < ctx`` each window after the first gives its last ``stride`` tokens at least
 ``ctx - stride`` tokens of context, and only the very first token of the text is not scored. Either way no token is
 scored twice.
 """
@@ -91,7 +91,9 @@ def windows(ids: Sequence[int], ctx: int, stride: int | None = None) -> list[Win
     if not 1 <= stride <= ctx:
         raise UsageError(f"stride {stride} is not between 1 and the context of {ctx} tokens")
     if len(ids) < 2:
-        raise UsageError(f"the text has {len(ids)} tokens; at least 2 are needed to score one, and thousands for a result")
+        raise UsageError(
+            f"the text has {len(ids)} tokens; at least 2 are needed to score one, and thousands for a result"
+        )
     found = []
     seen = 0
     for begin in range(0, len(ids), stride):
@@ -133,7 +135,7 @@ def batches(chosen: Sequence[Window], vocab: int, limit: int = _BATCH_TOKENS) ->
 
 
 def batch_logits(model: LanguageModel, batch: Sequence[Window]) -> Tensor:
-    """Logits that predict the scored tokens of equally long windows: float32 [scored tokens, V], window after window."""
+    """Logits that predict the scored tokens of equally long windows, window after window: float32 [tokens, V]."""
     ids = torch.tensor([window.ids for window in batch], dtype=torch.int64)
     with torch.inference_mode():
         logits = model.forward(ids)
@@ -181,8 +183,8 @@ def require_finite(values: Tensor, what: str, model: str) -> None:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise ModelError(
-            f"{model}: {what} is NaN or infinite for {bad} of {values.numel()} tokens; the model's weights or scales are "
-            "damaged, or its activations overflow this scheme"
+            f"{model}: {what} is NaN or infinite for {bad} of {values.numel()} tokens; the model's weights or scales "
+            "are damaged, or its activations overflow this scheme"
         )
 
 

@@ -155,6 +155,7 @@ def _spec(
     What the config says is taken where the tensors agree: a 64-row weight in one block doesn't show the block's height.
     """
     scale = parts.get("weight_scale") or parts.get("weight_scale_inv")
+    shape: tuple[int, ...]
     if "weight_packed" in parts:
         n, words = parts["weight_packed"].shape
         shape = (n, int(checkpoint.read(f"{prefix}.weight_shape")[1])) if "weight_shape" in parts else (n, words * 8)

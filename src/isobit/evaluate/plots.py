@@ -1,7 +1,7 @@
 """The report's plots, as SVG. Pure: results in, text out; no script, no font, no file from anywhere else.
 
-Colours and line styles are the page's classes ``s0`` ... ``s7`` (see ``report.css``), which has a dark set too. Every plot
-can be drawn for a wide page and for a narrow one; the page shows the one that fits.
+Colours and line styles are the page's classes ``s0`` ... ``s7`` (see ``report.css``, which has a dark set too). Each
+plot can be drawn for a wide page and for a narrow one; the page shows the one that fits.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def fidelity_against_size(results: Results, canvas: Canvas) -> str:
     source_at = (x(results.source.size), _middle(floor))
     names = [row.name for row in results.schemes] + ["source"]
     # Labels avoid each other, every marker, the whiskers, and the words in the strip of zeros.
-    taken = [box for _, box in whiskers if box is not None] + [Box(floor.left, floor.top, floor.left + 74, floor.bottom)]
+    taken = [box for _, box in whiskers if box is not None] + [
+        Box(floor.left, floor.top, floor.left + 74, floor.bottom)
+    ]
     places = svg.place_labels([*at, source_at], names, Box(frame.left + 2, frame.top, frame.right, frame.bottom), taken)
     body.append(_source_marker(results, *source_at))
     for i, (row, (px, py)) in enumerate(zip(results.schemes, at, strict=True)):
@@ -85,7 +87,9 @@ def _size_axis(x: Scale, frame: Box, largest: int, canvas: Canvas) -> list[str]:
         parts.append(svg.line(at, frame.top, at, frame.bottom, "grid"))
         parts.append(svg.text(at, frame.bottom + 18, f"{tick:g}", anchor="middle", class_="tick"))
     middle = (frame.left + frame.right) / 2
-    parts.append(svg.text(middle, frame.bottom + 40, f"size of the weight files ({unit})", anchor="middle", class_="axis-name"))
+    parts.append(
+        svg.text(middle, frame.bottom + 40, f"size of the weight files ({unit})", anchor="middle", class_="axis-name")
+    )
     return parts
 
 
@@ -115,7 +119,9 @@ def _whisker(row: SchemeResult, at: float, y: Scale) -> tuple[str, Box | None]:
 
 def _source_marker(results: Results, x: float, y: float) -> str:
     source = results.source
-    words = f"{source.name}, the source: {wording.size(source.size)}, perplexity {source.likelihood.perplexity.value:.3f}"
+    words = (
+        f"{source.name}, the source: {wording.size(source.size)}, perplexity {source.likelihood.perplexity.value:.3f}"
+    )
     return svg.element("g", svg.title(words) + svg.element("circle", cx=x, cy=y, r=9.5), class_="source")
 
 
@@ -133,7 +139,7 @@ def _point_title(row: SchemeResult) -> str:
 
 
 def error_by_layer(results: Results, canvas: Canvas) -> str | None:
-    """Relative error of the hidden state after each layer (logarithmic), a line per scheme; None if nothing was measured."""
+    """Relative error of the hidden state after each layer (logarithmic), a line per scheme; None if unmeasured."""
     shown = [(i, row) for i, row in enumerate(results.schemes) if any(error > 0 for error in row.layer_errors)]
     if not shown:
         return None
@@ -188,7 +194,9 @@ def weight_errors(results: Results, canvas: Canvas) -> str | None:
     if not shown:
         return None
     frame = Box(max(svg.text_width(row.name) for _, row in shown) + 20, 12, canvas.width - 22, 12 + 34.0 * len(shown))
-    x = Scale(*svg.log_limits([e for _, row in shown for _, e in row.weight_errors if e > 0]), frame.left, frame.right, True)
+    x = Scale(
+        *svg.log_limits([e for _, row in shown for _, e in row.weight_errors if e > 0]), frame.left, frame.right, True
+    )
     body = []
     for tick in svg.log_ticks(x.low, x.high):
         body.append(svg.line(x(tick), frame.top, x(tick), frame.bottom, "grid"))
@@ -223,6 +231,8 @@ def speed_bars(results: Results, canvas: Canvas) -> str | None:
         top = 8 + 30.0 * position
         body.append(svg.text(left - 10, top + 15.5, name, anchor="end", class_="label strong"))
         bar = svg.element("rect", x=left, y=top, width=max(1.0, x(tokens) - left), height=22.0, rx=3, class_="bar")
-        body.append(svg.element("g", svg.title(f"{name}: {tokens:.1f} tokens per second") + bar, class_=f"mark {class_}"))
+        body.append(
+            svg.element("g", svg.title(f"{name}: {tokens:.1f} tokens per second") + bar, class_=f"mark {class_}")
+        )
         body.append(svg.text(x(tokens) + 8, top + 15.5, wording.speed(tokens)))
     return svg.document(canvas.width, 16 + 30.0 * len(measured), "Decoding speed", body, canvas.class_)

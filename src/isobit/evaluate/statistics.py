@@ -2,9 +2,9 @@
 
 The tokens of one window of text are correlated: a hard passage is hard for many tokens in a row. An interval that
 treats tokens as independent draws is too narrow. Here whole windows are drawn with replacement (a block bootstrap,
-Efron and Tibshirani 1993, chapter 8.6), and the interval spans the 2.5th to the 97.5th percentile of the statistic over the resamples.
-The draw depends on the seed and on the number of windows alone, so a rerun gives the same digits, and two models
-measured on the same windows are resampled alike.
+Efron and Tibshirani 1993, chapter 8.6), and the interval spans the 2.5th to the 97.5th percentile of the statistic
+over the resamples. The draw depends on the seed and on the number of windows alone, so a rerun gives the same digits,
+and two models measured on the same windows are resampled alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small pieces of SVG: elements with escaped text, scales, ticks, and labels that keep out of each other's way. Pure."""
+"""Small pieces of SVG: elements with escaped text, scales, ticks, and labels that avoid each other. Pure."""
 
 from __future__ import annotations
 

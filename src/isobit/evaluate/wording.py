@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ def percent(share: float) -> str:
     """A share as a percentage; 100 % only when it is exactly that."""
     text = f"{100 * share:.1f}"
     return f"{'99.9' if text == '100.0' and share < 1 else text} %"
+
+
+def percent_exact(share: float) -> str:
+    """A share as a percentage with two decimals."""
+    return f"{100 * share:.2f} %"
 
 
 def percent_plain(share: float) -> str:
@@ -109,6 +115,11 @@ def rows(results: Results) -> list[list[str]]:
 def speed(tokens_per_second: float | None) -> str:
     """Decoding speed, or a dash when it was not measured."""
     return "-" if tokens_per_second is None else f"{tokens_per_second:.0f}"
+
+
+def wrap(paragraph: str, width: int = 100) -> str:
+    """A paragraph in lines of at most so many characters."""
+    return textwrap.fill(paragraph, width, break_long_words=False, break_on_hyphens=False)
 
 
 def table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,103 @@
+"""`isobit demo`: the whole story on a small model that comes with isobit, in about a minute."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isobit.evaluate.demo import Demo
+    from isobit.evaluate.results import CompletionResult
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="quantize the bundled model to several formats, run and measure each, and write a report",
+        description="Quantize a small model that comes with isobit to several formats, measure what each loses on "
+        "text that the model never saw, and write a report with plots.",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("isobit-demo"),
+        metavar="DIR",
+        help="the folder to write (default: isobit-demo)",
+    )
+    parser.add_argument(
+        "--schemes", metavar="A,B", help="the formats (default: bf16,fp8,fp8-e5m2,int8,int4,int4-g32,int3)"
+    )
+    parser.add_argument(
+        "--tokens", type=positive, metavar="N", help="about how many tokens to measure on (default: 16384)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo and print its table, its completions, and where to go next."""
+    from isobit.evaluate import demo
+
+    schemes = demo.SCHEMES if args.schemes is None else [name for name in args.schemes.split(",") if name.strip()]
+    found = demo.run(args.out, schemes, tokens=args.tokens or demo.TOKENS, command=command_line(args))
+    if args.json:
+        json.dump(asdict(found.results), sys.stdout, indent=2)
+        print()
+    else:
+        print(describe(found))
+    return 0
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that does the same again."""
+    parts = ["isobit", "demo", "--out", str(args.out)]
+    for option in ("schemes", "tokens"):
+        value = getattr(args, option)
+        if value is not None:
+            parts += [f"--{option}", str(value)]
+    return shlex.join(parts)
+
+
+def describe(found: Demo) -> str:
+    """The table, the completions and the next step."""
+    from isobit.evaluate import summary, wording
+
+    results = found.results
+    own = results.source.likelihood
+    lines = [
+        f"What each format keeps, on {own.tokens:,} tokens of {results.method.text}:",
+        "",
+        wording.table(wording.COLUMNS, wording.rows(results)),
+        "",
+        "KL: divergence of the next-token distribution from the source's, in nats; p99: 1 token in 100 has more.",
+        "",
+        wording.wrap(summary.summary(results)),
+        *(line for completion in results.completions for line in describe_completion(completion)),
+        "",
+        f"report   {found.report}  (open it in a browser)",
+        f"data     {found.data}",
+        f"took     {found.seconds:.0f} s",
+        "",
+        f"Next:  isobit generate {shlex.quote(str(list(found.folders.values())[-1]))} --prompt 'def main('",
+    ]
+    return "\n".join(lines)
+
+
+def describe_completion(completion: CompletionResult) -> list[str]:
+    """One completion under the name of the model that wrote it, indented."""
+    text = completion.prompt + completion.text
+    return ["", f"{completion.model} completes:", *(f"    {line}" for line in text.rstrip().splitlines())]

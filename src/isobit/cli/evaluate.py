@@ -1,0 +1,168 @@
+"""`isobit eval`: perplexity of a model, and what it lost against its source."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import UsageError
+
+if TYPE_CHECKING:
+    from isobit.evaluate.measure import Evaluation
+    from isobit.evaluate.statistics import Estimate
+
+EPILOG = """examples:
+  isobit eval bundled-int4 --against bundled
+  isobit eval bundled-int4 --against bundled --text my.py --report report.html
+
+Both models read the same windows of the text. KL is the divergence of the model's next-token distribution from its
+source's, in nats per token: 0 means that nothing was lost. Intervals are 95 %, from a bootstrap over whole windows.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="perplexity, KL divergence and top-1 agreement of a model against its source",
+        description="Measure how well a model predicts a text, and what it lost against the model it was made from.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
+    parser.add_argument("--against", metavar="SOURCE", help="the model it was made from; without it, perplexity alone")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="a UTF-8 text file or a folder of them (default: held-out Python code)",
+    )
+    parser.add_argument(
+        "--ctx", type=int, metavar="N", help="tokens per window (default: 512, or what the model can read)"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="tokens from one window to the next (default: the context, no overlap)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=None,
+        metavar="N",
+        help="about how many tokens to score, spread over the text; 0 for all (default: 32768)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots; needs --against")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and write the report if one was asked for."""
+    if args.report is not None:
+        check_report(args.report, args.against)
+    from isobit.checkpoint.source import resolve
+    from isobit.evaluate import corpus, measure, report
+    from isobit.evaluate.likelihood import DEFAULT_TOKENS
+
+    text = corpus.heldout() if args.text is None else corpus.read_corpus(args.text)
+    found = measure.evaluate(
+        resolve(args.model),
+        text,
+        against=None if args.against is None else resolve(args.against),
+        ctx=args.ctx,
+        stride=args.stride,
+        tokens=DEFAULT_TOKENS if args.tokens is None else args.tokens or None,
+        seed=args.seed,
+        command=command_line(args),
+        names=(short_name(args.model), short_name(args.against or "")),
+        progress=None if args.quiet else show_progress,
+    )
+    if args.report is not None and found.results is not None:
+        report.write(found.results, args.report)
+    if args.json:
+        json.dump(asdict(found), sys.stdout, indent=2)
+        print()
+    else:
+        print(summary(found, args.against))
+        if args.report is not None:
+            print(f"\nreport: {args.report}")
+    return 0
+
+
+def check_report(path: Path, against: str | None) -> None:
+    """Refuse a report that can't be written before anything is measured.
+
+    Raises:
+        UsageError: there is no source to compare with, or no folder to write into.
+    """
+    if against is None:
+        raise UsageError("--report compares a model with its source: give the source with --against")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--report {path}: the folder {path.absolute().parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"--report {path}: this is a folder; name a file, for example {path / 'report.html'}")
+
+
+def short_name(model: str) -> str:
+    """The last part of a path or Hugging Face id."""
+    name = model.rstrip("/").rpartition("/")[2]
+    return name if name not in ("", ".", "..") else Path(model).resolve().name
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that measures the same again."""
+    parts = ["isobit", "eval", args.model]
+    for option in ("against", "text", "ctx", "stride", "tokens"):
+        value = getattr(args, option)
+        if value is not None:
+            parts += [f"--{option}", str(value)]
+    if args.seed:
+        parts += ["--seed", str(args.seed)]
+    return shlex.join(parts)
+
+
+def show_progress(done: int, total: int) -> None:
+    """One line on stderr that counts windows; rewritten in place on a terminal, else at the end alone."""
+    if sys.stderr.isatty():
+        print(f"\rmeasuring: window {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done == total:
+        print(f"measured {total} windows", file=sys.stderr)
+
+
+def summary(found: Evaluation, against: str | None) -> str:
+    """What was measured, a line each, with intervals."""
+    from isobit.evaluate import wording
+
+    own, method = found.likelihood, found.method
+    lines = [
+        f"{found.model} on {method.text}: {own.tokens:,} tokens scored in {own.windows} windows of {method.ctx}",
+        "",
+    ]
+    facts: list[tuple[str, Estimate, Any]] = [
+        ("perplexity", own.perplexity, lambda v: f"{v:.4f}"),
+        ("bits per byte", own.bits_per_byte, lambda v: f"{v:.4f}"),
+    ]
+    if found.fidelity is not None:
+        lost = found.fidelity
+        facts += [
+            ("perplexity of source", lost.source_perplexity, lambda v: f"{v:.4f}"),
+            ("perplexity ratio", lost.perplexity_ratio, lambda v: f"{v:.5f}"),
+            ("KL mean (nats)", lost.kl_mean, wording.significant),
+            ("KL p99 (nats)", lost.kl_p99, wording.significant),
+            ("top-1 agreement", lost.top1, wording.percent_exact),
+        ]
+    width = max(len(name) for name, _, _ in facts)
+    for name, estimate, show in facts:
+        span = wording.interval(estimate, show)
+        lines.append(f"{name:<{width}}  {show(estimate.value):>10}" + (f"   95 %: {span}" if span else ""))
+    if own.windows < 2:
+        lines.append("\nOne window only: no confidence intervals. Use a longer text or a smaller --ctx.")
+    if against is None:
+        lines.append("\nGive the model it was made from with --against to see what it lost.")
+    return "\n".join(lines)

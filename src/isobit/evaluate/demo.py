@@ -1,0 +1,227 @@
+"""The demo: quantize the bundled model to several formats, measure each against the source, time it, write a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from isobit.bundled import model_path
+from isobit.engine.generate import Generator
+from isobit.engine.sampling import SamplingParams
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
+from isobit.evaluate import measure, report
+from isobit.evaluate.corpus import heldout, sample
+from isobit.evaluate.fidelity import compare_all
+from isobit.evaluate.measure import Subject
+from isobit.evaluate.results import CompletionResult, Results
+from isobit.formats.rules import Policy
+from isobit.formats.schemes import Scheme, scheme
+from isobit.models.decoder import Decoder
+from isobit.quantize.driver import quantize
+from isobit.quantize.report import QuantizeReport
+
+SCHEMES = ("bf16", "fp8", "fp8-e5m2", "int8", "int4", "int4-g32", "int3")
+TOKENS = 16_384
+CTX = 512
+COMPLETION_SCHEME = "int4"
+COMPLETION_TOKENS = 48
+PROMPT = '''def read_lines(path, encoding="utf-8"):
+    """Return the lines of a text file as a list of strings."""
+'''
+
+SPEED_TOKENS = 64
+SPEED_ROUNDS = 3
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made.
+
+    Attributes:
+        results: what it found.
+        report: the HTML report.
+        data: the same as JSON.
+        folders: scheme -> its quantized checkpoint.
+        seconds: how long it took.
+    """
+
+    results: Results
+    report: Path
+    data: Path
+    folders: dict[str, Path]
+    seconds: float
+
+
+def run(
+    out: Path,
+    schemes: Sequence[str] = SCHEMES,
+    *,
+    tokens: int = TOKENS,
+    command: str = "isobit demo",
+    say: Say | None = None,
+) -> Demo:
+    """Run the demo.
+
+    Args:
+        out: the folder to write; made if it isn't there.
+        schemes: what to quantize to: any name or alias of a scheme.
+        tokens: about how many tokens of the held-out text to measure on.
+        command: the command line that does it again, for the report.
+        say: takes a line about what happens now; stderr if None.
+
+    Raises:
+        IsobitError: an unknown scheme, a folder that can't be written.
+    """
+    begin = time.monotonic()
+    tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    chosen = unique([scheme(name) for name in schemes])
+    make_folder(out)
+    source_path = model_path()
+    reports = {row.name: quantize_one(source_path, out / row.name, row, tell) for row in chosen}
+    source = measure.load_subject(source_path, "bundled")
+    others = {row.name: measure.load_subject(out / row.name, row.name) for row in chosen}
+    results = measure_all(source, others, {row.name: row for row in chosen}, reports, tokens, command, tell)
+    paths = out / "report.html", out / "results.json"
+    report.write(results, paths[0])
+    paths[1].write_text(json.dumps(asdict(results), indent=2) + "\n", encoding="utf-8")
+    return Demo(results, *paths, {name: out / name for name in others}, time.monotonic() - begin)
+
+
+def unique(rows: Sequence[Scheme]) -> list[Scheme]:
+    """Schemes without repeats, in their order; two names may stand for one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not rows:
+        raise UsageError("--schemes names no scheme; give some, for example --schemes fp8,int4")
+    return list({row.name: row for row in rows}.values())
+
+
+def make_folder(out: Path) -> None:
+    """Make the output folder before anything is computed.
+
+    Raises:
+        UsageError: it is a file, or can't be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: the folder cannot be made: {error.strerror}") from error
+
+
+def quantize_one(source: Path, target: Path, row: Scheme, tell: Say) -> QuantizeReport:
+    """Quantize the source to one scheme, in place of what an earlier demo left there."""
+    found = quantize(source, target, Policy(row), overwrite=True, progress=False)
+    tell(f"quantized to {row.name:<10} {found.seconds:5.1f} s  {target}")
+    return found
+
+
+def measure_all(
+    source: Subject,
+    others: dict[str, Subject],
+    rows: dict[str, Scheme],
+    reports: dict[str, QuantizeReport],
+    tokens: int,
+    command: str,
+    tell: Say,
+) -> Results:
+    """Fidelity, error by layer, speed and completions of all models."""
+    corpus, tokenizer = heldout(), Tokenizer.from_folder(model_path())
+    text = sample(
+        corpus, tokenizer, measure.choose_ctx(source, min(CTX, source.model.config.max_positions)), tokens=tokens
+    )
+    models = {name: other.model for name, other in others.items()}
+    steps = progress_lines(tell)
+    own, found = compare_all(
+        source.model, models, text.windows, source.vocab, bytes_per_token=text.bytes_per_token, progress=steps
+    )
+    layers, layer_tokens = measure.errors_by_layer(source, list(others.values()), text)
+    tell("measured the error by layer")
+    speeds = decode_speeds({"": source.model, **models}, tokenizer.encode(PROMPT))
+    tell("measured the decoding speed")
+    results = [
+        measure.scheme_result(
+            other,
+            found[name],
+            note=rows[name].note,
+            layers=layers[i],
+            weights=weight_errors(reports[name]),
+            tokens_per_second=speeds[name],
+        )
+        for i, (name, other) in enumerate(others.items())
+    ]
+    return Results(
+        source=measure.source_result(source, own, speeds[""]),
+        schemes=tuple(results),
+        completions=completions(source, others, tokenizer),
+        method=measure.describe_method(corpus, text, 0, command, layer_tokens),
+    )
+
+
+def progress_lines(tell: Say) -> Callable[[int, int], None]:
+    """A progress that tells about each quarter of the windows, once."""
+    told = 0
+
+    def step(done: int, total: int) -> None:
+        nonlocal told
+        quarter = 4 * done // total
+        if quarter > told:
+            told = quarter
+            tell(f"measured {done} of {total} windows with every model")
+
+    return step
+
+
+def weight_errors(found: QuantizeReport) -> tuple[tuple[str, float], ...]:
+    """(module, relative error of its weight) of every quantized module."""
+    return tuple(
+        (module.name, math.sqrt(module.relative_squared_error))
+        for module in found.modules
+        if module.relative_squared_error is not None
+    )
+
+
+def decode_speeds(models: dict[str, Decoder], prompt: list[int]) -> dict[str, float]:
+    """Tokens per second of greedy decoding with one request: the median over rounds in which the models take turns.
+
+    Taking turns spreads a slow moment of the machine over all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(SPEED_ROUNDS):
+        for name, model in models.items():
+            seconds[name].append(decode_seconds(model, prompt, SPEED_TOKENS))
+    return {name: SPEED_TOKENS / statistics.median(rounds) for name, rounds in seconds.items()}
+
+
+def decode_seconds(model: Decoder, prompt: list[int], tokens: int) -> float:
+    """Seconds to decode so many tokens greedily after a prompt, which is read before the clock starts."""
+    with torch.inference_mode():
+        cache = model.new_cache(1, len(prompt) + tokens)
+        last = model.forward(torch.tensor([prompt]), cache=cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
+        begin = time.perf_counter()
+        for _ in range(tokens):
+            last = model.forward(last, cache=cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
+        return time.perf_counter() - begin
+
+
+def completions(source: Subject, others: dict[str, Subject], tokenizer: Tokenizer) -> tuple[CompletionResult, ...]:
+    """The same code completed by the source and by one quantized model."""
+    name = COMPLETION_SCHEME if COMPLETION_SCHEME in others else list(others)[-1]
+    params = SamplingParams(temperature=0.0, max_tokens=COMPLETION_TOKENS)
+    pairs = ((f"{source.name} (source)", source.model), (name, others[name].model))
+    return tuple(
+        CompletionResult(label, PROMPT, Generator(model, tokenizer).generate(PROMPT, params).text)
+        for label, model in pairs
+    )

@@ -1,0 +1,230 @@
+"""Measure a checkpoint on a text, alone or against the source it was made from."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from isobit import __version__
+from isobit.checkpoint.reader import Checkpoint
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
+from isobit.evaluate.corpus import Corpus, Sample, require_same_tokens, sample
+from isobit.evaluate.fidelity import Fidelity, Progress, compare_all
+from isobit.evaluate.info import CheckpointInfo, describe_checkpoint
+from isobit.evaluate.layers import layer_errors
+from isobit.evaluate.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
+from isobit.evaluate.results import Method, Results, SchemeResult, SourceResult
+from isobit.evaluate.statistics import RESAMPLES
+from isobit.models.decoder import Decoder
+from isobit.models.weights import load_model
+from isobit.targets.detect import detect
+
+LAYER_TOKENS = 2048
+"""About how many tokens the error by layer is measured on: hidden states vary far less than single tokens' KL."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model and what is known about its checkpoint."""
+
+    name: str
+    model: Decoder
+    info: CheckpointInfo
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one model.
+
+    Attributes:
+        model: its name.
+        likelihood: how well it predicts the text.
+        fidelity: what it lost against its source; None when there was none to compare with.
+        method: how it was measured.
+        results: the same with sizes and errors by layer, for a report; None without a source.
+    """
+
+    model: str
+    likelihood: Likelihood
+    fidelity: Fidelity | None
+    method: Method
+    results: Results | None
+
+
+def load_subject(path: Path, name: str | None = None) -> Subject:
+    """Load a checkpoint to be measured."""
+    checkpoint = Checkpoint.open(path)
+    model = load_model(checkpoint)
+    return Subject(name or path.resolve().name, model, describe_checkpoint(checkpoint), model.config.vocab_size)
+
+
+def evaluate(
+    path: Path,
+    corpus: Corpus,
+    *,
+    against: Path | None = None,
+    ctx: int | None = None,
+    stride: int | None = None,
+    tokens: int | None = DEFAULT_TOKENS,
+    seed: int = 0,
+    command: str = "",
+    names: tuple[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a checkpoint.
+
+    Args:
+        path: the folder.
+        corpus: the text.
+        against: the folder of its source, to measure fidelity too.
+        ctx: tokens per window; if None, 512 or as many as the model can read.
+        stride: how far apart windows begin; ``ctx`` if None.
+        tokens: about how many tokens to score, spread evenly over the text; all if None.
+        seed: of the bootstrap.
+        command: the command line that does it again, for the report.
+        names: what to call the model and its source.
+        progress: called after each batch of windows.
+
+    Raises:
+        UsageError: the text is too short, the context too long, or the two models cannot be compared.
+        IsobitError: a checkpoint cannot be loaded, or gives NaN.
+    """
+    name, source_name = names or (path.resolve().name, against.resolve().name if against else "")
+    tokenizer = Tokenizer.from_folder(path)
+    if against is not None:
+        require_same_tokens(corpus, tokenizer, Tokenizer.from_folder(against), (name, source_name))
+    subject = load_subject(path, name)
+    chosen = sample(corpus, tokenizer, choose_ctx(subject, ctx), stride=stride, tokens=tokens)
+    if against is None:
+        own, _ = compare_all(
+            subject.model,
+            {},
+            chosen.windows,
+            subject.vocab,
+            bytes_per_token=chosen.bytes_per_token,
+            seed=seed,
+            progress=progress,
+        )
+        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None)
+    source = load_subject(against, source_name)
+    require_same_vocabulary(source, subject)
+    own, found = compare_all(
+        source.model,
+        {name: subject.model},
+        chosen.windows,
+        subject.vocab,
+        bytes_per_token=chosen.bytes_per_token,
+        seed=seed,
+        progress=progress,
+    )
+    errors, layer_tokens = errors_by_layer(source, [subject], chosen)
+    method = describe_method(corpus, chosen, seed, command, layer_tokens)
+    fidelity = found[name]
+    results = Results(
+        source_result(source, own),
+        (scheme_result(subject, fidelity, note=_schemes(subject.info), layers=errors[0]),),
+        (),
+        method,
+    )
+    likelihood = Likelihood(fidelity.tokens, fidelity.windows, fidelity.perplexity, fidelity.bits_per_byte)
+    return Evaluation(name, likelihood, fidelity, method, results)
+
+
+def choose_ctx(subject: Subject, ctx: int | None) -> int:
+    """The context to measure with.
+
+    Raises:
+        UsageError: it is longer than the model can read.
+    """
+    longest = subject.model.config.max_positions
+    if ctx is None:
+        return min(DEFAULT_CTX, longest)
+    if ctx > longest:
+        raise UsageError(f"a context of {ctx} tokens is more than {subject.name} can read: at most {longest}")
+    return ctx
+
+
+def require_same_vocabulary(source: Subject, other: Subject) -> None:
+    """Check that two models give distributions over the same tokens.
+
+    Raises:
+        UsageError: their vocabularies differ in size.
+    """
+    if source.vocab != other.vocab:
+        raise UsageError(
+            f"{other.name} has a vocabulary of {other.vocab} tokens and {source.name} one of {source.vocab}: their "
+            "next-token distributions cannot be compared. Is this the source it was quantized from?"
+        )
+
+
+def errors_by_layer(source: Subject, others: list[Subject], chosen: Sample) -> tuple[list[tuple[float, ...]], int]:
+    """Relative error of the hidden states per model, and how many tokens it was measured on."""
+    count = max(1, LAYER_TOKENS // chosen.ctx)
+    step = max(1, len(chosen.windows) // count)
+    few = chosen.windows[::step][:count]
+    return layer_errors(source.model, [other.model for other in others], few), sum(len(window.ids) for window in few)
+
+
+def source_result(source: Subject, own: Likelihood, tokens_per_second: float | None = None) -> SourceResult:
+    """The row of the source."""
+    bits = source.info.linear_bits_per_weight
+    return SourceResult(
+        name=source.name,
+        parameters=source.info.parameters,
+        bits_per_weight=source.info.file_bits_per_parameter if bits is None else bits,
+        size=source.info.file_bytes,
+        likelihood=own,
+        tokens_per_second=tokens_per_second,
+    )
+
+
+def scheme_result(
+    subject: Subject,
+    fidelity: Fidelity,
+    *,
+    note: str,
+    layers: tuple[float, ...] = (),
+    weights: tuple[tuple[str, float], ...] = (),
+    tokens_per_second: float | None = None,
+) -> SchemeResult:
+    """The row of a model made from the source."""
+    bits = subject.info.linear_bits_per_weight
+    return SchemeResult(
+        name=subject.name,
+        note=note,
+        bits_per_weight=subject.info.file_bits_per_parameter if bits is None else bits,
+        size=subject.info.file_bytes,
+        fidelity=fidelity,
+        tokens_per_second=tokens_per_second,
+        layer_errors=layers,
+        weight_errors=weights,
+    )
+
+
+def _schemes(info: CheckpointInfo) -> str:
+    return ", ".join(use.scheme for use in info.schemes if use.kind == "linear")
+
+
+def describe_method(corpus: Corpus, chosen: Sample, seed: int, command: str, layer_tokens: int = 0) -> Method:
+    """How it was measured, with this machine and the versions of what measured it."""
+    machine = detect()
+    return Method(
+        text=corpus.name,
+        text_bytes=corpus.num_bytes,
+        text_tokens=chosen.text_tokens,
+        ctx=chosen.ctx,
+        stride=chosen.stride,
+        layer_tokens=layer_tokens,
+        seed=seed,
+        resamples=RESAMPLES,
+        hardware=f"{machine.cpu}, {machine.cores} usable cores, {machine.system}",
+        versions=(("isobit", __version__), ("torch", torch.__version__), ("Python", platform.python_version())),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+    )
