@@ -156,16 +156,6 @@ def test_static_scale(name: str) -> None:
 @ELEMENTS
 def test_the_quotient_is_a_division_not_a_product_with_the_reciprocal(name: str) -> None:
     """Finds inputs where ``x * (1 / scale)`` would round to another code, and wants the correctly rounded one."""
-    found = 0
-    for seed in range(40):
-        x = normal(64, 256, seed=seed)
-        codes, scale = quantize_activations(x, ActSpec(name, "token"))
-        shortcut = codec.encode((x * (1 / scale)).clamp(-QMAX[name], QMAX[name]), name)
-        for i, j in torch.nonzero(codes != shortcut).tolist():
-            quotient = nearest_float32(Fraction(x[i, j].item()) / Fraction(scale[i].item()))
-            assert codes[i, j] == element(name).encode(quotient)
-            found += 1
-    # Quotients that close to a midpoint are rare: make one on purpose as well.
     x, scale = near_a_midpoint(name)
     codes, _ = quantize_activations(torch.tensor([[x]]), ActSpec(name, "tensor", dynamic=False), torch.tensor(scale))
     exact = nearest_float32(Fraction(x) / Fraction(scale))
