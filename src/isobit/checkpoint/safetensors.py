@@ -136,11 +136,11 @@ def read_header(path: Path | str) -> tuple[dict[str, TensorInfo], dict[str, str]
 def _header_bytes(path: Path) -> tuple[bytes, int, int]:
     """(header, offset of the data, file size)."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # before open, which would wait for a pipe's writer
+            raise CheckpointError("this is not a regular file", file=path)
         with open(path, "rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError("this is not a regular file", file=path)
-            size = status.st_size
+            size = file.seek(0, 2)
+            file.seek(0)
             if size < 8:
                 raise CheckpointError(f"the file has {size} bytes: too short for a safetensors header", file=path)
             length = int.from_bytes(file.read(8), "little")
