@@ -7,6 +7,7 @@ memory stays that of one tensor. Older ones can only be loaded as a whole; the o
 from __future__ import annotations
 
 import pickle
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -18,7 +19,18 @@ from isobit.checkpoint.safetensors import TensorInfo, dtype_name
 from isobit.errors import CheckpointError
 
 # What torch.load raises for damaged files, besides UnpicklingError.
-_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 _whole_file_lock = threading.Lock()
 _whole_file: tuple[Path, tuple[int, int], dict[str, Tensor]] | None = None  # (path, (size, mtime), tensors)
