@@ -40,10 +40,10 @@ def register(subparsers: Any) -> None:
     )
     add_model_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument("--template", type=Path, metavar="FILE", help="a Jinja chat template to use instead of the model's")
+    parser.add_argument("--template", type=Path, metavar="FILE", help="a Jinja chat template instead of the model's")
     parser.add_argument("--no-thinking", action="store_true", help="pass enable_thinking=false to the template")
     add_sampling_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the whole conversation as one JSON document at the end")
+    parser.add_argument("--json", action="store_true", help="print the conversation as one JSON document at the end")
     parser.set_defaults(run=run)
 
 

@@ -39,7 +39,7 @@ def register(subparsers: Any) -> None:
     source.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to complete (default: standard input)")
     source.add_argument("--file", type=Path, metavar="FILE", help="read the prompt from a file")
     add_sampling_options(parser)
-    parser.add_argument("--logprobs", type=int, metavar="N", help="give each token's log-probability and the N best ones")
+    parser.add_argument("--logprobs", type=int, metavar="N", help="give log-probabilities of each token and the N best")
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype)
     if args.json:
         completion = generator.generate(prompt, params)
-        json.dump(as_json(args.model, prompt, completion, generator.tokenizer), sys.stdout, indent=2, ensure_ascii=False)
+        document = as_json(args.model, prompt, completion, generator.tokenizer)
+        json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
         print()
         return 0
     completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo)

@@ -83,7 +83,7 @@ def render(
     if not messages:
         raise UsageError("the conversation is empty: a chat template needs at least one message")
     if len(template) > limits.template:
-        raise TemplateError(f"the chat template has {len(template)} characters, more than the limit of {limits.template}")
+        raise TemplateError(f"the chat template has {len(template)} characters; the limit is {limits.template}")
     _require_dicts("messages", messages)
     _require_dicts("tools", tools or ())
     _require_dicts("documents", documents or ())

@@ -215,7 +215,8 @@ class StopWatch:
     """Finds stop strings in text that arrives piece by piece, and holds back what may become one.
 
     Args:
-        stop: the texts to find. The one that begins first ends the text; it and what follows are dropped.
+        stop: the texts to find. The one that is complete first ends the text, however the text is cut into pieces
+            (the longer of two that end together); it and what follows are dropped.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -228,9 +229,9 @@ class StopWatch:
         if self.found is not None:
             return ""
         text = self._held + piece
-        hits = [(text.find(stop), -len(stop), stop) for stop in self._stop if stop in text]
+        hits = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stop if stop in text]
         if hits:
-            position, _, self.found = min(hits)
+            _, position, self.found = min(hits)
             self._held = ""
             return text[:position]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)

@@ -16,6 +16,7 @@ from isobit.errors import CheckpointError, UsageError
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LARGEST_TEMPLATE = 16 << 20  # bytes
+TOKEN_OPTIONS = ("lstrip", "rstrip", "single_word", "normalized")
 OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
 
 
@@ -192,7 +193,7 @@ def _add_listed_tokens(fast: FastTokenizer, config: Mapping[str, Any]) -> None:
     for id in sorted(listed, key=int):
         token = listed[id]
         if isinstance(token, dict) and fast.token_to_id(token["content"]) is None:
-            options = {key: bool(token[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in token}
+            options = {key: bool(token[key]) for key in TOKEN_OPTIONS if key in token}
             added = AddedToken(token["content"], special=bool(token.get("special")), **options)
             (fast.add_special_tokens if token.get("special") else fast.add_tokens)([added])
 
