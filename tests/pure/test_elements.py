@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import gfloat
 import gfloat.formats
@@ -265,3 +266,31 @@ def test_names_and_aliases() -> None:
     assert all(element(alias) is ELEMENTS[name] for alias, name in ALIASES.items())
     with pytest.raises(FormatError, match="Did you mean e4m3fnuz"):
         element("e4m3fnu")
+
+
+# ---------------------------------------------------------------------- the table in docs/formats.md
+
+
+def doc_row(row: Element) -> str:
+    """The line of ``row`` in the element table of docs/formats.md."""
+    layout = f"{int(row.signed)}/{row.exponent_bits}/{row.mantissa_bits}" if row.kind == "float" else "integer"
+    special = [word for word, has in (("NaN", row.has_nan), ("inf", row.has_inf), ("-0", row.has_negative_zero)) if has]
+    smallest = row.smallest_subnormal or row.smallest_normal
+    cells = [
+        f"`{row.name}`",
+        str(row.bits),
+        layout,
+        str(row.bias) if row.kind == "float" else "",
+        f"{row.max:g}" if row.max < 1e6 else f"2^{int(math.log2(row.max))}",
+        f"{row.min:g}" if row.specials != "scale" else f"2^{int(math.log2(row.min))}",
+        "" if smallest is None else f"2^{int(math.log2(smallest))}",
+        ", ".join(special) or "none",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def test_the_element_table_of_the_documentation_is_this_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    documented = [line for line in text.splitlines() if line.startswith(tuple(f"| `{name}` |" for name in ELEMENTS))]
+    documented = [line for line in documented if line.count("|") == 9]
+    assert documented == [doc_row(row) for row in ELEMENTS.values()]

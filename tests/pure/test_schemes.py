@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +175,35 @@ def test_shapes_that_do_not_fit_name_what_would(name: str, k: int, parts: list[s
 def test_descriptions_need_no_torch() -> None:
     code = "import sys, isobit.formats.schemes, isobit.formats.rules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------- the table in docs/formats.md
+
+
+def doc_row(row: Scheme) -> str:
+    """The line of ``row`` in the scheme table of docs/formats.md."""
+    weights = f"kept, as {row.dtype}"
+    if row.weights is not None:
+        size = row.weights.group or ("x".join(map(str, row.weights.block)) if row.weights.block else "")
+        zero = "" if row.weights.symmetric else " with zero point"
+        weights = f"{row.weights.element}, {row.weights.granularity} {size}".strip() + zero
+    activations = "kept"
+    if row.activations is not None:
+        how = "dynamic" if row.activations.dynamic else "static"
+        activations = f"{row.activations.element}, {row.activations.granularity} {row.activations.group or ''}".strip()
+        activations += f", {how}"
+    cells = [
+        f"`{row.name}`",
+        weights,
+        activations,
+        f"{row.bits_per_weight(4096, 5120):.3f}",
+        ", ".join(f"`{alias}`" for alias in row.aliases),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def test_the_scheme_table_of_the_documentation_is_this_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    documented = [line for line in text.splitlines() if line.startswith(tuple(f"| `{name}` |" for name in SCHEMES))]
+    documented = [line for line in documented if line.count("|") == 6]
+    assert documented == [doc_row(row) for row in SCHEMES.values()]
