@@ -3,6 +3,8 @@
 Each gives the prompt format of its family; none is the family's own file.
 """
 
+# ruff: noqa: E501
+
 LLAMA2 = """{% if messages[0]['role'] == 'system' %}
 {% set system = messages[0]['content'] %}{% set turns = messages[1:] %}
 {% else %}

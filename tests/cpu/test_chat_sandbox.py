@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 
 import pytest
-
 from chat_templates import QWEN2
+
 from isobit.engine import chat
 from isobit.errors import TemplateError
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from chat_templates import FAMILIES, GEMMA, LLAMA2, QWEN3
 from jinja2.exceptions import TemplateError as JinjaTemplateError
+from tokenizers_for_tests import byte_level
 from transformers import PreTrainedTokenizerFast
 
-from chat_templates import FAMILIES, GEMMA, LLAMA2, QWEN3
 from isobit.engine import chat
 from isobit.errors import TemplateError, UsageError
-from tokenizers_for_tests import byte_level
 
-USER = {"role": "user", "content": "  What is <b>2+2</b> & \"why\"? 漢字 🙂\n"}
+USER = {"role": "user", "content": '  What is <b>2+2</b> & "why"? 漢字 🙂\n'}
 SYSTEM = {"role": "system", "content": "Be brief.\n{{ not a template }}"}
 ASSISTANT = {"role": "assistant", "content": " It is 4. "}
 THOUGHT = {"role": "assistant", "content": "4", "reasoning_content": "two and two\n"}
@@ -27,7 +27,7 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "add",
-        "description": "Adds <two> numbers & \"more\", é",
+        "description": 'Adds <two> numbers & "more", é',
         "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": ["string", "null"]}}},
     },
 }
@@ -81,7 +81,11 @@ def test_renders_as_transformers_does(family: str, theirs: PreTrainedTokenizerFa
 
 def test_a_known_rendering_written_by_hand() -> None:
     """Not only equal to the other implementation: equal to the format that Llama 2 was trained on."""
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A"},
+    ]
     text = chat.render(LLAMA2, messages, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
     assert text == "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s>"
     text = chat.render(QWEN3, messages[1:2], enable_thinking=False)

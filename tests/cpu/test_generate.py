@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from fake_model import FakeModel, writes
+from tokenizers_for_tests import byte_level, write_folder
+
 from isobit.engine.generate import PREFILL_CHUNK, Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError, IsobitError, UsageError
-from tokenizers_for_tests import byte_level, write_folder
 
 PROMPT = "def fib"
 

@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
+from tokenizers_for_tests import HARD_TEXTS, KINDS, byte_fallback, byte_level, write_folder
 from transformers import AutoTokenizer
 
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.errors import CheckpointError
-from tokenizers_for_tests import HARD_TEXTS, KINDS, byte_fallback, byte_level, write_folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +48,9 @@ def test_special_tokens_as_text_or_as_objects_and_the_map_file(tmp_path: Path) -
     plain = write_folder(tmp_path / "plain", byte_level(), pad_token={"content": "</s>", "__type": "AddedToken"})
     assert Tokenizer.from_folder(plain).special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     mapped = write_folder(tmp_path / "mapped", byte_level(), bos_token=None)
-    (mapped / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "<|end|>"}))
+    (mapped / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "<|end|>"})
+    )
     assert Tokenizer.from_folder(mapped).special_tokens == {"bos_token": "<s>", "eos_token": "<|end|>"}
 
 
@@ -101,9 +103,12 @@ def test_truncation_and_padding_saved_in_the_file_are_not_applied(tmp_path: Path
     tokenizer = byte_level()
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=8)
-    assert Tokenizer.from_folder(write_folder(tmp_path, tokenizer)).decode(
-        Tokenizer.from_folder(tmp_path).encode("def fib(n): return n")
-    ) == "def fib(n): return n"
+    assert (
+        Tokenizer.from_folder(write_folder(tmp_path, tokenizer)).decode(
+            Tokenizer.from_folder(tmp_path).encode("def fib(n): return n")
+        )
+        == "def fib(n): return n"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

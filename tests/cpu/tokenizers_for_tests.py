@@ -8,7 +8,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-TEXT = ["def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n", "the quick brown fox, déjà vu 漢字 🙂 don't"]
+TEXT = [
+    "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n",
+    "the quick brown fox, déjà vu 漢字 🙂 don't",
+]
 HARD_TEXTS = (
     "",
     " ",
@@ -47,7 +50,9 @@ def byte_level(bos: bool = False) -> Tokenizer:
 
 def byte_fallback() -> Tokenizer:
     """SentencePiece-style BPE with byte fallback, as Llama 2 and Mistral have it: "▁" for spaces, ``<0xE6>`` bytes."""
-    vocab = {token: id for id, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))])}
+    vocab = {
+        token: id for id, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))])
+    }
     for token in ["▁", *"abcdefghijklmnopqrstuvwxyz():,.+-<é\ufffd", "▁d", "de", "▁t", "th", "▁th"]:
         vocab[token] = len(vocab)
     merges = [("▁", "d"), ("d", "e"), ("▁", "t"), ("t", "h"), ("▁t", "h")]

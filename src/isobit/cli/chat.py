@@ -118,9 +118,7 @@ class Session:
 
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self._generator.tokenizer
-        prompt = chat.render(
-            self._template, messages, special_tokens=tokenizer.special_tokens, **self._options
-        )
+        prompt = chat.render(self._template, messages, special_tokens=tokenizer.special_tokens, **self._options)
         said: list[str] = []
         completion: Completion | None = None
         pieces = self._generator.stream(tokenizer.encode(prompt, add_special=False), self._params)
