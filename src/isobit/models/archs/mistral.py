@@ -1,0 +1,28 @@
+"""Mistral 7B and its successors: a Llama whose layers may all have a sliding window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isobit.models.config import Common, Fields, ModelConfig, read_common, read_windows
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """Reads a MistralForCausalLM configuration."""
+    windows = read_windows(fields, enabled=True, default_window=4096, first_full=0)
+    return read_common(fields, "mistral", Common(kv_heads=8, max_positions=131072), windows=windows)
+
+
+def tiny() -> dict[str, Any]:
+    """A tiny test model with a window shorter than the test's sequences."""
+    return {
+        "vocab_size": 320,
+        "hidden_size": 640,
+        "intermediate_size": 640,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 256,
+        "sliding_window": 16,
+    }

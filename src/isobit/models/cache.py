@@ -1,0 +1,51 @@
+"""The key-value cache: one preallocated pair of tensors per layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from isobit.errors import CapacityError
+from isobit.models.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of ``batch`` sequences of equal length, up to ``max_len`` tokens.
+
+    Attributes:
+        length: tokens held, the same for every layer and sequence.
+        max_len: tokens there is room for.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, max_len: int, dtype: torch.dtype) -> None:
+        self.length = 0
+        self.max_len = max_len
+        shape = (batch, config.num_kv_heads, max_len, config.head_dim)
+        try:
+            self._keys = [torch.empty(shape, dtype=dtype) for _ in range(config.num_layers)]
+            self._values = [torch.empty(shape, dtype=dtype) for _ in range(config.num_layers)]
+        except RuntimeError:
+            size = 2 * config.num_layers * batch * config.num_kv_heads * max_len * config.head_dim * dtype.itemsize
+            raise CapacityError(
+                f"the key-value cache of {batch} x {max_len} tokens needs {size / 2**30:.1f} GiB, which cannot be had;"
+                " use a shorter context or a smaller batch"
+            ) from None
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores ``[B, kv_heads, T, head_dim]`` behind what the layer holds; returns everything it then holds.
+
+        ``length`` moves on only at :meth:`advance`, once every layer has its part.
+
+        Raises:
+            CapacityError: there is no room for T more tokens.
+        """
+        end = self.length + keys.shape[2]
+        if end > self.max_len:
+            raise CapacityError(f"the key-value cache has room for {self.max_len} tokens, not for {end}")
+        self._keys[layer][:, :, self.length : end] = keys
+        self._values[layer][:, :, self.length : end] = values
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Counts tokens that every layer has stored."""
+        self.length += tokens

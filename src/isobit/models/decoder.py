@@ -1,0 +1,127 @@
+"""The decoder-only transformer, assembled from a ModelConfig: flags, not subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from isobit.errors import UsageError
+from isobit.models.cache import KVCache
+from isobit.models.config import ModelConfig
+from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+from isobit.models.rope import RotaryTable
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, attention: Attention, mlp: GatedMLP, before_attention: RMSNorm, before_mlp: RMSNorm) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm, self.post_attention_layernorm = before_attention, before_mlp
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """``[B, T, hidden]`` to the same."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """A causal language model.
+
+    Attributes:
+        config: what it is.
+        dtype: what activations are computed in; norms, rotary angles and logits are float32 whatever it is.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embed_tokens: Embedding,
+        layers: list[Layer],
+        norm: RMSNorm,
+        lm_head: Linear,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
+        self.layers = nn.ModuleList(layers)
+        self._rotary = RotaryTable(config.rope, config.head_dim)
+
+    def forward(
+        self,
+        ids: Tensor | None,
+        cache: KVCache | None = None,
+        *,
+        embeds: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits of tokens that follow what the cache holds (or that start at position 0 without one).
+
+        Args:
+            ids: int64 ``[B, T]``; None when ``embeds`` is given.
+            cache: keys and values so far; this call adds T tokens to it.
+            embeds: ``[B, T, hidden]`` instead of ids, e.g. from an image or audio encoder.
+            last_only: compute the logits of the last position only.
+
+        Returns:
+            float32 ``[B, T, vocab]``, or ``[B, 1, vocab]``.
+
+        Raises:
+            UsageError: neither or both of ids and embeds, or no tokens.
+            CapacityError: the cache is full.
+        """
+        x = self.hidden_states(ids, cache, embeds=embeds)
+        if last_only:
+            x = x[:, -1:]
+        return self.lm_head(self.norm(x)).float()  # type: ignore[no-any-return]
+
+    def hidden_states(
+        self, ids: Tensor | None, cache: KVCache | None = None, *, embeds: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream ``[B, T, hidden]`` behind the last layer, before the final norm; see :meth:`forward`."""
+        if (ids is None) == (embeds is None):
+            raise UsageError("give either token ids or embeddings")
+        x = self.embed_tokens(ids) if embeds is None else embeds.to(self.dtype)
+        tokens = x.shape[1]
+        if tokens == 0:
+            raise UsageError("there are no tokens to run the model on")
+        begin = 0 if cache is None else cache.length
+        cos, sin = (part.to(x.dtype) for part in self._rotary.at(begin, begin + tokens))
+        masks: dict[int | None, Tensor | None] = {}
+        for layer, window in zip(self.layers, self.config.windows, strict=True):
+            if window not in masks:
+                masks[window] = attention_mask(begin, tokens, window, x.dtype)
+            x = layer(x, cos, sin, masks[window], cache)
+        if cache is not None:
+            cache.advance(tokens)
+        return x
+
+    def new_cache(self, batch: int, max_len: int) -> KVCache:
+        """An empty cache for ``batch`` sequences of up to ``max_len`` tokens."""
+        return KVCache(self.config, batch, max_len, self.dtype)
+
+    def linears(self) -> Iterator[tuple[str, Linear]]:
+        """Every linear layer with the name of its module in the checkpoint, in the order of computation."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                yield (name if name == "lm_head" else f"model.{name}"), module
+
+
+def attention_mask(begin: int, tokens: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    """What tokens ``begin .. begin + tokens - 1`` must not see: additive ``[tokens, begin + tokens]``, or None.
+
+    A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included.
+    """
+    end = begin + tokens
+    if tokens == 1 and (window is None or end <= window):
+        return None
+    query = torch.arange(begin, end)[:, None]
+    key = torch.arange(end)[None, :]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(tokens, end, dtype=dtype).masked_fill_(hidden, float("-inf"))

@@ -1,0 +1,197 @@
+"""Weights of a model: which tensors it needs, whether a checkpoint has them, and loading them into a Decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from isobit.checkpoint import layout
+from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import CheckpointError, UsageError
+from isobit.formats.qtensor import QTensor
+from isobit.formats.rules import ModuleKind
+from isobit.models.config import ModelConfig
+from isobit.models.decoder import Decoder, Layer
+from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+
+Shapes = dict[str, tuple[int, ...]]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Float32 copies of code values are kept when all of them together stay below this: a small model then decodes at
+# memory speed, while a large one is decoded in bounded memory. Rounding points are the same either way.
+KEEP_VALUES_BELOW = 1 << 30  # bytes
+
+# Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+
+
+def expected_tensors(config: ModelConfig) -> Shapes:
+    """Every tensor of the unquantized model, by its name in a checkpoint, with its shape."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    shapes: Shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config.num_layers):
+        shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in _layer_tensors(config).items()})
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
+def _layer_tensors(config: ModelConfig) -> Shapes:
+    """The tensors of one layer, by their names within it."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    linears = {
+        "self_attn.q_proj": (queries, hidden, config.qkv_bias),
+        "self_attn.k_proj": (keys, hidden, config.qkv_bias),
+        "self_attn.v_proj": (keys, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, queries, config.o_bias),
+        "mlp.gate_proj": (mlp, hidden, config.mlp_bias),
+        "mlp.up_proj": (mlp, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, mlp, config.mlp_bias),
+    }
+    shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    for name, (n, k, bias) in linears.items():
+        shapes[f"{name}.weight"] = (n, k)
+        if bias:
+            shapes[f"{name}.bias"] = (n,)
+    if config.qk_norm == "head":
+        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (config.head_dim,)
+    return shapes
+
+
+def classify(tensor: str) -> ModuleKind:
+    """What kind of module a tensor belongs to, by the tensor's name."""
+    module = tensor.rpartition(".")[0]
+    name = module.rpartition(".")[2]
+    if module == "lm_head":
+        return "lm_head"
+    if name == "embed_tokens":
+        return "embedding"
+    if "norm" in name:
+        return "norm"
+    if name in ("gate", "router"):
+        return "router"
+    return "linear" if name.endswith("_proj") else "other"
+
+
+def load_model(
+    source: Path | str | Checkpoint, *, dtype: str | None = None, keep_values: bool | None = None
+) -> Decoder:
+    """Loads a checkpoint, quantized or not, on the CPU.
+
+    What each weight is, its own tensors say, so that a checkpoint may mix formats.
+
+    Args:
+        source: a folder, or an opened checkpoint.
+        dtype: what activations are computed in: ``float32`` (the default), ``bfloat16`` or ``float16``.
+        keep_values: keep float32 code values in memory (faster, four bytes a weight); None to do so below 1 GiB.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.
+        ModelError: the architecture or a setting is not implemented.
+        UsageError: an unknown dtype.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
+    ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
+    return _Loader(ck, ModelConfig.from_hf(ck.config), DTYPES[dtype or "float32"], keep_values).decoder()
+
+
+class _Loader:
+    """Reads every tensor of a model exactly once."""
+
+    def __init__(self, ck: Checkpoint, config: ModelConfig, dtype: torch.dtype, keep_values: bool | None) -> None:
+        self.ck, self.config, self.dtype = ck, config, dtype
+        self.expected = expected_tensors(config)
+        weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
+        self.keep_values = 4 * weights < KEEP_VALUES_BELOW if keep_values is None else keep_values
+        self.used: set[str] = set()
+
+    def decoder(self) -> Decoder:
+        self._require_modules()
+        table = self._weight("model.embed_tokens")
+        layers = [self._layer(index) for index in range(self.config.num_layers)]
+        norm = self._norm("model.norm")
+        head = self._head(table)
+        self._require_all_used()
+        return Decoder(self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype).eval()
+
+    def _layer(self, index: int) -> Layer:
+        prefix = f"model.layers.{index}."
+        attention: dict[str, nn.Module] = {
+            f"{name}_proj": self._linear(f"{prefix}self_attn.{name}_proj") for name in "qkvo"
+        }
+        if self.config.qk_norm == "head":
+            attention |= {name: self._norm(f"{prefix}self_attn.{name}") for name in ("q_norm", "k_norm")}
+        mlp: dict[str, nn.Module] = {
+            f"{name}_proj": self._linear(f"{prefix}mlp.{name}_proj") for name in ("gate", "up", "down")
+        }
+        return Layer(
+            Attention(self.config, index, attention),
+            GatedMLP(mlp),
+            self._norm(f"{prefix}input_layernorm"),
+            self._norm(f"{prefix}post_attention_layernorm"),
+        )
+
+    def _head(self, table: layout.LinearWeight) -> Linear:
+        if not self.config.tie_word_embeddings:
+            return self._linear("lm_head")
+        # Some tools store a tied output projection as well: it is the same matrix and is not needed.
+        self.used |= {name for name in self.ck.tensors if name.rpartition(".")[0] == "lm_head"}
+        return self._bind(layout.LinearWeight(table.weight))
+
+    def _linear(self, module: str) -> Linear:
+        read = self._weight(module)
+        if (read.bias is not None) != (f"{module}.bias" in self.expected):
+            state = "surplus" if read.bias is not None else "missing"
+            raise CheckpointError(f"is {state} according to config.json", file=self.ck.path, tensor=f"{module}.bias")
+        return self._bind(read)
+
+    def _bind(self, read: layout.LinearWeight) -> Linear:
+        weight = read.weight if isinstance(read.weight, QTensor) else self._plain(read.weight)
+        return Linear(
+            weight, read.activations, read.input_scale, read.bias, keep_values=self.keep_values, dtype=self.dtype
+        )
+
+    def _plain(self, weight: Tensor) -> Tensor:
+        """An unquantized weight as it is computed with: in the compute dtype when small, else as stored."""
+        return weight.to(self.dtype) if self.keep_values else weight
+
+    def _weight(self, module: str) -> layout.LinearWeight:
+        read = layout.read_linear(self.ck, module, mmap=not self.keep_values)
+        self.used |= set(read.names)
+        self._require_shape(f"{module}.weight", tuple(read.weight.shape))
+        return read
+
+    def _norm(self, module: str) -> RMSNorm:
+        name = f"{module}.weight"
+        self.used.add(name)
+        weight = self.ck.read(name)
+        self._require_shape(name, tuple(weight.shape))
+        return RMSNorm(weight, self.config.norm_eps)
+
+    def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
+        if shape != self.expected[tensor]:
+            raise CheckpointError(
+                f"has shape {list(shape)}, but config.json makes it {list(self.expected[tensor])}",
+                file=self.ck.path,
+                tensor=tensor,
+            )
+
+    def _require_modules(self) -> None:
+        """Every module has a tensor, before anything large is read."""
+        there = {name.rpartition(".")[0] for name in self.ck.tensors}
+        missing = sorted({name.rpartition(".")[0] for name in self.expected} - there)
+        if missing:
+            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise CheckpointError(f"there are no tensors of {listed}, which config.json asks for", file=self.ck.path)
+
+    def _require_all_used(self) -> None:
+        left = sorted(name for name in self.ck.tensors if name not in self.used and not name.endswith(IGNORED_SUFFIXES))
+        if left:
+            listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+            raise CheckpointError(f"has tensors that config.json has no use for: {listed}", file=self.ck.path)
