@@ -253,8 +253,8 @@ def test_policies() -> None:
     assert stored_scale_dtype(torch.float16, channel) == torch.float16
     assert stored_scale_dtype(torch.bfloat16, channel) == torch.bfloat16
     assert stored_scale_dtype(torch.float32, channel) == torch.bfloat16
-    assert stored_scale_dtype(torch.float16, block) == torch.float32
-    assert stored_scale_dtype(torch.float16, WeightSpec("e4m3fn", "tensor")) == torch.float32
+    assert stored_scale_dtype(torch.float16, block) == torch.float16
+    assert stored_scale_dtype(torch.bfloat16, WeightSpec("e4m3fn", "tensor")) == torch.bfloat16
 
 
 def test_bad_arguments() -> None:

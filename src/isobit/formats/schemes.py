@@ -168,18 +168,17 @@ class Scheme:
         """Whether activation scales must be measured on sample text first."""
         return self.activations is not None and not self.activations.dynamic
 
-    def bits_per_weight(self, n: int = 4096, k: int = 4096, scale_bits: int | None = None) -> float:
+    def bits_per_weight(self, n: int = 4096, k: int = 4096, scale_bits: int = 16) -> float:
         """Stored bits per weight of an ``[n, k]`` linear.
 
         Args:
             n: output rows.
             k: inputs.
-            scale_bits: width of a stored scale; by default 32 for tensor and block scales, else 16.
+            scale_bits: width of a stored scale.
         """
         if self.weights is None:
             return 16.0
-        wide = self.weights.granularity in ("tensor", "block")
-        return self.weights.bits_per_weight(n, k, scale_bits or (32 if wide else 16))
+        return self.weights.bits_per_weight(n, k, scale_bits)
 
 
 _FP8_CHANNEL = WeightSpec("e4m3fn", "channel")
