@@ -79,13 +79,14 @@ class OutputFolder:
         self._unsynced = 0
         if path.exists() and not path.is_dir():
             raise UsageError(f"the output {path} exists and is not a folder: name another one")
-        existed = path.exists()
+        self._made = not path.exists()
+        self._abandoned = False
         with self._disk_errors():
             self._lock = lock_folder(self.partial, _LOCK, str(path))
         try:
             self._journal = self._take_up(job, resume, overwrite)
         except BaseException:
-            self._release(remove_path=not existed)
+            self._release(remove_path=self._made)
             raise
         entries = self._journal.entries if self._journal else []
         self.finished = self._journal is None
@@ -103,7 +104,7 @@ class OutputFolder:
             self._current = None
         if self._journal is not None:
             self._journal.close()
-        self._release(remove_path=False)
+        self._release(remove_path=self._made and self._abandoned)
 
     # ------------------------------------------------------------------ the beginning
 
@@ -111,7 +112,9 @@ class OutputFolder:
         """The journal to go on with: that of an unfinished run of this job, or a new one; None if all is done."""
         if self._was_finished(job, overwrite):
             return None
-        journal = Journal.open(self.partial / _JOURNAL) if resume else self._discard()
+        if not resume:
+            self._discard()
+        journal = Journal.open(self.partial / _JOURNAL)
         if journal is None:
             _require_free(self.path, overwrite)
             self._require_space()
@@ -147,7 +150,10 @@ class OutputFolder:
 
     def _discard(self) -> None:
         """Throws away an unfinished run, also one that had begun to move its files up."""
-        journal = Journal.open(self.partial / _JOURNAL)
+        try:
+            journal = Journal.open(self.partial / _JOURNAL)
+        except CheckpointError:
+            journal = None  # damaged: nothing it could say is needed to throw the rest away
         if journal is not None:
             journal.close()
             if journal.has("cleared"):
@@ -165,12 +171,14 @@ class OutputFolder:
 
     def _release(self, remove_path: bool) -> None:
         """Gives the lock back; a partial folder with nothing else in it goes, and so does ``path`` if we made it."""
-        if {entry.name for entry in self.partial.iterdir()} == {_LOCK}:
-            (self.partial / _LOCK).unlink()
-            self.partial.rmdir()
-            if remove_path:
-                self.path.rmdir()
-        os.close(self._lock)
+        try:
+            if {entry.name for entry in self.partial.iterdir()} == {_LOCK}:
+                (self.partial / _LOCK).unlink()
+                self.partial.rmdir()
+                if remove_path:
+                    self.path.rmdir()
+        finally:
+            os.close(self._lock)
 
     # ------------------------------------------------------------------ writing
 
@@ -187,7 +195,7 @@ class OutputFolder:
         """
         shard = self._shards[name]
         planned = shard.tensors[name]
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         if tensor.element_size() != planned.itemsize or offset + len(data) > planned.nbytes:
             raise ValueError(
                 f"{name}: {len(data)} bytes at {offset} of {tensor.dtype} are not what was planned: {planned}"
@@ -224,6 +232,7 @@ class OutputFolder:
             self._current = None
         self._waiting, self._unsynced = [], 0
         self._clear_partial()
+        self._abandoned = True
 
     def note(self, entry: dict[str, Any]) -> None:
         """Keeps something for a later run, durably; see :meth:`noted`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Set
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 import isobit
 from isobit.checkpoint.reader import Checkpoint
-from isobit.errors import CapacityError, CheckpointError, UsageError
+from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
@@ -74,15 +73,13 @@ def input_scales(ck: Checkpoint, modules: Set[str], text: str) -> InputScales:
         module -> scale: the largest absolute input over 448 (the largest e4m3fn value), a float32 number.
 
     Raises:
-        CapacityError: the model does not fit into memory.
         CheckpointError: the model has no tokenizer, or its activations are not finite.
         UsageError: a module that is no linear layer of the model.
     """
     from isobit.models.weights import load_model
 
-    _require_memory(ck)
-    windows = list(_windows(_tokens(ck, text)))
-    model = load_model(ck.path, dtype="float32")
+    model = load_model(ck)
+    windows = list(_windows(_tokens(ck, text), min(WINDOW, model.config.max_position_embeddings)))
     largest: dict[str, float] = {}
     hooks = []
     for name, linear in model.linears():
@@ -138,34 +135,14 @@ def _tokens(ck: Checkpoint, text: str) -> Tensor:
     return ids
 
 
-def _windows(ids: Tensor) -> Iterator[Tensor]:
-    """Up to 16 windows of up to 512 tokens, evenly spread; each begins with the text's first token (often a BOS)."""
-    starts = range(0, max(ids.numel() - WINDOW, 0) + 1, WINDOW)
+def _windows(ids: Tensor, length: int) -> Iterator[Tensor]:
+    """Up to 16 windows of ``length`` tokens, evenly spread; each begins with the text's first token (often a BOS)."""
+    starts = range(0, max(ids.numel() - length, 0) + 1, length)
     step = max(len(starts) // WINDOWS, 1)
     for start in list(starts)[::step][:WINDOWS]:
-        window = ids[start : start + WINDOW].clone()
+        window = ids[start : start + length].clone()
         window[0] = ids[0]
         yield window
-
-
-def _require_memory(ck: Checkpoint) -> None:
-    """The model is held in float32 while it is calibrated."""
-    need = 4 * sum(info.numel for info in ck.tensors.values())
-    free = _available_memory()
-    if need > free:
-        raise CapacityError(
-            f"calibrating runs the model in float32: that takes {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are"
-            " available. Use a scheme with dynamic activation scales (fp8), which needs no calibration"
-        )
-
-
-def _available_memory() -> int:
-    """Bytes that can be used without swapping; all of the memory where the system doesn't say."""
-    meminfo = Path("/proc/meminfo")
-    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _own_source() -> str:

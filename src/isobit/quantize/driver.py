@@ -137,14 +137,14 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     ck = Checkpoint.open(source)
     validate.check_not_quantized(ck)
     model = ModelConfig.from_hf(ck.config)
-    tensors, dropped = validate.needed(ck, expected_tensors(model))
+    tensors, dropped = validate.needed(ck, expected_tensors(model), model.tie_word_embeddings)
     validate.check_schemes(tensors, classify, policy)
     jobs = list(plan_jobs(tensors, classify, policy, settings.search))
     shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
     assigned = validate.assignments(tensors, classify, policy, "lm_head" if model.tie_word_embeddings else None)
-    notes = [f"{name} is left out: models compute it themselves" for name in dropped[:1]]
+    notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]
     if len(dropped) > 1:
-        notes = [f"{len(dropped)} tensors like {dropped[0]} are left out: models compute them themselves"]
+        notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]
     notes += validate.advice(assigned)
     return _Plan(ck, model, jobs, shards, _config(ck, policy, assigned), tuple(notes))
 

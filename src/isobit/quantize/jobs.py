@@ -1,4 +1,4 @@
-"""What becomes of each source tensor, and the pieces of rows in which it is done: the plan, and the work on one piece."""
+"""What becomes of each source tensor, the pieces of rows in which it is done, and the work on one piece."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class ModuleRecord:
         shape: shape of the source tensor; [N, K] for weights.
         source_bytes: its size in the source.
         bytes: its size in the output, scales and zero points included.
-        relative_squared_error: sum of squared differences over sum of squared weights; None where nothing was quantized.
+        relative_squared_error: sum of squared differences over sum of squared weights; None if not quantized.
     """
 
     name: str
@@ -166,5 +166,5 @@ def from_json(content: bytes, out: str, seconds: float) -> QuantizeReport:
     modules = tuple(ModuleRecord(**{**entry, "shape": tuple(entry["shape"])}) for entry in fields.pop("modules"))
     notes = tuple(fields.pop("notes"))
     del fields["isobit"]
-    run = {"seconds": seconds, "bytes_read": 0, "bytes_written": 0, "resumed_from": len(modules)}
-    return QuantizeReport(out=out, modules=modules, notes=notes, **fields, **run)
+    fields |= {"out": out, "seconds": seconds, "bytes_read": 0, "bytes_written": 0, "resumed_from": len(modules)}
+    return QuantizeReport(modules=modules, notes=notes, **fields)

@@ -11,17 +11,11 @@ from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, SchemeError, UsageError
 from isobit.formats.rules import ModuleKind, Policy
 from isobit.formats.schemes import Scheme, check_shape
+from isobit.models.weights import IGNORED_SUFFIXES
 from isobit.quantize.jobs import FLOATS, is_weight, module_of, scheme_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Buffers that old checkpoints stored and that every model computes by itself.
-_DROPPED_SUFFIXES = (
-    ".rotary_emb.inv_freq",
-    ".rotary_emb.cos_cached",
-    ".rotary_emb.sin_cached",
-    ".attention.masked_bias",
-)
 _LISTED = 8  # problems shown in full; the rest is counted
 
 
@@ -56,17 +50,18 @@ def check_not_quantized(ck: Checkpoint) -> None:
             )
 
 
-def is_dropped(name: str) -> bool:
-    """Whether a tensor is a leftover of old checkpoints that no model needs."""
-    return name.endswith(_DROPPED_SUFFIXES)
+def is_dropped(name: str, tied: bool) -> bool:
+    """Whether no model needs this tensor: a buffer that old checkpoints stored, or a second copy of a tied matrix."""
+    return name.endswith(IGNORED_SUFFIXES) or (tied and name.startswith("lm_head."))
 
 
-def needed(ck: Checkpoint, expected: Shapes) -> tuple[list[TensorInfo], list[str]]:
+def needed(ck: Checkpoint, expected: Shapes, tied: bool) -> tuple[list[TensorInfo], list[str]]:
     """Checks the tensors against what the model's configuration asks for.
 
     Args:
         ck: the source.
         expected: tensor name -> shape.
+        tied: the output projection is the embedding matrix.
 
     Returns:
         the tensors to process, in the order of their bytes, and the names of those that are dropped.
@@ -74,7 +69,7 @@ def needed(ck: Checkpoint, expected: Shapes) -> tuple[list[TensorInfo], list[str
     Raises:
         CheckpointError: tensors are missing, surplus or of another shape.
     """
-    dropped = [name for name in ck.tensors if is_dropped(name) and name not in expected]
+    dropped = [name for name in ck.tensors if is_dropped(name, tied) and name not in expected]
     kept = {name: info for name, info in ck.tensors.items() if name not in dropped}
     problems: list[tuple[str, str]] = []  # (tensor, what is wrong)
     for name, shape in expected.items():
@@ -144,7 +139,8 @@ def _checkpoint_error(ck: Checkpoint, problems: list[tuple[str, str]]) -> Checkp
     file = ck.tensors[name].file if name in ck.tensors else ck.path
     if len(problems) == 1:
         return CheckpointError(reason, file=file, tensor=name)
-    listed = _listing([f"tensor {tensor!r} {what}" for tensor, what in problems])
+    in_file = {tensor: f" ({ck.tensors[tensor].file.name})" for tensor, _ in problems if tensor in ck.tensors}
+    listed = _listing([f"tensor {tensor!r}{in_file.get(tensor, '')} {what}" for tensor, what in problems])
     return CheckpointError(f"{len(problems)} tensors do not fit config.json:\n{listed}", file=ck.path)
 
 
