@@ -85,7 +85,7 @@ class _Matrix:
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dtype == x.dtype:
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     n, k = weight.shape
     step = max(1, CHUNK_BYTES // (x.element_size() * k))
     parts = [F.linear(x, weight[begin : begin + step].to(x.dtype)) for begin in range(0, n, step)]

@@ -192,6 +192,8 @@ class Fields:
 
 def read_common(fields: Fields, family: str, common: Common, **flags: Any) -> ModelConfig:
     """A configuration from the keys that all families share, plus a family's own flags."""
+    if fields.raw("text_config") is not None:
+        raise ModelError("config.json: text_config: isobit runs text models only, not the text part of a larger model")
     fields.only("hidden_act", ("silu", "swish"), "activation")
     fields.only("hidden_activation", ("silu", "swish"), "activation")
     fields.only("attention_multiplier", (1, 1.0), "attention scale")
@@ -202,6 +204,8 @@ def read_common(fields: Fields, family: str, common: Common, **flags: Any) -> Mo
             "hidden_size", f"is not a multiple of num_attention_heads = {heads} and there is no head_dim"
         )
     layers = fields.integer("num_hidden_layers", high=10_000)
+    # An explicit null means one per query head in every family; only an absent key takes the family's default.
+    kv_heads = heads if "num_key_value_heads" in fields.keys() else common.kv_heads or heads
     return ModelConfig(
         family=family,
         vocab_size=fields.integer("vocab_size"),
@@ -209,7 +213,7 @@ def read_common(fields: Fields, family: str, common: Common, **flags: Any) -> Mo
         intermediate_size=fields.integer("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.integer("num_key_value_heads", common.kv_heads or heads),
+        num_kv_heads=fields.integer("num_key_value_heads", kv_heads),
         head_dim=fields.integer("head_dim", common.head_dim or hidden // heads, high=4096),
         norm_eps=fields.number("rms_norm_eps", 1e-6, high=1.0),
         max_position_embeddings=fields.integer("max_position_embeddings", common.max_positions, high=1 << 30),
@@ -230,12 +234,15 @@ def read_rope(fields: Fields, common: Common) -> Rope:
     """The rotary embedding, from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``."""
     for key in ("partial_rotary_factor",):
         fields.only(key, (1, 1.0), "partial rotary embedding")
-    section = fields.section("rope_parameters") or fields.section("rope_scaling") or Fields({}, "config.json")
+    parameters, scaling = fields.section("rope_parameters"), fields.section("rope_scaling")
+    if parameters and scaling and fields.raw("rope_parameters") != fields.raw("rope_scaling"):
+        raise fields.error("rope_scaling", f"disagrees with rope_parameters = {fields.raw('rope_parameters')!r}")
+    section = parameters or scaling or Fields({}, "config.json")
     unknown = sorted(set(section.keys()) - _ROPE_KEYS)
     if unknown:
         raise ModelError(f"config.json: rope parameters {', '.join(unknown)}: isobit does not implement them")
     section.only("partial_rotary_factor", (1, 1.0), "partial rotary embedding")
-    theta = section.number("rope_theta", fields.number("rope_theta", 10000.0))
+    theta = section.number("rope_theta", fields.number("rope_theta", 10000.0, low=1.0), low=1.0)
     kind = section.raw("rope_type") or section.raw("type") or "default"
     if kind == "default":
         return Rope(theta=theta)

@@ -1,0 +1,66 @@
+"""Rotary embeddings against transformers' own numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from isobit.models.config import ModelConfig
+from isobit.models.rope import RotaryTable, frequencies
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64},
+    "yarn": YARN,
+    "yarn, attention factor": YARN | {"attention_factor": 0.75},
+    "yarn, mscale": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
+    "yarn, betas": YARN | {"beta_fast": 16.0, "beta_slow": 2.0},
+    "yarn, not truncated": YARN | {"truncate": False},
+    "yarn, equal betas": YARN | {"beta_fast": 1.0, "beta_slow": 1.0},
+}  # fmt: skip
+SIZES = {"vocab_size": 8, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+         "head_dim": 64, "max_position_embeddings": 256}  # fmt: skip
+
+
+def configs(name: str, theta: float) -> tuple[ModelConfig, LlamaConfig]:
+    keys = SIZES | {"rope_parameters": ROPES[name] | {"rope_theta": theta}}
+    return ModelConfig.from_hf({"architectures": ["LlamaForCausalLM"]} | keys), LlamaConfig(**keys)
+
+
+@pytest.mark.parametrize("theta", [10000.0, 5e5])
+@pytest.mark.parametrize("name", ROPES)
+def test_frequencies_equal_transformers(name: str, theta: float) -> None:
+    ours, theirs = configs(name, theta)
+    found, factor = frequencies(ours.rope, ours.head_dim)
+    kind = ROPES[name]["rope_type"]
+    if kind == "default":
+        wanted, wanted_factor = LlamaRotaryEmbedding(theirs).inv_freq, 1.0
+    else:
+        wanted, wanted_factor = ROPE_INIT_FUNCTIONS[kind](theirs)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    assert factor == pytest.approx(wanted_factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_cosines_and_sines_equal_transformers(name: str) -> None:
+    ours, theirs = configs(name, 10000.0)
+    positions = torch.arange(250)[None]
+    wanted = LlamaRotaryEmbedding(theirs)(torch.zeros(1, dtype=torch.float32), positions)
+    for found, expected in zip(RotaryTable(ours.rope, 64).at(0, 250), wanted, strict=True):
+        torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
+
+
+def test_the_table_grows_without_changing() -> None:
+    ours, _ = configs("yarn", 10000.0)
+    table = RotaryTable(ours.rope, 64)
+    early = table.at(10, 20)[0].clone()
+    table.at(5000, 5001)
+    assert torch.equal(table.at(10, 20)[0], early)
