@@ -134,7 +134,7 @@ def test_bits_per_weight() -> None:
     assert SCHEMES["int4-g32"].bits_per_weight(4096, 4096) == 4.5
     assert SCHEMES["int4-asym"].bits_per_weight(4096, 4096) == 4 + (16 + 4) / 128
     assert SCHEMES["int3"].bits_per_weight(640, 640) == pytest.approx(3.4)
-    assert SCHEMES["fp8-block"].bits_per_weight(4096, 4096) == 8 + 32 / 128**2
+    assert SCHEMES["fp8-block"].bits_per_weight(4096, 4096) == 8 + 16 / 128**2
     assert SCHEMES["bf16"].bits_per_weight() == 16
     assert WeightSpec("int3", "channel").bits_per_weight(1, 11) == (64 + 16) / 11  # padded to whole words
 
