@@ -78,6 +78,7 @@ def describe(found: Demo) -> str:
 
     results = found.results
     own = results.source.likelihood
+    folder = list(found.folders.values())[-1]
     lines = [
         f"What each format keeps, on {own.tokens:,} tokens of {results.method.text}:",
         "",
@@ -92,7 +93,10 @@ def describe(found: Demo) -> str:
         f"data     {found.data}",
         f"took     {found.seconds:.0f} s",
         "",
-        f"Next:  isobit generate {shlex.quote(str(list(found.folders.values())[-1]))} --prompt 'def main('",
+        "Next:",
+        f"  isobit generate {shlex.quote(str(folder))} 'def fibonacci(n):'",
+        f"  isobit eval {shlex.quote(str(folder))} --against bundled --text some_code.py",
+        "  isobit quantize Qwen/Qwen3-0.6B --scheme int8",
     ]
     return "\n".join(lines)
 

@@ -86,13 +86,25 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None and found.results is not None:
         report.write(found.results, args.report)
     if args.json:
-        json.dump(asdict(found), sys.stdout, indent=2)
+        json.dump(as_json(found), sys.stdout, indent=2, allow_nan=False)
         print()
     else:
         print(summary(found, args.against))
         if args.report is not None:
             print(f"\nreport: {args.report}")
     return 0
+
+
+def as_json(found: Evaluation) -> dict[str, Any]:
+    """What was measured, as JSON."""
+    errors = None if found.results is None else found.results.schemes[0].layer_errors
+    return {
+        "model": found.model,
+        "likelihood": asdict(found.likelihood),
+        "fidelity": None if found.fidelity is None else asdict(found.fidelity),
+        "layer_errors": errors,
+        "method": asdict(found.method),
+    }
 
 
 def check_report(path: Path, against: str | None) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from isobit.bundled import model_path
 from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
@@ -31,7 +29,6 @@ from isobit.quantize.report import QuantizeReport
 
 SCHEMES = ("bf16", "fp8", "fp8-e5m2", "int8", "int4", "int4-g32", "int3")
 TOKENS = 16_384
-CTX = 512
 COMPLETION_SCHEME = "int4"
 COMPLETION_TOKENS = 48
 PROMPT = '''def read_lines(path, encoding="utf-8"):
@@ -42,6 +39,15 @@ SPEED_TOKENS = 64
 SPEED_ROUNDS = 3
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One scheme, the model that was made with it, and what making it said."""
+
+    row: Scheme
+    subject: Subject
+    report: QuantizeReport
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def run(
     out: Path,
     schemes: Sequence[str] = SCHEMES,
     *,
+    source: Path | None = None,
     tokens: int = TOKENS,
     command: str = "isobit demo",
     say: Say | None = None,
@@ -76,6 +83,7 @@ def run(
     Args:
         out: the folder to write; made if it isn't there.
         schemes: what to quantize to: any name or alias of a scheme.
+        source: the model's folder; the bundled model if None.
         tokens: about how many tokens of the held-out text to measure on.
         command: the command line that does it again, for the report.
         say: takes a line about what happens now; stderr if None.
@@ -87,15 +95,18 @@ def run(
     tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
     chosen = unique([scheme(name) for name in schemes])
     make_folder(out)
-    source_path = model_path()
-    reports = {row.name: quantize_one(source_path, out / row.name, row, tell) for row in chosen}
-    source = measure.load_subject(source_path, "bundled")
-    others = {row.name: measure.load_subject(out / row.name, row.name) for row in chosen}
-    results = measure_all(source, others, {row.name: row for row in chosen}, reports, tokens, command, tell)
+    path, name = (model_path(), "bundled") if source is None else (source, source.resolve().name)
+    reports = [quantize_one(path, out / row.name, row, tell) for row in chosen]
+    subject = measure.load_subject(path, name)
+    candidates = [
+        Candidate(row, measure.load_subject(out / row.name, row.name), found)
+        for row, found in zip(chosen, reports, strict=True)
+    ]
+    results = measure_all(subject, candidates, Tokenizer.from_folder(path), tokens=tokens, command=command, tell=tell)
     paths = out / "report.html", out / "results.json"
     report.write(results, paths[0])
-    paths[1].write_text(json.dumps(asdict(results), indent=2) + "\n", encoding="utf-8")
-    return Demo(results, *paths, {name: out / name for name in others}, time.monotonic() - begin)
+    paths[1].write_text(json.dumps(asdict(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return Demo(results, *paths, {row.name: out / row.name for row in chosen}, time.monotonic() - begin)
 
 
 def unique(rows: Sequence[Scheme]) -> list[Scheme]:
@@ -129,43 +140,39 @@ def quantize_one(source: Path, target: Path, row: Scheme, tell: Say) -> Quantize
 
 
 def measure_all(
-    source: Subject,
-    others: dict[str, Subject],
-    rows: dict[str, Scheme],
-    reports: dict[str, QuantizeReport],
-    tokens: int,
-    command: str,
-    tell: Say,
+    source: Subject, candidates: Sequence[Candidate], tokenizer: Tokenizer, *, tokens: int, command: str, tell: Say
 ) -> Results:
     """Fidelity, error by layer, speed and completions of all models."""
-    corpus, tokenizer = heldout(), Tokenizer.from_folder(model_path())
-    text = sample(
-        corpus, tokenizer, measure.choose_ctx(source, min(CTX, source.model.config.max_positions)), tokens=tokens
-    )
-    models = {name: other.model for name, other in others.items()}
-    steps = progress_lines(tell)
+    corpus = heldout()
+    text = sample(corpus, tokenizer, measure.choose_ctx(source, None), tokens=tokens)
+    models = {candidate.row.name: candidate.subject.model for candidate in candidates}
     own, found = compare_all(
-        source.model, models, text.windows, source.vocab, bytes_per_token=text.bytes_per_token, progress=steps
+        source.model,
+        models,
+        text.windows,
+        source.vocab,
+        bytes_per_token=text.bytes_per_token,
+        progress=progress_lines(tell),
     )
-    layers, layer_tokens = measure.errors_by_layer(source, list(others.values()), text)
+    layers, layer_tokens = measure.errors_by_layer(source, [candidate.subject for candidate in candidates], text)
     tell("measured the error by layer")
-    speeds = decode_speeds({"": source.model, **models}, tokenizer.encode(PROMPT))
+    speeds = decode_speeds([source.model, *models.values()], tokenizer)
     tell("measured the decoding speed")
-    results = [
+    rows = [
         measure.scheme_result(
-            other,
-            found[name],
-            note=rows[name].note,
-            layers=layers[i],
-            weights=weight_errors(reports[name]),
-            tokens_per_second=speeds[name],
+            candidate.subject,
+            found[candidate.row.name],
+            note=candidate.row.note,
+            layers=errors,
+            weights=weight_errors(candidate.report),
+            tokens_per_second=speed,
         )
-        for i, (name, other) in enumerate(others.items())
+        for candidate, errors, speed in zip(candidates, layers, speeds[1:], strict=True)
     ]
     return Results(
-        source=measure.source_result(source, own, speeds[""]),
-        schemes=tuple(results),
-        completions=completions(source, others, tokenizer),
+        source=measure.source_result(source, own, speeds[0]),
+        schemes=tuple(rows),
+        completions=completions(source, candidates, tokenizer),
         method=measure.describe_method(corpus, text, 0, command, layer_tokens),
     )
 
@@ -193,35 +200,27 @@ def weight_errors(found: QuantizeReport) -> tuple[tuple[str, float], ...]:
     )
 
 
-def decode_speeds(models: dict[str, Decoder], prompt: list[int]) -> dict[str, float]:
+def decode_speeds(models: Sequence[Decoder], tokenizer: Tokenizer) -> list[float]:
     """Tokens per second of greedy decoding with one request: the median over rounds in which the models take turns.
 
     Taking turns spreads a slow moment of the machine over all of them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    params = SamplingParams(temperature=0.0, max_tokens=SPEED_TOKENS, ignore_eos=True)
+    rounds: list[list[float]] = []
     for _ in range(SPEED_ROUNDS):
-        for name, model in models.items():
-            seconds[name].append(decode_seconds(model, prompt, SPEED_TOKENS))
-    return {name: SPEED_TOKENS / statistics.median(rounds) for name, rounds in seconds.items()}
+        rounds.append([])
+        for model in models:
+            speed = Generator(model, tokenizer).generate(PROMPT, params).timings.tokens_per_second
+            assert speed is not None  # it decodes more than one token
+            rounds[-1].append(speed)
+    return [statistics.median(speeds) for speeds in zip(*rounds, strict=True)]
 
 
-def decode_seconds(model: Decoder, prompt: list[int], tokens: int) -> float:
-    """Seconds to decode so many tokens greedily after a prompt, which is read before the clock starts."""
-    with torch.inference_mode():
-        cache = model.new_cache(1, len(prompt) + tokens)
-        last = model.forward(torch.tensor([prompt]), cache=cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
-        begin = time.perf_counter()
-        for _ in range(tokens):
-            last = model.forward(last, cache=cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
-        return time.perf_counter() - begin
-
-
-def completions(source: Subject, others: dict[str, Subject], tokenizer: Tokenizer) -> tuple[CompletionResult, ...]:
-    """The same code completed by the source and by one quantized model."""
-    name = COMPLETION_SCHEME if COMPLETION_SCHEME in others else list(others)[-1]
+def completions(source: Subject, candidates: Sequence[Candidate], tokenizer: Tokenizer) -> tuple[CompletionResult, ...]:
+    """The same code completed by the source and by one quantized model: int4 if it is among them, else the last."""
+    chosen = next((c.subject for c in candidates if c.row.name == COMPLETION_SCHEME), candidates[-1].subject)
     params = SamplingParams(temperature=0.0, max_tokens=COMPLETION_TOKENS)
-    pairs = ((f"{source.name} (source)", source.model), (name, others[name].model))
     return tuple(
-        CompletionResult(label, PROMPT, Generator(model, tokenizer).generate(PROMPT, params).text)
-        for label, model in pairs
+        CompletionResult(label, PROMPT, Generator(subject.model, tokenizer).generate(PROMPT, params).text)
+        for label, subject in ((f"{source.name} (source)", source), (chosen.name, chosen))
     )

@@ -142,7 +142,7 @@ def choose_ctx(subject: Subject, ctx: int | None) -> int:
     Raises:
         UsageError: it is longer than the model can read.
     """
-    longest = subject.model.config.max_positions
+    longest = subject.model.config.max_position_embeddings
     if ctx is None:
         return min(DEFAULT_CTX, longest)
     if ctx > longest:

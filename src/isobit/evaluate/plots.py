@@ -119,9 +119,8 @@ def _whisker(row: SchemeResult, at: float, y: Scale) -> tuple[str, Box | None]:
 
 def _source_marker(results: Results, x: float, y: float) -> str:
     source = results.source
-    words = (
-        f"{source.name}, the source: {wording.size(source.size)}, perplexity {source.likelihood.perplexity.value:.3f}"
-    )
+    perplexity = wording.perplexity(source.likelihood.perplexity.value)
+    words = f"{source.name}, the source: {wording.size(source.size)}, perplexity {perplexity}"
     return svg.element("g", svg.title(words) + svg.element("circle", cx=x, cy=y, r=9.5), class_="source")
 
 
@@ -131,7 +130,7 @@ def _point_title(row: SchemeResult) -> str:
     return (
         f"{row.name}: {wording.size(row.size)}, {row.bits_per_weight:.2f} bits per weight\n"
         f"mean KL {wording.significant(found.kl_mean.value)}{f' ({span})' if span else ''}\n"
-        f"top-1 agreement {wording.percent(found.top1.value)}, perplexity {found.perplexity.value:.3f}"
+        f"top-1 agreement {wording.percent(found.top1.value)}, perplexity {wording.perplexity(found.perplexity.value)}"
     )
 
 

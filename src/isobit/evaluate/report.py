@@ -122,7 +122,7 @@ def _rows(results: Results) -> list[Row]:
 
 def _source_smalls(results: Results) -> list[str]:
     perplexity = results.source.likelihood.perplexity
-    return ["", "", "", wording.interval(perplexity, _three_places), "", "", "", ""]
+    return ["", "", "", wording.interval(perplexity, wording.perplexity), "", "", "", ""]
 
 
 def _smalls(row: SchemeResult) -> list[str]:
@@ -131,16 +131,12 @@ def _smalls(row: SchemeResult) -> list[str]:
         row.note,
         "",
         "",
-        wording.interval(found.perplexity, _three_places),
+        wording.interval(found.perplexity, wording.perplexity),
         wording.interval(found.kl_mean, _two_digits),
         wording.interval(found.kl_p99, _two_digits),
         wording.interval(found.top1, lambda share: f"{100 * share:.1f}"),
         "",
     ]
-
-
-def _three_places(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _two_digits(value: float) -> str:

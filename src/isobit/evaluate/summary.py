@@ -60,8 +60,8 @@ class Tile:
 def heading(results: Results) -> str:
     """The title of the page."""
     if len(results.schemes) == 1:
-        return f"What {results.schemes[0].name} keeps of {results.source.name}"
-    return f"What quantization costs {results.source.name}"
+        return f"{results.schemes[0].name}: what it keeps of {results.source.name}"
+    return f"{results.source.name}: what quantization costs"
 
 
 def smallest_close(results: Results) -> SchemeResult | None:
@@ -141,6 +141,6 @@ def tiles(results: Results) -> list[Tile]:
         Tile(wording.percent(found.top1.value), "of next tokens stay the same"),
         Tile(
             f"{100 * (found.perplexity_ratio.value - 1):+.2f} %",
-            f"perplexity, {own.perplexity.value:.3f} to {found.perplexity.value:.3f}",
+            f"perplexity, {wording.perplexity(own.perplexity.value)} to {wording.perplexity(found.perplexity.value)}",
         ),
     ]

@@ -41,6 +41,11 @@ def significant(value: float, digits: int = 3) -> str:
     return text.rstrip(".")
 
 
+def perplexity(value: float) -> str:
+    """A perplexity with four or so significant digits: ``5.873``, ``12.40``, ``149.9``."""
+    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
+
+
 def percent(share: float) -> str:
     """A share as a percentage; 100 % only when it is exactly that."""
     text = f"{100 * share:.1f}"
@@ -91,7 +96,7 @@ def rows(results: Results) -> list[list[str]]:
         f"{source.name} (source)",
         f"{source.bits_per_weight:.2f}",
         size(source.size),
-        f"{source.likelihood.perplexity.value:.3f}",
+        perplexity(source.likelihood.perplexity.value),
         "0",
         "0",
         percent(1),
@@ -102,7 +107,7 @@ def rows(results: Results) -> list[list[str]]:
             row.name,
             f"{row.bits_per_weight:.2f}",
             size(row.size),
-            f"{row.fidelity.perplexity.value:.3f}",
+            perplexity(row.fidelity.perplexity.value),
             significant(row.fidelity.kl_mean.value),
             significant(row.fidelity.kl_p99.value),
             percent(row.fidelity.top1.value),
