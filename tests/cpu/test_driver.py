@@ -221,7 +221,7 @@ def test_many_source_shards(tmp_path: Path) -> None:
     many = write(tmp_path / "many")
     (many / "model.safetensors").unlink()
     weight_map = {}
-    for i, (name, tensor) in enumerate(tensors().items()):
+    for i, name in enumerate(tensors()):
         weight_map[name] = f"model-{i % 3 + 1:05d}-of-00003.safetensors"
     for file in set(weight_map.values()):
         save_file({name: tensor for name, tensor in tensors().items() if weight_map[name] == file}, many / file)
