@@ -13,9 +13,9 @@ from isobit.formats.schemes import scheme as scheme_named
 
 if TYPE_CHECKING:
     from isobit.engine.generate import Completion, Generator
-    from isobit.evaluate.fidelity import Fidelity
     from isobit.evaluate.info import CheckpointInfo
-    from isobit.quantize.driver import QuantizeReport
+    from isobit.evaluate.measure import Evaluation
+    from isobit.quantize.report import QuantizeReport
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -133,3 +133,48 @@ def load(model: str | Path, *, dtype: str | None = None, revision: str | None = 
     from isobit.engine.generate import load_generator
 
     return Model(load_generator(resolve(model, revision=revision), dtype=dtype))
+
+
+def evaluate(
+    model: str | Path,
+    against: str | Path | None = None,
+    *,
+    text: str | Path | None = None,
+    ctx: int | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure how well a model predicts a text, and what it lost against the model it was made from.
+
+    Args:
+        model: a local folder, a Hugging Face id, or ``"bundled"``.
+        against: the source to compare with; without it there is perplexity but no KL divergence.
+        text: a UTF-8 file or a folder of them; held-out Python code if None.
+        ctx: tokens per window; 512 or what the model can read if None.
+        tokens: about how many tokens to score, spread over the text; 32768 if None, all of them if 0.
+        seed: of the bootstrap behind the confidence intervals.
+
+    Returns:
+        The likelihood and, given a source, the fidelity: mean and 99th-percentile KL divergence in nats, top-1
+        agreement and perplexities, each with a 95 % confidence interval.
+    """
+    from isobit.checkpoint.source import resolve
+    from isobit.evaluate import corpus, measure
+    from isobit.evaluate.likelihood import DEFAULT_TOKENS
+
+    return measure.evaluate(
+        resolve(model),
+        corpus.heldout() if text is None else corpus.read_corpus(Path(text)),
+        against=None if against is None else resolve(against),
+        ctx=ctx,
+        tokens=DEFAULT_TOKENS if tokens is None else tokens or None,
+        seed=seed,
+    )
+
+
+def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
+    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and loads no weights."""
+    from isobit.checkpoint.source import resolve
+    from isobit.evaluate.info import describe
+
+    return describe(resolve(model, revision=revision))

@@ -16,7 +16,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="what this machine can do, what is missing, and how to get it",
-        description="Look at this machine: cores, memory, instruction sets, compiler, GPUs, and which kernel runs each scheme.",
+        description="Look at this machine: cores, memory, instruction sets, compiler, GPUs, and what runs each scheme.",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)

@@ -13,7 +13,7 @@ from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
 if TYPE_CHECKING:
-    from isobit.quantize.driver import QuantizeReport
+    from isobit.quantize.report import QuantizeReport
 
 SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -52,13 +52,29 @@ def register(subparsers: Any) -> None:
         help="modules whose name matches get this scheme, or `keep` to leave them as they are; the first match wins. "
         "lm_head, embeddings, routers and norms are kept unless a rule names them",
     )
-    parser.add_argument("--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="text to calibrate static activation scales on (fp8-static)")
-    parser.add_argument("--max-shard-size", type=parse_size, default=None, metavar="SIZE", help="largest weight file, e.g. 5GB (the default)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every core this process may use)")
+    parser.add_argument(
+        "--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="text to calibrate static activation scales on (fp8-static)"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        type=parse_size,
+        default=None,
+        metavar="SIZE",
+        help="largest weight file, e.g. 5GB (the default)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to use (default: every core this process may use)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a finished checkpoint of isobit's")
-    parser.add_argument("--no-resume", dest="resume", action="store_false", help="start over instead of going on after an interruption")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT if it is a finished checkpoint of isobit's"
+    )
+    parser.add_argument(
+        "--no-resume", dest="resume", action="store_false", help="start over instead of going on after an interruption"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
@@ -114,3 +130,22 @@ def parse_size(text: str) -> int:
     return size
 
 
+def summary(report: QuantizeReport) -> str:
+    """The report in a few lines of plain text."""
+    from isobit.quantize.progress import format_bytes, format_seconds
+
+    quantized = sum(module.quantized for module in report.modules)
+    lines = [
+        f"{report.out}: {report.scheme}, {quantized} of {len(report.modules)} tensors quantized",
+        f"  size      {format_bytes(report.source_bytes)} -> {format_bytes(report.output_bytes)}",
+    ]
+    if report.bits_per_weight is not None and report.relative_squared_error is not None:
+        error = f"relative squared error {report.relative_squared_error:.3g}"
+        lines.append(f"  weights   {report.bits_per_weight:.3f} bits each, {error}")
+    speed = f", {format_bytes(report.bytes_read / report.seconds)}/s" if report.seconds > 0 else ""
+    lines.append(f"  took      {format_seconds(report.seconds)}{speed}")
+    if report.resumed_from:
+        lines.append(f"  resumed   {report.resumed_from} tensors had been done before the interruption")
+    lines += [f"  note      {note}" for note in report.notes]
+    lines.append(f"Next: isobit eval {report.out} --against SOURCE, or isobit generate {report.out} 'a prompt'")
+    return "\n".join(lines)

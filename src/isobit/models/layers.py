@@ -72,7 +72,7 @@ class Embedding(nn.Module):
         """Token ids ``[B, T]`` to ``[B, T, hidden]``."""
         if isinstance(self.weight, Tensor):
             return F.embedding(ids, self.weight).to(self.dtype)
-        unique, places = ids.unique(return_inverse=True)
+        unique, places = torch.unique(ids, return_inverse=True)
         rows = torch.cat([self.weight.dequantize(slice(row, row + 1)) for row in unique.tolist()])
         return rows[places].to(self.dtype)
 
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class GatedMLP(nn.Module):

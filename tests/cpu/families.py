@@ -1,0 +1,36 @@
+"""Tiny random checkpoints of every family, made with transformers: the independent implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from isobit.models.archs import ARCHS, family
+
+
+def make_model(architecture: str, **changes: Any) -> Any:
+    """A random float32 transformers model: weights, biases and norms all random, none of them zero."""
+    torch.manual_seed(len(architecture))
+    cls = getattr(transformers, architecture)
+    model = cls(cls.config_class(**(family(ARCHS[architecture]).tiny() | changes))).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.05)
+        else:
+            parameter.data.uniform_(0.5, 1.5)
+    return model
+
+
+def save(model: Any, folder: Path, dtype: torch.dtype | None = None) -> Path:
+    """Saves a model (cast to ``dtype`` if given) and returns the folder."""
+    transformers.utils.logging.disable_progress_bar()
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
+    return folder
+
+
+def token_ids(length: int, batch: int = 2, vocab: int = 320) -> torch.Tensor:
+    """Random token ids ``[batch, length]``."""
+    return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(length))

@@ -1,0 +1,190 @@
+"""Every family of the table: logits equal transformers', decoding step by step equals prefill, every scheme loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from families import make_model, save, token_ids
+from safetensors.torch import load_file, save_file
+
+from isobit.checkpoint.ctconfig import render
+from isobit.checkpoint.layout import module_tensors
+from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
+from isobit.models import archs
+from isobit.models.archs import ARCHS, family
+from isobit.models.config import ModelConfig
+from isobit.models.weights import classify, expected_tensors, load_model
+from isobit.quantize.grid import default_search, quantize_weight, stored_scale_dtype
+
+LENGTH = 100  # longer than every window and original context of the tiny models
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def saved(request, tmp_path_factory):
+    """(architecture, transformers model, folder)."""
+    model = make_model(request.param)
+    return request.param, model, save(model, tmp_path_factory.mktemp(request.param))
+
+
+@torch.inference_mode()
+def difference(model, folder: Path, ids: torch.Tensor) -> float:
+    return float((load_model(folder).forward(ids) - model(ids).logits).abs().max())
+
+
+def test_logits_equal_transformers(saved) -> None:
+    _, model, folder = saved
+    assert difference(model, folder, token_ids(LENGTH)) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_decoding_step_by_step_equals_prefill(saved) -> None:
+    _, _, folder = saved
+    model, ids = load_model(folder), token_ids(LENGTH)
+    cache = model.new_cache(2, LENGTH)
+    steps = [model.forward(ids[:, :30], cache), model.forward(ids[:, 30:47], cache)]  # prefill in two chunks
+    steps += [model.forward(ids[:, at : at + 1], cache) for at in range(47, LENGTH)]
+    assert cache.length == LENGTH
+    assert (torch.cat(steps, 1) - model.forward(ids)).abs().max() <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_the_last_position_alone_is_the_last_of_all(saved) -> None:
+    _, _, folder = saved
+    model, ids = load_model(folder), token_ids(20)
+    assert torch.allclose(model.forward(ids, last_only=True), model.forward(ids)[:, -1:], atol=1e-5)
+
+
+def test_expected_tensors_are_what_transformers_saves(saved) -> None:
+    _, _, folder = saved
+    stored = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    assert expected_tensors(config) == stored
+
+
+def test_every_tensor_has_a_kind(saved) -> None:
+    _, _, folder = saved
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    kinds = {name: classify(name) for name in expected_tensors(config)}
+    assert "other" not in kinds.values()
+    assert {name for name, kind in kinds.items() if kind == "linear"} == {name for name in kinds if "_proj." in name}
+
+
+def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
+    """The model in a scheme, and the same with its dequantized weights as a plain float32 checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    packed, plain = {}, {}
+    assert row.weights is not None
+    for name, tensor in tensors.items():
+        if classify(name) != "linear" or tensor.dim() != 2:
+            packed[name] = plain[name] = tensor
+            continue
+        qt = quantize_weight(
+            tensor,
+            row.weights,
+            search=default_search(row.weights),
+            scale_dtype=stored_scale_dtype(torch.bfloat16, row.weights),
+        )
+        scale = None if row.activations is None or row.activations.dynamic else torch.tensor([0.05])
+        module = name.removesuffix(".weight")
+        packed |= module_tensors(module, qt, activations=row.activations, input_scale=scale)
+        plain[name] = qt.dequantize()
+    config = json.loads((folder / "config.json").read_text())
+    linears = {name.removesuffix(".weight"): row for name in tensors if classify(name) == "linear" and "weight" in name}
+    kept = dict.fromkeys(("lm_head", "model.embed_tokens"))
+    for path, content, extra in (
+        (out / "quantized", packed, {"quantization_config": render(linears | kept)}),
+        (out / "plain", plain, {}),
+    ):
+        path.mkdir()
+        save_file(
+            {k: v.contiguous() for k, v in content.items()}, path / "model.safetensors", metadata={"format": "pt"}
+        )
+        (path / "config.json").write_text(json.dumps(config | extra))
+    return out / "quantized", out / "plain"
+
+
+# How far rounded activations may move the logits of a random two-layer model, relative to their size.
+ROUNDED = {"e4m3fn": 0.15, "e5m2": 0.3, "int8": 0.05}
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCHEMES.items() if row.weights is not None] + ["int4-g64"])
+@torch.inference_mode()
+def test_every_scheme_loads(saved, name, tmp_path) -> None:
+    architecture, _, folder = saved
+    if architecture not in ("LlamaForCausalLM", "Qwen3ForCausalLM") and name not in ("fp8", "int4"):
+        pytest.skip("the families share the decoder: two of them run every scheme")
+    row = scheme(name)
+    quantized, plain = quantized_copy(folder, tmp_path, row)
+    ids = token_ids(24)
+    model = load_model(quantized)
+    expected = load_model(plain).forward(ids)
+    got = model.forward(ids)
+    relative = float((got - expected).norm() / expected.norm())
+    linears = [linear for linear_name, linear in model.linears() if linear_name != "lm_head"]
+    assert all(linear.activations == row.activations for linear in linears)
+    if row.activations is None:
+        assert relative <= 1e-5
+    else:
+        assert 0 < relative <= ROUNDED[row.activations.element]
+    # Decoding codes anew at every call is the same function as keeping their values.
+    again = load_model(quantized, keep_values=False).forward(ids)
+    assert (again - got).norm() / got.norm() <= (1e-5 if row.activations is None else 2e-2)
+
+
+def test_a_family_is_one_file_and_one_line() -> None:
+    files = {path.stem for path in Path(archs.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(ARCHS.values())
+    for name in files:
+        assert callable(family(name).from_hf) and isinstance(family(name).tiny(), dict)
+
+
+def test_static_activations_keep_their_spec() -> None:
+    assert scheme("fp8-static").activations == ActSpec("e4m3fn", "tensor", dynamic=False)
+
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 40.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+        "truncate": False,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_every_rope_equals_transformers(kind, tmp_path) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    model = make_model("LlamaForCausalLM", **small, rope_parameters=ROPES[kind])
+    assert difference(model, save(model, tmp_path), token_ids(LENGTH)) <= TOLERANCE
+
+
+def test_the_old_spelling_of_rope_is_read(tmp_path) -> None:
+    model = make_model("LlamaForCausalLM", rope_parameters=ROPES["llama3"])
+    folder = save(model, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    old = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = old.pop("rope_theta")
+    config["rope_scaling"] = old
+    (folder / "config.json").write_text(json.dumps(config))
+    assert difference(model, folder, token_ids(LENGTH)) <= TOLERANCE
