@@ -39,8 +39,8 @@ def default_search(spec: WeightSpec) -> Search:
 def stored_scale_dtype(source_dtype: torch.dtype, spec: WeightSpec) -> torch.dtype:
     """The dtype in which the scales of ``spec`` are stored for weights that came as ``source_dtype``.
 
-    Float16 sources keep float16, all others get bfloat16, whatever shares a scale: transformers (5.23) casts every scale
-    to the model's dtype when it loads, so that a float32 scale of a tensor or block would be another scale there.
+    Float16 sources keep float16, all others get bfloat16, whatever shares a scale: transformers (5.23) casts every
+    scale to the model's dtype when it loads, so that a float32 scale of a tensor or block would be another scale there.
     The codes are chosen under the stored scale, so its rounding costs no accuracy.
     """
     return torch.float16 if source_dtype == torch.float16 else torch.bfloat16
