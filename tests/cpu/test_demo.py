@@ -21,9 +21,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
     folder = tmp_path_factory.mktemp("demo")
     source = tiny.save_model(folder / "source")
     told: list[str] = []
-    found = demo.run(
-        folder / "out", ["bf16", "fp8", "int8", "q4f16_1", "int3"], source=source, tokens=600, say=told.append
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "SPEED_TOKENS", 4)
+        patch.setattr(demo, "SPEED_ROUNDS", 1)
+        patch.setattr(demo, "COMPLETION_TOKENS", 8)
+        found = demo.run(
+            folder / "out", ["bf16", "fp8", "int8", "q4f16_1", "int3"], source=source, tokens=600, say=told.append
+        )
     assert any("quantized to int3" in line for line in told)
     return found
 
@@ -74,7 +78,8 @@ def test_the_terminal_output_fits_and_says_what_next(made: demo.Demo) -> None:
     assert command.describe(replace(made, seconds=61.4)).count("61 s") == 1
 
 
-def test_a_second_run_replaces_the_first(made: demo.Demo) -> None:
+def test_a_second_run_replaces_the_first(made: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SPEED_TOKENS", 4)
     again = demo.run(
         made.report.parent, ["fp8"], source=made.report.parent.parent / "source", tokens=600, say=lambda line: None
     )

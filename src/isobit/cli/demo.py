@@ -35,7 +35,7 @@ def register(subparsers: Any) -> None:
         "--schemes", metavar="A,B", help="the formats (default: bf16,fp8,fp8-e5m2,int8,int4,int4-g32,int3)"
     )
     parser.add_argument(
-        "--tokens", type=positive, metavar="N", help="about how many tokens to measure on (default: 16384)"
+        "--tokens", type=positive, metavar="N", help="about how many tokens to measure on (default: 8192)"
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)

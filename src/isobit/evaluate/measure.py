@@ -24,7 +24,7 @@ from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.targets.detect import detect
 
-LAYER_TOKENS = 2048
+LAYER_TOKENS = 1024
 """About how many tokens the error by layer is measured on: hidden states vary far less than single tokens' KL."""
 
 
