@@ -34,7 +34,7 @@ CTX = 256
 COMPLETION_SCHEME = "int4"
 COMPLETION_TOKENS = 48
 PROMPT = '''def read_lines(path, encoding="utf-8"):
-    """Return the lines of a text file as a list of strings."""
+    """Return the lines of a text file."""
 '''
 
 SPEED_TOKENS = 64
