@@ -194,6 +194,11 @@ def test_the_summary_names_the_smallest_close_format_and_the_extremes() -> None:
     assert "int3 loses most: 79.0 % agreement, perplexity +60.0 %" in words
 
 
+def test_of_formats_of_about_the_same_size_the_most_faithful_is_named() -> None:
+    heavier = replace(SCHEMES[1], size=SCHEMES[2].size + 900)
+    assert "is fp8: 11.6 MB" in summary(results((SCHEMES[0], SCHEMES[2], heavier)))
+
+
 def test_the_summary_says_when_nothing_is_close() -> None:
     words = summary(results(SCHEMES[4:]))
     assert words.startswith("No format measured here stays close to tiny (mean KL divergence below 0.05")
