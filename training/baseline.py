@@ -40,7 +40,8 @@ def measure(data: list[Path], folder: Path, run: Path, text_bytes: int, context:
         trigram = Trigram(train)
         check_normalised(trigram, np.random.default_rng(0).integers(0, VOCAB * VOCAB, 20))
         check_normalised(trigram, trigram.third.contexts[:: len(trigram.third.contexts) // 20])
-        rows.append(row(f"Kneser-Ney trigram ({source.name})", len(train), trigram.nll(heldout), text_bytes))
+        name = "Kneser-Ney trigram" + (f" ({source.name})" if len(data) > 1 else "")
+        rows.append(row(name, len(train), trigram.nll(heldout), text_bytes))
     with torch.inference_mode():
         losses = nll(load(folder), torch.from_numpy(heldout), context).double().numpy()
     seen = json.loads(run.read_text())["train_tokens"]

@@ -1,4 +1,4 @@
-"""An interpolated Kneser-Ney trigram over token ids: the baseline, and the teacher of a short training on a CPU."""
+"""An interpolated Kneser-Ney trigram over token ids."""
 
 from __future__ import annotations
 
@@ -68,28 +68,3 @@ class Trigram:
         padded = np.concatenate((ids[:1], ids))
         keys = (padded[:-2] << 2 * BITS) | (padded[1:-1] << BITS) | padded[2:]
         return -np.log(self.probabilities(keys))
-
-
-class Teacher:
-    """The trigram's whole next-token distributions, float32, for many contexts at once."""
-
-    def __init__(self, trigram: Trigram) -> None:
-        self.third = trigram.third
-        every = np.arange(VOCAB * VOCAB)
-        one = trigram.first.interpolate(np.arange(VOCAB), np.full(VOCAB, 1 / VOCAB))
-        rows = [trigram.second.interpolate(part, one[part & (VOCAB - 1)]) for part in np.array_split(every, 64)]
-        self.bigram = np.concatenate(rows).astype(np.float32).reshape(VOCAB, VOCAB)
-
-    def distributions(self, before: Ids, last: Ids) -> NDArray[np.float32]:
-        """p(. | before, last), shape (contexts, VOCAB)."""
-        contexts = (before << BITS) | last
-        total = look_up(self.third.contexts, self.third.totals, contexts)
-        kinds = look_up(self.third.contexts, self.third.kinds, contexts)
-        shorter = np.where(total > 0, self.third.discount * kinds / np.maximum(total, 1), 1.0)
-        out = self.bigram[last] * shorter[:, None].astype(np.float32)
-        starts = np.searchsorted(self.third.keys, contexts << BITS)
-        rows = np.repeat(np.arange(len(contexts)), kinds)
-        places = np.arange(len(rows)) - np.repeat(np.cumsum(kinds) - kinds, kinds) + np.repeat(starts, kinds)
-        shares = np.maximum(self.third.counts[places] - self.third.discount, 0) / total[rows]
-        out[rows, self.third.keys[places] & (VOCAB - 1)] += shares.astype(np.float32)
-        return out

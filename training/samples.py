@@ -12,12 +12,13 @@ import torch
 from model import Llama, load
 from tokenizers import Tokenizer
 
+# No prompt ends in a single space: the tokenizer gives that space to the word after it.
 PROMPTS = (
     "class Person:\n    def __init__(self, name):\n        self.",
-    "import os\n\ndef read_file(path):\n    with open(path) as f:\n        return ",
-    "def is_even(n):\n    return ",
-    "for i in range(",
-    "try:\n    import json\nexcept ",
+    "import os\n\ndef read_file(path):\n    with open(path) as f:\n        return",
+    "def is_even(n):\n    return",
+    "def add(self, key, value):\n    if key not in self.items:\n        self.items[key] =",
+    "try:\n    import json\nexcept",
 )
 
 

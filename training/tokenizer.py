@@ -72,7 +72,7 @@ def train(corpus: Path, out: Path) -> None:
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": 2048,
+            "model_max_length": 1024,
             "bos_token": END,
             "eos_token": END,
             "pad_token": PAD,

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from model import Llama, Shape, load, nll, save
-from ngram import Teacher, Trigram
 from torch import Tensor
 
 
@@ -57,15 +56,9 @@ def optimizer_of(model: Llama, lr: float, decay: float) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def teacher_of(folder: Path) -> Teacher:
-    return Teacher(Trigram(np.fromfile(folder / "train.bin", dtype="<u2").astype(np.int64)))
-
-
-def soft_targets(teacher: Teacher, ids: Tensor) -> Tensor:
-    """The teacher's distributions after each position of ids (batch, length): (batch * length, vocabulary)."""
-    last = ids.cpu().numpy()
-    before = np.concatenate((last[:, :1], last[:, :-1]), axis=1)
-    return torch.from_numpy(teacher.distributions(before.ravel(), last.ravel())).to(ids.device)
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean in float32 over all positions: logits (batch, length, vocabulary), targets (positions,)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets)
 
 
 def rate(step: int, elapsed: float, warmup: int, decay_from: float) -> float:
@@ -77,10 +70,9 @@ def train(given: argparse.Namespace) -> None:
     device = given.device
     torch.manual_seed(given.seed)
     torch.set_float32_matmul_precision("high")
-    model = load(given.init, given.layers) if given.init else Llama(Shape(layers=given.layers))
+    model = load(given.init) if given.init else Llama(Shape())
     model = model.to(device)
-    run = torch.compile(model) if given.compile else model
-    teacher = teacher_of(given.teacher) if given.teacher else None
+    run, loss_of = (torch.compile(f) if given.compile else f for f in (model, cross_entropy))
     batches = Batches(read_tokens(given.data / "train.bin", device), given.length, given.batch, given.seed)
     optimizer = optimizer_of(model, given.lr, given.weight_decay)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -94,13 +86,8 @@ def train(given: argparse.Namespace) -> None:
             ids, targets = batches.next()
             with torch.autocast(device, dtype=torch.bfloat16):
                 logits = run(ids)
-            logits = logits.flatten(0, 1).float()
-            loss = F.cross_entropy(logits, targets.flatten()) / given.accumulate
+            loss = loss_of(logits, targets.flatten()) / given.accumulate
             recent += loss.detach()
-            if teacher is not None:
-                soft = F.cross_entropy(logits, soft_targets(teacher, ids)) / given.accumulate
-                share = given.teacher_share * min(1.0, 2 * (1 - elapsed))
-                loss = share * soft + (1 - share) * loss
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -153,9 +140,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of train.bin and heldout.bin")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="continue from this checkpoint folder")
-    parser.add_argument("--layers", type=int, default=Shape.layers, help="fewer make a start to grow by --init")
-    parser.add_argument("--teacher", type=Path, help="folder of train.bin whose trigram gives soft targets (for a CPU)")
-    parser.add_argument("--teacher-share", type=float, default=0.5, help="of the loss; falls to 0 from half time on")
     parser.add_argument("--minutes", type=float, default=9.0, help="training time; compilation counts")
     parser.add_argument("--steps", type=int, default=1_000_000, help="end earlier, after this many steps")
     parser.add_argument("--length", type=int, default=1024, help="tokens per sequence")
