@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isobit.engine.generate import Completion, Generator
     from isobit.evaluate.info import CheckpointInfo
     from isobit.evaluate.measure import Evaluation
+    from isobit.quantize.driver import Prediction
     from isobit.quantize.report import QuantizeReport
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -63,12 +64,10 @@ def quantize(
     from isobit.checkpoint.source import resolve
     from isobit.quantize.driver import quantize as run
 
-    chosen = scheme_named(scheme)
-    policy = Policy(chosen, tuple(Rule(pattern, action) for pattern, action in rules))
-    source = resolve(model, revision=revision)
+    policy = make_policy(scheme, rules)
     return run(
-        source,
-        Path(out) if out is not None else Path(f"{default_name(model)}-{chosen.name}"),
+        resolve(model, revision=revision),
+        output_folder(model, out, policy),
         policy,
         search=search,
         calibration=None if calibration is None else Path(calibration),
@@ -78,6 +77,35 @@ def quantize(
         resume=resume,
         progress=progress,
     )
+
+
+def predict(
+    model: str | Path,
+    out: str | Path | None = None,
+    scheme: str = "fp8",
+    *,
+    rules: Iterable[tuple[str, str]] = (),
+    revision: str | None = None,
+) -> Prediction:
+    """What :func:`quantize` would write: tensors, bytes, bits per weight. Reads headers and writes nothing.
+
+    Takes and raises what :func:`quantize` does before it writes.
+    """
+    from isobit.checkpoint.source import resolve
+    from isobit.quantize.driver import predict as run
+
+    policy = make_policy(scheme, rules)
+    return run(resolve(model, revision=revision), output_folder(model, out, policy), policy)
+
+
+def make_policy(scheme: str, rules: Iterable[tuple[str, str]]) -> Policy:
+    """The policy of a default scheme and ``(regex, scheme or "keep")`` pairs."""
+    return Policy(scheme_named(scheme), tuple(Rule(pattern, action) for pattern, action in rules))
+
+
+def output_folder(model: str | Path, out: str | Path | None, policy: Policy) -> Path:
+    """The folder to write: what the user named, or the model's name and the scheme's."""
+    return Path(out) if out is not None else Path(f"{default_name(model)}-{policy.default.name}")
 
 
 def default_name(model: str | Path) -> str:

@@ -17,7 +17,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import Scheme, scheme
 from isobit.quantize import calibrate, grid, jobs
-from isobit.quantize.driver import quantize
+from isobit.quantize.driver import predict, quantize
 from isobit.quantize.report import QuantizeReport
 
 WEIGHT_SCHEMES = (
@@ -258,3 +258,16 @@ def test_static_scales_are_measured_once_and_stored(tmp_path: Path, monkeypatch:
     assert found.input_scale is not None and found.input_scale.item() == 0.25
     assert isinstance(found.weight, QTensor)
     assert torch.equal(found.weight.codes, expected_weight(tensors()[f"{DOWN}.weight"], scheme("fp8-static")).codes)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int4-g32", "int4-asym-g32", "fp8-static"])
+def test_the_prediction_is_what_is_then_written(name: str, tmp_path: Path) -> None:
+    source, out, policy = write(tmp_path / "src"), tmp_path / "out", Policy(scheme(name))
+    predicted = predict(source, out, policy)
+    assert not out.exists()
+    report = quantize(source, out, policy, progress=False)
+    assert (predicted.source_bytes, predicted.output_bytes) == (report.source_bytes, report.output_bytes)
+    assert predicted.quantized == sum(module.quantized for module in report.modules)
+    assert predicted.tensors == len(report.modules)
+    assert predicted.bits_per_weight == pytest.approx(report.bits_per_weight, rel=1e-5)
+    assert predicted.kernels == ("reference",)

@@ -156,7 +156,8 @@ def test_shapes_that_fit() -> None:
     [
         ("int3", 4096, ["model.layers.0.q_proj", "K = 4096", "group size 40", "8, 16, 32, 64", "Use int3-g32 instead"]),
         ("int4", 1088, ["Use int4-g64 instead"]),
-        ("int4-asym", 96, ["Use int4-asym-g96 instead"]),
+        ("int4-asym", 96, ["Use int4-asym-g32 instead"]),
+        ("int4", 40, ["sizes that divide it: 8, 40", "Use int4-g40 instead"]),
         ("int8-w8a16-g128", 64, ["Use int8-w8a16-g64 instead"]),
         ("int4", 100, ["no multiple of 8", "int8-w8a16"]),
         ("fp8-block", 200, ["block width 128", "fp8"]),

@@ -13,6 +13,7 @@ from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
 if TYPE_CHECKING:
+    from isobit.quantize.driver import Prediction
     from isobit.quantize.report import QuantizeReport
 
 SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -75,6 +76,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--no-resume", dest="resume", action="store_false", help="start over instead of going on after an interruption"
     )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
@@ -84,11 +86,16 @@ def run(args: argparse.Namespace) -> int:
     """Quantize, then print what was done."""
     from isobit import api
 
+    rules = [parse_rule(text) for text in args.rule]
+    if args.dry_run:
+        prediction = api.predict(args.model, args.out, args.scheme, rules=rules, revision=args.revision)
+        print(json.dumps(asdict(prediction), indent=2) if args.json else foresight(prediction))
+        return 0
     report = api.quantize(
         args.model,
         args.out,
         args.scheme,
-        rules=[parse_rule(text) for text in args.rule],
+        rules=rules,
         search=args.search,
         calibration=args.calibration,
         max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
@@ -128,6 +135,21 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a shard needs at least one byte")
     return size
+
+
+def foresight(prediction: Prediction) -> str:
+    """What would be written, in a few lines of plain text."""
+    from isobit.quantize.progress import format_bytes
+
+    sizes = f"{format_bytes(prediction.source_bytes)} -> {format_bytes(prediction.output_bytes)}"
+    lines = [
+        f"{prediction.scheme}: {prediction.quantized} of {prediction.tensors} tensors would be quantized",
+        f"  size      {sizes}",
+    ]
+    if prediction.bits_per_weight is not None:
+        lines.append(f"  weights   {prediction.bits_per_weight:.3f} bits each")
+    lines.append(f"  runs on   {', '.join(prediction.kernels)} (this machine)")
+    return "\n".join(lines + [f"  note      {note}" for note in prediction.notes])
 
 
 def summary(report: QuantizeReport) -> str:

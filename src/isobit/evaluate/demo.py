@@ -16,7 +16,7 @@ from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
-from isobit.evaluate import measure, report
+from isobit.evaluate import measure, report, wording
 from isobit.evaluate.corpus import heldout, sample
 from isobit.evaluate.fidelity import compare_all
 from isobit.evaluate.measure import Subject
@@ -24,7 +24,7 @@ from isobit.evaluate.results import CompletionResult, Results
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import Scheme, scheme
 from isobit.models.decoder import Decoder
-from isobit.quantize.driver import quantize
+from isobit.quantize.driver import Prediction, predict, quantize
 from isobit.quantize.report import QuantizeReport
 
 SCHEMES = ("bf16", "fp8", "fp8-e5m2", "int8", "int4", "int4-g32", "int3")
@@ -37,6 +37,13 @@ PROMPT = '''def read_lines(path, encoding="utf-8"):
     """Return the lines of a text file."""
 '''
 
+PLAN_COLUMNS = (
+    wording.Column("scheme", number=False),
+    wording.Column("tensors quantized"),
+    wording.Column("bits/weight"),
+    wording.Column("size"),
+    wording.Column("kernel on this machine", number=False),
+)
 SPEED_TOKENS = 64
 SPEED_ROUNDS = 3
 
@@ -98,6 +105,7 @@ def run(
     chosen = unique([scheme(name) for name in schemes])
     make_folder(out)
     path, name = (model_path(), "bundled") if source is None else (source, source.resolve().name)
+    tell(describe_plan(name, [predict(path, out / row.name, Policy(row)) for row in chosen]))
     reports = [quantize_one(path, out / row.name, row, tell) for row in chosen]
     subject = measure.load_subject(path, name)
     candidates = [
@@ -132,6 +140,21 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out}: the folder cannot be made: {error.strerror}") from error
+
+
+def describe_plan(name: str, plan: Sequence[Prediction]) -> str:
+    """What will be made and what will run it, a line per scheme, from headers alone."""
+    cells = [
+        [
+            step.scheme,
+            f"{step.quantized} of {step.tensors}",
+            "16.00" if step.bits_per_weight is None else f"{step.bits_per_weight:.2f}",
+            wording.size(step.output_bytes),
+            ", ".join(step.kernels),
+        ]
+        for step in plan
+    ]
+    return f"The plan for {name} ({wording.size(plan[0].source_bytes)}):\n\n{wording.table(PLAN_COLUMNS, cells)}\n"
 
 
 def quantize_one(source: Path, target: Path, row: Scheme, tell: Say) -> QuantizeReport:

@@ -15,6 +15,7 @@ ActGranularity = Literal["token", "tensor", "group"]
 
 _GROUP_STEP = 8  # a group is a multiple of this many weights
 _LARGEST_SUGGESTED_GROUP = 256
+_COMMON_GROUPS = (32, 64, 128)
 
 
 def _require(holds: bool, message: str) -> None:
@@ -318,7 +319,8 @@ def check_shape(spec: WeightSpec, n: int, k: int, module: str) -> None:
     N need not be a multiple of a block's rows: the last block is smaller, as compressed-tensors and vLLM have it.
 
     Raises:
-        SchemeError: it cannot; names ``module``, the group sizes that would do, and a scheme that works.
+        SchemeError: it cannot; names ``module``, the group sizes that would do, and a scheme that works: with a
+            group size that other engines know, if one divides K.
     """
     if n < 1 or k < 1:
         raise SchemeError(f"{module}: a weight of shape [{n}, {k}] is empty")
@@ -335,7 +337,8 @@ def check_shape(spec: WeightSpec, n: int, k: int, module: str) -> None:
             f"{module}: K = {k} is not a multiple of the group size {spec.group}, and no multiple of {_GROUP_STEP}"
             " divides it; keep this module or use a scheme with a scale per channel, for example int8-w8a16"
         )
-    nearest = max((size for size in sizes if size <= spec.group), default=sizes[0])
+    common = [size for size in _COMMON_GROUPS if k % size == 0]  # what other engines have kernels for
+    nearest = max((size for size in common or sizes if size <= spec.group), default=(common or sizes)[0])
     raise SchemeError(
         f"{module}: K = {k} is not a multiple of the group size {spec.group}; sizes that divide it:"
         f" {', '.join(map(str, sizes))}. Use {_grouped_name(spec, nearest)} instead"

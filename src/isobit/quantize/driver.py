@@ -24,6 +24,7 @@ from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shard
 from isobit.checkpoint.writer import COMMIT_BYTES, CONFIG, REPORT, OutputFolder
 from isobit.errors import UsageError
 from isobit.formats.rules import Policy
+from isobit.kernels import registry
 from isobit.models.config import ModelConfig
 from isobit.models.weights import classify, expected_tensors
 from isobit.quantize import calibrate, grid, validate
@@ -107,6 +108,61 @@ def quantize(
             bytes_written=written,
             resumed_from=resumed_from,
         )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run would write, known from headers alone.
+
+    Attributes:
+        scheme: name of the default scheme.
+        tensors: source tensors that are used.
+        quantized: how many of them become few-bit codes.
+        source_bytes: bytes of the tensors that are used.
+        output_bytes: bytes of the tensors that would be written.
+        bits_per_weight: stored bits per quantized weight, scales included; None if nothing is quantized.
+        kernels: the kernels that will run the linear layers on this machine.
+        notes: what a person should know.
+    """
+
+    scheme: str
+    tensors: int
+    quantized: int
+    source_bytes: int
+    output_bytes: int
+    bits_per_weight: float | None
+    kernels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def predict(
+    source: Path,
+    out: Path,
+    policy: Policy,
+    *,
+    search: str | None = None,
+    calibration: Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Prediction:
+    """What :func:`quantize` would do; reads headers, writes nothing, and raises what it would raise before writing."""
+    text = calibrate.read_text(calibration, policy)
+    plan = _plan(Path(source), Path(out), _Settings(policy, _search(search), max_shard_bytes, text))
+    written = {job.name: sum(tensor.nbytes for tensor in job.outputs) for job in plan.jobs}
+    few_bit = [job for job in plan.jobs if job.spec is not None]
+    weights = sum(job.source.numel for job in few_bit)
+    linears = {job.scheme for job in plan.jobs if job.kind == "linear"}
+    formats = {(None, None) if scheme is None else (scheme.weights, scheme.activations) for scheme in linears}
+    kernels = {registry.choose(weights, activations, "cpu").name for weights, activations in formats}
+    return Prediction(
+        scheme=policy.default.name,
+        tensors=len(plan.jobs),
+        quantized=len(few_bit),
+        source_bytes=sum(job.source.nbytes for job in plan.jobs),
+        output_bytes=sum(written.values()),
+        bits_per_weight=8 * sum(written[job.name] for job in few_bit) / weights if weights else None,
+        kernels=tuple(sorted(kernels)),
+        notes=plan.notes,
+    )
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
         SchemeError: group or block sizes that don't divide; lists the sizes that do.
         UsageError: a rule matches nothing.
     """
-    problems = []
+    problems: dict[tuple[str, int], list[str]] = {}  # one entry per scheme and K, not one per layer
     for info in tensors:
         chosen = scheme_of(info, kinds(info.name), policy)
         if chosen is None or chosen.weights is None:
@@ -98,9 +98,9 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
         try:
             check_shape(chosen.weights, info.shape[0], info.shape[1], module_of(info.name))
         except SchemeError as error:
-            problems.append(f"scheme {chosen.name}: {error}")
+            problems.setdefault((chosen.name, info.shape[1]), []).append(f"scheme {chosen.name}: {error}")
     if problems:
-        raise SchemeError(_listing(problems))
+        raise SchemeError(_listing([found[0] + _and_more(len(found) - 1) for found in problems.values()]))
     modules = {module_of(info.name) for info in tensors}
     idle = [rule.pattern for rule in policy.rules if not any(rule.matches(module) for module in modules)]
     if idle:
@@ -142,6 +142,10 @@ def _checkpoint_error(ck: Checkpoint, problems: list[tuple[str, str]]) -> Checkp
     in_file = {tensor: f" ({ck.tensors[tensor].file.name})" for tensor, _ in problems if tensor in ck.tensors}
     listed = _listing([f"tensor {tensor!r}{in_file.get(tensor, '')} {what}" for tensor, what in problems])
     return CheckpointError(f"{len(problems)} tensors do not fit config.json:\n{listed}", file=ck.path)
+
+
+def _and_more(others: int) -> str:
+    return "" if others == 0 else f" ({others} more {'module has' if others == 1 else 'modules have'} the same K)"
 
 
 def _listing(problems: list[str]) -> str:
