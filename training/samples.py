@@ -1,6 +1,6 @@
 """Print greedy completions of a few prompts, as they stand in the model card.
 
-    python samples.py --model ../src/isobit/bundled/model
+python samples.py --model ../src/isobit/bundled/model
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def test_static_scales_are_measured_once_and_stored(tmp_path: Path, monkeypatch:
     assert torch.equal(found.weight.codes, expected_weight(tensors()[f"{DOWN}.weight"], scheme("fp8-static")).codes)
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp8", "int4-g32", "int4-asym-g32", "fp8-static"])
+@pytest.mark.parametrize("name", ["fp8", "int8-w8a16", "int4-g32", "int4-asym-g32"])
 def test_the_prediction_is_what_is_then_written(name: str, tmp_path: Path) -> None:
     source, out, policy = write(tmp_path / "src"), tmp_path / "out", Policy(scheme(name))
     predicted = predict(source, out, policy)
@@ -271,3 +271,8 @@ def test_the_prediction_is_what_is_then_written(name: str, tmp_path: Path) -> No
     assert predicted.tensors == len(report.modules)
     assert predicted.bits_per_weight == pytest.approx(report.bits_per_weight, rel=1e-5)
     assert predicted.kernels == ("reference",)
+
+
+def test_the_prediction_of_a_cast_has_no_bits_per_weight(tmp_path: Path) -> None:
+    predicted = predict(write(tmp_path / "src"), tmp_path / "out", Policy(scheme("bf16")))
+    assert predicted.quantized == 0 and predicted.bits_per_weight is None

@@ -59,7 +59,8 @@ def test_a_group_size_that_does_not_divide_lists_those_that_do(tmp_path: Path) -
         "int4",
         SchemeError,
         r"(?s)down_proj: K = 160 is not a multiple of the group size 128.*8, 16, 32, 40, 80, 160\. Use int4-g32.*"
-        r"gate_proj: K = 64 is not a multiple.*8, 16, 32, 64\. Use int4-g64 instead \(11 more modules have the same K\)",
+        r"gate_proj: K = 64 is not a multiple.*8, 16, 32, 64\. Use int4-g64 instead"
+        r" \(11 more modules have the same K\)",
     )
 
 

@@ -33,8 +33,10 @@ TOKENS = 8_192
 CTX = 256
 COMPLETION_SCHEME = "int4"
 COMPLETION_TOKENS = 48
-PROMPT = '''def read_lines(path, encoding="utf-8"):
-    """Return the lines of a text file."""
+PROMPT = '''class Point:
+    """A point in the plane."""
+
+    def __init__(self, x, y):
 '''
 
 PLAN_COLUMNS = (
