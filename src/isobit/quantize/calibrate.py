@@ -70,7 +70,7 @@ def input_scales(ck: Checkpoint, modules: Set[str], text: str) -> InputScales:
         text: the text; windows of 512 tokens are taken from all over it.
 
     Returns:
-        module -> scale: the largest absolute input over 448 (the largest e4m3fn value), a float32 number.
+        module -> scale: the largest absolute input over 448 (the largest e4m3fn value), rounded up to bfloat16.
 
     Raises:
         CheckpointError: the model has no tokenizer, or its activations are not finite.
@@ -111,7 +111,19 @@ def _scale(ck: Checkpoint, name: str, amax: float) -> float:
     if not math.isfinite(amax):
         raise CheckpointError(f"the inputs of {name} are not finite: this model cannot be calibrated", file=ck.path)
     scale = torch.tensor(amax, dtype=torch.float32) / torch.tensor(element("e4m3fn").max, dtype=torch.float32)
-    return max(float(scale), SMALLEST_ACTIVATION_SCALE)
+    return max(_bfloat16_above(scale), SMALLEST_ACTIVATION_SCALE)
+
+
+def _bfloat16_above(scale: Tensor) -> float:
+    """The smallest bfloat16 number that is not below ``scale``.
+
+    transformers casts every scale to the model's dtype when it loads: a scale of 8 significant bits stays what it is.
+    Upwards, so that the largest input seen still does not saturate.
+    """
+    rounded = scale.bfloat16()
+    if rounded.float() < scale:
+        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=torch.bfloat16))
+    return float(rounded)
 
 
 def _tokens(ck: Checkpoint, text: str) -> Tensor:
