@@ -1,0 +1,91 @@
+// The C interface of isobit's CPU kernels. No dependence on PyTorch or Python; called through ctypes.
+//
+// Every function that can fail returns 0 on success and a negative number otherwise; isobit_cpu_error() then says why.
+// Pointers need no alignment. Sizes are 64-bit. Nothing here keeps a pointer after it returns, and weights are read in
+// place, so that a memory-mapped checkpoint needs no second copy.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
+// 32-bit words: the pack-quantized layout of compressed-tensors.
+enum isobit_format {
+    ISOBIT_F32 = 0,
+    ISOBIT_BF16 = 1,
+    ISOBIT_F16 = 2,
+    ISOBIT_E4M3FN = 3,
+    ISOBIT_E5M2 = 4,
+    ISOBIT_INT8 = 5,
+    ISOBIT_INT4 = 6,   // signed, code + 8
+    ISOBIT_UINT4 = 7,  // with a zero point for each scale
+    ISOBIT_INT3 = 8,   // signed, code + 4
+    ISOBIT_INT2 = 9,   // signed, code + 2
+};
+
+// How activations are rounded before the product; docs/numerics.md section 3.
+enum isobit_activations {
+    ISOBIT_ACT_NONE = 0,
+    ISOBIT_ACT_E4M3FN = 1,
+    ISOBIT_ACT_E5M2 = 2,
+    ISOBIT_ACT_INT8 = 3,
+};
+
+// One linear layer, y = x W^T + b. Codes, scales and zero points are read in place, as a checkpoint stores them.
+typedef struct {
+    int64_t n, k;               // W is [n, k]
+    int32_t format;             // enum isobit_format
+    int32_t activations;        // enum isobit_activations
+    int32_t activation_group;   // activations that share a scale; 0: all k of a token
+    float input_scale;          // static activation scale; 0: dynamic
+    int64_t group;              // weights along k that share a scale; 0: all k
+    int64_t block_rows;         // rows that share a scale; 1: each has its own; 0: one scale for the whole matrix
+    int64_t row_bytes;          // distance of rows in `codes`
+    int32_t scale_format;       // ISOBIT_F32, ISOBIT_BF16 or ISOBIT_F16
+    const void *codes;
+    const void *scales;         // [ceil(n / block_rows) or 1, ceil(k / group) or 1]; NULL for F32, BF16, F16
+    const uint8_t *zeros;       // same shape, for UINT4, else NULL
+    const float *bias;          // [n] or NULL
+} isobit_linear;
+
+// Which instruction sets this machine and this build have, best first, e.g. "avx512,avx2,portable"; the first is in use.
+const char *isobit_cpu_isas(void);
+// Use this one from now on (tests run each of them). Fails if it cannot run here.
+int isobit_cpu_use_isa(const char *name);
+const char *isobit_cpu_isa(void);
+// Threads of the pool, the caller included; at least 1. The pool is made at the first parallel call.
+int isobit_cpu_set_threads(int threads);
+int isobit_cpu_threads(void);
+// Why the last call on this thread failed.
+const char *isobit_cpu_error(void);
+
+// x: float32 [m, k], rows ldx apart; y: float32 [m, n], rows ldy apart. Any m.
+int isobit_cpu_linear(const isobit_linear *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy);
+
+// Rounds activations by the law: codes as bytes [m, k] (int8 two's complement), scales [m, k / group or 1].
+int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m, int64_t k,
+                        uint8_t *codes, float *scales);
+
+// Sum of all bytes as 64-bit words: what the memory gives to a reader, with all threads of the pool.
+uint64_t isobit_cpu_read(const void *data, int64_t bytes);
+
+// ---- the rest of a decoder layer; float32 throughout, accumulation in float32 ----
+
+// y = x / sqrt(mean(x^2) + eps) * weight, rows of length k.
+int isobit_cpu_rms_norm(const float *x, const float *weight, float eps, int64_t rows, int64_t k, float *y);
+// Rotates halves in place: x [tokens, heads, dim] with cos and sin [tokens, dim].
+int isobit_cpu_rope(float *x, const float *cos, const float *sin, int64_t tokens, int64_t heads, int64_t dim);
+// y = silu(gate) * up.
+int isobit_cpu_silu_mul(const float *gate, const float *up, int64_t count, float *y);
+// Causal grouped-query attention. q: [tokens, heads, dim]; keys, values: [kv_heads, capacity, dim], the first
+// `past + tokens` positions valid; query t stands at position past + t and sees the latest `window` positions (0: all).
+int isobit_cpu_attention(const float *q, const float *keys, const float *values, int64_t tokens, int64_t past,
+                         int64_t heads, int64_t kv_heads, int64_t dim, int64_t capacity, int64_t window, float scale,
+                         float *out);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,145 @@
+#include "pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <pthread.h>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#define ISOBIT_PAUSE() _mm_pause()
+#elif defined(__aarch64__)
+#define ISOBIT_PAUSE() asm volatile("yield")
+#else
+#define ISOBIT_PAUSE() ((void)0)
+#endif
+
+namespace isobit {
+namespace {
+
+constexpr int SPINS = 4000;  // about 50 us: longer than the gap between two layers, shorter than a time slice
+
+// One loop. Lives on the caller's stack: the caller leaves only when every worker has let go of it.
+struct Loop {
+    const std::function<void(int64_t, int64_t)> &body;
+    int64_t count, grain;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> running{0};
+
+    void work() {
+        for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
+            body(begin, begin + grain < count ? begin + grain : count);
+    }
+};
+
+class Pool {
+  public:
+    ~Pool() { stop(); }
+
+    void resize(int threads) {
+        std::lock_guard<std::mutex> one(caller_);
+        if (threads - 1 == static_cast<int>(workers_.size())) return;
+        stop();
+        stopping_ = false;
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, seen = epoch_.load()] { serve(seen); });
+    }
+
+    // False when another thread's loop has the pool: the caller then works alone.
+    bool run(Loop &loop) {
+        std::unique_lock<std::mutex> one(caller_, std::try_to_lock);
+        if (!one.owns_lock() || workers_.empty()) return false;
+        {
+            std::lock_guard<std::mutex> guard(mutex_);
+            loop.running.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+            loop_ = &loop;
+            epoch_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        loop.work();
+        for (int spins = 0; loop.running.load(std::memory_order_acquire) > 0; ++spins)
+            if (spins < SPINS) ISOBIT_PAUSE();
+            else std::this_thread::yield();
+        return true;
+    }
+
+  private:
+    void serve(uint64_t seen) {
+        for (;;) {
+            for (int spins = 0; spins < SPINS && epoch_.load(std::memory_order_acquire) == seen; ++spins) ISOBIT_PAUSE();
+            Loop *loop;
+            {
+                std::unique_lock<std::mutex> guard(mutex_);
+                wake_.wait(guard, [&] { return stopping_ || epoch_.load() != seen; });
+                if (stopping_) return;
+                seen = epoch_.load();
+                loop = loop_;
+            }
+            loop->work();
+            loop->running.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    void stop() {
+        {
+            std::lock_guard<std::mutex> guard(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (auto &worker : workers_) worker.join();
+        workers_.clear();
+    }
+
+    std::vector<std::thread> workers_;
+    std::mutex caller_, mutex_;
+    std::condition_variable wake_;
+    std::atomic<uint64_t> epoch_{0};
+    Loop *loop_ = nullptr;
+    bool stopping_ = false;
+};
+
+// Never destroyed: at the end of the process its threads are gone already, and joining them would wait for ever. A forked
+// child has no threads but its own, so it starts with a new pool.
+std::atomic<Pool *> instance{nullptr};
+
+Pool &pool() {
+    static const bool once = [] {
+        instance = new Pool;
+        pthread_atfork(nullptr, nullptr, [] { instance = new Pool; });
+        return true;
+    }();
+    (void)once;
+    return *instance.load();
+}
+
+std::atomic<int> wanted{1};
+thread_local bool inside = false;
+
+}  // namespace
+
+void set_threads(int threads) {
+    wanted.store(threads);
+}
+
+int threads() {
+    return wanted.load();
+}
+
+void parallel(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)> &body) {
+    if (count <= 0) return;
+    if (grain < 1) grain = 1;
+    if (!inside && threads() > 1 && count > grain) {
+        pool().resize(threads());
+        const std::function<void(int64_t, int64_t)> marked = [&](int64_t begin, int64_t end) {
+            inside = true;
+            body(begin, end);
+            inside = false;
+        };
+        Loop loop{marked, count, grain};
+        if (pool().run(loop)) return;
+    }
+    body(0, count);
+}
+
+}  // namespace isobit
