@@ -1,7 +1,10 @@
 // The C interface: checks, the choice of the instruction set, and the division of work among threads.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -10,6 +13,20 @@
 #include "pool.h"
 
 namespace isobit {
+
+Buffer::~Buffer() { std::free(data_); }
+
+void *Buffer::room(int64_t bytes) {
+    if (bytes > size_) {
+        std::free(data_);
+        size_ = 0;
+        data_ = std::aligned_alloc(64, static_cast<size_t>(round_up(bytes, 64)));
+        if (!data_) throw std::bad_alloc();
+        size_ = bytes;
+    }
+    return data_;
+}
+
 namespace {
 
 const Isa *const ISAS[] = {
@@ -43,8 +60,7 @@ int fail(const char *why) {
     return -1;
 }
 
-constexpr int64_t FEW_ROWS = 16;        // up to here codes are decoded for each few rows anew; beyond, once for all
-constexpr int64_t PIECE = 1 << 16;      // bytes of codes a thread takes at a time
+constexpr int64_t PIECE = 1 << 16;  // bytes of codes a thread takes at a time
 constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
 
 int bits_of(int32_t format) {
@@ -63,20 +79,6 @@ int bits_of(int32_t format) {
     return 0;
 }
 
-bool needs_sums(const isobit_linear &w) {
-    return w.zeros || w.format == ISOBIT_INT4 || w.format == ISOBIT_INT3 || w.format == ISOBIT_INT2;
-}
-
-Layout layout_of(const isobit_linear &w) {
-    Layout l;
-    l.group = w.group ? w.group : w.k;
-    l.groups = (w.k + l.group - 1) / l.group;
-    l.padded_group = round_up(l.group, BLOCK);
-    l.width = l.groups * l.padded_group;
-    l.group_bytes = l.group * bits_of(w.format) / 8;
-    return l;
-}
-
 const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy) {
     const int bits = bits_of(w.format);
     if (!bits) return "unknown format";
@@ -87,6 +89,9 @@ const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t l
     if (w.row_bytes < (w.k * bits + 7) / 8) return "row_bytes is shorter than a row of codes";
     if (w.group < 0 || (w.group && w.group * bits % 8)) return "a group does not end at a byte";
     if (w.block_rows < 0) return "block_rows is negative";
+    if (bits > 8 && w.scales) return "weights of 16 and 32 bits have no scales";
+    if (w.scales && w.scale_format != ISOBIT_F32 && w.scale_format != ISOBIT_BF16 && w.scale_format != ISOBIT_F16)
+        return "scales are float32, bfloat16 or float16";
     if (bits <= 8 && !w.scales) return "the scales are missing";
     if ((w.format == ISOBIT_UINT4) != (w.zeros != nullptr)) return "zero points belong to uint4, and to nothing else";
     if (w.activations < ISOBIT_ACT_NONE || w.activations > ISOBIT_ACT_INT8) return "unknown activation format";
@@ -110,87 +115,78 @@ float round_run(const Isa &isa, int32_t activations, float static_scale, const f
     return scale;
 }
 
-struct Scratch {
-    std::vector<float> rounded, arranged, sums, scales;
-    std::vector<int8_t> codes;
+// Rounds one row of activations; scales by group are multiplied in, one scale for all is returned.
+float round_row(const Isa &isa, const isobit_linear &w, const float *x, float *out) {
+    if (!w.activation_group) return round_run(isa, w.activations, w.input_scale, x, w.k, out);
+    for (int64_t at = 0; at < w.k; at += w.activation_group) {
+        const int64_t count = std::min<int64_t>(w.activation_group, w.k - at);
+        const float scale = round_run(isa, w.activations, 0, x + at, count, out + at);
+        for (int64_t k = at; k < at + count; ++k) out[k] *= scale;
+    }
+    return 1;
+}
+
+struct Rows {
+    const void *laid;
+    const float *scales;  // of the activations, or NULL
 };
 
-template <class T>
-T *room(std::vector<T> &buffer, int64_t count) {
-    if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(static_cast<size_t>(count));
-    return buffer.data();
-}
-
-// Exact integer products need whole rows of int8 with one scale each.
-bool is_int8(const isobit_linear &w) {
-    return w.format == ISOBIT_INT8 && w.activations == ISOBIT_ACT_INT8 && !w.activation_group && !w.group;
-}
-
-int run_int8(const Isa &isa, const isobit_linear &w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy,
-             Scratch &s) {
-    int8_t *codes = room(s.codes, m * w.k);
-    float *scales = room(s.scales, m);
-    parallel(m, 8, [&](int64_t begin, int64_t end) {
-        std::vector<float> values(static_cast<size_t>(w.k));
-        for (int64_t row = begin; row < end; ++row) {
-            scales[row] = round_run(isa, w.activations, w.input_scale, x + row * ldx, w.k, values.data());
-            for (int64_t k = 0; k < w.k; ++k) codes[row * w.k + k] = static_cast<int8_t>(values[k]);
-        }
-    });
-    const int64_t grain = round_up(std::max<int64_t>(1, PIECE / w.row_bytes), 4);
-    parallel(w.n, grain, [&](int64_t begin, int64_t end) { isa.int8(w, codes, scales, m, begin, end, y, ldy); });
-    return 0;
-}
-
-int run_linear(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy) {
-    static thread_local Scratch scratch;
-    Scratch &s = scratch;
-    const Isa &isa = *current().load();
-    if (is_int8(w)) return run_int8(isa, w, x, m, ldx, y, ldy, s);
-    const Layout l = layout_of(w);
-    float *scales = nullptr, *rounded = nullptr;
-    if (w.activations) {
-        rounded = room(s.rounded, m * w.k);
-        scales = w.activation_group ? nullptr : room(s.scales, m);
-    }
-    float *arranged = room(s.arranged, m * l.width);
-    float *sums = m <= FEW_ROWS && needs_sums(w) ? room(s.sums, m * l.groups) : nullptr;
+// Rounds and lays out all rows of activations.
+Rows lay_out(const Isa &isa, const isobit_linear &w, const Layout &l, const float *x, int64_t m, int64_t ldx) {
+    static thread_local Buffer laid, rounded, scales;
+    uint8_t *rows = static_cast<uint8_t *>(laid.room(m * l.row_size));
+    float *values = w.activations ? rounded.floats(m * w.k) : nullptr;
+    float *factors = w.activations && !w.activation_group ? scales.floats(m) : nullptr;
     parallel(m, 8, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const float *from = x + row * ldx;
-            if (w.activations) {
-                float *to = rounded + row * w.k;
-                if (scales) {
-                    scales[row] = round_run(isa, w.activations, w.input_scale, from, w.k, to);
-                } else {
-                    for (int64_t at = 0; at < w.k; at += w.activation_group) {
-                        const int64_t count = std::min<int64_t>(w.activation_group, w.k - at);
-                        const float scale = round_run(isa, w.activations, 0, from + at, count, to + at);
-                        for (int64_t k = at; k < at + count; ++k) to[k] *= scale;
-                    }
-                }
-                from = to;
+            if (values) {
+                const float scale = round_row(isa, w, from, values + row * w.k);
+                if (factors) factors[row] = scale;
+                from = values + row * w.k;
             }
-            float *laid = arranged + row * l.width;
-            isa.arrange(w.format, l, from, 1, w.k, w.k, laid);
-            if (sums)
-                for (int64_t g = 0; g < l.groups; ++g) {
-                    float total = 0;
-                    for (int64_t i = 0; i < l.padded_group; ++i) total += laid[g * l.padded_group + i];
-                    sums[row * l.groups + g] = total;
-                }
+            isa.arrange(w, l, from, rows + row * l.row_size);
         }
     });
-    if (m <= FEW_ROWS) {
-        parallel(w.n, std::max<int64_t>(1, PIECE / w.row_bytes), [&](int64_t begin, int64_t end) {
-            isa.gemv(w, l, arranged, sums, scales, m, begin, end, y, ldy);
-        });
-    } else {
-        parallel(w.n, isa.panel, [&](int64_t begin, int64_t end) {
-            isa.gemm(w, l, arranged, scales, m, begin, end, y, ldy);
+    return {rows, factors};
+}
+
+// Whether two linears of one input take the same rounded and laid out activations.
+bool alike(const isobit_linear &a, const isobit_linear &b) {
+    return a.k == b.k && a.format == b.format && a.activations == b.activations && a.group == b.group &&
+           a.activation_group == b.activation_group && a.input_scale == b.input_scale && !a.zeros == !b.zeros;
+}
+
+struct Piece {
+    const isobit_linear *w;
+    int64_t begin, end;
+    float *y;
+    int64_t ldy;
+};
+
+void run_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m, int64_t ldx, float *const *y,
+                 const int64_t *ldy) {
+    static thread_local std::vector<Piece> kept;
+    const Isa &isa = *current().load();
+    for (int64_t first = 0, last; first < count; first = last) {
+        for (last = first + 1; last < count && alike(*w[first], *w[last]);) ++last;
+        const Layout l = isa.layout(*w[first], m);
+        const Rows rows = lay_out(isa, *w[first], l, x, m, ldx);
+        std::vector<Piece> &pieces = kept;
+        pieces.clear();
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t step = l.many ? isa.panel : std::max<int64_t>(1, PIECE / w[i]->row_bytes);
+            for (int64_t n = 0; n < w[i]->n; n += step)
+                pieces.push_back({w[i], n, std::min(n + step, w[i]->n), y[i], ldy[i]});
+        }
+        parallel(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin; at < end; ++at) {
+                const Piece &piece = pieces[static_cast<size_t>(at)];
+                (l.many ? isa.many : isa.few)(*piece.w, l, rows.laid, rows.scales, m, piece.begin, piece.end, piece.y,
+                                              piece.ldy);
+            }
         });
     }
-    return 0;
 }
 
 // Codes of rounded values: the inverse of decoding, for tests and for kernels that keep codes.
@@ -248,15 +244,24 @@ ISOBIT_EXPORT int isobit_cpu_threads(void) { return threads(); }
 
 ISOBIT_EXPORT const char *isobit_cpu_error(void) { return error.c_str(); }
 
-ISOBIT_EXPORT int isobit_cpu_linear(const isobit_linear *w, const float *x, int64_t m, int64_t ldx, float *y,
-                                    int64_t ldy) {
-    if (!w) return fail("a null pointer");
-    if (const char *why = problem(*w, x, m, ldx, y, ldy)) return fail(why);
+ISOBIT_EXPORT int isobit_cpu_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m,
+                                     int64_t ldx, float *const *y, const int64_t *ldy) {
+    if (!w || !y || !ldy || count < 1) return fail("a null pointer, or no linears");
+    for (int64_t i = 0; i < count; ++i) {
+        if (!w[i]) return fail("a null pointer");
+        if (const char *why = problem(*w[i], x, m, ldx, y[i], ldy[i])) return fail(why);
+    }
     try {
-        return m == 0 ? 0 : run_linear(*w, x, m, ldx, y, ldy);
+        if (m > 0) run_linears(w, count, x, m, ldx, y, ldy);
+        return 0;
     } catch (const std::exception &caught) {
         return fail(caught.what());
     }
+}
+
+ISOBIT_EXPORT int isobit_cpu_linear(const isobit_linear *w, const float *x, int64_t m, int64_t ldx, float *y,
+                                    int64_t ldy) {
+    return isobit_cpu_linears(&w, 1, x, m, ldx, &y, &ldy);
 }
 
 ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m,

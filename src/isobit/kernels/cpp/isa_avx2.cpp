@@ -2,7 +2,8 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <vector>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -11,162 +12,161 @@ namespace {
 
 constexpr int W = 8;
 typedef float F __attribute__((vector_size(32)));
+typedef int32_t I __attribute__((vector_size(32)));
+
 
 inline F as_f(__m256 value) { return reinterpret_cast<F>(value); }
+inline I as_i(__m256i value) { return reinterpret_cast<I>(value); }
+inline __m256i load32(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 inline __m128i load16(const uint8_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
 inline F from_bytes(__m128i bytes) { return as_f(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))); }
 
+inline __m128i low(__m256i value) { return _mm256_castsi256_si128(value); }
+inline __m128i high(__m256i value) { return _mm256_extracti128_si256(value, 1); }
+inline F halves(__m128i values) { return as_f(_mm256_cvtph_ps(values)); }
+
+constexpr int plain(int i) { return i; }
+// The even codes of 32, then the odd ones.
+constexpr int evens_first(int i) { return i < 16 ? 2 * i : 2 * (i - 16) + 1; }
+
 struct DecodeF32 {
-    static constexpr int bits = 32, offset = 0;
+    static constexpr int bits = 32, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) { std::memcpy(out, codes, BLOCK * 4); }
+    static constexpr bool scaled = false;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[4]) { std::memcpy(out, from, 128); }
 };
 struct DecodeBf16 {
-    static constexpr int bits = 16, offset = 0;
+    static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v)
-            out[v] = as_f(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(codes + 16 * v)), 16)));
+    static constexpr bool scaled = false;
+    static constexpr int source(int i) { return i / 16 * 16 + (i % 16 < 8 ? 2 * (i % 8) : 2 * (i % 8) + 1); }
+    static void block(const uint8_t *from, F out[4]) {
+        for (int v = 0; v < 4; v += 2) {
+            const __m256i pairs = load32(from + 16 * v);
+            out[v] = as_f(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)));
+            out[v + 1] = as_f(_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000)))));
+        }
     }
 };
 struct DecodeF16 {
-    static constexpr int bits = 16, offset = 0;
+    static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v) out[v] = as_f(_mm256_cvtph_ps(load16(codes + 16 * v)));
+    static constexpr bool scaled = false;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[4]) {
+        for (int v = 0; v < 4; ++v) out[v] = halves(load16(from + 16 * v));
     }
 };
 // e5m2 is the upper byte of a float16. e4m3 shifted one to the right is the upper part of a float16 whose exponent is 8 too
-// low; the factor 2^8 is exact, subnormals included, and goes to the scale. NaN codes would come out as 480: such weights are not given to us.
+// low; the factor 2^8 is exact, subnormals included, and goes to the scale. NaN codes would come out as 480: such weights
+// are not given to us.
 struct DecodeE4m3 {
-    static constexpr int bits = 8, offset = 0;
+    static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 256;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        const __m128i zero = _mm_setzero_si128(), keep = _mm_set1_epi16(static_cast<short>(0xbf80));
-        for (int half = 0; half < 2; ++half) {
-            const __m128i bytes = load16(codes + 16 * half);
-            const __m128i low = _mm_and_si128(_mm_srai_epi16(_mm_unpacklo_epi8(zero, bytes), 1), keep);
-            const __m128i high = _mm_and_si128(_mm_srai_epi16(_mm_unpackhi_epi8(zero, bytes), 1), keep);
-            out[2 * half] = as_f(_mm256_cvtph_ps(low));
-            out[2 * half + 1] = as_f(_mm256_cvtph_ps(high));
-        }
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return evens_first(i); }
+    static void block(const uint8_t *from, F out[4]) {
+        const __m256i pairs = load32(from), keep = _mm256_set1_epi16(static_cast<short>(0xbf80));
+        const __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pairs, 8), 1), keep);
+        const __m256i odd = _mm256_and_si256(_mm256_srai_epi16(pairs, 1), keep);
+        out[0] = halves(low(even)), out[1] = halves(high(even)), out[2] = halves(low(odd)), out[3] = halves(high(odd));
     }
 };
 struct DecodeE5m2 {
-    static constexpr int bits = 8, offset = 0;
+    static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        const __m128i zero = _mm_setzero_si128();
-        for (int half = 0; half < 2; ++half) {
-            const __m128i bytes = load16(codes + 16 * half);
-            out[2 * half] = as_f(_mm256_cvtph_ps(_mm_unpacklo_epi8(zero, bytes)));
-            out[2 * half + 1] = as_f(_mm256_cvtph_ps(_mm_unpackhi_epi8(zero, bytes)));
-        }
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return evens_first(i); }
+    static void block(const uint8_t *from, F out[4]) {
+        const __m256i pairs = load32(from), even = _mm256_slli_epi16(pairs, 8);
+        const __m256i odd = _mm256_and_si256(pairs, _mm256_set1_epi16(static_cast<short>(0xff00)));
+        out[0] = halves(low(even)), out[1] = halves(high(even)), out[2] = halves(low(odd)), out[3] = halves(high(odd));
     }
 };
 struct DecodeInt8 {
-    static constexpr int bits = 8, offset = 0;
+    static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v) {
-            const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(codes + 8 * v));
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[4]) {
+        for (int v = 0; v < 4; ++v) {
+            const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from + 8 * v));
             out[v] = as_f(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)));
         }
     }
 };
+// Eight codes in each lane.
 template <int zero>
-struct DecodeInt4 {
-    static constexpr int bits = 4, offset = zero;
+struct DecodeWideInt4 {
+    static constexpr int bits = 4, codes = 64, offset = zero;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = true;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        const __m128i bytes = load16(codes), mask = _mm_set1_epi8(15);
-        const __m128i even = _mm_and_si128(bytes, mask), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-        out[0] = from_bytes(even);
-        out[1] = from_bytes(_mm_unpackhi_epi64(even, even));
-        out[2] = from_bytes(odd);
-        out[3] = from_bytes(_mm_unpackhi_epi64(odd, odd));
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return i % W * 8 + i / W; }
+    static void block(const uint8_t *from, F out[8]) {
+        const __m256i eights = load32(from), mask = _mm256_set1_epi32(15);
+        for (int v = 0; v < 8; ++v) {
+            const __m256i shifted = _mm256_srli_epi32(eights, 4 * v);
+            out[v] = as_f(_mm256_cvtepi32_ps(v == 7 ? shifted : _mm256_and_si256(shifted, mask)));
+        }
     }
 };
 template <int width, int zero>
 struct DecodePacked {
-    static constexpr int bits = width, offset = zero;
+    static constexpr int bits = width, codes = 32, offset = zero;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        constexpr uint64_t spread = 0x0101010101010101u * ((1u << width) - 1);
-        for (int v = 0; v < BLOCK / W; ++v) {
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[4]) {
+        constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
+        for (int v = 0; v < 4; ++v) {
             uint32_t eight = 0;
-            std::memcpy(&eight, codes + width * v, width);
-            out[v] = from_bytes(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(eight, spread))));
+            std::memcpy(&eight, from + width * v, width);
+            out[v] = from_bytes(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(eight, mask))));
         }
     }
 };
-using DecodeInt3 = DecodePacked<3, 4>;
-using DecodeInt2 = DecodePacked<2, 2>;
 
-struct Int8Dot {
-    static constexpr int64_t LONGEST = 1 << 16;
-    template <int R, int M>
-    static void tile(const int8_t *w, int64_t w_stride, const int8_t *x, int64_t x_stride, int64_t n,
-                     int64_t totals[R][M]) {
-        // |x| times w with the sign of x: a pair of products is at most 2 * 127 * 128 = 32512 and fits 16 bits, because
-        // activation codes end at 127.
-        const __m256i ones = _mm256_set1_epi16(1);
-        __m256i acc[R][M];
-        for (int r = 0; r < R; ++r)
-            for (int m = 0; m < M; ++m) acc[r][m] = _mm256_setzero_si256();
-        const auto add = [&](const int8_t *ws, int64_t ws_stride, const int8_t *xs, int64_t xs_stride) {
-            __m256i weights[R];
-            for (int r = 0; r < R; ++r) weights[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(ws + r * ws_stride));
-            for (int m = 0; m < M; ++m) {
-                const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(xs + m * xs_stride));
-                const __m256i size = _mm256_abs_epi8(values);
-                for (int r = 0; r < R; ++r) {
-                    const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(clamp(weights[r]), values));
-                    acc[r][m] = _mm256_add_epi32(acc[r][m], _mm256_madd_epi16(pairs, ones));
-                }
-            }
-        };
-        int64_t k = 0;
-        for (; k + 32 <= n; k += 32) add(w + k, w_stride, x + k, x_stride);
-        for (int r = 0; r < R; ++r)
-            for (int m = 0; m < M; ++m) totals[r][m] += sum(acc[r][m]);
-        for (; k < n; ++k)
-            for (int r = 0; r < R; ++r)
-                for (int m = 0; m < M; ++m) totals[r][m] += w[r * w_stride + k] * x[m * x_stride + k];
-        correct<R, M>(w, w_stride, x, x_stride, n / 32 * 32, totals);
+// Each `lanes` lanes get the next value.
+inline F spread(const float *values, int lanes) {
+    const __m256i index = _mm256_srlv_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0),
+                                            _mm256_set1_epi32(__builtin_ctz(static_cast<unsigned>(lanes))));
+    return as_f(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), index));
+}
+
+// Codes widened to 16 bits: vpmaddwd is exact where vpmaddubsw would saturate.
+struct Int8 {
+    typedef int16_t X;
+    typedef int16_t Unit;
+    struct V { __m256i low, high; };
+    static constexpr int codes = 32, bias = 0, unit_bias = 0;
+    static V weights(const int8_t *from) { return {widened(from), widened(from + 16)}; }
+    static I dot(I acc, V w, const X *x) {
+        return unit_dot(unit_dot(acc, as_i(w.low), as_i(load32(x))), as_i(w.high), as_i(load32(x + 16)));
+    }
+    static I unit_weights(const int8_t *from) { return as_i(widened(from)); }
+    static I unit_dot(I acc, I w, I x) {
+        return as_i(_mm256_add_epi32(reinterpret_cast<__m256i>(acc), _mm256_madd_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(x))));
     }
 
   private:
-    // The sign of -128 cannot be turned in 8 bits: it is taken as -127 here, and what is missing is added by `correct`.
-    static __m256i clamp(__m256i weights) { return _mm256_max_epi8(weights, _mm256_set1_epi8(-127)); }
+    static __m256i widened(const int8_t *from) { return _mm256_cvtepi8_epi16(load16(reinterpret_cast<const uint8_t *>(from))); }
+};
 
-    static int64_t sum(__m256i values) {
-        int32_t lanes[8];
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(lanes), values);
-        int64_t total = 0;
-        for (int lane : lanes) total += lane;
-        return total;
+struct Int4 {
+    static void unit_weights(const uint8_t *from, I out[4]) {
+        const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
+        const __m256i even = _mm256_and_si256(pairs, mask), odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
+        out[0] = as_i(_mm256_cvtepu8_epi16(low(even))), out[1] = as_i(_mm256_cvtepu8_epi16(high(even)));
+        out[2] = as_i(_mm256_cvtepu8_epi16(low(odd))), out[3] = as_i(_mm256_cvtepu8_epi16(high(odd)));
     }
-
-    template <int R, int M>
-    static void correct(const int8_t *w, int64_t w_stride, const int8_t *x, int64_t x_stride, int64_t n,
-                        int64_t totals[R][M]) {
-        const __m256i lowest = _mm256_set1_epi8(-128);
-        for (int r = 0; r < R; ++r)
-            for (int64_t k = 0; k < n; k += 32) {
-                const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + r * w_stride + k));
-                uint32_t found = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(weights, lowest)));
-                for (; found; found &= found - 1)
-                    for (int m = 0; m < M; ++m) totals[r][m] -= x[m * x_stride + k + __builtin_ctz(found)];
-            }
+    // Two products of at most 15 * 127 fit in 16 bits, and so do four.
+    static I step(const uint8_t *from, const int8_t *x) {
+        const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
+        const __m256i even = _mm256_maddubs_epi16(_mm256_and_si256(pairs, mask), load32(x));
+        const __m256i odd = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask), load32(x + 32));
+        const __m256i fours = _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
+        return as_i(_mm256_add_epi32(fours, load32(x + 64)));
     }
 };
 
@@ -179,6 +179,6 @@ bool available() {
 
 }  // namespace
 
-const Isa avx2_isa = {"avx2", available, arrange, gemv, gemm, PANELS * NR, int8_linear, absmax, round_activations, read_all};
+const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
 
 }  // namespace isobit

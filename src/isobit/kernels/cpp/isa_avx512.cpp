@@ -2,7 +2,8 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <vector>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -11,123 +12,141 @@ namespace {
 
 constexpr int W = 16;
 typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+
 
 inline F as_f(__m512 value) { return reinterpret_cast<F>(value); }
+inline I as_i(__m512i value) { return reinterpret_cast<I>(value); }
+inline __m512i load64(const void *p) { return _mm512_loadu_si512(p); }
 inline __m128i load16(const uint8_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
 inline __m256i load32(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 inline F from_bytes(__m128i bytes) { return as_f(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))); }
 
+inline F halves(__m256i values) { return as_f(_mm512_cvtph_ps(values)); }
+
+constexpr int plain(int i) { return i; }
+// The even codes of 32, then the odd ones.
+constexpr int evens_first(int i) { return i < 16 ? 2 * i : 2 * (i - 16) + 1; }
+
 struct DecodeF32 {
-    static constexpr int bits = 32, offset = 0;
+    static constexpr int bits = 32, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) { std::memcpy(out, codes, BLOCK * 4); }
+    static constexpr bool scaled = false;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[2]) { std::memcpy(out, from, 128); }
 };
 struct DecodeBf16 {
-    static constexpr int bits = 16, offset = 0;
+    static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v)
-            out[v] = as_f(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(codes + 32 * v)), 16)));
+    static constexpr bool scaled = false;
+    static constexpr int source(int i) { return evens_first(i); }
+    static void block(const uint8_t *from, F out[2]) {
+        const __m512i pairs = load64(from);
+        out[0] = as_f(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
+        out[1] = as_f(_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000)))));
     }
 };
 struct DecodeF16 {
-    static constexpr int bits = 16, offset = 0;
+    static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v) out[v] = as_f(_mm512_cvtph_ps(load32(codes + 32 * v)));
-    }
+    static constexpr bool scaled = false;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[2]) { out[0] = halves(load32(from)), out[1] = halves(load32(from + 32)); }
 };
 // As in isa_avx2.cpp: the byte in the upper half of a float16, for e4m3 one to the right and times 2^8.
 struct DecodeE4m3 {
-    static constexpr int bits = 8, offset = 0;
+    static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 256;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        const __m256i keep = _mm256_set1_epi16(static_cast<short>(0xbf80));
-        for (int v = 0; v < BLOCK / W; ++v) {
-            const __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(load16(codes + 16 * v)), 8);
-            out[v] = as_f(_mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(wide, 1), keep)));
-        }
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return evens_first(i); }
+    static void block(const uint8_t *from, F out[2]) {
+        const __m256i pairs = load32(from), keep = _mm256_set1_epi16(static_cast<short>(0xbf80));
+        out[0] = halves(_mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pairs, 8), 1), keep));
+        out[1] = halves(_mm256_and_si256(_mm256_srai_epi16(pairs, 1), keep));
     }
 };
 struct DecodeE5m2 {
-    static constexpr int bits = 8, offset = 0;
+    static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v)
-            out[v] = as_f(_mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load16(codes + 16 * v)), 8)));
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return evens_first(i); }
+    static void block(const uint8_t *from, F out[2]) {
+        const __m256i pairs = load32(from);
+        out[0] = halves(_mm256_slli_epi16(pairs, 8));
+        out[1] = halves(_mm256_and_si256(pairs, _mm256_set1_epi16(static_cast<short>(0xff00))));
     }
 };
 struct DecodeInt8 {
-    static constexpr int bits = 8, offset = 0;
+    static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        for (int v = 0; v < BLOCK / W; ++v)
-            out[v] = as_f(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(codes + 16 * v))));
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[2]) {
+        for (int v = 0; v < 2; ++v) out[v] = as_f(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(from + 16 * v))));
     }
 };
+// Eight codes in each lane; a permutation of a table of 16 floats looks at the lowest four bits only.
 template <int zero>
-struct DecodeInt4 {
-    static constexpr int bits = 4, offset = zero;
+struct DecodeWideInt4 {
+    static constexpr int bits = 4, codes = 128, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = true;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        const __m128i bytes = load16(codes), mask = _mm_set1_epi8(15);
-        out[0] = from_bytes(_mm_and_si128(bytes, mask));
-        out[1] = from_bytes(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return i % W * 8 + i / W; }
+    static void block(const uint8_t *from, F out[8]) {
+        const __m512 values = _mm512_sub_ps(_mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_ps(zero));
+        const __m512i eights = load64(from);
+        for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
     }
 };
 template <int width, int zero>
 struct DecodePacked {
-    static constexpr int bits = width, offset = zero;
+    static constexpr int bits = width, codes = 32, offset = zero;
     static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        constexpr uint64_t spread = 0x0101010101010101u * ((1u << width) - 1);
-        for (int v = 0; v < BLOCK / W; ++v) {
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return plain(i); }
+    static void block(const uint8_t *from, F out[2]) {
+        constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
+        for (int v = 0; v < 2; ++v) {
             uint64_t sixteen = 0;
-            std::memcpy(&sixteen, codes + 2 * width * v, 2 * width);
-            const uint64_t low = _pdep_u64(sixteen, spread), high = _pdep_u64(sixteen >> (8 * width), spread);
+            std::memcpy(&sixteen, from + 2 * width * v, 2 * width);
+            const uint64_t low = _pdep_u64(sixteen, mask), high = _pdep_u64(sixteen >> (8 * width), mask);
             out[v] = from_bytes(_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
         }
     }
 };
-using DecodeInt3 = DecodePacked<3, 4>;
-using DecodeInt2 = DecodePacked<2, 2>;
 
-struct Int8Dot {
-    static constexpr int64_t LONGEST = 1 << 15;  // 255 * 127 * 2^15 fits 31 bits
-    template <int R, int M>
-    static void tile(const int8_t *w, int64_t w_stride, const int8_t *x, int64_t x_stride, int64_t n,
-                     int64_t totals[R][M]) {
-        // vpdpbusd multiplies unsigned by signed bytes: weights are taken as w + 128, and 128 times the sum of x is taken
-        // off again, counted in the same pass.
-        const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-        __m512i acc[R][M], sums[M];
-        for (int m = 0; m < M; ++m) {
-            sums[m] = _mm512_setzero_si512();
-            for (int r = 0; r < R; ++r) acc[r][m] = _mm512_setzero_si512();
-        }
-        const __m512i ones = _mm512_set1_epi8(1);
-        for (int64_t k = 0; k < n; k += 64) {
-            const __mmask64 mask = n - k >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - k)) - 1;
-            __m512i weights[R];
-            for (int r = 0; r < R; ++r) weights[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w + r * w_stride + k), flip);
-            for (int m = 0; m < M; ++m) {
-                const __m512i values = _mm512_maskz_loadu_epi8(mask, x + m * x_stride + k);
-                sums[m] = _mm512_dpbusd_epi32(sums[m], ones, values);
-                for (int r = 0; r < R; ++r) acc[r][m] = _mm512_dpbusd_epi32(acc[r][m], weights[r], values);
-            }
-        }
-        for (int m = 0; m < M; ++m) {
-            const int64_t shift = int64_t{128} * _mm512_reduce_add_epi32(sums[m]);
-            for (int r = 0; r < R; ++r) totals[r][m] += _mm512_reduce_add_epi32(acc[r][m]) - shift;
-        }
+// Each `lanes` lanes get the next value.
+inline F spread(const float *values, int lanes) {
+    const __m512i index = _mm512_srlv_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                            _mm512_set1_epi32(__builtin_ctz(static_cast<unsigned>(lanes))));
+    return as_f(_mm512_permutexvar_ps(index, _mm512_loadu_ps(values)));
+}
+
+// vpdpbusd multiplies unsigned by signed bytes: weights are taken as w + 128.
+struct Int8 {
+    typedef int8_t X;
+    typedef int8_t Unit;
+    typedef __m512i V;
+    static constexpr int codes = 64, bias = 128, unit_bias = 128;
+    static V weights(const int8_t *from) { return _mm512_xor_si512(load64(from), _mm512_set1_epi8(static_cast<char>(0x80))); }
+    static I dot(I acc, V w, const X *x) { return unit_dot(acc, as_i(w), as_i(load64(x))); }
+    static I unit_weights(const int8_t *from) { return as_i(weights(from)); }
+    static I unit_dot(I acc, I w, I x) {
+        return as_i(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
+    }
+};
+
+struct Int4 {
+    static void unit_weights(const uint8_t *from, I out[2]) {
+        const __m512i pairs = load64(from), mask = _mm512_set1_epi8(15);
+        out[0] = as_i(_mm512_and_si512(pairs, mask));
+        out[1] = as_i(_mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
+    }
+    static I step(const uint8_t *from, const int8_t *x) {
+        I w[2];
+        unit_weights(from, w);
+        const I even = Int8::unit_dot(as_i(load64(x + 128)), w[0], as_i(load64(x)));
+        return Int8::unit_dot(even, w[1], as_i(load64(x + 64)));
     }
 };
 
@@ -141,6 +160,6 @@ bool available() {
 
 }  // namespace
 
-const Isa avx512_isa = {"avx512", available, arrange, gemv, gemm, PANELS * NR, int8_linear, absmax, round_activations, read_all};
+const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
 
 }  // namespace isobit

@@ -1,7 +1,8 @@
 // Plain C++ over GCC vectors of four floats: runs everywhere, and says what the other files must compute.
 #include <cmath>
 #include <cstring>
-#include <vector>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -10,12 +11,7 @@ namespace {
 
 constexpr int W = 4;
 typedef float F __attribute__((vector_size(16)));
-
-float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
+typedef int32_t I __attribute__((vector_size(16)));
 
 // Value of a sign-exponent-mantissa code; `top` is whether the top exponent means infinity and NaN.
 float small_float(int code, int exponent_bits, int mantissa_bits, int bias, bool top) {
@@ -44,97 +40,131 @@ const Table &table() {
 }
 
 template <class Value>
-inline void fill(F out[BLOCK / W], Value value) {
-    for (int i = 0; i < BLOCK; ++i) out[i / W][i % W] = value(i);
+inline void fill(F *out, int count, Value value) {
+    for (int i = 0; i < count; ++i) out[i / W][i % W] = value(i);
 }
 
-struct DecodeF32 {
-    static constexpr int bits = 32, offset = 0;
+struct Plain {
+    static constexpr int codes = 32, offset = 0;
     static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) { std::memcpy(out, codes, BLOCK * 4); }
+    static constexpr bool scaled = true;
+    static constexpr int source(int i) { return i; }
 };
-struct DecodeBf16 {
-    static constexpr int bits = 16, offset = 0;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        uint16_t halves[BLOCK];
-        std::memcpy(halves, codes, sizeof halves);
-        fill(out, [&](int i) { return from_bits(static_cast<uint32_t>(halves[i]) << 16); });
+
+struct DecodeF32 : Plain {
+    static constexpr int bits = 32;
+    static constexpr bool scaled = false;
+    static void block(const uint8_t *from, F out[8]) { std::memcpy(out, from, 128); }
+};
+struct DecodeBf16 : Plain {
+    static constexpr int bits = 16;
+    static constexpr bool scaled = false;
+    static void block(const uint8_t *from, F out[8]) {
+        uint32_t values[codes];
+        for (int i = 0; i < codes; ++i) {
+            uint16_t half;
+            std::memcpy(&half, from + 2 * i, 2);
+            values[i] = static_cast<uint32_t>(half) << 16;
+        }
+        std::memcpy(out, values, sizeof values);
     }
 };
-struct DecodeF16 {
-    static constexpr int bits = 16, offset = 0;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = false, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        uint16_t halves[BLOCK];
-        std::memcpy(halves, codes, sizeof halves);
-        fill(out, [&](int i) { return small_float(halves[i], 5, 10, 15, true); });
+struct DecodeF16 : Plain {
+    static constexpr int bits = 16;
+    static constexpr bool scaled = false;
+    static void block(const uint8_t *from, F out[8]) {
+        uint16_t halves[codes];
+        std::memcpy(halves, from, sizeof halves);
+        fill(out, codes, [&](int i) { return small_float(halves[i], 5, 10, 15, true); });
     }
 };
-struct DecodeE4m3 {
-    static constexpr int bits = 8, offset = 0;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
+struct DecodeE4m3 : Plain {
+    static constexpr int bits = 8;
+    static void block(const uint8_t *from, F out[8]) {
         const Table &values = table();
-        fill(out, [&](int i) { return values.e4m3[codes[i]]; });
+        fill(out, codes, [&](int i) { return values.e4m3[from[i]]; });
     }
 };
-struct DecodeE5m2 {
-    static constexpr int bits = 8, offset = 0;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
+struct DecodeE5m2 : Plain {
+    static constexpr int bits = 8;
+    static void block(const uint8_t *from, F out[8]) {
         const Table &values = table();
-        fill(out, [&](int i) { return values.e5m2[codes[i]]; });
+        fill(out, codes, [&](int i) { return values.e5m2[from[i]]; });
     }
 };
-struct DecodeInt8 {
-    static constexpr int bits = 8, offset = 0;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        fill(out, [&](int i) { return static_cast<float>(static_cast<int8_t>(codes[i])); });
-    }
-};
-template <int zero>
-struct DecodeInt4 {
-    static constexpr int bits = 4, offset = zero;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = true;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        fill(out, [&](int i) { return static_cast<float>(i < 16 ? codes[i] & 15 : codes[i - 16] >> 4); });
+struct DecodeInt8 : Plain {
+    static constexpr int bits = 8;
+    static void block(const uint8_t *from, F out[8]) {
+        fill(out, codes, [&](int i) { return static_cast<float>(static_cast<int8_t>(from[i])); });
     }
 };
 template <int width, int zero>
-struct DecodePacked {
+struct DecodePacked : Plain {
     static constexpr int bits = width, offset = zero;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = true, split = false;
-    static void block(const uint8_t *codes, F out[BLOCK / W]) {
-        fill(out, [&](int i) {
-            const int bit = i * width, both = codes[bit / 8] | (bit % 8 + width > 8 ? codes[bit / 8 + 1] << 8 : 0);
+    static void block(const uint8_t *from, F out[8]) {
+        fill(out, codes, [&](int i) {
+            const int bit = i * width, both = from[bit / 8] | (bit % 8 + width > 8 ? from[bit / 8 + 1] << 8 : 0);
             return static_cast<float>(both >> bit % 8 & ((1 << width) - 1));
         });
     }
 };
-using DecodeInt3 = DecodePacked<3, 4>;
-using DecodeInt2 = DecodePacked<2, 2>;
+// Eight codes in each lane.
+template <int zero>
+struct DecodeWideInt4 : Plain {
+    static constexpr int bits = 4, offset = zero;
+    static constexpr int source(int i) { return i % W * 8 + i / W; }
+    static void block(const uint8_t *from, F out[8]) {
+        fill(out, codes, [&](int i) {
+            const int code = source(i);
+            return static_cast<float>(from[code / 2] >> (code % 2 * 4) & 15);
+        });
+    }
+};
 
-struct Int8Dot {
-    static constexpr int64_t LONGEST = 1 << 16;
-    template <int R, int M>
-    static void tile(const int8_t *w, int64_t w_stride, const int8_t *x, int64_t x_stride, int64_t n,
-                     int64_t totals[R][M]) {
-        for (int r = 0; r < R; ++r)
-            for (int m = 0; m < M; ++m) {
-                int32_t total = 0;
-                for (int64_t k = 0; k < n; ++k) total += w[r * w_stride + k] * x[m * x_stride + k];
-                totals[r][m] += total;
-            }
+// Each `lanes` lanes get the next value.
+inline F spread(const float *values, int lanes) {
+    F out;
+    for (int i = 0; i < W; ++i) out[i] = values[i / lanes];
+    return out;
+}
+
+struct Int8 {
+    typedef int16_t X;
+    typedef int16_t Unit;
+    typedef const int8_t *V;
+    static constexpr int codes = 32, bias = 0, unit_bias = 0;
+    static V weights(const int8_t *from) { return from; }
+    static I dot(I acc, V w, const X *x) {
+        for (int i = 0; i < codes; ++i) acc[i % W] += w[i] * x[i];
+        return acc;
+    }
+    static I unit_weights(const int8_t *from) { return pairs_of([&](int i) { return from[i]; }); }
+    static I unit_dot(I acc, I w, I x) {
+        for (int i = 0; i < W; ++i)
+            acc[i] += static_cast<int16_t>(w[i]) * static_cast<int16_t>(x[i]) + (w[i] >> 16) * (x[i] >> 16);
+        return acc;
+    }
+    // Two codes in each lane, the first below.
+    template <class Code>
+    static I pairs_of(Code code) {
+        int16_t codes[2 * W];
+        for (int i = 0; i < 2 * W; ++i) codes[i] = static_cast<int16_t>(code(i));
+        I out;
+        std::memcpy(&out, codes, sizeof out);
+        return out;
+    }
+};
+
+struct Int4 {
+    static void unit_weights(const uint8_t *from, I out[4]) {
+        for (int v = 0; v < 4; ++v)
+            out[v] = Int8::pairs_of([&](int i) { return from[v % 2 * 2 * W + i] >> (v < 2 ? 0 : 4) & 15; });
+    }
+    static I step(const uint8_t *from, const int8_t *x) {
+        I acc;
+        std::memcpy(&acc, x + 8 * W, sizeof acc);
+        for (int i = 0; i < 4 * W; ++i) acc[i / 4] += (from[i] & 15) * x[i] + (from[i] >> 4) * x[4 * W + i];
+        return acc;
     }
 };
 
@@ -144,6 +174,6 @@ bool available() { return true; }
 
 }  // namespace
 
-const Isa portable_isa = {"portable", available, arrange, gemv, gemm, PANELS * NR, int8_linear, absmax, round_activations, read_all};
+const Isa portable_isa = {"portable", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
 
 }  // namespace isobit

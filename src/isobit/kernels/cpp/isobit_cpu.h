@@ -65,6 +65,11 @@ const char *isobit_cpu_error(void);
 // x: float32 [m, k], rows ldx apart; y: float32 [m, n], rows ldy apart. Any m.
 int isobit_cpu_linear(const isobit_linear *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy);
 
+// The same for several linears of one input, as q, k and v have it: y[i] = x W_i^T + b_i, rows ldy[i] apart. Activations are
+// rounded and laid out once where the linears agree in format and groups.
+int isobit_cpu_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m, int64_t ldx,
+                       float *const *y, const int64_t *ldy);
+
 // Rounds activations by the law: codes as bytes [m, k] (int8 two's complement), scales [m, k / group or 1].
 int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m, int64_t k,
                         uint8_t *codes, float *scales);

@@ -5,36 +5,50 @@
 
 namespace isobit {
 
-// Codes of 32 weights are decoded at a time; activations are laid out to match (see `arrange`).
-constexpr int64_t BLOCK = 32;
-
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A linear with everything that derives from its description.
+// What the products are made of.
+enum class Kind {
+    FLOATS,     // weights decoded to float32
+    INT8,       // int8 codes by int8 codes, exact in int32
+    INT4_INT8,  // int4 codes by int8 codes, exact in int32 within what shares a scale
+};
+
+// How a linear is computed by an instruction set, and how rows of activations are laid out for it.
+//
+// A row of weights is a sequence of spans, each of whole groups and (but for the last) of whole blocks. A block is what
+// is decoded at a time; a span has one scale, or, if its groups are shorter than a block, one for some lanes each.
 struct Layout {
-    int64_t group;         // weights that share a scale along k
-    int64_t groups;        // how many there are in a row
-    int64_t padded_group;  // group in whole blocks
-    int64_t width;         // groups * padded_group: floats of an arranged row of activations
-    int64_t group_bytes;   // bytes of a group's codes
+    Kind kind;
+    bool many;            // for the product with many rows, else for few
+    bool wide;            // int4 decoded in blocks of 8 codes for every lane
+    bool one_scale;       // a row has one scale, applied to its sum
+    bool shifted;         // codes have a zero point other than 0: sums of activations are needed
+    int64_t group;        // weights that share a scale along k
+    int64_t groups;       // how many there are in a row
+    int64_t block;        // codes of a block
+    int64_t span;         // codes of a span
+    int64_t spans;        // how many there are in a row
+    int64_t padded_span;  // span in whole blocks
+    int64_t span_bytes;   // bytes of a span's codes
+    int64_t width;        // spans * padded_span: values of a row of activations
+    int64_t row_size;     // bytes of a row of activations as laid out, a multiple of 64
 };
 
 struct Isa {
     const char *name;
     bool (*available)();
-    // Lays out m rows of activations for `format`: groups padded with zeros to whole blocks, the values of a block in the
-    // order in which its codes are decoded. Scales (per row, or per row and group) are multiplied in if given.
-    void (*arrange)(int32_t format, const Layout &, const float *x, int64_t m, int64_t ldx, int64_t k, float *out);
+    Layout (*layout)(const isobit_linear &, int64_t m);
+    // Lays out one row of activations (rounded values if they are rounded).
+    void (*arrange)(const isobit_linear &, const Layout &, const float *values, void *out);
     // y[0..m, begin..end) for few rows of activations: codes are decoded once for up to four rows.
-    void (*gemv)(const isobit_linear &, const Layout &, const float *arranged, const float *sums, const float *act_scales,
-                 int64_t m, int64_t begin, int64_t end, float *y, int64_t ldy);
-    // The same for many rows: PANEL outputs are decoded once for all of them. begin is a multiple of `panel`.
-    void (*gemm)(const isobit_linear &, const Layout &, const float *arranged, const float *act_scales, int64_t m,
+    void (*few)(const isobit_linear &, const Layout &, const void *rows, const float *act_scales, int64_t m,
+                int64_t begin, int64_t end, float *y, int64_t ldy);
+    // The same for many rows: panels of outputs are decoded once for all of them. begin is a multiple of `panel`.
+    void (*many)(const isobit_linear &, const Layout &, const void *rows, const float *act_scales, int64_t m,
                  int64_t begin, int64_t end, float *y, int64_t ldy);
     int64_t panel;
-    // Exact integer products: x int8 codes [m, k] rows apart by k, one scale per row.
-    void (*int8)(const isobit_linear &, const int8_t *x, const float *act_scales, int64_t m, int64_t begin, int64_t end,
-                 float *y, int64_t ldy);
     // Largest magnitude of n values; NaN if one is NaN.
     float (*absmax)(const float *x, int64_t n);
     // The law of activations for values that share a scale: code values as floats (int8 too).
@@ -52,5 +66,21 @@ extern const Isa avx512_isa;
 #ifdef ISOBIT_NEON
 extern const Isa neon_isa;
 #endif
+
+// 64-byte aligned memory that grows and is kept: vectors that cross cache lines cost twice.
+class Buffer {
+  public:
+    Buffer() = default;
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+    ~Buffer();
+    // At least `bytes` of memory, contents unspecified. Throws std::bad_alloc.
+    void *room(int64_t bytes);
+    float *floats(int64_t count) { return static_cast<float *>(room(count * 4)); }
+
+  private:
+    void *data_ = nullptr;
+    int64_t size_ = 0;
+};
 
 }  // namespace isobit

@@ -1,0 +1,96 @@
+// Activations: their law (docs/numerics.md section 3) and their layout for float products.
+
+// The integer below orders magnitudes as the floats do, NaN above infinity; and integer maxima can be vectorized.
+float absmax(const float *x, int64_t n) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    float value;
+    __builtin_memcpy(&value, &largest, 4);
+    return value;
+}
+
+// Nearest value of a float format with `mantissa` bits, smallest normal exponent `low`, ties to even; |q| is in range.
+// Above 2^low the cut is at a fixed bit of the float32, below it at a fixed power of two.
+template <int mantissa, int low>
+inline float nearest(float q) {
+    constexpr int cut = 23 - mantissa;
+    uint32_t bits;
+    __builtin_memcpy(&bits, &q, 4);
+    const uint32_t sign = bits & 0x80000000u;
+    uint32_t magnitude = bits & 0x7fffffffu;
+    const uint32_t normal = (magnitude + ((1u << (cut - 1)) - 1) + ((magnitude >> cut) & 1)) & ~((1u << cut) - 1);
+    float plain, small;
+    __builtin_memcpy(&plain, &magnitude, 4);
+    constexpr float magic = static_cast<float>(1 << 23) * (1.0f / static_cast<float>(1 << (mantissa - low)));
+    small = (plain + magic) - magic;
+    uint32_t small_bits;
+    __builtin_memcpy(&small_bits, &small, 4);
+    const float edge = 1.0f / static_cast<float>(1 << -low);
+    const uint32_t chosen = (plain < edge ? small_bits : normal) | sign;
+    float out;
+    __builtin_memcpy(&out, &chosen, 4);
+    return out;
+}
+
+template <class Round>
+inline void round_with(const float *x, int64_t n, float scale, float limit, float *out, Round round) {
+    for (int64_t i = 0; i < n; ++i) {
+        float q = x[i] / scale;
+        q = q < -limit ? -limit : q;
+        q = q > limit ? limit : q;
+        out[i] = round(q);
+    }
+}
+
+void round_activations(int32_t activations, const float *x, int64_t n, float scale, float *out) {
+    if (scale != scale) {
+        for (int64_t i = 0; i < n; ++i) out[i] = 0;
+        return;
+    }
+    if (activations == ISOBIT_ACT_E4M3FN) round_with(x, n, scale, 448.0f, out, nearest<3, -6>);
+    else if (activations == ISOBIT_ACT_E5M2) round_with(x, n, scale, 57344.0f, out, nearest<2, -14>);
+    else
+        round_with(x, n, scale, 127.0f, out, [](float q) {
+            const float magic = 12582912.0f;  // 1.5 * 2^23: the sum has no fraction left
+            return (q + magic) - magic;
+        });
+}
+
+// For each decoded value of a block, which code it is.
+template <class D>
+struct Sources {
+    int32_t at[D::codes];
+    constexpr Sources() : at{} {
+        for (int i = 0; i < D::codes; ++i) at[i] = D::source(i);
+    }
+};
+
+// Values in the order in which codes are decoded, spans padded with zeros to whole blocks; behind them, where codes have a
+// zero point, the sums of what each lane multiplies in a span.
+template <class D>
+void arrange_floats(const Layout &l, const float *values, int64_t k, float *out) {
+    static constexpr Sources<D> sources;
+    float *sums = out + l.width;
+    for (int64_t s = 0; s < l.spans; ++s) {
+        const float *from = values + s * l.span;
+        float *to = out + s * l.padded_span;
+        const int64_t count = smaller(l.span, k - s * l.span), whole = count / D::codes * D::codes;
+        for (int64_t at = 0; at < whole; at += D::codes)
+            for (int i = 0; i < D::codes; ++i) to[at + i] = from[at + sources.at[i]];
+        if (whole < l.padded_span) {
+            for (int64_t at = whole; at < l.padded_span; at += D::codes)
+                for (int i = 0; i < D::codes; ++i)
+                    to[at + i] = at + sources.at[i] < count ? from[at + sources.at[i]] : 0;
+        }
+        if (l.shifted) {
+            F total = {};
+            for (int64_t at = 0; at < l.padded_span; at += W) total += load(to + at);
+            store(sums + s * W, total);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+// Few rows of int8 activations by int8 or int4 weights: exact integer sums.
+//
+// The including file defines
+//   Int8: codes of a step; X, how activations are stored; bias, what weights are raised by to become unsigned;
+//         V weights(const int8_t *), I dot(I, V, const X *).
+//   Int4: step(const uint8_t *codes, const int8_t *x): the sums of a block of 8 W codes, where x holds the activations of the even
+//         codes, those of the odd ones, and W integers to begin with: -8 times what each lane multiplies, because
+//         stored codes are 8 above their values.
+
+// Both products with many rows take activations in units of 32 bits.
+typedef Int8::Unit UnitCode;  // int8_t, four to a unit, or int16_t, two to a unit
+constexpr int UNIT = 4 / static_cast<int>(sizeof(UnitCode));
+
+inline int64_t int8_row_size(int64_t k, bool many) {
+    // Behind the codes stands what is to be taken off the sums.
+    return many ? round_up(k, W * UNIT) * static_cast<int64_t>(sizeof(UnitCode)) + 8
+                : round_up(k, Int8::codes) * static_cast<int64_t>(sizeof(Int8::X)) + 8;
+}
+
+template <class X>
+inline int64_t put_codes(const float *values, int64_t k, int64_t padded, X *to) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < k; ++i) {
+        const int32_t code = static_cast<int32_t>(values[i]);
+        to[i] = static_cast<X>(code);
+        total += code;
+    }
+    for (int64_t i = k; i < padded; ++i) to[i] = 0;
+    return total;
+}
+
+void arrange_int8(const Layout &l, const float *values, int64_t k, void *out) {
+    int64_t shift, at;
+    if (l.many) {
+        at = round_up(k, W * UNIT);
+        shift = put_codes(values, k, at, static_cast<UnitCode *>(out)) * Int8::unit_bias;
+        at *= sizeof(UnitCode);
+    } else {
+        at = round_up(k, Int8::codes);
+        shift = put_codes(values, k, at, static_cast<Int8::X *>(out)) * Int8::bias;
+        at *= sizeof(Int8::X);
+    }
+    __builtin_memcpy(static_cast<uint8_t *>(out) + at, &shift, 8);
+}
+
+template <int M>
+inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t *rows, int64_t row_size, int64_t out[M]) {
+    constexpr int64_t LONGEST = 1 << 19;  // codes that fit in the 32 bits of a lane's sum
+    const int64_t padded = round_up(w.k, Int8::codes), whole = w.k / Int8::codes * Int8::codes;
+    const auto x = [&](int m) { return reinterpret_cast<const Int8::X *>(rows + m * row_size); };
+    for (int m = 0; m < M; ++m) {
+        int64_t shift;
+        __builtin_memcpy(&shift, x(m) + padded, 8);
+        out[m] = -shift;
+    }
+    for (int64_t begin = 0; begin < w.k; begin += LONGEST) {
+        I acc[M] = {};
+        const int64_t end = smaller(begin + LONGEST, whole);
+        int64_t k = begin;
+        for (; k < end; k += Int8::codes) {
+            __builtin_prefetch(codes + k + AHEAD);
+            const Int8::V weights = Int8::weights(codes + k);
+            for (int m = 0; m < M; ++m) acc[m] = Int8::dot(acc[m], weights, x(m) + k);
+        }
+        if (k < w.k && k == whole) {
+            int8_t copy[Int8::codes] = {};
+            __builtin_memcpy(copy, codes + k, static_cast<size_t>(w.k - k));
+            const Int8::V weights = Int8::weights(copy);
+            for (int m = 0; m < M; ++m) acc[m] = Int8::dot(acc[m], weights, x(m) + k);
+        }
+        for (int m = 0; m < M; ++m) out[m] += sum(acc[m]);
+    }
+}
+
+void few_int8(const isobit_linear &w, const Layout &l, const void *rows, const float *act_scales, int64_t m, int64_t begin,
+              int64_t end, float *y, int64_t ldy) {
+    const Output out{w, act_scales, y, ldy};
+    const uint8_t *x = static_cast<const uint8_t *>(rows);
+    for (int64_t row = begin; row < end; ++row) {
+        const int8_t *codes = reinterpret_cast<const int8_t *>(codes_of(w, row));
+        const float scale = scale_at(w, w.block_rows ? row / w.block_rows : 0);
+        int64_t sums[4], at = 0;
+        const auto put = [&](int count) {
+            for (int i = 0; i < count; ++i) out.put(at + i, row, static_cast<float>(sums[i]) * scale);
+            at += count;
+        };
+        while (m - at >= 4) int8_row<4>(w, codes, x + at * l.row_size, l.row_size, sums), put(4);
+        while (m - at >= 1) int8_row<1>(w, codes, x + at * l.row_size, l.row_size, sums), put(1);
+    }
+}
+
+// ---------------------------------------------------------------------- int4
+
+constexpr int64_t INT4_BLOCK = 12 * W;  // bytes of the activations of a block: 4 W even, 4 W odd, W integers
+
+inline int64_t int4_row_size(const Layout &l) {
+    if (!l.many) return l.width / l.block * INT4_BLOCK;
+    return l.width * static_cast<int64_t>(sizeof(UnitCode)) + l.spans * 4;
+}
+
+void arrange_int4(const Layout &l, const float *values, int64_t k, void *out) {
+    const auto code = [&](int64_t i) { return i < k ? static_cast<int32_t>(values[i]) : 0; };
+    if (l.many) {
+        UnitCode *to = static_cast<UnitCode *>(out);
+        int32_t *starts = reinterpret_cast<int32_t *>(to + l.width);
+        for (int64_t s = 0; s < l.spans; ++s) starts[s] = 0;
+        for (int64_t at = 0; at < l.width; at += 8 * W)
+            for (int i = 0; i < 4 * W; ++i) {
+                const int32_t even = code(at + 2 * i), odd = code(at + 2 * i + 1);
+                to[at + i] = static_cast<UnitCode>(even);
+                to[at + 4 * W + i] = static_cast<UnitCode>(odd);
+                starts[at / l.span] -= 8 * (even + odd);
+            }
+        return;
+    }
+    for (int64_t at = 0; at < l.width; at += 8 * W) {
+        int8_t *to = static_cast<int8_t *>(out) + at / (8 * W) * INT4_BLOCK;
+        for (int lane = 0; lane < W; ++lane) {
+            int32_t start = 0;
+            for (int j = 0; j < 4; ++j) {
+                const int i = 4 * lane + j;
+                const int32_t even = code(at + 2 * i), odd = code(at + 2 * i + 1);
+                to[i] = static_cast<int8_t>(even);
+                to[4 * W + i] = static_cast<int8_t>(odd);
+                start -= 8 * (even + odd);
+            }
+            __builtin_memcpy(to + 8 * W + 4 * lane, &start, 4);
+        }
+    }
+}
+
+template <int M>
+inline void int4_row(const isobit_linear &w, const Layout &l, const uint8_t *codes, const float *scales, const int8_t *x,
+                     float out[M]) {
+    F total[M] = {};
+    const int64_t blocks_in_span = l.span / l.block, blocks = w.k / l.block;
+    const auto step = [&](const uint8_t *from, int64_t b, F scale) {
+        for (int m = 0; m < M; ++m) total[m] += to_floats(Int4::step(from, x + m * l.row_size + b * INT4_BLOCK)) * scale;
+    };
+    int64_t b = 0;
+    for (int64_t span = 0; b < blocks; ++span) {
+        const F scale = splat(scales[span]);
+        for (const int64_t end = smaller(b + blocks_in_span, blocks); b < end; ++b) {
+            __builtin_prefetch(codes + b * (4 * W) + AHEAD);
+            step(codes + b * (4 * W), b, scale);
+        }
+    }
+    if (b * l.block < w.k) {
+        uint8_t copy[4 * W] = {};
+        __builtin_memcpy(copy, codes + b * (4 * W), static_cast<size_t>((w.k - b * l.block + 1) / 2));
+        step(copy, b, splat(scales[b / blocks_in_span]));
+    }
+    for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
+}
+
+void few_int4(const isobit_linear &w, const Layout &l, const void *rows, const float *act_scales, int64_t m, int64_t begin,
+              int64_t end, float *y, int64_t ldy) {
+    const Output out{w, act_scales, y, ldy};
+    const int8_t *x = static_cast<const int8_t *>(rows);
+    ScaleReader reader(w, l, 0, 1);
+    for (int64_t row = begin; row < end; ++row) {
+        const uint8_t *codes = codes_of(w, row);
+        const RowScales s = reader.read(row, 0, l.groups);
+        const float *scales = l.one_scale ? &s.one_scale : s.scales;
+        float sums[2];
+        int64_t at = 0;
+        const auto put = [&](int count) {
+            for (int i = 0; i < count; ++i) out.put(at + i, row, sums[i]);
+            at += count;
+        };
+        while (m - at >= 2) int4_row<2>(w, l, codes, scales, x + at * l.row_size, sums), put(2);
+        if (m - at >= 1) int4_row<1>(w, l, codes, scales, x + at * l.row_size, sums), put(1);
+    }
+}

@@ -1,0 +1,244 @@
+// Many rows of activations. Panels of 2 W outputs are decoded and transposed once for all rows, in units of 32 bits along
+// k: one float32, two int16 or four int8; then tiles of R rows by 2 W outputs stay in registers.
+
+constexpr int NR = 2 * W;                // outputs of a panel
+constexpr int PANELS = 4;                // panels that one pass over the activations serves
+constexpr int KC = W >= 16 ? 128 : 256;  // units: a panel of KC x NR fits in half of the first cache
+constexpr int MR = W >= 16 ? 12 : W >= 8 ? 6 : 4;
+
+// A kind of panel says
+//   Acc          vectors of sums: F or I
+//   grouped      sums are turned to floats with the scales of each span, else once at the end or not at all
+//   units(l)     of a row of activations
+//   depth(l)     units that one panel covers: whole chunks, and one span if grouped
+//   vectors      of W units in a chunk, what is decoded at a time
+//   chunk(row's reader, codes, unit, out)
+//   dot(acc, panel, unit)
+
+template <class D>
+struct FloatPanels {
+    typedef F Acc;
+    static constexpr bool grouped = false;
+    static constexpr int vectors = D::codes / W;
+    static int64_t units(const Layout &l) { return l.width; }
+    static int64_t depth(const Layout &) { return KC; }
+    static float factor() { return D::factor; }
+    static float offset() { return D::offset; }
+
+    static void scales_for(ScaleReader &reader, const Layout &l, int64_t row, int64_t begin, int64_t end, RowScales &s) {
+        const int64_t per_span = l.span / l.group;
+        s = reader.read(row, begin / l.padded_span * per_span, ((end - 1) / l.padded_span + 1) * per_span);
+    }
+
+    static void chunk(const isobit_linear &w, const Layout &l, const RowScales &s, const uint8_t *codes, int64_t unit,
+                      F out[vectors]) {
+        const int64_t span = unit / l.padded_span, in_span = unit % l.padded_span;
+        const int64_t count = smaller(l.span, w.k - span * l.span) - in_span;
+        if (count <= 0) {
+            for (int v = 0; v < vectors; ++v) out[v] = F{};
+            return;
+        }
+        const uint8_t *at = codes + span * l.span_bytes + in_span * D::bits / 8;
+        if (count >= D::codes) D::block(at, out);
+        else tail_block<D>(at, count, out);
+        if constexpr (D::scaled) {
+            const F scale = l.one_scale ? splat(s.one_scale) : lanes_of(l, s.scales, span);
+            if (l.shifted) {
+                const F zero = l.one_scale ? splat(s.one_zero) : lanes_of(l, s.zeros, span);
+                for (int v = 0; v < vectors; ++v) out[v] = (out[v] - zero) * scale;
+            } else {
+                for (int v = 0; v < vectors; ++v) out[v] *= scale;
+            }
+        }
+    }
+    static F dot(F acc, F panel, const float *unit) { return acc + panel * splat(*unit); }
+};
+
+struct IntegerPanels {
+    typedef I Acc;
+    static float factor() { return 1; }
+    static float offset() { return 0; }
+    static I dot(I acc, F panel, const float *unit) {
+        int32_t codes;
+        __builtin_memcpy(&codes, unit, 4);
+        return Int8::unit_dot(acc, as_ints(panel), splat(codes));
+    }
+};
+
+struct Int8Panels : IntegerPanels {
+    static constexpr bool grouped = false;
+    static constexpr int vectors = 1;
+    static int64_t units(const Layout &l) { return round_up(l.group, W * UNIT) / UNIT; }
+    static int64_t depth(const Layout &) { return KC; }
+    static void scales_for(ScaleReader &, const Layout &, int64_t, int64_t, int64_t, RowScales &) {}
+    static void chunk(const isobit_linear &w, const Layout &, const RowScales &, const uint8_t *codes, int64_t unit, F out[1]) {
+        const int64_t k = unit * UNIT, count = w.k - k;
+        if (count >= W * UNIT) {
+            out[0] = as_floats(Int8::unit_weights(reinterpret_cast<const int8_t *>(codes) + k));
+        } else {
+            int8_t copy[W * UNIT] = {};
+            if (count > 0) __builtin_memcpy(copy, codes + k, static_cast<size_t>(count));
+            out[0] = as_floats(Int8::unit_weights(copy));
+        }
+    }
+};
+
+struct Int4Panels : IntegerPanels {
+    static constexpr bool grouped = true;
+    static constexpr int vectors = 8 / UNIT;
+    static int64_t units(const Layout &l) { return l.width / UNIT; }
+    static int64_t depth(const Layout &l) { return l.span / UNIT; }
+    static void scales_for(ScaleReader &, const Layout &, int64_t, int64_t, int64_t, RowScales &) {}
+    static void chunk(const isobit_linear &w, const Layout &, const RowScales &, const uint8_t *codes, int64_t unit,
+                      F out[vectors]) {
+        const int64_t k = unit * UNIT, count = w.k - k;
+        I halves[vectors];
+        if (count >= 8 * W) {
+            Int4::unit_weights(codes + k / 2, halves);
+        } else {
+            uint8_t copy[4 * W] = {};
+            if (count > 0) __builtin_memcpy(copy, codes + k / 2, static_cast<size_t>((count + 1) / 2));
+            Int4::unit_weights(copy, halves);
+        }
+        for (int v = 0; v < vectors; ++v) out[v] = as_floats(halves[v]);
+    }
+};
+
+// Decodes `depth` units from `begin` on of NR rows into panel[depth][NR]; rows from `end` on become those of row end - 1.
+template <class P>
+void pack(const isobit_linear &w, const Layout &l, ScaleReader &reader, int64_t row, int64_t end, int64_t begin,
+          int64_t depth, float *panel, float *rows) {
+    for (int half = 0; half < NR; half += W) {
+        for (int r = 0; r < W; ++r) {
+            const int64_t n = smaller(row + half + r, end - 1);
+            RowScales s{};
+            P::scales_for(reader, l, n, begin, begin + depth, s);
+            F values[P::vectors];
+            for (int64_t at = 0; at < depth; at += P::vectors * W) {
+                P::chunk(w, l, s, codes_of(w, n), begin + at, values);
+                for (int v = 0; v < P::vectors; ++v) store(rows + (at + v * W + r) * W, values[v]);
+            }
+        }
+        for (int64_t at = 0; at < depth; at += W) {
+            F square[W];
+            for (int r = 0; r < W; ++r) square[r] = load(rows + (at + r) * W);
+            transpose(square);
+            for (int r = 0; r < W; ++r) store(panel + (at + r) * NR + half, square[r]);
+        }
+    }
+}
+
+// R rows of activations by one panel. c: sums so far [R][NR]. If grouped, `starts` are what the sums of each row begin with
+// (starts_stride apart) and `scales` [NR] those of the outputs.
+template <class P, int R>
+inline void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const int32_t *starts,
+                 int64_t starts_stride, const float *scales) {
+    typedef typename P::Acc Acc;
+    Acc acc[R][2];
+    for (int i = 0; i < R; ++i)
+        if constexpr (P::grouped) {
+            acc[i][0] = acc[i][1] = splat(starts[i * starts_stride]);
+        } else {
+            __builtin_memcpy(&acc[i][0], c + i * NR, sizeof(Acc));
+            __builtin_memcpy(&acc[i][1], c + i * NR + W, sizeof(Acc));
+        }
+    for (int64_t k = 0; k < depth; ++k) {
+        const F first = load(panel + k * NR), second = load(panel + k * NR + W);
+        for (int i = 0; i < R; ++i) {
+            acc[i][0] = P::dot(acc[i][0], first, x + i * ldx + k);
+            acc[i][1] = P::dot(acc[i][1], second, x + i * ldx + k);
+        }
+    }
+    for (int i = 0; i < R; ++i)
+        for (int h = 0; h < 2; ++h)
+            if constexpr (P::grouped) {
+                float *to = c + i * NR + h * W;
+                store(to, load(to) + to_floats(acc[i][h]) * load(scales + h * W));
+            } else {
+                __builtin_memcpy(c + i * NR + h * W, &acc[i][h], sizeof(Acc));
+            }
+}
+
+template <class P, int R>
+inline void tile_rest(int64_t rows, const float *x, int64_t ldx, const float *panel, int64_t depth, float *c,
+                      const int32_t *starts, int64_t starts_stride, const float *scales) {
+    if constexpr (R > 0) {
+        if (rows >= R) tile<P, R>(x, ldx, panel, depth, c, starts, starts_stride, scales);
+        else tile_rest<P, R - 1>(rows, x, ldx, panel, depth, c, starts, starts_stride, scales);
+    }
+}
+
+// What the sums of NR outputs begin with.
+template <class P>
+inline void begin_sums(const Layout &l, const uint8_t *rows, int64_t m, float *c) {
+    if constexpr (std::is_same_v<P, Int8Panels>) {
+        const int64_t at = P::units(l) * 4;
+        for (int64_t i = 0; i < m; ++i) {
+            int64_t shift;
+            __builtin_memcpy(&shift, rows + i * l.row_size + at, 8);
+            const I start = splat(static_cast<int32_t>(-shift));
+            for (int j = 0; j < NR; j += W) __builtin_memcpy(c + i * NR + j, &start, sizeof start);
+        }
+    } else {
+        __builtin_memset(c, 0, static_cast<size_t>(m * NR) * 4);
+    }
+}
+
+template <class P>
+inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t row, int64_t end, const Output &out) {
+    const int count = static_cast<int>(smaller(NR, end - row));
+    float scales[NR], bias[NR];
+    for (int n = 0; n < count; ++n) {
+        if constexpr (std::is_same_v<P, Int8Panels>) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0);
+        else scales[n] = 1;
+        bias[n] = w.bias ? w.bias[row + n] : 0;
+    }
+    for (int64_t i = 0; i < m; ++i) {
+        const float act_scale = out.act_scales ? out.act_scales[i] : 1;
+        const float *sums = c + i * NR;
+        float *y = out.y + i * out.ldy + row;
+        for (int n = 0; n < count; ++n) {
+            float value = sums[n];
+            if constexpr (std::is_same_v<P, Int8Panels>) {
+                int32_t total;
+                __builtin_memcpy(&total, sums + n, 4);
+                value = static_cast<float>(total) * scales[n];
+            }
+            y[n] = value * act_scale + bias[n];
+        }
+    }
+}
+
+template <class P>
+void many_rows(const isobit_linear &w, const Layout &l, const void *rows, int64_t m, int64_t begin, int64_t end,
+               const Output &out) {
+    static thread_local Buffer storage;
+    const uint8_t *laid = static_cast<const uint8_t *>(rows);
+    const float *x = static_cast<const float *>(rows);
+    const int64_t ldx = l.row_size / 4, units = P::units(l), depth = round_up(P::depth(l), W);
+    const int64_t panel_size = depth * NR, c_size = m * NR;
+    float *panels = storage.floats(PANELS * (panel_size + c_size + NR) + depth * W);
+    float *c = panels + PANELS * panel_size, *square = c + PANELS * c_size, *scales = square + depth * W;
+    ScaleReader reader(w, l, P::offset(), P::factor());
+    for (int64_t row = begin; row < end; row += PANELS * NR) {
+        const int count = static_cast<int>(smaller(PANELS, (end - row + NR - 1) / NR));
+        for (int p = 0; p < count; ++p) begin_sums<P>(l, laid, m, c + p * c_size);
+        for (int64_t unit = 0; unit < units; unit += depth) {
+            const int64_t deep = smaller(depth, units - unit), span = unit / depth;
+            for (int p = 0; p < count; ++p) {
+                pack<P>(w, l, reader, row + p * NR, end, unit, deep, panels + p * panel_size, square);
+                if constexpr (P::grouped)
+                    for (int r = 0; r < NR; ++r) {
+                        const int64_t n = smaller(row + p * NR + r, end - 1);
+                        scales[p * NR + r] = scale_at(w, (w.block_rows ? n / w.block_rows : 0) * l.groups + span);
+                    }
+            }
+            const int32_t *starts = P::grouped ? reinterpret_cast<const int32_t *>(laid + units * 4) + span : nullptr;
+            for (int64_t at = 0; at < m; at += MR)
+                for (int p = 0; p < count; ++p)
+                    tile_rest<P, MR>(m - at, x + at * ldx + unit, ldx, panels + p * panel_size, deep, c + p * c_size + at * NR,
+                                     P::grouped ? starts + at * ldx : nullptr, ldx, scales + p * NR);
+        }
+        for (int p = 0; p < count; ++p) finish<P>(w, c + p * c_size, m, row + p * NR, end, out);
+    }
+}

@@ -1,0 +1,100 @@
+// Rows of weights: their scales and zero points as floats, and blocks of codes.
+
+inline float scale_at(const isobit_linear &w, int64_t at) {
+    if (w.scale_format == ISOBIT_F32) {
+        float value;
+        __builtin_memcpy(&value, static_cast<const uint8_t *>(w.scales) + 4 * at, 4);
+        return value;
+    }
+    uint16_t half;
+    __builtin_memcpy(&half, static_cast<const uint8_t *>(w.scales) + 2 * at, 2);
+    return w.scale_format == ISOBIT_BF16 ? from_bf16(half) : from_f16(half);
+}
+
+// The scales of a row, with the decoder's factor in them, and its zero points. One number each if the row has one scale;
+// else arrays with an entry for each group that blocks can reach, zeros behind the last group.
+struct RowScales {
+    float one_scale, one_zero;
+    const float *scales, *zeros;
+};
+
+class ScaleReader {
+  public:
+    ScaleReader(const isobit_linear &w, const Layout &l, float offset, float factor)
+        : w_(w), l_(l), offset_(offset), factor_(factor), entries_(round_up(l.width / smaller(l.group, l.span) + W, W)) {
+        if (!l.one_scale) space_ = buffer().floats(2 * entries_);
+    }
+
+    // The scales of a row; of its groups, those from `first` to `last` - 1.
+    RowScales read(int64_t row, int64_t first, int64_t last) {
+        if (!w_.scales) return {factor_, 0, nullptr, nullptr};
+        const int64_t at = w_.block_rows ? row / w_.block_rows * l_.groups : 0;
+        if (l_.one_scale) return {scale_at(w_, at) * factor_, zero_at(at), nullptr, nullptr};
+        fill(at, first, smaller(last, l_.groups));
+        return {0, 0, space_, space_ + entries_};
+    }
+
+  private:
+    static Buffer &buffer() {
+        static thread_local Buffer kept;
+        return kept;
+    }
+
+    float zero_at(int64_t at) const { return w_.zeros ? static_cast<float>(w_.zeros[at]) : offset_; }
+
+    void fill(int64_t at, int64_t first, int64_t last) {
+        if (at == at_ && first == first_) return;  // rows of a block share their scales
+        at_ = at, first_ = first;
+        float *scales = space_, *zeros = space_ + entries_;
+        if (w_.scale_format == ISOBIT_BF16) {
+            const uint8_t *from = static_cast<const uint8_t *>(w_.scales) + 2 * at;
+            for (int64_t g = first; g < last; ++g) {
+                uint16_t half;
+                __builtin_memcpy(&half, from + 2 * g, 2);
+                scales[g] = from_bf16(half) * factor_;
+            }
+        } else {
+            for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g) * factor_;
+        }
+        if (l_.shifted)
+            for (int64_t g = first; g < last; ++g) zeros[g] = zero_at(at + g);
+        if (last == l_.groups)
+            for (int64_t g = last; g < entries_; ++g) scales[g] = zeros[g] = 0;
+    }
+
+    const isobit_linear &w_;
+    const Layout &l_;
+    float offset_, factor_;
+    int64_t entries_, at_ = -1, first_ = -1;
+    float *space_ = nullptr;
+};
+
+// What each lane of span `s` is multiplied with.
+inline F lanes_of(const Layout &l, const float *values, int64_t s) {
+    return l.span == l.group ? splat(values[s]) : spread(values + s * (l.span / l.group), static_cast<int>(l.group / 8));
+}
+
+// Decodes a block of `count` codes, the last of its span, from a copy: nothing behind the codes is read.
+template <class D>
+inline void tail_block(const uint8_t *codes, int64_t count, F out[D::codes / W]) {
+    uint8_t copy[D::codes * D::bits / 8 + 8] = {};
+    __builtin_memcpy(copy, codes, static_cast<size_t>((count * D::bits + 7) / 8));
+    D::block(copy, out);
+}
+
+inline const uint8_t *codes_of(const isobit_linear &w, int64_t row) {
+    return static_cast<const uint8_t *>(w.codes) + row * w.row_bytes;
+}
+
+// Where sums go: scaled by what the activations were divided by, with the bias.
+struct Output {
+    const isobit_linear &w;
+    const float *act_scales;
+    float *y;
+    int64_t ldy;
+
+    void put(int64_t m, int64_t n, float value) const {
+        if (act_scales) value *= act_scales[m];
+        y[m * ldy + n] = w.bias ? value + w.bias[n] : value;
+    }
+};
