@@ -1,0 +1,1 @@
+"""The GPU kernels, in Triton: one file per family of work. Only ``bind.py`` and ``launch.py`` import torch."""

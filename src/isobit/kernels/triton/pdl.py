@@ -1,0 +1,26 @@
+"""Overlapping a kernel with the one before it (programmatic dependent launch, NVIDIA from sm_90).
+
+A dependent kernel may start while its predecessor still runs. It must not read what the predecessor writes before it
+has waited, but weights are constants: their first bytes are fetched into the level-2 cache during the wait.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+_PREFETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
+
+
+@triton.jit
+def prefetch(pointers):
+    """Asks for the cache lines behind a tensor of pointers, without waiting for them."""
+    tl.inline_asm_elementwise(_PREFETCH, "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def wait():
+    """Lets the next kernel start, then waits for the one before to have finished and its results to be visible."""
+    gdc_launch_dependents()
+    gdc_wait()
