@@ -1,4 +1,4 @@
-"""Exact widening of few-bit codes by integer arithmetic, for targets without a conversion (docs/numerics.md, section 1).
+"""Exact widening of few-bit codes by integer arithmetic, for targets without a conversion (docs/numerics.md, 1).
 
 Every decoder has a plain form, which any target and Triton's interpreter run, and on NVIDIA a form in inline assembly
 that handles two to four codes per instruction (``ASM``). Both give the same bits for every code, except for the two
