@@ -10,6 +10,7 @@
 
 #include "isobit_cpu.h"
 #include "kernels.h"
+#include "layer.h"
 #include "pool.h"
 
 namespace isobit {
@@ -55,10 +56,14 @@ std::atomic<const Isa *> &current() {
 
 thread_local std::string error;
 
+}  // namespace
+
 int fail(const char *why) {
     error = why;
     return -1;
 }
+
+namespace {
 
 constexpr int64_t PIECE = 1 << 16;  // bytes of codes a thread takes at a time
 constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3

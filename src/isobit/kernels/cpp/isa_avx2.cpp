@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "layer.h"
 
 namespace isobit {
 namespace {
@@ -171,6 +172,7 @@ struct Int4 {
 };
 
 #include "kernels.inc.h"
+#include "layer.inc.h"
 
 bool available() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
@@ -180,5 +182,6 @@ bool available() {
 }  // namespace
 
 const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
+const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "layer.h"
 
 namespace isobit {
 namespace {
@@ -151,6 +152,7 @@ struct Int4 {
 };
 
 #include "kernels.inc.h"
+#include "layer.inc.h"
 
 bool available() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -161,5 +163,6 @@ bool available() {
 }  // namespace
 
 const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
+const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "layer.h"
 
 namespace isobit {
 namespace {
@@ -169,11 +170,13 @@ struct Int4 {
 };
 
 #include "kernels.inc.h"
+#include "layer.inc.h"
 
 bool available() { return true; }
 
 }  // namespace
 
 const Isa portable_isa = {"portable", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
+const LayerIsa portable_layer = {"portable", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -77,19 +77,36 @@ int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, c
 // Sum of all bytes as 64-bit words: what the memory gives to a reader, with all threads of the pool.
 uint64_t isobit_cpu_read(const void *data, int64_t bytes);
 
-// ---- the rest of a decoder layer; float32 throughout, accumulation in float32 ----
+// ---- the rest of a decoder layer; float32 throughout, sums in an order that depends on shapes only ----
 
-// y = x / sqrt(mean(x^2) + eps) * weight, rows of length k.
-int isobit_cpu_rms_norm(const float *x, const float *weight, float eps, int64_t rows, int64_t k, float *y);
-// Rotates halves in place: x [tokens, heads, dim] with cos and sin [tokens, dim].
-int isobit_cpu_rope(float *x, const float *cos, const float *sin, int64_t tokens, int64_t heads, int64_t dim);
-// y = silu(gate) * up.
-int isobit_cpu_silu_mul(const float *gate, const float *up, int64_t count, float *y);
-// Causal grouped-query attention. q: [tokens, heads, dim]; keys, values: [kv_heads, capacity, dim], the first
-// `past + tokens` positions valid; query t stands at position past + t and sees the latest `window` positions (0: all).
-int isobit_cpu_attention(const float *q, const float *keys, const float *values, int64_t tokens, int64_t past,
-                         int64_t heads, int64_t kv_heads, int64_t dim, int64_t capacity, int64_t window, float scale,
-                         float *out);
+// sum = x + delta, y = sum / sqrt(mean(sum^2) + eps) * weight; rows of length k. Without delta (NULL) the norm of x, without
+// y (NULL) only the sum. sum may be x or delta.
+int isobit_cpu_rms_norm(const float *x, const float *delta, const float *weight, float eps, int64_t rows, int64_t k,
+                        float *sum, float *y);
+// y = silu(gate) * up; rows of gate and up ldx apart, of y k.
+int isobit_cpu_silu_mul(const float *gate, const float *up, int64_t rows, int64_t k, int64_t ldx, float *y);
+// y = exp(x), as the functions above and below compute it.
+int isobit_cpu_exp(const float *x, int64_t count, float *y);
+
+// Causal grouped-query attention over a cache, and what comes before it: norm of each head of queries and keys, rotation of
+// halves, and storing keys and values behind what the cache holds.
+typedef struct {
+    int64_t batch, tokens;        // sequences, and new tokens of each
+    int64_t past;                 // tokens in the cache; the new ones stand at past, past + 1, ...
+    int64_t heads, kv_heads, dim;
+    int64_t capacity;             // tokens there is room for in the cache
+    int64_t window;               // latest tokens that a token sees, itself included; 0: all
+    int64_t ldq, ldk, ldv, ldo;   // distances of tokens in q, k, v and out
+    float scale, eps;
+    const float *cos, *sin;       // [tokens, dim]
+    const float *q_norm, *k_norm; // [dim], or both NULL
+    float *q;                     // [batch * tokens, heads, dim]; comes out normed and rotated
+    const float *k, *v;           // [batch * tokens, kv_heads, dim]
+    float *keys, *values;         // [batch, kv_heads, capacity, dim]
+    float *out;                   // [batch * tokens, heads, dim]
+} isobit_attention;
+
+int isobit_cpu_attention(const isobit_attention *a);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,279 @@
+// The parts of a decoder layer beside its linears, over a vector F of W floats; included by the isa_*.cpp files behind
+// kernels.inc.h. Everything is float32. Sums have a fixed order, which depends on shapes only, never on threads.
+
+// ---- exponential ----
+
+// exp(x) within 1 ulp where the result is a normal number, and correctly subnormal, zero and infinite beyond. NaN stays.
+// Cody and Waite's reduction to |r| <= ln(2) / 2 and a polynomial with the coefficients of Cephes' expf.
+inline F exponential(F x) {
+    x = x < splat(-104.0f) ? splat(-104.0f) : x;
+    x = x > splat(89.0f) ? splat(89.0f) : x;
+    const F magic = splat(12582912.0f);  // 1.5 * 2^23: the sum has no fraction left
+    const F shifted = x * splat(1.44269504088896341f) + magic, n = shifted - magic;
+    const F r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
+    F p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * (r * r) + r + splat(1.0f);
+    // 2^n in two factors: n reaches from -150 to 128.
+    const I exponent = as_ints(shifted) - as_ints(magic), half = exponent >> 1;
+    const F first = as_floats((half + 127) << 23), second = as_floats((exponent - half + 127) << 23);
+    return p * first * second;
+}
+
+// Calls f(vector) on count values, W at a time; what is behind them is zero.
+template <class Function>
+inline void map(const float *x, int64_t count, float *y, Function f) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(y + i, f(load(x + i)));
+    if (i < count) {
+        float rest[W] = {};
+        __builtin_memcpy(rest, x + i, static_cast<size_t>(count - i) * 4);
+        store(rest, f(load(rest)));
+        __builtin_memcpy(y + i, rest, static_cast<size_t>(count - i) * 4);
+    }
+}
+
+void exp_all(const float *x, int64_t count, float *y) { map(x, count, y, [](F v) { return exponential(v); }); }
+
+inline F silu(F x) { return x / (splat(1.0f) + exponential(-x)); }
+
+void gate_all(const float *gate, const float *up, int64_t count, float *y) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(y + i, silu(load(gate + i)) * load(up + i));
+    if (i < count) {
+        float rest[W] = {};
+        map(gate + i, count - i, rest, [](F v) { return silu(v); });
+        for (int64_t j = i; j < count; ++j) y[j] = rest[j - i] * up[j];
+    }
+}
+
+// ---- norm and rotation ----
+
+inline float sum_of_squares(const float *x, int64_t k) {
+    F acc[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * W <= k; i += 4 * W)
+        for (int j = 0; j < 4; ++j) acc[j] += load(x + i + j * W) * load(x + i + j * W);
+    for (; i + W <= k; i += W) acc[0] += load(x + i) * load(x + i);
+    float total = sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
+    for (; i < k; ++i) total += x[i] * x[i];
+    return total;
+}
+
+inline void normalize(const float *x, const float *weight, float eps, int64_t k, float *y) {
+    const float factor = 1.0f / std::sqrt(sum_of_squares(x, k) / static_cast<float>(k) + eps);
+    int64_t i = 0;
+    for (; i + W <= k; i += W) store(y + i, load(x + i) * splat(factor) * load(weight + i));
+    for (; i < k; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+void norm_row(const float *x, const float *delta, const float *weight, float eps, int64_t k, float *sum, float *y) {
+    if (delta) {
+        int64_t i = 0;
+        for (; i + W <= k; i += W) store(sum + i, load(x + i) + load(delta + i));
+        for (; i < k; ++i) sum[i] = x[i] + delta[i];
+        x = sum;
+    }
+    if (y) normalize(x, weight, eps, k, y);
+}
+
+void rotate_head(const float *x, const float *weight, float eps, const float *cos, const float *sin, int64_t dim, float *out) {
+    float normed[LARGEST_HEAD];
+    if (weight) {
+        normalize(x, weight, eps, dim, normed);
+        x = normed;
+    }
+    const int64_t half = dim / 2;
+    int64_t i = 0;
+    for (; i + W <= half; i += W) {
+        const F first = load(x + i), second = load(x + half + i);
+        store(out + i, first * load(cos + i) - second * load(sin + i));
+        store(out + half + i, second * load(cos + half + i) + first * load(sin + half + i));
+    }
+    for (; i < half; ++i) {
+        const float first = x[i], second = x[half + i];
+        out[i] = first * cos[i] - second * sin[i];
+        out[half + i] = second * cos[half + i] + first * sin[half + i];
+    }
+}
+
+// ---- attention ----
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int TILE_VECTORS = 4;  // 32 registers: 6 x 4 sums, 4 vectors of the right side, and the left side
+#else
+constexpr int TILE_VECTORS = 2;
+#endif
+constexpr int TILE_ROWS = 6;
+
+// C[M, V * W] = C * factor + A[M, length] B[length, V * W]; factor NULL: C = A B.
+template <int M, int V>
+inline void tile(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t length, const float *factor, float *c,
+                 int64_t ldc) {
+    F acc[M][V];
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < V; ++v) acc[m][v] = factor ? load(c + m * ldc + v * W) * splat(factor[m]) : F{};
+    for (int64_t l = 0; l < length; ++l) {
+        F right[V];
+        for (int v = 0; v < V; ++v) right[v] = load(b + l * ldb + v * W);
+        for (int m = 0; m < M; ++m) {
+            const F left = splat(a[m * lda + l]);
+            for (int v = 0; v < V; ++v) acc[m][v] += left * right[v];
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < V; ++v) store(c + m * ldc + v * W, acc[m][v]);
+}
+
+// Calls f(integral_constant n) for a number n from 1 to `most`.
+template <int most, class Function>
+inline void with_number(int64_t n, Function f) {
+    if constexpr (most > 1)
+        if (n < most) return with_number<most - 1>(n, f);
+    f(std::integral_constant<int, most>{});
+}
+
+// The same for any number of rows, and of columns in whole vectors.
+inline void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t ldb, int64_t columns, int64_t length,
+                    const float *factor, float *c, int64_t ldc) {
+    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t column = 0; column < columns; column += TILE_VECTORS * W)
+        with_number<TILE_VECTORS>((columns - column) / W, [&](auto vectors) {
+            for (int64_t i = 0; i < tiles; ++i) {
+                const int64_t row = rows * i / tiles, next = rows * (i + 1) / tiles;
+                with_number<TILE_ROWS>(next - row, [&](auto height) {
+                    tile<height(), vectors()>(a + row * lda, lda, b + column, ldb, length, factor ? factor + row : nullptr,
+                                              c + row * ldc + column, ldc);
+                });
+            }
+        });
+}
+
+// Keys [count, dim] to columns [dim, KEYS]; the columns of keys that are not there are zero.
+inline void transpose_keys(const float *keys, int64_t count, int64_t dim, float *out) {
+    for (int64_t j = 0; j < KEYS; j += W) {
+        int64_t d = 0;
+        for (; d + W <= dim; d += W) {
+            F block[W];
+            for (int64_t i = 0; i < W; ++i) block[i] = j + i < count ? load(keys + (j + i) * dim + d) : F{};
+            transpose(block);
+            for (int64_t i = 0; i < W; ++i) store(out + (d + i) * KEYS + j, block[i]);
+        }
+        for (; d < dim; ++d)
+            for (int64_t i = 0; i < W; ++i) out[d * KEYS + j + i] = j + i < count ? keys[(j + i) * dim + d] : 0;
+    }
+}
+
+// Scores of one row to exp(score - largest); updates largest and total, and says what earlier sums are to be multiplied
+// by. Only scores from `begin` to `end` count.
+inline float soften(float *scores, int64_t begin, int64_t end, float &largest, float &total) {
+    for (int64_t j = 0; j < begin; ++j) scores[j] = -INFINITY;
+    for (int64_t j = end; j < KEYS; ++j) scores[j] = -INFINITY;
+    F top = splat(largest);
+    for (int64_t j = 0; j < KEYS; j += W) {
+        const F part = load(scores + j);
+        top = part > top ? part : top;
+    }
+    float highest = top[0];
+    for (int i = 1; i < W; ++i) highest = top[i] > highest ? top[i] : highest;
+    // Nothing seen yet: any finite number keeps exp(-inf - highest) at zero, and NaN at NaN.
+    const float base = highest == -INFINITY ? 0.0f : highest;
+    F sums = {};
+    for (int64_t j = 0; j < KEYS; j += W) {
+        const F part = exponential(load(scores + j) - splat(base));
+        store(scores + j, part);
+        sums += part;
+    }
+    const float factor = largest == highest ? 1.0f : exponential(splat(largest - base))[0];
+    total = total * factor + sum(sums);
+    largest = highest;
+    return factor;
+}
+
+int64_t padded_dim(int64_t dim) { return round_up(dim, W); }
+
+// Memory of one piece.
+struct Workspace {
+    float *queries, *keys, *values, *scores, *factors;
+
+    Workspace(int64_t rows, int64_t dim) {
+        static thread_local Buffer buffer;
+        const int64_t padded = padded_dim(dim);
+        queries = buffer.floats(rows * dim + KEYS * dim + KEYS * padded + rows * KEYS + rows + 4 * 16);
+        keys = queries + round_up(rows * dim, 16);
+        values = keys + KEYS * dim;
+        scores = values + round_up(KEYS * padded, 16);
+        factors = scores + rows * KEYS;
+    }
+};
+
+// Which keys a token sees: from `begin` to `end`.
+struct Seen {
+    int64_t begin, end;
+    Seen(const isobit_attention &a, int64_t token)
+        : begin(a.window && a.past + token + 1 > a.window ? a.past + token + 1 - a.window : 0), end(a.past + token + 1) {}
+};
+
+// Scores of rows from `row` to `last` with one block of keys, softened, and their sums of values.
+inline void attend_block(const isobit_attention &a, const Piece &p, const Workspace &space, int64_t block, const float *keys,
+                         const float *values, const Partial &out) {
+    const int64_t group = a.heads / a.kv_heads, count = smaller(KEYS, p.end - block), padded = padded_dim(a.dim);
+    // Tokens that see any of these keys.
+    int64_t first = p.first, last = p.first + p.tokens;
+    while (first < last && Seen(a, first).end <= block) ++first;
+    while (first < last && Seen(a, last - 1).begin >= block + count) --last;
+    if (first == last) return;
+    const int64_t row = (first - p.first) * group, rows = (last - first) * group;
+    transpose_keys(keys, count, a.dim, space.keys);
+    product(space.queries + row * a.dim, a.dim, rows, space.keys, KEYS, KEYS, a.dim, nullptr, space.scores, KEYS);
+    for (int64_t i = 0; i < rows; ++i) {
+        const Seen seen(a, first + i / group);
+        const int64_t begin = seen.begin > block ? seen.begin - block : 0, end = smaller(seen.end - block, count);
+        space.factors[i] = soften(space.scores + i * KEYS, begin, end, out.largest[row + i], out.total[row + i]);
+    }
+    int64_t stride = a.dim;
+    if (padded != a.dim) {
+        for (int64_t j = 0; j < count; ++j) {
+            __builtin_memcpy(space.values + j * padded, values + j * a.dim, static_cast<size_t>(a.dim) * 4);
+            for (int64_t d = a.dim; d < padded; ++d) space.values[j * padded + d] = 0;
+        }
+        values = space.values;
+        stride = padded;
+    }
+    product(space.scores, KEYS, rows, values, stride, padded, count, space.factors, out.out + row * padded, padded);
+}
+
+void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
+    const int64_t group = a.heads / a.kv_heads, rows = p.tokens * group, padded = padded_dim(a.dim);
+    const Workspace space(rows, a.dim);
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = p.sequence * a.tokens + p.first + row / group, head = p.kv_head * group + row % group;
+        const float *from = a.q + token * a.ldq + head * a.dim;
+        for (int64_t d = 0; d < a.dim; ++d) space.queries[row * a.dim + d] = from[d] * a.scale;
+        for (int64_t d = 0; d < padded; ++d) out.out[row * padded + d] = 0;
+        out.largest[row] = -INFINITY;
+        out.total[row] = 0;
+    }
+    const int64_t head = (p.sequence * a.kv_heads + p.kv_head) * a.capacity;
+    for (int64_t block = p.begin; block < p.end; block += KEYS)
+        attend_block(a, p, space, block, a.keys + (head + block) * a.dim, a.values + (head + block) * a.dim, out);
+}
+
+void merge(const Partial *parts, int64_t count, int64_t row, int64_t dim, float *out) {
+    float highest = -INFINITY, total = 0;
+    for (int64_t i = 0; i < count; ++i) highest = parts[i].largest[row] > highest ? parts[i].largest[row] : highest;
+    const int64_t padded = padded_dim(dim);
+    for (int64_t d = 0; d < dim; ++d) out[d] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const float factor = parts[i].largest[row] == highest ? 1.0f : exponential(splat(parts[i].largest[row] - highest))[0];
+        const float *from = parts[i].out + row * padded;
+        total += parts[i].total[row] * factor;
+        for (int64_t d = 0; d < dim; ++d) out[d] += from[d] * factor;
+    }
+    const float inverse = 1.0f / total;
+    for (int64_t d = 0; d < dim; ++d) out[d] *= inverse;
+}
