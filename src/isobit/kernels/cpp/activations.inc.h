@@ -87,10 +87,13 @@ void arrange_floats(const Layout &l, const float *values, int64_t k, float *out)
                 for (int i = 0; i < D::codes; ++i)
                     to[at + i] = at + sources.at[i] < count ? from[at + sources.at[i]] : 0;
         }
-        if (l.shifted) {
-            F total = {};
-            for (int64_t at = 0; at < l.padded_span; at += W) total += load(to + at);
-            store(sums + s * W, total);
-        }
+        F total = {};
+        for (int64_t at = 0; at < l.padded_span; at += D::codes)
+            for (int v = 0; v < D::codes / W; ++v) {
+                const F lane = load(to + at + v * W);
+                total += lane;
+                if (D::power(v) != 1) store(to + at + v * W, lane * splat(D::power(v)));
+            }
+        if (l.shifted) store(sums + s * W, total * splat(1 / D::factor));
     }
 }

@@ -45,7 +45,7 @@ void arrange_int8(const Layout &l, const float *values, int64_t k, void *out) {
 
 template <int M>
 inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t *rows, int64_t row_size, int64_t out[M]) {
-    constexpr int64_t LONGEST = 1 << 19;  // codes that fit in the 32 bits of a lane's sum
+    constexpr int64_t LONGEST = 1 << 16;  // codes: 255 * 127 of them fit in the 32 bits of a sum
     const int64_t padded = round_up(w.k, Int8::codes), whole = w.k / Int8::codes * Int8::codes;
     const auto x = [&](int m) { return reinterpret_cast<const Int8::X *>(rows + m * row_size); };
     for (int m = 0; m < M; ++m) {

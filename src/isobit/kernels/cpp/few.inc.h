@@ -2,32 +2,100 @@
 
 constexpr int64_t AHEAD = 1024;  // bytes: the next page is asked for before the hardware would
 
-// Adds the products of `count` codes to C accumulators for each of M rows of activations, taking turns block by block.
+// Sums of M rows of activations in C accumulators each, which take turns block by block and vector by vector.
 template <class D, int M, int C>
-inline void accumulate(const uint8_t *codes, int64_t count, const float *x, int64_t ldx, F acc[M][C]) {
-    constexpr int VECTORS = D::codes / W;
-    constexpr int64_t bytes = D::codes * D::bits / 8;
-    constexpr int AT_ONCE = C > VECTORS ? C / VECTORS : 1;  // blocks before an accumulator comes again
-    F weights[VECTORS];
-    const auto add = [&](const float *at, int first) {
-        for (int v = 0; v < VECTORS; ++v)
-            for (int m = 0; m < M; ++m) acc[m][(first + v) % C] += weights[v] * load(at + m * ldx + v * W);
-    };
-    int64_t k = 0;
-    for (; k + AT_ONCE * D::codes <= count; k += AT_ONCE * D::codes) {
-        for (int64_t line = 0; line < AT_ONCE * bytes; line += 64) __builtin_prefetch(codes + AHEAD + line);
-        for (int b = 0; b < AT_ONCE; ++b, codes += bytes) {
-            D::block(codes, weights);
-            add(x + k + b * D::codes, b * VECTORS);
-        }
-    }
-    for (; k + D::codes <= count; k += D::codes, codes += bytes) {
+class Accumulators {
+  public:
+    F acc[M][C];
+
+    ISOBIT_INLINE void block(const uint8_t *codes, const float *x, int64_t ldx, int first) {
+        F weights[VECTORS];
         D::block(codes, weights);
-        add(x + k, 0);
+        unroll<VECTORS>([&](auto v) __attribute__((always_inline)) {
+            unroll<M>([&](auto m) __attribute__((always_inline)) { acc[m][(first + v) % C] += weights[v] * load(x + m * ldx + v * W); });
+        });
     }
-    if (k < count) {
-        tail_block<D>(codes, count - k, weights);
-        add(x + k, 0);
+
+    // Adds the products of `count` codes.
+    ISOBIT_INLINE void add(const uint8_t *codes, int64_t count, const float *x, int64_t ldx) {
+        Accumulators sums = *this;
+        int64_t k = 0;
+        for (; k + AT_ONCE * D::codes <= count; k += AT_ONCE * D::codes, codes += AT_ONCE * BYTES) {
+            for (int64_t line = 0; line < AT_ONCE * BYTES; line += 64) __builtin_prefetch(codes + AHEAD + line);
+            unroll<AT_ONCE>([&](auto b) __attribute__((always_inline)) { sums.block(codes + b * BYTES, x + k + b * D::codes, ldx, b * VECTORS); });
+        }
+        for (; k + D::codes <= count; k += D::codes, codes += BYTES) sums.block(codes, x + k, ldx, 0);
+        if (k < count) {
+            // From a copy: nothing behind the codes is read.
+            uint8_t copy[BYTES + 8] = {};
+            __builtin_memcpy(copy, codes, static_cast<size_t>(((count - k) * D::bits + 7) / 8));
+            sums.block(copy, x + k, ldx, 0);
+        }
+        *this = sums;
+    }
+
+    ISOBIT_INLINE F total(int m) const {
+        F value = acc[m][0];
+        for (int c = 1; c < C; ++c) value += acc[m][c];
+        return value;
+    }
+
+  private:
+    static constexpr int VECTORS = D::codes / W;
+    static constexpr int64_t BYTES = D::codes * D::bits / 8;
+    static constexpr int AT_ONCE = C > VECTORS ? C / VECTORS : 1;  // blocks before an accumulator comes again
+};
+
+// How far a row is: what follows of it, and its sums so far.
+template <int M>
+struct Spans {
+    F total[M];
+    int64_t k;
+    const float *scales, *zeros;
+    const uint8_t *codes;
+    const float *x, *sums;
+};
+
+// Spans of whole blocks, the common case: nothing in the loop but what must be done.
+template <class D, int M, bool shifted, bool several>
+ISOBIT_INLINE void whole_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
+    constexpr int64_t BYTES = D::codes * D::bits / 8;
+    const int64_t blocks = l.span / D::codes, spans = k / l.span, step = several ? l.per_span : 1;
+    const int lanes = l.lanes;
+    const uint8_t *codes = at.codes;
+    const float *x = at.x, *sums = at.sums, *scales = at.scales, *zeros = at.zeros;
+    const auto lanes_at = [&](const float *values) { return several ? spread(values, lanes) : splat(*values); };
+    F total[M] = {};
+    for (int64_t span = 0; span < spans; ++span, sums += W, scales += step, zeros += step) {
+        Accumulators<D, M, 2> acc{};
+        if (shifted) {
+            const F zero = lanes_at(zeros);
+            unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx) * -zero; });
+        }
+        for (int64_t b = 0; b < blocks; ++b, codes += BYTES, x += D::codes) {
+            __builtin_prefetch(codes + AHEAD);
+            acc.block(codes, x, ldx, 0);
+        }
+        const F scale = lanes_at(scales);
+        unroll<M>([&](auto m) { total[m] += acc.total(m) * scale; });
+    }
+    unroll<M>([&](auto m) { at.total[m] = total[m]; });
+    at.k = spans * l.span;
+    at.codes = codes, at.x = x, at.sums = sums, at.scales = scales, at.zeros = zeros;
+}
+
+template <class D, int M>
+__attribute__((noinline)) void any_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
+    for (; at.k < k; at.k += l.span, at.codes += l.span_bytes, at.x += l.padded_span, at.sums += W) {
+        Accumulators<D, M, 2> acc{};
+        if (l.shifted) {
+            const F zero = lanes_of(at.zeros, 0, l.per_span, l.lanes);
+            unroll<M>([&](auto m) { acc.acc[m][0] = load(at.sums + m * ldx) * -zero; });
+        }
+        acc.add(at.codes, smaller(l.span, k - at.k), at.x, ldx);
+        const F scale = lanes_of(at.scales, 0, l.per_span, l.lanes);
+        unroll<M>([&](auto m) { at.total[m] += acc.total(m) * scale; });
+        at.scales += l.per_span, at.zeros += l.per_span;
     }
 }
 
@@ -35,31 +103,22 @@ inline void accumulate(const uint8_t *codes, int64_t count, const float *x, int6
 template <class D, int M>
 inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales &s, const float *x,
                      int64_t ldx, float out[M]) {
+    const bool shifted = l.shifted;
+    const float *sums = x + l.width;
     if (l.one_scale) {
-        constexpr int C = 4;  // enough to hide the latency of a fused multiply-add; the same for every M
-        F acc[M][C] = {};
-        if (l.shifted)
-            for (int m = 0; m < M; ++m) acc[m][0] = load(x + m * ldx + l.width) * splat(-s.one_zero);
-        accumulate<D, M, C>(codes, w.k, x, ldx, acc);
-        for (int m = 0; m < M; ++m) {
-            for (int c = 1; c < C; ++c) acc[m][0] += acc[m][c];
-            out[m] = sum(acc[m][0]) * s.one_scale;
-        }
+        Accumulators<D, M, 4> acc{};  // enough to hide the latency of a fused multiply-add; the same for every M
+        if (shifted) unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx) * splat(-s.one_zero); });
+        acc.add(codes, w.k, x, ldx);
+        unroll<M>([&](auto m) { out[m] = sum(acc.total(m)) * s.one_scale; });
         return;
     }
-    F total[M] = {};
-    for (int64_t span = 0; span < l.spans; ++span) {
-        const int64_t count = smaller(l.span, w.k - span * l.span);
-        F acc[M][1] = {};
-        if (l.shifted) {
-            const F zeros = lanes_of(l, s.zeros, span);
-            for (int m = 0; m < M; ++m) acc[m][0] = load(x + m * ldx + l.width + span * W) * -zeros;
-        }
-        accumulate<D, M, 1>(codes + span * l.span_bytes, count, x + span * l.padded_span, ldx, acc);
-        const F scales = lanes_of(l, s.scales, span);
-        for (int m = 0; m < M; ++m) total[m] += acc[m][0] * scales;
+    Spans<M> at{{}, 0, s.scales, s.zeros, codes, x, sums};
+    if (l.padded_span == l.span) {
+        if (l.per_span > 1) shifted ? whole_spans<D, M, true, true>(w.k, l, ldx, at) : whole_spans<D, M, false, true>(w.k, l, ldx, at);
+        else shifted ? whole_spans<D, M, true, false>(w.k, l, ldx, at) : whole_spans<D, M, false, false>(w.k, l, ldx, at);
     }
-    for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
+    if (at.k < w.k) any_spans<D, M>(w.k, l, ldx, at);
+    unroll<M>([&](auto m) { out[m] = sum(at.total[m]); });
 }
 
 // Rows of activations that one decoding serves: as many as leave registers for the rest.

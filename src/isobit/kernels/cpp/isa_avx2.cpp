@@ -16,15 +16,15 @@ typedef float F __attribute__((vector_size(32)));
 typedef int32_t I __attribute__((vector_size(32)));
 
 
-inline F as_f(__m256 value) { return reinterpret_cast<F>(value); }
-inline I as_i(__m256i value) { return reinterpret_cast<I>(value); }
-inline __m256i load32(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-inline __m128i load16(const uint8_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
-inline F from_bytes(__m128i bytes) { return as_f(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))); }
+ISOBIT_INLINE F as_f(__m256 value) { return reinterpret_cast<F>(value); }
+ISOBIT_INLINE I as_i(__m256i value) { return reinterpret_cast<I>(value); }
+ISOBIT_INLINE __m256i load32(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+ISOBIT_INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
+ISOBIT_INLINE F from_bytes(__m128i bytes) { return as_f(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))); }
 
-inline __m128i low(__m256i value) { return _mm256_castsi256_si128(value); }
-inline __m128i high(__m256i value) { return _mm256_extracti128_si256(value, 1); }
-inline F halves(__m128i values) { return as_f(_mm256_cvtph_ps(values)); }
+ISOBIT_INLINE __m128i low(__m256i value) { return _mm256_castsi256_si128(value); }
+ISOBIT_INLINE __m128i high(__m256i value) { return _mm256_extracti128_si256(value, 1); }
+ISOBIT_INLINE F halves(__m128i values) { return as_f(_mm256_cvtph_ps(values)); }
 
 constexpr int plain(int i) { return i; }
 // The even codes of 32, then the odd ones.
@@ -34,15 +34,17 @@ struct DecodeF32 {
     static constexpr int bits = 32, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[4]) { std::memcpy(out, from, 128); }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) { std::memcpy(out, from, 128); }
 };
 struct DecodeBf16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return i / 16 * 16 + (i % 16 < 8 ? 2 * (i % 8) : 2 * (i % 8) + 1); }
-    static void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         for (int v = 0; v < 4; v += 2) {
             const __m256i pairs = load32(from + 16 * v);
             out[v] = as_f(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)));
@@ -54,8 +56,9 @@ struct DecodeF16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         for (int v = 0; v < 4; ++v) out[v] = halves(load16(from + 16 * v));
     }
 };
@@ -66,8 +69,9 @@ struct DecodeE4m3 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 256;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return evens_first(i); }
-    static void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         const __m256i pairs = load32(from), keep = _mm256_set1_epi16(static_cast<short>(0xbf80));
         const __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pairs, 8), 1), keep);
         const __m256i odd = _mm256_and_si256(_mm256_srai_epi16(pairs, 1), keep);
@@ -78,8 +82,9 @@ struct DecodeE5m2 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return evens_first(i); }
-    static void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         const __m256i pairs = load32(from), even = _mm256_slli_epi16(pairs, 8);
         const __m256i odd = _mm256_and_si256(pairs, _mm256_set1_epi16(static_cast<short>(0xff00)));
         out[0] = halves(low(even)), out[1] = halves(high(even)), out[2] = halves(low(odd)), out[3] = halves(high(odd));
@@ -89,8 +94,9 @@ struct DecodeInt8 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         for (int v = 0; v < 4; ++v) {
             const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from + 8 * v));
             out[v] = as_f(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)));
@@ -103,8 +109,9 @@ struct DecodeWideInt4 {
     static constexpr int bits = 4, codes = 64, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return i % W * 8 + i / W; }
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         const __m256i eights = load32(from), mask = _mm256_set1_epi32(15);
         for (int v = 0; v < 8; ++v) {
             const __m256i shifted = _mm256_srli_epi32(eights, 4 * v);
@@ -112,13 +119,30 @@ struct DecodeWideInt4 {
         }
     }
 };
+// The same without a shift for each: code v of a lane is 16^v times too large (the last one, shifted once, 16^6), which the
+// activations make up for. 2^-12 of it is in the factor, so that neither they nor the sums leave the range of float32.
+template <int zero>
+struct DecodeInPlaceInt4 {
+    static constexpr int bits = 4, codes = 64, offset = zero;
+    static constexpr float factor = 1.0f / 4096;
+    static constexpr bool scaled = true;
+    static constexpr float power(int v) { return 4096.0f / static_cast<float>(1 << 4 * (v < 7 ? v : 6)); }
+    static constexpr int source(int i) { return i % W * 8 + i / W; }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        const __m256i eights = load32(from);
+        const auto part = [](__m256i codes, int v) { return as_f(_mm256_cvtepi32_ps(_mm256_and_si256(codes, _mm256_set1_epi32(15 << 4 * v)))); };
+        for (int v = 0; v < 7; ++v) out[v] = part(eights, v);
+        out[7] = part(_mm256_srli_epi32(eights, 4), 6);
+    }
+};
 template <int width, int zero>
 struct DecodePacked {
     static constexpr int bits = width, codes = 32, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
         for (int v = 0; v < 4; ++v) {
             uint32_t eight = 0;
@@ -129,7 +153,7 @@ struct DecodePacked {
 };
 
 // Each `lanes` lanes get the next value.
-inline F spread(const float *values, int lanes) {
+ISOBIT_INLINE F spread(const float *values, int lanes) {
     const __m256i index = _mm256_srlv_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0),
                                             _mm256_set1_epi32(__builtin_ctz(static_cast<unsigned>(lanes))));
     return as_f(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), index));
@@ -141,12 +165,12 @@ struct Int8 {
     typedef int16_t Unit;
     struct V { __m256i low, high; };
     static constexpr int codes = 32, bias = 0, unit_bias = 0;
-    static V weights(const int8_t *from) { return {widened(from), widened(from + 16)}; }
-    static I dot(I acc, V w, const X *x) {
+    static ISOBIT_INLINE V weights(const int8_t *from) { return {widened(from), widened(from + 16)}; }
+    static ISOBIT_INLINE I dot(I acc, V w, const X *x) {
         return unit_dot(unit_dot(acc, as_i(w.low), as_i(load32(x))), as_i(w.high), as_i(load32(x + 16)));
     }
-    static I unit_weights(const int8_t *from) { return as_i(widened(from)); }
-    static I unit_dot(I acc, I w, I x) {
+    static ISOBIT_INLINE I unit_weights(const int8_t *from) { return as_i(widened(from)); }
+    static ISOBIT_INLINE I unit_dot(I acc, I w, I x) {
         return as_i(_mm256_add_epi32(reinterpret_cast<__m256i>(acc), _mm256_madd_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(x))));
     }
 
@@ -155,14 +179,14 @@ struct Int8 {
 };
 
 struct Int4 {
-    static void unit_weights(const uint8_t *from, I out[4]) {
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[4]) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
         const __m256i even = _mm256_and_si256(pairs, mask), odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
         out[0] = as_i(_mm256_cvtepu8_epi16(low(even))), out[1] = as_i(_mm256_cvtepu8_epi16(high(even)));
         out[2] = as_i(_mm256_cvtepu8_epi16(low(odd))), out[3] = as_i(_mm256_cvtepu8_epi16(high(odd)));
     }
     // Two products of at most 15 * 127 fit in 16 bits, and so do four.
-    static I step(const uint8_t *from, const int8_t *x) {
+    static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
         const __m256i even = _mm256_maddubs_epi16(_mm256_and_si256(pairs, mask), load32(x));
         const __m256i odd = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask), load32(x + 32));

@@ -16,14 +16,14 @@ typedef float F __attribute__((vector_size(64)));
 typedef int32_t I __attribute__((vector_size(64)));
 
 
-inline F as_f(__m512 value) { return reinterpret_cast<F>(value); }
-inline I as_i(__m512i value) { return reinterpret_cast<I>(value); }
-inline __m512i load64(const void *p) { return _mm512_loadu_si512(p); }
-inline __m128i load16(const uint8_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
-inline __m256i load32(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
-inline F from_bytes(__m128i bytes) { return as_f(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))); }
+ISOBIT_INLINE F as_f(__m512 value) { return reinterpret_cast<F>(value); }
+ISOBIT_INLINE I as_i(__m512i value) { return reinterpret_cast<I>(value); }
+ISOBIT_INLINE __m512i load64(const void *p) { return _mm512_loadu_si512(p); }
+ISOBIT_INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
+ISOBIT_INLINE __m256i load32(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+ISOBIT_INLINE F from_bytes(__m128i bytes) { return as_f(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))); }
 
-inline F halves(__m256i values) { return as_f(_mm512_cvtph_ps(values)); }
+ISOBIT_INLINE F halves(__m256i values) { return as_f(_mm512_cvtph_ps(values)); }
 
 constexpr int plain(int i) { return i; }
 // The even codes of 32, then the odd ones.
@@ -33,15 +33,17 @@ struct DecodeF32 {
     static constexpr int bits = 32, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[2]) { std::memcpy(out, from, 128); }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) { std::memcpy(out, from, 128); }
 };
 struct DecodeBf16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return evens_first(i); }
-    static void block(const uint8_t *from, F out[2]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         const __m512i pairs = load64(from);
         out[0] = as_f(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
         out[1] = as_f(_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000)))));
@@ -51,16 +53,18 @@ struct DecodeF16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[2]) { out[0] = halves(load32(from)), out[1] = halves(load32(from + 32)); }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) { out[0] = halves(load32(from)), out[1] = halves(load32(from + 32)); }
 };
 // As in isa_avx2.cpp: the byte in the upper half of a float16, for e4m3 one to the right and times 2^8.
 struct DecodeE4m3 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 256;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return evens_first(i); }
-    static void block(const uint8_t *from, F out[2]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         const __m256i pairs = load32(from), keep = _mm256_set1_epi16(static_cast<short>(0xbf80));
         out[0] = halves(_mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pairs, 8), 1), keep));
         out[1] = halves(_mm256_and_si256(_mm256_srai_epi16(pairs, 1), keep));
@@ -70,8 +74,9 @@ struct DecodeE5m2 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return evens_first(i); }
-    static void block(const uint8_t *from, F out[2]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         const __m256i pairs = load32(from);
         out[0] = halves(_mm256_slli_epi16(pairs, 8));
         out[1] = halves(_mm256_and_si256(pairs, _mm256_set1_epi16(static_cast<short>(0xff00))));
@@ -81,8 +86,9 @@ struct DecodeInt8 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[2]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         for (int v = 0; v < 2; ++v) out[v] = as_f(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(from + 16 * v))));
     }
 };
@@ -92,11 +98,28 @@ struct DecodeWideInt4 {
     static constexpr int bits = 4, codes = 128, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return i % W * 8 + i / W; }
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         const __m512 values = _mm512_sub_ps(_mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_ps(zero));
         const __m512i eights = load64(from);
         for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
+    }
+};
+// The same without a shift for each: code v of a lane is 16^v times too large (the last one, shifted once, 16^6), which the
+// activations make up for. 2^-12 of it is in the factor, so that neither they nor the sums leave the range of float32.
+template <int zero>
+struct DecodeInPlaceInt4 {
+    static constexpr int bits = 4, codes = 128, offset = zero;
+    static constexpr float factor = 1.0f / 4096;
+    static constexpr bool scaled = true;
+    static constexpr float power(int v) { return 4096.0f / static_cast<float>(1 << 4 * (v < 7 ? v : 6)); }
+    static constexpr int source(int i) { return i % W * 8 + i / W; }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        const __m512i eights = load64(from);
+        const auto part = [](__m512i codes, int v) { return as_f(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15 << 4 * v)))); };
+        for (int v = 0; v < 7; ++v) out[v] = part(eights, v);
+        out[7] = part(_mm512_srli_epi32(eights, 4), 6);
     }
 };
 template <int width, int zero>
@@ -104,8 +127,9 @@ struct DecodePacked {
     static constexpr int bits = width, codes = 32, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static void block(const uint8_t *from, F out[2]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
         for (int v = 0; v < 2; ++v) {
             uint64_t sixteen = 0;
@@ -117,7 +141,7 @@ struct DecodePacked {
 };
 
 // Each `lanes` lanes get the next value.
-inline F spread(const float *values, int lanes) {
+ISOBIT_INLINE F spread(const float *values, int lanes) {
     const __m512i index = _mm512_srlv_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                             _mm512_set1_epi32(__builtin_ctz(static_cast<unsigned>(lanes))));
     return as_f(_mm512_permutexvar_ps(index, _mm512_loadu_ps(values)));
@@ -129,21 +153,21 @@ struct Int8 {
     typedef int8_t Unit;
     typedef __m512i V;
     static constexpr int codes = 64, bias = 128, unit_bias = 128;
-    static V weights(const int8_t *from) { return _mm512_xor_si512(load64(from), _mm512_set1_epi8(static_cast<char>(0x80))); }
-    static I dot(I acc, V w, const X *x) { return unit_dot(acc, as_i(w), as_i(load64(x))); }
-    static I unit_weights(const int8_t *from) { return as_i(weights(from)); }
-    static I unit_dot(I acc, I w, I x) {
+    static ISOBIT_INLINE V weights(const int8_t *from) { return _mm512_xor_si512(load64(from), _mm512_set1_epi8(static_cast<char>(0x80))); }
+    static ISOBIT_INLINE I dot(I acc, V w, const X *x) { return unit_dot(acc, as_i(w), as_i(load64(x))); }
+    static ISOBIT_INLINE I unit_weights(const int8_t *from) { return as_i(weights(from)); }
+    static ISOBIT_INLINE I unit_dot(I acc, I w, I x) {
         return as_i(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
     }
 };
 
 struct Int4 {
-    static void unit_weights(const uint8_t *from, I out[2]) {
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) {
         const __m512i pairs = load64(from), mask = _mm512_set1_epi8(15);
         out[0] = as_i(_mm512_and_si512(pairs, mask));
         out[1] = as_i(_mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
     }
-    static I step(const uint8_t *from, const int8_t *x) {
+    static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         I w[2];
         unit_weights(from, w);
         const I even = Int8::unit_dot(as_i(load64(x + 128)), w[0], as_i(load64(x)));

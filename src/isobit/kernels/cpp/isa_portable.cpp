@@ -41,7 +41,7 @@ const Table &table() {
 }
 
 template <class Value>
-inline void fill(F *out, int count, Value value) {
+ISOBIT_INLINE void fill(F *out, int count, Value value) {
     for (int i = 0; i < count; ++i) out[i / W][i % W] = value(i);
 }
 
@@ -49,18 +49,19 @@ struct Plain {
     static constexpr int codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
+    static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return i; }
 };
 
 struct DecodeF32 : Plain {
     static constexpr int bits = 32;
     static constexpr bool scaled = false;
-    static void block(const uint8_t *from, F out[8]) { std::memcpy(out, from, 128); }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) { std::memcpy(out, from, 128); }
 };
 struct DecodeBf16 : Plain {
     static constexpr int bits = 16;
     static constexpr bool scaled = false;
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         uint32_t values[codes];
         for (int i = 0; i < codes; ++i) {
             uint16_t half;
@@ -73,7 +74,7 @@ struct DecodeBf16 : Plain {
 struct DecodeF16 : Plain {
     static constexpr int bits = 16;
     static constexpr bool scaled = false;
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         uint16_t halves[codes];
         std::memcpy(halves, from, sizeof halves);
         fill(out, codes, [&](int i) { return small_float(halves[i], 5, 10, 15, true); });
@@ -81,28 +82,28 @@ struct DecodeF16 : Plain {
 };
 struct DecodeE4m3 : Plain {
     static constexpr int bits = 8;
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         const Table &values = table();
         fill(out, codes, [&](int i) { return values.e4m3[from[i]]; });
     }
 };
 struct DecodeE5m2 : Plain {
     static constexpr int bits = 8;
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         const Table &values = table();
         fill(out, codes, [&](int i) { return values.e5m2[from[i]]; });
     }
 };
 struct DecodeInt8 : Plain {
     static constexpr int bits = 8;
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         fill(out, codes, [&](int i) { return static_cast<float>(static_cast<int8_t>(from[i])); });
     }
 };
 template <int width, int zero>
 struct DecodePacked : Plain {
     static constexpr int bits = width, offset = zero;
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         fill(out, codes, [&](int i) {
             const int bit = i * width, both = from[bit / 8] | (bit % 8 + width > 8 ? from[bit / 8 + 1] << 8 : 0);
             return static_cast<float>(both >> bit % 8 & ((1 << width) - 1));
@@ -114,7 +115,7 @@ template <int zero>
 struct DecodeWideInt4 : Plain {
     static constexpr int bits = 4, offset = zero;
     static constexpr int source(int i) { return i % W * 8 + i / W; }
-    static void block(const uint8_t *from, F out[8]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         fill(out, codes, [&](int i) {
             const int code = source(i);
             return static_cast<float>(from[code / 2] >> (code % 2 * 4) & 15);
@@ -122,8 +123,11 @@ struct DecodeWideInt4 : Plain {
     }
 };
 
+template <int zero>
+using DecodeInPlaceInt4 = DecodeWideInt4<zero>;
+
 // Each `lanes` lanes get the next value.
-inline F spread(const float *values, int lanes) {
+ISOBIT_INLINE F spread(const float *values, int lanes) {
     F out;
     for (int i = 0; i < W; ++i) out[i] = values[i / lanes];
     return out;
@@ -134,13 +138,13 @@ struct Int8 {
     typedef int16_t Unit;
     typedef const int8_t *V;
     static constexpr int codes = 32, bias = 0, unit_bias = 0;
-    static V weights(const int8_t *from) { return from; }
-    static I dot(I acc, V w, const X *x) {
+    static ISOBIT_INLINE V weights(const int8_t *from) { return from; }
+    static ISOBIT_INLINE I dot(I acc, V w, const X *x) {
         for (int i = 0; i < codes; ++i) acc[i % W] += w[i] * x[i];
         return acc;
     }
-    static I unit_weights(const int8_t *from) { return pairs_of([&](int i) { return from[i]; }); }
-    static I unit_dot(I acc, I w, I x) {
+    static ISOBIT_INLINE I unit_weights(const int8_t *from) { return pairs_of([&](int i) { return from[i]; }); }
+    static ISOBIT_INLINE I unit_dot(I acc, I w, I x) {
         for (int i = 0; i < W; ++i)
             acc[i] += static_cast<int16_t>(w[i]) * static_cast<int16_t>(x[i]) + (w[i] >> 16) * (x[i] >> 16);
         return acc;
@@ -157,11 +161,11 @@ struct Int8 {
 };
 
 struct Int4 {
-    static void unit_weights(const uint8_t *from, I out[4]) {
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[4]) {
         for (int v = 0; v < 4; ++v)
             out[v] = Int8::pairs_of([&](int i) { return from[v % 2 * 2 * W + i] >> (v < 2 ? 0 : 4) & 15; });
     }
-    static I step(const uint8_t *from, const int8_t *x) {
+    static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         I acc;
         std::memcpy(&acc, x + 8 * W, sizeof acc);
         for (int i = 0; i < 4 * W; ++i) acc[i / 4] += (from[i] & 15) * x[i] + (from[i] >> 4) * x[4 * W + i];

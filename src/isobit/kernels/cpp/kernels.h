@@ -3,6 +3,9 @@
 
 #include "isobit_cpu.h"
 
+// Kernels are written in small functions and must become one.
+#define ISOBIT_INLINE inline __attribute__((always_inline))
+
 namespace isobit {
 
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -30,6 +33,8 @@ struct Layout {
     int64_t block;        // codes of a block
     int64_t span;         // codes of a span
     int64_t spans;        // how many there are in a row
+    int64_t per_span;     // groups of a span
+    int lanes;            // that share a scale, if a span has several groups
     int64_t padded_span;  // span in whole blocks
     int64_t span_bytes;   // bytes of a span's codes
     int64_t width;        // spans * padded_span: values of a row of activations

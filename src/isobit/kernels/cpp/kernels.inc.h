@@ -7,6 +7,7 @@
 //     offset    what a decoded code is above its value
 //     factor    a power of two that turns what is decoded into values
 //     scaled    whether there are scales
+//     power(v)  a power of two that the values of the v-th vector of a block are to be multiplied by (with `factor`)
 //     source(i) which code of a block the i-th decoded value is
 //     block(const uint8_t *codes, F out[codes / W])
 // and Int8 and Int4, the steps of integer products (dot.inc.h). Products contract to fused multiply-adds; sums are float32
@@ -18,9 +19,15 @@
 #include "dot.inc.h"
 #include "many.inc.h"
 
+template <int zero, class Function>
+inline auto with_int4(const Layout &l, Function f) {
+    if (!l.wide) return f(DecodePacked<4, zero>{});
+    return l.many ? f(DecodeWideInt4<zero>{}) : f(DecodeInPlaceInt4<zero>{});
+}
+
 // Calls `f` with the decoder of a format.
 template <class Function>
-inline auto with_decoder(int32_t format, bool wide, Function f) {
+inline auto with_decoder(int32_t format, const Layout &l, Function f) {
     switch (format) {
         case ISOBIT_F32: return f(DecodeF32{});
         case ISOBIT_BF16: return f(DecodeBf16{});
@@ -28,8 +35,8 @@ inline auto with_decoder(int32_t format, bool wide, Function f) {
         case ISOBIT_E4M3FN: return f(DecodeE4m3{});
         case ISOBIT_E5M2: return f(DecodeE5m2{});
         case ISOBIT_INT8: return f(DecodeInt8{});
-        case ISOBIT_INT4: return wide ? f(DecodeWideInt4<8>{}) : f(DecodePacked<4, 8>{});
-        case ISOBIT_UINT4: return wide ? f(DecodeWideInt4<0>{}) : f(DecodePacked<4, 0>{});
+        case ISOBIT_INT4: return with_int4<8>(l, f);
+        case ISOBIT_UINT4: return with_int4<0>(l, f);
         case ISOBIT_INT3: return f(DecodePacked<3, 4>{});
         default: return f(DecodePacked<2, 2>{});
     }
@@ -59,12 +66,14 @@ Layout layout(const isobit_linear &w, int64_t m) {
     l.group = w.group ? w.group : w.k;
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
-    with_decoder(w.format, l.wide, [&](auto d) {
+    with_decoder(w.format, l, [&](auto d) {
         l.block = d.codes;
         l.shifted = d.offset || w.zeros;
         l.span = l.group < l.block && l.wide ? l.block : l.group;
         l.span_bytes = l.span * d.bits / 8;
     });
+    l.per_span = l.span / l.group;
+    l.lanes = static_cast<int>(l.group / 8);
     l.spans = (w.k + l.span - 1) / l.span;
     l.padded_span = round_up(l.span, l.block);
     l.width = l.spans * l.padded_span;
@@ -80,7 +89,7 @@ Layout layout(const isobit_linear &w, int64_t m) {
 void arrange(const isobit_linear &w, const Layout &l, const float *values, void *out) {
     switch (l.kind) {
         case Kind::FLOATS:
-            return with_decoder(w.format, l.wide, [&](auto d) {
+            return with_decoder(w.format, l, [&](auto d) {
                 arrange_floats<decltype(d)>(l, values, w.k, static_cast<float *>(out));
             });
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
@@ -92,7 +101,7 @@ void few(const isobit_linear &w, const Layout &l, const void *rows, const float 
          int64_t end, float *y, int64_t ldy) {
     switch (l.kind) {
         case Kind::FLOATS:
-            return with_decoder(w.format, l.wide, [&](auto d) {
+            return with_decoder(w.format, l, [&](auto d) {
                 few_floats<decltype(d)>(w, l, static_cast<const float *>(rows), act_scales, m, begin, end, y, ldy);
             });
         case Kind::INT8: return few_int8(w, l, rows, act_scales, m, begin, end, y, ldy);
@@ -105,7 +114,7 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
     const Output out{w, act_scales, y, ldy};
     switch (l.kind) {
         case Kind::FLOATS:
-            return with_decoder(w.format, l.wide, [&](auto d) {
+            return with_decoder(w.format, l, [&](auto d) {
                 many_rows<FloatPanels<decltype(d)>>(w, l, rows, m, begin, end, out);
             });
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);

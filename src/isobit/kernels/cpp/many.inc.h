@@ -26,8 +26,7 @@ struct FloatPanels {
     static float offset() { return D::offset; }
 
     static void scales_for(ScaleReader &reader, const Layout &l, int64_t row, int64_t begin, int64_t end, RowScales &s) {
-        const int64_t per_span = l.span / l.group;
-        s = reader.read(row, begin / l.padded_span * per_span, ((end - 1) / l.padded_span + 1) * per_span);
+        s = reader.read(row, begin / l.padded_span * l.per_span, ((end - 1) / l.padded_span + 1) * l.per_span);
     }
 
     static void chunk(const isobit_linear &w, const Layout &l, const RowScales &s, const uint8_t *codes, int64_t unit,
@@ -39,26 +38,31 @@ struct FloatPanels {
             return;
         }
         const uint8_t *at = codes + span * l.span_bytes + in_span * D::bits / 8;
-        if (count >= D::codes) D::block(at, out);
-        else tail_block<D>(at, count, out);
+        if (count >= D::codes) {
+            D::block(at, out);
+        } else {
+            uint8_t copy[D::codes * D::bits / 8 + 8] = {};
+            __builtin_memcpy(copy, at, static_cast<size_t>((count * D::bits + 7) / 8));
+            D::block(copy, out);
+        }
         if constexpr (D::scaled) {
-            const F scale = l.one_scale ? splat(s.one_scale) : lanes_of(l, s.scales, span);
+            const F scale = l.one_scale ? splat(s.one_scale) : lanes_of(s.scales, span, l.per_span, l.lanes);
             if (l.shifted) {
-                const F zero = l.one_scale ? splat(s.one_zero) : lanes_of(l, s.zeros, span);
+                const F zero = l.one_scale ? splat(s.one_zero) : lanes_of(s.zeros, span, l.per_span, l.lanes);
                 for (int v = 0; v < vectors; ++v) out[v] = (out[v] - zero) * scale;
             } else {
                 for (int v = 0; v < vectors; ++v) out[v] *= scale;
             }
         }
     }
-    static F dot(F acc, F panel, const float *unit) { return acc + panel * splat(*unit); }
+    static ISOBIT_INLINE F dot(F acc, F panel, const float *unit) { return acc + panel * splat(*unit); }
 };
 
 struct IntegerPanels {
     typedef I Acc;
     static float factor() { return 1; }
     static float offset() { return 0; }
-    static I dot(I acc, F panel, const float *unit) {
+    static ISOBIT_INLINE I dot(I acc, F panel, const float *unit) {
         int32_t codes;
         __builtin_memcpy(&codes, unit, 4);
         return Int8::unit_dot(acc, as_ints(panel), splat(codes));
@@ -131,7 +135,7 @@ void pack(const isobit_linear &w, const Layout &l, ScaleReader &reader, int64_t 
 // R rows of activations by one panel. c: sums so far [R][NR]. If grouped, `starts` are what the sums of each row begin with
 // (starts_stride apart) and `scales` [NR] those of the outputs.
 template <class P, int R>
-inline void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const int32_t *starts,
+ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const int32_t *starts,
                  int64_t starts_stride, const float *scales) {
     typedef typename P::Acc Acc;
     Acc acc[R][2];

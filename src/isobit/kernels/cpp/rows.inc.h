@@ -22,7 +22,9 @@ class ScaleReader {
   public:
     ScaleReader(const isobit_linear &w, const Layout &l, float offset, float factor)
         : w_(w), l_(l), offset_(offset), factor_(factor), entries_(round_up(l.width / smaller(l.group, l.span) + W, W)) {
-        if (!l.one_scale) space_ = buffer().floats(2 * entries_);
+        if (l.one_scale) return;
+        space_ = buffer().floats(2 * entries_);
+        for (int64_t g = l.groups; g < entries_; ++g) space_[g] = space_[entries_ + g] = 0;
     }
 
     // The scales of a row; of its groups, those from `first` to `last` - 1.
@@ -58,8 +60,6 @@ class ScaleReader {
         }
         if (l_.shifted)
             for (int64_t g = first; g < last; ++g) zeros[g] = zero_at(at + g);
-        if (last == l_.groups)
-            for (int64_t g = last; g < entries_; ++g) scales[g] = zeros[g] = 0;
     }
 
     const isobit_linear &w_;
@@ -70,16 +70,8 @@ class ScaleReader {
 };
 
 // What each lane of span `s` is multiplied with.
-inline F lanes_of(const Layout &l, const float *values, int64_t s) {
-    return l.span == l.group ? splat(values[s]) : spread(values + s * (l.span / l.group), static_cast<int>(l.group / 8));
-}
-
-// Decodes a block of `count` codes, the last of its span, from a copy: nothing behind the codes is read.
-template <class D>
-inline void tail_block(const uint8_t *codes, int64_t count, F out[D::codes / W]) {
-    uint8_t copy[D::codes * D::bits / 8 + 8] = {};
-    __builtin_memcpy(copy, codes, static_cast<size_t>((count * D::bits + 7) / 8));
-    D::block(copy, out);
+ISOBIT_INLINE F lanes_of(const float *values, int64_t s, int64_t per_span, int lanes) {
+    return per_span == 1 ? splat(values[s]) : spread(values + s * per_span, lanes);
 }
 
 inline const uint8_t *codes_of(const isobit_linear &w, int64_t row) {

@@ -1,66 +1,78 @@
 // Vectors of W lanes: what GCC's and Clang's vector extensions leave to be said.
 
-inline F load(const float *p) {
+ISOBIT_INLINE F load(const float *p) {
     F value;
     __builtin_memcpy(&value, p, sizeof value);
     return value;
 }
 
-inline I load(const int32_t *p) {
+ISOBIT_INLINE I load(const int32_t *p) {
     I value;
     __builtin_memcpy(&value, p, sizeof value);
     return value;
 }
 
-inline void store(float *p, F value) { __builtin_memcpy(p, &value, sizeof value); }
-inline F splat(float value) { return value - F{}; }
-inline I splat(int32_t value) { return value - I{}; }
-inline F as_floats(I value) { return reinterpret_cast<F>(value); }
-inline I as_ints(F value) { return reinterpret_cast<I>(value); }
-inline F to_floats(I value) { return __builtin_convertvector(value, F); }
+ISOBIT_INLINE void store(float *p, F value) { __builtin_memcpy(p, &value, sizeof value); }
+ISOBIT_INLINE F splat(float value) { return value - F{}; }
+ISOBIT_INLINE I splat(int32_t value) { return value - I{}; }
+ISOBIT_INLINE F as_floats(I value) { return reinterpret_cast<F>(value); }
+ISOBIT_INLINE I as_ints(F value) { return reinterpret_cast<I>(value); }
+ISOBIT_INLINE F to_floats(I value) { return __builtin_convertvector(value, F); }
 
-inline float sum(F value) {
-    float total = 0;
-    for (int i = 0; i < W; ++i) total += value[i];
-    return total;
+// Calls f with the constants 0 .. n - 1: arrays indexed by them stay in registers.
+template <class Function, int... i>
+ISOBIT_INLINE void unrolled(Function f, std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>{}), ...);
 }
 
-inline int64_t sum(I value) {
-    int64_t total = 0;
-    for (int i = 0; i < W; ++i) total += value[i];
-    return total;
+template <int n, class Function>
+ISOBIT_INLINE void unroll(Function f) {
+    unrolled(f, std::make_integer_sequence<int, n>{});
+}
+
+// Adds the upper half of the lanes to the lower one until one is left: a fixed order, and few steps.
+template <int half, class V, int... lane>
+ISOBIT_INLINE V fold(V value, std::integer_sequence<int, lane...>) {
+    return value + __builtin_shufflevector(value, value, (lane % half + half)...);
+}
+
+template <int half = W / 2, class V>
+ISOBIT_INLINE auto sum(V value) {
+    const V folded = fold<half>(value, std::make_integer_sequence<int, W>{});
+    if constexpr (half > 1) return sum<half / 2>(folded);
+    else return folded[0];
 }
 
 // Swaps blocks of `step` lanes between a and b: one step of a transposition.
 template <int step, int... lane>
-inline void exchange(F &a, F &b, std::integer_sequence<int, lane...>) {
+ISOBIT_INLINE void exchange(F &a, F &b, std::integer_sequence<int, lane...>) {
     const F first = a;
     a = __builtin_shufflevector(first, b, (lane / step % 2 ? W + lane - step : lane)...);
     b = __builtin_shufflevector(first, b, (lane / step % 2 ? W + lane : lane + step)...);
 }
 
 template <int step = W / 2>
-inline void transpose(F rows[W]) {
+ISOBIT_INLINE void transpose(F rows[W]) {
     for (int i = 0; i < W; ++i)
         if (i / step % 2 == 0) exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, W>{});
     if constexpr (step > 1) transpose<step / 2>(rows);
 }
 
-inline float from_bits(uint32_t bits) {
+ISOBIT_INLINE float from_bits(uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
 }
 
-inline uint32_t as_bits(float value) {
+ISOBIT_INLINE uint32_t as_bits(float value) {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, 4);
     return bits;
 }
 
-inline float from_bf16(uint16_t half) { return from_bits(static_cast<uint32_t>(half) << 16); }
+ISOBIT_INLINE float from_bf16(uint16_t half) { return from_bits(static_cast<uint32_t>(half) << 16); }
 
-inline float from_f16(uint16_t half) {
+ISOBIT_INLINE float from_f16(uint16_t half) {
     const uint32_t sign = (half & 0x8000u) << 16, size = half & 0x7fffu;
     if (size >= 0x7c00u) return from_bits(sign | 0x7f800000u | (size & 0x3ffu) << 13);
     // With the exponent of a float32 in place a float16 is 2^112 too small: exact, subnormals included.
