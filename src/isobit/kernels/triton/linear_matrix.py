@@ -1,7 +1,7 @@
 """``y = x W^T`` on matrix units, for one token up to thousands: weights are the left operand, widened in registers.
 
-A program owns a tile of ``BLOCK_N`` output rows by ``BLOCK_M`` tokens and walks along K, or along one of ``SPLIT`` parts
-of it; the last part of a tile to finish adds all of them, in their order, so that the result does not depend on timing.
+A program owns a tile of ``BLOCK_N`` output rows by ``BLOCK_M`` tokens and walks along K, or along one of ``SPLIT``
+parts of it; the last part of a tile to finish adds all of them, in order, so that the result does not depend on timing.
 Sums are float32 (int32 for int8 by int8). The columns of a tile do not meet: a token's result does not depend on the
 tokens beside it while the tile shape stays the same.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.triton.decode import nibbles, to_bf16, to_f16
+from isobit.kernels.triton.decode import nibbles, stream, to_bf16, to_f16
 from isobit.kernels.triton.pdl import prefetch, wait
 
 
@@ -80,6 +80,7 @@ def linear_matrix(
     x, w, token_scale, scale, bias, y, work, arrived, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
+    PROMOTE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N) * ceil(M / BLOCK_M) * SPLIT,).
@@ -94,6 +95,8 @@ def linear_matrix(
         work, arrived: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT > 1 only.
         gain: what the decoder left to be multiplied.
         IMPRECISE: products along K that a Hopper float8 unit may add up before float32 takes over.
+        PROMOTE: add the sum of each step along K to the total outside the matrix unit (which rounds its sums).
+        PRECISION: how float32 operands are multiplied: "ieee", or "tf32x3" in three products of their halves.
     """
     tile_n, tile_m, part, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT, BAND)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -118,8 +121,11 @@ def linear_matrix(
             codes = tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0)
             values = tl.load(tokens + k[:, None], mask=real & (k < K)[:, None], other=0.0)
         weights = _operand(codes, ELEMENT, x.dtype.element_ty, ASM)
-        total = tl.dot(weights, values, total, input_precision="tf32x3", max_num_imprecise_acc=IMPRECISE,
-                       out_dtype=total.dtype)  # fmt: skip
+        if PROMOTE:
+            total += tl.dot(weights, values, max_num_imprecise_acc=IMPRECISE, out_dtype=total.dtype)
+        else:
+            total = tl.dot(weights, values, total, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE,
+                           out_dtype=total.dtype)  # fmt: skip
     last = True
     if SPLIT > 1:
         last, total = _gather_parts(total, work, arrived, tile, part, SPLIT, BLOCK_N, BLOCK_M)
@@ -255,3 +261,41 @@ def linear_matrix_nibbles(
         last, total = _gather_parts(total, work, arrived, tile, part, SPLIT, BLOCK_N, BLOCK_M)
     if last:
         _write(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+
+
+@triton.jit
+def linear_matrix_stream(
+    x, w, scale, zero, bias, y, M, N, K, stride_w, stride_scale,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """Packed integers of any width and group size, multiplied in float32. Grid: (tiles of N * tiles of M,).
+
+    Args:
+        x: ``[M, K]`` float16, bfloat16 or float32.
+        w: ``[N, stride_w]`` int32 words of ``BITS``-bit codes as formats/pack.py stores them.
+        scale: ``[N, stride_scale]`` float32, bfloat16 or float16, one per group.
+        zero: ``[N, stride_scale]`` uint8 zero points, if HAS_ZERO; else the code of 0.0 is half of the range.
+        bias, y: as ``linear_matrix``.
+        PRECISION: "ieee", or "tf32x3" where there is a matrix unit: three products of the operands' halves.
+    """
+    tile_n, tile_m, _, _ = _tile(N, M, BLOCK_N, BLOCK_M, 1, BAND)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_K)
+    row = tl.minimum(n, N - 1).to(tl.int64)[:, None]
+    tokens = x + m.to(tl.int64)[None, :] * K
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for at in range(0, K, BLOCK_K):
+        k = at + column
+        values = tl.load(tokens + k[:, None], mask=(m < M)[None, :] & (k < K)[:, None], other=0.0)
+        k = tl.minimum(k, K - 1)[None, :]
+        codes = stream(w, row * stride_w, k, BITS)
+        of_group = row * stride_scale + k // GROUP
+        if HAS_ZERO:
+            codes -= tl.load(zero + of_group).to(tl.int32)
+        else:
+            codes -= 1 << (BITS - 1)
+        weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
+        total = tl.dot(weights, values.to(tl.float32), total, input_precision=PRECISION)
+    _write(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
