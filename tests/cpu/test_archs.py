@@ -16,7 +16,8 @@ from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
 from isobit.models.archs import ARCHS, family
 from isobit.models.config import ModelConfig
-from isobit.models.weights import classify, expected_tensors, load_model
+from isobit.models.shapes import classify, expected_tensors
+from isobit.models.weights import load_model
 from isobit.quantize.grid import default_search, quantize_weight, stored_scale_dtype
 
 LENGTH = 100  # longer than every window and original context of the tiny models

@@ -16,7 +16,8 @@ from isobit.errors import CheckpointError, ModelError, UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import scheme
 from isobit.models.config import ModelConfig
-from isobit.models.weights import classify, expected_tensors, load_model
+from isobit.models.shapes import classify, expected_tensors
+from isobit.models.weights import load_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 IDS = torch.arange(20)[None]

@@ -26,7 +26,7 @@ from isobit.errors import UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import registry
 from isobit.models.config import ModelConfig
-from isobit.models.weights import classify, expected_tensors
+from isobit.models.shapes import classify, expected_tensors
 from isobit.quantize import calibrate, grid, validate
 from isobit.quantize.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantize.progress import Progress, make_progress

@@ -217,7 +217,7 @@ TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
 
 # Known machines that we do not compile for, with the reason.
 UNSUPPORTED: dict[str, str] = {
-    "gfx1030": "Triton has no code generator for RDNA 2 (unsupported target 'gfx1030'), and the card has no matrix units:"
+    "gfx1030": "Triton has no code generator for RDNA 2 (unsupported target 'gfx1030'), and it has no matrix units:"
     " use llama.cpp's Vulkan backend, or plan for the CPU beside it",
     "metal": "Apple GPUs need Metal shaders, which Triton does not emit: on an Apple machine use MLX, or plan for"
     " cpu-neon",
