@@ -1,0 +1,169 @@
+"""`isobit compile`: the GPU kernels, compiled and read without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import UsageError
+
+if TYPE_CHECKING:
+    from isobit.kernels.proof.matrix import Claim, Outcome
+    from isobit.targets.spec import Target
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "compile",
+        help="compile the GPU kernels without a GPU, and check their machine code",
+        description="Compile every kernel that the tables claim for the named targets, on a machine that has none of "
+        "them; read the machine code; and fail if it does not show the promised instructions or if registers spill in "
+        "a hot loop. Results are kept in the cache (ISOBIT_CACHE, else XDG_CACHE_HOME).",
+        epilog="Needs Triton (pip install triton), and neither a GPU nor a CUDA toolkit.",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="all|NAMES",
+        default="all",
+        help="targets, comma-separated: sm_86,gfx942 (default: all GPUs)",
+    )
+    parser.add_argument("--variant", metavar="PATTERN", help="only kernels whose name matches, e.g. 'linear*e4m3*'")
+    parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="processes (default: the usable cores)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--listings", type=Path, metavar="DIR", help="write every kernel's disassembly to this folder")
+    parser.add_argument("--support", type=Path, metavar="FILE", help="write the result as a page (docs/support.md)")
+    parser.add_argument("--check", action="store_true", help="with --support: only check that the page is current")
+    parser.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, print, and say with the status whether every claim holds (0) or not (1)."""
+    if args.check and args.support is None:
+        raise UsageError("--check compares a page with what was compiled: say which with --support docs/support.md")
+    targets = gpu_targets(args.target)
+    outcomes = _prove(_claims(args.variant, targets), args)
+    if args.json:
+        json.dump([_as_json(one) for one in outcomes], sys.stdout, indent=1)
+        print()
+    else:
+        print("\n".join(table(outcomes)))
+    failed = [one for one in outcomes if one.problems]
+    if args.support is not None and not _support(args.support, outcomes, targets, check=args.check):
+        return 1
+    return 1 if failed else 0
+
+
+def gpu_targets(names: str) -> tuple[Target, ...]:
+    """The targets that a comma-separated list names; ``all`` is every target that Triton compiles for.
+
+    Raises:
+        UsageError: an unknown name, or a target without a GPU.
+        Unsupported: a target that isobit knows and does not compile for.
+    """
+    from isobit.targets.table import TARGETS, lookup
+
+    if names == "all":
+        return tuple(row for row in TARGETS.values() if row.backend is not None)
+    rows = tuple(dict.fromkeys(lookup(name.strip())[0] for name in names.split(",") if name.strip()))
+    if not rows:
+        raise UsageError("--target names no target: say all, or sm_86,gfx942")
+    for row in rows:
+        if row.backend is None:
+            raise UsageError(f"--target {row.name}: GPU kernels are not compiled for it; name a GPU target or `all`")
+    return rows
+
+
+def _claims(pattern: str | None, targets: Sequence[Target]) -> list[Claim]:
+    from isobit.kernels.proof.claims import claims, select
+    from isobit.kernels.variants import VARIANTS
+
+    found = claims(select(VARIANTS, pattern), targets)
+    if not found:
+        raise UsageError("none of these kernels is claimed for any of these targets: nothing to compile")
+    return found
+
+
+def _prove(claims: list[Claim], args: argparse.Namespace) -> list[Outcome]:
+    from tqdm import tqdm
+
+    from isobit.kernels.proof.matrix import prove
+    from isobit.kernels.proof.store import Store, cache_folder
+    from isobit.targets.detect import usable_cores
+
+    with tqdm(total=len(claims), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
+        return prove(
+            claims,
+            Store(cache_folder() / "proof"),
+            processes=args.jobs or usable_cores(),
+            listings=args.listings,
+            progress=lambda outcome: bar.update() and None,
+        )
+
+
+def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, check: bool) -> bool:
+    from isobit.kernels.proof.matrix import triton_version
+    from isobit.kernels.proof.page import page
+
+    text = page(outcomes, targets, triton_version())
+    if not check:
+        path.write_text(text, encoding="utf-8")
+        return True
+    current = path.read_text(encoding="utf-8") if path.exists() else ""
+    if current == text:
+        return True
+    print(f"isobit: error: {path} is not what the kernels are now: run `make support` and commit it", file=sys.stderr)
+    return False
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """One line per kernel and target, the failures once more at the end, and a count."""
+    header = ("target", "kernel", "hot loop shows", "registers", "shared", "spills", "")
+    rows = [header, *(_row(one) for one in outcomes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    failed = [one for one in outcomes if one.problems]
+    compiled = sum(not one.cached for one in outcomes)
+    for one in failed:
+        lines += ["", f"{one.name}:", *(f"  - {problem}" for problem in one.problems)]
+    held = len(outcomes) - len(failed)
+    lines += ["", f"{held} of {len(outcomes)} claims hold; {compiled} compiled now, {len(outcomes) - compiled} cached"]
+    return lines
+
+
+def _row(one: Outcome) -> tuple[str, ...]:
+    verdict = "FAILS" if one.problems else "ok"
+    if one.evidence is None:
+        return one.claim.target, one.claim.variant, "-", "-", "-", "-", verdict
+    evidence = one.evidence
+    return (
+        one.claim.target,
+        one.claim.variant,
+        " ".join(evidence.matrix()) or "no matrix unit",
+        str(evidence.registers),
+        str(evidence.shared),
+        f"{evidence.loop_spills}+{evidence.spills - evidence.loop_spills}" if evidence.spills else "0",
+        verdict,
+    )
+
+
+def _as_json(one: Outcome) -> dict[str, Any]:
+    return {
+        "variant": one.claim.variant,
+        "target": one.claim.target,
+        "promises": one.claim.promises,
+        "problems": one.problems,
+        "cached": one.cached,
+        "evidence": None if one.evidence is None else one.evidence.as_json(),
+    }

@@ -1,0 +1,115 @@
+"""Compiles one request with Triton, without a GPU, and disassembles it. The only file here that calls Triton."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from isobit.errors import IsobitError
+from isobit.kernels.proof.listing import Listing, parse_amdgcn, parse_sass
+from isobit.kernels.proof.request import Constant, Request
+
+
+@dataclass(frozen=True)
+class Built:
+    """Machine code and what the tools say about it; see ``Evidence`` for the units."""
+
+    code: bytes
+    text: str
+    listing: Listing
+    registers: int
+    shared: int
+    local: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the machine code."""
+        return hashlib.sha256(self.code).hexdigest()
+
+
+def compile_request(request: Request) -> Any:
+    """Triton's compiled kernel for a request.
+
+    Raises:
+        IsobitError: the kernel does not exist, or has other arguments than the request says.
+        Exception: whatever Triton raises when it cannot compile the kernel for that target.
+    """
+    module, _, function = request.entry.partition(":")
+    kernel = getattr(importlib.import_module(module), function, None)
+    if kernel is None or not hasattr(kernel, "arg_names"):
+        raise IsobitError(f"{request.entry} is not a Triton kernel")
+    types = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
+    missing = [name for name in kernel.arg_names if name not in types]
+    unknown = sorted(set(request.constants) - set(kernel.arg_names))
+    if missing or unknown:
+        raise IsobitError(f"{request.entry}: the row leaves out {missing} and sets {unknown}, which do not exist")
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types[name] for name in kernel.arg_names},
+        constexprs={name: constant(value) for name, value in request.constants.items()},
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(kernel.arg_names)
+            if name in request.aligned
+        },
+    )
+    return triton.compile(source, target=GPUTarget(*request.backend), options=dict(request.options))
+
+
+def constant(value: Constant) -> Any:
+    """The value that Triton takes for a compile-time argument."""
+    if isinstance(value, str) and value.startswith("dtype:"):
+        return triton.language.dtype(value.removeprefix("dtype:"))
+    return value
+
+
+def build(request: Request) -> Built:
+    """Compiles and disassembles a request; raises what ``compile_request`` raises."""
+    kernel = compile_request(request)
+    return _built_cuda(kernel) if request.backend[0] == "cuda" else _built_hip(kernel)
+
+
+def _built_cuda(kernel: Any) -> Built:
+    code = kernel.asm["cubin"]
+    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(code)
+        text = _tool(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(cubin))
+        usage = _tool(triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
+    numbers = re.search(
+        rf"Function {re.escape(kernel.metadata.name)}:\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage
+    )
+    if numbers is None:
+        raise IsobitError(f"cuobjdump says nothing about {kernel.metadata.name}: {usage!r}")
+    registers, stack, local = map(int, numbers.groups())
+    return Built(code, text, parse_sass(text), registers, kernel.metadata.shared, max(stack, local))
+
+
+def _built_hip(kernel: Any) -> Built:
+    text = kernel.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        match = re.search(rf"^\s*(?:- )?\.{name}:\s+(\d+)", text, re.MULTILINE)
+        if match is None:
+            raise IsobitError(f"the compiler's text says nothing about {name}")
+        return int(match[1])
+
+    registers, local = number("vgpr_count"), number("private_segment_fixed_size")
+    return Built(kernel.asm["hsaco"], text, parse_amdgcn(text), registers, kernel.metadata.shared, local)
+
+
+def _tool(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise IsobitError(f"{Path(command[0]).name} failed with status {done.returncode}: {done.stderr.strip()[:400]}")
+    return done.stdout

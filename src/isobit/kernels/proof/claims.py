@@ -1,0 +1,50 @@
+"""From the rows of ``kernels/variants.py`` to what must be compiled and checked. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from isobit.errors import UsageError
+from isobit.kernels.proof.matrix import Claim
+from isobit.kernels.proof.request import Request
+from isobit.kernels.variants import Variant
+from isobit.targets.spec import Target
+
+
+def claims(variants: Iterable[Variant], targets: Iterable[Target]) -> list[Claim]:
+    """Every pair that the rows say can run, target by target."""
+    variants = tuple(variants)
+    return [claim(one, target) for target in targets for one in variants if one.requires(target) is None]
+
+
+def claim(variant: Variant, target: Target) -> Claim:
+    """What a row says about one target that it can run on."""
+    assert target.backend is not None, f"{variant.name} claims {target.name}, for which Triton does not compile"
+    config = variant.config(target)
+    pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
+    request = Request(
+        entry=variant.entry,
+        backend=target.backend,
+        signature=config.signature,
+        constants=config.constexprs,
+        aligned=(*pointers, *(name for name in config.divisible if name in config.signature)),
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
+    return Claim(variant.name, target.name, request, tuple(variant.promises(target)), target.shared_memory)
+
+
+def select(variants: Sequence[Variant], pattern: str | None) -> tuple[Variant, ...]:
+    """The variants whose names match a pattern with ``*`` and ``?``; a name without those matches what contains it.
+
+    Raises:
+        UsageError: none does; lists the names.
+    """
+    if pattern is None:
+        return tuple(variants)
+    glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    found = tuple(one for one in variants if fnmatch.fnmatchcase(one.name, glob))
+    if not found:
+        names = ", ".join(one.name for one in variants)
+        raise UsageError(f"--variant {pattern}: no kernel's name matches; there are: {names}")
+    return found
