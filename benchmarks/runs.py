@@ -31,6 +31,7 @@ class RunSettings:
         tokens: tokens decoded, one at a time.
         prefill: tokens of the prompt whose processing is timed.
         buffer_bytes: what the read bandwidth is measured on.
+        warm_up: run the prefill once untimed before, as llama-bench does.
     """
 
     rounds: int = 3
@@ -38,6 +39,7 @@ class RunSettings:
     tokens: int = 64
     prefill: int = 512
     buffer_bytes: int = 1 << 30
+    warm_up: bool = False
 
 
 QUICK = RunSettings(rounds=2, prompt=4, tokens=8, prefill=32, buffer_bytes=1 << 27)
@@ -123,6 +125,8 @@ def time_prefill(model: Decoder, settings: RunSettings) -> dict[str, object]:
     operations = 2.0 * (settings.prefill * body + head)
     times, shares, rates = [], [], []
     matrix, peak = None, 0
+    if settings.warm_up:
+        model.forward(ids, model.new_cache(1, settings.prefill), last_only=True)
     for _ in range(settings.rounds):
         cache = model.new_cache(1, settings.prefill)
         times.append(seconds(lambda cache=cache: model.forward(ids, cache, last_only=True)))  # type: ignore[misc]
