@@ -7,6 +7,7 @@ variable ``ISOBIT_KERNEL`` forces a row by name, so that every path can be run o
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.kernels import selection
 
 # Says why a row cannot run (weights, activations, device), or None when it can.
 Accepts = Callable[[WeightSpec | None, ActSpec | None, str], str | None]
@@ -52,7 +54,16 @@ def _reference_accepts(weights: WeightSpec | None, activations: ActSpec | None, 
     return None
 
 
+def _triton_accepts(weights: WeightSpec | None, activations: ActSpec | None, device: str) -> str | None:
+    if device != "cuda":
+        return f"the Triton kernels run on GPUs, not on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'isobit[triton]'"
+    return selection.unsupported(weights, activations)
+
+
 LINEAR_KERNELS: tuple[LinearKernel, ...] = (
+    LinearKernel("triton", "isobit.kernels.triton.bind:bind", _triton_accepts, priority=100),
     LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0),
 )
 
@@ -69,7 +80,7 @@ def choose(
     Args:
         weights: how the weight is stored; None for a plain floating-point tensor.
         activations: how inputs are rounded; None when they are not.
-        device: where it runs: ``cpu``.
+        device: where it runs: ``cpu`` or ``cuda``.
         kernels: the rows to choose from.
 
     Raises:

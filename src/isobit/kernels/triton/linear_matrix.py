@@ -137,7 +137,8 @@ def linear_matrix(
 def linear_matrix_block(
     x, w, token_scale, scale, bias, y, work, arrived, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr, BAND: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+    BAND: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: every ``GROUP`` along K has partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -150,12 +151,13 @@ def linear_matrix_block(
         y: ``[M, N]``.
         work, arrived, gain, IMPRECISE: as ``linear_matrix``.
         GROUP: rows and columns of a block, and activations that share a scale; K is a multiple.
+        BLOCK_K: a step along K; divides GROUP.
     """
     tl.static_assert(GROUP % BLOCK_N == 0, "a tile lies in one row of blocks")
     tile_n, tile_m, part, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT, BAND)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.arange(0, GROUP)
+    column = tl.arange(0, BLOCK_K)
     groups = K // GROUP
     rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K + column[None, :]
     tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
@@ -169,11 +171,15 @@ def linear_matrix_block(
         wait()
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for group in range(begin, end):
-        codes = tl.load(rows + group * GROUP)
-        values = tl.load(tokens + group * GROUP, mask=(m < M)[None, :], other=0.0)
-        factor = tl.load(token_scales + group, mask=m < M, other=0.0) * (tl.load(scales + group) * gain)
-        weights = _operand(codes, ELEMENT, x.dtype.element_ty, ASM)
+        at = group * GROUP
+        values = tl.load(tokens + at, mask=(m < M)[None, :], other=0.0)
+        weights = _operand(tl.load(rows + at), ELEMENT, x.dtype.element_ty, ASM)
         partial = tl.dot(weights, values, max_num_imprecise_acc=IMPRECISE, out_dtype=tl.float32)
+        for inner in tl.static_range(BLOCK_K, GROUP, BLOCK_K):
+            values = tl.load(tokens + (at + inner), mask=(m < M)[None, :], other=0.0)
+            weights = _operand(tl.load(rows + (at + inner)), ELEMENT, x.dtype.element_ty, ASM)
+            partial = tl.dot(weights, values, partial, max_num_imprecise_acc=IMPRECISE, out_dtype=tl.float32)
+        factor = tl.load(token_scales + group, mask=m < M, other=0.0) * (tl.load(scales + group) * gain)
         total += partial * factor[None, :]
     last = True
     if SPLIT > 1:

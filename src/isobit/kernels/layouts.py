@@ -1,0 +1,59 @@
+"""What a weight is turned into once, when it is bound to a GPU kernel: the same codes, in the order the kernel reads.
+
+Nothing here rounds a weight. Scales become float32 where a kernel reads few of them, which is exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from isobit.formats.pack import unpack
+from isobit.formats.qtensor import QTensor
+
+_ROWS_AT_ONCE = 1 << 22  # codes unpacked at a time, so that the temporaries stay small
+
+
+def row_scales(weight: QTensor) -> Tensor:
+    """Scales of tensor or channel granularity as float32 ``[N]``."""
+    scale = weight.scale.float().reshape(-1)
+    return scale.expand(weight.shape[0]).contiguous()
+
+
+def poisoned_bias(weight: QTensor, bias: Tensor | None) -> Tensor | None:
+    """The bias in float32 with NaN in every row of an e4m3fn weight that has a NaN code.
+
+    The integer decoders give 480 for that code. Such a row has NaN outputs for every input, and so has this bias.
+    """
+    if bias is not None:
+        bias = bias.float()
+    if weight.spec.element != "e4m3fn":
+        return bias
+    has_nan = ((weight.codes & 0x7F) == 0x7F).any(dim=1)
+    if not bool(has_nan.any()):
+        return bias
+    base = torch.zeros(weight.shape[0], device=weight.codes.device) if bias is None else bias
+    return base.masked_fill(has_nan, float("nan"))
+
+
+def interleave_nibbles(weight: QTensor, unit: int) -> Tensor:
+    """4-bit codes as int16 words ``[N, K / 4]`` in the order of ``linear_matrix_nibbles``.
+
+    Word p of a unit of ``unit`` codes holds its codes p, p + unit / 4, p + unit / 2 and p + 3 unit / 4, the first in
+    the lowest bits. Signed codes are stored plus 8.
+    """
+    n, k = weight.shape
+    words = torch.empty((n, k // 4), dtype=torch.int16, device=weight.codes.device)
+    step = max(1, _ROWS_AT_ONCE // k)
+    for begin in range(0, n, step):
+        rows = slice(begin, min(begin + step, n))
+        codes = unpack(weight.codes[rows], weight.element, k).to(torch.int32) + weight.element.packing_offset
+        quarters = codes.view(codes.shape[0], k // unit, 4, unit // 4)
+        joined = quarters[:, :, 0] | quarters[:, :, 1] << 4 | quarters[:, :, 2] << 8 | quarters[:, :, 3] << 12
+        words[rows] = joined.reshape(codes.shape[0], k // 4).to(torch.int16)
+    return words
+
+
+def by_group(per_group: Tensor) -> Tensor:
+    """Scales or zero points ``[N, K / group]`` as ``[K / group, N]``, so that neighbouring rows lie side by side."""
+    return per_group.t().contiguous()

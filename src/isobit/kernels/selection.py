@@ -1,0 +1,88 @@
+"""Which variants serve a linear, best first: pure decisions from formats, dtype and the number of tokens."""
+
+from __future__ import annotations
+
+from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.formats.table import element
+from isobit.kernels.tiles import FEW
+from isobit.kernels.variants import VARIANTS, Variant
+from isobit.targets.spec import Target
+
+_BLOCK = 128  # the only block that has a kernel
+_DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+_BY_NAME = {row.name: row for row in VARIANTS}
+
+
+def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str | None:
+    """Why no GPU kernel takes these formats on any target, or None."""
+    if weights is None:
+        return None if activations is None else "activations are rounded only together with weights"
+    row = element(weights.element)
+    if row.bits == 8 and row.name not in ("e4m3fn", "e5m2", "int8"):
+        return f"no GPU kernel has {row.name} weights"
+    if row.bits < 8 and row.kind == "float":
+        return f"no GPU kernel has {row.name} weights"
+    if row.bits == 8 and weights.granularity == "group":
+        return f"no GPU kernel has {row.name} weights in groups"
+    if weights.granularity == "block":
+        wanted = activations == ActSpec("e4m3fn", "group", _BLOCK) and weights.block == (_BLOCK, _BLOCK)
+        return (
+            None if wanted and row.name == "e4m3fn" else "block scales: 128 by 128, e4m3fn, groups of 128 activations"
+        )
+    if activations is None:
+        return None
+    if row.bits < 8:
+        return f"no GPU kernel multiplies {row.name} weights by rounded activations"
+    if activations.element != row.name:
+        return f"no GPU kernel multiplies {row.name} by {activations.element}"
+    return f"activations in groups with weights by {weights.granularity}" if activations.group is not None else None
+
+
+def _family(tokens: int, target: Target) -> str:
+    if tokens == 1 and target.unit("float16", "float16") is None:
+        return "vector"
+    return "few" if tokens <= FEW else "many"
+
+
+def candidates(
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target
+) -> tuple[str, ...]:
+    """Names of variants for a linear, best first; those that the target cannot run among them.
+
+    Args:
+        weights, activations: the formats; ``unsupported`` has nothing against them.
+        dtype: torch's name of the activations' dtype.
+        tokens: M.
+        target: what runs it.
+    """
+    family, compute = _family(tokens, target), _DTYPES[dtype]
+    float32 = "vector" if tokens == 1 else "many"
+    if weights is None:
+        return () if compute == "f32" else (f"{family}-{compute}",)
+    name = weights.element
+    if weights.granularity == "block":
+        family = "few" if tokens <= FEW else "many"
+        return (f"{family}-block-native", f"{family}-block-widened")
+    if element(name).bits < 8:
+        stream = (f"{float32}-{name}-stream",)
+        return stream if compute == "f32" or family == "vector" else (f"{family}-{name}-{compute}", *stream)
+    if activations is None:
+        return (f"{float32}-{name}-f32",) if compute == "f32" or family == "vector" else (f"{family}-{name}-{compute}",)
+    if family == "vector":
+        return ("vector-int8-dp4a",) if name == "int8" else (f"vector-{name}-widened",)
+    return (f"{family}-{name}-native", f"{family}-{name}-widened")
+
+
+def choose(
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target
+) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
+    """The variants that ``target`` can run, best first, and why it cannot run the others."""
+    rows, reasons = [], []
+    for name in candidates(weights, activations, dtype, tokens, target):
+        row = _BY_NAME.get(name)
+        reason = "there is no such kernel" if row is None else row.requires(target)
+        if row is not None and reason is None:
+            rows.append(row)
+        else:
+            reasons.append(f"{name}: {reason}")
+    return tuple(rows), tuple(reasons)

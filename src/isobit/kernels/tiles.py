@@ -1,0 +1,260 @@
+"""How each kernel is compiled for a target: tile sizes, warps, pipeline depth, from what the target can do.
+
+Pure: nothing here imports torch or Triton. The tiles were measured on an H200 (benchmarks/results); for other targets
+they are chosen to fit the shared memory and the registers, which the proof checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from isobit.targets.spec import Target
+
+Family = Literal["vector", "few", "many", "quantize"]
+Constant = int | float | bool | str | None
+
+FEW = 16  # tokens: the widest tile of the "few" family
+DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is compiled for one target.
+
+    Attributes:
+        signature: argument -> type, as Triton writes it.
+        constexprs: the constants, ELEMENT and the like.
+        num_warps, num_stages: warps of a program; depth of the software pipeline.
+        divisible: integer arguments that are multiples of 16; pointers always are.
+    """
+
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Constant]
+    num_warps: int
+    num_stages: int
+    divisible: tuple[str, ...] = ("N", "K")
+
+    def with_constants(self, **constants: Constant) -> Config:
+        """The same with some constants replaced or added."""
+        return replace(self, constexprs={**self.constexprs, **constants})
+
+
+def is_cuda(target: Target) -> bool:
+    """Whether NVIDIA's inline assembly can be used."""
+    return target.backend is not None and target.backend[0] == "cuda"
+
+
+def overlaps(target: Target) -> bool:
+    """Whether a kernel can start before its predecessor has ended."""
+    return is_cuda(target) and target.backend is not None and int(target.backend[1]) >= DEPENDENT_LAUNCH_ARCH
+
+
+# ---------------------------------------------------------------------- tiles
+
+POINTERS = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32"}
+NATIVE = {"e4m3fn": "*fp8e4nv", "e5m2": "*fp8e5", "int8": "*i8"}
+CODES = {"e4m3fn": "*u8", "e5m2": "*u8", "int8": "*i8"}
+_LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of weights, tokens and K of one step; warps; pipeline depth."""
+
+    n: int
+    m: int
+    k: int
+    warps: int
+    stages: int
+
+
+_WHOLE_STEP = 1 << 30  # sums of one step along K stay in the matrix unit
+
+# Without matrix units a thread holds what it multiplies in registers.
+_SCALAR_TILE = Tile(32, FEW, 16, 4, 1)
+
+
+def _few_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
+    if target.unit("float16", "float16") is None:
+        return _SCALAR_TILE
+    if target.shared_memory < _MIDDLE_SHARED:
+        return Tile(64, FEW, 128 // bytes_x, 4, 2)
+    return Tile(64, FEW, 256 if bytes_w == 1 else 128, 4, 4)
+
+
+def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
+    if target.unit("float16", "float16") is None:
+        return replace(_SCALAR_TILE, m=32)
+    if bytes_x == 4:
+        return Tile(64, 32, 32, 4, 2)
+    if target.shared_memory > _LARGE_SHARED:
+        return Tile(128, 256 if bytes_x == bytes_w else 128, 128 // bytes_x, 8, 3)
+    if target.shared_memory > _MIDDLE_SHARED:
+        return Tile(128, 128, 128 // bytes_x, 8, 3)
+    return Tile(128, 64, 64 // bytes_x, 4, 2)
+
+
+def _tile_constants(target: Target, family: Family, tile: Tile) -> dict[str, Constant]:
+    few = family == "few"
+    return {
+        "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK_N": tile.n, "BLOCK_M": tile.m,
+        "SPLIT": 4 if few else 1, "BAND": 1 if few else 8,
+    }  # fmt: skip
+
+
+def _matrix_signature(x: str, w: str, scale: str = "*fp32") -> dict[str, str]:
+    y = x if x in POINTERS.values() else "*bf16"
+    return {
+        "x": x, "w": w, "token_scale": "*fp32", "scale": scale, "zero": "*u8", "bias": "*fp32", "y": y,
+        "work": "*i32" if x == "*i8" else "*fp32", "arrived": "*i32", "M": "i32", "N": "i32", "K": "i32",
+        "stride_w": "i32", "stride_scale": "i32", "gain": "fp32",
+    }  # fmt: skip
+
+
+def _bytes(pointer: str) -> int:
+    return {"*fp32": 4, "*fp16": 2, "*bf16": 2, "*i16": 2}.get(pointer, 1)
+
+
+def _precision(target: Target) -> str:
+    return "tf32x3" if is_cuda(target) and target.unit("float16", "float16") else "ieee"
+
+
+def _promotion(target: Target, element: str) -> tuple[int, bool]:
+    """(IMPRECISE, PROMOTE): how sums of a unit that rounds them reach float32."""
+    unit = target.unit(element, element)
+    if unit is None or unit.promote_every is None:
+        return 0, False
+    warp_groups = unit.instruction.startswith("QG")
+    return (unit.promote_every, False) if warp_groups else (0, True)
+
+
+# ---------------------------------------------------------------------- configurations
+
+
+def row_scaled(
+    family: Family, w: str, x: str, element: str, *, scaled: bool = True, rounded: bool = False, native: str = ""
+) -> Callable[[Target], Config]:
+    """Configuration of ``linear_matrix``; ``native`` is the float8 format that the unit multiplies, if one is."""
+
+    def config(target: Target) -> Config:
+        tile = (_few_tile if family == "few" else _many_tile)(target, _bytes(x), _bytes(w))
+        imprecise, promote = _promotion(target, native) if native else (0, False)
+        if family == "few" and imprecise:  # memory-bound: float16 products of the same codes add up in full
+            imprecise = 0
+        if promote or imprecise:
+            tile = replace(tile, m=min(tile.m, 128), k=128)
+        constants = {
+            **_tile_constants(target, family, tile), "ELEMENT": element, "HAS_TOKEN_SCALE": rounded,
+            "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True, "IMPRECISE": imprecise, "PROMOTE": promote,
+            "PRECISION": _precision(target), "BLOCK_K": tile.k,
+        }  # fmt: skip
+        return Config(_matrix_signature(x, w), constants, tile.warps, tile.stages)
+
+    return config
+
+
+def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Target], Config]:
+    """Configuration of ``linear_matrix_block``, for blocks of 128 by 128."""
+
+    def config(target: Target) -> Config:
+        tile = (_few_tile if family == "few" else _many_tile)(target, _bytes(x), _bytes(w))
+        constants: dict[str, Constant] = {
+            **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
+            "ELEMENT": element, "HAS_BIAS": False, "GROUP": 128,
+            "BLOCK_K": 128 if target.unit("float16", "float16") else tile.k,
+            "IMPRECISE": _WHOLE_STEP if family == "many" and w == x else 0,
+        }  # fmt: skip
+        stages = tile.stages if target.shared_memory > _MIDDLE_SHARED else 1
+        return Config(_matrix_signature(x, w), constants, tile.warps, min(stages, 3))
+
+    return config
+
+
+def _unit_of_nibbles(target: Target, family: Family, zero: bool) -> int:
+    if target.unit("float16", "float16") is None:
+        return 64
+    return 128 if zero or family == "many" else 256
+
+
+def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
+    """Configuration of ``linear_matrix_nibbles``, for groups of 128."""
+
+    def config(target: Target) -> Config:
+        tile = (_few_tile if family == "few" else _many_tile)(target, 2, 1)
+        constants: dict[str, Constant] = {
+            **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
+            "GROUP": 128, "UNIT": _unit_of_nibbles(target, family, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
+        }  # fmt: skip
+        small = target.shared_memory < _MIDDLE_SHARED
+        return Config(_matrix_signature(x, "*i16", "*bf16"), constants, tile.warps, 1 if small else tile.stages)
+
+    return config
+
+
+def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False) -> Callable[[Target], Config]:
+    """Configuration of the packed integers that no tile of a matrix unit fits."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {
+            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "BLOCK_N": 8, "BLOCK_K": 512
+        }  # fmt: skip
+        if family == "many":
+            constants |= {"PRECISION": _precision(target), "BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32, "BAND": 8}
+        return Config(_matrix_signature(x, "*i32", "*bf16"), constants, 4, 2, divisible=())
+
+    return config
+
+
+def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool = False) -> Callable[[Target], Config]:
+    """Configuration of ``linear_vector``."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {
+            "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True,
+            "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK_N": 4, "BLOCK_K": 1024 // _bytes(w),
+            "UNROLL": 2,
+        }  # fmt: skip
+        return Config(_matrix_signature(x, w), constants, 2, 1)
+
+    return config
+
+
+def vector_int8(target: Target) -> Config:
+    constants: dict[str, Constant] = {
+        "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK_N": 4,
+        "BLOCK_K": 256, "UNROLL": 2,
+    }  # fmt: skip
+    return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
+
+
+def rounding(element: str, wide: bool) -> Callable[[Target], Config]:
+    def config(target: Target) -> Config:
+        codes = "*fp16" if wide else ("*i8" if element == "int8" else "*u8")
+        signature = {
+            "x": "*bf16",
+            "codes": codes,
+            "scales": "*fp32",
+            "static_scale": "*fp32",
+            "K": "i32",
+            "qmax": "fp32",
+        }
+        constants: dict[str, Constant] = {
+            "ELEMENT": element, "WIDE": wide, "STATIC": False, "OVERLAP": overlaps(target), "BLOCK_K": 2048
+        }  # fmt: skip
+        return Config(signature, constants, 4, 1)
+
+    return config
+
+
+def rounding_group(wide: bool) -> Callable[[Target], Config]:
+    def config(target: Target) -> Config:
+        codes = "*fp16" if wide else "*u8"
+        signature = {"x": "*bf16", "codes": codes, "scales": "*fp32", "groups": "i32", "qmax": "fp32"}
+        constants: dict[str, Constant] = {
+            "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": 128, "WIDTH": 128, "ROWS": 8
+        }  # fmt: skip
+        return Config(signature, constants, 4, 1, divisible=())
+
+    return config

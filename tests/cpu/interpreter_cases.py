@@ -1,0 +1,142 @@
+"""The Triton kernels in Triton's interpreter: run as a program (with TRITON_INTERPRET=1) it prints one result a line.
+
+The interpreter rounds float8 wrongly and multiplies bfloat16 wrongly, so everything here is codes, float16 and float32.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from isobit.formats import codec
+from isobit.formats.pack import pack
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.formats.table import element
+from isobit.kernels.triton.bind import bind
+from isobit.kernels.triton.rounding import Rounding
+from isobit.targets.table import target
+
+SHAPES = ((5, 160), (70, 256))  # (N, K): N no multiple of a tile, K one or no multiple of a step
+TOKENS = (1, 18)
+
+
+def weight(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> QTensor:
+    """Random codes (no NaN) with random scales."""
+    row = element(spec.element)
+    if row.kind == "int":
+        codes = torch.randint(row.codes.start, row.codes.stop, (n, k), generator=generator)
+        codes = codes.to(torch.int8 if row.signed else torch.uint8)
+    else:
+        finite = torch.tensor([c for c, v in zip(row.codes, row.values, strict=True) if abs(v) < 1e300])
+        codes = finite[torch.randint(0, len(finite), (n, k), generator=generator)].to(torch.uint8)
+    shape = spec.scale_shape(n, k)
+    scale = (torch.rand(shape, generator=generator) + 0.5).to(torch.bfloat16)
+    zero = None if spec.symmetric else torch.randint(0, 16, shape, generator=generator).to(torch.uint8)
+    return QTensor(spec, (n, k), pack(codes, row) if row.bits < 8 else codes, scale, zero)
+
+
+def relative_error(
+    weight: QTensor, acts: ActSpec | None, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor
+) -> float:
+    """Against float64 from the same codes and scales."""
+    if acts is None:
+        exact = x.double()
+    else:
+        static = torch.tensor([0.25]) if not acts.dynamic else None
+        codes, scale = codec.quantize_activations(x, acts, static)
+        values = codec.decode(codes, acts.element).double()
+        width = values.shape[-1] // scale.shape[-1]
+        exact = values * scale.double().repeat_interleave(width, dim=-1)
+    y64 = exact @ (weight.values().double() * _expanded(weight)).T + bias.double()
+    return float((y.double() - y64).norm() / y64.norm())
+
+
+def _expanded(weight: QTensor) -> torch.Tensor:
+    """The scale of every weight, ``[N, K]`` (or ``[1, K]`` for one scale)."""
+    n, k = weight.shape
+    scale = weight.scale.double()
+    if weight.spec.block is not None:
+        rows, columns = weight.spec.block
+        return scale.repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+    return scale.reshape(scale.shape[0], -1).repeat_interleave(k // scale.reshape(scale.shape[0], -1).shape[1], 1)
+
+
+LINEARS: dict[str, tuple[WeightSpec, ActSpec | None, tuple[tuple[int, int], ...]]] = {
+    "fp8": (WeightSpec("e4m3fn", "channel"), ActSpec("e4m3fn", "token"), SHAPES),
+    "fp8-e5m2": (WeightSpec("e5m2", "channel"), ActSpec("e5m2", "token"), SHAPES),
+    "fp8-static": (WeightSpec("e4m3fn", "tensor"), ActSpec("e4m3fn", "tensor", dynamic=False), SHAPES),
+    "fp8-block": (WeightSpec("e4m3fn", "block", block=(128, 128)), ActSpec("e4m3fn", "group", 128), ((130, 256),)),
+    "fp8-w8a16": (WeightSpec("e4m3fn", "channel"), None, SHAPES),
+    "int8": (WeightSpec("int8", "channel"), ActSpec("int8", "token"), SHAPES),
+    "int8-w8a16": (WeightSpec("int8", "channel"), None, SHAPES),
+    "int4": (WeightSpec("int4", "group", 128), None, ((70, 256),)),
+    "int4-g32": (WeightSpec("int4", "group", 32), None, SHAPES),
+    "int4-asym": (WeightSpec("uint4", "group", 128, symmetric=False), None, ((70, 256),)),
+    "int3": (WeightSpec("int3", "group", 40), None, ((5, 160),)),
+    "int2": (WeightSpec("int2", "group", 32), None, SHAPES),
+}
+
+
+def linears() -> None:
+    """Every scheme on the targets that widen, every shape and number of tokens."""
+    generator = torch.Generator().manual_seed(1)
+    for name, (spec, acts, shapes) in LINEARS.items():
+        for n, k in shapes:
+            bias = torch.randn(n, generator=generator)
+            packed = weight(spec, n, k, generator)
+            for lowering in ("sm_86", "sm_75"):
+                scale = torch.tensor([0.25]) if acts is not None and not acts.dynamic else None
+                bound = bind(packed, acts, scale, bias, target=target(lowering), out_dtype=torch.float32)
+                for tokens in TOKENS:
+                    x = torch.randn(tokens, k, generator=generator).half()
+                    error = relative_error(packed, acts, x, bound(x), bias)
+                    print(json.dumps([f"{name} {lowering} {tokens}x{n}x{k}", error]), flush=True)
+
+
+def all_codes() -> None:
+    """Every weight code, NaN included, times one: the decoders."""
+    for name in ("e4m3fn", "e5m2", "int8"):
+        row = element(name)
+        codes = torch.arange(256, dtype=torch.uint8).reshape(256, 1).repeat(1, 32)
+        codes = codes.view(torch.int8) if row.kind == "int" else codes
+        packed = QTensor(WeightSpec(name, "channel"), (256, 32), codes, torch.ones(256, 1))
+        x = torch.zeros(2, 32, dtype=torch.float16)
+        x[:, 0] = 1
+        want = codec.decode(codes[:, 0], row)
+        for lowering in ("sm_86", "sm_75"):
+            bound = bind(packed, None, None, None, target=target(lowering), out_dtype=torch.float32)
+            for tokens in (1, 2):
+                y = bound(x[:tokens])[0]
+                same = torch.equal(y.nan_to_num(7e8, 8e8, -8e8), want.nan_to_num(7e8, 8e8, -8e8))
+                if name == "e5m2":  # an infinity times the zeros of x is NaN
+                    finite = want.isfinite()
+                    same = torch.equal(y[finite], want[finite]) and not bool(y[~finite].isfinite().any())
+                print(json.dumps([f"codes {name} {lowering} M={tokens}", 0.0 if same else 1.0]), flush=True)
+
+
+def rounding() -> None:
+    """The rounding of activations: equal to the law bit for bit."""
+    x = torch.randn(9, 384, generator=torch.Generator().manual_seed(2)) * torch.logspace(-6, 5, 9)[:, None]
+    x[3, 5], x[4, 7], x[5], x[6] = float("nan"), -float("inf"), 0.0, x[6] * 1e-42
+    x[2, :256] = torch.arange(256) * 0.5
+    x[7] = -0.0
+    for name in ("e4m3fn", "e5m2", "int8"):
+        for spec in (ActSpec(name, "token"), ActSpec(name, "tensor", dynamic=False), ActSpec(name, "group", 128)):
+            for operand in ("*fp16", "*u8"):
+                for dtype in (torch.float32, torch.float16):
+                    static = None if spec.dynamic else torch.tensor([0.4375])
+                    ours, scale = Rounding(spec, static, operand, target("sm_86"))(x.to(dtype))
+                    codes, law = codec.quantize_activations(x.to(dtype), spec, static)
+                    want = codec.decode(codes, name, torch.float16) if operand == "*fp16" else codes
+                    bits = torch.int16 if operand == "*fp16" else want.dtype
+                    same = torch.equal(ours.view(bits), want.view(bits))
+                    same &= torch.equal(scale.reshape(-1).nan_to_num(7e8), law.reshape(-1).nan_to_num(7e8))
+                    print(json.dumps([f"rounding {spec} {operand} {dtype}", 0.0 if same else 1.0]), flush=True)
+
+
+if __name__ == "__main__":
+    rounding()
+    all_codes()
+    linears()

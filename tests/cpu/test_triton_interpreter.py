@@ -1,0 +1,42 @@
+"""The GPU kernels' arithmetic on the CPU, through Triton's interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+TOLERANCE = 5e-6  # float32 sums of a few hundred products; the contract allows 5e-4
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, float]:
+    cases = Path(__file__).with_name("interpreter_cases.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(cases)], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def _failures(results: dict[str, float], kind: str, limit: float) -> dict[str, float]:
+    chosen = {name: error for name, error in results.items() if name.startswith(kind)}
+    assert chosen
+    return {name: error for name, error in chosen.items() if not error <= limit}
+
+
+def test_every_rounded_activation_equals_the_law(results) -> None:
+    assert not _failures(results, "rounding", 0.0)
+
+
+def test_every_code_is_decoded_to_its_value(results) -> None:
+    assert not _failures(results, "codes", 0.0)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8", "int4", "int3", "int2"])
+def test_linears_are_within_the_tolerance(results, scheme) -> None:
+    assert not _failures(results, scheme, TOLERANCE)
