@@ -18,10 +18,14 @@ inline F exponential(F x) {
     p = p * r + splat(1.6666665459e-1f);
     p = p * r + splat(5.0000001201e-1f);
     p = p * (r * r) + r + splat(1.0f);
+#ifdef __AVX512F__
+    return as_f(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
     // 2^n in two factors: n reaches from -150 to 128.
     const I exponent = as_ints(shifted) - as_ints(magic), half = exponent >> 1;
     const F first = as_floats((half + 127) << 23), second = as_floats((exponent - half + 127) << 23);
     return p * first * second;
+#endif
 }
 
 // Calls f(vector) on count values, W at a time; what is behind them is zero.
@@ -109,24 +113,27 @@ constexpr int TILE_VECTORS = 4;  // 32 registers: 6 x 4 sums, 4 vectors of the r
 constexpr int TILE_VECTORS = 2;
 #endif
 constexpr int TILE_ROWS = 6;
+constexpr int LINE = 16;  // floats of a cache line
 
-// C[M, V * W] = C * factor + A[M, length] B[length, V * W]; factor NULL: C = A B.
+// C[M, V * W] = C * factor + A[M, length] B[length, V * W]; factor NULL: C = A B. What lies `ahead` of B is prefetched.
 template <int M, int V>
-inline void tile(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t length, const float *factor, float *c,
-                 int64_t ldc) {
+inline void tile(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t length, int64_t ahead, const float *factor,
+                 float *c, int64_t ldc) {
     F acc[M][V];
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) acc[m][v] = factor ? load(c + m * ldc + v * W) * splat(factor[m]) : F{};
+    unroll<M>([&](auto m) {
+        unroll<V>([&](auto v) { acc[m][v] = factor ? load(c + m * ldc + v * W) * splat(factor[m]) : F{}; });
+    });
     for (int64_t l = 0; l < length; ++l) {
         F right[V];
-        for (int v = 0; v < V; ++v) right[v] = load(b + l * ldb + v * W);
-        for (int m = 0; m < M; ++m) {
+        unroll<V>([&](auto v) { right[v] = load(b + l * ldb + v * W); });
+        if (ahead)
+            for (int at = 0; at < V * W; at += LINE) __builtin_prefetch(b + l * ldb + at + ahead);
+        unroll<M>([&](auto m) {
             const F left = splat(a[m * lda + l]);
-            for (int v = 0; v < V; ++v) acc[m][v] += left * right[v];
-        }
+            unroll<V>([&](auto v) { acc[m][v] += left * right[v]; });
+        });
     }
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) store(c + m * ldc + v * W, acc[m][v]);
+    unroll<M>([&](auto m) { unroll<V>([&](auto v) { store(c + m * ldc + v * W, acc[m][v]); }); });
 }
 
 // Calls f(integral_constant n) for a number n from 1 to `most`.
@@ -139,15 +146,15 @@ inline void with_number(int64_t n, Function f) {
 
 // The same for any number of rows, and of columns in whole vectors.
 inline void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t ldb, int64_t columns, int64_t length,
-                    const float *factor, float *c, int64_t ldc) {
+                    int64_t ahead, const float *factor, float *c, int64_t ldc) {
     const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t column = 0; column < columns; column += TILE_VECTORS * W)
         with_number<TILE_VECTORS>((columns - column) / W, [&](auto vectors) {
             for (int64_t i = 0; i < tiles; ++i) {
                 const int64_t row = rows * i / tiles, next = rows * (i + 1) / tiles;
                 with_number<TILE_ROWS>(next - row, [&](auto height) {
-                    tile<height(), vectors()>(a + row * lda, lda, b + column, ldb, length, factor ? factor + row : nullptr,
-                                              c + row * ldc + column, ldc);
+                    tile<height(), vectors()>(a + row * lda, lda, b + column, ldb, length, i ? 0 : ahead,
+                                              factor ? factor + row : nullptr, c + row * ldc + column, ldc);
                 });
             }
         });
@@ -159,27 +166,77 @@ inline void transpose_keys(const float *keys, int64_t count, int64_t dim, float 
         int64_t d = 0;
         for (; d + W <= dim; d += W) {
             F block[W];
-            for (int64_t i = 0; i < W; ++i) block[i] = j + i < count ? load(keys + (j + i) * dim + d) : F{};
+            if (j + W <= count)
+                unroll<W>([&](auto i) {
+                    block[i] = load(keys + (j + i) * dim + d);
+                    if (d % LINE == 0) __builtin_prefetch(keys + (j + i + KEYS) * dim + d);
+                });
+            else for (int64_t i = 0; i < W; ++i) block[i] = j + i < count ? load(keys + (j + i) * dim + d) : F{};
             transpose(block);
-            for (int64_t i = 0; i < W; ++i) store(out + (d + i) * KEYS + j, block[i]);
+            unroll<W>([&](auto i) { store(out + (d + i) * KEYS + j, block[i]); });
         }
         for (; d < dim; ++d)
             for (int64_t i = 0; i < W; ++i) out[d * KEYS + j + i] = j + i < count ? keys[(j + i) * dim + d] : 0;
     }
 }
 
-// Scores of one row to exp(score - largest); updates largest and total, and says what earlier sums are to be multiplied
-// by. Only scores from `begin` to `end` count.
+inline F larger(F a, F b) { return a > b ? a : b; }
+
+template <int half = W / 2, int... lane>
+inline F upper_half(F value, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(value, value, (lane % half + half)...);
+}
+
+template <int half = W / 2>
+inline float largest_lane(F value) {
+    const F folded = larger(value, upper_half<half>(value, std::make_integer_sequence<int, W>{}));
+    if constexpr (half > 1) return largest_lane<half / 2>(folded);
+    else return folded[0];
+}
+
+// Sums of the lanes of W vectors, one in each lane.
+template <int step = W / 2>
+inline F sums_of(F rows[W]) {
+    unroll<step>([&](auto i) {
+        exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, W>{});
+        rows[i] += rows[i + step];
+    });
+    if constexpr (step > 1) return sums_of<step / 2>(rows);
+    else return rows[0];
+}
+
+// Scores of one query with the keys as they lie: for one or two queries transposing would take longer.
+inline void dot_products(const float *query, const float *keys, int64_t count, int64_t dim, float *scores) {
+    for (int64_t j = 0; j < KEYS; j += W) {
+        F acc[W] = {};
+        const float *at = keys + j * dim;
+        int64_t d = 0;
+        if (j + W <= count) {
+            for (; d + W <= dim; d += W) {
+                const F part = load(query + d);
+                unroll<W>([&](auto i) {
+                    acc[i] += load(at + i * dim + d) * part;
+                    if (d % LINE == 0) __builtin_prefetch(at + (i + KEYS) * dim + d);
+                });
+            }
+        } else {
+            for (; d + W <= dim; d += W)
+                for (int64_t i = 0; j + i < count; ++i) acc[i] += load(at + i * dim + d) * load(query + d);
+        }
+        store(scores + j, sums_of(acc));
+        for (; d < dim; ++d)
+            for (int64_t i = 0; i < W && j + i < count; ++i) scores[j + i] += at[i * dim + d] * query[d];
+    }
+}
+
+// Scores of one row to exp(score - largest), and their sum; only scores from `begin` to `end` count. Updates largest, and
+// says by how much it rose: earlier sums are to be multiplied by the exponential of that.
 inline float soften(float *scores, int64_t begin, int64_t end, float &largest, float &total) {
     for (int64_t j = 0; j < begin; ++j) scores[j] = -INFINITY;
     for (int64_t j = end; j < KEYS; ++j) scores[j] = -INFINITY;
     F top = splat(largest);
-    for (int64_t j = 0; j < KEYS; j += W) {
-        const F part = load(scores + j);
-        top = part > top ? part : top;
-    }
-    float highest = top[0];
-    for (int i = 1; i < W; ++i) highest = top[i] > highest ? top[i] : highest;
+    for (int64_t j = 0; j < KEYS; j += W) top = larger(top, load(scores + j));
+    const float highest = largest_lane(top);
     // Nothing seen yet: any finite number keeps exp(-inf - highest) at zero, and NaN at NaN.
     const float base = highest == -INFINITY ? 0.0f : highest;
     F sums = {};
@@ -188,26 +245,27 @@ inline float soften(float *scores, int64_t begin, int64_t end, float &largest, f
         store(scores + j, part);
         sums += part;
     }
-    const float factor = largest == highest ? 1.0f : exponential(splat(largest - base))[0];
-    total = total * factor + sum(sums);
+    total = sum(sums);
+    const float rise = largest == highest ? 0.0f : largest - base;
     largest = highest;
-    return factor;
+    return rise;
 }
 
 int64_t padded_dim(int64_t dim) { return round_up(dim, W); }
 
 // Memory of one piece.
 struct Workspace {
-    float *queries, *keys, *values, *scores, *factors;
+    float *queries, *keys, *values, *scores, *factors, *totals;
 
     Workspace(int64_t rows, int64_t dim) {
         static thread_local Buffer buffer;
         const int64_t padded = padded_dim(dim);
-        queries = buffer.floats(rows * dim + KEYS * dim + KEYS * padded + rows * KEYS + rows + 4 * 16);
+        queries = buffer.floats(rows * dim + KEYS * dim + KEYS * padded + rows * KEYS + 2 * round_up(rows, 16) + 4 * 16);
         keys = queries + round_up(rows * dim, 16);
         values = keys + KEYS * dim;
         scores = values + round_up(KEYS * padded, 16);
         factors = scores + rows * KEYS;
+        totals = factors + round_up(rows, 16);
     }
 };
 
@@ -228,13 +286,20 @@ inline void attend_block(const isobit_attention &a, const Piece &p, const Worksp
     while (first < last && Seen(a, last - 1).begin >= block + count) --last;
     if (first == last) return;
     const int64_t row = (first - p.first) * group, rows = (last - first) * group;
-    transpose_keys(keys, count, a.dim, space.keys);
-    product(space.queries + row * a.dim, a.dim, rows, space.keys, KEYS, KEYS, a.dim, nullptr, space.scores, KEYS);
+    if (rows <= 2) {
+        for (int64_t i = row; i < row + rows; ++i)
+            dot_products(space.queries + i * a.dim, keys, count, a.dim, space.scores + (i - row) * KEYS);
+    } else {
+        transpose_keys(keys, count, a.dim, space.keys);
+        product(space.queries + row * a.dim, a.dim, rows, space.keys, KEYS, KEYS, a.dim, 0, nullptr, space.scores, KEYS);
+    }
     for (int64_t i = 0; i < rows; ++i) {
         const Seen seen(a, first + i / group);
         const int64_t begin = seen.begin > block ? seen.begin - block : 0, end = smaller(seen.end - block, count);
-        space.factors[i] = soften(space.scores + i * KEYS, begin, end, out.largest[row + i], out.total[row + i]);
+        space.factors[i] = soften(space.scores + i * KEYS, begin, end, out.largest[row + i], space.totals[i]);
     }
+    exp_all(space.factors, rows, space.factors);
+    for (int64_t i = 0; i < rows; ++i) out.total[row + i] = out.total[row + i] * space.factors[i] + space.totals[i];
     int64_t stride = a.dim;
     if (padded != a.dim) {
         for (int64_t j = 0; j < count; ++j) {
@@ -244,7 +309,7 @@ inline void attend_block(const isobit_attention &a, const Piece &p, const Worksp
         values = space.values;
         stride = padded;
     }
-    product(space.scores, KEYS, rows, values, stride, padded, count, space.factors, out.out + row * padded, padded);
+    product(space.scores, KEYS, rows, values, stride, padded, count, KEYS * a.dim, space.factors, out.out + row * padded, padded);
 }
 
 void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
