@@ -2,7 +2,7 @@
 #   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
 #   make test    the whole test suite
 #   make check   ruff, mypy --strict on the pure floors, import-linter
-#   make bench   benchmarks that need no accelerator (a 13.5 GB checkpoint is made and removed again)
+#   make bench   benchmarks that need no accelerator: about 15 minutes, 25 GB of disk (docs/benchmarks.md)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -47,6 +47,8 @@ check: $(VENV)/isobit-check
 	$(BIN)/lint-imports
 
 bench: $(VENV)/isobit-test
+	$(BIN)/python benchmarks/cpu_linear.py
+	$(BIN)/python benchmarks/cpu_decode.py
 	$(BIN)/python benchmarks/quantize_7b.py
 
 clean:
