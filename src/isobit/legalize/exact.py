@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
+from isobit.formats.spec import Element
 from isobit.formats.table import ELEMENTS
 
 # Mantissa bits, smallest and largest exponent of normal values (IEEE 754 binary16 and binary32; bfloat16).
 _FLOATS = {"float16": (10, -14, 15), "bfloat16": (7, -126, 127), "float32": (23, -126, 127)}
-_SUBNORMAL_STEPS = {name: bits for name, (bits, _, _) in _FLOATS.items()}
 
 FLOATS = tuple(_FLOATS)
 
@@ -44,35 +43,37 @@ def bits(name: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def widen(source: str, target: str) -> Widening | None:
+def widen(source: str, target: str, zero_points: bool = False) -> Widening | None:
     """How ``source`` fits into ``target``, or None when some number does not.
 
     Args:
         source: an element format, or ``float16``, ``bfloat16``, ``float32``.
         target: the same.
+        zero_points: the numbers are the differences of two codes, as in weights with a zero point.
     """
     if source == target:
         return Widening(source, target, 0, True, _has_subnormals(source))
     if source in _FLOATS:
         return _widen_float(source, target)
-    values = ELEMENTS[source].values
-    finite = sorted({abs(value) for value in values if math.isfinite(value)} | _negatives(source))
-    # Floats of fewer bits may differ from each other in nothing but the bias: then one power of two maps all of them.
-    for exponent in (0,) if target in _FLOATS else (0, -1, 1):
+    row = ELEMENTS[source]
+    values = {a - b for a in row.values for b in row.values} if zero_points else set(row.values)
+    finite = sorted(value for value in values if math.isfinite(value))
+    for exponent in _exponents(row, target):
         numbers = [math.ldexp(value, exponent) for value in finite]
         if all(_holds(target, value) for value in numbers):
-            return Widening(
-                source,
-                target,
-                exponent,
-                _keeps_specials(source, target),
-                any(_is_subnormal(target, v) for v in numbers),
-            )
+            subnormal = any(_is_subnormal(target, value) for value in numbers)
+            return Widening(source, target, exponent, _keeps_specials(source, target), subnormal)
     return None
 
 
-def _negatives(source: str) -> set[float]:
-    return {value for value in ELEMENTS[source].values if value < 0 and math.isfinite(value)}
+def _exponents(row: Element, target: str) -> tuple[int, ...]:
+    """The powers of two worth trying: none for plain floats, and the one that leaves the bits of a code as they are."""
+    other = ELEMENTS.get(target)
+    if other is None:
+        return (0,)
+    if (row.exponent_bits, row.mantissa_bits, row.kind) == (other.exponent_bits, other.mantissa_bits, other.kind):
+        return (row.bias - other.bias, 0)
+    return (0, 1, -1)
 
 
 def _widen_float(source: str, target: str) -> Widening | None:
@@ -113,8 +114,3 @@ def _keeps_specials(source: str, target: str) -> bool:
         return True
     other = ELEMENTS[target]
     return (other.has_nan or not row.has_nan) and (other.has_inf or not row.has_inf)
-
-
-def exactly(name: str) -> Literal["integer", "float"]:
-    """Whether sums of products of a format are whole numbers, which integer units add up without any rounding."""
-    return "integer" if name in ELEMENTS and ELEMENTS[name].kind == "int" else "float"

@@ -90,7 +90,7 @@ _ROWS = (
     _gpu("B200", "sm_100", 183359, 7700, 1000, "NVIDIA HGX B200 data sheet, divided by 8",
          f32=75, f16=2250, f8=4500, i8=4500, f6=4500, f4=9000),
     _gpu("B300", "sm_103", 275040, 7700, 1100, "NVIDIA HGX B300 data sheet, divided by 8",
-         "gb300", f32=75, f16=2250, f8=4500, f6=4500, f4=13500),
+         "gb300", f32=75, f16=2250, f8=4500, i8=165, f6=4500, f4=13500),
     _gpu("Jetson AGX Thor", "sm_110", 125800, 273, 130, "NVIDIA Jetson Thor Series data sheet (4-bit rate; the others"
          " in its architecture's proportions)", "thor", "jetsonthor",
          f32=8.1, f16=258, f8=517, i8=517, f6=517, f4=1035),

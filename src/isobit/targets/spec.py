@@ -37,7 +37,9 @@ class MatrixUnit:
         instruction: the mnemonic family in machine code, e.g. ``HMMA``, ``QGMMA``, ``v_mfma``, ``vpdpbusd``.
         accumulator_mantissa: mantissa bits that the unit keeps while it adds up. Below 23 partial sums must be moved
             to float32 every :attr:`promote_every` products, or the numerics contract breaks.
+        flushes_subnormals: whether subnormal operands count as zero.
         unreachable: why none of our kernels can use it although the hardware has it; empty when they can.
+        note: what a user of it should know.
     """
 
     a: str
@@ -45,7 +47,9 @@ class MatrixUnit:
     accumulator: str
     instruction: str
     accumulator_mantissa: int = FLOAT32_MANTISSA
+    flushes_subnormals: bool = False
     unreachable: str = ""
+    note: str = ""
 
     @property
     def promote_every(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from isobit.errors import Unsupported, UsageError
 from isobit.targets.boards import BOARDS
-from isobit.targets.spec import Board, MatrixUnit, Target
+from isobit.targets.spec import FLOAT32_MANTISSA, Board, MatrixUnit, Target
 
 _KIB = 1024
 _FP8 = ("e4m3fn", "e5m2")
@@ -21,20 +21,35 @@ _NARROW = ("e2m1", "e2m3", "e3m2")
 # and of 1.3e-4 when partial sums are moved to float32.
 _FP8_SUM_BITS = 13
 
+_PAIR_NOTES = {
+    ("e5m2", "e5m2"): "vendor libraries refuse e5m2 x e5m2 although the unit takes it; isobit's kernel uses it"
+}
 
-def _all_pairs(formats: tuple[str, ...], instruction: str, **fields: object) -> tuple[MatrixUnit, ...]:
+
+def _all_pairs(formats: tuple[str, ...], instruction: str, sum_bits: int = FLOAT32_MANTISSA) -> tuple[MatrixUnit, ...]:
     """A unit that takes every pair of ``formats`` and adds up in float32."""
-    pairs = itertools.product(formats, repeat=2)
-    return tuple(MatrixUnit(a, b, "float32", instruction, **fields) for a, b in pairs)  # type: ignore[arg-type]
+    return tuple(
+        MatrixUnit(a, b, "float32", instruction, sum_bits, note=_PAIR_NOTES.get((a, b), ""))
+        for a, b in itertools.product(formats, repeat=2)
+    )
 
 
-def _same(formats: tuple[str, ...], instruction: str, **fields: object) -> tuple[MatrixUnit, ...]:
+def _same(
+    formats: tuple[str, ...], instruction: str, *, unreachable: str = "", flushes: bool = False
+) -> tuple[MatrixUnit, ...]:
     """A unit that takes two operands of one format, for each of ``formats``, and adds up in float32."""
-    return tuple(MatrixUnit(f, f, "float32", instruction, **fields) for f in formats)  # type: ignore[arg-type]
+    return tuple(
+        MatrixUnit(f, f, "float32", instruction, flushes_subnormals=flushes, unreachable=unreachable) for f in formats
+    )
 
 
 def _int(format: str, instruction: str, unreachable: str = "") -> MatrixUnit:
     return MatrixUnit(format, format, "int32", instruction, unreachable=unreachable)
+
+
+def _dots(int8: str, int4: str) -> tuple[MatrixUnit, ...]:
+    """CPU dot products of int8 activations by int8 and by int4 weights."""
+    return _int("int8", int8), MatrixUnit("int4", "int8", "int32", int4)
 
 
 def _both_ways(formats: tuple[str, ...], *plain: str) -> frozenset[tuple[str, str]]:
@@ -54,7 +69,7 @@ _TCGEN = (
 )
 _GEFORCE_BLACKWELL = (
     *_same(_HALVES, "HMMA"),
-    *_all_pairs(_FP8, "QMMA", accumulator_mantissa=_FP8_SUM_BITS),
+    *_all_pairs(_FP8, "QMMA", _FP8_SUM_BITS),
     *_same(_NARROW, "QMMA", unreachable=_NO_FP4_DOT),
     _int("int8", "IMMA"),
 )
@@ -127,7 +142,7 @@ _ROWS = (
         89, "Ada",
         (
             *_same(_HALVES, "HMMA"),
-            *_all_pairs(_FP8, "QMMA", accumulator_mantissa=_FP8_SUM_BITS),
+            *_all_pairs(_FP8, "QMMA", _FP8_SUM_BITS),
             _int("int8", "IMMA"),
             _int("int4", "IMMA", _NO_INT4_DOT),
         ),
@@ -137,7 +152,7 @@ _ROWS = (
         90, "Hopper",
         (
             *_same(_HALVES, "HGMMA"),
-            *_all_pairs(_FP8, "QGMMA", accumulator_mantissa=_FP8_SUM_BITS),
+            *_all_pairs(_FP8, "QGMMA", _FP8_SUM_BITS),
             _int("int8", "IGMMA"),
         ),
         _ADA_CONVERSIONS, 227, "NVIDIA H100 Tensor Core GPU Architecture white paper",
@@ -147,11 +162,12 @@ _ROWS = (
         "NVIDIA Blackwell Architecture Technical Brief",
     ),
     _nvidia(
-        103, "Blackwell Ultra", _TCGEN, _BLACKWELL_CONVERSIONS, 227, "NVIDIA Blackwell Ultra data sheet",
-        "its tensor cores no longer take int8 (tcgen05 kind::i8 is absent)",
+        103, "Blackwell Ultra", (*_TCGEN, _int("int8", "IMMA")), _BLACKWELL_CONVERSIONS, 227,
+        "NVIDIA Blackwell Ultra data sheet",
+        "its newest matrix instructions no longer take int8; the older ones do, at a fraction of the rate",
     ),
     _nvidia(
-        110, "Blackwell (Jetson Thor)", (*_TCGEN, _int("int8", "UTCIMMA")), _BLACKWELL_CONVERSIONS, 227,
+        110, "Blackwell (Jetson Thor)", (*_TCGEN, _int("int8", "IMMA")), _BLACKWELL_CONVERSIONS, 227,
         "NVIDIA Jetson Thor Series data sheet",
     ),
     _nvidia(
@@ -162,8 +178,9 @@ _ROWS = (
         121, "Blackwell (GB10)", _GEFORCE_BLACKWELL, _BLACKWELL_CONVERSIONS, 99, "NVIDIA DGX Spark data sheet"
     ),
     _amd(
-        "gfx90a", "CDNA 2", 64, (*_MFMA_HALVES, _int("int8", "v_mfma")), frozenset(), 64,
-        "AMD Instinct MI200 Instruction Set Architecture reference guide",
+        "gfx90a", "CDNA 2", 64, (*_same(_HALVES, "v_mfma", flushes=True), _int("int8", "v_mfma")), frozenset(), 64,
+        "AMD Instinct MI200 Instruction Set Architecture reference guide; PyTorch documentation, Numerical accuracy",
+        "its float16 and bfloat16 matrix units flush subnormal operands to zero",
     ),
     _amd(
         "gfx942", "CDNA 3", 64, (*_MFMA_HALVES, *_all_pairs(_FNUZ, "v_mfma"), _int("int8", "v_mfma")),
@@ -192,24 +209,24 @@ _ROWS = (
         _both_ways(_FP8, "float32"), 64, "AMD RDNA 4 Instruction Set Architecture reference guide",
     ),
     _cpu(
-        "avx2", "x86 with AVX2, FMA and F16C", (_int("int8", "vpmaddubsw"),), 512, 16,
+        "avx2", "x86 with AVX2, FMA and F16C", _dots("vpmaddwd", "vpmaddubsw"), 512, 16,
         "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2",
     ),
     _cpu(
-        "avx512", "x86 with AVX-512 and VNNI", (_int("int8", "vpdpbusd"),), 1024, 32,
+        "avx512", "x86 with AVX-512 and VNNI", _dots("vpdpbusd", "vpdpbusd"), 1024, 32,
         "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2",
     ),
     _cpu(
         "amx", "x86 with AMX",
         (
-            _int("int8", "vpdpbusd"),
+            *_dots("vpdpbusd", "vpdpbusd"),
             _int("int8", "tdpbssd", "our CPU kernels have no AMX path: they use the AVX-512 one"),
             MatrixUnit("bfloat16", "bfloat16", "float32", "tdpbf16ps",
                        unreachable="our CPU kernels have no AMX path: they use the AVX-512 one"),
         ),
         2048, 32, "Intel Architecture Instruction Set Extensions Programming Reference, AMX",
     ),
-    _cpu("neon", "64-bit Arm with dot products", (_int("int8", "sdot"),), 512, 32,
+    _cpu("neon", "64-bit Arm with dot products", _dots("sdot", "sdot"), 512, 32,
          "Arm Architecture Reference Manual for A-profile, FEAT_DotProd"),
 )  # fmt: skip
 

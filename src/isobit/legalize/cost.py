@@ -1,0 +1,91 @@
+"""How long a token takes: bytes over bandwidth and operations over rate, times what is measured to be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from isobit.legalize.efficiency import LAUNCHES, efficiency
+from isobit.legalize.exact import bits
+from isobit.legalize.memory import PREFILL_CHUNK
+from isobit.legalize.ops import Lowering, Op
+from isobit.targets.spec import Board, Target
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted speed.
+
+    Attributes:
+        decode: tokens per second of all sequences together, one token at a time each.
+        prefill: tokens per second of a prompt.
+        measured: whether every fraction used was measured on this target; else the figures are estimates.
+        sources: where the fractions come from.
+        step_bytes: read from memory for one step of the batch.
+        token_operations: multiplications and additions for one token of a prompt.
+    """
+
+    decode: float
+    prefill: float
+    measured: bool
+    sources: tuple[str, ...]
+    step_bytes: float
+    token_operations: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """An op, its lowering, and the bytes of all its weights (``op.count`` of them)."""
+
+    op: Op
+    lowering: Lowering
+    weight_bytes: int
+
+
+def cost(work: Iterable[Work], target: Target, board: Board, *, batch: int, context: int) -> Cost | None:
+    """Predicted speed; None where the board's bandwidth is not known.
+
+    Args:
+        work: what one token needs.
+        target, board: what runs it.
+        batch: sequences decoded together.
+        context: tokens that each attends to.
+    """
+    if board.bandwidth <= 0:
+        return None
+    launch = LAUNCHES[target.vendor]
+    prompt = min(context, PREFILL_CHUNK)
+    decode = chunk = step_bytes = token_operations = 0.0
+    rows = set()
+    for item in (item for item in work if item.op.kind != "embedding"):  # one row of a table costs next to nothing
+        op, lowering = item.op, item.lowering
+        reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
+        rows |= {reads, adds}
+        bandwidth, rate = board.bandwidth * reads.fraction, _rate(lowering, board) * adds.fraction
+        read = item.weight_bytes + _cache_bytes(op, batch * context)
+        operations = _operations(op, context)
+        launches = op.count * launch.kernels * launch.seconds
+        decode += max(read / bandwidth, _operations(op, 2 * context) * batch / rate) + launches
+        chunk += max(item.weight_bytes / bandwidth, operations * prompt / rate) + launches
+        step_bytes += read
+        token_operations += operations
+    measured = all(target.name in row.measured_on for row in rows)
+    sources = tuple(sorted(row.source for row in rows))
+    return Cost(batch / decode, prompt / chunk, measured, sources, step_bytes, token_operations)
+
+
+def _cache_bytes(op: Op, tokens: int) -> float:
+    return 2.0 * op.count * op.kv_heads * op.k * bits(op.kv) / 8 * tokens if op.kind == "attention" else 0.0
+
+
+def _operations(op: Op, context: int) -> float:
+    """Multiplications and additions for one token of a prompt, which on average sees half of the context."""
+    if op.kind == "attention":
+        return 4.0 * op.count * op.n * op.k * context / 2
+    return 2.0 * op.count * op.n * op.k
+
+
+def _rate(lowering: Lowering, board: Board) -> float:
+    """Operations per second of what a lowering uses: the matrix unit, or float32 arithmetic outside it."""
+    tops = board.tops(lowering.compute) if lowering.matrix else None
+    return (tops or dict(board.rates)["f32"]) * 1e12

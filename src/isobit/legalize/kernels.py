@@ -1,0 +1,146 @@
+"""Which of our kernels multiply what on a target: the registry's rows, as the rules ask for them.
+
+What no kernel can run is not promised, whatever the hardware could do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.formats.table import ELEMENTS
+from isobit.kernels import selection
+from isobit.kernels.registry import LINEAR_KERNELS
+from isobit.kernels.variants import VARIANTS
+from isobit.legalize.exact import FLOATS
+from isobit.legalize.ops import Op
+from isobit.targets.spec import Target
+
+NATIVE = "native"
+REFERENCE = "reference"
+_COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "int8": "int8", NATIVE: NATIVE}
+_MANY = 4096  # tokens that fill any machine
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that takes the formats of an op on a target.
+
+    Attributes:
+        name: what the registry calls it.
+        compute: dtype of the products, or ``native`` for the formats themselves.
+        decode: whether it is for one token (or a few) at a time.
+        shows: mnemonics that its machine code is proved to have.
+    """
+
+    name: str
+    compute: str
+    decode: bool
+    shows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The kernels for an op on a target, and why others cannot run there."""
+
+    kernels: tuple[Kernel, ...]
+    reasons: tuple[str, ...]
+
+    def computing(self, *formats: str) -> Kernel | None:
+        """The kernel for many tokens whose products are in one of ``formats``, if there is one."""
+        return next((row for row in self.kernels if not row.decode and row.compute in formats), None)
+
+    @property
+    def decode(self) -> Kernel | None:
+        """The kernel for one token, if there is one."""
+        return next((row for row in self.kernels if row.decode), None)
+
+
+def find(op: Op, target: Target) -> Found:
+    """The kernels that run a linear's formats on a target, as the registry would choose them there."""
+    if target.vendor == "cpu":
+        return _find_cpu(op)
+    why_not = selection.unsupported(op.weights, op.activations)
+    if why_not is not None:
+        return Found((), (why_not,))
+    rounding = _rounding_problem(op, target)
+    if rounding is not None:
+        return Found((), (rounding,))
+    one, reasons = _chosen(op, target, 1)
+    many, more = _chosen(op, target, _MANY)
+    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))))
+
+
+def _chosen(op: Op, target: Target, tokens: int) -> tuple[list[Kernel], tuple[str, ...]]:
+    rows, reasons = selection.choose(op.weights, op.activations, op.dtype, tokens, target)
+    kernels = [Kernel(row.name, _COMPUTE[row.compute], tokens == 1, row.promises(target)) for row in rows]
+    return kernels, tuple(reason.partition(": ")[2] for reason in reasons)
+
+
+def _rounding_problem(op: Op, target: Target) -> str | None:
+    """Why no kernel rounds the activations on a target; None if one does or none are rounded."""
+    if op.activations is None:
+        return None
+    rows = [row for row in VARIANTS if row.family == "quantize" and row.activations == op.activations.element]
+    if not rows:
+        return f"no kernel rounds activations to {op.activations.element}"
+    # The rows are compiled for bfloat16 inputs; the same kernels take float16 ones where that is missing.
+    reasons = [row.requires(target) for row in rows]
+    if op.dtype != "bfloat16" or None in reasons:
+        return None
+    return f"activations cannot be rounded there: {reasons[0]}"
+
+
+def _find_cpu(op: Op) -> Found:
+    """CPU kernels take an op as a whole and pick the instruction set when they run."""
+    kernels, reasons = [], []
+    for row in sorted(LINEAR_KERNELS, key=lambda row: -row.priority):
+        reason = row.accepts(op.weights, op.activations, "cpu")
+        if reason is None:
+            integers = op.w in ELEMENTS and op.a in ELEMENTS and {ELEMENTS[f].kind for f in (op.w, op.a)} == {"int"}
+            compute = NATIVE if integers and row.name != REFERENCE else "float32"
+            kernels += [Kernel(row.name, compute, decode) for decode in (True, False)]
+        else:
+            reasons.append(f"{row.name}: {reason}")
+    return Found(tuple(kernels), tuple(reasons))
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """What attends over a cache.
+
+    Attributes:
+        name: what runs it.
+        vendors: where.
+        cache: formats of keys and values; empty for the dtype of the activations.
+    """
+
+    name: str
+    vendors: tuple[str, ...]
+    cache: tuple[str, ...] = ()
+
+    def takes(self, kv: str, dtype: str) -> bool:
+        """Whether it reads keys and values stored as ``kv``."""
+        return kv in (self.cache or (dtype,)) and kv in FLOATS
+
+
+def activation_dtype(target: Target, wanted: str) -> str:
+    """The dtype of activations between layers on a target.
+
+    CPU kernels keep them in float32, GPUs in the model's dtype, or in float16 where there is no bfloat16 arithmetic.
+
+    Args:
+        target: where.
+        wanted: the model's dtype.
+    """
+    if target.vendor == "cpu":
+        return "float32"
+    if wanted == "bfloat16" and target.vendor == "nvidia" and not target.hardware_unit(wanted, wanted):
+        return "float16"
+    return wanted
+
+
+# Attention over a cache in a narrower format than the activations comes with its own kernels.
+ATTENTION_KERNELS = (
+    AttentionKernel("torch scaled_dot_product_attention", ("nvidia", "amd")),
+    AttentionKernel("cpu attention", ("cpu",), cache=("float32",)),
+)

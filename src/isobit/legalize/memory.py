@@ -1,0 +1,172 @@
+"""What a model takes: weights tensor by tensor as they are stored, the cache, activations, and the runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
+from isobit.formats.table import element
+from isobit.legalize.exact import bits
+from isobit.legalize.kernels import activation_dtype
+from isobit.legalize.workload import Tensor, Workload, model_dtype
+from isobit.targets.spec import Target
+
+SCALE_BYTES = 2  # every scale is stored in 16 bits (docs/numerics.md, section 2)
+SHAPE_BYTES = 16  # weight_shape of packed weights: two int64
+STATIC_SCALE_BYTES = 4  # input_scale of static activations: float32
+PREFILL_CHUNK = 512  # tokens that go through the model at once (engine.generate)
+
+# What a process holds on a device before any tensor of ours: the CUDA context, loaded kernels, library workspaces.
+# An NVIDIA H200 with torch 2.11 showed 0.5 GiB; other devices are taken to be alike.
+GPU_RUNTIME_BYTES = 512 << 20
+CPU_RUNTIME_BYTES = 400 << 20  # resident memory of a process that has imported torch (2.13, x86-64 Linux)
+USABLE = 0.97  # of a device's memory: what fragments and other processes leave
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        weights: codes, scales and zero points, and what is not quantized.
+        kv_per_token: keys and values of one token of one sequence.
+        kv: the cache of ``batch`` sequences of ``context`` tokens.
+        activations: what one pass of the model holds at once.
+        runtime: what the process holds besides.
+        capacity: what the device can give; 0 when it is not known.
+        longest_context: tokens that fit with ``batch`` sequences, at most the model's own longest.
+        largest_batch: sequences of ``context`` tokens that fit.
+    """
+
+    weights: int
+    kv_per_token: int
+    kv: int
+    activations: int
+    runtime: int
+    capacity: int
+    longest_context: int
+    largest_batch: int
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.kv + self.activations + self.runtime
+
+    @property
+    def spare(self) -> int:
+        """What is left; negative when it does not fit."""
+        return self.capacity - self.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has room for it."""
+        return self.spare >= 0
+
+
+def tensor_bytes(tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> int:
+    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them.
+
+    Args:
+        tensor: which one; ``count`` is left out.
+        weights: how it is quantized; None when it is not.
+        activations: how its inputs are rounded.
+        dtype: torch dtype of what is not quantized.
+    """
+    if weights is None:
+        return math.prod(tensor.shape) * bits(dtype) // 8
+    n, k = tensor.shape
+    row = element(weights.element)
+    packed = row.bits < 8 or (row.kind == "int" and activations is None)
+    total = n * -(-k * row.bits // 32) * 4 if packed else n * k
+    scales = weights.scale_shape(n, k)
+    total += math.prod(scales) * SCALE_BYTES
+    if not weights.symmetric:
+        total += -(-scales[0] * row.bits // 32) * 4 * scales[1]
+    if packed:
+        total += SHAPE_BYTES
+    if activations is not None and not activations.dynamic:
+        total += STATIC_SCALE_BYTES
+    return total
+
+
+def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:
+    """Bytes of all weights under a scheme, or (None) as the checkpoint has them."""
+    dtype = model_dtype(workload, scheme)
+    return sum(
+        tensor.count * tensor_bytes(tensor, *workload.formats(tensor, scheme), dtype) for tensor in workload.tensors
+    )
+
+
+def kv_bytes_per_token(workload: Workload, kv: str) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * workload.layers * workload.kv_heads * workload.head_dim * bits(kv) // 8
+
+
+def activation_bytes(workload: Workload, dtype: str, batch: int, context: int) -> int:
+    """Bytes that one pass holds at its widest: a chunk of tokens through an MLP, attention or the output projection.
+
+    The MLP holds the residual stream, its norm and two intermediate rows; attention the residual stream, its norm,
+    queries, rotated queries and the result; the logits are float32 and of the last token only.
+    """
+    tokens = batch * min(context, PREFILL_CHUNK)
+    size = bits(dtype) // 8
+    mlp = tokens * (2 * workload.hidden + 2 * workload.intermediate) * size
+    attention = tokens * (2 * workload.hidden + 3 * workload.heads * workload.head_dim) * size
+    logits = batch * workload.vocab * 4
+    return max(mlp, attention, logits)
+
+
+def memory(
+    workload: Workload,
+    scheme: Scheme | None,
+    target: Target,
+    *,
+    capacity: int,
+    context: int,
+    batch: int,
+    kv: str | None = None,
+) -> Memory:
+    """What a model takes on a device.
+
+    Args:
+        workload: the model.
+        scheme: how it is quantized; None for the way the checkpoint has it.
+        target: what runs it.
+        capacity: bytes of the device; 0 when not known.
+        context: tokens of a sequence.
+        batch: sequences at once.
+        kv: format of the cache; None for the dtype of activations.
+    """
+    dtype = activation_dtype(target, model_dtype(workload, scheme))
+    weights = weight_bytes(workload, scheme)
+    per_token = kv_bytes_per_token(workload, kv or dtype)
+    runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
+    usable = int(capacity * USABLE)
+
+    def left(sequences: int, tokens: int) -> int:
+        return usable - weights - runtime - activation_bytes(workload, dtype, sequences, tokens)
+
+    return Memory(
+        weights=weights,
+        kv_per_token=per_token,
+        kv=per_token * context * batch,
+        activations=activation_bytes(workload, dtype, batch, context),
+        runtime=runtime,
+        capacity=usable,
+        longest_context=max(0, min(workload.max_context, left(batch, PREFILL_CHUNK) // (per_token * batch))),
+        largest_batch=_largest_batch(left, per_token * context, context),
+    )
+
+
+def _largest_batch(left: Callable[[int, int], int], per_sequence: int, context: int) -> int:
+    """The most sequences whose caches and activations fit together."""
+    low, high = 0, max(0, left(1, context)) // per_sequence + 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left(middle, context) >= middle * per_sequence:
+            low = middle
+        else:
+            high = middle - 1
+    return low

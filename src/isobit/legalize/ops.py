@@ -1,0 +1,116 @@
+"""What is to be run, and the answers: a lowering that says how, or a refusal that says why not and what instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from isobit.formats.schemes import ActSpec, WeightSpec
+
+Action = Literal["native", "legalized", "relaxed", "refused"]
+Kind = Literal["linear", "attention", "embedding"]
+
+# From the best answer to the worst. A model is as good as its worst operation.
+ACTIONS: tuple[Action, ...] = ("native", "legalized", "relaxed", "refused")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One piece of work that a model does ``count`` times per token.
+
+    Attributes:
+        kind: ``linear``, ``attention`` or ``embedding``.
+        name: the module, without the layer's number.
+        n, k: of a linear ``[n, k]``, of an embedding rows and width; of attention heads and the width of a head.
+        weights: how the weight is stored; None when it is not quantized.
+        activations: how inputs are rounded; None when they are not.
+        dtype: what activations that are not rounded are in: a torch dtype.
+        stored: dtype of a weight that is not quantized; empty for the one of the activations.
+        kv: attention: format of the cached keys and values, an element format or a torch dtype.
+        kv_heads: attention: key-value heads.
+        count: how often it is there.
+    """
+
+    kind: Kind
+    name: str
+    n: int
+    k: int
+    weights: WeightSpec | None = None
+    activations: ActSpec | None = None
+    dtype: str = "bfloat16"
+    stored: str = ""
+    kv: str = ""
+    kv_heads: int = 0
+    count: int = 1
+
+    @property
+    def a(self) -> str:
+        """Format of the activations that are multiplied."""
+        return self.activations.element if self.activations else self.dtype
+
+    @property
+    def w(self) -> str:
+        """Format of the weights that are multiplied."""
+        return self.weights.element if self.weights else self.stored or self.dtype
+
+    @property
+    def rounds(self) -> tuple[WeightSpec | None, ActSpec | None]:
+        """The rounding points: what every lowering that is not relaxed has in common."""
+        return self.weights, self.activations
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How an op runs on a target.
+
+    Attributes:
+        action: ``native``, ``legalized`` or ``relaxed``.
+        rule: the rule that found it.
+        how: in one line, for many tokens at once.
+        decode: the same for a token at a time, which memory bounds.
+        compute: format of the products.
+        matrix: whether the matrix units do them.
+        instruction: the mnemonic family in machine code; empty outside the matrix units.
+        kernels: names of the kernels, a token at a time first.
+        reason: why not a better action; empty for native.
+        notes: what else changes and a user should know.
+        rounds: the rounding points that this lowering keeps.
+    """
+
+    action: Action
+    rule: str
+    how: str
+    decode: str
+    compute: str
+    matrix: bool
+    instruction: str
+    kernels: tuple[str, ...]
+    reason: str
+    notes: tuple[str, ...]
+    rounds: tuple[WeightSpec | None, ActSpec | None]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an op cannot run on a target.
+
+    Attributes:
+        reasons: every reason, one for each rule that was tried.
+        instead: the nearest scheme that works there; empty if none does.
+    """
+
+    reasons: tuple[str, ...]
+    instead: str = ""
+
+    @property
+    def action(self) -> Action:
+        """``refused``."""
+        return "refused"
+
+
+Decision = Lowering | Refusal
+
+
+def worst(decisions: list[Decision]) -> Action:
+    """The worst action of several decisions."""
+    return max((d.action for d in decisions), key=ACTIONS.index, default="native")

@@ -1,0 +1,162 @@
+"""A model under a scheme on a target: every op with its lowering, what it takes, and how fast it will be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from isobit.formats.schemes import Scheme
+from isobit.legalize.cost import Cost, Work, cost
+from isobit.legalize.kernels import activation_dtype
+from isobit.legalize.memory import Memory, memory, tensor_bytes
+from isobit.legalize.ops import Action, Decision, Lowering, Op, Refusal, worst
+from isobit.legalize.planner import decide, nearest
+from isobit.legalize.rules import short
+from isobit.legalize.workload import Tensor, Workload, model_dtype, ops
+from isobit.targets.spec import Board, Target
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made for.
+
+    Attributes:
+        context: tokens of a sequence, prompt and answer together.
+        batch: sequences at once.
+        kv: format of the cache; None for the dtype of activations.
+        allow_relaxed: whether a rounding point may be dropped.
+    """
+
+    context: int
+    batch: int = 1
+    kv: str | None = None
+    allow_relaxed: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer for one scheme on one target.
+
+    Attributes:
+        scheme: its name, or ``as stored`` for the way a quantized checkpoint is.
+        target, board: where; the board gives memory, bandwidth and rates.
+        request: what it was made for.
+        ops: every op with what becomes of it.
+        memory: what it takes.
+        cost: how fast it will be; None when it is refused or the board's bandwidth is not known.
+        notes: what changes besides, and a user should know.
+        instead: the nearest scheme that works, when this one is refused; else empty.
+    """
+
+    scheme: str
+    target: Target
+    board: Board
+    request: Request
+    ops: tuple[tuple[Op, Decision], ...]
+    memory: Memory
+    cost: Cost | None
+    notes: tuple[str, ...]
+    instead: str = ""
+
+    @property
+    def action(self) -> Action:
+        """The worst action of any op."""
+        return worst([decision for _, decision in self.ops])
+
+    @property
+    def main(self) -> tuple[Op, Decision]:
+        """The op that says most about the plan: one that is refused, else the linear with the most weights."""
+        refused = [pair for pair in self.ops if isinstance(pair[1], Refusal)]
+        linears = [pair for pair in self.ops if pair[0].kind == "linear"]
+        quantized = [pair for pair in linears if pair[0].weights is not None]
+        return max(refused or quantized or linears, key=lambda pair: pair[0].n * pair[0].k * pair[0].count)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not native: of a refusal every reason."""
+        found: list[str] = []
+        for _, decision in self.ops:
+            found += decision.reasons if isinstance(decision, Refusal) else []
+        decision = self.main[1]
+        if not found and isinstance(decision, Lowering) and decision.reason:
+            found.append(decision.reason)
+        return tuple(dict.fromkeys(found))
+
+
+def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board, request: Request) -> Plan:
+    """Plans a model.
+
+    Args:
+        workload: the model.
+        scheme: how its linears are quantized; None for the way the checkpoint has them.
+        target, board: where it is to run.
+        request: what for.
+    """
+    found = tuple(
+        (op, decide(op, target, allow_relaxed=request.allow_relaxed))
+        for op in ops(workload, scheme, target, request.kv)
+    )
+    need = memory(
+        workload, scheme, target, capacity=board.memory, context=request.context, batch=request.batch, kv=request.kv
+    )  # fmt: skip
+    refused = [op for op, decision in found if isinstance(decision, Refusal)]
+    speed = None
+    if not refused:
+        speed = cost(_work(workload, scheme, found), target, board, batch=request.batch, context=request.context)
+    instead = ""
+    if scheme is not None and any(op.kind == "linear" for op in refused):
+        instead = nearest(scheme, [op for op, _ in found if op.kind == "linear" and op.weights], target)
+    return Plan(
+        scheme=scheme.name if scheme is not None else "as stored",
+        target=target,
+        board=board,
+        request=request,
+        ops=found,
+        memory=need,
+        cost=speed,
+        notes=_notes(workload, scheme, target, board, found),
+        instead=instead,
+    )
+
+
+def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, Decision]]) -> list[Work]:
+    dtype = model_dtype(workload, scheme)
+    work = []
+    for op, decision in found:
+        assert isinstance(decision, Lowering)
+        size = 0
+        if op.kind == "linear":
+            matrix = Tensor(op.name, "weight", "linear", (op.n, op.k), 1)
+            size = op.count * tensor_bytes(matrix, op.weights, op.activations, dtype)
+        work.append(Work(op, decision, size))
+    return work
+
+
+def _notes(
+    workload: Workload,
+    scheme: Scheme | None,
+    target: Target,
+    board: Board,
+    found: Iterable[tuple[Op, Decision]],
+) -> tuple[str, ...]:
+    """What a user should know besides the action."""
+    notes = list(target.notes)
+    wanted = model_dtype(workload, scheme)
+    dtype = activation_dtype(target, wanted)
+    if target.is_gpu and dtype != wanted and (scheme is None or scheme.dtype is None):
+        notes.append(
+            f"{target.name} has no {short(wanted)} arithmetic: what is not quantized runs in {short(dtype)} instead,"
+            " whose largest number is 65504"
+        )
+    linears = [decision for op, decision in found if op.kind == "linear" and isinstance(decision, Lowering)]
+    slow = next((d for d in linears if not d.matrix), None)
+    unit = next((u for u in target.matrix if u.unreachable and u.a == "float16"), None)
+    peak = board.tops("float16")
+    if slow and unit and peak and target.is_gpu:
+        plain = dict(board.rates)["f32"]
+        notes.append(
+            f"prompts run at {plain:g} TFLOP/s instead of the {peak:g} of the matrix units: {unit.unreachable}"
+        )
+    for decision in linears:
+        notes += decision.notes
+    return tuple(dict.fromkeys(notes))

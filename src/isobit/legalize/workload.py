@@ -1,0 +1,124 @@
+"""What a model is to the planner: its tensors, its attention, and the sizes that memory and time follow from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isobit.formats.rules import ModuleKind
+from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
+from isobit.legalize.kernels import activation_dtype
+from isobit.legalize.ops import Op
+from isobit.targets.spec import Target
+
+# How a module is stored: its weight and activation formats; None when it is as the source has it.
+Stored = tuple[WeightSpec | None, ActSpec | None]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the unquantized model, with how often it is there.
+
+    Attributes:
+        module: the module's name, layers without their number: ``model.layers.*.mlp.up_proj``.
+        part: ``weight`` or ``bias``.
+        kind: what the module is.
+        shape: of one of them.
+        count: how many layers have it.
+    """
+
+    module: str
+    part: str
+    kind: ModuleKind
+    shape: tuple[int, ...]
+    count: int
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a scheme can quantize it."""
+        return self.part == "weight" and len(self.shape) == 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A decoder-only transformer, as far as memory and time go.
+
+    Attributes:
+        title: for people.
+        dtype: torch dtype of the source's weights.
+        tensors: every tensor.
+        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: sizes.
+        max_context: the longest context in tokens.
+        tied: whether the output projection is the embedding.
+        windows: per layer, how many of the latest tokens it attends to; None for all.
+        stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
+    """
+
+    title: str
+    dtype: str
+    tensors: tuple[Tensor, ...]
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    max_context: int
+    tied: bool
+    windows: tuple[int | None, ...]
+    stored: Callable[[str], Stored] | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the unquantized model has."""
+        total = 0
+        for tensor in self.tensors:
+            size = tensor.count
+            for length in tensor.shape:
+                size *= length
+            total += size
+        return total
+
+    def formats(self, tensor: Tensor, scheme: Scheme | None) -> Stored:
+        """How a tensor is stored: under a scheme, or (None) as the checkpoint has it."""
+        if not tensor.is_matrix:
+            return None, None
+        if scheme is None:
+            return self.stored(tensor.module.replace("*", "0")) if self.stored else (None, None)
+        return (scheme.weights, scheme.activations) if tensor.kind == "linear" else (None, None)
+
+
+def model_dtype(workload: Workload, scheme: Scheme | None) -> str:
+    """The dtype of what a scheme does not quantize: its own, or the source's (float32 sources are run as bfloat16)."""
+    own = scheme.dtype if scheme is not None else None
+    return own or (workload.dtype if workload.dtype != "float32" else "bfloat16")
+
+
+def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | None = None) -> tuple[Op, ...]:
+    """The work of one token, in the order in which it is done.
+
+    Args:
+        workload: the model.
+        scheme: how its linears are quantized; None for the way the checkpoint has them.
+        target: what runs it: CPUs compute in float32.
+        kv: format of the cache; None for the dtype of activations.
+    """
+    stored = model_dtype(workload, scheme)
+    dtype = stored if scheme is not None and scheme.dtype and target.is_gpu else activation_dtype(target, stored)
+    kept = stored if target.vendor == "cpu" else dtype
+    found = [Op("embedding", "embed_tokens", workload.vocab, workload.hidden, dtype=dtype, stored=kept)]
+    for tensor in workload.tensors:
+        if tensor.is_matrix and tensor.kind != "embedding":
+            n, k = tensor.shape
+            weights, activations = workload.formats(tensor, scheme)
+            name = tensor.module.rpartition(".*.")[2]
+            found.append(Op("linear", name, n, k, weights, activations, dtype, kept, count=tensor.count))
+    if workload.tied:
+        found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
+    found.insert(
+        1,
+        Op("attention", "self_attn", workload.heads, workload.head_dim, dtype=dtype, kv=kv or dtype,
+           kv_heads=workload.kv_heads, count=workload.layers),
+    )  # fmt: skip
+    return tuple(found)

@@ -1,0 +1,85 @@
+"""A model's configuration as the planner's workload: from `config.json` alone, without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from isobit.checkpoint import ctconfig
+from isobit.errors import ModelError
+from isobit.legalize.workload import Stored, Tensor, Workload
+from isobit.models.config import ModelConfig
+from isobit.models.shapes import classify, expected_tensors
+
+_LAYER = re.compile(r"\.layers\.\d+\.")
+_DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
+
+
+def workload(config: Mapping[str, Any]) -> Workload:
+    """The workload of a Hugging Face ``config.json``.
+
+    Raises:
+        ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
+        CheckpointError: its quantization config is malformed.
+        Unsupported: its quantization is one that isobit cannot run.
+    """
+    model = ModelConfig.from_hf(config)
+    quantization = ctconfig.parse(config)
+
+    def stored(module: str) -> Stored:
+        assert quantization is not None
+        group = quantization.group_for(module)
+        return (None, None) if group is None else (group.weights, group.activations)
+
+    tensors = _tensors(model)
+    size = sum(_numbers(tensor) for tensor in tensors) / 1e9
+    return Workload(
+        title=f"{model.family}, {size:.2f} billion parameters, {model.num_layers} layers",
+        dtype=_dtype(config),
+        tensors=tensors,
+        layers=model.num_layers,
+        heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        hidden=model.hidden_size,
+        intermediate=model.intermediate_size,
+        vocab=model.vocab_size,
+        max_context=model.max_position_embeddings,
+        tied=model.tie_word_embeddings,
+        windows=model.windows,
+        stored=stored if quantization is not None else None,
+    )
+
+
+def _numbers(tensor: Tensor) -> int:
+    size = tensor.count
+    for length in tensor.shape:
+        size *= length
+    return size
+
+
+def _tensors(model: ModelConfig) -> tuple[Tensor, ...]:
+    """Every tensor, those of all layers that agree in name and shape as one."""
+    counts: dict[tuple[str, tuple[int, ...]], int] = {}
+    for name, shape in expected_tensors(model).items():
+        key = (_LAYER.sub(".layers.*.", name), shape)
+        counts[key] = counts.get(key, 0) + 1
+    found = []
+    for (name, shape), count in counts.items():
+        module, _, part = name.rpartition(".")
+        found.append(Tensor(module, part, classify(name), shape, count))
+    return tuple(found)
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    """The dtype of the weights; old configurations call it torch_dtype, and some do not say."""
+    named = config.get("dtype", config.get("torch_dtype"))
+    if named is None:
+        return "bfloat16"
+    dtype = _DTYPES.get(str(named).removeprefix("torch."))
+    if dtype is None:
+        raise ModelError(
+            f"config.json: dtype = {named!r}: isobit reads weights in {', '.join(sorted(set(_DTYPES.values())))}"
+        )
+    return dtype
