@@ -24,8 +24,11 @@ def register(subparsers: Any) -> None:
         description="Compile every kernel that the tables claim for the named targets, on a machine that has none of "
         "them; read the machine code; and fail if it does not show the promised instructions or if registers spill in "
         "a hot loop. Results are kept in the cache (ISOBIT_CACHE, else XDG_CACHE_HOME).",
-        epilog="Needs Triton (pip install triton), and neither a GPU nor a CUDA toolkit.",
+        epilog="With MODEL and -o: compile what that model needs on one target into a folder (a kernel pack), with "
+        "which it starts without compiling anything: ISOBIT_PACK=PACK isobit generate MODEL. Compiling needs Triton "
+        "(pip install triton), and neither a GPU nor a CUDA toolkit.",
     )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a checkpoint to make a kernel pack for, with -o")
     parser.add_argument(
         "--target",
         metavar="all|NAMES",
@@ -38,6 +41,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--listings", type=Path, metavar="DIR", help="write every kernel's disassembly to this folder")
     parser.add_argument("--support", type=Path, metavar="FILE", help="write the result as a page (docs/support.md)")
     parser.add_argument("--check", action="store_true", help="with --support: only check that the page is current")
+    parser.add_argument("-o", "--out", type=Path, metavar="PACK", help="the kernel pack to write, a folder")
+    parser.add_argument("--dtype", help="of the pack's activations: bfloat16, float16 (default: the checkpoint's)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.set_defaults(run=run)
 
 
@@ -50,6 +56,10 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Compile, print, and say with the status whether every claim holds (0) or not (1)."""
+    if (args.model is None) != (args.out is None):
+        raise UsageError("a kernel pack is made of MODEL into -o PACK: name both, or neither to compile all kernels")
+    if args.out is not None:
+        return _pack(args)
     if args.check and args.support is None:
         raise UsageError("--check compares a page with what was compiled: say which with --support docs/support.md")
     targets = gpu_targets(args.target)
@@ -63,6 +73,34 @@ def run(args: argparse.Namespace) -> int:
     if args.support is not None and not _support(args.support, outcomes, targets, check=args.check):
         return 1
     return 1 if failed else 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from isobit.checkpoint.source import resolve
+    from isobit.kernels.pack.write import write_pack
+    from isobit.models.pack import requests
+    from isobit.targets.detect import usable_cores
+
+    targets = gpu_targets(args.target)
+    if len(targets) != 1:
+        raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
+    wanted, dtype = requests(resolve(args.model, revision=args.revision), targets[0], args.dtype)
+    with tqdm(total=len(wanted), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
+        made = write_pack(
+            args.out,
+            wanted,
+            targets[0],
+            model=str(args.model),
+            dtype=dtype,
+            processes=args.jobs or usable_cores(),
+            progress=lambda: bar.update() and None,
+        )
+    size = sum((args.out / kernel.file).stat().st_size for kernel in made.kernels)
+    print(f"{args.out}: {len(made.kernels)} kernels for {args.model} on {made.target}, {size / 1e6:.1f} MB")
+    print(f"Next: ISOBIT_PACK={args.out} isobit generate {args.model} 'a prompt', on that GPU")
+    return 0
 
 
 def gpu_targets(names: str) -> tuple[Target, ...]:

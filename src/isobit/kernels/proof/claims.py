@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from isobit.errors import UsageError
 from isobit.kernels.proof.matrix import Claim
-from isobit.kernels.proof.request import Request
+from isobit.kernels.proof.request import specialize
 from isobit.kernels.variants import Variant
 from isobit.targets.spec import Target
 
@@ -20,17 +20,10 @@ def claims(variants: Iterable[Variant], targets: Iterable[Target]) -> list[Claim
 
 def claim(variant: Variant, target: Target) -> Claim:
     """What a row says about one target that it can run on."""
-    assert target.backend is not None, f"{variant.name} claims {target.name}, for which Triton does not compile"
     config = variant.config(target)
     pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
-    request = Request(
-        entry=variant.entry,
-        backend=target.backend,
-        signature=config.signature,
-        constants=config.constexprs,
-        aligned=(*pointers, *(name for name in config.divisible if name in config.signature)),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-    )
+    whole = tuple(name for name in config.divisible if name in config.signature)
+    request = specialize(variant.entry, config, target, (*pointers, *whole))
     return Claim(variant.name, target.name, request, tuple(variant.promises(target)), target.shared_memory)
 
 

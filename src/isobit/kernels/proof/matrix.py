@@ -134,12 +134,12 @@ def _answers(requests: Requests, processes: int) -> Iterator[tuple[str, worker.A
     """Every request's answer as it comes. A request that brings its process down is found out alone, and named."""
     answered = set()
     if requests:
-        with _pool(min(processes, len(requests))) as pool:
+        with compilers(min(processes, len(requests))) as pool:
             for key, answer in _run(pool, requests):
                 answered.add(key)
                 yield key, answer
     for key in requests.keys() - answered:
-        with _pool(1) as pool:
+        with compilers(1) as pool:
             alone = dict(_run(pool, {key: requests[key]}))
         yield (
             key,
@@ -160,7 +160,7 @@ def _run(pool: ProcessPoolExecutor, requests: Requests) -> Iterator[tuple[str, w
 
 
 @contextlib.contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+def compilers(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes (no fork: torch and Triton have threads) with a Triton cache of their own, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="isobit-triton-") as cache:
         pool = ProcessPoolExecutor(

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from isobit.errors import IsobitError
-
-# Files whose change can change what is read off the same machine code.
-_READERS = ("build.py", "evidence.py", "listing.py", "loops.py", "worker.py")
+from isobit.kernels.tiles import Config, overlaps
+from isobit.targets.spec import Target
 
 # A value of a compile-time argument; `dtype:fp16` stands for Triton's float16, in Triton's own short names.
 Constant = str | int | float | bool | None
@@ -41,15 +40,33 @@ class Request:
     aligned: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def name(self) -> str:
+        """SHA-256 of the request alone."""
+        return _hash(asdict(self))
+
     def key(self, triton_version: str) -> str:
-        """SHA-256 of the request, the kernel's sources, the readers' sources and Triton's version."""
-        parts = {
-            "request": asdict(self),
-            "sources": sources(self.entry.partition(":")[0]),
-            "readers": _readers(),
-            "triton": triton_version,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of everything that decides the machine code: request, the kernel's sources, Triton's version."""
+        return _hash([asdict(self), sources(self.entry.partition(":")[0]), triton_version])
+
+
+def specialize(entry: str, config: Config, target: Target, aligned: tuple[str, ...]) -> Request:
+    """The request for a kernel as it is configured for a target: what the launcher, the proof and packs have in common.
+
+    Args:
+        entry: ``module:function``.
+        config: types, constants, warps and stages.
+        target: one that Triton compiles for.
+        aligned: run-time arguments that are multiples of 16.
+    """
+    assert target.backend is not None, f"Triton does not compile for {target.name}"
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    if config.constexprs.get("OVERLAP") and overlaps(target):
+        options["launch_pdl"] = True
+    return Request(entry, target.backend, config.signature, config.constexprs, tuple(sorted(aligned)), options)
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
@@ -101,9 +118,3 @@ def _imports(text: bytes) -> list[str]:
             names.append(node.module)
             names.extend(f"{node.module}.{one.name}" for one in node.names)
     return names
-
-
-@cache
-def _readers() -> str:
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _READERS)).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -19,11 +20,16 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "isobit"
 
 
+# Files whose change can change what is read off the same machine code.
+_READERS = ("build.py", "evidence.py", "listing.py", "loops.py", "worker.py")
+
+
 class Store:
-    """Evidence by key, in a folder. Several processes may use it at once."""
+    """Evidence by key, in a folder, for several processes. What other versions of the readers read is not found."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        sources = (Path(__file__).with_name(name).read_bytes() for name in _READERS)
+        self.folder = folder / hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
     def get(self, key: str) -> Evidence | None:
         """What is stored under a key, if anything that can be read is."""

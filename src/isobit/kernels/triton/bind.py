@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import layouts, selection
+from isobit.kernels.pack import record
 from isobit.kernels.tiles import Config
 from isobit.kernels.triton import rounding
 from isobit.kernels.triton.launch import Kernel
@@ -39,7 +39,7 @@ def bind(
     keep_values: bool = False,
     target: Target | None = None,
     out_dtype: torch.dtype | None = None,
-) -> Callable[[Tensor], Tensor]:
+) -> BoundLinear:
     """A function ``[..., K] -> [..., N]`` for one weight on a GPU.
 
     Args:
@@ -107,6 +107,10 @@ class BoundLinear:
         if tokens:
             self._run(tokens, x.dtype)(x.reshape(tokens, self.k).contiguous(), y.view(tokens, self.n))
         return y
+
+    def forget(self) -> None:
+        """Decides anew, at the next call, which kernels run."""
+        self._runs.clear()
 
     def _run(self, tokens: int, dtype: torch.dtype) -> _Run:
         size = 1 if tokens == 1 else min(tokens, 17)  # what the choice of a variant depends on
@@ -294,6 +298,9 @@ def _split(linear: BoundLinear, config: Config) -> int:
 
 
 def _multiprocessors() -> int:
+    recorder = record.active()
+    if recorder is not None:
+        return recorder.multiprocessors
     if not torch.cuda.is_available():
         return _CARD_MULTIPROCESSORS
     return int(torch.cuda.get_device_properties().multi_processor_count)

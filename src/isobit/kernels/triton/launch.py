@@ -6,25 +6,25 @@ assembler turns into machine code for the card at hand. So the lowering of an ab
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.runtime.cache import get_cache_manager
 
 from isobit.errors import Unsupported
-from isobit.kernels.tiles import Config, overlaps
+from isobit.kernels.pack import loaded, record
+from isobit.kernels.proof.build import compile_request
+from isobit.kernels.proof.request import Request, specialize
+from isobit.kernels.tiles import Config
 from isobit.targets.spec import Target
-
-Frozen = tuple[tuple[str, Any], ...]
 
 
 def interpreting() -> bool:
@@ -49,16 +49,22 @@ class Kernel:
             self._function[shape](**given, **_interpretable(self._config))
             return
         aligned = tuple(name for name, value in arguments.items() if self._is_aligned(name, value))
+        recorder = record.active()
+        if recorder is not None:
+            recorder.add(self._request(aligned))
+            return
         kernel = self._ready.get(aligned)
         if kernel is None:
-            config = self._config
-            key = (_frozen(config.signature), _frozen(config.constexprs), config.num_warps, config.num_stages)
-            kernel = self._ready[aligned] = _compiled(self._entry, *key, aligned, self._target, _capability())
+            kernel = self._ready[aligned] = _prepared(self._request(aligned), self._names)
         kernel[shape](*(arguments.get(name) for name in self._names))
+
+    def _request(self, aligned: tuple[str, ...]) -> Request:
+        return specialize(self._entry, self._config, self._target, aligned)
 
     def _is_aligned(self, name: str, value: Any) -> bool:
         if isinstance(value, torch.Tensor):
-            return value.data_ptr() % 16 == 0
+            # What is recorded stands in for memory of a card, where every allocation is aligned.
+            return record.active() is not None or value.data_ptr() % 16 == 0
         return name in self._config.divisible and value % 16 == 0
 
 
@@ -73,34 +79,29 @@ def _function(entry: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _frozen(mapping: Mapping[str, Any]) -> Frozen:
-    return tuple(sorted(mapping.items()))
-
-
 def _capability() -> int:
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 
 
-@lru_cache(maxsize=1024)
-def _compiled(
-    entry: str, signature: Frozen, constants: Frozen, warps: int, stages: int, aligned: tuple[str, ...], target: Target,
-    device: int,
-) -> Any:  # fmt: skip
-    function = _function(entry)
-    names, given, types = function.arg_names, dict(constants), dict(signature)
-    source = ASTSource(
-        fn=function,
-        signature={name: "constexpr" if name in given else types[name] for name in names},
-        constexprs={(index,): given[name] for index, name in enumerate(names) if name in given},
-        attrs={(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned},
-    )
-    assert target.backend is not None
-    backend, arch, threads = target.backend
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    if given.get("OVERLAP") and overlaps(target):
-        options["launch_pdl"] = True
-    kernel = triton.compile(source, target=GPUTarget(backend, arch, threads), options=options)
+_PREPARED: dict[tuple[str, int], Any] = {}  # by the request's name and the card's capability
+
+
+def _prepared(request: Request, names: tuple[str, ...]) -> Any:
+    """Machine code for the card at hand: from the kernel pack in use, or compiled."""
+    pack = loaded.active()
+    packed = None if pack is None else pack.find(request, names)
+    if packed is not None:
+        return packed
+    key = (request.name(), _capability())
+    if key not in _PREPARED:
+        _PREPARED[key] = _compiled(request, key[1])
+    return _PREPARED[key]
+
+
+def _compiled(request: Request, device: int) -> Any:
+    kernel = compile_request(request)
+    backend, arch, _ = request.backend
     if backend == "cuda" and torch.version.hip is None and arch != device:
         _reassemble(kernel, int(arch), device)
     return kernel
@@ -113,14 +114,21 @@ def _reassemble(kernel: Any, arch: int, device: int) -> None:
             f"running code for sm_{arch} on an sm_{device} card",
             ["a card runs the portable assembly of older targets only, and none of the sm_90a and sm_100a families"],
         )
-    from triton.backends.nvidia.compiler import get_ptxas
+    cache = get_cache_manager(hashlib.sha256(f"{kernel.hash} on {device}".encode()).hexdigest())
+    kept = cache.get_file("kernel.cubin")
+    code = Path(kept).read_bytes() if kept else _assembled(kernel.asm["ptx"], arch, device)
+    if not kept:
+        cache.put(code, "kernel.cubin", binary=True)
+    kernel.asm["cubin"] = kernel.kernel = code
 
+
+def _assembled(text: str, arch: int, device: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        text, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        text.write_text(kernel.asm["ptx"])
+        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(text)
         suffix = "a" if device >= 90 else ""
-        command = [get_ptxas(device).path, f"--gpu-name=sm_{device}{suffix}", str(text), "-o", str(binary)]
+        command = [get_ptxas(device).path, f"--gpu-name=sm_{device}{suffix}", str(source), "-o", str(binary)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
         if done.returncode:
             raise Unsupported(f"assembling sm_{arch} code for sm_{device}", [done.stderr.strip()])
-        kernel.asm["cubin"] = kernel.kernel = binary.read_bytes()
+        return binary.read_bytes()

@@ -1,0 +1,82 @@
+"""What a checkpoint needs of the GPU kernels: every linear is bound and called, and launches are recorded, not made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from isobit.checkpoint import layout
+from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import UsageError
+from isobit.formats.qtensor import QTensor
+from isobit.kernels.pack.record import recording
+from isobit.kernels.proof.request import Request
+from isobit.models.config import ModelConfig
+from isobit.models.shapes import expected_tensors
+from isobit.targets.spec import Target
+
+# Numbers of tokens that the kernels tell apart: one, a few, many (kernels/selection.py).
+_TOKENS = (1, 2, 17)
+# Multiprocessors of the cards there are, from a T4 to a B200 and an RTX PRO 6000: how far K is split depends on them,
+# in powers of two, so that neighbours give the same kernels and a pack serves every card of its target.
+_MULTIPROCESSORS = (16, 24, 40, 58, 72, 84, 108, 132, 148, 170, 188)
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def requests(source: Path, target: Target, dtype: str | None) -> tuple[dict[str, Request], str]:
+    """Every kernel that a checkpoint's linears launch on a target, by name, and the dtype of the activations.
+
+    Args:
+        source: the checkpoint.
+        target: where it is to run.
+        dtype: dtype of the activations; None for the one in config.json.
+
+    Raises:
+        CheckpointError: tensors are missing or wrong.
+        Unsupported: no kernel takes these formats on the target; has every reason.
+        UsageError: an unknown dtype.
+    """
+    from isobit.kernels.triton.bind import bind
+
+    ck = Checkpoint.open(source)
+    name = dtype or _stored_dtype(ck)
+    if name not in _DTYPES:
+        raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")
+    found: dict[str, Request] = {}
+    for read in _kinds(ck):
+        weight = read.weight if isinstance(read.weight, QTensor) else read.weight.to(_DTYPES[name])
+        bias = None if read.bias is None else read.bias.to(_DTYPES[name])
+        bound = bind(weight, read.activations, read.input_scale, bias, target=target)
+        for multiprocessors in _MULTIPROCESSORS:
+            bound.forget()
+            with recording(multiprocessors) as recorder:
+                for tokens in _TOKENS:
+                    bound(torch.zeros(tokens, weight.shape[1], dtype=_DTYPES[name]))
+            found |= recorder.requests
+    return found, name
+
+
+def _stored_dtype(ck: Checkpoint) -> str:
+    stored = ck.config.get("torch_dtype") or ck.config.get("dtype")
+    return stored if isinstance(stored, str) and stored in ("bfloat16", "float16") else "bfloat16"
+
+
+def _kinds(ck: Checkpoint) -> Iterator[layout.LinearWeight]:
+    """One linear of each kind: those of one kind launch the same kernels."""
+    seen = set()
+    for module in _linears(ModelConfig.from_hf(ck.config)):
+        read = layout.read_linear(ck, module, mmap=True)
+        quantized = isinstance(read.weight, QTensor)
+        formats = (read.weight.spec, read.weight.scale.dtype) if isinstance(read.weight, QTensor) else read.weight.dtype
+        kind = (tuple(read.weight.shape), quantized, formats, read.activations, read.bias is None)
+        if kind not in seen:
+            seen.add(kind)
+            yield read
+
+
+def _linears(config: ModelConfig) -> list[str]:
+    """Modules that are multiplied by, the embedding too where it is the output projection."""
+    matrices = [name.rpartition(".")[0] for name, shape in expected_tensors(config).items() if len(shape) == 2]
+    return [name for name in matrices if name != "model.embed_tokens" or config.tie_word_embeddings]
