@@ -70,7 +70,7 @@ class Tile:
     stages: int
 
 
-_WHOLE_STEP = 1 << 30  # sums of one step along K stay in the matrix unit
+_WHOLE_STEP = None  # sums of one step along K stay in the matrix unit
 
 # Without matrix units a thread holds what it multiplies in registers.
 _SCALAR_TILE = Tile(32, FEW, 16, 4, 1)
@@ -96,10 +96,15 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     return Tile(128, 64, 64 // bytes_x, 4, 2)
 
 
+def _lines_ahead(target: Target) -> int:
+    """Cache lines of each row of weights to fetch while the kernel before still runs."""
+    return 2 if overlaps(target) else 0
+
+
 def _tile_constants(target: Target, family: Family, tile: Tile) -> dict[str, Constant]:
     few = family == "few"
     return {
-        "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK_N": tile.n, "BLOCK_M": tile.m,
+        "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": tile.n, "BLOCK_M": tile.m,
         "SPLIT": 4 if few else 1, "BAND": 1 if few else 8,
     }  # fmt: skip
 
@@ -213,7 +218,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
             "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True,
-            "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK_N": 4, "BLOCK_K": 1024 // _bytes(w),
+            "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4, "BLOCK_K": 1024 // _bytes(w),
             "UNROLL": 2,
         }  # fmt: skip
         return Config(_matrix_signature(x, w), constants, 2, 1)
@@ -223,7 +228,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
 
 def vector_int8(target: Target) -> Config:
     constants: dict[str, Constant] = {
-        "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK_N": 4,
+        "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
         "BLOCK_K": 256, "UNROLL": 2,
     }  # fmt: skip
     return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)

@@ -94,6 +94,7 @@ def linear_matrix(
         y: ``[M, N]``.
         work, arrived: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT > 1 only.
         gain: what the decoder left to be multiplied.
+        OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it.
         IMPRECISE: products along K that a Hopper float8 unit may add up before float32 takes over.
         PROMOTE: add the sum of each step along K to the total outside the matrix unit (which rounds its sums).
         PRECISION: how float32 operands are multiplied: "ieee", or "tf32x3" in three products of their halves.
@@ -108,7 +109,7 @@ def linear_matrix(
     begin = part * steps * BLOCK_K
     end = tl.minimum(K, begin + steps * BLOCK_K)
     if OVERLAP:
-        prefetch(rows + tl.minimum(begin + column, K - 1)[None, :])
+        prefetch(rows, tl.minimum(begin, K - 1), K, OVERLAP)
         wait()
     real = (m < M)[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
@@ -159,7 +160,8 @@ def linear_matrix_block(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_K)
     groups = K // GROUP
-    rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K + column[None, :]
+    row = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
+    rows = row + column[None, :]
     tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
     token_scales = token_scale + m.to(tl.int64) * groups
     scales = scale + (tile_n * BLOCK_N // GROUP) * groups
@@ -167,7 +169,7 @@ def linear_matrix_block(
     begin = part * steps
     end = tl.minimum(groups, begin + steps)
     if OVERLAP:
-        prefetch(rows + tl.minimum(begin, groups - 1) * GROUP)
+        prefetch(row, tl.minimum(begin, groups - 1) * GROUP, K, OVERLAP)
         wait()
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for group in range(begin, end):
@@ -213,14 +215,15 @@ def linear_matrix_nibbles(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, QUARTER)
     real_n = tl.minimum(n, N - 1)
-    rows = w + real_n.to(tl.int64)[:, None] * (K // 4) + column[None, :]
+    row = w + real_n.to(tl.int64)[:, None] * (K // 4)
+    rows = row + column[None, :]
     tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
     units = K // UNIT
     steps = tl.cdiv(units, SPLIT)
     begin = part * steps
     end = tl.minimum(units, begin + steps)
     if OVERLAP:
-        prefetch(rows + tl.minimum(begin, units - 1) * QUARTER)
+        prefetch(row, tl.minimum(begin, units - 1) * QUARTER, K // 4, OVERLAP)
         wait()
     real = (m < M)[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)

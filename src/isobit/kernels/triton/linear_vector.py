@@ -61,7 +61,7 @@ def linear_vector(
     column = tl.arange(0, BLOCK_K)
     token = x + m.to(tl.int64) * K
     if OVERLAP:
-        prefetch(rows + tl.minimum(column[None, :], K - 1))
+        prefetch(rows, 0, K, OVERLAP)
         wait()
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for begin in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
@@ -100,7 +100,7 @@ def linear_vector_int8(
     column = tl.arange(0, BLOCK_K)
     token = x + m.to(tl.int64) * K
     if OVERLAP:
-        prefetch(rows + tl.minimum(column[None, :], K - 1))
+        prefetch(rows, 0, K, OVERLAP)
         wait()
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.int32)
     for begin in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):

@@ -14,9 +14,16 @@ _PREFETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 
 
 @triton.jit
-def prefetch(pointers):
-    """Asks for the cache lines behind a tensor of pointers, without waiting for them."""
-    tl.inline_asm_elementwise(_PREFETCH, "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1)
+def prefetch(rows, begin, end, LINES: tl.constexpr):
+    """Asks for the first ``LINES`` cache lines of each row from ``begin`` on, without waiting for them.
+
+    Args:
+        rows: pointers to the rows, ``[N, 1]``.
+        begin, end: where this program begins to read its rows, and ends.
+    """
+    step: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth  # elements of a line of 128 bytes
+    place = tl.minimum(begin + tl.arange(0, LINES) * step, end - 1)
+    tl.inline_asm_elementwise(_PREFETCH, "=r,l", [rows + place[None, :]], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

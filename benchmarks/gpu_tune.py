@@ -1,0 +1,304 @@
+"""Tries tiles of the GPU kernels on the card at hand and writes every time: what ``kernels/tiles.py`` is chosen from.
+
+    python benchmarks/gpu_tune.py one|many [--out gpu_tune_one.csv] [--only int4]
+
+``one``: a token on the layer shapes of Llama-2-7B, rotated over more matrices than the level-2 cache holds, in a CUDA
+graph. ``many``: 4096 tokens. Kernels are compiled beforehand, in parallel, without the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+LAYER = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))  # qkv, output, gate and up, down
+SQUARE = ((4096, 4096),)
+ROTATED_BYTES = 1 << 30
+# As `measure` passes them: Triton's cache knows a kernel by the order of its hints too.
+ARGUMENTS = ("w", "x", "token_scale", "scale", "zero", "bias", "y", "work", "arrived", "M", "N", "K", "gain")
+FIELDS = ("kind", "target", "N", "K", "M", "config", "us", "figure")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A variant with constants in place of its own."""
+
+    kind: str
+    variant: str
+    target: str
+    constants: tuple[tuple[str, Any], ...]
+    warps: int
+    stages: int
+    tokens: int
+
+    def config(self, k: int) -> Any:
+        from dataclasses import replace
+
+        from isobit.kernels.variants import variant
+        from isobit.targets.table import target
+
+        config = variant(self.variant).config(target(self.target)).with_constants(**dict(self.constants))
+        config = replace(config, num_warps=self.warps, num_stages=self.stages)
+        if "EVEN_K" in config.constexprs:
+            words = k // 4 if self.variant.endswith("dp4a") else k
+            config = config.with_constants(EVEN_K=words % int(config.constexprs["BLOCK_K"]) == 0)
+        return config
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{n}={v}" for n, v in self.constants) + f" w{self.warps} s{self.stages}"
+
+
+def one_token() -> Iterator[Case]:
+    """Tiles for one token: few rows a program or many, K whole or in parts, shallow or deep pipelines."""
+    kinds = {
+        "bf16": ("few-bf16", "sm_90", (128, 256)), "e4m3": ("few-e4m3fn-native", "sm_90", (256, 512)),
+        "e4m3 on sm_86": ("few-e4m3fn-widened", "sm_86", (256, 512)), "int8": ("few-int8-native", "sm_90", (256, 512)),
+        "int4": ("few-int4-bf16", "sm_90", (256, 128)),
+    }  # fmt: skip
+    for kind, (variant, target, steps) in kinds.items():
+        for step, (n, warps), stages, split in itertools.product(
+            steps, ((16, 1), (32, 2), (64, 4)), (3, 5), (1, 2, 4, 8)
+        ):
+            if (n, split) in ((16, 8), (64, 1)) or (n == 32 and split == 8):
+                continue
+            width = "UNIT" if "int4" in variant else "BLOCK_K"
+            size = step * (2 if kind == "bf16" else 1) * stages * (n + 16)
+            if size > 200 << 10:
+                continue
+            lines = (0, 2, 8) if target == "sm_90" and stages == 5 else (2,) if target == "sm_90" else (0,)
+            for ahead in lines:
+                constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT", split), ("OVERLAP", ahead))
+                yield Case(kind, variant, target, constants, warps, stages, 1)
+    for kind, variant, step in (("int8", "vector-int8-dp4a", 256), ("bf16", "vector-bf16", 512)):
+        for n, warps, unroll, ahead in itertools.product((2, 4, 8), (1, 2, 4), (2, 4), (2, 8)):
+            constants = (("BLOCK_N", n), ("BLOCK_K", step), ("UNROLL", unroll), ("OVERLAP", ahead))
+            yield Case(kind, variant, "sm_90", constants, warps, 1, 1)
+
+
+def many_tokens() -> Iterator[Case]:
+    """Tiles for thousands of tokens."""
+    tiles = {
+        "bf16": [("many-bf16", "sm_90", (128, 256, 64, 8, 3)), ("many-bf16", "sm_90", (128, 256, 64, 8, 4)),
+                 ("many-bf16", "sm_90", (256, 128, 64, 8, 3)), ("many-bf16", "sm_90", (128, 128, 64, 4, 4))],
+        "bf16 on sm_86": [("many-bf16", "sm_86", t) for t in (
+            (128, 128, 64, 8, 3), (128, 128, 32, 4, 4), (128, 128, 64, 4, 3), (128, 256, 32, 8, 3),
+            (256, 128, 32, 8, 3))],
+        "e4m3": [("many-e4m3fn-native", "sm_90", t) for t in (
+            (128, 128, 128, 8, 4), (128, 128, 128, 4, 4), (64, 128, 128, 4, 4), (128, 256, 128, 8, 3),
+            (64, 256, 128, 4, 3), (128, 128, 256, 8, 3))],
+        "int8": [("many-int8-native", "sm_90", t) for t in (
+            (128, 256, 128, 8, 3), (128, 256, 128, 8, 4), (128, 128, 128, 8, 4), (128, 128, 128, 4, 4),
+            (256, 128, 128, 8, 4), (128, 256, 64, 8, 4))],
+        "e4m3 on sm_86": [("many-e4m3fn-widened", "sm_86", t) for t in (
+            (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 32, 4, 4), (128, 64, 64, 4, 3), (64, 128, 64, 4, 3),
+            (128, 256, 64, 8, 3), (128, 256, 32, 8, 3), (256, 128, 32, 8, 3), (64, 256, 64, 8, 3),
+            (64, 256, 32, 4, 3))],
+        "int4": [("many-int4-bf16", "sm_90", t) for t in (
+            (128, 128, 128, 8, 3), (128, 128, 128, 4, 3), (64, 256, 128, 4, 2), (128, 256, 128, 8, 2),
+            (64, 128, 128, 4, 3), (128, 128, 256, 8, 2), (64, 256, 128, 8, 3), (128, 64, 256, 4, 3))],
+        "block": [("many-block-native", "sm_90", t) for t in ((128, 128, 128, 8, 4), (128, 128, 128, 4, 3),
+            (64, 256, 128, 8, 3), (64, 128, 128, 4, 4))],
+        "block on sm_86": [("many-block-widened", "sm_86", t) for t in ((128, 64, 128, 8, 2), (64, 128, 128, 8, 2),
+            (64, 64, 128, 4, 2))],
+    }  # fmt: skip
+    for kind, rows in tiles.items():
+        for variant, target, (n, m, k, warps, stages) in rows:
+            width = "UNIT" if "int4" in variant else "BLOCK_K"
+            constants = (("BLOCK_N", n), ("BLOCK_M", m), (width, k))
+            for band in (4, 16):
+                yield Case(kind, variant, target, (*constants, ("BAND", band)), warps, stages, 4096)
+            if kind == "e4m3":
+                promoted = (("IMPRECISE", None), ("PROMOTE", True), ("BAND", 8))
+                yield Case(kind, variant, target, (*constants, *promoted), warps, stages, 4096)
+
+
+def compile_case(case: Case, k: int, device: int) -> str:
+    """Compiles into Triton's cache, as the run will; what went wrong, or nothing."""
+    from isobit.kernels.proof.request import specialize
+    from isobit.kernels.triton import launch
+    from isobit.kernels.variants import variant
+    from isobit.targets.table import target
+
+    config = case.config(k)
+    row = variant(case.variant)
+    pointers = [name for name, kind in config.signature.items() if kind.startswith("*")]
+    aligned = tuple(name for name in ARGUMENTS if name in pointers or name in ("N", "K"))
+    try:
+        launch._compiled(specialize(row.entry, config, target(case.target), aligned), device)
+    except Exception as failure:  # noqa: BLE001 - a tile that does not compile is a result
+        return f"{type(failure).__name__}: {str(failure)[-200:]}"
+    return ""
+
+
+class Operands:
+    """Random weights of one kind and shape, more of them than the level-2 cache holds."""
+
+    def __init__(self, case: Case, n: int, k: int) -> None:
+        import torch
+
+        from isobit.kernels.variants import variant
+        from isobit.targets.table import target
+
+        signature = variant(case.variant).config(target(case.target)).signature
+        width = {"*i16": k // 4, "*i32": k // 4}.get(signature["w"], k)
+        dtypes = {
+            "*bf16": torch.bfloat16, "*fp16": torch.float16, "*u8": torch.uint8, "*i8": torch.int8, "*i16": torch.int16,
+            "*i32": torch.int32, "*fp8e4nv": torch.float8_e4m3fn, "*fp32": torch.float32,
+        }  # fmt: skip
+        self.dtype = dtypes[signature["w"]]
+        size = n * width * self.dtype.itemsize
+        count = max(4, min(16, ROTATED_BYTES // size)) if case.tokens == 1 else 2
+        self.weights = [self._random(n, width) for _ in range(count)]
+        m, x_type = case.tokens, dtypes[signature["x"]]
+        x_width = k // 4 if signature["x"] == "*i32" else k
+        if x_type.itemsize == 1 or x_type == torch.int32:
+            self.x = torch.randint(0, 120, (m, x_width * x_type.itemsize), dtype=torch.uint8, device="cuda").view(
+                x_type
+            )
+        else:
+            self.x = torch.randn(m, x_width, device="cuda").to(x_type)
+        groups = k // 128
+        blocks = "block" in case.variant
+        self.token_scale = torch.rand(m * (groups if blocks else 1), device="cuda")
+        self.scale = torch.rand(n * groups if "int4" in case.variant else n, device="cuda").to(
+            dtypes[signature["scale"]]
+        )
+        self.y = torch.empty(m, n, dtype=dtypes[signature["y"]], device="cuda")
+        self.work = torch.empty(8 * (n + 128) * 16, dtype=dtypes[signature["work"]], device="cuda")
+        self.arrived = torch.zeros(4096, dtype=torch.int32, device="cuda")
+        self.bytes = size + (self.scale.numel() * self.scale.element_size() if "int4" in case.variant else 0)
+
+    def _random(self, n: int, width: int) -> Any:
+        import torch
+
+        if self.dtype.is_floating_point and self.dtype.itemsize > 1:
+            return torch.randn(n, width, device="cuda").to(self.dtype)
+        raw = torch.randint(0, 256, (n, width * self.dtype.itemsize), dtype=torch.uint8, device="cuda")
+        if self.dtype == torch.float8_e4m3fn or self.dtype == torch.uint8:
+            raw = torch.where((raw & 0x7F) == 0x7F, raw - 1, raw)
+        return raw.view(self.dtype)
+
+
+def measure(case: Case, operands: Operands, n: int, k: int) -> float:
+    """Microseconds a launch, in a CUDA graph over all matrices, the median of replays."""
+
+    from isobit.kernels.triton.launch import Kernel
+    from isobit.kernels.variants import variant
+    from isobit.targets.table import target
+
+    config = case.config(k)
+    kernel = Kernel(variant(case.variant).entry, config, target(case.target))
+    constants, m = config.constexprs, case.tokens
+    rows = -(-n // int(constants["BLOCK_N"]))
+    words = k // 4 if case.variant.endswith("dp4a") else k
+    arguments = {"x": operands.x, "token_scale": operands.token_scale, "scale": operands.scale, "zero": operands.scale,
+                 "bias": operands.scale, "y": operands.y, "work": operands.work, "arrived": operands.arrived, "M": m,
+                 "N": n, "K": words, "gain": 1.0}  # fmt: skip
+    if case.variant.startswith("vector"):
+        grid: tuple[int, ...] = (rows, m)
+    else:
+        grid = (rows * -(-m // int(constants["BLOCK_M"])) * int(constants["SPLIT"]),)
+
+    def launch() -> None:
+        for w in operands.weights:
+            kernel(grid, w=w, **arguments)
+
+    return timed(launch, 12 if m == 1 else 6) / len(operands.weights)
+
+
+def timed(launch: Any, replays: int) -> float:
+    """Microseconds of one ``launch`` replayed as a CUDA graph: the median."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    graph.replay()
+    times = []
+    for _ in range(replays):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(1000 * begin.elapsed_time(end))
+    return sorted(times)[len(times) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("one", "many"))
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    cases = [case for case in (one_token() if options.what == "one" else many_tokens()) if options.only in case.kind]
+    shapes = LAYER if options.what == "one" else SQUARE
+    begin = time.time()
+    keys = list(dict.fromkeys((case, k) for case in cases for _, k in shapes))
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        answers = list(pool.map(compile_case, *zip(*keys, strict=True), itertools.repeat(90), chunksize=4))
+    problems = {key: answer for key, answer in zip(keys, answers, strict=True) if answer}
+    print(f"{len(keys)} kernels, {len(problems)} do not compile, {time.time() - begin:.0f} s", flush=True)
+    for (case, k), answer in list(problems.items())[:6]:
+        print(case.kind, case.label, k, answer.replace("\n", " "))
+    with open(options.out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        for n, k in shapes:
+            held: dict[str, Operands] = {}
+            for case in cases:
+                if (case, k) in problems:
+                    continue
+                if case.variant not in held:
+                    held = {case.variant: Operands(case, n, k)}
+                try:
+                    us = measure(case, held[case.variant], n, k)
+                except Exception as failure:  # noqa: BLE001 - too much shared memory, say: a result
+                    print(case.kind, case.label, type(failure).__name__, str(failure)[:120], flush=True)
+                    continue
+                work = held[case.variant].bytes if case.tokens == 1 else 2 * case.tokens * n * k
+                writer.writerow(
+                    (
+                        case.kind,
+                        case.target,
+                        n,
+                        k,
+                        case.tokens,
+                        f"{case.variant} {case.label}",
+                        f"{us:.2f}",
+                        f"{work / us / 1e6:.3f}",
+                    )
+                )
+            file.flush()
+            print(n, k, f"{time.time() - begin:.0f} s", flush=True)
+    report(options.out)
+
+
+def report(path: str) -> None:
+    """The three fastest of each kind and shape."""
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    for (kind, n, k), group in itertools.groupby(
+        sorted(rows, key=lambda r: (r["kind"], r["N"], r["K"], float(r["us"]))),
+        key=lambda r: (r["kind"], r["N"], r["K"]),
+    ):
+        for row in list(group)[:3]:
+            print(f"{kind:14} {n}x{k} {row['us']:>8} us {row['figure']:>9} T/s  {row['config']}")
+
+
+if __name__ == "__main__":
+    main()
