@@ -101,8 +101,14 @@ def use_threads(count: int | None) -> int:
     return wanted
 
 
+def settle() -> None:
+    """Waits until PyTorch's threads have stopped spinning; behind a call they hold the cores for a while."""
+    time.sleep(0.02)
+
+
 def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """How long one call takes, on cores that are free."""
+    settle()
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin

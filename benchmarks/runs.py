@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import MatrixRate, ReadBandwidth, median, memory, seconds, stop
+from common import MatrixRate, ReadBandwidth, median, memory, seconds, settle, stop
 
 if TYPE_CHECKING:
     from isobit.models.decoder import Decoder
@@ -170,6 +170,7 @@ def decode_seconds(model: Decoder, settings: RunSettings) -> float:
     cache = model.new_cache(1, settings.prompt + settings.tokens)
     prompt = torch.arange(settings.prompt)[None] % model.config.vocab_size
     token = model.forward(prompt, cache, last_only=True).argmax(-1)
+    settle()
     begin = time.perf_counter()
     for _ in range(settings.tokens):
         token = model.forward(token, cache, last_only=True).argmax(-1)
