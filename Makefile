@@ -2,6 +2,8 @@
 #   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
 #   make test    the whole test suite
 #   make check   ruff, mypy --strict on the pure floors, import-linter
+#   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
+#   make support the same, and writes what was found into docs/support.md
 #   make bench   benchmarks that need no accelerator: about 15 minutes, 25 GB of disk (docs/benchmarks.md)
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ INSTALL = $(PIP) install --constraint constraints.txt
 PURE   := -m isobit.errors -m isobit.formats.spec -m isobit.formats.table -m isobit.formats.schemes -m isobit.formats.rules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check proof support bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +47,12 @@ check: $(VENV)/isobit-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+proof: $(VENV)/isobit-test
+	$(BIN)/isobit compile --target all --support docs/support.md --check
+
+support: $(VENV)/isobit-test
+	$(BIN)/isobit compile --target all --support docs/support.md
 
 bench: $(VENV)/isobit-test
 	$(BIN)/python benchmarks/cpu_linear.py

@@ -8,7 +8,7 @@ import pytest
 
 from isobit.errors import IsobitError
 from isobit.kernels.proof.evidence import Evidence, failures, read
-from isobit.kernels.proof.listing import parse_amdgcn, parse_sass
+from isobit.kernels.proof.listing import parse_amdgcn, parse_ptx, parse_sass
 from isobit.kernels.proof.loops import hot_loops
 
 
@@ -198,7 +198,37 @@ def test_evidence_survives_json() -> None:
     assert Evidence(**evidence.as_json()) == replace(evidence, opcodes=dict(evidence.opcodes))
 
 
-@pytest.mark.parametrize("parse", [parse_sass, parse_amdgcn])
+@pytest.mark.parametrize("parse", [parse_sass, parse_amdgcn, parse_ptx])
 def test_text_without_code_is_refused(parse) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(IsobitError, match="no .* instruction"):
         parse("nvdisasm fatal: not an ELF")
+
+
+PTX = """
+.visible .entry k(
+	.param .u64 .ptr .global .align 1 k_param_0
+)
+{
+	.reg .pred 	%p<3>;
+	setp.lt.s32 	%p1, %r1, 1;
+	@%p1 bra 	$L__BB0_3;
+$L__BB0_2:                              // %.lr.ph
+	// begin inline asm
+	mov.u32 %r4, 0x0;
+	ld.global.v4.b32 { %r4, %r5, %r6, %r7 }, [ %rd1 + 0 ];
+	// end inline asm
+	dp4a.s32.s32 	%r8, %r4, %r5, %r8;
+	@%p2 bra 	$L__BB0_2;
+$L__BB0_3:
+	ret;
+}
+"""
+
+
+def test_portable_assembly_for_code_that_nothing_disassembles() -> None:
+    (loop,) = hot_loops(parse_ptx(PTX))
+    assert loop.opcodes["IDP.4A"] == 1 and loop.opcodes["LDG"] == 1 and loop.instructions == 4
+    kept = read(parse_ptx(PTX), registers=64, shared=0, local=0, binary="00", seconds=0.0, portable=True)
+    assert failures(kept, [r"IDP\.4A"]) == ()
+    (problem,) = failures(replace(kept, local=8), [r"IDP\.4A"])
+    assert problem.startswith("8 bytes of local memory per thread")

@@ -154,7 +154,7 @@ def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, 
     from isobit.kernels.proof.matrix import triton_version
     from isobit.kernels.proof.page import page
 
-    text = page(outcomes, targets, triton_version())
+    text = page(outcomes, targets, triton_version(), formats(outcomes, targets))
     if not check:
         path.write_text(text, encoding="utf-8")
         return True
@@ -163,6 +163,27 @@ def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, 
         return True
     print(f"isobit: error: {path} is not what the kernels are now: run `make support` and commit it", file=sys.stderr)
     return False
+
+
+def formats(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> dict[str, dict[str, str]]:
+    """For every scheme and target: what a plan answers for its linears, and what the code of that kernel shows."""
+    from isobit.formats.schemes import SCHEMES
+    from isobit.legalize.ops import Lowering
+    from isobit.legalize.planner import decide, sample_ops
+
+    shown = {(one.claim.variant, one.claim.target): one.evidence.matrix() for one in outcomes if one.evidence}
+    cells: dict[str, dict[str, str]] = {}
+    for name, row in SCHEMES.items():
+        for target in targets:
+            decision = decide(sample_ops(row, target)[0], target)
+            cell = "refused"
+            if isinstance(decision, Lowering):
+                matrix = next(
+                    (shown[one, target.name] for one in decision.kernels[::-1] if (one, target.name) in shown), ()
+                )
+                cell = f"{decision.action} ({matrix[0] if matrix else 'no matrix unit'})"
+            cells.setdefault(name, {})[target.name] = cell
+    return cells
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:

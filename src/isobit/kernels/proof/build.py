@@ -16,8 +16,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from isobit.errors import IsobitError
-from isobit.kernels.proof.listing import Listing, parse_amdgcn, parse_sass
+from isobit.kernels.proof.listing import Listing, parse_amdgcn, parse_ptx, parse_sass
 from isobit.kernels.proof.request import Constant, Request
+
+OLDEST_READABLE = 75
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Built:
     registers: int
     shared: int
     local: int
+    portable: bool = False
 
     @property
     def digest(self) -> str:
@@ -84,7 +87,9 @@ def _built_cuda(kernel: Any) -> Built:
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(code)
-        text = _tool(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(cubin))
+        # The disassembler of CUDA 13.1, which comes with Triton, no longer reads Volta's code.
+        portable = kernel.metadata.target.arch < OLDEST_READABLE
+        text = kernel.asm["ptx"] if portable else _tool(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(cubin))
         usage = _tool(triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
     numbers = re.search(
         rf"Function {re.escape(kernel.metadata.name)}:\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage
@@ -92,7 +97,8 @@ def _built_cuda(kernel: Any) -> Built:
     if numbers is None:
         raise IsobitError(f"cuobjdump says nothing about {kernel.metadata.name}: {usage!r}")
     registers, stack, local = map(int, numbers.groups())
-    return Built(code, text, parse_sass(text), registers, kernel.metadata.shared, max(stack, local))
+    listing = parse_ptx(text) if portable else parse_sass(text)
+    return Built(code, text, listing, registers, kernel.metadata.shared, max(stack, local), portable)
 
 
 def _built_hip(kernel: Any) -> Built:

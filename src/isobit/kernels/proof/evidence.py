@@ -27,6 +27,8 @@ class Evidence:
         instructions: instructions of the whole kernel.
         binary: SHA-256 of the machine code, as hexadecimal digits.
         seconds: how long compiling and reading took.
+        portable: whether the loop was read in PTX, because nothing disassembles that architecture any more; then
+            ``spills`` are not known, and only ``local`` tells of them.
     """
 
     registers: int
@@ -39,6 +41,7 @@ class Evidence:
     instructions: int
     binary: str
     seconds: float
+    portable: bool = False
 
     def found(self, promise: str) -> int:
         """How many instructions of the hot loop have an opcode that begins with the regular expression."""
@@ -53,7 +56,9 @@ class Evidence:
         return {**self.__dict__, "opcodes": dict(self.opcodes)}
 
 
-def read(listing: Listing, *, registers: int, shared: int, local: int, binary: str, seconds: float) -> Evidence:
+def read(
+    listing: Listing, *, registers: int, shared: int, local: int, binary: str, seconds: float, portable: bool = False
+) -> Evidence:
     """Finds the hot loop of a listing and puts the facts together."""
     loops = hot_loops(listing)
     hot = loops[0] if loops else straight_line(listing)
@@ -68,6 +73,7 @@ def read(listing: Listing, *, registers: int, shared: int, local: int, binary: s
         instructions=len(listing.instructions),
         binary=binary,
         seconds=seconds,
+        portable=portable,
     )
 
 
@@ -87,6 +93,10 @@ def failures(evidence: Evidence, promises: Iterable[str], *, shared_limit: int |
             problems.append(f"promises {promise}, but {where} shows {shown}")
     if evidence.loop_spills:
         problems.append(f"{evidence.loop_spills} instructions of {where} move registers to or from local memory")
+    if evidence.portable and evidence.local:
+        problems.append(
+            f"{evidence.local} bytes of local memory per thread: registers spill, in a loop for all we know"
+        )
     if shared_limit is not None and evidence.shared > shared_limit:
         problems.append(f"needs {evidence.shared} bytes of shared memory; the target has {shared_limit} per block")
     return tuple(problems)

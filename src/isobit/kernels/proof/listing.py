@@ -1,4 +1,5 @@
-"""Machine code as text, taken apart: NVIDIA's SASS (from ``nvdisasm -c``) and AMD's assembly (from Triton).
+"""Machine code as text, taken apart: NVIDIA's SASS (from ``nvdisasm -c``) and AMD's assembly (from Triton); and PTX,
+NVIDIA's portable assembly, for architectures whose machine code the disassembler no longer reads.
 
 Only what finding loops and counting instructions needs: opcodes, labels and where control goes next. Pure.
 """
@@ -128,3 +129,31 @@ def _amd_spill(opcode: str, comment: str) -> bool:
     if opcode.startswith("scratch_"):
         return True
     return opcode.startswith("buffer_") and ("Folded Spill" in comment or "Folded Reload" in comment)
+
+
+_PTX_LABEL = re.compile(r"^(\$L\w+):")
+_PTX_LINE = re.compile(r"^\s*(?P<guard>@!?%p\d+\s+)?(?P<opcode>[a-z][a-z0-9_.:]*)(?P<rest>[^;]*);")
+# What the assembler makes of it, one for one, so that promises can be about machine code everywhere.
+_PTX_MEANS = {"dp4a": "IDP.4A", "ld.global": "LDG", "fma.rn.f32": "FFMA"}
+
+
+def parse_ptx(text: str) -> Listing:
+    """Takes the ``ptx`` text that Triton makes apart; opcodes that mean one machine instruction are named like it.
+
+    Raises:
+        IsobitError: there is no instruction in the text.
+    """
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in text.partition("{")[2].splitlines():
+        if label := _PTX_LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif match := _PTX_LINE.match(line):
+            opcode = match["opcode"]
+            means = next((sass for ptx, sass in _PTX_MEANS.items() if opcode.startswith(ptx)), opcode)
+            jumps, guarded = opcode.startswith("bra"), match["guard"] is not None
+            targets = tuple(re.findall(r"\$L\w+", match["rest"])) if jumps else ()
+            instructions.append(Instruction(means, targets, guarded or not (jumps or opcode == "ret")))
+    if not instructions:
+        raise IsobitError("the portable assembly holds no PTX instruction; its first lines: " + text[:200])
+    return Listing(tuple(instructions), labels)

@@ -26,10 +26,10 @@ _KERNELS = """
 ## Kernels
 
 One table per target. *Hot loop*: matrix instructions of the innermost loop that does the work, most frequent first;
-"-" means that it has none (vector kernels multiply in ordinary arithmetic, and so does everything on sm_75, for which
-Triton emits no matrix instructions). *Spills*: instructions that move registers to or from local memory, in hot loops +
-elsewhere; a number other than 0 before the plus fails CI. Registers are per thread (AMD: vector registers); shared
-memory is in bytes per block.
+"-" means that it has none (vector kernels multiply in ordinary arithmetic, and so does all on sm_70 and sm_75, for
+which Triton emits no matrix instructions). *Spills*: instructions that move registers to or from local memory, in hot
+loops + elsewhere; a number other than 0 before the plus fails CI. Registers are per thread (AMD: vector registers);
+shared memory is in bytes per block. The code for sm_70 was read in PTX, because nothing disassembles it any more.
 """
 
 

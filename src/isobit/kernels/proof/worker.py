@@ -60,6 +60,7 @@ def answer(request: Request, listing: str | None = None) -> Answer:
                 registers=built.registers,
                 shared=built.shared,
                 local=built.local,
+                portable=built.portable,
                 binary=built.digest,
                 seconds=round(time.monotonic() - start, 3),
             )
