@@ -13,7 +13,7 @@ from isobit.errors import IsobitError
 
 # One module per command, in the order a newcomer needs them. Each has `register(subparsers)` and `run(args) -> int`,
 # and imports torch only inside `run`, so that `isobit --help` answers at once.
-COMMANDS = ("quantize", "generate", "chat", "evaluate", "info", "demo", "doctor", "compile")
+COMMANDS = ("quantize", "generate", "chat", "evaluate", "info", "demo", "doctor", "compile", "plan")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

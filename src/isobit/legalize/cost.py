@@ -69,7 +69,7 @@ def cost(work: Iterable[Work], target: Target, board: Board, *, batch: int, cont
         chunk += max(item.weight_bytes / bandwidth, operations * prompt / rate) + launches
         step_bytes += read
         token_operations += operations
-    measured = all(target.name in row.measured_on for row in rows)
+    measured = not board.estimated and all(target.name in row.measured_on for row in rows)
     sources = tuple(sorted(row.source for row in rows))
     return Cost(batch / decode, prompt / chunk, measured, sources, step_bytes, token_operations)
 

@@ -54,7 +54,8 @@ def native(op: Op, target: Target, found: Found) -> Lowering | str:
     kernel = found.computing(NATIVE) if op.weights else found.computing(op.dtype)
     if kernel is None:
         return f"{target.name}: its {unit.instruction} takes {_pair(op)}, but no kernel of isobit's does that"
-    how = f"{_pair(op)} in the matrix unit ({unit.instruction})"
+    where = "the matrix unit" if target.is_gpu else "integer dot products"
+    how = f"{_pair(op)} in {where} ({unit.instruction})"
     if unit.promote_every:
         how += f", sums moved to f32 every {unit.promote_every}"
     return _lowering("native", "native", op, target, found, kernel, how, unit)
@@ -68,7 +69,8 @@ def _no_unit(op: Op, target: Target) -> str:
     hardware = target.hardware_unit(op.w, op.a)
     if hardware is not None:
         return f"{target.name} has a matrix unit for {_pair(op)} ({hardware.instruction}), but {hardware.unreachable}"
-    return f"{target.name} has no matrix unit for {_pair(op)}"
+    unit = "matrix unit" if target.is_gpu else "instruction"
+    return f"{target.name} has no {unit} for {_pair(op)}"
 
 
 # ---------------------------------------------------------------------- exact widening

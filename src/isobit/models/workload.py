@@ -33,9 +33,10 @@ def workload(config: Mapping[str, Any]) -> Workload:
         return (None, None) if group is None else (group.weights, group.activations)
 
     tensors = _tensors(model)
-    size = sum(_numbers(tensor) for tensor in tensors) / 1e9
+    size = sum(_numbers(tensor) for tensor in tensors)
+    parameters = f"{size / 1e9:.2f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
     return Workload(
-        title=f"{model.family}, {size:.2f} billion parameters, {model.num_layers} layers",
+        title=f"{model.family}, {parameters} parameters, {model.num_layers} layers",
         dtype=_dtype(config),
         tensors=tensors,
         layers=model.num_layers,

@@ -118,6 +118,7 @@ class Board:
         power: watts, by its data sheet; None where it has no single figure.
         source: where the figures are written down.
         aliases: other names, lower case, without spaces.
+        estimated: whether its figures are guesses from what can be seen of the machine.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Board:
     power: int | None
     source: str
     aliases: tuple[str, ...] = ()
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         if "f32" not in dict(self.rates):

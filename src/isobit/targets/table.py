@@ -113,7 +113,8 @@ def _amd(
 def _cpu(
     name: str, title: str, matrix: tuple[MatrixUnit, ...], l2_kib: int, registers: int, source: str, *notes: str
 ) -> Target:
-    return Target(f"cpu-{name}", "cpu", title, None, matrix, _F16C, l2_kib * _KIB, registers, source, notes)
+    conversions = _F16C if matrix else frozenset[tuple[str, str]]()
+    return Target(f"cpu-{name}", "cpu", title, None, matrix, conversions, l2_kib * _KIB, registers, source, notes)
 
 
 _VOLTA_NOTE = "CUDA 13 and its drivers no longer support this generation; it needs a driver of the 580 series or older"
@@ -228,6 +229,8 @@ _ROWS = (
     ),
     _cpu("neon", "64-bit Arm with dot products", _dots("sdot", "sdot"), 512, 32,
          "Arm Architecture Reference Manual for A-profile, FEAT_DotProd"),
+    _cpu("portable", "any other CPU", (), 256, 16, "the portable kernels are plain C++",
+         "plain C++ without vector instructions: much slower than any other target"),
 )  # fmt: skip
 
 TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}

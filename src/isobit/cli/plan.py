@@ -1,0 +1,83 @@
+"""`isobit plan`: what will happen on a machine, present or absent, before anything is downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="what runs where, how, in how much memory and how fast; needs a config.json only",
+        description="Plan a model for machines that need not be here: for every scheme and target whether it runs "
+        "natively, legalized (widened exactly in registers), relaxed or not at all, with the reason, the memory, the "
+        "predicted speed, and what to use. Needs a config.json and nothing else: no weights, no GPU.",
+        epilog="Example: isobit plan config.json --target a6000 --scheme fp8,fp8-e5m2,f16,int8,int4",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a config.json, a folder with one, a Hugging Face id, or `bundled`"
+    )
+    parser.add_argument(
+        "--target",
+        metavar="NAMES",
+        default="here",
+        help="targets and boards, comma-separated: sm_86, a6000, gfx942, cpu-avx2, ...; `all`; `here` (default)",
+    )
+    parser.add_argument(
+        "--scheme",
+        metavar="NAMES",
+        default="",
+        help="schemes, comma-separated, or `all` (default: what the checkpoint holds if it is quantized, else all)",
+    )
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default: 4096 or the longest)")
+    parser.add_argument("--batch", type=int, metavar="B", default=1, help="sequences at once (default: 1)")
+    parser.add_argument(
+        "--kv", metavar="FORMAT", help="format of the key-value cache, e.g. fp8 (default: as activations)"
+    )
+    parser.add_argument(
+        "--allow",
+        choices=("relaxed",),
+        help="relaxed: where nothing else works, drop the rounding of activations (other results than those evaluated)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every op, and where the figures come from")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plans; the status is 0 whatever they say."""
+    from isobit.legalize import text
+    from isobit.models.planning import plans
+
+    work, found = plans(
+        args.model,
+        targets=_names(args.target),
+        scheme_names=_names(args.scheme),
+        context=args.context,
+        batch=args.batch,
+        kv=args.kv,
+        allow_relaxed=args.allow == "relaxed",
+        revision=args.revision,
+    )
+    if args.json:
+        model = {"title": work.title, "parameters": work.parameters, "max_context": work.max_context}
+        machines = [text.as_data(plan) for plans in found for plan in plans]
+        json.dump({"model": model, "plans": machines}, sys.stdout, indent=2)
+        print()
+        return 0
+    print(f"{work.title}, context up to {work.max_context} tokens\n")
+    if len(found) > 2 and not args.verbose:
+        lines = text.overview(found)
+    else:
+        lines = [line for plans in found for line in (*text.describe(plans, verbose=args.verbose), "")][:-1]
+    print("\n".join([*lines, "", *text.legend()]))
+    return 0
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]

@@ -1,0 +1,253 @@
+"""Plans as text for people and as data for programs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from isobit.legalize.advice import GIB, in_short, recommendation
+from isobit.legalize.ops import Decision, Lowering, Op, Refusal
+from isobit.legalize.plan import Plan
+from isobit.legalize.rules import short
+
+WIDTH = 110
+_COLUMNS = 7  # schemes beside each other in the overview
+
+
+def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
+    """The plans for one machine: a table, a line on how each runs, what to know, and what to do."""
+    first = plans[0]
+    lines = [_machine(first), ""]
+    lines += _table(_HEADER, [_row(plan) for plan in plans], [_remarks(plan) for plan in plans])
+    notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    if notes:
+        lines += ["", "Mind:"]
+        for note in notes:
+            lines += _wrapped(note, "  - ", "    ")
+    if verbose:
+        for plan in plans:
+            lines += ["", f"{plan.scheme}, op by op:", *_ops(plan), *_sources(plan)]
+    lines += ["", *_wrapped(recommendation(plans))]
+    return lines
+
+
+def _machine(plan: Plan) -> str:
+    board, request = plan.board, plan.request
+    speed = f", {board.bandwidth / 1e9:.0f} GB/s" if board.bandwidth > 0 else ""
+    many = (
+        f"{request.batch} sequences of {request.context} tokens" if request.batch > 1 else f"{request.context} tokens"
+    )
+    cache = f", {short(request.kv)} cache" if request.kv else ""
+    title = f"{board.name} ({plan.target.name}, {plan.target.title}), {board.memory / GIB:.1f} GiB{speed}"
+    return f"{title}, for {many}{cache}"
+
+
+_HEADER = (
+    ("scheme", "action", "weights", "KV cache", "all", "room left", "longest", "largest", "decode", "prompt"),
+    ("", "", "GiB", "KiB/token", "GiB", "GiB", "context", "batch", "tok/s", "tok/s"),
+)
+
+
+def _row(plan: Plan) -> tuple[str, ...]:
+    memory, cost = plan.memory, plan.cost
+    left = f"{memory.spare / GIB:.1f}" if memory.fits else f"lacks {-memory.spare / GIB:.1f}"
+    sign = "" if cost is None or cost.measured else "~"
+    speeds = (f"{sign}{_figure(cost.decode)}", f"{sign}{_figure(cost.prefill)}") if cost else ("-", "-")
+    return (
+        plan.scheme,
+        plan.action,
+        f"{memory.weights / GIB:.2f}",
+        f"{memory.kv_per_token / 1024:g}",
+        f"{memory.total / GIB:.2f}",
+        left,
+        str(memory.longest_context),
+        str(memory.largest_batch),
+        *speeds,
+    )
+
+
+def _figure(value: float) -> str:
+    """Two or three figures that mean something."""
+    if value >= 1000:
+        return str(round(value, -2))[:-2]
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _remarks(plan: Plan) -> list[str]:
+    """How a plan runs and why not better, under its row."""
+    op, decision = plan.main
+    if isinstance(decision, Refusal):
+        remarks = list(_merged(plan.reasons))
+        if plan.instead:
+            remarks.append(f"instead: {plan.instead}")
+        return remarks
+    return [decision.how, f"not native: {decision.reason}"] if decision.reason else [decision.how]
+
+
+def _merged(reasons: Sequence[str]) -> Iterable[str]:
+    """Reasons that differ in nothing but the module are given once."""
+    seen: dict[str, list[str]] = {}
+    for reason in reasons:
+        module, colon, rest = reason.partition(": ")
+        key = rest if colon and " " not in module else reason
+        seen.setdefault(key, []).append(module if key is rest else "")
+    for text, modules in seen.items():
+        more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+        yield f"{modules[0]}{more}: {text}" if modules[0] else text
+
+
+def _table(header: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], below: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned names, right-aligned figures, and lines under each row."""
+    widths = [max(len(cells[i]) for cells in (*header, *rows)) for i in range(len(header[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(parts).rstrip()
+
+    lines = [line(cells) for cells in header]
+    lines.append("  ".join("-" * width for width in widths))
+    for cells, remarks in zip(rows, below, strict=True):
+        lines.append(line(cells))
+        for remark in remarks:
+            lines += _wrapped(remark, "    ", "      ")
+    return lines
+
+
+def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False) or [first]
+
+
+def _ops(plan: Plan) -> list[str]:
+    rows, below = [], []
+    for op, decision in plan.ops:
+        rows.append((op.name, decision.action, str(op.count), f"{op.n} x {op.k}"))
+        below.append(op_lines(op, decision))
+    return _table((("op", "action", "times", "shape"),), rows, below)
+
+
+def op_lines(op: Op, decision: Decision) -> list[str]:
+    """How one op runs: many tokens, one token, kernels, reason; or why it does not."""
+    if isinstance(decision, Refusal):
+        return list(decision.reasons)
+    lines = [decision.how]
+    if decision.decode != decision.how:
+        lines.append(f"one token: {decision.decode}")
+    if op.kind != "embedding":
+        lines.append(f"kernels: {', '.join(decision.kernels)}")
+    if decision.reason:
+        lines.append(f"not native: {decision.reason}")
+    return lines
+
+
+def _sources(plan: Plan) -> list[str]:
+    memory, cost = plan.memory, plan.cost
+    lines = _wrapped(
+        f"memory: {memory.weights} bytes of weights, {memory.kv} of cache, {memory.activations} of activations,"
+        f" {memory.runtime} of the runtime; {memory.capacity} can be used"
+    )
+    if cost:
+        lines += _wrapped(
+            f"speed: {cost.step_bytes / 1e9:.2f} GB read in a step, {cost.token_operations / 1e9:.1f} GFLOP for a token"
+            " of a prompt; how much of the machine's rates is reached:"
+        )
+        lines += [line for source in cost.sources for line in _wrapped(source, "  - ", "    ")]
+    return [*lines, *_wrapped(f"machine: {plan.target.source}; {plan.board.source}")]
+
+
+def legend() -> list[str]:
+    """What the words in a plan mean."""
+    return _wrapped(
+        "native: the matrix unit takes the formats. legalized: operands are widened exactly in registers, and every"
+        " rounding point is kept. relaxed: a rounding point is dropped. ~: estimated from other machines' figures."
+    )
+
+
+def overview(by_machine: Sequence[Sequence[Plan]]) -> list[str]:
+    """Many machines at once: action and decode speed of every scheme, and one line of advice each."""
+    schemes = [plan.scheme for plan in by_machine[0]]
+    lines = []
+    for begin in range(0, len(schemes), _COLUMNS):
+        names = schemes[begin : begin + _COLUMNS]
+        rows = []
+        for plans in by_machine:
+            board = plans[0].board
+            rows.append((plans[0].target.name, board.name, *map(_cell, plans[begin : begin + _COLUMNS])))
+        lines += [*_table((("target", "board", *names),), rows, [[]] * len(rows)), ""]
+    lines.append("Figures are tokens/s decoded, or what is lacking. What to use:")
+    width = max(len(plans[0].board.name) for plans in by_machine)
+    for plans in by_machine:
+        label = plans[0].board.name
+        lines += _wrapped(in_short(plans), f"{label:<{width}}  ", " " * (width + 2))
+    return lines
+
+
+def _cell(plan: Plan) -> str:
+    if plan.action == "refused":
+        return "refused"
+    word = {"native": "native", "legalized": "legal.", "relaxed": "relaxed"}[plan.action]
+    if not plan.memory.fits:
+        return f"{word} -{-plan.memory.spare / GIB:.0f} GiB"
+    return f"{word} {_figure(plan.cost.decode)}" if plan.cost else word
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """One plan as plain data."""
+    memory, cost, request = plan.memory, plan.cost, plan.request
+    op, decision = plan.main
+    lowered = decision if isinstance(decision, Lowering) else None
+    return {
+        "scheme": plan.scheme,
+        "target": plan.target.name,
+        "board": plan.board.name,
+        "context": request.context,
+        "batch": request.batch,
+        "kv": request.kv,
+        "action": plan.action,
+        "how": lowered.how if lowered else None,
+        "decode_how": lowered.decode if lowered else None,
+        "reasons": list(plan.reasons),
+        "instead": plan.instead or None,
+        "notes": list(plan.notes),
+        "memory": {
+            "weights": memory.weights,
+            "kv_per_token": memory.kv_per_token,
+            "kv": memory.kv,
+            "activations": memory.activations,
+            "runtime": memory.runtime,
+            "total": memory.total,
+            "capacity": memory.capacity,
+            "spare": memory.spare,
+            "fits": memory.fits,
+            "longest_context": memory.longest_context,
+            "largest_batch": memory.largest_batch,
+        },
+        "speed": None
+        if cost is None
+        else {
+            "decode_tokens_per_second": round(cost.decode, 2),
+            "prefill_tokens_per_second": round(cost.prefill, 1),
+            "measured": cost.measured,
+            "sources": list(cost.sources),
+            "bytes_per_step": cost.step_bytes,
+            "operations_per_prompt_token": cost.token_operations,
+        },
+        "ops": [_op_data(op, decision) for op, decision in plan.ops],
+        "sources": [plan.target.source, plan.board.source],
+    }
+
+
+def _op_data(op: Op, decision: Decision) -> dict[str, Any]:
+    data: dict[str, Any] = {"op": op.name, "kind": op.kind, "n": op.n, "k": op.k, "count": op.count}
+    data |= {"weights": op.w, "activations": op.a, "action": decision.action}
+    if isinstance(decision, Refusal):
+        return data | {"reasons": list(decision.reasons)}
+    return data | {
+        "how": decision.how,
+        "decode_how": decision.decode,
+        "compute": decision.compute,
+        "instruction": decision.instruction or None,
+        "kernels": list(decision.kernels),
+        "reason": decision.reason or None,
+        "notes": list(decision.notes),
+    }

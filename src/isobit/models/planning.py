@@ -1,0 +1,141 @@
+"""Plans from what a user names: a model, targets, schemes. Reads a `config.json` and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.source import resolve
+from isobit.errors import SourceError, UsageError
+from isobit.formats.schemes import SCHEMES, Scheme
+from isobit.formats.schemes import scheme as scheme_named
+from isobit.formats.table import element
+from isobit.legalize.plan import Plan, Request, plan
+from isobit.legalize.workload import Workload
+from isobit.models.workload import workload
+from isobit.targets.here import here
+from isobit.targets.spec import Board, Target
+from isobit.targets.table import TARGETS, lookup, reference_board
+
+LARGEST_CONFIG = 16 << 20  # bytes
+DEFAULT_CONTEXT = 4096
+_PLAIN_CACHES = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32"}
+
+Machine = tuple[Target, Board]
+
+
+def read_config(model: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """The configuration of a model.
+
+    Args:
+        model: a ``config.json``, a folder that has one, ``bundled``, or a Hugging Face id, of which only configuration
+            and tokenizer are downloaded.
+        revision: branch, tag or commit of a Hugging Face id.
+
+    Raises:
+        SourceError: there is no such model.
+        CheckpointError: the file holds no JSON object.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        return read_json(path, LARGEST_CONFIG)
+    if path.suffix == ".json" and not path.exists():
+        raise SourceError(f"there is no file {path}; name a config.json, a model folder, or a Hugging Face id")
+    folder = resolve(model, revision=revision, weights=False)
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} has no config.json: it is not a transformers model")
+    return read_json(folder / "config.json", LARGEST_CONFIG)
+
+
+def machines(names: Iterable[str]) -> list[Machine]:
+    """The machines that names mean: targets, boards, ``all`` targets with their first board, ``here``.
+
+    Raises:
+        Unsupported: isobit knows a target and does not compile for it; says why.
+        UsageError: there is no such target or board, or no name at all.
+    """
+    found: list[Machine] = []
+    for name in names:
+        if name == "all":
+            found += [(row, board) for row in TARGETS.values() if (board := reference_board(row)) is not None]
+        elif name == "here":
+            found += here()
+        else:
+            target, board = lookup(name)
+            if board is None:
+                raise UsageError(f"target {name} has no board with memory and bandwidth: name a board")
+            found.append((target, board))
+    if not found:
+        raise UsageError("name at least one target: sm_86, RTX A6000, all, here")
+    return list(dict.fromkeys(found))
+
+
+def schemes(names: Iterable[str]) -> list[Scheme]:
+    """The schemes that names mean; ``all`` for every one.
+
+    Raises:
+        SchemeError: there is no such scheme.
+    """
+    found: list[Scheme] = []
+    for name in names:
+        found += SCHEMES.values() if name == "all" else [scheme_named(name)]
+    return list({row.name: row for row in found}.values())
+
+
+def cache_format(name: str | None) -> str | None:
+    """The format of a key-value cache: an element format, or a 16- or 32-bit float.
+
+    Raises:
+        FormatError: there is no such format.
+    """
+    if name is None:
+        return None
+    key = name.lower()
+    if key in _PLAIN_CACHES or key in _PLAIN_CACHES.values():
+        return _PLAIN_CACHES.get(key, key)
+    return element(key).name
+
+
+def plans(
+    model: str | Path | Mapping[str, Any],
+    *,
+    targets: Sequence[str] = ("here",),
+    scheme_names: Sequence[str] = (),
+    context: int | None = None,
+    batch: int = 1,
+    kv: str | None = None,
+    allow_relaxed: bool = False,
+    revision: str | None = None,
+) -> tuple[Workload, list[list[Plan]]]:
+    """What happens to a model under every scheme on every target, without weights, GPU or torch.
+
+    Args:
+        model: see :func:`read_config`; or the contents of a ``config.json``.
+        targets: names of targets and boards, ``all``, ``here``.
+        scheme_names: names of schemes, or ``all``; none for what the checkpoint holds if it is quantized, else all.
+        context: tokens of a sequence; by default 4096, or the model's longest context if that is shorter.
+        batch: sequences at once.
+        kv: format of the cache; by default that of the activations.
+        allow_relaxed: whether a rounding point may be dropped where nothing else works.
+        revision: branch, tag or commit of a Hugging Face id.
+
+    Returns:
+        The model, and the plans of each machine.
+
+    Raises:
+        IsobitError: something named does not exist, or the model is not one that isobit runs.
+    """
+    config = model if isinstance(model, Mapping) else read_config(model, revision)
+    work = workload(config)
+    if batch < 1 or (context is not None and context < 1):
+        raise UsageError("context and batch are whole numbers above 0")
+    if context is not None and context > work.max_context:
+        raise UsageError(f"a context of {context} tokens: this model's longest is {work.max_context}")
+    request = Request(context or min(DEFAULT_CONTEXT, work.max_context), batch, cache_format(kv), allow_relaxed)
+    asked: list[Scheme | None] = [*schemes(scheme_names)]
+    if not asked:
+        asked = [None] if work.stored is not None else [*SCHEMES.values()]
+    found = [[plan(work, row, target, board, request) for row in asked] for target, board in machines(targets)]
+    return work, found
