@@ -93,7 +93,8 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
         return Tile(128, 256 if bytes_x == bytes_w else 128, 128 // bytes_x, 8, 3)
     if target.shared_memory > _MIDDLE_SHARED:
         return Tile(128, 128, 128 // bytes_x, 8, 3)
-    return Tile(128, 64, 64 // bytes_x, 4, 2)
+    # A thread of RDNA has half of CDNA's registers: twice the threads share the tile.
+    return Tile(128, 64, 64 // bytes_x, 4 if target.registers > 256 else 8, 2)
 
 
 def _lines_ahead(target: Target) -> int:
@@ -150,6 +151,9 @@ def row_scaled(
             imprecise = 0
         if promote or imprecise:
             tile = replace(tile, m=min(tile.m, 128), k=128)
+        unit = target.unit("int8", "int8") if x == "*i8" else None
+        if unit is not None and unit.instruction == "IMMA":  # its sums are in registers, unlike those of newer units
+            tile = replace(tile, m=min(tile.m, 128))
         constants = {
             **_tile_constants(target, family, tile), "ELEMENT": element, "HAS_TOKEN_SCALE": rounded,
             "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True, "IMPRECISE": imprecise, "PROMOTE": promote,
@@ -165,6 +169,8 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
 
     def config(target: Target) -> Config:
         tile = (_few_tile if family == "few" else _many_tile)(target, _bytes(x), _bytes(w))
+        if target.unit("float16", "float16") is None:  # two sums of a tile are in registers
+            tile = replace(tile, m=FEW)
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
             "ELEMENT": element, "HAS_BIAS": False, "GROUP": 128,
@@ -203,7 +209,8 @@ def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False)
 
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
-            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "BLOCK_N": 8, "BLOCK_K": 512
+            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "BLOCK_N": 8,
+            "BLOCK_K": 256 if zero else 512,  # zero points take registers too
         }  # fmt: skip
         if family == "many":
             constants |= {"PRECISION": _precision(target), "BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32, "BAND": 8}
