@@ -43,6 +43,17 @@ _H200_MM = "H200, 4096x4096 layers"
 _ZEN3 = "2 cores Zen 3 (AVX2), matrices of 4096x4096 and 11008x4096 against the memory's read rate measured beside it"
 _GPUS = ("nvidia", "amd")
 
+# Decoding weights in PyTorch, operation by operation: 0.27 to 0.30 GB/s where memory gives 29 (e4m3, 2 cores Zen 3).
+REFERENCE_DECODE = Efficiency(
+    "decode",
+    ("cpu",),
+    tuple(range(1, 33)),
+    "",
+    0.01,
+    ("cpu-avx2",),
+    "2 cores Zen 3: 0.27 to 0.30 of 29 GB/s in PyTorch",
+)
+
 # The first row that holds is used: the most particular ones come first.
 EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("decode", _GPUS, (16, 32), "", 0.75, ("sm_90",), f"{_H200}: 3.60 TB/s"),
@@ -90,6 +101,8 @@ def efficiency(phase: Phase, op: Op, lowering: Lowering, target: Target) -> Effi
         LookupError: no row covers it, which a test rules out.
     """
     width = bits(op.w)
+    if phase == "decode" and "reference" in lowering.kernels:
+        return REFERENCE_DECODE
     for row in EFFICIENCIES:
         if row.phase == phase and target.vendor in row.vendors and width in row.weights:
             if row.action in ("", lowering.action):

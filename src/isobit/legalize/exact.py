@@ -51,7 +51,7 @@ def widen(source: str, target: str, zero_points: bool = False) -> Widening | Non
         target: the same.
         zero_points: the numbers are the differences of two codes, as in weights with a zero point.
     """
-    if source == target:
+    if source == target and not zero_points:
         return Widening(source, target, 0, True, _has_subnormals(source))
     if source in _FLOATS:
         return _widen_float(source, target)

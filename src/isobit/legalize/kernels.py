@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.formats.table import ELEMENTS
 from isobit.kernels import selection
 from isobit.kernels.registry import LINEAR_KERNELS
 from isobit.kernels.variants import VARIANTS
@@ -90,18 +89,43 @@ def _rounding_problem(op: Op, target: Target) -> str | None:
     return f"activations cannot be rounded there: {reasons[0]}"
 
 
+# What the C++ kernels take (kernels/cpp/isobit_cpu.h), on every CPU: they pick the instruction set when they run.
+_CPU_WEIGHTS = ("float32", "bfloat16", "float16", "e4m3fn", "e5m2", "int8", "int4", "uint4", "int3", "int2")
+_CPU_ACTIVATIONS = ("e4m3fn", "e5m2", "int8")
+_CPU_DOTS = (("int8", "int8"), ("int4", "int8"))  # weights and activations that are multiplied as integers
+
+
 def _find_cpu(op: Op) -> Found:
-    """CPU kernels take an op as a whole and pick the instruction set when they run."""
+    """The CPU kernels (integer dot products where both operands are integers, else float32), then the reference."""
     kernels, reasons = [], []
-    for row in sorted(LINEAR_KERNELS, key=lambda row: -row.priority):
-        reason = row.accepts(op.weights, op.activations, "cpu")
-        if reason is None:
-            integers = op.w in ELEMENTS and op.a in ELEMENTS and {ELEMENTS[f].kind for f in (op.w, op.a)} == {"int"}
-            compute = NATIVE if integers and row.name != REFERENCE else "float32"
-            kernels += [Kernel(row.name, compute, decode) for decode in (True, False)]
-        else:
-            reasons.append(f"{row.name}: {reason}")
+    why_not = _cpu_problem(op)
+    if why_not is None:
+        compute = NATIVE if (op.w, op.a) in _CPU_DOTS else "float32"
+        kernels += [Kernel("cpu", compute, decode) for decode in (True, False)]
+    else:
+        reasons.append(why_not)
+    row = next(row for row in LINEAR_KERNELS if row.name == REFERENCE)
+    why_not = row.accepts(op.weights, op.activations, "cpu")
+    if why_not is None:
+        kernels += [Kernel(REFERENCE, "float32", decode) for decode in (True, False)]
+    else:
+        reasons.append(why_not)
     return Found(tuple(kernels), tuple(reasons))
+
+
+def _cpu_problem(op: Op) -> str | None:
+    """Why the C++ kernels cannot take a linear; None when they can."""
+    if op.w not in _CPU_WEIGHTS:
+        return f"the CPU kernels have no {op.w} weights"
+    if op.activations is None:
+        return None
+    if op.activations.element not in _CPU_ACTIVATIONS:
+        return f"the CPU kernels do not round activations to {op.activations.element}"
+    spec = op.weights
+    run = spec and (spec.group or (spec.block[1] if spec.block else None))
+    if op.activations.group is not None and op.activations.group != run:
+        return "the CPU kernels take groups of activations only where they are those of the weights"
+    return None
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def _attention(op: Op, target: Target) -> Decision:
     )  # fmt: skip
     if row is None:
         cache = short(op.kv)
-        return Refusal((f"no attention kernel of isobit's reads a {cache} cache yet: keep keys and values in the"
+        return Refusal((f"no attention kernel of isobit's reads keys and values in {cache} yet: keep them in the"
                         f" model's dtype ({short(op.dtype)})",))  # fmt: skip
-    unit = target.unit(op.dtype, op.dtype)
+    unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # PyTorch's kernels use all of them
     how = f"{short(op.dtype)} matrix unit ({unit.instruction})" if unit else "f32 multiply-add"
     reason = "" if unit or op.dtype == "float32" else f"{target.name} has no usable matrix unit for {short(op.dtype)}"
     how += f", cache {short(op.kv)}"

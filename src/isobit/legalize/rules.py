@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
-from isobit.legalize.kernels import NATIVE, Found, Kernel, find
+from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op
 from isobit.targets.spec import MatrixUnit, Target
 
@@ -158,7 +158,10 @@ def emulated(op: Op, target: Target, found: Found) -> Lowering | str:
         why = f": {'; '.join(found.reasons)}" if found.reasons else ""
         return f"no kernel of isobit's multiplies {_describe(op)} outside the matrix units of {_where(target)}{why}"
     change = f"{_changed(op, 'float32')} in registers, " if {op.w, op.a} != {"float32"} else ""
-    lowering = _lowering("emulate", "legalized", op, target, found, kernel, f"{change}f32 multiply-add", None)
+    how = f"{_pair(op)} in plain integer arithmetic" if kernel.compute == NATIVE else f"{change}f32 multiply-add"
+    lowering = _lowering("emulate", "legalized", op, target, found, kernel, how, None)
+    if kernel.name == REFERENCE:
+        lowering = replace(lowering, notes=(*lowering.notes, f"{short(op.w)} runs on the reference path only: slow"))
     return replace(lowering, reason=_why_not_native(op, target, found))
 
 
@@ -170,7 +173,7 @@ def _why_not_native(op: Op, target: Target, found: Found) -> str:
 
 def _outside_matrix_units(op: Op, kernel: Kernel, target: Target) -> bool:
     """Whether a kernel's products are exact in float32, without a matrix unit that would be narrower."""
-    if kernel.compute == "float32":
+    if kernel.compute == "float32" or (kernel.compute == NATIVE and op.w in ELEMENTS and not target.is_gpu):
         return True
     compute = op.dtype if kernel.compute == NATIVE else kernel.compute
     if target.unit(compute, compute) is not None or compute not in FLOATS:
