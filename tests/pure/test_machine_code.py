@@ -10,6 +10,7 @@ from isobit.errors import IsobitError
 from isobit.kernels.proof.evidence import Evidence, failures, read
 from isobit.kernels.proof.listing import parse_amdgcn, parse_ptx, parse_sass
 from isobit.kernels.proof.loops import hot_loops
+from isobit.kernels.proof.operands import precise
 
 
 def sass(*lines: str) -> str:
@@ -232,3 +233,32 @@ def test_portable_assembly_for_code_that_nothing_disassembles() -> None:
     assert failures(kept, [r"IDP\.4A"]) == ()
     (problem,) = failures(replace(kept, local=8), [r"IDP\.4A"])
     assert problem.startswith("8 bytes of local memory per thread")
+
+
+@pytest.mark.parametrize(
+    ("family", "operand", "opcode", "others"),
+    [
+        ("HMMA", "float16", "HMMA.16816.F32", ["HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32", "UTCHMMA"]),
+        ("HMMA", "bfloat16", "HMMA.16816.F32.BF16", ["HMMA.16816.F32"]),
+        ("HGMMA", "float16", "HGMMA.64x256x16.F32", ["HGMMA.64x256x16.F32.BF16", "HGMMA.64x64x8.F32.TF32"]),
+        ("QMMA", "e4m3fn", "QMMA.16832.F32.E4M3.E4M3", ["QMMA.16832.F32.E5M2.E5M2", "QMMA.16832.F32.E4M3.E5M2"]),
+        ("QGMMA", "e5m2", "QGMMA.64x128x32.F32.E5M2.E5M2", ["QGMMA.64x128x32.F32.E4M3.E4M3", "HGMMA.64x64x16.F32"]),
+        ("IMMA", "int8", "IMMA.16832.S8.S8.SAT", ["IMMA.16864.S4.S4"]),
+        ("UTCQMMA", "e4m3fn", "UTCQMMA", ["UTCHMMA"]),
+        ("v_mfma", "float16", "v_mfma_f32_32x32x8_f16", ["v_mfma_f32_32x32x8_bf16", "v_mfma_f32_32x32x16_fp8_fp8"]),
+        ("v_mfma", "float16", "v_mfma_f32_32x32x8f16", ["v_mfma_f32_32x32x8bf16_1k"]),
+        ("v_mfma", "bfloat16", "v_mfma_f32_32x32x8bf16_1k", ["v_mfma_f32_32x32x8f16"]),
+        ("v_mfma", "e4m3fn", "v_mfma_f32_32x32x64_f8f6f4", ["v_mfma_f32_32x32x8_f16"]),
+        ("v_wmma", "e5m2", "v_wmma_f32_16x16x16_bf8_bf8", ["v_wmma_f32_16x16x16_fp8_fp8", "v_wmma_f32_16x16x16_bf16"]),
+        ("v_wmma", "int8", "v_wmma_i32_16x16x16_iu8", ["v_wmma_i32_16x16x16_iu4"]),
+        ("v_mfma", "int8", "v_mfma_i32_32x32x8i8", ["v_mfma_f32_32x32x8f16"]),
+        ("HMMA", "e4m3fn", "HMMA.16816.F32", ["QMMA.16832.F32.E4M3.E4M3"]),
+    ],
+)
+def test_a_promise_names_the_formats_that_are_multiplied(
+    family: str, operand: str, opcode: str, others: list[str]
+) -> None:
+    promise = precise(family, operand)
+    assert failures(replace(evidence_of(GEMM), opcodes={opcode: 1}), [promise]) == ()
+    for other in others:
+        assert failures(replace(evidence_of(GEMM), opcodes={other: 1}), [promise])

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from isobit.errors import UsageError
 from isobit.kernels.proof.matrix import Claim
+from isobit.kernels.proof.operands import precise
 from isobit.kernels.proof.request import specialize
 from isobit.kernels.variants import Variant
 from isobit.targets.spec import Target
+
+_COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}  # what is multiplied; else the weights' own format
 
 
 def claims(variants: Iterable[Variant], targets: Iterable[Target]) -> list[Claim]:
@@ -24,7 +27,9 @@ def claim(variant: Variant, target: Target) -> Claim:
     pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
     whole = tuple(name for name in config.divisible if name in config.signature)
     request = specialize(variant.entry, config, target, (*pointers, *whole))
-    return Claim(variant.name, target.name, request, tuple(variant.promises(target)), target.shared_memory)
+    operand = _COMPUTE.get(variant.compute, variant.weights)
+    promises = tuple(precise(promise, operand) for promise in variant.promises(target))
+    return Claim(variant.name, target.name, request, promises, target.shared_memory)
 
 
 def select(variants: Sequence[Variant], pattern: str | None) -> tuple[Variant, ...]:
