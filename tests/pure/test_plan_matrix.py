@@ -19,7 +19,7 @@ COMMAND = "python tests/pure/test_plan_matrix.py"
 
 def lines() -> Iterator[str]:
     """Scheme, op, target, action, how, then notes or reasons: one answer a line."""
-    yield f"# scheme | op | target | action | how many tokens, how one | reason | notes. Written by: {COMMAND}"
+    yield f"# scheme | op | target | action | how | reason | notes. Written by: {COMMAND}"
     for row, op, target, answer in matrix(SCHEMES.values(), TARGETS.values()):
         yield " | ".join((row.name if row else "any", op.name, target.name, answer.action, *_parts(answer)))
 
@@ -27,7 +27,7 @@ def lines() -> Iterator[str]:
 def _parts(answer: Decision) -> tuple[str, ...]:
     if isinstance(answer, Refusal):
         return ("; ".join(answer.reasons), f"instead: {answer.instead or 'nothing'}")
-    return f"{answer.how} / {answer.decode}", answer.reason, "; ".join(answer.notes)
+    return answer.how, answer.reason, "; ".join(answer.notes)
 
 
 def test_the_matrix_is_the_golden_file() -> None:
