@@ -1,4 +1,4 @@
-"""`isobit doctor`: what this machine can do, what is missing, and how to get it."""
+"""`isobit doctor`: what this machine is, what each scheme will do on it, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.targets.detect import Machine, detect
+from isobit.targets.here import display_devices, gpu_machine, gpus, here
+from isobit.targets.spec import Board, Target
+
+_GIB = 2**30
 
 
 def register(subparsers: Any) -> None:
@@ -16,7 +19,9 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="what this machine can do, what is missing, and how to get it",
-        description="Look at this machine: cores, memory, instruction sets, compiler, GPUs, and what runs each scheme.",
+        description="Look at this machine: cores, memory, instruction sets, compiler, GPUs; how each scheme runs on "
+        "each of its targets; and what is missing.",
+        epilog="`isobit plan MODEL` adds memory and speed for one model.",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
@@ -25,40 +30,50 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what was found; the status is 0 whether or not something is missing."""
     machine = detect()
-    kernels = {name: kernel_for(row) for name, row in SCHEMES.items()}
+    found = here(machine)
+    missing = advice(machine)
     if args.json:
-        print(json.dumps({"machine": asdict(machine), "kernels": kernels, "advice": advice(machine)}, indent=2))
+        targets = [{"target": row.name, "board": board.name, "schemes": answers(row)} for row, board in found]
+        print(json.dumps({"machine": asdict(machine), "targets": targets, "advice": missing}, indent=2))
         return 0
     print("\n".join(describe(machine)))
-    print("\nWhat runs each scheme here:")
-    width = max(map(len, kernels))
-    for name, kernel in kernels.items():
-        print(f"  {name:<{width}}  {kernel}")
-    for line in advice(machine):
-        print(f"\n{line}")
+    for row, board in found:
+        print("\n" + "\n".join(table(row, board)))
+    print("\n" + "\n".join(f"Missing: {line}" for line in missing) if missing else "\nNothing is missing.")
     return 0
 
 
-def kernel_for(row: Scheme) -> str:
-    """The kernel that runs a scheme's linear layers on this machine, or why none does."""
-    from isobit.errors import Unsupported
-    from isobit.kernels.registry import choose
+def answers(target: Target) -> dict[str, dict[str, str]]:
+    """How the linears of each scheme run on a target: action, and how or why not."""
+    from isobit.formats.schemes import SCHEMES
+    from isobit.legalize.ops import Refusal
+    from isobit.legalize.planner import decide, sample_ops
 
-    try:
-        return choose(row.weights, row.activations, "cpu").name
-    except Unsupported as refusal:
-        return "; ".join(refusal.reasons)
+    found = {}
+    for name, row in SCHEMES.items():
+        answer = decide(sample_ops(row, target)[0], target)
+        how = "; ".join(answer.reasons) if isinstance(answer, Refusal) else answer.how
+        found[name] = {"action": answer.action, "how": how}
+    return found
+
+
+def table(target: Target, board: Board) -> list[str]:
+    """One line for each scheme on one target of this machine."""
+    found = answers(target)
+    width, longest = (max(len(word) for word in words) for words in (found, (a["action"] for a in found.values())))
+    lines = [f"{board.name}: target {target.name} ({target.title}), {board.memory / _GIB:.1f} GiB"]
+    lines += [f"  {name:<{width}}  {row['action']:<{longest}}  {row['how']}" for name, row in found.items()]
+    return [*lines, *(f"  note: {note}" for note in target.notes)]
 
 
 def describe(machine: Machine) -> list[str]:
     """The machine, one fact a line."""
-    gib = 2**30
     rows = [
         ("system", machine.system),
         ("Python", machine.python),
         ("CPU", f"{machine.cpu}, {machine.cores} usable cores"),
         ("features", " ".join(machine.cpu_features) or "none that low-bit kernels ask for"),
-        ("memory", f"{machine.memory / gib:.1f} GiB, {machine.memory_available / gib:.1f} GiB available"),
+        ("memory", f"{machine.memory / _GIB:.1f} GiB, {machine.memory_available / _GIB:.1f} GiB available"),
         ("compiler", machine.compiler or "none"),
         ("GPUs", "; ".join(machine.gpus) or "none found"),
         *((name, version or "not installed") for name, version in machine.packages),
@@ -68,10 +83,35 @@ def describe(machine: Machine) -> list[str]:
 
 
 def advice(machine: Machine) -> list[str]:
-    """What is missing and how to get it, or that nothing is."""
+    """What is missing on a machine and how to get it."""
+    packages = dict(machine.packages)
     missing = []
-    if dict(machine.packages).get("torch") is None:
-        missing.append("torch is not installed: pip install torch")
-    if machine.gpus:
-        missing.append("A GPU was found, but this version runs models on the CPU only.")
-    return missing or ["Nothing is missing for the reference path in plain torch, which runs every scheme."]
+    if packages.get("torch") is None:
+        missing.append("torch: pip install torch")
+    if machine.compiler is None:
+        missing.append("a C++ compiler, which builds the CPU kernels: apt install g++, or dnf install gcc-c++")
+    return missing + _gpu_advice(machine)
+
+
+def _gpu_advice(machine: Machine) -> list[str]:
+    packages = dict(machine.packages)
+    cards = gpus(machine)
+    missing = [
+        f"{card.name} (compute capability {card.capability}) is older or newer than what isobit compiles for"
+        for card in cards
+        if gpu_machine(card) is None
+    ]
+    vendors = display_devices()
+    if "nvidia" in vendors and not cards:
+        missing.append(
+            "an NVIDIA device is there but its driver is not (nvidia-smi does not answer): install the driver"
+        )
+    if "amd" in vendors:
+        missing.append(
+            "an AMD GPU is there, which `isobit doctor` cannot name: see `isobit plan MODEL --target gfx942`"
+        )
+    if cards and packages.get("triton") is None:
+        missing.append("Triton, which compiles the GPU kernels: pip install 'isobit[triton]'")
+    if cards and "+cpu" in (packages.get("torch") or ""):
+        missing.append("torch is a build for CPUs only: install the one for CUDA (pytorch.org, Get Started)")
+    return missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from isobit.errors import UsageError
 from isobit.targets.detect import Machine, detect
@@ -10,6 +11,7 @@ from isobit.targets.spec import Board, Target
 from isobit.targets.table import TARGETS, board, reference_board
 
 _MIB = 1 << 20
+_PCI_VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
 
 # What a CPU must have to be a target, best first.
 _CPU_TARGETS = (
@@ -112,3 +114,16 @@ def cpu_machine(machine: Machine) -> tuple[Target, Board]:
         source=f"{machine.cpu}: estimated from its cores and instruction sets",
         estimated=True,
     )
+
+
+def display_devices(folder: Path = Path("/sys/bus/pci/devices")) -> frozenset[str]:
+    """Makers of the GPUs on the PCI bus (``nvidia``, ``amd``), with or without a driver; Linux only."""
+    found = set()
+    for device in sorted(folder.glob("*")):
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if kind.startswith("0x03") and vendor in _PCI_VENDORS:
+            found.add(_PCI_VENDORS[vendor])
+    return frozenset(found)

@@ -1,0 +1,215 @@
+"""`isobit plan` and `isobit doctor`: instant, without torch, with figures that add up and errors that help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isobit.cli import doctor
+from isobit.cli.main import main
+from isobit.errors import FormatError, IsobitError, ModelError, SourceError, UsageError
+from isobit.legalize import text
+from isobit.legalize.advice import choose
+from isobit.legalize.plan import Plan
+from isobit.models.planning import plans
+from isobit.targets.detect import Machine
+
+# DeepSeek-LLM-7B, whose owner has an RTX A6000.
+DEEPSEEK: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 102400,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+A6000 = ("fp8", "fp8-e5m2", "f16", "int8", "int4")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(DEEPSEEK))
+    return path
+
+
+def one(target: str, scheme: str, **options: Any) -> Plan:
+    _, found = plans(DEEPSEEK, targets=[target], scheme_names=[scheme], **options)
+    return found[0][0]
+
+
+def test_the_a6000_question(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(config), "--target", "a6000", "--scheme", ",".join(A6000), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["model"]["parameters"] == 6_910_365_696  # as published: 7B
+    actions = {plan["scheme"]: plan["action"] for plan in data["plans"]}
+    assert actions == {
+        "fp8": "legalized",
+        "fp8-e5m2": "legalized",
+        "f16": "native",
+        "int8": "native",
+        "int4": "legalized",
+    }
+    assert all(plan["memory"]["fits"] and plan["speed"]["decode_tokens_per_second"] > 20 for plan in data["plans"])
+    assert main(["plan", str(config), "--target", "a6000", "--scheme", ",".join(A6000)]) == 0
+    shown = capsys.readouterr().out
+    assert "e4m3 -> f16 in registers" in shown and "e5m2 -> f16 in registers" in shown
+    assert "sm_86 has no matrix unit for e4m3 x e4m3" in shown and "Use int8" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_it_needs_no_torch_and_no_heavy_package(config: Path) -> None:
+    code = (
+        "import sys; from isobit.cli.main import main; main(sys.argv[1:]);"
+        "heavy = {'torch', 'triton', 'numpy', 'huggingface_hub', 'transformers'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    words = ["plan", str(config), "--target", "all"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RTX A6000" in done.stdout and "MI300X" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["-v"], ["--batch", "8"], ["--context", "512"], ["--allow", "relaxed"], ["--kv", "fp8"]]
+)
+def test_every_option_answers_in_lines_that_fit(
+    config: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["plan", str(config), "--target", "sm_90,gfx90a", "--scheme", "all", *words]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def test_weights_are_counted_tensor_by_tensor() -> None:
+    linear = 30 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    outputs = 30 * (4 * 4096 + 2 * 11008 + 4096)
+    kept = 2 * (2 * 102400 * 4096 + (2 * 30 + 1) * 4096)
+    assert one("a6000", "f16").memory.weights == 2 * linear + kept
+    assert one("a6000", "fp8").memory.weights == linear + 2 * outputs + kept
+    assert one("a6000", "int4").memory.weights == linear // 2 + 2 * linear // 128 + 16 * 30 * 7 + kept
+
+
+def test_the_cache_and_what_fits() -> None:
+    plan = one("a6000", "int8", batch=4, context=2048)
+    memory = plan.memory
+    assert memory.kv_per_token == 2 * 30 * 32 * 128 * 2 and memory.kv == 4 * 2048 * memory.kv_per_token
+    assert memory.total == memory.weights + memory.kv + memory.activations + memory.runtime
+    most = memory.largest_batch
+    assert one("a6000", "int8", batch=most, context=2048).memory.fits
+    assert not one("a6000", "int8", batch=most + 1, context=2048).memory.fits
+    small = one("RTX 3080", "int8", batch=2)
+    assert not small.memory.fits and 0 < small.memory.longest_context < 4096
+    assert one("RTX 3080", "int8", batch=2, context=small.memory.longest_context).memory.fits
+    assert one("a6000", "int8", kv="fp8").memory.kv_per_token * 2 == memory.kv_per_token
+
+
+def test_cpus_keep_the_cache_in_float32() -> None:
+    assert one("laptop", "int8").memory.kv_per_token == 2 * one("a6000", "int8").memory.kv_per_token
+
+
+def test_speed_follows_bytes_and_operations() -> None:
+    for target in ("h200", "a6000", "laptop"):
+        fast, slow = one(target, "int8").cost, one(target, "bf16").cost
+        assert fast is not None and slow is not None
+        assert fast.step_bytes < slow.step_bytes and fast.decode > slow.decode and fast.sources
+    h200, a6000 = one("h200", "fp8").cost, one("a6000", "fp8").cost
+    assert h200 is not None and a6000 is not None and not a6000.measured
+    assert h200.decode > a6000.decode and h200.prefill > a6000.prefill
+
+
+# ---------------------------------------------------------------------- words
+
+
+def test_a_cache_that_no_kernel_reads_is_refused_but_sized() -> None:
+    plan = one("h200", "fp8", kv="fp8")
+    assert plan.action == "refused" and plan.cost is None
+    assert any("no attention kernel" in reason for reason in plan.reasons)
+
+
+def test_nothing_that_fits_says_what_is_lacking() -> None:
+    _, found = plans(DEEPSEEK | {"num_hidden_layers": 300}, targets=["RTX 3060"], scheme_names=["int8", "int4"])
+    assert choose(found[0]) is None
+    assert "Nothing fits" in "\n".join(text.describe(found[0]))
+
+
+def test_a_quantized_checkpoint_is_planned_as_it_is() -> None:
+    group = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False},
+        "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True},
+    }
+    section = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+    config = DEEPSEEK | {"quantization_config": section | {"ignore": ["lm_head"]}}
+    _, found = plans(config, targets=["a6000"])
+    (plan,) = found[0]
+    assert (plan.scheme, plan.action) == ("as stored", "legalized")
+    assert plan.memory.weights == one("a6000", "fp8").memory.weights
+    assert "Use as stored" in "\n".join(text.describe(found[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "kind", "message"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, {}, ModelError, "not implemented"),
+        ({"architectures": None, "model_type": None}, {}, ModelError, "nothing says what this is"),
+        ({"hidden_size": "big"}, {}, ModelError, "hidden_size"),
+        ({"vocab_size": 10**18}, {}, ModelError, "vocab_size"),
+        ({"num_hidden_layers": None}, {}, ModelError, "num_hidden_layers is missing"),
+        ({"torch_dtype": "float8"}, {}, ModelError, "dtype"),
+        ({}, {"targets": ["gfx1030"]}, IsobitError, "RDNA 2"),
+        ({}, {"targets": []}, UsageError, "at least one target"),
+        ({}, {"scheme_names": ["int5"]}, IsobitError, "Did you mean"),
+        ({}, {"kv": "fp5"}, FormatError, "unknown element format"),
+        ({}, {"batch": 0}, UsageError, "above 0"),
+        ({}, {"context": 10**6}, UsageError, "longest is 4096"),
+        ({"quantization_config": {"quant_method": "gptq"}}, {}, IsobitError, "gptq"),
+    ],
+)
+def test_what_cannot_be_planned_is_explained(
+    change: dict[str, Any], options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        plans(DEEPSEEK | change, **({"targets": ["a6000"]} | options))
+
+
+def test_files_that_are_not_there_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="there is no file"):
+        plans(tmp_path / "config.json", targets=["a6000"])
+    (tmp_path / "config.json").write_text("[1, 2")
+    for path in (tmp_path / "config.json", tmp_path):
+        with pytest.raises(IsobitError, match="JSON"):
+            plans(path, targets=["a6000"])
+
+
+# ---------------------------------------------------------------------- doctor
+
+
+def test_doctor_says_what_each_scheme_does_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["targets"][-1]["target"].startswith("cpu-")
+    assert data["targets"][-1]["schemes"]["fp8"]["action"] == "legalized"
+    assert main(["doctor"]) == 0
+    assert "target cpu-" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_missing() -> None:
+    gpu = ("NVIDIA RTX A6000, 8.6, 49140 MiB, 580.1", "NVIDIA Ancient, 3.5, 2000 MiB, 470.1")
+    packages = (("torch", "2.13.0+cpu"), ("triton", None))
+    bare = Machine("Linux", "3.11", "a CPU", ("avx2", "fma", "f16c"), 4, 1 << 34, 1 << 34, None, gpu, packages)
+    said = "\n".join(doctor.advice(bare))
+    for word in ("C++ compiler", "Triton", "build for CPUs only", "NVIDIA Ancient"):
+        assert word in said
