@@ -28,6 +28,7 @@ from isobit.kernels.pack.record import recording
 from isobit.kernels.pack.write import parameter_sizes, write_pack
 from isobit.kernels.proof.request import Request
 from isobit.kernels.triton.bind import bind
+from isobit.models.pack import TOKENS
 from isobit.targets.table import TARGETS
 
 SM_86 = TARGETS["sm_86"]
@@ -74,10 +75,12 @@ def test_what_was_recorded_is_found_and_other_kernels_are_reported(
     for request in recorded("int8", tokens=17, multiprocessors=20).values():
         module, _, function = request.entry.partition(":")
         names = tuple(getattr(__import__(module, fromlist=[function]), function).arg_names)
-        assert opened.find(request, names) is not None
+        launcher = opened.find(request, names)
+        assert launcher is not None and opened.find(request, names) is launcher, "loaded once for all layers"
     other = recorded("int8", tokens=1).popitem()[1]
-    assert opened.find(other, ()) is None and opened.missed == [other.name()]
-    assert "is not in" in capsys.readouterr().err
+    assert opened.find(other, ()) is None and opened.find(other, ()) is None
+    assert opened.missed == [other.name()]
+    assert capsys.readouterr().err.count("is not in") == 1
 
 
 def test_recording_launches_and_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +93,16 @@ def test_recording_launches_and_compiles_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_a_split_of_k_follows_the_imagined_card() -> None:
     def splits(multiprocessors: int) -> set[Any]:
-        return {one.constants.get("SPLIT") for one in recorded("int8-w8a16", 2, multiprocessors, k=8192).values()}
+        return {one.constants.get("SPLIT") for one in recorded("int8-w8a16", 12, multiprocessors, k=8192).values()}
 
     assert splits(1) != splits(200)
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "int8-w8a16"])
+def test_a_pack_has_the_kernels_of_every_number_of_tokens(name: str) -> None:
+    packed = {request for tokens in TOKENS for request in recorded(name, tokens)}
+    needed = {request for tokens in range(1, 66) for request in recorded(name, tokens)}
+    assert needed == packed and len(packed) >= 3
 
 
 # ---------------------------------------------------------------------- refusals

@@ -25,8 +25,8 @@ def register(subparsers: Any) -> None:
         "them; read the machine code; and fail if it does not show the promised instructions or if registers spill in "
         "a hot loop. Results are kept in the cache (ISOBIT_CACHE, else XDG_CACHE_HOME).",
         epilog="With MODEL and -o: compile what that model needs on one target into a folder (a kernel pack), with "
-        "which it starts without compiling anything: ISOBIT_PACK=PACK isobit generate MODEL. Compiling needs Triton "
-        "(pip install triton), and neither a GPU nor a CUDA toolkit.",
+        "which its layers start there without compiling anything: set ISOBIT_PACK=PACK. Compiling needs Triton (pip "
+        "install triton), and neither a GPU nor a CUDA toolkit.",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a checkpoint to make a kernel pack for, with -o")
     parser.add_argument(
@@ -99,7 +99,7 @@ def _pack(args: argparse.Namespace) -> int:
         )
     size = sum((args.out / kernel.file).stat().st_size for kernel in made.kernels)
     print(f"{args.out}: {len(made.kernels)} kernels for {args.model} on {made.target}, {size / 1e6:.1f} MB")
-    print(f"Next: ISOBIT_PACK={args.out} isobit generate {args.model} 'a prompt', on that GPU")
+    print(f"Next: set ISOBIT_PACK={args.out} where the model runs on that GPU")
     return 0
 
 

@@ -29,6 +29,7 @@ class Pack:
     def __init__(self, folder: Path, manifest: Manifest, code: dict[str, bytes]) -> None:
         self.folder, self.manifest, self._code = folder, manifest, code
         self._kernels = {kernel.request.name(): kernel for kernel in manifest.kernels}
+        self._launchers: dict[str, Launcher] = {}
         self.missed: list[str] = []
 
     def find(self, request: Request, names: tuple[str, ...]) -> Launcher | None:
@@ -38,18 +39,26 @@ class Pack:
             request: what is to be launched.
             names: every argument of the kernel, in order.
         """
-        kernel = self._kernels.get(request.name())
-        if kernel is None:
-            self.missed.append(request.name())
-            print(
-                f"isobit: warning: {request.entry} with {dict(request.constants)} is not in {self.folder}: "
-                "it is compiled now; make the pack again for this model",
-                file=sys.stderr,
-            )
+        name = request.name()
+        if name not in self._kernels:
+            self._report(request, name)
             return None
-        from isobit.kernels.pack.cuda import Launcher
+        if name not in self._launchers:
+            from isobit.kernels.pack.cuda import Launcher
 
-        return Launcher(kernel, self._code[kernel.file], names)
+            kernel = self._kernels[name]
+            self._launchers[name] = Launcher(kernel, self._code[kernel.file], names)
+        return self._launchers[name]
+
+    def _report(self, request: Request, name: str) -> None:
+        if name in self.missed:
+            return
+        self.missed.append(name)
+        print(
+            f"isobit: warning: {request.entry} with {dict(request.constants)} is not in {self.folder}: "
+            "it is compiled now; make the pack again for this model",
+            file=sys.stderr,
+        )
 
 
 def load_pack(folder: Path | str, *, target: str | None = None) -> Pack:
