@@ -35,7 +35,7 @@ def register(subparsers: Any) -> None:
         default="all",
         help="targets, comma-separated: sm_86,gfx942 (default: all GPUs)",
     )
-    parser.add_argument("--variant", metavar="PATTERN", help="only kernels whose name matches, e.g. 'linear*e4m3*'")
+    parser.add_argument("--variant", metavar="PATTERN", help="only kernels whose name matches, e.g. 'many*e4m3*'")
     parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="processes (default: the usable cores)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--listings", type=Path, metavar="DIR", help="write every kernel's disassembly to this folder")

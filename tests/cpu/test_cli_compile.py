@@ -1,0 +1,110 @@
+"""`isobit compile`: the table, JSON, listings, the page and its check, exit statuses; on one small kernel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="compiling kernels needs Triton: pip install triton")
+
+from isobit.cli.compile import gpu_targets
+from isobit.cli.main import main
+from isobit.kernels import variants
+from isobit.kernels.proof.claims import claims
+from isobit.kernels.proof.page import page
+from isobit.targets.table import TARGETS
+
+SMALL = ["--target", "gfx942", "--variant", "quantize-group", "-j", "1"]
+ROWS = ("quantize-group", "quantize-group-wide")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOBIT_CACHE", str(cache))
+
+
+def test_the_table_and_the_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert all(f"gfx942  {row}" in out for row in ROWS)
+    assert out.splitlines()[-1].startswith("2 of 2 claims hold; ")
+
+
+def test_json_says_what_was_promised_and_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", *SMALL, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["variant"], row["target"], row["problems"]) for row in rows] == [(row, "gfx942", []) for row in ROWS]
+    assert rows[0]["evidence"]["registers"] > 0 and rows[0]["evidence"]["opcodes"]
+
+
+def test_a_claim_that_does_not_hold_is_status_1_and_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(variants.variant("quantize-group"), promises=lambda target: ("v_mfma",))
+    monkeypatch.setattr(variants, "VARIANTS", (row,))
+    assert main(["compile", *SMALL]) == 1
+    out = capsys.readouterr().out
+    assert "quantize-group on gfx942:\n  - promises v_mfma, but" in out and "0 of 1 claims hold" in out
+
+
+def test_the_page_is_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    support = tmp_path / "support.md"
+    asked = ["compile", *SMALL, "--support", str(support)]
+    assert main([*asked, "--check"]) == 1, "there is no page yet"
+    assert "make support" in capsys.readouterr().err
+    assert main(asked) == 0
+    text = support.read_text()
+    assert "### gfx942: CDNA 3" in text and "| quantize-group | - |" in text and "| gfx942 |" in text
+    assert main([*asked, "--check"]) == 0
+    support.write_text(text.replace("| quantize-group |", "| quantize-something |"))
+    assert main([*asked, "--check"]) == 1
+
+
+def test_listings_are_written(tmp_path: Path) -> None:
+    assert main(["compile", *SMALL, "--listings", str(tmp_path / "out")]) == 0
+    written = list((tmp_path / "out").iterdir())
+    assert {path.name for path in written} == {f"{row}.gfx942.s" for row in ROWS}
+    assert all("s_endpgm" in path.read_text() for path in written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check"], "--support"),
+        (["--target", "sm_68"], "Did you mean sm_"),
+        (["--target", "cpu-avx2"], "name a GPU target"),
+        (["--target", ","], "names no target"),
+        (["--target", "gfx1030"], "RDNA 2"),
+        (["--variant", "nothing*"], "no kernel's name matches"),
+        (["--variant", "many-bf16", "--target", "sm_75"], "nothing to compile"),
+    ],
+)
+def test_mistakes_are_status_2_and_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_all_is_every_target_with_a_backend_and_boards_are_targets_too() -> None:
+    assert {row.name for row in gpu_targets("all")} == {name for name, row in TARGETS.items() if row.backend}
+    assert [row.name for row in gpu_targets("RTX A6000, sm_86,H200")] == ["sm_86", "sm_90"]
+
+
+def test_claims_are_what_the_rows_say_can_run() -> None:
+    sm_75 = TARGETS["sm_75"]
+    names = {one.variant for one in claims(variants.VARIANTS, [sm_75])}
+    assert names == {row.name for row in variants.VARIANTS if row.requires(sm_75) is None}
+    assert "many-f16" in names and "many-bf16" not in names
+
+
+def test_a_page_of_nothing_has_no_tables() -> None:
+    assert "###" not in page([], [TARGETS["sm_90"]], "3.9.0")
