@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_mistakes_are_status_2_and_explained(
 ) -> None:
     assert main(["compile", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--target", "sm_86"], ["bundled", "--target", "sm_86", "-o", "pack"]])
+def test_without_triton_it_says_how_to_get_it(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert main(["compile", *arguments]) == 2
+    assert "pip install triton" in capsys.readouterr().err
 
 
 def test_all_is_every_target_with_a_backend_and_boards_are_targets_too() -> None:

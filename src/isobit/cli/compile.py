@@ -80,12 +80,14 @@ def _pack(args: argparse.Namespace) -> int:
 
     from isobit.checkpoint.source import resolve
     from isobit.kernels.pack.write import write_pack
+    from isobit.kernels.proof.matrix import triton_version
     from isobit.models.pack import requests
     from isobit.targets.detect import usable_cores
 
     targets = gpu_targets(args.target)
     if len(targets) != 1:
         raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
+    triton_version()  # says how to get it, before anything large is read
     wanted, dtype = requests(resolve(args.model, revision=args.revision), targets[0], args.dtype)
     with tqdm(total=len(wanted), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
         made = write_pack(
