@@ -19,9 +19,10 @@ STATIC_SCALE_BYTES = 4  # input_scale of static activations: float32
 PREFILL_CHUNK = 512  # tokens that go through the model at once (engine.generate)
 
 # What a process holds on a device before any tensor of ours: the CUDA context, loaded kernels, library workspaces.
-# An NVIDIA H200 with torch 2.11 showed 0.5 GiB; other devices are taken to be alike.
-GPU_RUNTIME_BYTES = 512 << 20
-CPU_RUNTIME_BYTES = 400 << 20  # resident memory of a process that has imported torch (2.13, x86-64 Linux)
+# An NVIDIA H200 with torch 2.11 and Triton 3.6 showed 621 MiB, and 13 MiB of workspaces (benchmarks/results/
+# plan_memory.csv); other GPUs are taken to be alike.
+GPU_RUNTIME_BYTES = 634 << 20
+CPU_RUNTIME_BYTES = 274 << 20  # resident: torch 2.13 on x86-64 Linux (218 MiB) and temporaries, in the same file
 USABLE = 0.97  # of a device's memory: what fragments and other processes leave
 
 
