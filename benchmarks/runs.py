@@ -49,9 +49,9 @@ def instruction_set(kernel: str) -> str:
     """Which instruction set a kernel uses on this machine; empty where it is not isobit's to choose."""
     if kernel != "cpu":
         return ""
-    from isobit.kernels import cpu
+    from isobit.kernels import cpu_library
 
-    return cpu.isa()
+    return cpu_library.isa()
 
 
 def run(folder: Path, settings: RunSettings) -> dict[str, object]:
