@@ -155,7 +155,7 @@ def emulated(op: Op, target: Target, found: Found) -> Lowering | str:
     """Multiply-add in float32 outside the matrix units, which every target has and every format fits."""
     kernel = next((k for k in found.kernels if not k.decode and _outside_matrix_units(op, k, target)), None)
     if kernel is None:
-        why = f": {'; '.join(found.reasons)}" if found.reasons else ""
+        why = f": {'; '.join(found.reasons)}" if found.reasons and not found.kernels else ""
         return f"no kernel of isobit's multiplies {_describe(op)} outside the matrix units of {_where(target)}{why}"
     change = f"{_changed(op, 'float32')} in registers, " if {op.w, op.a} != {"float32"} else ""
     how = f"{_pair(op)} in plain integer arithmetic" if kernel.compute == NATIVE else f"{change}f32 multiply-add"
