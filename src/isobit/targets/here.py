@@ -26,7 +26,7 @@ _CPU_TARGETS = (
 # Zen 3 cores were measured at 26 to 42 GB/s together), a sustained clock, and float32 and int8 operations per clock.
 _CORE_BANDWIDTH = 15e9
 _CLOCK = 3e9
-_PER_CLOCK = {"cpu-amx": (64, 256), "cpu-avx512": (64, 256), "cpu-avx2": (32, 85), "cpu-neon": (16, 128)}
+_PER_CLOCK = {"cpu-amx": (64, 256), "cpu-avx512": (32, 256), "cpu-avx2": (32, 85), "cpu-neon": (16, 128)}
 
 
 @dataclass(frozen=True)
