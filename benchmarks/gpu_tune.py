@@ -38,6 +38,7 @@ class Case:
     warps: int
     stages: int
     tokens: int
+    w: str = ""  # another type of weights than the variant's
 
     def config(self, k: int) -> Any:
         from dataclasses import replace
@@ -47,6 +48,8 @@ class Case:
 
         config = variant(self.variant).config(target(self.target)).with_constants(**dict(self.constants))
         config = replace(config, num_warps=self.warps, num_stages=self.stages)
+        if self.w:
+            config = replace(config, signature={**config.signature, "w": self.w})
         if "EVEN_K" in config.constexprs:
             words = k // 4 if self.variant.endswith("dp4a") else k
             config = config.with_constants(EVEN_K=words % int(config.constexprs["BLOCK_K"]) == 0)
@@ -61,23 +64,27 @@ def one_token() -> Iterator[Case]:
     """Tiles for one token: few rows a program or many, K whole or in parts, shallow or deep pipelines."""
     kinds = {
         "bf16": ("few-bf16", "sm_90", (128, 256)), "e4m3": ("few-e4m3fn-native", "sm_90", (256, 512)),
-        "e4m3 on sm_86": ("few-e4m3fn-widened", "sm_86", (256, 512)), "int8": ("few-int8-native", "sm_90", (256, 512)),
-        "int4": ("few-int4-bf16", "sm_90", (256, 128)),
+        "e4m3 on sm_86": ("few-e4m3fn-widened", "sm_86", (256, 512)),
+        "e4m3 widened": ("few-e4m3fn-widened", "sm_90", (256,)), "int8": ("few-int8-native", "sm_90", (256, 512)),
+        "int4": ("few-int4-bf16", "sm_90", (256, 128, 512)),
     }  # fmt: skip
     for kind, (variant, target, steps) in kinds.items():
         for step, (n, warps), stages, split in itertools.product(
-            steps, ((16, 1), (32, 2), (64, 4)), (3, 5), (1, 2, 4, 8)
+            steps, ((16, 1), (32, 2), (64, 4)), (3, 4, 5, 6), (1, 2, 4, 8)
         ):
-            if (n, split) in ((16, 8), (64, 1)) or (n == 32 and split == 8):
-                continue
             width = "UNIT" if "int4" in variant else "BLOCK_K"
             size = step * (2 if kind == "bf16" else 1) * stages * (n + 16)
             if size > 200 << 10:
                 continue
-            lines = (0, 2, 8) if target == "sm_90" and stages == 5 else (2,) if target == "sm_90" else (0,)
+            lines = (2, 4) if target == "sm_90" else (0,)
             for ahead in lines:
                 constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT", split), ("OVERLAP", ahead))
                 yield Case(kind, variant, target, constants, warps, stages, 1)
+    for w, element, target in (("*fp8e4nv", "hardware", "sm_90"), ("", "e4m3fn", "sm_90"), ("", "e4m3fn", "sm_86")):
+        for n, step, warps, unroll in itertools.product((2, 4, 8), (512, 1024), (1, 2, 4), (1, 2, 4)):
+            constants = (("BLOCK_N", n), ("BLOCK_K", step), ("UNROLL", unroll), ("OVERLAP", 2 * (target == "sm_90")))
+            kind = "e4m3" if target == "sm_90" else "e4m3 on sm_86"
+            yield Case(kind, "vector-e4m3fn-widened", target, (("ELEMENT", element), *constants), warps, 1, 1, w)
     for kind, variant, step in (("int8", "vector-int8-dp4a", 256), ("bf16", "vector-bf16", 512)):
         for n, warps, unroll, ahead in itertools.product((2, 4, 8), (1, 2, 4), (2, 4), (2, 8)):
             constants = (("BLOCK_N", n), ("BLOCK_K", step), ("UNROLL", unroll), ("OVERLAP", ahead))
@@ -145,10 +152,7 @@ class Operands:
     def __init__(self, case: Case, n: int, k: int) -> None:
         import torch
 
-        from isobit.kernels.variants import variant
-        from isobit.targets.table import target
-
-        signature = variant(case.variant).config(target(case.target)).signature
+        signature = case.config(k).signature
         width = {"*i16": k // 4, "*i32": k // 4}.get(signature["w"], k)
         dtypes = {
             "*bf16": torch.bfloat16, "*fp16": torch.float16, "*u8": torch.uint8, "*i8": torch.int8, "*i16": torch.int16,
@@ -159,7 +163,7 @@ class Operands:
         count = max(4, min(16, ROTATED_BYTES // size)) if case.tokens == 1 else 2
         self.weights = [self._random(n, width) for _ in range(count)]
         m, x_type = case.tokens, dtypes[signature["x"]]
-        x_width = k // 4 if signature["x"] == "*i32" else k
+        x_width = k // (4 if case.variant.endswith("dp4a") else 2) if signature["x"] == "*i32" else k
         if x_type.itemsize == 1 or x_type == torch.int32:
             self.x = torch.randint(0, 120, (m, x_width * x_type.itemsize), dtype=torch.uint8, device="cuda").view(
                 x_type
@@ -242,10 +246,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("one", "many"))
     parser.add_argument("--out", required=True)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="part of a variant's name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    cases = [case for case in (one_token() if options.what == "one" else many_tokens()) if options.only in case.kind]
+    cases = [case for case in (one_token() if options.what == "one" else many_tokens()) if options.only in case.variant]
     shapes = LAYER if options.what == "one" else SQUARE
     begin = time.time()
     keys = list(dict.fromkeys((case, k) for case in cases for _, k in shapes))
@@ -259,18 +263,18 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
         for n, k in shapes:
-            held: dict[str, Operands] = {}
+            held: dict[tuple[str, str], Operands] = {}
             for case in cases:
                 if (case, k) in problems:
                     continue
-                if case.variant not in held:
-                    held = {case.variant: Operands(case, n, k)}
+                if (case.variant, case.w) not in held:
+                    held = {(case.variant, case.w): Operands(case, n, k)}
                 try:
-                    us = measure(case, held[case.variant], n, k)
+                    us = measure(case, held[case.variant, case.w], n, k)
                 except Exception as failure:  # noqa: BLE001 - too much shared memory, say: a result
                     print(case.kind, case.label, type(failure).__name__, str(failure)[:120], flush=True)
                     continue
-                work = held[case.variant].bytes if case.tokens == 1 else 2 * case.tokens * n * k
+                work = held[case.variant, case.w].bytes if case.tokens == 1 else 2 * case.tokens * n * k
                 writer.writerow(
                     (
                         case.kind,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels.tiles import FEW
+from isobit.kernels.tiles import FEW, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.targets.spec import Target
 
@@ -44,6 +44,11 @@ def _family(tokens: int, target: Target) -> str:
     return "few" if tokens <= FEW else "many"
 
 
+def size_class(tokens: int) -> int:
+    """The largest number of tokens for which the choice is the same, or one more than the tile of a few."""
+    return next((most for most in (1, NARROW, FEW) if tokens <= most), FEW + 1)
+
+
 def candidates(
     weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target
 ) -> tuple[str, ...]:
@@ -58,19 +63,27 @@ def candidates(
     family, compute = _family(tokens, target), _DTYPES[dtype]
     float32 = "vector" if tokens == 1 else "many"
     if weights is None:
-        return () if compute == "f32" else (f"{family}-{compute}",)
+        one = (f"vector-{compute}",) if tokens == 1 else ()
+        return () if compute == "f32" else (*one, f"{family}-{compute}")
     name = weights.element
     if weights.granularity == "block":
         family = "few" if tokens <= FEW else "many"
         return (f"{family}-block-native", f"{family}-block-widened")
     if element(name).bits < 8:
         stream = (f"{float32}-{name}-stream",)
-        return stream if compute == "f32" or family == "vector" else (f"{family}-{name}-{compute}", *stream)
+        if compute == "f32" or family == "vector":
+            return stream
+        return (f"{family}-{name}-{compute}", *stream)
     if activations is None:
-        return (f"{float32}-{name}-f32",) if compute == "f32" or family == "vector" else (f"{family}-{name}-{compute}",)
+        if compute == "f32" or family == "vector":
+            return (f"{float32}-{name}-f32",)
+        return (f"{family}-{name}-{compute}",)
     if family == "vector":
         return ("vector-int8-dp4a",) if name == "int8" else (f"vector-{name}-widened",)
-    return (f"{family}-{name}-native", f"{family}-{name}-widened")
+    first: tuple[str, ...] = ()
+    if name == "int8" and tokens == 1 and target.vendor == "nvidia":
+        first = ("vector-int8-dp4a",)
+    return (*first, f"{family}-{name}-native", f"{family}-{name}-widened")
 
 
 def choose(

@@ -15,6 +15,7 @@ from isobit.targets.spec import Target
 Family = Literal["vector", "few", "many", "quantize"]
 Constant = int | float | bool | str | None
 
+NARROW = 8  # tokens: the narrowest tile of the "few" family
 FEW = 16  # tokens: the widest tile of the "few" family
 DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
 
@@ -81,7 +82,9 @@ def _few_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
         return _SCALAR_TILE
     if target.shared_memory < _MIDDLE_SHARED:
         return Tile(64, FEW, 128 // bytes_x, 4, 2)
-    return Tile(64, FEW, 256 if bytes_w == 1 else 128, 4, 4)
+    if target.shared_memory < _LARGE_SHARED:
+        return Tile(32, FEW, 256 if bytes_w == 1 else 128, 2, 3 if bytes_w == 1 else 4)
+    return Tile(64, FEW, 256 if bytes_w == 1 else 128, 4, 3 if bytes_w == 1 else 4)
 
 
 def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
@@ -92,7 +95,9 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     if target.shared_memory > _LARGE_SHARED:
         return Tile(128, 256 if bytes_x == bytes_w else 128, 128 // bytes_x, 8, 3)
     if target.shared_memory > _MIDDLE_SHARED:
-        return Tile(128, 128, 128 // bytes_x, 8, 3)
+        if bytes_x == 1:
+            return Tile(128, 128, 128, 8, 3)
+        return Tile(128, 128, 64, 4, 3) if bytes_w == 2 else Tile(64, 256, 32, 4, 3)
     # A thread of RDNA has half of CDNA's registers: twice the threads share the tile.
     return Tile(128, 64, 64 // bytes_x, 4 if target.registers > 256 else 8, 2)
 
@@ -151,6 +156,8 @@ def row_scaled(
             imprecise = 0
         if promote or imprecise:
             tile = replace(tile, m=min(tile.m, 128), k=128)
+        if imprecise:  # two sums of a tile are in registers
+            tile = replace(tile, n=64, warps=4, stages=4)
         unit = target.unit("int8", "int8") if x == "*i8" else None
         if unit is not None and unit.instruction == "IMMA":  # its sums are in registers, unlike those of newer units
             tile = replace(tile, m=min(tile.m, 128))
@@ -171,6 +178,8 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
         tile = (_few_tile if family == "few" else _many_tile)(target, _bytes(x), _bytes(w))
         if target.unit("float16", "float16") is None:  # two sums of a tile are in registers
             tile = replace(tile, m=FEW)
+        if family == "many" and w == x and target.shared_memory > _LARGE_SHARED:
+            tile = replace(tile, n=64, warps=4)
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
             "ELEMENT": element, "HAS_BIAS": False, "GROUP": 128,
@@ -183,10 +192,10 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
     return config
 
 
-def _unit_of_nibbles(target: Target, family: Family, zero: bool) -> int:
+def _unit_of_nibbles(target: Target, zero: bool) -> int:
     if target.unit("float16", "float16") is None:
         return 64
-    return 128 if zero or family == "many" else 256
+    return 128 if zero else 256
 
 
 def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
@@ -196,7 +205,7 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
         tile = (_few_tile if family == "few" else _many_tile)(target, 2, 1)
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
-            "GROUP": 128, "UNIT": _unit_of_nibbles(target, family, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
+            "GROUP": 128, "UNIT": _unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
         }  # fmt: skip
         small = target.shared_memory < _MIDDLE_SHARED
         return Config(_matrix_signature(x, "*i16", "*bf16"), constants, tile.warps, 1 if small else tile.stages)
@@ -228,7 +237,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
             "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4, "BLOCK_K": 1024 // _bytes(w),
             "UNROLL": 2,
         }  # fmt: skip
-        return Config(_matrix_signature(x, w), constants, 2, 1)
+        return Config(_matrix_signature(x, w), constants, 4 if _bytes(w) > 1 else 2, 1)
 
     return config
 
@@ -236,7 +245,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
 def vector_int8(target: Target) -> Config:
     constants: dict[str, Constant] = {
         "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
-        "BLOCK_K": 256, "UNROLL": 2,
+        "BLOCK_K": 256, "UNROLL": 4,
     }  # fmt: skip
     return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
 

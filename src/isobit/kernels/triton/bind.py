@@ -13,7 +13,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import layouts, selection
 from isobit.kernels.pack import record
-from isobit.kernels.tiles import Config
+from isobit.kernels.tiles import NARROW, Config
 from isobit.kernels.triton import rounding
 from isobit.kernels.triton.launch import Kernel
 from isobit.kernels.variants import Variant
@@ -25,8 +25,8 @@ _TRITON = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int8: "*i8",
     torch.int16: "*i16", torch.int32: "*i32", torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e5m2: "*fp8e5",
 }  # fmt: skip
+_SIZES = {"*fp16": 2, "*bf16": 2, "*fp32": 4}
 _GAINS = {"e4m3fn": 256.0}  # what the float16 decoder leaves; see decode.py
-_WIDE_GAIN = 1.0
 _CARD_MULTIPROCESSORS = 108  # what a split of K aims at where the card does not say
 
 
@@ -113,10 +113,9 @@ class BoundLinear:
         self._runs.clear()
 
     def _run(self, tokens: int, dtype: torch.dtype) -> _Run:
-        size = 1 if tokens == 1 else min(tokens, 17)  # what the choice of a variant depends on
-        key = (size if size in (1, 17) else 2, dtype)
+        key = (selection.size_class(tokens), dtype)
         if key not in self._runs:
-            self._runs[key] = _Run(self, self.variant(tokens, dtype), dtype)
+            self._runs[key] = _Run(self, self.variant(tokens, dtype), dtype, key[0])
         return self._runs[key]
 
     def variant(self, tokens: int, dtype: torch.dtype) -> Variant | None:
@@ -153,7 +152,7 @@ class BoundLinear:
 
     def unit(self, row: Variant) -> int | None:
         """Codes of one step of the nibble kernel, or None where none fits."""
-        largest = int(row.config(self.target).constexprs["UNIT"] or 0)
+        largest = int(row.config(self.target).constexprs.get("UNIT") or 128)
         assert self.spec is not None
         for unit in (256, 128, 64):
             whole = (
@@ -174,7 +173,7 @@ class BoundLinear:
 class _Run:
     """One weight on one variant: the arguments that never change, and the launch."""
 
-    def __init__(self, linear: BoundLinear, row: Variant | None, dtype: torch.dtype) -> None:
+    def __init__(self, linear: BoundLinear, row: Variant | None, dtype: torch.dtype, most: int) -> None:
         self.linear, self.row = linear, row
         self.arguments: dict[str, Any] = {}
         if row is None:
@@ -183,7 +182,7 @@ class _Run:
         if linear.activations is not None:
             self.rounding = rounding.Rounding(linear.activations, linear.input_scale, row.operand, linear.target)
         self.arguments = _weight_arguments(linear, row, dtype)
-        self.config = _configured(linear, row, dtype, self.arguments)
+        self.config = _configured(linear, row, dtype, self.arguments, most)
         self.kernel = Kernel(row.entry, self.config, linear.target)
         self.parts = int(self.config.constexprs.get("SPLIT") or 1)
 
@@ -198,8 +197,10 @@ class _Run:
             x, arguments["token_scale"] = self.rounding(x)
         tokens, (n, k) = x.shape[0], (self.linear.n, self.linear.k)
         constants = self.config.constexprs
+        if self.config.signature["x"] == "*i32":
+            x = x.view(torch.int32)
         if self.row.entry.endswith("int8"):
-            x, k = x.view(torch.int32), k // 4
+            k //= 4
         arguments |= {"x": x, "y": y, "N": n, "K": k}
         rows = -(-n // int(constants["BLOCK_N"] or 1))
         if self.row.family == "vector":
@@ -235,7 +236,8 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
         n, groups = weight.shape[0], weight.shape[1] // linear.group
         scale = layouts.by_group(weight.scale.expand(n, groups))
         zero = unused if weight.zero is None else layouts.by_group(weight.zero.expand(n, groups))
-        return arguments | {"w": linear.words(unit), "scale": scale, "zero": zero, "work": unused, "arrived": unused}
+        words = linear.words(unit)
+        return arguments | {"w": words, "scale": scale, "zero": zero, "work": unused, "arrived": unused}
     codes = weight.codes.contiguous()
     if row.compute == "native" and weight.spec.element != "int8":
         codes = codes.view(torch.float8_e4m3fn if weight.spec.element == "e4m3fn" else torch.float8_e5m2)
@@ -260,8 +262,8 @@ def _gain(row: Variant) -> float:
     return 1.0 if row.compute in ("native", "bf16") else _GAINS.get(row.weights or "", 1.0)
 
 
-def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments: dict[str, Any]) -> Config:
-    """The variant's configuration for this weight: its types and the constants that follow from its shape."""
+def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments: dict[str, Any], most: int) -> Config:
+    """The configuration for this weight and at most ``most`` tokens: its types, and constants of the shapes."""
     config = row.config(linear.target)
     known = config.constexprs
     constants: dict[str, Any] = {"HAS_BIAS": linear.bias is not None}
@@ -274,6 +276,8 @@ def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments
         assert isinstance(linear.weight, QTensor)
         has_zero = linear.weight.zero is not None
         constants |= {"BITS": linear.weight.element.bits, "GROUP": linear.group, "HAS_ZERO": has_zero}
+    if row.family == "few" and most <= NARROW:
+        constants["BLOCK_M"] = NARROW
     if known.get("SPLIT", 1) != 1:
         constants["SPLIT"] = _split(linear, config)
     types = {name: _TRITON[value.dtype] for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -287,14 +291,24 @@ def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments
 
 
 def _split(linear: BoundLinear, config: Config) -> int:
-    """Parts of K: enough programs for four on each multiprocessor, and at least four steps for each."""
+    """Parts of K: as many as fill what the multiprocessors hold at once, with at least four steps along K for each."""
     constants = config.constexprs
-    tiles = -(-linear.n // int(constants["BLOCK_N"] or 1))
+    n, m = int(constants["BLOCK_N"] or 1), NARROW
     step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
-    parts = 1
-    while tiles * parts * 2 <= 4 * _multiprocessors() + tiles and linear.k >= 8 * parts * step and parts < 8:
+    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
+    stage = step * (n * bits // 8 + m * _SIZES.get(config.signature["x"], 1))
+    resident = max(1, _shared_memory(linear.target) // (stage * config.num_stages))
+    tiles, parts = -(-linear.n // n), 1
+    while parts < 8 and 2 * parts * tiles <= resident * _multiprocessors() and linear.k >= 8 * parts * step:
         parts *= 2
     return parts
+
+
+def _shared_memory(target: Target) -> int:
+    """Bytes on a multiprocessor: of the card at hand, or of the target where its kernels are recorded for another."""
+    if record.active() is not None or not torch.cuda.is_available():
+        return target.shared_memory
+    return int(torch.cuda.get_device_properties().shared_memory_per_multiprocessor)
 
 
 def _multiprocessors() -> int:

@@ -1,0 +1,193 @@
+"""Speed of the bound linears on the card at hand, beside ceilings measured in the same run; one CSV row a figure.
+
+    python benchmarks/gpu_linear.py [--out benchmarks/results/gpu_linear.csv]
+
+One token: the four matrices of a Llama-2-7B layer, each rotated over more of them than the level-2 cache holds, in a
+CUDA graph; weight bytes (with group scales) per second over the read bandwidth. ``rounding`` rows include the rounding
+of activations as a kernel of its own; the others start from codes. Many tokens: 4096 by 4096 by 4096 and the layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from gpu_tune import LAYER, ROTATED_BYTES, timed
+
+from isobit.formats.pack import pack
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import SCHEMES
+from isobit.formats.table import element
+from isobit.kernels.triton.bind import bind
+from isobit.targets.table import target
+
+FIELDS = ("date", "commit", "device", "what", "lowering", "kernel", "M", "N", "K", "us", "figure", "unit", "share")
+ONE = (("bf16", "sm_90"), ("bf16", "sm_86"), ("fp8", "sm_90"), ("fp8", "sm_89"), ("fp8", "sm_86"),
+       ("fp8-e5m2", "sm_90"),
+       ("fp8-e5m2", "sm_86"), ("fp8-block", "sm_90"), ("fp8-w8a16", "sm_90"), ("int8", "sm_90"), ("int8", "sm_86"),
+       ("int8-w8a16", "sm_90"), ("int4", "sm_90"), ("int4", "sm_86"), ("int4-g32", "sm_90"),
+       ("int4-asym", "sm_90"))  # fmt: skip
+MANY = (("bf16", "sm_90"), ("bf16", "sm_86"), ("fp8", "sm_90"), ("fp8", "sm_86"), ("fp8-e5m2", "sm_90"),
+        ("fp8-e5m2", "sm_86"), ("fp8-block", "sm_90"), ("fp8-w8a16", "sm_90"), ("int8", "sm_90"), ("int8", "sm_86"),
+        ("int4", "sm_90"), ("int4", "sm_86"), ("int4-asym", "sm_90"))  # fmt: skip
+
+
+@triton.jit
+def _read(source, sink, SIZE: tl.constexpr, STEPS: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * SIZE * STEPS + tl.arange(0, SIZE)
+    total = tl.zeros((SIZE,), tl.int32)
+    for step in range(STEPS):
+        total ^= tl.load(source + place + step * SIZE)
+    tl.store(sink + tl.program_id(0), tl.xor_sum(total, axis=0))
+
+
+class Results:
+    """Rows of the CSV, printed as they come."""
+
+    def __init__(self, commit: str) -> None:
+        self.fixed = (time.strftime("%Y-%m-%d"), commit, torch.cuda.get_device_name())
+        self.rows: list[tuple[Any, ...]] = []
+
+    def add(self, what: str, lowering: str, kernel: str, m: int, n: int, k: int, us: float, figure: float, unit: str,
+            ceiling: float | None = None) -> None:  # fmt: skip
+        share = f"{figure / ceiling:.3f}" if ceiling else ""
+        row = (what, lowering, kernel, m, n, k, f"{us:.2f}", f"{figure:.3f}", unit, share)
+        self.rows.append((*self.fixed, *row))
+        print(*row, flush=True)
+
+
+def read_ceiling(results: Results) -> float:
+    """TB/s of reading 4 GiB."""
+    source = torch.randint(0, 9, (1 << 30,), dtype=torch.int32, device="cuda")
+    best = 0.0
+    for size, steps in ((2048, 8), (4096, 16), (8192, 4)):
+        programs = source.numel() // (size * steps)
+        sink = torch.empty(programs, dtype=torch.int32, device="cuda")
+        us = timed(lambda: _read[(programs,)](source, sink, SIZE=size, STEPS=steps, num_warps=8), 10)  # noqa: B023
+        best = max(best, 4 * source.numel() / us / 1e6)
+    results.add("ceiling: read", "", "xor", 0, 0, 0, 4 * source.numel() / best / 1e6, best, "TB/s")
+    return best
+
+
+def library_ceilings(results: Results, n: int, k: int, m: int) -> None:
+    """PyTorch's own matrix products."""
+    x, w = torch.randn(m, k, device="cuda").bfloat16(), torch.randn(n, k, device="cuda").bfloat16()
+    x8, w8 = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
+    xi, wi = (t.float().mul(40).clamp(-127, 127).to(torch.int8) for t in (x, w))
+    sx, sw = torch.ones(m, 1, device="cuda"), torch.ones(1, n, device="cuda")
+    one = torch.ones((), device="cuda")
+    products: dict[str, Callable[[], Any]] = {
+        "bf16 mm": lambda: x @ w.T,
+        "_scaled_mm rowwise, full accumulation": lambda: torch._scaled_mm(x8, w8.T, sx, sw, out_dtype=torch.bfloat16),
+        "_scaled_mm tensorwise, full accumulation": lambda: torch._scaled_mm(
+            x8, w8.T, one, one, out_dtype=torch.bfloat16
+        ),
+        "_int_mm": lambda: torch._int_mm(xi, wi.T),
+    }
+    for name, product in products.items():
+        us = timed(lambda: [product() for _ in range(4)], 10) / 4  # noqa: B023
+        results.add(f"ceiling: {name}", "", "torch", m, n, k, us, 2 * m * n * k / us / 1e6, "TFLOP/s")
+
+
+def random_weight(scheme: str, n: int, k: int) -> QTensor | torch.Tensor:
+    """Random codes of a scheme; floats for bf16."""
+    spec = SCHEMES[scheme].weights
+    if spec is None:
+        return torch.randn(n, k, device="cuda").bfloat16()
+    row = element(spec.element)
+    if row.kind == "float":
+        codes = torch.randint(0, 256, (n, k), dtype=torch.uint8, device="cuda")
+        codes = torch.where((codes & 0x7C) == 0x7C, codes & 0xBF, codes)  # neither NaN nor infinity
+    else:
+        dtype = torch.int8 if row.signed else torch.uint8
+        codes = torch.randint(row.codes.start, row.codes.stop, (n, k), device="cuda", dtype=dtype)
+    shape = spec.scale_shape(n, k)
+    zero = None if spec.symmetric else torch.randint(0, 16, shape, dtype=torch.uint8, device="cuda")
+    scale = (torch.rand(shape, device="cuda") + 0.5).bfloat16() / 64
+    return QTensor(spec, (n, k), pack(codes, row) if row.bits < 8 else codes, scale, zero)
+
+
+def weight_bytes(weight: QTensor | torch.Tensor) -> int:
+    return weight.nbytes if isinstance(weight, QTensor) else 2 * weight.numel()
+
+
+def from_codes(bound: Any, x: torch.Tensor) -> Callable[[], Any]:
+    """One launch of the linear alone: its activations rounded before."""
+    run = bound._run(x.shape[0], x.dtype)
+    y = torch.empty(x.shape[0], bound.n, dtype=x.dtype, device="cuda")
+    if run.rounding is not None:
+        rounded = run.rounding(x)
+        run.rounding = lambda _: rounded
+    return lambda: run(x, y)
+
+
+def one_token(results: Results, ceiling: float) -> None:
+    """The layer, a token at a time."""
+    for scheme, lowering in ONE:
+        for rounding in (False, True):
+            if rounding and SCHEMES[scheme].activations is None:
+                continue
+            total_us, total_bytes, names = 0.0, 0, set()
+            what = f"one token: {scheme}" + (" with rounding" if rounding else "")
+            for n, k in LAYER:
+                weights = [random_weight(scheme, n, k)]
+                size = weight_bytes(weights[0])
+                weights += [random_weight(scheme, n, k) for _ in range(max(3, min(15, ROTATED_BYTES // size)))]
+                x = torch.randn(1, k, device="cuda").bfloat16()
+                linears = [bind(w, SCHEMES[scheme].activations, None, None, target=target(lowering)) for w in weights]
+                row = linears[0].variant(1, x.dtype)
+                names.add(row.name if row else "torch")
+                calls = [(lambda b=b: b(x)) if rounding else from_codes(b, x) for b in linears]  # noqa: B023
+                us = timed(lambda: [call() for call in calls], 15) / len(calls)  # noqa: B023
+                results.add(what, lowering, " ".join(names), 1, n, k, us, size / us / 1e6, "TB/s", ceiling)
+                total_us, total_bytes = total_us + us, total_bytes + size
+            figure = total_bytes / total_us / 1e6
+            results.add(f"{what}, layer", lowering, " ".join(names), 1, 0, 0, total_us, figure, "TB/s", ceiling)
+
+
+def many_tokens(results: Results, m: int) -> None:
+    """4096 tokens."""
+    for scheme, lowering in MANY:
+        for n, k in ((4096, 4096), *LAYER[2:]):
+            x = torch.randn(m, k, device="cuda").bfloat16()
+            bound = bind(random_weight(scheme, n, k), SCHEMES[scheme].activations, None, None, target=target(lowering))
+            row = bound.variant(m, x.dtype)
+            call = from_codes(bound, x)
+            us = timed(lambda: [call() for _ in range(4)], 8) / 4  # noqa: B023
+            figure = 2 * m * n * k / us / 1e6
+            name = row.name if row else "torch"
+            results.add(f"many tokens: {scheme}", lowering, name, m, n, k, us, figure, "TFLOP/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="benchmarks/results/gpu_linear.csv")
+    parser.add_argument("--commit", default="")
+    options = parser.parse_args()
+    commit = (
+        options.commit
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+    )
+    results = Results(commit)
+    ceiling = read_ceiling(results)
+    for n, k in ((4096, 4096), *LAYER[2:]):
+        library_ceilings(results, n, k, 4096)
+    one_token(results, ceiling)
+    many_tokens(results, 4096)
+    with open(options.out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        writer.writerows(results.rows)
+
+
+if __name__ == "__main__":
+    main()
