@@ -256,7 +256,10 @@ def _lowering(
 
 def _decode_how(op: Op, target: Target, kernel: Kernel) -> str:
     """How one token is multiplied, which reads the weights once and is bound by memory."""
-    shown = f" ({', '.join(kernel.shows)})" if kernel.shows else ""
+    shown = f" ({', '.join(kernel.shows)})".replace("\\", "") if kernel.shows else ""  # mnemonics are expressions
+    unit = target.unit(op.w, op.a)
+    if kernel.compute == NATIVE and unit is not None and kernel.shows and unit.instruction not in kernel.shows[0]:
+        return f"{_pair(op)}, widened by the compiler for a few tokens{shown}"
     if kernel.compute in (NATIVE, op.w):
         return f"{_pair(op)} as they are{shown}"
     if op.w in FLOATS or ELEMENTS[op.w].kind == "int":

@@ -124,7 +124,7 @@ _WMMA_HALVES = _same(_HALVES, "v_wmma")
 _ROWS = (
     _nvidia(
         70, "Volta", (MatrixUnit("float16", "float16", "float32", "HMMA", unreachable=_TURING),), frozenset(), 96,
-        "NVIDIA Tesla V100 GPU Architecture white paper", _VOLTA_NOTE, "no bfloat16 arithmetic",
+        "NVIDIA Tesla V100 GPU Architecture white paper", _VOLTA_NOTE,
     ),
     _nvidia(
         75, "Turing",
@@ -133,7 +133,7 @@ _ROWS = (
             _int("int8", "IMMA", _TURING),
             _int("int4", "IMMA", _TURING),
         ),
-        frozenset(), 64, "NVIDIA Turing GPU Architecture white paper", "no bfloat16 arithmetic",
+        frozenset(), 64, "NVIDIA Turing GPU Architecture white paper",
     ),
     _nvidia(80, "Ampere (data center)", _AMPERE, frozenset(), 163,
             "NVIDIA A100 Tensor Core GPU Architecture white paper"),
