@@ -27,6 +27,8 @@ class Efficiency:
         fraction: how much is reached.
         measured_on: names of the targets on which it was measured; empty for an assumption.
         source: which measurement, or why it is assumed.
+        formats: of the weights; empty for any of that width.
+        granularity: what shares a weight scale; empty for any.
     """
 
     phase: Phase
@@ -36,12 +38,29 @@ class Efficiency:
     fraction: float
     measured_on: tuple[str, ...]
     source: str
+    formats: tuple[str, ...] = ()
+    granularity: str = ""
+
+    def holds(self, phase: Phase, op: Op, lowering: Lowering, target: Target) -> bool:
+        """Whether this row is about an op on a target."""
+        granularity = op.weights.granularity if op.weights else ""
+        return (
+            self.phase == phase
+            and target.vendor in self.vendors
+            and bits(op.w) in self.weights
+            and self.action in ("", lowering.action)
+            and (not self.formats or op.w in self.formats)
+            and self.granularity in ("", granularity)
+        )
 
 
-_H200 = "H200, 4.51 of 4.80 TB/s can be read; whole Llama-2-7B layer in a CUDA graph, first untuned kernels"
-_H200_MM = "H200, 4096x4096 layers"
+_CSV = "benchmarks/results/gpu_linear.csv"
+_H200 = f"H200, one token through a Llama-2-7B layer with the rounding of activations, of 4.80 TB/s ({_CSV})"
+_H200_FIRST = "H200, first untuned kernels on a Llama-2-7B layer, of 4.80 TB/s"
+_H200_MM = f"H200, 4096 tokens through layers of a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
 _CPU = "2 cores EPYC (AVX-512), matrices of 4096x4096, of the read rate beside it (benchmarks/results/cpu_linear.csv)"
 _GPUS = ("nvidia", "amd")
+_HOPPER = ("sm_90",)
 _MEASURED_CPUS = ("cpu-avx2", "cpu-avx512")
 _SUB_BYTE = (2, 3, 4, 5, 6, 7)
 
@@ -58,18 +77,24 @@ REFERENCE_DECODE = Efficiency(
 
 # The first row that holds is used: the most particular ones come first.
 EFFICIENCIES: tuple[Efficiency, ...] = (
-    Efficiency("decode", _GPUS, (16, 32), "", 0.75, ("sm_90",), f"{_H200}: 3.60 TB/s"),
-    Efficiency("decode", _GPUS, (8,), "native", 0.52, ("sm_90",), f"{_H200}: 2.55 TB/s (e4m3), 2.35 (int8)"),
-    Efficiency("decode", _GPUS, (8,), "", 0.39, ("sm_90",), f"{_H200}: 1.87 TB/s (e4m3 decoded by integer arithmetic)"),
-    Efficiency("decode", _GPUS, _SUB_BYTE, "", 0.23, ("sm_90",), f"{_H200}: 1.10 TB/s (int4)"),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.75, _HOPPER, f"{_H200}: bf16 3.62 TB/s"),
+    Efficiency("decode", _GPUS, (8,), "native", 0.63, _HOPPER, f"{_H200}: int8 3.04 TB/s", ("int8",)),
+    Efficiency("decode", _GPUS, (8,), "native", 0.54, _HOPPER, f"{_H200}: e4m3 in blocks 2.58 TB/s"),
+    Efficiency("decode", _GPUS, (8,), "", 0.39, _HOPPER, f"{_H200_FIRST}: e4m3 by integer decoding 1.87 TB/s"),
+    Efficiency("decode", _GPUS, _SUB_BYTE, "", 0.23, _HOPPER, f"{_H200_FIRST}: int4 1.10 TB/s"),
     Efficiency("decode", ("cpu",), (8,), "native", 0.88, _MEASURED_CPUS, f"{_CPU}: int8 by int8"),
     Efficiency("decode", ("cpu",), (8,), "", 0.70, _MEASURED_CPUS, f"{_CPU}: e4m3 in float32"),
     Efficiency("decode", ("cpu",), _SUB_BYTE, "native", 0.88, ("cpu-avx2",), "2 cores Zen 3 (AVX2): int4 by int8"),
     Efficiency("decode", ("cpu",), _SUB_BYTE, "", 0.60, _MEASURED_CPUS, f"{_CPU}: int4 in float32"),
     Efficiency("decode", ("cpu",), (16, 32), "", 0.73, _MEASURED_CPUS, f"{_CPU}: bfloat16"),
-    Efficiency("prefill", _GPUS, (16, 32), "native", 0.68, ("sm_90",), f"{_H200_MM}: 676 of 989 TFLOP/s"),
-    Efficiency("prefill", _GPUS, (8,), "native", 0.56, ("sm_90",), f"{_H200_MM}: 1102 of 1979 TFLOP/s (e4m3)"),
-    Efficiency("prefill", _GPUS, tuple(range(2, 33)), "", 0.5, (), "assumed: 85 % of what unwidened operands reach"),
+    Efficiency("prefill", _GPUS, (16, 32), "native", 0.68, _HOPPER, f"{_H200_MM}: bf16 673"),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_MM}: int8 1113", ("int8",)),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.24, _HOPPER, f"{_H200_MM}: e4m3 in blocks 469", (), "block"),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.43, _HOPPER, f"{_H200_MM}: e4m3 860"),
+    Efficiency("prefill", _GPUS, (8,), "", 0.41, _HOPPER, f"{_H200_MM}: e4m3 widened to bf16 406"),
+    Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.34, _HOPPER, f"{_H200_MM}: uint4 336", ("uint4",)),
+    Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.46, _HOPPER, f"{_H200_MM}: int4 459"),
+    Efficiency("prefill", _GPUS, tuple(range(2, 33)), "", 0.5, (), "assumed for arithmetic outside matrix units"),
     Efficiency(
         "prefill",
         ("cpu",),
@@ -110,11 +135,9 @@ def efficiency(phase: Phase, op: Op, lowering: Lowering, target: Target) -> Effi
     Raises:
         LookupError: no row covers it, which a test rules out.
     """
-    width = bits(op.w)
     if phase == "decode" and "reference" in lowering.kernels:
         return REFERENCE_DECODE
     for row in EFFICIENCIES:
-        if row.phase == phase and target.vendor in row.vendors and width in row.weights:
-            if row.action in ("", lowering.action):
-                return row
+        if row.holds(phase, op, lowering, target):
+            return row
     raise LookupError(f"no efficiency for {phase} of {op.name} in {op.w} on {target.name}")
