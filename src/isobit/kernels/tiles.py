@@ -203,6 +203,9 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
 
     def config(target: Target) -> Config:
         tile = (_few_tile if family == "few" else _many_tile)(target, 2, 1)
+        if family == "many" and target.unit("float16", "float16") and target.shared_memory > _MIDDLE_SHARED:
+            large = target.shared_memory > _LARGE_SHARED  # a step has all four quarters of x
+            tile = replace(tile, n=128 if large else 64, m=64, warps=8 if large else 4, stages=2)
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
             "GROUP": 128, "UNIT": _unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
