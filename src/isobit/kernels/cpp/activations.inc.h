@@ -71,7 +71,8 @@ struct Sources {
 };
 
 // Values in the order in which codes are decoded, spans padded with zeros to whole blocks; behind them, where codes have a
-// zero point, the sums of what each lane multiplies in a span.
+// zero point, what sums begin with: the sum of what each lane multiplies in a span, times minus the zero point if that is
+// the same everywhere.
 template <class D>
 void arrange_floats(const Layout &l, const float *values, int64_t k, float *out) {
     static constexpr Sources<D> sources;
@@ -94,6 +95,6 @@ void arrange_floats(const Layout &l, const float *values, int64_t k, float *out)
                 total += lane;
                 if (D::power(v) != 1) store(to + at + v * W, lane * splat(D::power(v)));
             }
-        if (l.shifted) store(sums + s * W, total * splat(1 / D::factor));
+        if (l.start != Start::NOTHING) store(sums + s * W, total * splat((l.start == Start::CONSTANT ? -D::offset : 1) / D::factor));
     }
 }

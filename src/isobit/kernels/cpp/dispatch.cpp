@@ -65,7 +65,7 @@ int fail(const char *why) {
 
 namespace {
 
-constexpr int64_t PIECE = 1 << 16;  // bytes of codes a thread takes at a time
+constexpr int64_t PIECE = 1 << 18;  // bytes of codes a thread takes at a time, unless that leaves it with few pieces
 constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
 
 int bits_of(int32_t format) {
@@ -180,7 +180,8 @@ void run_linears(const isobit_linear *const *w, int64_t count, const float *x, i
         std::vector<Piece> &pieces = kept;
         pieces.clear();
         for (int64_t i = first; i < last; ++i) {
-            const int64_t step = l.many ? isa.panel : std::max<int64_t>(1, PIECE / w[i]->row_bytes);
+            const int64_t share = w[i]->n * w[i]->row_bytes / (8 * threads());
+            const int64_t step = l.many ? isa.panel : std::max<int64_t>(1, std::min(PIECE, share) / w[i]->row_bytes);
             for (int64_t n = 0; n < w[i]->n; n += step)
                 pieces.push_back({w[i], n, std::min(n + step, w[i]->n), y[i], ldy[i]});
         }

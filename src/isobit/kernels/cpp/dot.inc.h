@@ -58,7 +58,7 @@ inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t 
         const int64_t end = smaller(begin + LONGEST, whole);
         int64_t k = begin;
         for (; k < end; k += Int8::codes) {
-            __builtin_prefetch(codes + k + AHEAD);
+            prefetch(codes + k);
             const Int8::V weights = Int8::weights(codes + k);
             for (int m = 0; m < M; ++m) acc[m] = Int8::dot(acc[m], weights, x(m) + k);
         }
@@ -141,7 +141,7 @@ inline void int4_row(const isobit_linear &w, const Layout &l, const uint8_t *cod
     for (int64_t span = 0; b < blocks; ++span) {
         const F scale = splat(scales[span]);
         for (const int64_t end = smaller(b + blocks_in_span, blocks); b < end; ++b) {
-            __builtin_prefetch(codes + b * (4 * W) + AHEAD);
+            prefetch(codes + b * (4 * W));
             step(codes + b * (4 * W), b, scale);
         }
     }

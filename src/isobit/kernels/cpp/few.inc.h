@@ -1,6 +1,10 @@
 // Few rows of activations by decoded weights: bound by memory, so codes are read once, in order, and prefetched.
 
-constexpr int64_t AHEAD = 1024;  // bytes: the next page is asked for before the hardware would
+// Codes are asked for a page ahead, into the second cache: the hardware stops at the end of each page, and fetching into
+// the first cache would take the buffers that the loads need.
+constexpr int64_t AHEAD = 4096;
+
+ISOBIT_INLINE void prefetch(const void *codes) { __builtin_prefetch(static_cast<const uint8_t *>(codes) + AHEAD, 0, 2); }
 
 // Sums of M rows of activations in C accumulators each, which take turns block by block and vector by vector.
 template <class D, int M, int C>
@@ -21,7 +25,7 @@ class Accumulators {
         Accumulators sums = *this;
         int64_t k = 0;
         for (; k + AT_ONCE * D::codes <= count; k += AT_ONCE * D::codes, codes += AT_ONCE * BYTES) {
-            for (int64_t line = 0; line < AT_ONCE * BYTES; line += 64) __builtin_prefetch(codes + AHEAD + line);
+            for (int64_t line = 0; line < AT_ONCE * BYTES; line += 64) prefetch(codes + line);
             unroll<AT_ONCE>([&](auto b) __attribute__((always_inline)) { sums.block(codes + b * BYTES, x + k + b * D::codes, ldx, b * VECTORS); });
         }
         for (; k + D::codes <= count; k += D::codes, codes += BYTES) sums.block(codes, x + k, ldx, 0);
@@ -57,8 +61,8 @@ struct Spans {
 };
 
 // Spans of whole blocks, the common case: nothing in the loop but what must be done.
-template <class D, int M, bool shifted, bool several>
-ISOBIT_INLINE void whole_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
+template <class D, int M, Start start, bool several>
+ISOBIT_INLINE void whole_spans_of(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
     constexpr int64_t BYTES = D::codes * D::bits / 8;
     const int64_t blocks = l.span / D::codes, spans = k / l.span, step = several ? l.per_span : 1;
     const int lanes = l.lanes;
@@ -68,12 +72,13 @@ ISOBIT_INLINE void whole_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M>
     F total[M] = {};
     for (int64_t span = 0; span < spans; ++span, sums += W, scales += step, zeros += step) {
         Accumulators<D, M, 2> acc{};
-        if (shifted) {
+        if constexpr (start == Start::CONSTANT) unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx); });
+        if constexpr (start == Start::ZERO_POINTS) {
             const F zero = lanes_at(zeros);
             unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx) * -zero; });
         }
         for (int64_t b = 0; b < blocks; ++b, codes += BYTES, x += D::codes) {
-            __builtin_prefetch(codes + AHEAD);
+            prefetch(codes);
             acc.block(codes, x, ldx, 0);
         }
         const F scale = lanes_at(scales);
@@ -84,11 +89,17 @@ ISOBIT_INLINE void whole_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M>
     at.codes = codes, at.x = x, at.sums = sums, at.scales = scales, at.zeros = zeros;
 }
 
+template <class D, int M, Start start>
+ISOBIT_INLINE void whole_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
+    l.per_span > 1 ? whole_spans_of<D, M, start, true>(k, l, ldx, at) : whole_spans_of<D, M, start, false>(k, l, ldx, at);
+}
+
 template <class D, int M>
 __attribute__((noinline)) void any_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
     for (; at.k < k; at.k += l.span, at.codes += l.span_bytes, at.x += l.padded_span, at.sums += W) {
         Accumulators<D, M, 2> acc{};
-        if (l.shifted) {
+        if (l.start == Start::CONSTANT) unroll<M>([&](auto m) { acc.acc[m][0] = load(at.sums + m * ldx); });
+        if (l.start == Start::ZERO_POINTS) {
             const F zero = lanes_of(at.zeros, 0, l.per_span, l.lanes);
             unroll<M>([&](auto m) { acc.acc[m][0] = load(at.sums + m * ldx) * -zero; });
         }
@@ -103,19 +114,21 @@ __attribute__((noinline)) void any_spans(int64_t k, const Layout &l, int64_t ldx
 template <class D, int M>
 inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales &s, const float *x,
                      int64_t ldx, float out[M]) {
-    const bool shifted = l.shifted;
     const float *sums = x + l.width;
     if (l.one_scale) {
         Accumulators<D, M, 4> acc{};  // enough to hide the latency of a fused multiply-add; the same for every M
-        if (shifted) unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx) * splat(-s.one_zero); });
+        if (l.start == Start::CONSTANT) unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx); });
+        if (l.start == Start::ZERO_POINTS)
+            unroll<M>([&](auto m) { acc.acc[m][0] = load(sums + m * ldx) * splat(-s.one_zero); });
         acc.add(codes, w.k, x, ldx);
         unroll<M>([&](auto m) { out[m] = sum(acc.total(m)) * s.one_scale; });
         return;
     }
     Spans<M> at{{}, 0, s.scales, s.zeros, codes, x, sums};
     if (l.padded_span == l.span) {
-        if (l.per_span > 1) shifted ? whole_spans<D, M, true, true>(w.k, l, ldx, at) : whole_spans<D, M, false, true>(w.k, l, ldx, at);
-        else shifted ? whole_spans<D, M, true, false>(w.k, l, ldx, at) : whole_spans<D, M, false, false>(w.k, l, ldx, at);
+        if (l.start == Start::ZERO_POINTS) whole_spans<D, M, Start::ZERO_POINTS>(w.k, l, ldx, at);
+        else if (D::offset) whole_spans<D, M, Start::CONSTANT>(w.k, l, ldx, at);
+        else whole_spans<D, M, Start::NOTHING>(w.k, l, ldx, at);
     }
     if (at.k < w.k) any_spans<D, M>(w.k, l, ldx, at);
     unroll<M>([&](auto m) { out[m] = sum(at.total[m]); });

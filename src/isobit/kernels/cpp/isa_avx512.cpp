@@ -57,31 +57,28 @@ struct DecodeF16 {
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) { out[0] = halves(load32(from)), out[1] = halves(load32(from + 32)); }
 };
-// As in isa_avx2.cpp: the byte in the upper half of a float16, for e4m3 one to the right and times 2^8.
-struct DecodeE4m3 {
-    static constexpr int bits = 8, codes = 32, offset = 0;
-    static constexpr float factor = 256;
+// The bits of a code stand at the exponent and mantissa of a float32, which is 2^120 (e5m2: 2^112) too small, subnormals
+// included. Activations are 2^48 too large, so that neither they nor the sums leave the range of float32; the rest is in
+// the factor. NaN codes of e4m3 would come out as 480: such weights are not given to us.
+template <int exponent_bits>
+struct DecodeFloat8 {
+    static constexpr int bits = 8, codes = 64, offset = 0;
+    static constexpr float factor = exponent_bits == 4 ? 0x1p72f : 0x1p64f;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
-    static constexpr int source(int i) { return evens_first(i); }
-    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
-        const __m256i pairs = load32(from), keep = _mm256_set1_epi16(static_cast<short>(0xbf80));
-        out[0] = halves(_mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pairs, 8), 1), keep));
-        out[1] = halves(_mm256_and_si256(_mm256_srai_epi16(pairs, 1), keep));
+    static constexpr float power(int) { return 0x1p48f; }
+    static constexpr int source(int i) { return i % W * 4 + i / W; }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
+        constexpr int down = 8 - exponent_bits;
+        const __m512i fours = load64(from);
+        const auto part = [](__m512i codes) ISOBIT_LAMBDA {
+            return as_f(_mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32(codes, down), _mm512_set1_epi32(static_cast<int>(0x80000000u | 0x7f000000u >> down)))));
+        };
+        out[0] = part(_mm512_slli_epi32(fours, 24)), out[1] = part(_mm512_slli_epi32(fours, 16));
+        out[2] = part(_mm512_slli_epi32(fours, 8)), out[3] = part(fours);
     }
 };
-struct DecodeE5m2 {
-    static constexpr int bits = 8, codes = 32, offset = 0;
-    static constexpr float factor = 1;
-    static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
-    static constexpr int source(int i) { return evens_first(i); }
-    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
-        const __m256i pairs = load32(from);
-        out[0] = halves(_mm256_slli_epi16(pairs, 8));
-        out[1] = halves(_mm256_and_si256(pairs, _mm256_set1_epi16(static_cast<short>(0xff00))));
-    }
-};
+using DecodeE4m3 = DecodeFloat8<4>;
+using DecodeE5m2 = DecodeFloat8<5>;
 struct DecodeInt8 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
@@ -106,20 +103,19 @@ struct DecodeWideInt4 {
         for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
     }
 };
-// The same without a shift for each: code v of a lane is 16^v times too large (the last one, shifted once, 16^6), which the
-// activations make up for. 2^-12 of it is in the factor, so that neither they nor the sums leave the range of float32.
+// The same with two shifts for all: code v of a half of a lane is 16^v times too large, which the activations make up for,
+// but for 2^-6 in the factor, so that neither they nor the sums leave the range of float32.
 template <int zero>
 struct DecodeInPlaceInt4 {
     static constexpr int bits = 4, codes = 128, offset = zero;
-    static constexpr float factor = 1.0f / 4096;
+    static constexpr float factor = 1.0f / 64;
     static constexpr bool scaled = true;
-    static constexpr float power(int v) { return 4096.0f / static_cast<float>(1 << 4 * (v < 7 ? v : 6)); }
+    static constexpr float power(int v) { return 64.0f / static_cast<float>(1 << v % 4 * 4); }
     static constexpr int source(int i) { return i % W * 8 + i / W; }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
-        const __m512i eights = load64(from);
-        const auto part = [](__m512i codes, int v) { return as_f(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15 << 4 * v)))); };
-        for (int v = 0; v < 7; ++v) out[v] = part(eights, v);
-        out[7] = part(_mm512_srli_epi32(eights, 4), 6);
+        const __m512i eights = load64(from), upper = _mm512_srli_epi32(eights, 16);
+        const auto part = [](__m512i codes, int v) ISOBIT_LAMBDA { return as_f(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15 << 4 * v)))); };
+        for (int v = 0; v < 4; ++v) out[v] = part(eights, v), out[4 + v] = part(upper, v);
     }
 };
 template <int width, int zero>

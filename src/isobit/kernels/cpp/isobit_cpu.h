@@ -74,6 +74,9 @@ int isobit_cpu_linears(const isobit_linear *const *w, int64_t count, const float
 int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m, int64_t k,
                         uint8_t *codes, float *scales);
 
+// 1 if a code of a matrix of 8-bit floats is no finite number, which the linears do not decode; 0 if all are numbers.
+int isobit_cpu_has_nan(int32_t format, const void *codes, int64_t rows, int64_t row_bytes, int64_t k);
+
 // Sum of all bytes as 64-bit words: what the memory gives to a reader, with all threads of the pool.
 uint64_t isobit_cpu_read(const void *data, int64_t bytes);
 

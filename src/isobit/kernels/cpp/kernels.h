@@ -5,6 +5,7 @@
 
 // Kernels are written in small functions and must become one.
 #define ISOBIT_INLINE inline __attribute__((always_inline))
+#define ISOBIT_LAMBDA __attribute__((always_inline))
 
 namespace isobit {
 
@@ -18,6 +19,9 @@ enum class Kind {
     INT4_INT8,  // int4 codes by int8 codes, exact in int32 within what shares a scale
 };
 
+// What sums begin with, because codes are above their values: nothing, the same for all weights, or by zero points.
+enum class Start { NOTHING, CONSTANT, ZERO_POINTS };
+
 // How a linear is computed by an instruction set, and how rows of activations are laid out for it.
 //
 // A row of weights is a sequence of spans, each of whole groups and (but for the last) of whole blocks. A block is what
@@ -27,7 +31,7 @@ struct Layout {
     bool many;            // for the product with many rows, else for few
     bool wide;            // int4 decoded in blocks of 8 codes for every lane
     bool one_scale;       // a row has one scale, applied to its sum
-    bool shifted;         // codes have a zero point other than 0: sums of activations are needed
+    Start start;          // if it is something, sums of activations are laid out too
     int64_t group;        // weights that share a scale along k
     int64_t groups;       // how many there are in a row
     int64_t block;        // codes of a block

@@ -68,7 +68,7 @@ Layout layout(const isobit_linear &w, int64_t m) {
     l.one_scale = l.groups == 1;
     with_decoder(w.format, l, [&](auto d) {
         l.block = d.codes;
-        l.shifted = d.offset || w.zeros;
+        l.start = w.zeros ? Start::ZERO_POINTS : d.offset ? Start::CONSTANT : Start::NOTHING;
         l.span = l.group < l.block && l.wide ? l.block : l.group;
         l.span_bytes = l.span * d.bits / 8;
     });
@@ -78,7 +78,7 @@ Layout layout(const isobit_linear &w, int64_t m) {
     l.padded_span = round_up(l.span, l.block);
     l.width = l.spans * l.padded_span;
     switch (l.kind) {
-        case Kind::FLOATS: l.row_size = (l.width + (l.shifted ? l.spans * W : 0)) * 4; break;
+        case Kind::FLOATS: l.row_size = (l.width + (l.start != Start::NOTHING ? l.spans * W : 0)) * 4; break;
         case Kind::INT8: l.row_size = int8_row_size(w.k, l.many); break;
         case Kind::INT4_INT8: l.row_size = int4_row_size(l); break;
     }

@@ -58,7 +58,7 @@ class ScaleReader {
         } else {
             for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g) * factor_;
         }
-        if (l_.shifted)
+        if (l_.start != Start::NOTHING)
             for (int64_t g = first; g < last; ++g) zeros[g] = zero_at(at + g);
     }
 

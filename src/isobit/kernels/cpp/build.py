@@ -1,0 +1,193 @@
+"""Builds the CPU kernels into one shared library with a C interface. Needs a C++ compiler and nothing else.
+
+``setup.py`` calls :func:`build` when the package is installed. By hand, after a change of a source:
+
+    python src/isobit/kernels/cpp/build.py               # src/isobit/kernels/_cpu.so
+    python src/isobit/kernels/cpp/build.py --help        # another place, compiler, machine; sanitizers
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+LIBRARY = SOURCES.parent / "_cpu.so"
+COMPILERS = ("c++", "g++", "clang++")  # the first that is there, unless CXX names one
+
+# Never -ffast-math: linked into a library it makes the whole process flush subnormals, and the law of rounding needs
+# exact divisions. Contraction to fused multiply-adds is what the kernels are written for.
+COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-pthread")
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set beyond the machine's least one.
+
+    Attributes:
+        name: what isobit_cpu_isas() calls it.
+        source: the file that is compiled for it.
+        define: tells all files that it is there.
+        flags: for its own file only.
+        machines: spellings of the machine, as ``platform.machine()`` and compilers have them.
+    """
+
+    name: str
+    source: str
+    define: str
+    flags: tuple[str, ...]
+    machines: tuple[str, ...]
+
+
+X86 = ("x86_64", "AMD64", "amd64")
+ARM = ("aarch64", "arm64")
+
+ISAS: tuple[Isa, ...] = (
+    Isa("avx2", "isa_avx2.cpp", "ISOBIT_AVX2", ("-mavx2", "-mfma", "-mf16c", "-mbmi2"), X86),
+    Isa(
+        "avx512",
+        "isa_avx512.cpp",
+        "ISOBIT_AVX512",
+        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c", "-mbmi2")
+        + ("-mprefer-vector-width=512",),
+        X86,
+    ),
+    Isa("neon", "isa_neon.cpp", "ISOBIT_NEON", ("-march=armv8.2-a+dotprod+fp16",), ARM),
+)
+
+
+class BuildError(Exception):
+    """The library cannot be built; the message says why, with the compiler's own words."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built.
+
+    Attributes:
+        compiler: first line of its ``--version``.
+        isas: instruction sets in the library, the portable one included.
+        left_out: those for this machine that the compiler does not know.
+    """
+
+    compiler: str
+    isas: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def find_compiler() -> str:
+    """The C++ compiler: CXX, or the first of COMPILERS.
+
+    Raises:
+        BuildError: there is none.
+    """
+    named = os.environ.get("CXX")
+    found = named or next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if found is None or shutil.which(found.split()[0]) is None:
+        raise BuildError(f"there is no C++ compiler: {f'CXX={named}' if named else ', '.join(COMPILERS)} not found")
+    return found
+
+
+def build(
+    output: Path = LIBRARY,
+    *,
+    compiler: str | None = None,
+    machine: str | None = None,
+    flags: tuple[str, ...] = (),
+    jobs: int | None = None,
+) -> Built:
+    """Compiles and links the library.
+
+    Args:
+        output: where it goes; replaced in one step.
+        compiler: a command; None for the one of this machine.
+        machine: what it is compiled for, when that is not this machine.
+        flags: further ones for every file and for linking.
+        jobs: files compiled at a time; None for one on each core.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+    """
+    command = (compiler or find_compiler()).split()
+    version = (_run([*command, "--version"]).splitlines() or [command[0]])[0]
+    wanted = [
+        isa for isa in ISAS if (machine or platform.machine()) in isa.machines and (SOURCES / isa.source).exists()
+    ]
+    known = [isa for isa in wanted if _knows(command, isa.flags)]
+    defines = tuple(f"-D{isa.define}" for isa in known)
+    own_flags = {isa.source: isa.flags for isa in known}
+    sources = [path for path in sorted(SOURCES.glob("*.cpp")) if _belongs(path.name, known)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
+        objects = [Path(folder, f"{path.stem}.o") for path in sources]
+
+        def compile_one(source: Path, target: Path) -> None:
+            own = own_flags.get(source.name, ())
+            _run([*command, *COMMON, *defines, *own, *flags, "-c", str(source), "-o", str(target)])
+
+        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+            list(pool.map(compile_one, sources, objects))
+        linked = output.with_name(f"{output.name}.{os.getpid()}.new")  # beside it: a rename must not cross file systems
+        try:
+            _run([*command, "-shared", "-pthread", *flags, *map(str, objects), "-o", str(linked)])
+            linked.replace(output)
+        finally:
+            linked.unlink(missing_ok=True)
+    known_names = tuple(isa.name for isa in known)
+    return Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
+
+
+def _belongs(source: str, known: list[Isa]) -> bool:
+    return not source.startswith("isa_") or source == "isa_portable.cpp" or source in {isa.source for isa in known}
+
+
+def _knows(command: list[str], flags: tuple[str, ...]) -> bool:
+    """Whether a compiler takes these flags."""
+    done = subprocess.run(
+        [*command, *flags, "-fsyntax-only", "-x", "c++", "-"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from None
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\nfailed with status {done.returncode}:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Build isobit's CPU kernels.")
+    parser.add_argument("--output", type=Path, default=LIBRARY, help="the library (%(default)s)")
+    parser.add_argument("--compiler", help="a C++ compiler, with flags if need be (CXX, or what is found)")
+    parser.add_argument("--machine", help="what it is for, e.g. aarch64 with a cross compiler (this machine)")
+    parser.add_argument("--flag", action="append", default=[], help="for every file and for linking; may be repeated")
+    args = parser.parse_args()
+    try:
+        built = build(args.output, compiler=args.compiler, machine=args.machine, flags=tuple(args.flag))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{args.output}: {', '.join(built.isas)} ({built.compiler})")
+    for name in built.left_out:
+        print(f"left out, because the compiler does not know it: {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
