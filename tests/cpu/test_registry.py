@@ -9,16 +9,17 @@ from isobit.formats.schemes import SCHEMES, ActSpec, WeightSpec
 from isobit.kernels.registry import LINEAR_KERNELS, LinearKernel, choose
 
 INT8 = WeightSpec("int8", "channel")
+REFERENCE = LINEAR_KERNELS[-1:]
 FAST = LinearKernel("fast", "isobit.kernels.reference:bind", lambda w, a, d: None if a else "wants activations", 10)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_the_reference_runs_every_scheme_on_a_cpu(scheme) -> None:
-    assert choose(scheme.weights, scheme.activations, "cpu", kernels=LINEAR_KERNELS[-1:]).name == "reference"
+    assert choose(scheme.weights, scheme.activations, "cpu", kernels=REFERENCE).name == "reference"
 
 
 def test_a_new_row_is_enough_and_the_highest_priority_wins() -> None:
-    rows = (*LINEAR_KERNELS, FAST)
+    rows = (*REFERENCE, FAST)
     assert choose(INT8, ActSpec("int8", "token"), "cpu", kernels=rows) is FAST
     assert choose(INT8, None, "cpu", kernels=rows).name == "reference"
 

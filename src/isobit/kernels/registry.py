@@ -15,7 +15,7 @@ from typing import Any
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.schemes import ActSpec, WeightSpec
-from isobit.kernels import selection
+from isobit.kernels import cpu_formats, cpu_library, selection
 
 # Says why a row cannot run (weights, activations, device), or None when it can.
 Accepts = Callable[[WeightSpec | None, ActSpec | None, str], str | None]
@@ -62,10 +62,76 @@ def _triton_accepts(weights: WeightSpec | None, activations: ActSpec | None, dev
     return selection.unsupported(weights, activations)
 
 
+def _cpu_accepts(weights: WeightSpec | None, activations: ActSpec | None, device: str) -> str | None:
+    if device != "cpu":
+        return f"the CPU kernels do not run on {device}"
+    return cpu_formats.unsupported(weights, activations) or cpu_library_problem()
+
+
+def cpu_library_problem() -> str | None:
+    """Why the library of the CPU kernels cannot be used and how to mend that, or None."""
+    return cpu_library.problem()
+
+
 LINEAR_KERNELS: tuple[LinearKernel, ...] = (
     LinearKernel("triton", "isobit.kernels.triton.bind:bind", _triton_accepts, priority=100),
+    LinearKernel("cpu", "isobit.kernels.cpu:bind", _cpu_accepts, priority=50),
     LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0),
 )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A weight bound to a kernel.
+
+    Attributes:
+        kernel: the row that runs it.
+        run: ``[..., K]`` to ``[..., N]``.
+        reasons: why each row of a higher priority does not.
+    """
+
+    kernel: LinearKernel
+    run: Callable[..., Any]
+    reasons: tuple[str, ...]
+
+
+def bind(
+    weight: Any,
+    activations: ActSpec | None,
+    input_scale: Any,
+    bias: Any,
+    *,
+    device: str,
+    keep_values: bool = False,
+    kernels: tuple[LinearKernel, ...] | None = None,
+) -> Bound:
+    """Binds a weight to the first row that takes it: formats decide, and then the codes of the weight at hand.
+
+    Args:
+        weight: QTensor or tensor ``[N, K]``.
+        activations: how inputs are rounded; None when they are not.
+        input_scale: float32 ``[1]`` for static activations.
+        bias: ``[N]``, or None.
+        device: ``cpu`` or ``cuda``.
+        keep_values: see the reference kernel.
+        kernels: the rows to choose from; None for all.
+
+    Raises:
+        Unsupported: no row takes it; has the reason of each.
+        UsageError: ISOBIT_KERNEL names no row.
+    """
+    spec: WeightSpec | None = getattr(weight, "spec", None)
+    reasons: list[str] = []
+    for row in _rows(LINEAR_KERNELS if kernels is None else kernels):
+        reason = row.accepts(spec, activations, device)
+        if reason is None:
+            try:
+                run = row.bind(weight, activations, input_scale, bias, keep_values=keep_values)
+                return Bound(row, run, tuple(reasons))
+            except Unsupported as refusal:
+                reason = "; ".join(refusal.reasons)
+        reasons.append(f"{row.name}: {reason}")
+    raise _refusal(spec, activations, reasons)
 
 
 def choose(
@@ -87,17 +153,24 @@ def choose(
         Unsupported: no row accepts; has the reason of each.
         UsageError: ISOBIT_KERNEL names no row.
     """
-    forced = os.environ.get("ISOBIT_KERNEL")
-    if forced:
-        if forced not in {row.name for row in kernels}:
-            raise UsageError(
-                f"ISOBIT_KERNEL={forced}: there is no such kernel; known: {', '.join(r.name for r in kernels)}"
-            )
-        kernels = tuple(row for row in kernels if row.name == forced)
     reasons = []
-    for row in sorted(kernels, key=lambda row: -row.priority):
+    for row in _rows(kernels):
         reason = row.accepts(weights, activations, device)
         if reason is None:
             return row
         reasons.append(f"{row.name}: {reason}")
-    raise Unsupported(f"a linear with {weights or 'plain'} weights and {activations or 'plain'} activations", reasons)
+    raise _refusal(weights, activations, reasons)
+
+
+def _rows(kernels: tuple[LinearKernel, ...]) -> list[LinearKernel]:
+    """The rows in the order in which they are asked; only the one that ISOBIT_KERNEL names, if it names one."""
+    forced = os.environ.get("ISOBIT_KERNEL")
+    if forced and forced not in {row.name for row in kernels}:
+        known = ", ".join(row.name for row in kernels)
+        raise UsageError(f"ISOBIT_KERNEL={forced}: there is no such kernel; known: {known}")
+    rows = [row for row in kernels if not forced or row.name == forced]
+    return sorted(rows, key=lambda row: -row.priority)
+
+
+def _refusal(weights: WeightSpec | None, activations: ActSpec | None, reasons: list[str]) -> Unsupported:
+    return Unsupported(f"a linear with {weights or 'plain'} weights and {activations or 'plain'} activations", reasons)

@@ -40,11 +40,21 @@ class KVCache:
             CapacityError: there is no room for T more tokens.
         """
         end = self.length + keys.shape[2]
-        if end > self.max_len:
-            raise CapacityError(f"the key-value cache has room for {self.max_len} tokens, not for {end}")
+        self.room(layer, keys.shape[2])
         self._keys[layer][:, :, self.length : end] = keys
         self._values[layer][:, :, self.length : end] = values
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def room(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """A layer's whole memory ``[B, kv_heads, max_len, head_dim]``, for a kernel that stores ``tokens`` more itself.
+
+        Raises:
+            CapacityError: there is no room for them.
+        """
+        end = self.length + tokens
+        if end > self.max_len:
+            raise CapacityError(f"the key-value cache has room for {self.max_len} tokens, not for {end}")
+        return self._keys[layer], self._values[layer]
 
     def advance(self, tokens: int) -> None:
         """Counts tokens that every layer has stored."""

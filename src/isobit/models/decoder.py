@@ -11,6 +11,7 @@ from isobit.errors import UsageError
 from isobit.models.cache import KVCache
 from isobit.models.config import ModelConfig
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+from isobit.models.ops import LayerOps, Step, choose
 from isobit.models.rope import RotaryTable
 
 
@@ -22,10 +23,12 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = attention, mlp
         self.input_layernorm, self.post_attention_layernorm = before_attention, before_mlp
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[B, T, hidden]`` to the same."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        before, behind, ops = self.input_layernorm, self.post_attention_layernorm, step.ops
+        mixed = self.self_attn(ops.norm(x, before.weight, before.eps), step)
+        x, normed = ops.add_norm(x, mixed, behind.weight, behind.eps)
+        return ops.add(x, self.mlp(normed, step))
 
 
 class Decoder(nn.Module):
@@ -90,15 +93,21 @@ class Decoder(nn.Module):
         if tokens == 0:
             raise UsageError("there are no tokens to run the model on")
         begin = 0 if cache is None else cache.length
+        ops = self.layer_ops(x.dtype, x.device.type)
         cos, sin = (part.to(x.dtype) for part in self._rotary.at(begin, begin + tokens))
-        masks: dict[int | None, Tensor | None] = {}
-        for layer, window in zip(self.layers, self.config.windows, strict=True):
-            if window not in masks:
-                masks[window] = attention_mask(begin, tokens, window, x.dtype)
-            x = layer(x, cos, sin, masks[window], cache)
+        windows = set(self.config.windows) if ops.needs_masks else set()
+        masks = {window: attention_mask(begin, tokens, window, x.dtype) for window in windows}
+        step = Step(ops, begin, cos, sin, masks, cache)
+        x = x.contiguous()
+        for layer in self.layers:
+            x = layer(x, step)
         if cache is not None:
             cache.advance(tokens)
         return x
+
+    def layer_ops(self, dtype: torch.dtype | None = None, device: str = "cpu") -> LayerOps:
+        """The row that runs what is not a linear, for this dtype (default: the model's) on this device."""
+        return choose(dtype or self.dtype, device, self.config.head_dim)
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``max_len`` tokens."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import registry
-from isobit.models.cache import KVCache
+from isobit.kernels.cpu_layer import Heads
 from isobit.models.config import ModelConfig
-from isobit.models.rope import rotate
+from isobit.models.ops import Step
 
 
 class Linear(nn.Module):
@@ -23,6 +23,8 @@ class Linear(nn.Module):
         input_scale: float32 ``[1]`` of static activations, else None.
         bias: ``[N]`` in the compute dtype, or None.
         kernel: the registry's row that runs it.
+        reasons: why no faster row does.
+        bound: the function that runs it.
     """
 
     def __init__(
@@ -36,17 +38,21 @@ class Linear(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        spec = weight.spec if isinstance(weight, QTensor) else None
-        self.kernel = registry.choose(spec, activations, "cpu")
         self.weight = weight
         self.activations = activations
         self.input_scale = input_scale
         self.bias = None if bias is None else bias.to(dtype)
-        self._bound = self.kernel.bind(weight, activations, input_scale, self.bias, keep_values=keep_values)
+        bound = registry.bind(weight, activations, input_scale, self.bias, device="cpu", keep_values=keep_values)
+        self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
-        return self._bound(x)  # type: ignore[no-any-return]
+        return self.bound(x)  # type: ignore[no-any-return]
+
+    @property
+    def observed(self) -> bool:
+        """Whether hooks wait for calls of this module."""
+        return bool(self._forward_pre_hooks or self._forward_hooks)
 
 
 class RMSNorm(nn.Module):
@@ -82,24 +88,17 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, parts: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.layer, self.head_dim, self.window = layer, config.head_dim, config.windows[layer]
-        self.groups = config.num_heads // config.num_kv_heads
+        self.layer = layer
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[f"{name}_proj"] for name in "qkvo")
         self.q_norm, self.k_norm = parts.get("q_norm"), parts.get("k_norm")
+        q_norm, k_norm = (norm.weight if isinstance(norm, RMSNorm) else None for norm in (self.q_norm, self.k_norm))
+        sizes = config.num_heads, config.num_kv_heads, config.head_dim, config.windows[layer]
+        self.heads = Heads(*sizes, q_norm=q_norm, k_norm=k_norm, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """``[B, T, hidden]`` to the same; ``mask`` is additive ``[T, S]``, or None where nothing is masked."""
-        query, key, value = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if cache is not None:
-            key, value = cache.append(self.layer, key, value)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.groups > 1)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """``[B, T, hidden]`` to the same."""
+        query, key, value = step.ops.project((self.q_proj, self.k_proj, self.v_proj), x)  # type: ignore[arg-type]
+        return self.o_proj(step.ops.attend(self.heads, self.layer, query, key, value, step))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -109,6 +108,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (parts[f"{name}_proj"] for name in ("gate", "up", "down"))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[B, T, hidden]`` to the same."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        gate, up = step.ops.project((self.gate_proj, self.up_proj), x)  # type: ignore[arg-type]
+        return self.down_proj(step.ops.gate(gate, up))  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from isobit.checkpoint import layout
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.qtensor import QTensor
+from isobit.kernels import registry
 from isobit.models.config import ModelConfig
 from isobit.models.decoder import Decoder, Layer
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
@@ -18,8 +19,9 @@ from isobit.models.shapes import expected_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Float32 copies of code values are kept when all of them together stay below this: a small model then decodes at
-# memory speed, while a large one is decoded in bounded memory. Rounding points are the same either way.
+# Without the CPU kernels, which use weights where they lie, float32 copies of code values are kept when all of them
+# together stay below this: a small model then decodes at memory speed, while a large one is decoded in bounded memory.
+# Rounding points are the same either way.
 KEEP_VALUES_BELOW = 1 << 30  # bytes
 
 # Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
@@ -36,7 +38,8 @@ def load_model(
     Args:
         source: a folder, or an opened checkpoint.
         dtype: what activations are computed in: ``float32`` (the default), ``bfloat16`` or ``float16``.
-        keep_values: keep float32 code values in memory (faster, four bytes a weight); None to do so below 1 GiB.
+        keep_values: keep float32 code values in memory (faster, four bytes a weight); None to do so below 1 GiB
+            where there are no CPU kernels, which use weights as they are stored.
 
     Raises:
         CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.
@@ -56,7 +59,9 @@ class _Loader:
         self.ck, self.config, self.dtype = ck, config, dtype
         self.expected = expected_tensors(config)
         weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
-        self.keep_values = 4 * weights < KEEP_VALUES_BELOW if keep_values is None else keep_values
+        in_place = registry.choose(None, None, "cpu").name == "cpu"
+        small = 4 * weights < KEEP_VALUES_BELOW and not in_place
+        self.keep_values = small if keep_values is None else keep_values
         self.used: set[str] = set()
 
     def decoder(self) -> Decoder:

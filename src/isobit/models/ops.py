@@ -1,0 +1,183 @@
+"""What computes the parts of a decoder layer beside its linears: rows, and the one place where the choice is made.
+
+``reference`` is plain PyTorch, for every dtype and device. ``cpu`` is isobit's own, for float32 on the CPU: blockwise
+attention without a matrix of scores, residual and norm in one pass, linears of one input in one call. Environment
+variable ``ISOBIT_KERNEL``, which forces a row of linear kernels by name, decides here too where a row has that name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isobit.errors import Unsupported
+from isobit.kernels import cpu, cpu_layer, registry
+from isobit.kernels.cpu_layer import Heads
+from isobit.models.cache import KVCache
+from isobit.models.rope import rotate
+
+if TYPE_CHECKING:
+    from isobit.models.layers import Linear
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the layers share in one call of the model.
+
+    Attributes:
+        ops: the row that runs them.
+        past: tokens in the cache.
+        cos, sin: ``[T, head_dim]`` of the new tokens, in the dtype of the activations.
+        masks: for each window of a layer the additive mask ``[T, past + T]``, or None; for the reference only.
+        cache: keys and values so far, or None.
+    """
+
+    ops: LayerOps
+    past: int
+    cos: Tensor
+    sin: Tensor
+    masks: Mapping[int | None, Tensor | None]
+    cache: KVCache | None
+
+
+@dataclass(frozen=True)
+class LayerOps:
+    """One way to run the parts of a layer.
+
+    Attributes:
+        name: what ISOBIT_KERNEL and ``Decoder.layer_ops`` call it.
+        needs_masks: whether ``attend`` reads ``Step.masks``.
+        accepts: why it cannot run a dtype on a device with heads of some width, or None.
+        priority: the highest that accepts is chosen.
+        norm: (x, weight, eps) to the RMS norm of ``[..., K]``.
+        add: (x, delta) to their sum.
+        add_norm: (x, delta, weight, eps) to the sum and its norm.
+        gate: (gate, up) to ``silu(gate) * up``.
+        project: several linears of one input.
+        attend: (heads, layer, q, k, v ``[B, T, heads * dim]``, step) to the same; fills the cache.
+    """
+
+    name: str
+    needs_masks: bool
+    accepts: Callable[[torch.dtype, str, int], str | None]
+    priority: int
+    norm: Callable[[Tensor, Tensor, float], Tensor]
+    add: Callable[[Tensor, Tensor], Tensor]
+    add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    gate: Callable[[Tensor, Tensor], Tensor]
+    project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
+    attend: Callable[[Heads, int, Tensor, Tensor, Tensor, Step], Tensor]
+
+
+# ---------------------------------------------------------------------- reference
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+
+
+def _add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + delta
+    return total, _norm(total, weight, eps)
+
+
+def _project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
+    return [linear(x) for linear in linears]
+
+
+def _attend(heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+    query, key, value = (part.view(*part.shape[:-1], -1, heads.dim).transpose(1, 2) for part in (q, k, v))
+    if heads.q_norm is not None and heads.k_norm is not None:
+        query, key = _norm(query, heads.q_norm, heads.eps), _norm(key, heads.k_norm, heads.eps)
+    query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
+    if step.cache is not None:
+        key, value = step.cache.append(layer, key, value)
+    gqa, mask = heads.heads > heads.kv_heads, step.masks[heads.window]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=gqa)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+# ---------------------------------------------------------------------- cpu
+
+
+def _cpu_accepts(dtype: torch.dtype, device: str, head_dim: int) -> str | None:
+    if device != "cpu" or dtype != torch.float32:
+        return f"computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on {device}"
+    if head_dim > cpu_layer.LARGEST_HEAD:
+        return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {head_dim}"
+    return registry.cpu_library_problem()
+
+
+def _cpu_project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
+    """One call, unless somebody listens to the single linears or one of them runs elsewhere."""
+    bound = [linear.bound for linear in linears if isinstance(linear.bound, cpu.CpuLinear) and not linear.observed]
+    if len(bound) == len(linears):
+        return cpu.linears(bound, x)
+    return _project(linears, x)
+
+
+def _cpu_attend(heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+    batch, tokens = q.shape[:2]
+    if step.cache is not None:
+        keys, values = step.cache.room(layer, tokens)
+    else:
+        keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
+    return cpu_layer.attention(heads, q, k, v, step.cos, step.sin, keys, values, step.past)
+
+
+LAYER_OPS: tuple[LayerOps, ...] = (
+    LayerOps(
+        "cpu",
+        needs_masks=False,
+        accepts=_cpu_accepts,
+        priority=10,
+        norm=cpu_layer.norm,
+        add=cpu_layer.add,
+        add_norm=cpu_layer.add_norm,
+        gate=cpu_layer.gate,
+        project=_cpu_project,
+        attend=_cpu_attend,
+    ),
+    LayerOps(
+        "reference",
+        needs_masks=True,
+        accepts=lambda dtype, device, head_dim: None,
+        priority=0,
+        norm=_norm,
+        add=torch.add,
+        add_norm=_add_norm,
+        gate=lambda gate, up: F.silu(gate) * up,
+        project=_project,
+        attend=_attend,
+    ),
+)
+
+
+def choose(dtype: torch.dtype, device: str, head_dim: int, *, rows: tuple[LayerOps, ...] = LAYER_OPS) -> LayerOps:
+    """The row for a model.
+
+    Args:
+        dtype: of the activations.
+        device: where they are.
+        head_dim: width of its heads.
+        rows: to choose from.
+
+    Raises:
+        Unsupported: the row that ISOBIT_KERNEL forces cannot run it; has the reason.
+    """
+    forced = os.environ.get("ISOBIT_KERNEL")
+    if forced in {row.name for row in rows}:
+        rows = tuple(row for row in rows if row.name == forced)
+    reasons = []
+    for row in sorted(rows, key=lambda row: -row.priority):
+        reason = row.accepts(dtype, device, head_dim)
+        if reason is None:
+            return row
+        reasons.append(f"{row.name}: {reason}")
+    raise Unsupported(f"layers in {str(dtype).removeprefix('torch.')} on {device}", reasons)

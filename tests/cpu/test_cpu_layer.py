@@ -1,0 +1,141 @@
+"""The parts of a decoder layer on the CPU kernels, each instruction set against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isobit.errors import IsobitError
+from isobit.kernels import cpu_layer, cpu_library
+from isobit.kernels.cpu_layer import Heads
+
+PROBLEM = cpu_library.problem()
+if PROBLEM:
+    pytest.skip(PROBLEM, allow_module_level=True)
+
+
+@pytest.fixture(params=cpu_library.isas(), autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = cpu_library.isa()
+    cpu_library.use_isa(request.param)
+    yield request.param
+    cpu_library.use_isa(before)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def test_exponentials_are_within_one_ulp() -> None:
+    x = torch.linspace(-87.3, 88.7, 400_001)
+    wanted = x.double().exp()
+    ulp = torch.nextafter(wanted.float(), torch.tensor(math.inf)).double() - wanted.float().double()
+    assert float(((cpu_layer.exp(x).double() - wanted).abs() / ulp).max()) <= 1.0
+
+
+def test_exponentials_at_the_ends() -> None:
+    x = torch.tensor([math.inf, -math.inf, -1e30, 88.8, 0.0, -0.0, -103.9, -95.0])
+    torch.testing.assert_close(cpu_layer.exp(x), x.exp(), rtol=1e-6, atol=1.5e-45)
+    assert torch.isnan(cpu_layer.exp(torch.full((37,), math.nan))).all()
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1, 2048), (3, 37), (70, 200), (1, 1)])
+def test_norm_with_and_without_a_residual(rows: int, k: int) -> None:
+    x, delta, weight = normal(rows, k), normal(rows, k, seed=1), normal(k)
+    total, found = cpu_layer.add_norm(x, delta, weight, 1e-5)
+    assert torch.equal(total, x + delta) and torch.equal(cpu_layer.add(x, delta), x + delta)
+    for given, y in ((x, cpu_layer.norm(x, weight, 1e-5)), (total, found)):
+        wanted = F.rms_norm(given.double(), (k,), weight.double(), 1e-5)
+        assert float((y - wanted).norm() / wanted.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 5632), (9, 33), (300, 64)])
+def test_the_gate(shape: tuple[int, int]) -> None:
+    gate, up = 20 * normal(*shape), normal(*shape, seed=1)
+    wanted = F.silu(gate.double()) * up.double()
+    torch.testing.assert_close(cpu_layer.gate(gate, up).double(), wanted, rtol=1e-6, atol=1e-37)
+
+
+def by_definition(
+    heads: Heads, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, past: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, keys and values in float64."""
+    tokens = q.shape[1]
+
+    def prepared(x: Tensor, weight: Tensor | None) -> Tensor:
+        x = x.double().unflatten(-1, (-1, heads.dim))
+        if weight is not None:
+            x = F.rms_norm(x, (heads.dim,), weight.double(), heads.eps)
+        first, second = x.chunk(2, -1)
+        return x * cos.double()[:, None] + torch.cat((-second, first), -1) * sin.double()[:, None]
+
+    keys, values = keys.double(), values.double()
+    keys[:, :, past : past + tokens] = prepared(k, heads.k_norm).transpose(1, 2)
+    values[:, :, past : past + tokens] = v.double().unflatten(-1, (-1, heads.dim)).transpose(1, 2)
+    at, key = torch.arange(past, past + tokens)[:, None], torch.arange(past + tokens)[None]
+    seen = (key <= at) & (key > at - (heads.window or past + tokens))
+    group = heads.heads // heads.kv_heads
+    all_keys, all_values = (x[:, :, : past + tokens].repeat_interleave(group, 1) for x in (keys, values))
+    scores = prepared(q, heads.q_norm).transpose(1, 2) @ all_keys.transpose(2, 3) / heads.dim**0.5
+    out = scores.masked_fill(~seen, -math.inf).softmax(-1) @ all_values
+    return out.transpose(1, 2).flatten(2), keys, values
+
+
+# batch, tokens, past, heads, kv_heads, dim, window, norms
+CASES = [
+    (1, 1, 0, 4, 2, 64, None, False),
+    (1, 1, 700, 32, 4, 64, None, False),  # keys in two chunks
+    (2, 5, 600, 6, 2, 80, None, True),
+    (1, 17, 0, 4, 4, 96, None, False),
+    (1, 130, 77, 8, 2, 128, None, False),
+    (2, 33, 100, 4, 1, 256, 40, False),
+    (1, 3, 2000, 4, 2, 32, 100, False),
+    (1, 200, 0, 4, 2, 40, 64, True),
+    (1, 1, 1300, 4, 4, 128, None, True),  # one query row: keys as they lie
+    (2, 70, 3, 4, 2, 50, 1, False),
+    (1, 1, 5, 194, 2, 16, None, False),  # more rows than a piece has
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention(case: tuple[int, int, int, int, int, int, int | None, bool]) -> None:
+    batch, tokens, past, count, kv, dim, window, norms = case
+    weights = (normal(dim), normal(dim, seed=1)) if norms else (None, None)
+    heads = Heads(count, kv, dim, window, *weights, 1e-6)
+    q, k, v = (normal(batch, tokens, n * dim, seed=i) for i, n in enumerate((count, kv, kv)))
+    angles = normal(tokens, dim // 2).repeat(1, 2)
+    keys, values = (torch.full((batch, kv, past + tokens + 3, dim), math.nan) for _ in range(2))
+    keys[:, :, :past], values[:, :, :past] = normal(batch, kv, past, dim), normal(batch, kv, past, dim, seed=1)
+    arguments = (heads, q, k, v, angles.cos(), angles.sin(), keys, values, past)
+    wanted = by_definition(*arguments)
+    found = cpu_layer.attention(*arguments)  # what is behind the valid keys is NaN, and must not be read
+    for part, right in zip((found, keys, values), wanted, strict=True):
+        torch.testing.assert_close(part.double(), right, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_attention_does_not_depend_on_the_number_of_threads(tokens: int) -> None:
+    before, found = cpu_library.threads(), []
+    for threads in (1, 3):
+        cpu_library.set_threads(threads)
+        q, k, v = (normal(1, tokens, n * 64, seed=i) for i, n in enumerate((8, 2, 2)))
+        keys, values = (normal(1, 2, 1100, 64, seed=i) for i in (5, 6))
+        found.append(
+            cpu_layer.attention(
+                Heads(8, 2, 64), q, k, v, torch.ones(tokens, 64), torch.zeros(tokens, 64), keys, values, 1000
+            )
+        )
+    cpu_library.set_threads(before)
+    assert torch.equal(*found)
+
+
+def test_a_full_cache_is_refused() -> None:
+    q, k = torch.zeros(1, 2, 64), torch.zeros(1, 2, 64)
+    full = torch.zeros(1, 1, 8, 64)
+    with pytest.raises(IsobitError, match="no room"):
+        cpu_layer.attention(Heads(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), full, full, 7)

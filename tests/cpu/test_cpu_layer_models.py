@@ -1,0 +1,77 @@
+"""Whole models: the CPU kernels beside the reference path, and the choice between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import make_model, save, token_ids
+
+from isobit.bundled import model_path
+from isobit.errors import Unsupported
+from isobit.kernels import cpu_library
+from isobit.models import ops
+from isobit.models.archs import ARCHS
+from isobit.models.decoder import Decoder
+from isobit.models.weights import load_model
+
+PROBLEM = cpu_library.problem()
+if PROBLEM:
+    pytest.skip(PROBLEM, allow_module_level=True)
+
+
+@torch.inference_mode()
+def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    """Of a prefill, of single tokens behind it, and of a run without a cache."""
+    cache = model.new_cache(len(ids), ids.shape[1])
+    parts = [model.forward(ids[:, :-3], cache)]
+    parts += [model.forward(ids[:, at : at + 1], cache) for at in range(ids.shape[1] - 3, ids.shape[1])]
+    return torch.cat([*parts, model.forward(ids)], 1)
+
+
+def both(folder: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    native = load_model(folder)
+    assert native.layer_ops().name == "cpu" and {linear.kernel.name for _, linear in native.linears()} == {"cpu"}
+    found = logits(native, ids)
+    monkeypatch.setenv("ISOBIT_KERNEL", "reference")
+    plain = load_model(folder)
+    assert plain.layer_ops().name == "reference"
+    return found, logits(plain, ids)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHS))
+def test_every_family_agrees_with_the_reference(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, wanted = both(save(make_model(architecture), tmp_path / "model"), token_ids(40), monkeypatch)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+
+
+def test_the_bundled_model_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, wanted = both(Path(model_path()), token_ids(70, batch=1), monkeypatch)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+
+
+def test_the_choice_and_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ops.choose(torch.float32, "cpu", 64).name == "cpu"
+    assert ops.choose(torch.bfloat16, "cpu", 64).name == "reference"
+    assert ops.choose(torch.float32, "cuda", 64).name == "reference"
+    assert ops.choose(torch.float32, "cpu", 1024).name == "reference"
+    monkeypatch.setenv("ISOBIT_KERNEL", "reference")
+    assert ops.choose(torch.float32, "cpu", 64).name == "reference"
+    monkeypatch.setenv("ISOBIT_KERNEL", "cpu")
+    with pytest.raises(Unsupported, match="bfloat16"):
+        ops.choose(torch.bfloat16, "cpu", 64)
+
+
+def test_hooks_still_see_every_linear(tmp_path: Path) -> None:
+    model = load_model(save(make_model("LlamaForCausalLM"), tmp_path / "model"))
+    seen = []
+    for name, linear in model.linears():
+        linear.register_forward_pre_hook(lambda module, inputs, name=name: seen.append(name))
+    with torch.inference_mode():
+        model.forward(token_ids(5))
+    assert sorted(seen) == sorted(name for name, _ in model.linears())
