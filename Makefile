@@ -24,7 +24,10 @@ $(VENV)/ready:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/isobit: $(VENV)/ready pyproject.toml constraints.txt
+KERNELS := $(wildcard src/isobit/kernels/cpp/*.cpp src/isobit/kernels/cpp/*.h src/isobit/kernels/cpp/build.py)
+
+# Installing compiles the CPU kernels.
+$(VENV)/isobit: $(VENV)/ready pyproject.toml setup.py constraints.txt $(KERNELS)
 	$(INSTALL) --editable .
 	@touch $@
 

@@ -1,0 +1,77 @@
+"""Compiles the CPU kernels while the package is built; everything else is in pyproject.toml.
+
+Without a working C++ compiler the package is built all the same: models then run through the reference path in plain
+PyTorch, and `isobit doctor` says so, why, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path(__file__).parent / "src" / "isobit" / "kernels" / "cpp"
+
+
+def load_builder():
+    """The build module of the kernels, by its path: the package itself cannot be imported yet."""
+    spec = importlib.util.spec_from_file_location("isobit_cpu_build", SOURCES / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildKernels(build_ext):
+    """Builds `_cpu.so` with the package's own build module, and notes beside it how that went."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"  # no Python version in it: it has nothing to do with Python
+
+    def build_extension(self, ext: Extension) -> None:
+        builder, library = load_builder(), Path(self.get_ext_fullpath(ext.name))
+        try:
+            built = builder.build(library)
+            note = {"compiler": built.compiler, "isas": built.isas, "left_out": built.left_out, "problem": None}
+        except builder.BuildError as error:
+            library.unlink(missing_ok=True)
+            note = {"compiler": None, "isas": [], "left_out": [], "problem": str(error)}
+            print(f"WARNING: the CPU kernels are not built; models will run slowly. {error}", file=sys.stderr)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        library.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+    def copy_extensions_to_source(self) -> None:
+        build_py = self.get_finalized_command("build_py")
+        for ext in self.extensions:
+            inplace, built = (Path(path) for path in self._get_inplace_equivalent(build_py, ext))
+            if not built.exists():
+                inplace.unlink(missing_ok=True)  # one of an earlier build would be of other sources
+            self.copy_file(str(built.with_suffix(".json")), str(inplace.with_suffix(".json")))
+        super().copy_extensions_to_source()
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), *(str(Path(self.build_lib, "isobit/kernels/_cpu.json")),)]
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel for every Python version of a platform: the library is called through ctypes."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "isobit.kernels._cpu",
+            sources=sorted(str(path.relative_to(Path(__file__).parent)) for path in SOURCES.glob("*.cpp")),
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)
