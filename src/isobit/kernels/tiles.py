@@ -97,7 +97,9 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     if target.shared_memory > _MIDDLE_SHARED:
         if bytes_x == 1:
             return Tile(128, 128, 128, 8, 3)
-        return Tile(128, 128, 64, 4, 3) if bytes_w == 2 else Tile(64, 256, 32, 4, 3)
+        if bytes_w == 1:
+            return Tile(64, 256, 32, 4, 3)
+        return Tile(128, 128, 64, 8 if overlaps(target) else 4, 3)  # fetching ahead takes registers
     # A thread of RDNA has half of CDNA's registers: twice the threads share the tile.
     return Tile(128, 64, 64 // bytes_x, 4 if target.registers > 256 else 8, 2)
 
@@ -206,6 +208,8 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
         if family == "many" and target.unit("float16", "float16") and target.shared_memory > _MIDDLE_SHARED:
             large = target.shared_memory > _LARGE_SHARED  # a step has all four quarters of x
             tile = replace(tile, n=128 if large else 64, m=64, warps=8 if large else 4, stages=2)
+        if family == "many" and target.registers == 256:
+            tile = replace(tile, m=min(tile.m, 32))
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
             "GROUP": 128, "UNIT": _unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
@@ -248,7 +252,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
 def vector_int8(target: Target) -> Config:
     constants: dict[str, Constant] = {
         "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
-        "BLOCK_K": 256, "UNROLL": 4,
+        "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
     }  # fmt: skip
     return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
 
