@@ -162,6 +162,17 @@ bool alike(const isobit_linear &a, const isobit_linear &b) {
            a.activation_group == b.activation_group && a.input_scale == b.input_scale && !a.zeros == !b.zeros;
 }
 
+// Groups that are no whole blocks of 16 lanes, such as int3's of 40, are decoded faster with 8: a row of copied tails
+// costs more than half of the lanes.
+const Isa &isa_for(const Isa &wanted, const isobit_linear &w) {
+#if defined(ISOBIT_AVX512) && defined(ISOBIT_AVX2)
+    if (&wanted == &avx512_isa && w.group % 32 && w.group % 8 == 0 && bits_of(w.format) < 8 && avx2_isa.available())
+        return avx2_isa;
+#endif
+    (void)w;
+    return wanted;
+}
+
 struct Piece {
     const isobit_linear *w;
     int64_t begin, end;
@@ -172,9 +183,10 @@ struct Piece {
 void run_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m, int64_t ldx, float *const *y,
                  const int64_t *ldy) {
     static thread_local std::vector<Piece> kept;
-    const Isa &isa = *current().load();
+    const Isa &wanted = *current().load();
     for (int64_t first = 0, last; first < count; first = last) {
         for (last = first + 1; last < count && alike(*w[first], *w[last]);) ++last;
+        const Isa &isa = isa_for(wanted, *w[first]);
         const Layout l = isa.layout(*w[first], m);
         const Rows rows = lay_out(isa, *w[first], l, x, m, ldx);
         std::vector<Piece> &pieces = kept;

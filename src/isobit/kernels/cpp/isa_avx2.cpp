@@ -126,20 +126,17 @@ struct DecodeInPlaceInt4 {
         for (int v = 0; v < 4; ++v) out[v] = part(eights, v), out[4 + v] = part(upper, v);
     }
 };
+// Eight codes at a time: groups of any multiple of eight are whole blocks.
 template <int width, int zero>
 struct DecodePacked {
-    static constexpr int bits = width, codes = 32, offset = zero;
+    static constexpr int bits = width, codes = 8, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
     static constexpr float power(int) { return 1; }
     static constexpr int source(int i) { return plain(i); }
-    static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[1]) {
         constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
-        for (int v = 0; v < 4; ++v) {
-            uint32_t eight = 0;
-            std::memcpy(&eight, from + width * v, width);
-            out[v] = from_bytes(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(eight, mask))));
-        }
+        out[0] = from_bytes(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(eight_codes<width>(from), mask))));
     }
 };
 

@@ -128,9 +128,8 @@ struct DecodePacked {
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
         for (int v = 0; v < 2; ++v) {
-            uint64_t sixteen = 0;
-            std::memcpy(&sixteen, from + 2 * width * v, 2 * width);
-            const uint64_t low = _pdep_u64(sixteen, mask), high = _pdep_u64(sixteen >> (8 * width), mask);
+            const uint64_t low = _pdep_u64(eight_codes<width>(from + 2 * width * v), mask);
+            const uint64_t high = _pdep_u64(eight_codes<width>(from + 2 * width * v + width), mask);
             out[v] = from_bytes(_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
         }
     }

@@ -12,6 +12,14 @@ namespace isobit {
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Eight codes of `width` bits. Byte by byte where there is no load of that size: a copy to memory and back would stall.
+template <int width>
+ISOBIT_INLINE uint32_t eight_codes(const uint8_t *from) {
+    if constexpr (width == 3) return from[0] | from[1] << 8 | from[2] << 16;
+    if constexpr (width == 2) return from[0] | from[1] << 8;
+    return from[0] | from[1] << 8 | from[2] << 16 | static_cast<uint32_t>(from[3]) << 24;
+}
+
 // What the products are made of.
 enum class Kind {
     FLOATS,     // weights decoded to float32
