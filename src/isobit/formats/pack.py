@@ -132,7 +132,8 @@ def _bytes_to_words(stream: Tensor) -> Tensor:
     """Little-endian bytes ``[rows, 4 * words]`` as int32 ``[rows, words]``, on hosts of either byte order."""
     if sys.byteorder == "big":
         stream = stream.view(stream.shape[0], -1, 4).flip(-1).reshape(stream.shape[0], -1)
-    return stream.contiguous().view(torch.int32)
+    # Flat first: a single row counts as contiguous whatever its stride, and could then not be viewed as words.
+    return stream.reshape(-1).view(torch.int32).view(stream.shape[0], stream.shape[1] // 4)
 
 
 def _words_to_bytes(words: Tensor) -> Tensor:

@@ -1,0 +1,229 @@
+"""The linears of the CPU kernels: each instruction set against float64 from the same codes, and the rounding law."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from isobit.errors import IsobitError, Unsupported
+from isobit.formats.codec import decode, quantize_activations
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec, scheme
+from isobit.kernels import cpu, cpu_formats, cpu_library, registry
+from isobit.quantize.grid import quantize_weight
+
+PROBLEM = cpu_library.problem()
+if PROBLEM:
+    pytest.skip(PROBLEM, allow_module_level=True)
+
+QUANTIZED = [
+    name for name, row in SCHEMES.items() if row.weights and not cpu_formats.unsupported(row.weights, row.activations)
+]
+ROWS = (1, 2, 3, 4, 5, 16, 17, 33)
+
+
+@pytest.fixture(params=cpu_library.isas(), autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = cpu_library.isa()
+    cpu_library.use_isa(request.param)
+    yield request.param
+    cpu_library.use_isa(before)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def code_dtype(element: str) -> torch.dtype:
+    return torch.int8 if element == "int8" else torch.uint8
+
+
+def shapes_of(row: Scheme) -> list[tuple[int, int]]:
+    """Odd sizes where the scheme allows them: one output, K below a block, tails of groups."""
+    assert row.weights is not None
+    group = row.weights.group
+    if group:
+        return [(1, group), (37, 7 * group), (70, 8 * group)]
+    if row.weights.block:
+        return [(1, 128), (130, 384), (300, 256)]
+    return [(1, 1), (5, 31), (33, 129), (70, 1001)]
+
+
+def expected(x: Tensor, q: QTensor, row: Scheme, static: Tensor | None) -> Tensor:
+    """y64: float64 from the same codes and scales."""
+    weights = q.values().double() * expanded(q)
+    if row.activations is None:
+        return x.double() @ weights.T
+    codes, scale = quantize_activations(x, row.activations, static)
+    values = decode(codes, row.activations.element).double()
+    group = values.shape[-1] // scale.shape[-1] if scale.shape[-1] > 1 else values.shape[-1]
+    return (values * scale.double().repeat_interleave(group, -1)) @ weights.T
+
+
+def expanded(q: QTensor) -> Tensor:
+    """The scale of every weight, float64 ``[N, K]``."""
+    n, k = q.shape
+    scale = q.scale.double()
+    if scale.numel() == 1:
+        return scale.reshape(1, 1).expand(n, k)
+    block = q.spec.block or (1, q.spec.group or k)
+    return scale.repeat_interleave(block[0], 0)[:n].repeat_interleave(block[1], 1)[:, :k]
+
+
+def bound(q: QTensor, row: Scheme, static: Tensor | None = None, bias: Tensor | None = None) -> cpu.CpuLinear:
+    return cpu.bind(q, row.activations, static, bias)
+
+
+def static_scale(row: Scheme) -> Tensor | None:
+    return None if row.activations is None or row.activations.dynamic else torch.tensor([0.01])
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_scheme_against_float64(name: str) -> None:
+    row = scheme(name)
+    assert row.weights is not None
+    for n, k in shapes_of(row):
+        q = quantize_weight(normal(n, k), row.weights, search="absmax", scale_dtype=torch.bfloat16)
+        bias, static = normal(n, seed=1), static_scale(row)
+        run = bound(q, row, static, bias)
+        for m in ROWS:
+            x = normal(m, k, seed=2)
+            wanted = expected(x, q, row, static) + bias.double()
+            error = float((run(x).double() - wanted).norm() / wanted.norm())
+            assert error <= 3e-6, (n, k, m)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_plain_weights_against_float64(dtype: torch.dtype) -> None:
+    for n, k in [(1, 1), (5, 31), (70, 1001)]:
+        weight = normal(n, k).to(dtype)
+        run = cpu.bind(weight, None, None, None)
+        for m in ROWS:
+            x = normal(m, k, seed=2)
+            wanted = x.double() @ weight.double().T
+            assert float((run(x).double() - wanted).norm() / wanted.norm()) <= 3e-6, (n, k, m)
+
+
+@pytest.mark.parametrize("element", ["e4m3fn", "e5m2", "int8"])
+def test_all_codes_in_all_places(element: str) -> None:
+    spec = WeightSpec(element, "channel")
+    codes = torch.arange(256, dtype=torch.uint8)
+    values = decode(codes.view(code_dtype(element)), element)
+    finite = values.isfinite()
+    codes, values = codes[finite], values[finite]
+    n = len(codes)
+    # Row r is the codes turned by r places: every code stands in every lane of a block.
+    turned = torch.stack([codes.roll(r) for r in range(64)])
+    q = QTensor(spec, (64, n), turned.view(code_dtype(element)), torch.ones(64, 1, dtype=torch.bfloat16))
+    run = cpu.bind(q, None, None, None)
+    for place in range(0, n, 7):
+        x = torch.zeros(1, n)
+        x[0, place] = 1.0
+        wanted = torch.stack([values.roll(r)[place] for r in range(64)])
+        assert torch.equal(run(x)[0], wanted)
+        assert torch.equal(run(x.expand(20, n))[3], wanted)
+
+
+@pytest.mark.parametrize("element", ["e4m3fn", "e5m2", "int8"])
+@pytest.mark.parametrize("group", [None, 128])
+def test_activations_are_rounded_by_the_law_bit_for_bit(element: str, group: int | None) -> None:
+    spec = ActSpec(element, "group", group) if group else ActSpec(element, "token")
+    ties = torch.arange(-256, 256).float() / 16
+    rows = [normal(512), normal(512) * 1e-30, normal(512) * 1e30, ties, torch.zeros(512), -torch.zeros(512)]
+    rows += [normal(512) * torch.exp(normal(512, seed=3) * 8), torch.full((512,), 1e-45)]
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        row = normal(512)
+        row[5] = bad
+        rows.append(row)
+    x = torch.stack(rows)
+    codes, scales = cpu.quantize_activations(x, spec)
+    wanted, wanted_scales = quantize_activations(x, spec)
+    assert torch.equal(codes.view(torch.uint8), wanted.view(torch.uint8))
+    assert torch.equal(scales.view(torch.int32), wanted_scales.reshape(scales.shape).view(torch.int32)) or (
+        torch.equal(scales.isnan(), wanted_scales.reshape(scales.shape).isnan())
+        and torch.equal(scales.nan_to_num(), wanted_scales.reshape(scales.shape).nan_to_num())
+    )
+
+
+def test_int8_sums_are_exact() -> None:
+    k = 4099
+    weight = torch.full((3, k), -128, dtype=torch.int8)
+    weight[1] = 127
+    q = QTensor(WeightSpec("int8", "channel"), (3, k), weight, torch.ones(3, 1, dtype=torch.bfloat16))
+    x = torch.full((20, k), 127.0)
+    x[1::2, ::2] = -127
+    codes, scale = quantize_activations(x, ActSpec("int8", "token"))
+    exact = (codes.long() @ weight.long().T).float() * scale
+    run = cpu.bind(q, ActSpec("int8", "token"), None, None)
+    assert torch.equal(run(x), exact)
+    assert torch.equal(run(x[:3]), exact[:3])
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "int4", "int4-asym", "int3", "fp8-block"])
+def test_a_row_is_the_same_beside_others_and_on_any_number_of_threads(name: str) -> None:
+    row = scheme(name)
+    assert row.weights is not None
+    k = 40 * 32 if name == "int3" else 1280
+    run = bound(quantize_weight(normal(300, k), row.weights, search="absmax", scale_dtype=torch.bfloat16), row)
+    x, before = normal(40, k, seed=2), cpu_library.threads()
+    few, many = run(x[:16]), run(x)
+    try:
+        for threads in (1, 2, 3):
+            cpu_library.set_threads(threads)
+            for m in (1, 2, 3, 7):
+                assert torch.equal(run(x[:m]), few[:m])
+            assert torch.equal(run(x[:17]), many[:17])
+    finally:
+        cpu_library.set_threads(before)
+
+
+def test_a_row_with_nan_is_nan_and_leaves_the_others_alone() -> None:
+    for name in ("fp8", "int8", "int4", "fp8-block"):
+        row = scheme(name)
+        assert row.weights is not None
+        run = bound(quantize_weight(normal(20, 256), row.weights, search="absmax", scale_dtype=torch.bfloat16), row)
+        x = normal(3, 256)
+        clean = run(x)
+        x[1, 7] = float("nan")
+        y = run(x)
+        assert y[1].isnan().all()
+        assert torch.equal(y[[0, 2]], clean[[0, 2]])
+
+
+def test_memory_that_is_aligned_to_nothing() -> None:
+    row = scheme("fp8")
+    assert row.weights is not None
+    q = quantize_weight(normal(9, 333), row.weights, search="absmax", scale_dtype=torch.bfloat16)
+    shifted = torch.empty(9 * 333 + 1, dtype=torch.uint8)[1:]
+    shifted.copy_(q.codes.flatten())
+    moved = QTensor(q.spec, q.shape, shifted.view(9, 333), q.scale)
+    x = normal(1, 334)[:, 1:]
+    assert torch.equal(bound(moved, row)(x), bound(q, row)(x.contiguous()))
+
+
+def test_no_rows_and_wrong_widths() -> None:
+    run = cpu.bind(normal(4, 8), None, None, None)
+    assert run(torch.empty(0, 8)).shape == (0, 4)
+    assert run(normal(2, 3, 8)).shape == (2, 3, 4)
+    with pytest.raises(ValueError, match="7 values a row"):
+        run(normal(1, 7))
+
+
+def test_nan_codes_go_to_the_reference_path_and_the_reason_is_kept() -> None:
+    codes = torch.full((2, 32), 0x38, dtype=torch.uint8)
+    codes[1, 31] = 0x7F
+    spec = WeightSpec("e4m3fn", "channel")
+    q = QTensor(spec, (2, 32), codes, torch.ones(2, 1, dtype=torch.bfloat16))
+    with pytest.raises(Unsupported, match="NaN or infinite"):
+        cpu.bind(q, None, None, None)
+    found = registry.bind(q, None, None, None, device="cpu")
+    assert found.kernel.name == "reference"
+    assert any("NaN" in reason for reason in found.reasons)
+
+
+def test_an_instruction_set_that_is_not_here() -> None:
+    with pytest.raises(IsobitError, match="no such instruction set"):
+        cpu_library.use_isa("mmx")
