@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +184,8 @@ def test_a_kernel_that_takes_its_process_down_is_named_and_the_others_go_on(tmp_
 
 
 def test_the_command_refuses_unknown_targets() -> None:
-    done = subprocess.run(["isobit", "compile", "--target", "sm_68"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "isobit", "compile", "--target", "sm_68"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "sm_68" in done.stderr and "Did you mean sm_8" in done.stderr
