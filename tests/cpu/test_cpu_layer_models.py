@@ -9,7 +9,7 @@ import torch
 from families import make_model, save, token_ids
 
 from isobit.bundled import model_path
-from isobit.errors import Unsupported
+from isobit.errors import CapacityError, IsobitError, Unsupported
 from isobit.kernels import cpu_library
 from isobit.models import ops
 from isobit.models.archs import ARCHS
@@ -75,3 +75,36 @@ def test_hooks_still_see_every_linear(tmp_path: Path) -> None:
     with torch.inference_mode():
         model.forward(token_ids(5))
     assert sorted(seen) == sorted(name for name, _ in model.linears())
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"])
+def test_one_call_for_all_layers_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
+    model = load_model(save(make_model(architecture), tmp_path / "model"))
+    ids, calls = token_ids(40), 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    together = logits(model, ids)
+    handle = model.layers[1].mlp.register_forward_hook(count)
+    assert torch.equal(logits(model, ids), together)
+    assert calls == 5  # a prefill, three tokens, and a run without a cache
+    handle.remove()
+    assert torch.equal(logits(model, ids), together) and calls == 5
+
+
+def test_layers_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    model = load_model(save(make_model("LlamaForCausalLM"), tmp_path / "model"))
+    layer = model.layers[1]
+    layer.self_attn.k_proj, layer.mlp.down_proj = layer.mlp.down_proj, layer.self_attn.k_proj
+    with pytest.raises(IsobitError, match="a linear does not .* the residual stream"):
+        model.forward(token_ids(5))
+
+
+def test_a_full_cache_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    model = load_model(save(make_model("LlamaForCausalLM"), tmp_path / "model"))
+    cache = model.new_cache(2, 4)
+    with pytest.raises(CapacityError, match="room for 4 tokens, not for 5"):
+        model.forward(token_ids(5), cache)
+    assert cache.length == 0

@@ -1,4 +1,4 @@
-"""The key-value cache: one preallocated pair of tensors per layer."""
+"""The key-value cache: one preallocated pair of tensors, in which each layer has its part."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ class KVCache:
     def __init__(self, config: ModelConfig, batch: int, max_len: int, dtype: torch.dtype) -> None:
         self.length = 0
         self.max_len = max_len
-        shape = (batch, config.num_kv_heads, max_len, config.head_dim)
+        shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
         try:
-            self._keys = [torch.empty(shape, dtype=dtype) for _ in range(config.num_layers)]
-            self._values = [torch.empty(shape, dtype=dtype) for _ in range(config.num_layers)]
+            self._keys, self._values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
         except RuntimeError:
             size = 2 * config.num_layers * batch * config.num_kv_heads * max_len * config.head_dim * dtype.itemsize
             raise CapacityError(
@@ -51,10 +50,19 @@ class KVCache:
         Raises:
             CapacityError: there is no room for them.
         """
+        keys, values = self.room_of_all(tokens)
+        return keys[layer], values[layer]
+
+    def room_of_all(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The same of all layers: ``[layers, B, kv_heads, max_len, head_dim]``, contiguous.
+
+        Raises:
+            CapacityError: there is no room for them.
+        """
         end = self.length + tokens
         if end > self.max_len:
             raise CapacityError(f"the key-value cache has room for {self.max_len} tokens, not for {end}")
-        return self._keys[layer], self._values[layer]
+        return self._keys, self._values
 
     def advance(self, tokens: int) -> None:
         """Counts tokens that every layer has stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from isobit.models.cache import KVCache
 from isobit.models.config import ModelConfig
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
 from isobit.models.ops import LayerOps, Step, choose
+from isobit.models.parts import Listeners, Part
 from isobit.models.rope import RotaryTable
 
 
-class Layer(nn.Module):
+class Layer(Part):
     """Attention and MLP, each behind a norm and added to the residual stream."""
 
     def __init__(self, attention: Attention, mlp: GatedMLP, before_attention: RMSNorm, before_mlp: RMSNorm) -> None:
@@ -53,6 +54,8 @@ class Decoder(nn.Module):
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
         self._rotary = RotaryTable(config.rope, config.head_dim)
+        self._stacks: dict[str, Callable[[Tensor, Step], Tensor] | None] = {}  # by name of the layer ops
+        self._listeners = Listeners(self.layers.modules())
 
     def forward(
         self,
@@ -98,11 +101,21 @@ class Decoder(nn.Module):
         windows = set(self.config.windows) if ops.needs_masks else set()
         masks = {window: attention_mask(begin, tokens, window, x.dtype) for window in windows}
         step = Step(ops, begin, cos, sin, masks, cache)
-        x = x.contiguous()
-        for layer in self.layers:
-            x = layer(x, step)
+        x = self._run_layers(x.contiguous(), step)
         if cache is not None:
             cache.advance(tokens)
+        return x
+
+    def _run_layers(self, x: Tensor, step: Step) -> Tensor:
+        """All layers in one call where the row can, unless somebody listens to a part of them."""
+        name = step.ops.name
+        if name not in self._stacks:
+            self._stacks[name] = step.ops.stack(list(self.layers))  # type: ignore[arg-type]
+        stack = self._stacks[name]
+        if stack is not None and not self._listeners.any():
+            return stack(x, step)
+        for layer in self.layers:
+            x = layer(x, step)
         return x
 
     def layer_ops(self, dtype: torch.dtype | None = None, device: str = "cpu") -> LayerOps:

@@ -12,9 +12,10 @@ from isobit.kernels import registry
 from isobit.kernels.cpu_layer import Heads
 from isobit.models.config import ModelConfig
 from isobit.models.ops import Step
+from isobit.models.parts import Part
 
 
-class Linear(nn.Module):
+class Linear(Part):
     """``y = x W^T + b`` through the kernel that the registry chose for its formats.
 
     Attributes:
@@ -49,13 +50,8 @@ class Linear(nn.Module):
         """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
         return self.bound(x)  # type: ignore[no-any-return]
 
-    @property
-    def observed(self) -> bool:
-        """Whether hooks wait for calls of this module."""
-        return bool(self._forward_pre_hooks or self._forward_hooks)
 
-
-class RMSNorm(nn.Module):
+class RMSNorm(Part):
     """Root-mean-square norm over the last axis, computed in float32."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -83,7 +79,7 @@ class Embedding(nn.Module):
         return rows[places].to(self.dtype)
 
 
-class Attention(nn.Module):
+class Attention(Part):
     """Grouped-query attention with rotary embedding, optional query-key norms and an optional window."""
 
     def __init__(self, config: ModelConfig, layer: int, parts: dict[str, nn.Module]) -> None:
@@ -101,7 +97,7 @@ class Attention(nn.Module):
         return self.o_proj(step.ops.attend(self.heads, self.layer, query, key, value, step))  # type: ignore[no-any-return]
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Part):
     """``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:

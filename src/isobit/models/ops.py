@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isobit.errors import Unsupported
-from isobit.kernels import cpu, cpu_layer, registry
+from isobit.kernels import cpu, cpu_layer, cpu_stack, registry
 from isobit.kernels.cpu_layer import Heads
 from isobit.models.cache import KVCache
 from isobit.models.rope import rotate
 
 if TYPE_CHECKING:
+    from isobit.models.decoder import Layer
     from isobit.models.layers import Linear
 
 
@@ -61,6 +62,8 @@ class LayerOps:
         gate: (gate, up) to ``silu(gate) * up``.
         project: several linears of one input.
         attend: (heads, layer, q, k, v ``[B, T, heads * dim]``, step) to the same; fills the cache.
+        stack: all layers in one function (x, step) to the residual stream behind them, where the row has one and these
+            layers can run in it; else None.
     """
 
     name: str
@@ -73,6 +76,7 @@ class LayerOps:
     gate: Callable[[Tensor, Tensor], Tensor]
     project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
     attend: Callable[[Heads, int, Tensor, Tensor, Tensor, Step], Tensor]
+    stack: Callable[[Sequence[Layer]], Callable[[Tensor, Step], Tensor] | None] = lambda layers: None
 
 
 # ---------------------------------------------------------------------- reference
@@ -131,6 +135,31 @@ def _cpu_attend(heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, step:
     return cpu_layer.attention(heads, q, k, v, step.cos, step.sin, keys, values, step.past)
 
 
+def _cpu_stack(layers: Sequence[Layer]) -> Callable[[Tensor, Step], Tensor] | None:
+    """One call for all layers, unless one of their linears runs elsewhere."""
+    parts = []
+    for layer in layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
+        bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        if len(bound) < len(modules) or norms[0].eps != norms[1].eps:
+            return None
+        parts.append(cpu_stack.LayerParts(bound, norms[0].weight, norms[1].weight, attention.heads, norms[0].eps))
+    stack, heads = cpu_stack.CpuStack(parts), parts[0].heads
+
+    def run(x: Tensor, step: Step) -> Tensor:
+        batch, tokens = x.shape[:2]
+        if step.cache is not None:
+            keys, values = step.cache.room_of_all(tokens)
+            return stack.run(x, step.cos, step.sin, keys, values, step.past, keys.shape[3], keys.stride(0))
+        keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
+        return stack.run(x, step.cos, step.sin, keys, values, 0, tokens, 0)
+
+    return run
+
+
 LAYER_OPS: tuple[LayerOps, ...] = (
     LayerOps(
         "cpu",
@@ -143,6 +172,7 @@ LAYER_OPS: tuple[LayerOps, ...] = (
         gate=cpu_layer.gate,
         project=_cpu_project,
         attend=_cpu_attend,
+        stack=_cpu_stack,
     ),
     LayerOps(
         "reference",

@@ -111,6 +111,29 @@ typedef struct {
 
 int isobit_cpu_attention(const isobit_attention *a);
 
+// A decoder layer: x += o(attention(q, k, v of norm(x))), x += down(silu(gate) * up of norm(x)).
+typedef struct {
+    const isobit_linear *q, *k, *v, *o, *gate, *up, *down;
+    const float *input_norm, *post_norm; // [hidden]: in front of the attention and of the MLP
+    const float *q_norm, *k_norm;        // [dim], or both NULL
+    int64_t heads, kv_heads, dim;
+    int64_t window;                      // see isobit_attention
+    float scale;                         // of the scores
+    float eps;                           // of all norms
+} isobit_layer;
+
+// What the layers share in one call; the names as in isobit_attention.
+typedef struct {
+    int64_t batch, tokens, past, capacity;
+    const float *cos, *sin;   // [tokens, dim]
+    float *keys, *values;     // those of the first layer
+    int64_t cache_stride;     // values from a layer's keys to the next one's; 0: all use the same memory
+} isobit_step;
+
+// x: float32 [batch * tokens, hidden], contiguous; becomes what the last layer leaves. The same calls as above in the same
+// order, so the same bits; in one call, because between short kernels an interpreter costs more than they do.
+int isobit_cpu_layers(const isobit_layer *layers, int64_t count, const isobit_step *step, float *x);
+
 #ifdef __cplusplus
 }
 #endif

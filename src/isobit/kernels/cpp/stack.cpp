@@ -1,0 +1,106 @@
+// Whole decoder layers in one call, made of the functions of the C interface.
+#include <exception>
+
+#include "isobit_cpu.h"
+#include "layer.h"
+
+namespace isobit {
+namespace {
+
+// What a layer needs besides the residual stream; rows of the widest layer.
+struct Scratch {
+    float *normed, *delta, *q, *k, *v, *mixed, *gate, *up;
+};
+
+const char *problem(const isobit_layer &l, int64_t hidden) {
+    if (!l.q || !l.k || !l.v || !l.o || !l.gate || !l.up || !l.down || !l.input_norm || !l.post_norm) return "a null pointer";
+    if (l.heads < 1 || l.kv_heads < 1 || l.dim < 1) return "sizes must be positive";
+    if (l.q->k != hidden || l.k->k != hidden || l.v->k != hidden || l.gate->k != hidden || l.up->k != hidden)
+        return "a linear does not take the residual stream";
+    if (l.o->n != hidden || l.down->n != hidden) return "a linear does not give the residual stream";
+    if (l.q->n != l.heads * l.dim || l.o->k != l.q->n || l.k->n != l.kv_heads * l.dim || l.v->n != l.k->n)
+        return "the linears of an attention do not fit its heads";
+    if (l.up->n != l.gate->n || l.down->k != l.gate->n) return "the linears of an MLP do not fit each other";
+    return nullptr;
+}
+
+// Memory for `rows` rows; it is given back with `memory`, since that of a long prompt is large.
+Scratch scratch_for(const isobit_layer *layers, int64_t count, int64_t rows, Buffer &memory) {
+    const int64_t hidden = layers[0].o->n;
+    int64_t heads = 0, shared = 0, inner = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        heads = layers[i].q->n > heads ? layers[i].q->n : heads;
+        shared = layers[i].k->n > shared ? layers[i].k->n : shared;
+        inner = layers[i].gate->n > inner ? layers[i].gate->n : inner;
+    }
+    const int64_t sizes[] = {hidden, hidden, heads, shared, shared, heads, inner, inner};
+    int64_t total = 0;
+    for (int64_t size : sizes) total += round_up(rows * size, 16);
+    float *parts[8], *next = memory.floats(total);
+    for (int i = 0; i < 8; ++i) parts[i] = next, next += round_up(rows * sizes[i], 16);
+    return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7]};
+}
+
+int attend(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
+    const isobit_linear *const projections[] = {l.q, l.k, l.v};
+    float *const outputs[] = {s.q, s.k, s.v};
+    const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.batch * step.tokens;
+    if (const int failed = isobit_cpu_linears(projections, 3, s.normed, rows, l.q->k, outputs, strides)) return failed;
+    isobit_attention a{};
+    a.batch = step.batch, a.tokens = step.tokens, a.past = step.past, a.capacity = step.capacity;
+    a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim, a.window = l.window;
+    a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
+    a.scale = l.scale, a.eps = l.eps;
+    a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
+    a.q = s.q, a.k = s.k, a.v = s.v, a.out = s.mixed;
+    a.keys = step.keys + layer * step.cache_stride, a.values = step.values + layer * step.cache_stride;
+    if (const int failed = isobit_cpu_attention(&a)) return failed;
+    return isobit_cpu_linear(l.o, s.mixed, rows, l.o->k, s.delta, l.o->n);
+}
+
+int gated(const isobit_layer &l, int64_t rows, const Scratch &s) {
+    const isobit_linear *const projections[] = {l.gate, l.up};
+    float *const outputs[] = {s.gate, s.up};
+    const int64_t inner = l.gate->n, strides[] = {inner, inner};
+    if (const int failed = isobit_cpu_linears(projections, 2, s.normed, rows, l.gate->k, outputs, strides)) return failed;
+    if (const int failed = isobit_cpu_silu_mul(s.gate, s.up, rows, inner, inner, s.gate)) return failed;
+    return isobit_cpu_linear(l.down, s.gate, rows, inner, s.delta, l.down->n);
+}
+
+int run(const isobit_layer *layers, int64_t count, const isobit_step &step, float *x) {
+    Buffer memory;
+    const int64_t hidden = layers[0].o->n, rows = step.batch * step.tokens;
+    const Scratch s = scratch_for(layers, count, rows, memory);
+    const float *delta = nullptr;  // what the layer before still has to add
+    for (int64_t i = 0; i < count; ++i) {
+        const isobit_layer &l = layers[i];
+        if (const int failed = isobit_cpu_rms_norm(x, delta, l.input_norm, l.eps, rows, hidden, delta ? x : nullptr, s.normed)) return failed;
+        if (const int failed = attend(l, step, i, s)) return failed;
+        if (const int failed = isobit_cpu_rms_norm(x, s.delta, l.post_norm, l.eps, rows, hidden, x, s.normed)) return failed;
+        if (const int failed = gated(l, rows, s)) return failed;
+        delta = s.delta;
+    }
+    return isobit_cpu_rms_norm(x, delta, nullptr, 0, rows, hidden, x, nullptr);
+}
+
+}  // namespace
+}  // namespace isobit
+
+using namespace isobit;
+
+extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const isobit_layer *layers, int64_t count,
+                                                                        const isobit_step *step, float *x) {
+    if (!layers || !step || !x || count < 1) return fail("a null pointer, or no layers");
+    if (step->batch < 1 || step->tokens < 1 || step->cache_stride < 0) return fail("sizes must be positive");
+    for (int64_t i = 0; i < count; ++i) {
+        if (!layers[i].o) return fail("a null pointer");
+        if (const char *why = problem(layers[i], layers[0].o->n)) return fail(why);
+    }
+    const int64_t largest = int64_t{1} << 40;
+    if (step->batch > largest / step->tokens || step->batch * step->tokens > largest / layers[0].o->n) return fail("sizes overflow");
+    try {
+        return run(layers, count, *step, x);
+    } catch (const std::exception &caught) {
+        return fail(caught.what());
+    }
+}
