@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from isobit.errors import IsobitError, Unsupported
+from isobit.formats import pack
 from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec, scheme
@@ -162,7 +163,23 @@ def test_int8_sums_are_exact() -> None:
     assert torch.equal(run(x[:3]), exact[:3])
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8", "int4", "int4-asym", "int3", "fp8-block"])
+def test_int4_by_int8_sums_are_exact() -> None:
+    """With scales of 1 every partial sum is an integer below 2^24, so that float32 holds it."""
+    k, row = 4096, scheme("w4a8")
+    codes = torch.randint(-8, 8, (5, k), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    codes[0], codes[1] = -8, 7
+    assert row.weights is not None
+    q = QTensor(row.weights, (5, k), pack.pack(codes, "int4"), torch.ones(5, k // 128, dtype=torch.bfloat16))
+    x = torch.full((20, k), 127.0)  # its scale is 1
+    x[1::2, ::2] = -127
+    x[3, 5:90] = torch.arange(-42, 43)
+    exact = (x.long() @ codes.long().T).float()
+    run = bound(q, row)
+    assert torch.equal(run(x), exact)
+    assert torch.equal(run(x[:4]), exact[:4])
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "int4", "int4-asym", "w4a8", "int3", "fp8-block"])
 def test_a_row_is_the_same_beside_others_and_on_any_number_of_threads(name: str) -> None:
     row = scheme(name)
     assert row.weights is not None
@@ -181,7 +198,7 @@ def test_a_row_is_the_same_beside_others_and_on_any_number_of_threads(name: str)
 
 
 def test_a_row_with_nan_is_nan_and_leaves_the_others_alone() -> None:
-    for name in ("fp8", "int8", "int4", "fp8-block"):
+    for name in ("fp8", "int8", "int4", "w4a8", "fp8-block"):
         row = scheme(name)
         assert row.weights is not None
         run = bound(quantize_weight(normal(20, 256), row.weights, search="absmax", scale_dtype=torch.bfloat16), row)

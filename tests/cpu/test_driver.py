@@ -29,6 +29,7 @@ WEIGHT_SCHEMES = (
     "int8-w8a16",
     "int4-g32",
     "int4-asym-g32",
+    "w4a8-g32",
     "int3-g32",
     "int2-g32",
 )

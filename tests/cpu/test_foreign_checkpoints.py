@@ -17,7 +17,9 @@ pytest.importorskip("compressed_tensors")
 pytestmark = pytest.mark.filterwarnings("ignore:You passed .quantization_config.:UserWarning")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-OURS = ("fp8", "fp8-w8a16", "int8", "int8-w8a16", "int4", "int4-g32", "int3-g32", "int2", "fp8-static", "fp8-block")
+OURS = (
+    "fp8", "fp8-w8a16", "int8", "int8-w8a16", "int4", "int4-g32", "w4a8", "int3-g32", "int2", "fp8-static", "fp8-block",
+)  # fmt: skip
 KEPT: dict[str, Scheme | None] = {"lm_head": None, "model.embed_tokens": None}
 
 
@@ -174,6 +176,8 @@ THEIRS = {  # ours: their preset, group size, bits
     "int8": ("W8A8", None, None),
     "int4": ("W4A16", None, None),
     "int4-g32": ("W4A16", 32, None),
+    "w4a8": ("W4A8", None, None),  # a byte per code
+    "w4a8-g32": ("W4A8", 32, None),
     "int4-asym": ("W4A16_ASYM", None, None),
     "int4-asym-g32": ("W4A16_ASYM", 32, None),
     "int3-g32": ("W4A16", 32, 3),

@@ -69,12 +69,13 @@ ALL = (
     "int4",
     "int4-g32",
     "int4-asym",
+    "w4a8",
     "int3",
     "int2",
 )
 
 
-@pytest.mark.parametrize("name", [*ALL, "int4-g64", "fp8-e5m2"])
+@pytest.mark.parametrize("name", [*ALL, "int4-g64", "w4a8-g32", "fp8-e5m2"])
 def test_each_scheme_is_recognised_with_its_bits(tmp_path: Path, name: str) -> None:
     path = quantized(tmp_path, {"model.layers.0.mlp.up_proj": name, "model.layers.0.mlp.gate_proj": name})
     found = describe(path)
@@ -114,6 +115,18 @@ def test_a_plain_checkpoint(tmp_path: Path) -> None:
     assert uses(found)["linear", "f16"] == (1, N * K)
     assert (found.quantization, found.linear_bits_per_weight, found.architecture) == (None, 16.0, "LlamaForCausalLM")
     assert found.file_bytes == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_narrow_codes_stored_one_per_byte(tmp_path: Path) -> None:
+    tensors = plain_tensors() | {
+        "model.layers.0.mlp.up_proj.weight": torch.zeros(N, K, dtype=torch.int8),
+        "model.layers.0.mlp.up_proj.weight_scale": torch.ones(N, K // 128, dtype=torch.bfloat16),
+    }
+    config = ctconfig.render({"model.layers.0.mlp.up_proj": scheme("w4a8")})
+    config["format"] = config["config_groups"]["group_0"]["format"] = "int-quantized"
+    found = describe(write(tmp_path, tensors, quantization_config=config))
+    assert uses(found)["linear", "w4a8"] == (1, N * K)
+    assert found.linear_bits_per_weight == 8 + 16 / 128  # what is on disk
 
 
 def test_block_scaled_fp8_as_deepseek_writes_it(tmp_path: Path) -> None:

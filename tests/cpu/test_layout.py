@@ -14,6 +14,7 @@ from isobit.checkpoint import ctconfig
 from isobit.checkpoint.layout import LinearWeight, QTensor, module_tensors, read_linear, split_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError
+from isobit.formats import pack
 from isobit.formats.schemes import SCHEMES, Scheme, scheme
 from isobit.quantize.grid import quantize_weight
 
@@ -104,6 +105,19 @@ def test_the_plain_fp8_method(tmp_path: Path, per: str) -> None:
     assert isinstance(found.weight, QTensor) and found.weight.spec.granularity == per
     assert found.input_scale is not None and found.input_scale.tolist() == [0.125]
     assert torch.equal(found.weight.dequantize(), codes.float() * scale)
+
+
+def test_narrow_codes_that_are_not_packed(tmp_path: Path) -> None:
+    """As compressed-tensors stores integers below 8 bits when activations are rounded."""
+    row, expected = scheme("w4a8-g64"), quantized(scheme("w4a8-g64"))
+    codes = pack.unpack(expected.codes, "int4", K)
+    tensors = {"m.weight": codes, "m.weight_scale": expected.scale}
+    found = read(tmp_path, tensors, row)
+    assert isinstance(found.weight, QTensor) and found.activations == row.activations
+    assert torch.equal(found.weight.codes, expected.codes)
+    codes[1, 2] = 8
+    with pytest.raises(CheckpointError, match="int4 codes lie between -8 and 7"):
+        read(tmp_path, tensors, row)
 
 
 def test_zero_points_that_are_not_packed(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_every_scheme_within_the_contract(
     assert error(run(x), in_float64(x, weight, scheme.activations)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8", "fp8-block", "int4-g32"])
+@pytest.mark.parametrize("name", ["fp8", "int8", "fp8-block", "int4-g32", "w4a8"])
 def test_a_long_k(name: str) -> None:
     scheme = SCHEMES[name]
     weight, x = quantized(scheme.weights, 16, 11008), inputs(2, 11008)
@@ -95,7 +95,7 @@ def test_int8_sums_are_exact() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["fp8", "int8", "fp8-static", "fp8-block"])
+@pytest.mark.parametrize("name", ["fp8", "int8", "fp8-static", "fp8-block", "w4a8"])
 def test_a_bad_token_is_nan_and_touches_no_other(name: str, bad: float) -> None:
     scheme = SCHEMES[name]
     weight, x = quantized(scheme.weights, 5, 256), inputs(3, 256)

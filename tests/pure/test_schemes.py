@@ -34,6 +34,7 @@ NAMES = {
     "int4": ["W4A16"],
     "int4-g32": ["q4f16_1"],
     "int4-asym": ["W4A16_ASYM", "q4f16_autoawq"],
+    "w4a8": ["W4A8"],
     "int3": ["q3f16_1"],
 }
 
@@ -66,6 +67,7 @@ def test_what_the_rows_say() -> None:
         "int4": (WeightSpec("int4", "group", 128), None),
         "int4-g32": (WeightSpec("int4", "group", 32), None),
         "int4-asym": (WeightSpec("uint4", "group", 128, symmetric=False), None),
+        "w4a8": (WeightSpec("int4", "group", 128), ActSpec("int8", "token")),
         "int3": (WeightSpec("int3", "group", 40), None),
         "int2": (WeightSpec("int2", "group", 32), None),
         "bf16": (None, None),
@@ -88,6 +90,8 @@ def test_what_the_rows_say() -> None:
         ("int2-g32", "int2", 32),
         ("int4-asym-g64", "int4-asym-g64", 64),
         ("int8-w8a16-g128", "int8-w8a16-g128", 128),
+        ("w4a8-g128", "w4a8", 128),
+        ("W4A8-g32", "w4a8-g32", 32),
     ],
 )
 def test_group_sizes_in_names(name: str, canonical: str, group: int) -> None:
@@ -100,6 +104,8 @@ def test_unknown_names_list_what_is_known() -> None:
     with pytest.raises(SchemeError, match="Did you mean int8") as error:
         scheme("int9")
     assert all(name in str(error.value) for name in [*SCHEMES, *GROUPED])
+    assert scheme("w4a8-g32").activations == SCHEMES["w4a8"].activations
+    assert scheme("w4a8-g32").note.startswith("4-bit weights, a scale per 32, ")
     for bad in ("fp8-g32", "int4-g", "", "int4-g0", "int4-g7", "bf16-g32"):
         with pytest.raises(SchemeError):
             scheme(bad)
@@ -161,16 +167,20 @@ def test_shapes_that_fit() -> None:
         ("int8-w8a16-g128", 64, ["Use int8-w8a16-g64 instead"]),
         ("int4", 100, ["no multiple of 8", "int8-w8a16"]),
         ("fp8-block", 200, ["block width 128", "fp8"]),
+        ("w4a8", 1088, ["Use w4a8-g64 instead"]),
+        ("w4a8", 100, ["no multiple of 8", "for example int8"]),
     ],
 )
 def test_shapes_that_do_not_fit_name_what_would(name: str, k: int, parts: list[str]) -> None:
-    weights = scheme(name).weights
-    assert weights is not None
+    row = scheme(name)
+    assert row.weights is not None
     with pytest.raises(SchemeError) as error:
-        check_shape(weights, 64, k, "model.layers.0.q_proj")
+        check_shape(row.weights, 64, k, "model.layers.0.q_proj", row.activations)
     assert all(part in str(error.value) for part in parts), str(error.value)
     if "Use " in str(error.value):  # the suggestion works
-        check_shape(scheme(str(error.value).split("Use ")[1].split()[0]).weights, 64, k, "m")  # type: ignore[arg-type]
+        instead = scheme(str(error.value).split("Use ")[1].split()[0])
+        check_shape(instead.weights, 64, k, "m")  # type: ignore[arg-type]
+        assert instead.activations == row.activations
 
 
 def test_descriptions_need_no_torch() -> None:

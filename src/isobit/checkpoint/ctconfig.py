@@ -355,7 +355,11 @@ def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
 
 
 def compression_format(weights: WeightSpec, activations: ActSpec | None) -> str:
-    """How compressed-tensors calls the storage of such weights; weight-only integers are always packed."""
+    """How compressed-tensors calls the storage of such weights.
+
+    Integers below 8 bits are always packed, weight-only ones of 8 bits too. compressed-tensors itself would give
+    those with rounded activations a byte each (``int-quantized``), which makes a 4-bit checkpoint one of 8 bits.
+    """
     if element(weights.element).kind == "float":
         return "float-quantized"
     if element(weights.element).bits == 8 and activations is not None:

@@ -184,7 +184,9 @@ class _LinearReader:
         found = _CODE_DTYPES.get(info.dtype)
         if found is None:
             raise self.error("weight", f"weights of dtype {info.dtype} cannot be read")
-        if found != element(spec.element).name:
+        wanted = element(spec.element)
+        narrow = found == "int8" and wanted.kind == "int" and wanted.signed and wanted.bits < 8  # one code per byte
+        if found != wanted.name and not narrow:
             raise self.error("weight", f"is {info.dtype}, but quantization_config says {spec.element}")
         n, k = self.matrix("weight")
         scale_part = next((part for part in _SCALES if part in self.present), None)
@@ -194,9 +196,18 @@ class _LinearReader:
             spec = replace(spec, granularity="channel")  # the fp8 method leaves open which of the two it is
         codes = self.take("weight")
         codes = codes if found == "int8" else codes.view(torch.uint8)
+        if narrow:
+            codes = self.in_words(codes, spec)
         scale = self.scale(scale_part, spec, n, k)
         self.symmetric_zero_point(spec)
         return self.qtensor(spec, (n, k), codes, scale, None)
+
+    def in_words(self, codes: Tensor, spec: WeightSpec) -> Tensor:
+        """Narrow codes that came one per byte, packed: compressed-tensors stores them so beside rounded activations."""
+        try:
+            return pack.pack(codes, spec.element)
+        except FormatError as error:
+            raise self.error("weight", str(error)) from None
 
     def packed(self, spec: WeightSpec) -> QTensor:
         """A weight of 2 to 8 bits in int32 words."""

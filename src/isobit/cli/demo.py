@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
         help="the folder to write (default: isobit-demo)",
     )
     parser.add_argument(
-        "--schemes", metavar="A,B", help="the formats (default: bf16,fp8,fp8-e5m2,int8,int4,int4-g32,int3)"
+        "--schemes", metavar="A,B", help="the formats (default: bf16,fp8,fp8-e5m2,int8,int4,w4a8,int4-g32,int3)"
     )
     parser.add_argument(
         "--tokens", type=positive, metavar="N", help="about how many tokens to measure on (default: 8192)"

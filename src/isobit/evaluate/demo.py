@@ -27,8 +27,8 @@ from isobit.models.decoder import Decoder
 from isobit.quantize.driver import Prediction, predict, quantize
 from isobit.quantize.report import QuantizeReport
 
-SCHEMES = ("bf16", "fp8", "fp8-e5m2", "int8", "int4", "int4-g32", "int3")
-# Many short windows rather than few long ones: intervals resample windows, and seven models share three minutes.
+SCHEMES = ("bf16", "fp8", "fp8-e5m2", "int8", "int4", "w4a8", "int4-g32", "int3")
+# Many short windows rather than few long ones: intervals resample windows, and eight models share three minutes.
 TOKENS = 8_192
 CTX = 256
 COMPLETION_SCHEME = "int4"

@@ -166,7 +166,9 @@ def _spec(
         element = ELEMENT_OF_DTYPE.get(parts["weight"].dtype)
     if element is None or scale is None or len(shape) != 2:
         return shape, None
-    if configured is not None and configured.element.removeprefix("u") == element and _fits(configured, shape, scale):
+    # Integers below 8 bits may be stored one per byte: then the dtype shows int8, and the config their width.
+    possible = ("int8", "int4", "int3", "int2") if element == "int8" else (element,)
+    if configured is not None and configured.element.removeprefix("u") in possible and _fits(configured, shape, scale):
         return shape, configured
     try:
         return shape, _granularity(element, shape, tuple(scale.shape), "weight_zero_point" not in parts)

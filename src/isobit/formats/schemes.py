@@ -243,6 +243,13 @@ _ROWS = (
         aliases=("W4A16_ASYM", "q4f16_autoawq"),
         note="4-bit weights, a scale and a zero point per 128",
     ),
+    Scheme(
+        "w4a8",
+        _int_group("int4", 128),
+        ActSpec("int8", "token"),
+        aliases=("W4A8",),
+        note="4-bit weights, a scale per 128, multiplied by 8-bit integers with a scale per token",
+    ),
     Scheme("int3", _int_group("int3", 40), aliases=("q3f16_1",), note="3-bit weights, a scale per 40"),
     Scheme("int2", _int_group("int2", 32), note="2-bit weights, a scale per 32; expect large losses"),
 )
@@ -261,7 +268,7 @@ _FOLDED: dict[str, Scheme] = {_key(alias): row for row in _ROWS for alias in row
 }
 
 # Schemes that may be given with a group size of one's own, as NAME-gSIZE.
-GROUPED: tuple[str, ...] = ("int4", "int4-asym", "int3", "int2", "int8-w8a16")
+GROUPED: tuple[str, ...] = ("int4", "int4-asym", "w4a8", "int3", "int2", "int8-w8a16")
 
 
 def scheme(name: str) -> Scheme:
@@ -292,7 +299,7 @@ def _with_group(base: Scheme, group: int) -> Scheme:
     for row in _ROWS:
         if row.weights == weights and row.activations == base.activations:
             return row
-    note = re.sub(r"(a scale.* per) \d+", rf"\g<1> {group}", base.note)
+    note = re.sub(r"(a scale\b.*? per) \d+", rf"\g<1> {group}", base.note)
     return replace(base, name=f"{base.name}-g{group}", weights=weights, aliases=(), note=note)
 
 
@@ -313,8 +320,10 @@ def group_sizes_that_divide(k: int) -> tuple[int, ...]:
     return tuple(size for size in range(_GROUP_STEP, _LARGEST_SUGGESTED_GROUP + 1, _GROUP_STEP) if k % size == 0)
 
 
-def check_shape(spec: WeightSpec, n: int, k: int, module: str) -> None:
+def check_shape(spec: WeightSpec, n: int, k: int, module: str, activations: ActSpec | None = None) -> None:
     """Checks that an ``[n, k]`` weight can be stored as ``spec`` says.
+
+    ``activations`` is how its inputs are rounded: schemes are named for both.
 
     N need not be a multiple of a block's rows: the last block is smaller, as compressed-tensors and vLLM have it.
 
@@ -335,21 +344,22 @@ def check_shape(spec: WeightSpec, n: int, k: int, module: str) -> None:
     if not sizes:
         raise SchemeError(
             f"{module}: K = {k} is not a multiple of the group size {spec.group}, and no multiple of {_GROUP_STEP}"
-            " divides it; keep this module or use a scheme with a scale per channel, for example int8-w8a16"
+            " divides it; keep this module or use a scheme with a scale per channel, for example"
+            f" {'int8-w8a16' if activations is None else 'int8'}"
         )
     common = [size for size in _COMMON_GROUPS if k % size == 0]  # what other engines have kernels for
     nearest = max((size for size in common or sizes if size <= spec.group), default=(common or sizes)[0])
     raise SchemeError(
         f"{module}: K = {k} is not a multiple of the group size {spec.group}; sizes that divide it:"
-        f" {', '.join(map(str, sizes))}. Use {_grouped_name(spec, nearest)} instead"
+        f" {', '.join(map(str, sizes))}. Use {_grouped_name(spec, activations, nearest)} instead"
     )
 
 
-def _grouped_name(spec: WeightSpec, group: int) -> str:
-    """Name of the weight-only scheme with this spec's element and groups of ``group``."""
+def _grouped_name(spec: WeightSpec, activations: ActSpec | None, group: int) -> str:
+    """Name of the scheme with this spec's element, groups of ``group`` and these activations."""
     wanted = replace(spec, group=group)
     for name in GROUPED:
         candidate = _with_group(SCHEMES[name], group)
-        if candidate.weights == wanted:
+        if candidate.weights == wanted and candidate.activations == activations:
             return candidate.name
     return f"a group size of {group}"

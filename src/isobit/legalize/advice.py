@@ -12,9 +12,11 @@ GIB = 1 << 30
 
 # Mean KL divergence per token from the unquantized model, in nats, as `isobit demo` measures it on the bundled model of
 # 11.5 million parameters (README.md). Large models lose less; the order is what is used here.
+# By weights (and activations, where those say more) and by whether groups are small.
 _DIVERGENCE = {
     ("e4m3fn", False): 0.0068, ("int8", False): 0.0077, ("e5m2", False): 0.028, ("int4", True): 0.065,
-    ("int4", False): 0.115, ("uint4", False): 0.11, ("uint4", True): 0.06, ("int3", True): 0.36, ("int3", False): 0.36,
+    ("int4", False): 0.115, ("int4 x int8", True): 0.072, ("int4 x int8", False): 0.124, ("uint4", False): 0.11,
+    ("uint4", True): 0.06, ("int3", True): 0.36, ("int3", False): 0.36,
 }  # fmt: skip
 _WORST = 9.0
 _NEAR_LOSSLESS, _ACCEPTABLE = 0.01, 0.2
@@ -26,7 +28,10 @@ def divergence(row: Scheme) -> float:
     if row.weights is None:
         return 0.0
     fine = row.weights.group is not None and row.weights.group <= 40
-    return _DIVERGENCE.get((row.weights.element, fine), _DIVERGENCE.get((row.weights.element, False), _WORST))
+    weights = row.weights.element
+    both = weights if row.activations is None else f"{weights} x {row.activations.element}"
+    keys = ((both, fine), (both, False), (weights, fine), (weights, False))
+    return next((_DIVERGENCE[key] for key in keys if key in _DIVERGENCE), _WORST)
 
 
 def loss_in_words(row: Scheme) -> str:

@@ -53,7 +53,7 @@ def _shape_problems(op: Op) -> tuple[str, ...]:
     if op.weights is None:
         return ()
     try:
-        check_shape(op.weights, op.n, op.k, op.name)
+        check_shape(op.weights, op.n, op.k, op.name, op.activations)
     except SchemeError as error:
         return (str(error),)
     return ()

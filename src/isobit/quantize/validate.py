@@ -96,7 +96,8 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
         if chosen is None or chosen.weights is None:
             continue
         try:
-            check_shape(chosen.weights, info.shape[0], info.shape[1], module_of(info.name))
+            n, k = info.shape
+            check_shape(chosen.weights, n, k, module_of(info.name), chosen.activations)
         except SchemeError as error:
             problems.setdefault((chosen.name, info.shape[1]), []).append(f"scheme {chosen.name}: {error}")
     if problems:
