@@ -70,31 +70,18 @@ struct Sources {
     }
 };
 
-// Values in the order in which codes are decoded, spans padded with zeros to whole blocks; behind them, where codes have a
-// zero point, what sums begin with: the sum of what each lane multiplies in a span, times minus the zero point if that is
-// the same everywhere.
+// Values in the order in which codes are decoded, spans padded with zeros to whole blocks.
 template <class D>
 void arrange_floats(const Layout &l, const float *values, int64_t k, float *out) {
     static constexpr Sources<D> sources;
-    float *sums = out + l.width;
     for (int64_t s = 0; s < l.spans; ++s) {
         const float *from = values + s * l.span;
         float *to = out + s * l.padded_span;
         const int64_t count = smaller(l.span, k - s * l.span), whole = count / D::codes * D::codes;
         for (int64_t at = 0; at < whole; at += D::codes)
-            for (int i = 0; i < D::codes; ++i) to[at + i] = from[at + sources.at[i]];
-        if (whole < l.padded_span) {
-            for (int64_t at = whole; at < l.padded_span; at += D::codes)
-                for (int i = 0; i < D::codes; ++i)
-                    to[at + i] = at + sources.at[i] < count ? from[at + sources.at[i]] : 0;
-        }
-        F total = {};
-        for (int64_t at = 0; at < l.padded_span; at += D::codes)
-            for (int v = 0; v < D::codes / W; ++v) {
-                const F lane = load(to + at + v * W);
-                total += lane;
-                if (D::power(v) != 1) store(to + at + v * W, lane * splat(D::power(v)));
-            }
-        if (l.start != Start::NOTHING) store(sums + s * W, total * splat((l.start == Start::CONSTANT ? -D::offset : 1) / D::factor));
+            for (int i = 0; i < D::codes; ++i) to[at + i] = from[at + sources.at[i]] * D::power;
+        for (int64_t at = whole; at < l.padded_span; at += D::codes)
+            for (int i = 0; i < D::codes; ++i)
+                to[at + i] = at + sources.at[i] < count ? from[at + sources.at[i]] * D::power : 0;
     }
 }

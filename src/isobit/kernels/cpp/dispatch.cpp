@@ -180,30 +180,56 @@ struct Piece {
     int64_t ldy;
 };
 
+// Rows `first` .. first + m - 1 of a matrix.
+struct Input {
+    const float *x;
+    int64_t ldx, first, m;
+};
+
+// Whether the first row can be written in digits; `in` becomes as many rows as are alike.
+bool rows_alike(const Isa &isa, const isobit_linear &w, const Layout &l, Input &in) {
+    const auto even = [&](int64_t row) { return isa.even(l, in.x + (in.first + row) * in.ldx, w.k); };
+    const bool digits = even(0);
+    int64_t count = 1;
+    while (count < in.m && even(count) == digits) ++count;
+    in.m = count;
+    return digits;
+}
+
+// Linears of one input that take it laid out in the same way.
+void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, const Layout &l, const Input &in, float *const *y,
+              const int64_t *ldy) {
+    static thread_local std::vector<Piece> kept;
+    const Rows rows = lay_out(isa, *w[0], l, in.x + in.first * in.ldx, in.m, in.ldx);
+    std::vector<Piece> &pieces = kept;
+    pieces.clear();
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t share = w[i]->n * w[i]->row_bytes / (8 * threads());
+        const int64_t step = l.many ? isa.panel : std::max<int64_t>(1, std::min(PIECE, share) / w[i]->row_bytes);
+        for (int64_t n = 0; n < w[i]->n; n += step)
+            pieces.push_back({w[i], n, std::min(n + step, w[i]->n), y[i] + in.first * ldy[i], ldy[i]});
+    }
+    parallel(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin; at < end; ++at) {
+            const Piece &piece = pieces[static_cast<size_t>(at)];
+            (l.many ? isa.many : isa.few)(*piece.w, l, rows.laid, rows.scales, in.m, piece.begin, piece.end, piece.y, piece.ldy);
+        }
+    });
+}
+
 void run_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m, int64_t ldx, float *const *y,
                  const int64_t *ldy) {
-    static thread_local std::vector<Piece> kept;
     const Isa &wanted = *current().load();
     for (int64_t first = 0, last; first < count; first = last) {
         for (last = first + 1; last < count && alike(*w[first], *w[last]);) ++last;
         const Isa &isa = isa_for(wanted, *w[first]);
-        const Layout l = isa.layout(*w[first], m);
-        const Rows rows = lay_out(isa, *w[first], l, x, m, ldx);
-        std::vector<Piece> &pieces = kept;
-        pieces.clear();
-        for (int64_t i = first; i < last; ++i) {
-            const int64_t share = w[i]->n * w[i]->row_bytes / (8 * threads());
-            const int64_t step = l.many ? isa.panel : std::max<int64_t>(1, std::min(PIECE, share) / w[i]->row_bytes);
-            for (int64_t n = 0; n < w[i]->n; n += step)
-                pieces.push_back({w[i], n, std::min(n + step, w[i]->n), y[i], ldy[i]});
+        const Layout l = isa.layout(*w[first], m, true);
+        for (Input in{x, ldx, 0, m}; in.first < m; in = {x, ldx, in.first + in.m, m - in.first - in.m}) {
+            if (l.kind == Kind::DIGITS && !rows_alike(isa, *w[first], l, in))
+                run_rows(isa, w + first, last - first, isa.layout(*w[first], in.m, false), in, y + first, ldy + first);
+            else
+                run_rows(isa, w + first, last - first, l, in, y + first, ldy + first);
         }
-        parallel(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-            for (int64_t at = begin; at < end; ++at) {
-                const Piece &piece = pieces[static_cast<size_t>(at)];
-                (l.many ? isa.many : isa.few)(*piece.w, l, rows.laid, rows.scales, m, piece.begin, piece.end, piece.y,
-                                              piece.ldy);
-            }
-        });
     }
 }
 

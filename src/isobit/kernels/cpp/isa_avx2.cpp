@@ -32,7 +32,7 @@ struct DecodeF32 {
     static constexpr int bits = 32, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) { std::memcpy(out, from, 128); }
 };
@@ -40,7 +40,7 @@ struct DecodeBf16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return i / 16 * 16 + (i % 16 < 8 ? 2 * (i % 8) : 2 * (i % 8) + 1); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         for (int v = 0; v < 4; v += 2) {
@@ -54,7 +54,7 @@ struct DecodeF16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         for (int v = 0; v < 4; ++v) out[v] = halves(load16(from + 16 * v));
@@ -68,7 +68,7 @@ struct DecodeFloat8 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = exponent_bits == 4 ? 0x1p72f : 0x1p64f;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 0x1p48f; }
+    static constexpr float power = 0x1p48f;
     static constexpr int source(int i) { return i % W * 4 + i / W; }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         constexpr int down = 8 - exponent_bits;
@@ -86,7 +86,7 @@ struct DecodeInt8 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         for (int v = 0; v < 4; ++v) {
@@ -101,7 +101,7 @@ struct DecodeWideInt4 {
     static constexpr int bits = 4, codes = 64, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return i % W * 8 + i / W; }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         const __m256i eights = load32(from), mask = _mm256_set1_epi32(15);
@@ -111,28 +111,13 @@ struct DecodeWideInt4 {
         }
     }
 };
-// The same with two shifts for all: code v of a half of a lane is 16^v times too large, which the activations make up for,
-// but for 2^-6 in the factor, so that neither they nor the sums leave the range of float32.
-template <int zero>
-struct DecodeInPlaceInt4 {
-    static constexpr int bits = 4, codes = 64, offset = zero;
-    static constexpr float factor = 1.0f / 64;
-    static constexpr bool scaled = true;
-    static constexpr float power(int v) { return 64.0f / static_cast<float>(1 << v % 4 * 4); }
-    static constexpr int source(int i) { return i % W * 8 + i / W; }
-    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
-        const __m256i eights = load32(from), upper = _mm256_srli_epi32(eights, 16);
-        const auto part = [](__m256i codes, int v) ISOBIT_LAMBDA { return as_f(_mm256_cvtepi32_ps(_mm256_and_si256(codes, _mm256_set1_epi32(15 << 4 * v)))); };
-        for (int v = 0; v < 4; ++v) out[v] = part(eights, v), out[4 + v] = part(upper, v);
-    }
-};
 // Eight codes at a time: groups of any multiple of eight are whole blocks.
 template <int width, int zero>
 struct DecodePacked {
     static constexpr int bits = width, codes = 8, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[1]) {
         constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
@@ -167,19 +152,25 @@ struct Int8 {
 };
 
 struct Int4 {
+    struct V { __m256i even, odd; };
+    static ISOBIT_INLINE V unpack(const uint8_t *from) {
+        const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(pairs, mask), _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask)};
+    }
+    // Two products of at most 15 * 128 fit in 16 bits, and so do four.
+    static ISOBIT_INLINE I plane(I acc, V w, I even, I odd) {
+        const __m256i fours = _mm256_add_epi16(_mm256_maddubs_epi16(w.even, reinterpret_cast<__m256i>(even)), _mm256_maddubs_epi16(w.odd, reinterpret_cast<__m256i>(odd)));
+        return as_i(_mm256_add_epi32(reinterpret_cast<__m256i>(acc), _mm256_madd_epi16(fours, _mm256_set1_epi16(1))));
+    }
     static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[4]) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
         const __m256i even = _mm256_and_si256(pairs, mask), odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
         out[0] = as_i(_mm256_cvtepu8_epi16(low(even))), out[1] = as_i(_mm256_cvtepu8_epi16(high(even)));
         out[2] = as_i(_mm256_cvtepu8_epi16(low(odd))), out[3] = as_i(_mm256_cvtepu8_epi16(high(odd)));
     }
-    // Two products of at most 15 * 127 fit in 16 bits, and so do four.
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
-        const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
-        const __m256i even = _mm256_maddubs_epi16(_mm256_and_si256(pairs, mask), load32(x));
-        const __m256i odd = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask), load32(x + 32));
-        const __m256i fours = _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
-        return as_i(_mm256_add_epi32(fours, load32(x + 64)));
+        const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(load32(reinterpret_cast<const uint8_t *>(x + byte))); };
+        return plane(at(64), unpack(from), at(0), at(32));
     }
 };
 
@@ -193,7 +184,7 @@ bool available() {
 
 }  // namespace
 
-const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
+const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even};
 const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -33,7 +33,7 @@ struct DecodeF32 {
     static constexpr int bits = 32, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) { std::memcpy(out, from, 128); }
 };
@@ -41,7 +41,7 @@ struct DecodeBf16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return evens_first(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         const __m512i pairs = load64(from);
@@ -53,7 +53,7 @@ struct DecodeF16 {
     static constexpr int bits = 16, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = false;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) { out[0] = halves(load32(from)), out[1] = halves(load32(from + 32)); }
 };
@@ -65,7 +65,7 @@ struct DecodeFloat8 {
     static constexpr int bits = 8, codes = 64, offset = 0;
     static constexpr float factor = exponent_bits == 4 ? 0x1p72f : 0x1p64f;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 0x1p48f; }
+    static constexpr float power = 0x1p48f;
     static constexpr int source(int i) { return i % W * 4 + i / W; }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[4]) {
         constexpr int down = 8 - exponent_bits;
@@ -83,7 +83,7 @@ struct DecodeInt8 {
     static constexpr int bits = 8, codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         for (int v = 0; v < 2; ++v) out[v] = as_f(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(from + 16 * v))));
@@ -95,7 +95,7 @@ struct DecodeWideInt4 {
     static constexpr int bits = 4, codes = 128, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return i % W * 8 + i / W; }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
         const __m512 values = _mm512_sub_ps(_mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_ps(zero));
@@ -103,27 +103,12 @@ struct DecodeWideInt4 {
         for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
     }
 };
-// The same with two shifts for all: code v of a half of a lane is 16^v times too large, which the activations make up for,
-// but for 2^-6 in the factor, so that neither they nor the sums leave the range of float32.
-template <int zero>
-struct DecodeInPlaceInt4 {
-    static constexpr int bits = 4, codes = 128, offset = zero;
-    static constexpr float factor = 1.0f / 64;
-    static constexpr bool scaled = true;
-    static constexpr float power(int v) { return 64.0f / static_cast<float>(1 << v % 4 * 4); }
-    static constexpr int source(int i) { return i % W * 8 + i / W; }
-    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
-        const __m512i eights = load64(from), upper = _mm512_srli_epi32(eights, 16);
-        const auto part = [](__m512i codes, int v) ISOBIT_LAMBDA { return as_f(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15 << 4 * v)))); };
-        for (int v = 0; v < 4; ++v) out[v] = part(eights, v), out[4 + v] = part(upper, v);
-    }
-};
 template <int width, int zero>
 struct DecodePacked {
     static constexpr int bits = width, codes = 32, offset = zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
         constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
@@ -157,16 +142,23 @@ struct Int8 {
 };
 
 struct Int4 {
+    struct V { __m512i even, odd; };
+    static ISOBIT_INLINE V unpack(const uint8_t *from) {
+        __m512i pairs = load64(from);
+        __asm__("" : "+v"(pairs));  // one load for both
+        const __m512i mask = _mm512_set1_epi8(15);
+        return {_mm512_and_si512(pairs, mask), _mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask)};
+    }
+    static ISOBIT_INLINE I plane(I acc, V w, I even, I odd) {
+        return Int8::unit_dot(Int8::unit_dot(acc, as_i(w.even), even), as_i(w.odd), odd);
+    }
     static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) {
         const __m512i pairs = load64(from), mask = _mm512_set1_epi8(15);
         out[0] = as_i(_mm512_and_si512(pairs, mask));
         out[1] = as_i(_mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
     }
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
-        I w[2];
-        unit_weights(from, w);
-        const I even = Int8::unit_dot(as_i(load64(x + 128)), w[0], as_i(load64(x)));
-        return Int8::unit_dot(even, w[1], as_i(load64(x + 64)));
+        return plane(as_i(load64(x + 128)), unpack(from), as_i(load64(x)), as_i(load64(x + 64)));
     }
 };
 
@@ -181,7 +173,7 @@ bool available() {
 
 }  // namespace
 
-const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
+const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even};
 const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

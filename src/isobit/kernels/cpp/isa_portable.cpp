@@ -49,7 +49,7 @@ struct Plain {
     static constexpr int codes = 32, offset = 0;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
-    static constexpr float power(int) { return 1; }
+    static constexpr float power = 1;
     static constexpr int source(int i) { return i; }
 };
 
@@ -123,9 +123,6 @@ struct DecodeWideInt4 : Plain {
     }
 };
 
-template <int zero>
-using DecodeInPlaceInt4 = DecodeWideInt4<zero>;
-
 // Each `lanes` lanes get the next value.
 ISOBIT_INLINE F spread(const float *values, int lanes) {
     F out;
@@ -180,7 +177,7 @@ bool available() { return true; }
 
 }  // namespace
 
-const Isa portable_isa = {"portable", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all};
+const Isa portable_isa = {"portable", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even};
 const LayerIsa portable_layer = {"portable", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -25,10 +25,8 @@ enum class Kind {
     FLOATS,     // weights decoded to float32
     INT8,       // int8 codes by int8 codes, exact in int32
     INT4_INT8,  // int4 codes by int8 codes, exact in int32 within what shares a scale
+    DIGITS,     // int4 codes by three digits of float activations, exact in int32 within a block (digits.inc.h)
 };
-
-// What sums begin with, because codes are above their values: nothing, the same for all weights, or by zero points.
-enum class Start { NOTHING, CONSTANT, ZERO_POINTS };
 
 // How a linear is computed by an instruction set, and how rows of activations are laid out for it.
 //
@@ -39,7 +37,7 @@ struct Layout {
     bool many;            // for the product with many rows, else for few
     bool wide;            // int4 decoded in blocks of 8 codes for every lane
     bool one_scale;       // a row has one scale, applied to its sum
-    Start start;          // if it is something, sums of activations are laid out too
+    bool shifted;         // decoded codes are above their values, by a constant or by zero points
     int64_t group;        // weights that share a scale along k
     int64_t groups;       // how many there are in a row
     int64_t block;        // codes of a block
@@ -56,7 +54,8 @@ struct Layout {
 struct Isa {
     const char *name;
     bool (*available)();
-    Layout (*layout)(const isobit_linear &, int64_t m);
+    // `digits`: whether the rows may be written in digits, which `even` tells.
+    Layout (*layout)(const isobit_linear &, int64_t m, bool digits);
     // Lays out one row of activations (rounded values if they are rounded).
     void (*arrange)(const isobit_linear &, const Layout &, const float *values, void *out);
     // y[0..m, begin..end) for few rows of activations: codes are decoded once for up to four rows.
@@ -71,6 +70,7 @@ struct Isa {
     // The law of activations for values that share a scale: code values as floats (int8 too).
     void (*round)(int32_t activations, const float *x, int64_t n, float scale, float *out);
     uint64_t (*read)(const void *data, int64_t bytes);
+    bool (*even)(const Layout &, const float *values, int64_t k);
 };
 
 extern const Isa portable_isa;

@@ -7,7 +7,7 @@
 //     offset    what a decoded code is above its value
 //     factor    a power of two that turns what is decoded into values
 //     scaled    whether there are scales
-//     power(v)  a power of two that the values of the v-th vector of a block are to be multiplied by (with `factor`)
+//     power     a power of two that activations are to be multiplied by (with `factor`)
 //     source(i) which code of a block the i-th decoded value is
 //     block(const uint8_t *codes, F out[codes / W])
 // and Int8 and Int4, the steps of integer products (dot.inc.h). Products contract to fused multiply-adds; sums are float32
@@ -17,12 +17,12 @@
 #include "rows.inc.h"
 #include "few.inc.h"
 #include "dot.inc.h"
+#include "digits.inc.h"
 #include "many.inc.h"
 
 template <int zero, class Function>
 inline auto with_int4(const Layout &l, Function f) {
-    if (!l.wide) return f(DecodePacked<4, zero>{});
-    return l.many ? f(DecodeWideInt4<zero>{}) : f(DecodeInPlaceInt4<zero>{});
+    return l.wide ? f(DecodeWideInt4<zero>{}) : f(DecodePacked<4, zero>{});
 }
 
 // Calls `f` with the decoder of a format.
@@ -50,7 +50,8 @@ inline bool is_wide(const isobit_linear &w) {
     return !w.group || w.group % (8 * W) == 0 || (w.group % 8 == 0 && 8 * W % w.group == 0);
 }
 
-inline Kind kind_of(const isobit_linear &w, bool wide) {
+inline Kind kind_of(const isobit_linear &w, bool wide, bool digits) {
+    if (digits && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
     // Within a group the sums must fit in 32 bits, and there must be whole blocks.
@@ -58,17 +59,17 @@ inline Kind kind_of(const isobit_linear &w, bool wide) {
     return Kind::FLOATS;
 }
 
-Layout layout(const isobit_linear &w, int64_t m) {
+Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     Layout l{};
     l.many = m > FEW_ROWS;
     l.wide = is_wide(w);
-    l.kind = kind_of(w, l.wide);
+    l.kind = kind_of(w, l.wide, digits && !l.many);
     l.group = w.group ? w.group : w.k;
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
     with_decoder(w.format, l, [&](auto d) {
         l.block = d.codes;
-        l.start = w.zeros ? Start::ZERO_POINTS : d.offset ? Start::CONSTANT : Start::NOTHING;
+        l.shifted = w.zeros || d.offset;
         l.span = l.group < l.block && l.wide ? l.block : l.group;
         l.span_bytes = l.span * d.bits / 8;
     });
@@ -78,9 +79,10 @@ Layout layout(const isobit_linear &w, int64_t m) {
     l.padded_span = round_up(l.span, l.block);
     l.width = l.spans * l.padded_span;
     switch (l.kind) {
-        case Kind::FLOATS: l.row_size = (l.width + (l.start != Start::NOTHING ? l.spans * W : 0)) * 4; break;
+        case Kind::FLOATS: l.row_size = l.width * 4; break;
         case Kind::INT8: l.row_size = int8_row_size(w.k, l.many); break;
         case Kind::INT4_INT8: l.row_size = int4_row_size(l); break;
+        case Kind::DIGITS: l.row_size = digits_row_size(l); break;
     }
     l.row_size = round_up(l.row_size, 64);
     return l;
@@ -94,6 +96,7 @@ void arrange(const isobit_linear &w, const Layout &l, const float *values, void 
             });
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
         case Kind::INT4_INT8: return arrange_int4(l, values, w.k, out);
+        case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros, out);
     }
 }
 
@@ -106,6 +109,7 @@ void few(const isobit_linear &w, const Layout &l, const void *rows, const float 
             });
         case Kind::INT8: return few_int8(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::INT4_INT8: return few_int4(w, l, rows, act_scales, m, begin, end, y, ldy);
+        case Kind::DIGITS: return few_digits<Int4>(w, l, rows, act_scales, m, begin, end, y, ldy);
     }
 }
 
@@ -119,5 +123,6 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
             });
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);
         case Kind::INT4_INT8: return many_rows<Int4Panels>(w, l, rows, m, begin, end, out);
+        case Kind::DIGITS: return;  // for few rows only
     }
 }

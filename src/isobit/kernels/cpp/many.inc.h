@@ -47,7 +47,7 @@ struct FloatPanels {
         }
         if constexpr (D::scaled) {
             const F scale = l.one_scale ? splat(s.one_scale) : lanes_of(s.scales, span, l.per_span, l.lanes);
-            if (l.start != Start::NOTHING) {
+            if (l.shifted) {
                 const F zero = l.one_scale ? splat(s.one_zero) : lanes_of(s.zeros, span, l.per_span, l.lanes);
                 for (int v = 0; v < vectors; ++v) out[v] = (out[v] - zero) * scale;
             } else {

@@ -20,10 +20,11 @@ struct RowScales {
 
 class ScaleReader {
   public:
-    ScaleReader(const isobit_linear &w, const Layout &l, float offset, float factor)
+    // `which` of the readers of a thread that are in use at the same time, 0 or 1.
+    ScaleReader(const isobit_linear &w, const Layout &l, float offset, float factor, int which = 0)
         : w_(w), l_(l), offset_(offset), factor_(factor), entries_(round_up(l.width / smaller(l.group, l.span) + W, W)) {
         if (l.one_scale) return;
-        space_ = buffer().floats(2 * entries_);
+        space_ = buffer(which).floats(2 * entries_);
         for (int64_t g = l.groups; g < entries_; ++g) space_[g] = space_[entries_ + g] = 0;
     }
 
@@ -37,9 +38,9 @@ class ScaleReader {
     }
 
   private:
-    static Buffer &buffer() {
-        static thread_local Buffer kept;
-        return kept;
+    static Buffer &buffer(int which) {
+        static thread_local Buffer kept[2];
+        return kept[which];
     }
 
     float zero_at(int64_t at) const { return w_.zeros ? static_cast<float>(w_.zeros[at]) : offset_; }
@@ -58,7 +59,7 @@ class ScaleReader {
         } else {
             for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g) * factor_;
         }
-        if (l_.start != Start::NOTHING)
+        if (l_.shifted)
             for (int64_t g = first; g < last; ++g) zeros[g] = zero_at(at + g);
     }
 

@@ -1,0 +1,267 @@
+// Few rows of float activations by int4 weights, through integer products.
+//
+// Within a block (8 W weights) activations are multiples of a power of two, of up to 23 bits beside the sign, written as three
+// digits of a byte. Products by digits are exact in 32 bits, and so is their sum; a block's sum becomes a float32 only then.
+// What the multiples leave of an activation is at most 2^-23 of the block's largest: what a float32 sum with that activation
+// in it would round away as well. But a float32 sum would not where the largest meets a zero weight; so blocks in which half
+// of the activations are far below the largest are none for this path (`even` below), and such a row goes by floats.
+//
+// An instruction set that has this path defines in Int4
+//   V unpack(const uint8_t *codes): a block of codes; I plane(I acc, V, I even, I odd): acc and the products with one digit of
+//   the activations at even places of the block and at odd ones.
+
+template <class T, class = void>
+struct HasDigits : std::false_type {};
+template <class T>
+struct HasDigits<T, std::void_t<decltype(&T::unpack)>> : std::true_type {};
+
+constexpr int DIGITS = 3;
+constexpr int64_t DIGIT_BLOCK = 8 * W * DIGITS + 4 * W;  // bytes of a block: three digits of each, and W integers
+constexpr float LARGEST_MULTIPLE = 127 * 65793.0f;       // three digits of 127
+constexpr float FAR_BELOW = 1.0f / 2048;
+
+// Behind the blocks of a row stands the unit of each.
+inline int64_t digits_row_size(const Layout &l) { return l.width / l.block * (DIGIT_BLOCK + 4); }
+
+// Whether digits represent k activations well: all are numbers, of moderate size, and not far apart.
+bool even(const Layout &l, const float *values, int64_t k) {
+    for (int64_t at = 0; at < k; at += l.block) {
+        const int64_t count = smaller(l.block, k - at);
+        const float largest = absmax(values + at, count);
+        if (largest == 0) continue;
+        if (!(largest > 0x1p-60f && largest < 0x1p60f)) return false;
+        const float limit = largest * FAR_BELOW;
+        int32_t above = 0, zeros = 0;
+        for (int64_t i = at; i < at + count; ++i) {
+            above += std::fabs(values[i]) >= limit;
+            zeros += values[i] == 0;
+        }
+        if (2 * above < count - zeros) return false;
+    }
+    return true;
+}
+
+// The power of two that activations up to `largest` are multiples of; and one over it.
+inline float unit_of(float largest, float &inverse) {
+    if (largest == 0) return inverse = 1;
+    const float power = from_bits(as_bits(largest) & 0x7f800000u);  // largest is in [power, 2 * power)
+    inverse = 0x1p22f / power;
+    if (largest * inverse > LARGEST_MULTIPLE) inverse /= 2;
+    return 1 / inverse;
+}
+
+// Even and odd places of two vectors.
+template <int first, int... lane>
+ISOBIT_INLINE I every_second(I a, I b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (2 * lane + first)...);
+}
+
+// The digits of W multiples, lowest first in value, to three places 8 W bytes apart, highest first.
+inline void put_digits(I multiples, int8_t *to) {
+    typedef int8_t B __attribute__((vector_size(W)));
+    for (int digit = DIGITS - 1; digit >= 0; --digit) {
+        const I low = multiples << 24 >> 24;
+        const B bytes = __builtin_convertvector(low, B);
+        __builtin_memcpy(to + digit * 8 * W, &bytes, sizeof bytes);
+        multiples = (multiples - low) >> 8;
+    }
+}
+
+// One block of activations; returns its unit.
+inline float arrange_digit_block(const float *values, int32_t offset, int8_t *to) {
+    float inverse;
+    const float unit = unit_of(absmax(values, 8 * W), inverse);
+    const auto lanes = std::make_integer_sequence<int, W>{};
+    const F magic = splat(12582912.0f), factor = splat(inverse * 0x1p-8f);
+    int32_t pairs[4 * W];
+    for (int part = 0; part < 4; ++part) {
+        I both[2];
+        for (int v = 0; v < 2; ++v) {
+            // Nearest multiple: in two steps, because the sum with `magic` holds 22 bits only.
+            const F scaled = load(values + (2 * part + v) * W) * factor, high = (scaled + magic) - magic;
+            const F low = ((scaled - high) * splat(256.0f) + magic) - magic;
+            both[v] = __builtin_convertvector(high, I) * 256 + __builtin_convertvector(low, I);
+        }
+        const I evens = every_second<0>(both[0], both[1], lanes), odds = every_second<1>(both[0], both[1], lanes);
+        put_digits(evens, to + part * W);
+        put_digits(odds, to + 4 * W + part * W);
+        const I sums = evens + odds;
+        __builtin_memcpy(pairs + part * W, &sums, sizeof sums);
+    }
+    int32_t starts[W];
+    for (int lane = 0; lane < W; ++lane)
+        starts[lane] = -offset * (pairs[4 * lane] + pairs[4 * lane + 1] + pairs[4 * lane + 2] + pairs[4 * lane + 3]);
+    __builtin_memcpy(to + 8 * W * DIGITS, starts, sizeof starts);
+    return unit;
+}
+
+// With zero points the integers are minus the sum of what each lane multiplies, else that times the 8 that codes are above.
+void arrange_digits(const Layout &l, const float *values, int64_t k, bool zero_points, void *out) {
+    const int64_t blocks = l.width / l.block;
+    const int32_t offset = zero_points ? 1 : 8;
+    int8_t *to = static_cast<int8_t *>(out);
+    float *units = reinterpret_cast<float *>(to + blocks * DIGIT_BLOCK);
+    for (int64_t b = 0; b < blocks; ++b) {
+        float copy[8 * W] = {};
+        const float *from = values + b * l.block;
+        if ((b + 1) * l.block > k) {
+            if (b * l.block < k) __builtin_memcpy(copy, from, static_cast<size_t>(k - b * l.block) * 4);
+            from = copy;
+        }
+        units[b] = arrange_digit_block(from, offset, to + b * DIGIT_BLOCK);
+    }
+}
+
+// A vector that is in a register from here on: compilers would rather load it again for each use.
+ISOBIT_INLINE I loaded(const int8_t *from) {
+    I value;
+    __builtin_memcpy(&value, from, sizeof value);
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(value));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(value));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(value));
+#endif
+    return value;
+}
+
+// How blocks and groups lie: a block has several groups, is one, or is a part of one.
+enum class Groups { SEVERAL, EACH, PARTS };
+
+// N rows of weights: where their codes, scales and zero points are.
+template <int N>
+struct DigitRows {
+    const uint8_t *codes[N];
+    const float *scales[N], *zeros[N];
+};
+
+// N rows of weights by M rows of activations. What is loaded of the activations serves all of the weights.
+template <class Int4, int N, int M, bool zero_points, Groups groups>
+class DigitTile {
+  public:
+    DigitTile(const isobit_linear &w, const Layout &l, const DigitRows<N> &rows, const int8_t *x) : l_(l), rows_(rows), x_(x) {
+        const int64_t blocks = w.k / l.block, in_span = groups == Groups::PARTS ? (l.span + l.block - 1) / l.block : 1;
+        units_ = reinterpret_cast<const float *>(x + l.width / l.block * DIGIT_BLOCK);
+        Sums sums{};
+        int64_t b = 0;
+        if constexpr (groups != Groups::PARTS) {
+            for (; b < blocks; ++b) block(b, span(b), sums);
+        } else {
+            for (int64_t at = 0; b < blocks; ++at) {
+                const Span scales = span(at);
+                for (const int64_t end = smaller(b + in_span, blocks); b < end; ++b) block(b, scales, sums);
+            }
+        }
+        if (b * l.block < w.k) {
+            uint8_t copies[N][4 * W] = {};
+            const uint8_t *from[N];
+            for (int n = 0; n < N; ++n) {
+                __builtin_memcpy(copies[n], rows.codes[n] + b * (4 * W), static_cast<size_t>((w.k - b * l.block + 1) / 2));
+                from[n] = copies[n];
+            }
+            block_at(from, b, span(b / in_span), sums);
+        }
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) out[n][m] = sum(sums.total[n][m]);
+    }
+
+    float out[N][M];
+
+  private:
+    struct Sums { F total[N][M]; };
+    struct Span { F scale[N]; I zero[N]; };
+
+    ISOBIT_INLINE F lanes(const float *values, int64_t at) const {
+        return groups == Groups::SEVERAL ? spread(values + at * l_.per_span, l_.lanes) : splat(values[at]);
+    }
+
+    ISOBIT_INLINE Span span(int64_t at) const {
+        Span s{};
+        unroll<N>([&](auto n) __attribute__((always_inline)) {
+            s.scale[n] = lanes(rows_.scales[n], at);
+            if constexpr (zero_points) s.zero[n] = __builtin_convertvector(lanes(rows_.zeros[n], at), I);
+        });
+        return s;
+    }
+
+    ISOBIT_INLINE void block(int64_t b, const Span &s, Sums &sums) const {
+        const uint8_t *from[N];
+        unroll<N>([&](auto n) __attribute__((always_inline)) { prefetch(from[n] = rows_.codes[n] + b * (4 * W)); });
+        block_at(from, b, s, sums);
+    }
+
+    ISOBIT_INLINE void block_at(const uint8_t *const (&from)[N], int64_t b, const Span &s, Sums &sums) const {
+        typename Int4::V weights[N];
+        unroll<N>([&](auto n) __attribute__((always_inline)) { weights[n] = Int4::unpack(from[n]); });
+        unroll<M>([&](auto m) __attribute__((always_inline)) {
+            const int8_t *x = x_ + m * l_.row_size + b * DIGIT_BLOCK;
+            I digits[2 * DIGITS];
+            unroll<2 * DIGITS>([&](auto i) __attribute__((always_inline)) { digits[i] = loaded(x + 4 * W * i); });
+            const I starts = loaded(x + 8 * W * DIGITS);
+            const float unit = units_[m * (l_.row_size / 4) + b];
+            unroll<N>([&](auto n) __attribute__((always_inline)) {
+                I acc = Int4::plane(I{}, weights[n], digits[0], digits[1]);
+                acc = Int4::plane(acc << 8, weights[n], digits[2], digits[3]);
+                acc = (acc << 8) + (zero_points ? starts * s.zero[n] : starts);
+                sums.total[n][m] += to_floats(Int4::plane(acc, weights[n], digits[4], digits[5])) * (s.scale[n] * splat(unit));
+            });
+        });
+    }
+
+    const Layout &l_;
+    const DigitRows<N> &rows_;
+    const int8_t *x_;
+    const float *units_;
+};
+
+constexpr int DIGIT_ROWS = 2;  // of weights at a time
+
+template <class Int4, int N, bool zero_points, Groups groups>
+inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *readers, const int8_t *x, const Output &out,
+                        int64_t m, int64_t row) {
+    DigitRows<N> rows;
+    RowScales s[N];
+    for (int n = 0; n < N; ++n) {
+        s[n] = readers[n].read(row + n, 0, l.groups);
+        rows.codes[n] = codes_of(w, row + n);
+        rows.scales[n] = l.one_scale ? &s[n].one_scale : s[n].scales;
+        rows.zeros[n] = l.one_scale ? &s[n].one_zero : s[n].zeros;
+    }
+    int64_t at = 0;
+    const auto put = [&](auto count) {
+        constexpr int M = count;
+        const DigitTile<Int4, N, M, zero_points, groups> tile(w, l, rows, x + at * l.row_size);
+        for (int i = 0; i < M; ++i)
+            for (int n = 0; n < N; ++n) out.put(at + i, row + n, tile.out[n][i]);
+        at += M;
+    };
+    while (m - at >= 2) put(std::integral_constant<int, 2>{});
+    if (m - at >= 1) put(std::integral_constant<int, 1>{});
+}
+
+template <class Int4, bool zero_points, Groups groups>
+void few_digits_of(const isobit_linear &w, const Layout &l, const int8_t *x, const Output &out, int64_t m, int64_t begin,
+                   int64_t end) {
+    ScaleReader readers[] = {{w, l, 0, 1, 0}, {w, l, 0, 1, 1}};
+    int64_t row = begin;
+    for (; row + DIGIT_ROWS <= end; row += DIGIT_ROWS) digits_rows<Int4, DIGIT_ROWS, zero_points, groups>(w, l, readers, x, out, m, row);
+    for (; row < end; ++row) digits_rows<Int4, 1, zero_points, groups>(w, l, readers, x, out, m, row);
+}
+
+template <class Int4>
+void few_digits(const isobit_linear &w, const Layout &l, const void *rows, const float *act_scales, int64_t m, int64_t begin,
+                int64_t end, float *y, int64_t ldy) {
+    if constexpr (HasDigits<Int4>::value) {
+        const Output out{w, act_scales, y, ldy};
+        const int8_t *x = static_cast<const int8_t *>(rows);
+        const auto run = [&](auto zero_points) {
+            constexpr bool zeros = zero_points;
+            if (l.per_span > 1) few_digits_of<Int4, zeros, Groups::SEVERAL>(w, l, x, out, m, begin, end);
+            else if (l.span == l.block) few_digits_of<Int4, zeros, Groups::EACH>(w, l, x, out, m, begin, end);
+            else few_digits_of<Int4, zeros, Groups::PARTS>(w, l, x, out, m, begin, end);
+        };
+        if (w.zeros) run(std::true_type{});
+        else run(std::false_type{});
+    }
+}
