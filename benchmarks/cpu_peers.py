@@ -38,13 +38,14 @@ from runs import QUICK, RunSettings, run
 from shapes import SHAPES, Recipe, make
 
 from isobit.errors import IsobitError
-from isobit.formats.schemes import SCHEMES, scheme
+from isobit.formats.schemes import scheme
 
-# llama.cpp's format -> isobit's schemes of about the same bits per weight.
+# llama.cpp's format -> isobit's schemes of about the same bits per weight. llama.cpp rounds activations to 8-bit
+# integers for Q8_0 and Q4_0, as int8 and w4a8 do; w4a8-g32 has a scale per 32 weights like Q4_0.
 PAIRS = {
     "F16": ("bf16", "f16"),
     "Q8_0": ("fp8", "int8", "int8-w8a16"),
-    "Q4_0": ("int4", "int4-g32", "w4a8"),
+    "Q4_0": ("w4a8", "w4a8-g32", "int4", "int4-g32"),
 }
 
 
@@ -204,8 +205,8 @@ def parse() -> argparse.Namespace:
 
 
 def wanted_schemes(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The pairs to measure: llama.cpp's format -> isobit's schemes that exist and were asked for."""
-    known = {kind: [name for name in PAIRS[kind] if name in SCHEMES] for kind in args.pairs}
+    """The pairs to measure: llama.cpp's format -> isobit's schemes that were asked for."""
+    known = {kind: list(PAIRS[kind]) for kind in args.pairs}
     if args.schemes is None:
         return known
     surplus = [name for name in args.schemes if not any(name in names for names in known.values())]
