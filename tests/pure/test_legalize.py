@@ -125,6 +125,19 @@ def _op(name: str) -> Op:
 # ---------------------------------------------------------------------- the rules
 
 
+def test_int4_by_int8_runs_in_integers_on_cpus_and_nowhere_else_yet() -> None:
+    for name, row in TARGETS.items():
+        answer = linear("w4a8", name)
+        if row.is_gpu:
+            assert isinstance(answer, Refusal)
+            assert any("no GPU kernel multiplies int4 weights by rounded activations" in why for why in answer.reasons)
+            assert nearest(scheme("w4a8"), sample_ops(scheme("w4a8"), row)[:1], row) == "int4"
+        else:
+            assert isinstance(answer, Lowering) and answer.rounds == sample_ops(scheme("w4a8"), row)[0].rounds
+            assert answer.action == ("native" if row.matrix else "legalized")
+            assert not answer.matrix or answer.compute == "int8"  # at whose rate it runs
+
+
 def test_only_the_last_rule_moves_rounding_and_it_is_not_asked_unless_allowed() -> None:
     assert [rule.name for rule in RULES if rule.moves_rounding] == ["weight-only"]
     refused = linear("fp8-e5m2", "gfx90a")

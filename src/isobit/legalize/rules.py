@@ -237,7 +237,8 @@ def _lowering(
     one = found.decode or kernel
     if op.activations is not None:
         how += f", activations rounded to {short(op.a)}"
-    compute = (unit.a if unit else "float32") if kernel.compute == NATIVE else kernel.compute
+    # A unit for two formats runs at the rate of the wider one.
+    compute = kernel.compute if kernel.compute != NATIVE else max(unit.a, unit.b, key=bits) if unit else "float32"
     notes = (unit.note,) if unit is not None and unit.note else ()
     return Lowering(
         action=action,
