@@ -20,8 +20,8 @@ PROBLEM = cpu_library.problem()
 if PROBLEM:
     pytest.skip(PROBLEM, allow_module_level=True)
 
-# How far logits may be apart, relative. Where activations are rounded, sums in another order move a few of them across a
-# midpoint and the next layers move more (0.001 to 0.01 measured); without the rounding it would be 0.034 to 0.047.
+# How far logits may be apart, relative. Where activations are rounded, sums in another order move a few of them across
+# a midpoint and the next layers move more (0.001 to 0.01 measured); without the rounding it would be 0.034 to 0.047.
 ROUNDED, KEPT = 2.5e-2, 1e-4
 NAMES = ("fp8", "int8", "w4a8", "w4a8-g32", "int4", "int4-asym-g64", "int3")
 
