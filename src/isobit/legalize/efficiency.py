@@ -59,6 +59,7 @@ _H200 = f"H200, one token through a Llama-2-7B layer with the rounding of activa
 _H200_FIRST = "H200, first untuned kernels on a Llama-2-7B layer, of 4.80 TB/s"
 _H200_MM = f"H200, 4096 tokens through layers of a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
 _CPU = "2 cores EPYC (AVX-512), matrices of 4096x4096, of the read rate beside it (benchmarks/results/cpu_linear.csv)"
+_CPU_MM = "2 cores EPYC (AVX-512), 512 tokens, of 1536 G integer operations/s (benchmarks/results/cpu_linear.csv)"
 _GPUS = ("nvidia", "amd")
 _HOPPER = ("sm_90",)
 _MEASURED_CPUS = ("cpu-avx2", "cpu-avx512")
@@ -96,6 +97,8 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.34, _HOPPER, f"{_H200_MM}: uint4 336", ("uint4",)),
     Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.46, _HOPPER, f"{_H200_MM}: int4 459"),
     Efficiency("prefill", _GPUS, tuple(range(2, 33)), "", 0.5, (), "assumed for arithmetic outside matrix units"),
+    Efficiency("prefill", ("cpu",), (8,), "native", 0.50, ("cpu-avx512",), f"{_CPU_MM}: int8 by int8 764", ("int8",)),
+    Efficiency("prefill", ("cpu",), _SUB_BYTE, "native", 0.35, ("cpu-avx512",), f"{_CPU_MM}: int4 by int8 536"),
     Efficiency(
         "prefill",
         ("cpu",),
