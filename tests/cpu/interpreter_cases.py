@@ -14,6 +14,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
+from isobit.kernels import selection
 from isobit.kernels.triton.bind import bind
 from isobit.kernels.triton.rounding import Rounding
 from isobit.targets.table import target
@@ -95,6 +96,36 @@ def linears() -> None:
                     print(json.dumps([f"{name} {lowering} {tokens}x{n}x{k}", error]), flush=True)
 
 
+def large() -> None:
+    """Weights widened once per call; the number of tokens from which they are is lowered, to be fast."""
+    generator = torch.Generator().manual_seed(3)
+    selection.LARGE = 20
+    for name in ("fp8", "fp8-e5m2", "fp8-static", "fp8-w8a16", "int8-w8a16", "int4", "int4-g32"):
+        spec, acts, _ = LINEARS[name]
+        for n, k in ((5, 160), (70, 384)) if spec.group is None else ((70, 384),):
+            packed = weight(spec, n, k, generator)
+            bias = torch.randn(n, generator=generator)
+            scale = torch.tensor([0.25]) if acts is not None and not acts.dynamic else None
+            bound = bind(packed, acts, scale, bias, target=target("sm_86"), out_dtype=torch.float32)
+            for dtype in (torch.float16, torch.bfloat16) if name.startswith("int4") else (torch.float16,):
+                x = (torch.randn(21, k, generator=generator) * torch.logspace(-3, 3, 21)[:, None]).to(dtype)
+                row = bound.variant(len(x), dtype)
+                label = f"large {name} {dtype} {row.name if row else ''} {n}x{k}"
+                print(json.dumps([label, relative_error(packed, acts, x, bound(x), bias)]), flush=True)
+    packed = weight(LINEARS["int4"][0], 3, 256, generator)
+    x = torch.ones(21, 256, dtype=torch.bfloat16)
+    x[3] = 1e36  # far beyond float16, and far below
+    x[4] = 1e-36
+    x[5, 9] = float("inf")
+    x[6] = 0
+    y = bind(packed, None, None, None, target=target("sm_86"), out_dtype=torch.float32)(x)
+    right = not bool(y[5].isfinite().any()) and bool((y[6] == 0).all())
+    exact = packed.dequantize().sum(dim=1).double()
+    for token in (3, 4):
+        right &= bool(torch.allclose(y[token].double() / x[token, 0].double(), exact, rtol=1e-5))
+    print(json.dumps(["large int4 bfloat16 of any size", 0.0 if right else 1.0]), flush=True)
+
+
 def all_codes() -> None:
     """Every weight code, NaN included, times one: the decoders."""
     for name in ("e4m3fn", "e5m2", "int8"):
@@ -124,13 +155,14 @@ def rounding() -> None:
     x[7] = -0.0
     for name in ("e4m3fn", "e5m2", "int8"):
         for spec in (ActSpec(name, "token"), ActSpec(name, "tensor", dynamic=False), ActSpec(name, "group", 128)):
-            for operand in ("*fp16", "*u8"):
+            for operand in ("*fp16", "*u8", "*bf16"):
                 for dtype in (torch.float32, torch.float16):
                     static = None if spec.dynamic else torch.tensor([0.4375])
                     ours, scale = Rounding(spec, static, operand, target("sm_86"))(x.to(dtype))
                     codes, law = codec.quantize_activations(x.to(dtype), spec, static)
-                    want = codec.decode(codes, name, torch.float16) if operand == "*fp16" else codes
-                    bits = torch.int16 if operand == "*fp16" else want.dtype
+                    wide = {"*fp16": torch.float16, "*bf16": torch.bfloat16}.get(operand)
+                    want = codes if wide is None else codec.decode(codes, name, wide)
+                    bits = want.dtype if wide is None else torch.int16
                     same = torch.equal(ours.view(bits), want.view(bits))
                     same &= torch.equal(scale.reshape(-1).nan_to_num(7e8), law.reshape(-1).nan_to_num(7e8))
                     print(json.dumps([f"rounding {spec} {operand} {dtype}", 0.0 if same else 1.0]), flush=True)
@@ -140,3 +172,4 @@ if __name__ == "__main__":
     rounding()
     all_codes()
     linears()
+    large()

@@ -37,6 +37,11 @@ def test_every_code_is_decoded_to_its_value(results) -> None:
     assert not _failures(results, "codes", 0.0)
 
 
+def test_weights_widened_once_per_call_are_within_the_tolerance(results) -> None:
+    assert not _failures(results, "large", TOLERANCE)
+    assert all("large-" in name for name in results if name.startswith("large") and "x" in name)
+
+
 @pytest.mark.parametrize("scheme", ["fp8", "int8", "int4", "int3", "int2"])
 def test_linears_are_within_the_tolerance(results, scheme) -> None:
     assert not _failures(results, scheme, TOLERANCE)

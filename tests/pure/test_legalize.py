@@ -93,10 +93,21 @@ def test_fnuz_units_are_not_taken_for_e4m3() -> None:
     assert any("e4m3fnuz" in note for note in answer.notes)
 
 
-def test_units_that_flush_subnormals_are_refused_what_needs_them() -> None:
-    assert linear("fp8", "gfx90a").action == "legalized"
-    answer = linear("fp8-e5m2", "gfx90a")
-    assert isinstance(answer, Refusal) and any("flushes subnormal" in reason for reason in answer.reasons)
+@pytest.mark.parametrize("scheme", ["fp8", "fp8-static", "fp8-block", "fp8-e5m2"])
+def test_units_that_flush_subnormals_are_not_given_what_needs_them(scheme: str) -> None:
+    answer = linear(scheme, "gfx90a")
+    assert isinstance(answer, Lowering) and answer.compute == "bfloat16"
+    assert all("bf16" in name for name in answer.kernels)
+    other = linear(scheme, "sm_86")
+    assert isinstance(other, Lowering) and other.compute == "float16"
+
+
+def test_what_changes_with_very_many_tokens_stands_in_the_plan() -> None:
+    widened, native = linear("int4", "sm_86"), linear("fp8", "sm_90")
+    assert isinstance(widened, Lowering) and isinstance(native, Lowering)
+    assert widened.workspace == 2 * 15360 * 15360 and native.workspace == 0
+    assert any("widened once per call" in note and "2**-41" in note for note in widened.notes)
+    assert any("PyTorch's own product" in note for note in native.notes)
 
 
 @pytest.mark.parametrize("target", ["sm_100", "sm_103", "sm_110", "sm_120", "sm_121"])
@@ -140,9 +151,9 @@ def test_int4_by_int8_runs_in_integers_on_cpus_and_nowhere_else_yet() -> None:
 
 def test_only_the_last_rule_moves_rounding_and_it_is_not_asked_unless_allowed() -> None:
     assert [rule.name for rule in RULES if rule.moves_rounding] == ["weight-only"]
-    refused = linear("fp8-e5m2", "gfx90a")
+    refused = linear("w4a8", "sm_86")
     assert isinstance(refused, Refusal)
-    row, target = SCHEMES["fp8-e5m2"], TARGETS["gfx90a"]
+    row, target = scheme("w4a8"), TARGETS["sm_86"]
     op = sample_ops(row, target)[0]
     allowed = decide(op, target, allow_relaxed=True)
     assert isinstance(allowed, Lowering) and allowed.action == "relaxed" and verify(op, allowed) == []

@@ -156,7 +156,7 @@ def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, 
     from isobit.kernels.proof.matrix import triton_version
     from isobit.kernels.proof.page import page
 
-    text = page(outcomes, targets, triton_version(), formats(outcomes, targets))
+    text = page(outcomes, targets, triton_version(), formats(outcomes, targets), library(targets))
     if not check:
         path.write_text(text, encoding="utf-8")
         return True
@@ -186,6 +186,14 @@ def formats(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> dict[str,
                 cell = f"{decision.action} ({matrix[0] if matrix else 'no matrix unit'})"
             cells.setdefault(name, {})[target.name] = cell
     return cells
+
+
+def library(targets: Sequence[Target]) -> dict[str, list[str]]:
+    """PyTorch's products among the kernels, and the targets on which they are chosen."""
+    from isobit.kernels.variants import VARIANTS
+
+    rows = [row for row in VARIANTS if row.library]
+    return {row.name: [target.name for target in targets if row.requires(target) is None] for row in rows}
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobit.formats.pack import unpack
+from isobit.formats.pack import pack, unpack, words_per_row
 from isobit.formats.qtensor import QTensor
+from isobit.formats.spec import Element
 
 _ROWS_AT_ONCE = 1 << 22  # codes unpacked at a time, so that the temporaries stay small
 
@@ -57,3 +58,38 @@ def interleave_nibbles(weight: QTensor, unit: int) -> Tensor:
 def by_group(per_group: Tensor) -> Tensor:
     """Scales or zero points ``[N, K / group]`` as ``[K / group, N]``, so that neighbouring rows lie side by side."""
     return per_group.t().contiguous()
+
+
+def deinterleave_nibbles(words: Tensor, row: Element, unit: int) -> Tensor:
+    """The inverse of :func:`interleave_nibbles`: int32 words as formats/pack.py stores them."""
+    n, k = words.shape[0], 4 * words.shape[1]
+    packed = torch.empty((n, words_per_row(k, row)), dtype=torch.int32, device=words.device)
+    dtype = torch.int8 if row.signed else torch.uint8
+    step = max(1, _ROWS_AT_ONCE // k)
+    for begin in range(0, n, step):
+        rows = slice(begin, min(begin + step, n))
+        joined = words[rows].to(torch.int32).view(-1, k // unit, 1, unit // 4)
+        shifts = torch.arange(0, 16, 4, dtype=torch.int32, device=words.device).view(1, 1, 4, 1)
+        codes = ((joined >> shifts) & 15).reshape(joined.shape[0], k) - row.packing_offset
+        packed[rows] = pack(codes.to(dtype), row)
+    return packed
+
+
+def folding_scales(scale: Tensor) -> Tensor | None:
+    """Powers of two, float32 ``[N]``, under which 4-bit codes times their scales are float16 numbers; None if not all.
+
+    A code -8 to 7 has three significant bits and a bfloat16 scale eight: the product's eleven are what float16 has.
+    What remains is the range: the largest product of a row becomes at most 2**15, and none may end below 2**-24.
+
+    Args:
+        scale: ``[N, groups]``.
+    """
+    wide = scale.double()
+    largest = wide.abs().amax(dim=1)
+    _, exponent = torch.frexp(torch.where(largest > 0, largest, 1.0))
+    power = torch.ldexp(torch.ones_like(largest), exponent + 3 - 15)
+    for odd in (1, 3, 5, 7):  # times powers of two these are all codes
+        product = wide * odd / power[:, None]
+        if not bool((product.to(torch.float16).double() == product).all()):
+            return None
+    return power.float()

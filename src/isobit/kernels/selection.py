@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels.tiles import FEW, NARROW
+from isobit.kernels.tiles import FEW, LARGE, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.targets.spec import Target
 
@@ -45,8 +45,8 @@ def _family(tokens: int, target: Target) -> str:
 
 
 def size_class(tokens: int) -> int:
-    """The largest number of tokens for which the choice is the same, or one more than the tile of a few."""
-    return next((most for most in (1, NARROW, FEW) if tokens <= most), FEW + 1)
+    """A name for the numbers of tokens for which the choice is the same: the largest of them up to ``LARGE``."""
+    return next((most for most in (1, NARROW, FEW, LARGE - 1) if tokens <= most), LARGE)
 
 
 def candidates(
@@ -60,6 +60,27 @@ def candidates(
         tokens: M.
         target: what runs it.
     """
+    large = _large(weights, activations, dtype) if tokens >= LARGE else ()
+    return (*large, *_up_to_large(weights, activations, dtype, tokens, target))
+
+
+def _large(weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> tuple[str, ...]:
+    """Names of the variants for very many tokens that come before those for many; widened only if not native."""
+    compute = _DTYPES[dtype]
+    if weights is None:
+        return () if compute == "f32" else (f"large-{compute}-library",)
+    name = weights.element
+    if weights.granularity == "block" or (element(name).bits < 8 and name != "int4"):
+        return ()
+    if activations is None:
+        return () if compute == "f32" else (f"large-{name}-{compute}",)
+    library = ("large-e4m3fn-library",) if name == "e4m3fn" else ()
+    return (*library, f"many-{name}-native", f"large-{name}-widened") if element(name).bits == 8 else ()
+
+
+def _up_to_large(
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target
+) -> tuple[str, ...]:
     family, compute = _family(tokens, target), _DTYPES[dtype]
     float32 = "vector" if tokens == 1 else "many"
     if weights is None:
@@ -68,7 +89,7 @@ def candidates(
     name = weights.element
     if weights.granularity == "block":
         family = "few" if tokens <= FEW else "many"
-        return (f"{family}-block-native", f"{family}-block-widened")
+        return (f"{family}-block-native", f"{family}-block-widened", f"{family}-block-widened-bf16")
     if element(name).bits < 8:
         stream = (f"{float32}-{name}-stream",)
         if compute == "f32" or family == "vector":
@@ -83,7 +104,8 @@ def candidates(
     first: tuple[str, ...] = ()
     if name == "int8" and tokens == 1 and target.vendor == "nvidia":
         first = ("vector-int8-dp4a",)
-    return (*first, f"{family}-{name}-native", f"{family}-{name}-widened")
+    bf16 = (f"{family}-{name}-widened-bf16",) if name != "int8" else ()
+    return (*first, f"{family}-{name}-native", f"{family}-{name}-widened", *bf16)
 
 
 def choose(
@@ -91,7 +113,7 @@ def choose(
 ) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
     """The variants that ``target`` can run, best first, and why it cannot run the others."""
     rows, reasons = [], []
-    for name in candidates(weights, activations, dtype, tokens, target):
+    for name in dict.fromkeys(candidates(weights, activations, dtype, tokens, target)):
         row = _BY_NAME.get(name)
         reason = "there is no such kernel" if row is None else row.requires(target)
         if row is not None and reason is None:

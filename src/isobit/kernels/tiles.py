@@ -12,11 +12,18 @@ from typing import Literal
 
 from isobit.targets.spec import Target
 
-Family = Literal["vector", "few", "many", "quantize"]
+Family = Literal["vector", "few", "many", "large", "quantize", "prepare"]
 Constant = int | float | bool | str | None
 
 NARROW = 8  # tokens: the narrowest tile of the "few" family
 FEW = 16  # tokens: the widest tile of the "few" family
+# Tokens from which PyTorch's products and weights widened once per call are chosen. Widening moves three bytes per
+# 8-bit weight: 0.7 ps on an H200, 4 ps on an RTX A6000, where decoding in registers costs 1.2 fs (gpu_tune_many.csv,
+# sm_86 lowering) and about 4 fs per weight and token: it should pay from some 600 and 1000 tokens. Not measured yet.
+LARGE = 1024
+# Targets where PyTorch's own products were measured: full sums within 1.5e-4 of float64, and faster than our kernels
+# (float8 1253 to 1345 against 843 to 891, bfloat16 768 to 784 against 660 to 687 TFLOP/s; gpu_linear.csv).
+LIBRARY_MEASURED = ("sm_90",)
 DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
 
 
@@ -255,6 +262,44 @@ def vector_int8(target: Target) -> Config:
         "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
     }  # fmt: skip
     return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
+
+
+def library(x: str) -> Callable[[Target], Config]:
+    """PyTorch's products have no constants of ours."""
+    return lambda target: Config(_matrix_signature(x, x), {}, 1, 1)
+
+
+def after_widening(pointer: str, *, rounded: bool = False) -> Callable[[Target], Config]:
+    """Configuration of ``linear_matrix`` for a weight that lies widened in a workspace."""
+
+    def config(target: Target) -> Config:
+        plain = row_scaled("large", pointer, pointer, "native", rounded=rounded)(target)
+        return plain.with_constants(OVERLAP=0, BAND=16)  # nothing to fetch before the widening has ended
+
+    return config
+
+
+def widening(codes: str, values: str, element: str) -> Callable[[Target], Config]:
+    """Configuration of ``widen_codes``."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {"ELEMENT": element, "ASM": is_cuda(target), "BLOCK": 2048}
+        return Config({"codes": codes, "values": values, "K": "i32"}, constants, 4, 1)
+
+    return config
+
+
+def folding(target: Target) -> Config:
+    """Configuration of ``fold_nibbles``."""
+    signature = {"words": "*i16", "scale": "*bf16", "power": "*fp32", "values": "*fp16", "N": "i32", "K": "i32"}
+    unit = _unit_of_nibbles(target, False)
+    constants: dict[str, Constant] = {"GROUP": 128, "UNIT": unit, "ASM": is_cuda(target), "UNITS": 16}
+    return Config(signature, constants, 4, 1)
+
+
+def narrowing(target: Target) -> Config:
+    """Configuration of ``narrow_range``."""
+    return Config({"x": "*bf16", "values": "*fp16", "scales": "*fp32", "K": "i32"}, {"BLOCK_K": 2048}, 4, 1)
 
 
 def rounding(element: str, wide: bool) -> Callable[[Target], Config]:

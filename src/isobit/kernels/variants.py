@@ -25,7 +25,8 @@ class Variant:
 
     Attributes:
         name: unique.
-        family: ``vector`` (a token at a time, no matrix unit), ``few`` (1 to 16 tokens), ``many``, ``quantize``.
+        family: ``vector`` (a token at a time, no matrix unit), ``few`` (1 to 16 tokens), ``many``, ``large`` (from
+            ``tiles.LARGE`` tokens), ``quantize``, ``prepare`` (what runs before a ``large`` product).
         entry: ``module:function`` of the Triton function.
         weights: element format, or ``float`` for weights in the dtype of the activations; None for ``quantize``.
         granularity: what shares a weight scale: ``row`` (also tensor), ``group``, ``block``; None without scales.
@@ -35,6 +36,8 @@ class Variant:
         requires: why a target cannot run it, or None.
         config: how it is compiled for a target.
         promises: regular expressions of mnemonics, each of which the hot loop must show on that target.
+        widen: name of the ``prepare`` row that writes the weight into a workspace, as ``operand``; or empty.
+        narrow: name of the ``prepare`` row that turns bfloat16 activations into ``operand``; or empty.
     """
 
     name: str
@@ -48,6 +51,23 @@ class Variant:
     requires: Requires
     config: Callable[[Target], Config]
     promises: Callable[[Target], tuple[str, ...]] = field(default=lambda target: ())
+    widen: str = ""
+    narrow: str = ""
+
+    @property
+    def library(self) -> bool:
+        """Whether it is a product of PyTorch's, which isobit does not compile."""
+        return self.entry.startswith("torch:")
+
+    @property
+    def reads_units(self) -> bool:
+        """Whether it reads 4-bit codes in units (``layouts.interleave_nibbles``)."""
+        return self.weights in ("int4", "uint4") and self.granularity == "group" and self.compute != "f32"
+
+    def unit(self, target: Target) -> int:
+        """The largest unit that it can read."""
+        row = variant(self.widen) if self.widen else self
+        return int(row.config(target).constexprs.get("UNIT") or 128)
 
     def signature(self, target: Target) -> Mapping[str, str]:
         """Argument types for a target."""
@@ -105,6 +125,27 @@ def _plain_rows(family: Family) -> Iterator[Variant]:
                       _shows_unit(dtype))  # fmt: skip
 
 
+def _keeps_small_codes(element: str) -> Requires:
+    """Float16 holds e4m3fn codes as numbers times 2**-8, and e5m2 as they are: some are subnormal there."""
+
+    def requires(target: Target) -> str | None:
+        reason = _compiles(target)
+        unit = target.unit("float16", "float16")
+        if reason or element == "int8" or unit is None or not unit.flushes_subnormals:
+            return reason
+        return f"{target.name}'s float16 matrix unit flushes subnormal numbers, which {element} codes are there"
+
+    return requires
+
+
+def _flushes_small_codes(target: Target) -> str | None:
+    """Products in bfloat16 of rounded activations are there for those targets alone."""
+    reason = _has_bf16(target)
+    if reason or _keeps_small_codes("e4m3fn")(target):
+        return reason
+    return "float16 holds every code"
+
+
 def _eight_bit_rows(family: Family) -> Iterator[Variant]:
     """8-bit weights: native products, products of widened codes, and activations as they are."""
     entry = f"{_MODULES}.linear_matrix:linear_matrix"
@@ -117,11 +158,15 @@ def _eight_bit_rows(family: Family) -> Iterator[Variant]:
         yield Variant(f"{family}-{element}-native", family, entry, element, "row", element, "native", native,
                       _has_unit(element), config, promises)  # fmt: skip
         config = tiles.row_scaled(family, codes, "*fp16", element, rounded=True)
-        yield Variant(f"{family}-{element}-widened", family, entry, element, "row", element, "f16", "*fp16", _compiles,
-                      config, _shows_unit("float16"))  # fmt: skip
+        yield Variant(f"{family}-{element}-widened", family, entry, element, "row", element, "f16", "*fp16",
+                      _keeps_small_codes(element), config, _shows_unit("float16"))  # fmt: skip
+        if element != "int8":
+            config = tiles.row_scaled(family, codes, "*bf16", element, rounded=True)
+            yield Variant(f"{family}-{element}-widened-bf16", family, entry, element, "row", element, "bf16", "*bf16",
+                          _flushes_small_codes, config, _shows_unit("bfloat16"))  # fmt: skip
         for compute in ("f16", "bf16"):
             pointer, dtype = tiles.POINTERS[compute], _DTYPES[compute]
-            requires = _has_bf16 if compute == "bf16" else _compiles
+            requires = _has_bf16 if compute == "bf16" else _keeps_small_codes(element)
             config = tiles.row_scaled(family, codes, pointer, element)
             yield Variant(f"{family}-{element}-{compute}", family, entry, element, "row", None, compute, pointer,
                           requires, config, _shows_unit(dtype))  # fmt: skip
@@ -142,8 +187,12 @@ def _block_rows(family: Family) -> Iterator[Variant]:
     promises = _few_float8 if family == "few" else _shows_unit("e4m3fn")
     yield Variant(f"{family}-block-native", family, entry, "e4m3fn", "block", "e4m3fn", "native", native,
                   _has_unit("e4m3fn"), tiles.block_scaled(family, native, native, "native"), promises)  # fmt: skip
-    yield Variant(f"{family}-block-widened", family, entry, "e4m3fn", "block", "e4m3fn", "f16", "*fp16", _compiles,
-                  tiles.block_scaled(family, "*u8", "*fp16", "e4m3fn"), _shows_unit("float16"))  # fmt: skip
+    yield Variant(f"{family}-block-widened", family, entry, "e4m3fn", "block", "e4m3fn", "f16", "*fp16",
+                  _keeps_small_codes("e4m3fn"), tiles.block_scaled(family, "*u8", "*fp16", "e4m3fn"),
+                  _shows_unit("float16"))  # fmt: skip
+    yield Variant(f"{family}-block-widened-bf16", family, entry, "e4m3fn", "block", "e4m3fn", "bf16", "*bf16",
+                  _flushes_small_codes, tiles.block_scaled(family, "*u8", "*bf16", "e4m3fn"),
+                  _shows_unit("bfloat16"))  # fmt: skip
 
 
 def _group_rows(family: Family) -> Iterator[Variant]:
@@ -202,6 +251,70 @@ def _quantize_rows() -> Iterator[Variant]:
                       tiles.rounding_group(wide))  # fmt: skip
 
 
+def _widens_first(dtype: str) -> Requires:
+    """Measured on NVIDIA GPUs only; what is written must not be flushed when it is multiplied."""
+
+    def requires(target: Target) -> str | None:
+        reason = _has_unit(dtype)(target)
+        if reason or is_cuda(target):
+            return reason
+        return "widening weights once per call is not done on GPUs other than NVIDIA's"
+
+    return requires
+
+
+def _large_rows() -> Iterator[Variant]:
+    """From ``tiles.LARGE`` tokens on: PyTorch's products, and weights that are widened once per call."""
+    entry = f"{_MODULES}.linear_matrix:linear_matrix"
+    yield Variant("large-e4m3fn-library", "large", "torch:scaled_mm", "e4m3fn", "row", "e4m3fn", "native", "*fp8e4nv",
+                  _measured_library("e4m3fn"), tiles.library("*fp8e4nv"))  # fmt: skip
+    for compute in ("f16", "bf16"):
+        pointer, dtype = tiles.POINTERS[compute], _DTYPES[compute]
+        yield Variant(f"large-{compute}-library", "large", "torch:mm", "float", None, None, compute, pointer,
+                      _measured_library(dtype), tiles.library(pointer))  # fmt: skip
+    for element in ("e4m3fn", "e5m2", "int8"):
+        yield Variant(f"large-{element}-widened", "large", entry, element, "row", element, "f16", "*fp16",
+                      _widens_first("float16"), tiles.after_widening("*fp16", rounded=True), _shows_unit("float16"),
+                      widen=f"widen-{element}-f16")  # fmt: skip
+        for compute in ("f16", "bf16"):
+            pointer, dtype = tiles.POINTERS[compute], _DTYPES[compute]
+            yield Variant(f"large-{element}-{compute}", "large", entry, element, "row", None, compute, pointer,
+                          _widens_first(dtype), tiles.after_widening(pointer), _shows_unit(dtype),
+                          widen=f"widen-{element}-{compute}")  # fmt: skip
+    for narrow in ("", "narrow-bf16"):
+        name = "large-int4-bf16" if narrow else "large-int4-f16"
+        yield Variant(name, "large", entry, "int4", "group", None, "f16", "*fp16",
+                      _widens_first("float16"), tiles.after_widening("*fp16", rounded=bool(narrow)),
+                      _shows_unit("float16"), widen="fold-int4", narrow=narrow)  # fmt: skip
+
+
+def _measured_library(dtype: str) -> Requires:
+    """Only where the error and the speed of PyTorch's product were measured: cuBLAS chooses other code elsewhere."""
+
+    def requires(target: Target) -> str | None:
+        reason = _has_unit(dtype)(target)
+        if reason or target.name in tiles.LIBRARY_MEASURED:
+            return reason
+        return f"PyTorch's product was not measured on {target.name}"
+
+    return requires
+
+
+def _prepare_rows() -> Iterator[Variant]:
+    """What runs before a ``large`` product."""
+    entry = f"{_MODULES}.widen"
+    for element in ("e4m3fn", "e5m2", "int8"):
+        for compute in ("f16", "bf16"):
+            pointer = tiles.POINTERS[compute]
+            config = tiles.widening(tiles.CODES[element], pointer, element)
+            yield Variant(f"widen-{element}-{compute}", "prepare", f"{entry}:widen_codes", element, "row", None,
+                          compute, pointer, _widens_first(_DTYPES[compute]), config)  # fmt: skip
+    yield Variant("fold-int4", "prepare", f"{entry}:fold_nibbles", "int4", "group", None, "f16", "*fp16",
+                  _widens_first("float16"), tiles.folding)  # fmt: skip
+    yield Variant("narrow-bf16", "prepare", f"{entry}:narrow_range", None, None, None, "f16", "*bf16",
+                  _widens_first("bfloat16"), tiles.narrowing)  # fmt: skip
+
+
 def _all_rows() -> Iterator[Variant]:
     yield from _quantize_rows()
     yield from _scalar_rows()
@@ -211,6 +324,8 @@ def _all_rows() -> Iterator[Variant]:
         yield from _block_rows(family)
         yield from _group_rows(family)
     yield from _stream_rows()
+    yield from _prepare_rows()
+    yield from _large_rows()
 
 
 _MATRIX_FAMILIES: tuple[Family, ...] = ("few", "many")

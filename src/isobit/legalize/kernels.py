@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from isobit.kernels import selection
 from isobit.kernels.registry import LINEAR_KERNELS
-from isobit.kernels.variants import VARIANTS
+from isobit.kernels.tiles import LARGE
+from isobit.kernels.variants import VARIANTS, Variant
 from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
@@ -17,7 +18,7 @@ from isobit.targets.spec import Target
 NATIVE = "native"
 REFERENCE = "reference"
 _COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "int8": "int8", NATIVE: NATIVE}
-_MANY = 4096  # tokens that fill any machine
+_MANY = LARGE - 1  # tokens that fill any machine
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Found:
-    """The kernels for an op on a target, and why others cannot run there."""
+    """The kernels for an op on a target, why others cannot run there, and what is done from ``LARGE`` tokens on."""
 
     kernels: tuple[Kernel, ...]
     reasons: tuple[str, ...]
+    large: Variant | None = None
 
     def computing(self, *formats: str) -> Kernel | None:
         """The kernel for many tokens whose products are in one of ``formats``, if there is one."""
@@ -66,7 +68,9 @@ def find(op: Op, target: Target) -> Found:
         return Found((), (rounding,))
     one, reasons = _chosen(op, target, 1)
     many, more = _chosen(op, target, _MANY)
-    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))))
+    rows, _ = selection.choose(op.weights, op.activations, op.dtype, LARGE, target)
+    large = rows[0] if rows and rows[0].family == "large" else None
+    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))), large)
 
 
 def _chosen(op: Op, target: Target, tokens: int) -> tuple[list[Kernel], tuple[str, ...]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
+from isobit.kernels.tiles import LARGE
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
@@ -128,6 +129,7 @@ def memory(
     context: int,
     batch: int,
     kv: str | None = None,
+    workspace: int = 0,
 ) -> Memory:
     """What a model takes on a device.
 
@@ -139,6 +141,7 @@ def memory(
         context: tokens of a sequence.
         batch: sequences at once.
         kv: format of the cache; None for the dtype of activations.
+        workspace: bytes that calls with very many tokens take besides.
     """
     dtype = activation_dtype(target, model_dtype(workload, scheme))
     weights = weight_bytes(workload, scheme)
@@ -146,14 +149,18 @@ def memory(
     runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
     usable = int(capacity * USABLE)
 
+    def passing(sequences: int, tokens: int) -> int:
+        large = sequences * min(tokens, PREFILL_CHUNK) >= LARGE
+        return activation_bytes(workload, dtype, sequences, tokens) + (workspace if large else 0)
+
     def left(sequences: int, tokens: int) -> int:
-        return usable - weights - runtime - activation_bytes(workload, dtype, sequences, tokens)
+        return usable - weights - runtime - passing(sequences, tokens)
 
     return Memory(
         weights=weights,
         kv_per_token=per_token,
         kv=per_token * context * batch,
-        activations=activation_bytes(workload, dtype, batch, context),
+        activations=passing(batch, context),
         runtime=runtime,
         capacity=usable,
         longest_context=max(0, min(workload.max_context, left(batch, PREFILL_CHUNK) // (per_token * batch))),

@@ -75,6 +75,7 @@ class Lowering:
         reason: why not a better action; empty for native.
         notes: what else changes and a user should know.
         rounds: the rounding points that this lowering keeps.
+        workspace: bytes that a call with very many tokens (``kernels.tiles.LARGE``) takes for a widened weight.
     """
 
     action: Action
@@ -88,6 +89,7 @@ class Lowering:
     reason: str
     notes: tuple[str, ...]
     rounds: tuple[WeightSpec | None, ActSpec | None]
+    workspace: int = 0
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         for op in ops(workload, scheme, target, request.kv)
     )
     need = memory(
-        workload, scheme, target, capacity=board.memory, context=request.context, batch=request.batch, kv=request.kv
+        workload, scheme, target, capacity=board.memory, context=request.context, batch=request.batch, kv=request.kv,
+        workspace=max((decision.workspace for _, decision in found if isinstance(decision, Lowering)), default=0),
     )  # fmt: skip
     refused = [op for op, decision in found if isinstance(decision, Refusal)]
     speed = None

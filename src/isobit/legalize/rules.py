@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
+from isobit.kernels.tiles import LARGE
+from isobit.kernels.variants import Variant
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op
@@ -84,7 +86,9 @@ def widened(op: Op, target: Target, found: Found) -> Lowering | str:
         proofs, reason = _proofs(op, compute, target)
         kernel = found.computing(compute)
         unit = target.unit(compute, compute)
-        if reason is None and kernel is None and unit is not None:
+        if reason is None and kernel is None and unit is not None and unit.flushes_subnormals:
+            reason = f"{target.name}'s {short(compute)} matrix unit flushes subnormal numbers, which codes shifted are"
+        elif reason is None and kernel is None and unit is not None:
             reason = (
                 f"{unit.instruction} could take {_pair(op)} as {short(compute)}, but no kernel of isobit's does that"
             )
@@ -240,6 +244,7 @@ def _lowering(
     # A unit for two formats runs at the rate of the wider one.
     compute = kernel.compute if kernel.compute != NATIVE else max(unit.a, unit.b, key=bits) if unit else "float32"
     notes = (unit.note,) if unit is not None and unit.note else ()
+    widened_first = found.large is not None and found.large.widen != ""
     return Lowering(
         action=action,
         rule=rule,
@@ -250,9 +255,22 @@ def _lowering(
         instruction=unit.instruction if unit else "",
         kernels=tuple(dict.fromkeys((one.name, kernel.name))),
         reason="",
-        notes=notes + _format_notes(op, target),
+        notes=notes + _format_notes(op, target) + _large_notes(found.large),
         rounds=op.rounds,
+        workspace=2 * op.n * op.k if widened_first else 0,
     )
+
+
+def _large_notes(large: Variant | None) -> tuple[str, ...]:
+    """What changes from ``LARGE`` tokens in a call on."""
+    if large is None:
+        return ()
+    if large.library:
+        return (f"from {LARGE} tokens in a call on: PyTorch's own product (cuBLAS), summed in full",)
+    note = f"from {LARGE} tokens in a call on: weights are widened once per call, exactly, into a workspace"
+    if large.narrow:
+        note += "; bf16 activations become f16 times a power of two per token, to within 2**-41 of its largest"
+    return (note,)
 
 
 def _decode_how(op: Op, target: Target, kernel: Kernel) -> str:

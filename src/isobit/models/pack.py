@@ -18,7 +18,7 @@ from isobit.models.shapes import expected_tensors
 from isobit.targets.spec import Target
 
 # Numbers of tokens that the kernels tell apart (kernels/selection.py), with some to spare.
-TOKENS = (1, 2, 4, 8, 12, 16, 17, 64)
+TOKENS = (1, 2, 4, 8, 12, 16, 17, 64, 1024)
 # Multiprocessors of the cards there are, from a T4 to a B200 and an RTX PRO 6000: how far K is split depends on them,
 # in powers of two, so that neighbours give the same kernels and a pack serves every card of its target.
 _MULTIPROCESSORS = (16, 24, 40, 58, 72, 84, 108, 132, 148, 170, 188)

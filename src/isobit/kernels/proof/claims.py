@@ -16,8 +16,8 @@ _COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}  # what is m
 
 
 def claims(variants: Iterable[Variant], targets: Iterable[Target]) -> list[Claim]:
-    """Every pair that the rows say can run, target by target."""
-    variants = tuple(variants)
+    """Every pair that the rows say can run, target by target; PyTorch's products, which are not ours, left out."""
+    variants = tuple(one for one in variants if not one.library)
     return [claim(one, target) for target in targets for one in variants if one.requires(target) is None]
 
 

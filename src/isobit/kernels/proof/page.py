@@ -22,6 +22,14 @@ themselves), **legalized** (operands are widened exactly in registers; every rou
 the matrix instructions that the machine code of its kernel for many tokens shows.
 """
 
+_LIBRARY = """
+## Products of PyTorch's
+
+These rows of `kernels/variants.py` are PyTorch's own matrix products (cuBLAS), chosen for very many tokens where they
+were measured to be faster than ours and to keep the contract. isobit does not compile them, so nothing is read from
+machine code: `tests/gpu/test_library.py` holds them against float64 on the card.
+"""
+
 _KERNELS = """
 ## Kernels
 
@@ -38,6 +46,7 @@ def page(
     targets: Sequence[Target],
     version: str,
     actions: Mapping[str, Mapping[str, str]] | None = None,
+    library: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The page.
 
@@ -46,10 +55,14 @@ def page(
         targets: in the order in which they are shown.
         version: Triton's.
         actions: scheme to target to what a plan says about it; the table of formats is left out without it.
+        library: products of PyTorch's to the targets on which they are chosen.
     """
     parts = [_HEAD.format(version=version)]
     if actions:
         parts += [_FORMATS, *_actions(actions, targets)]
+    if library:
+        rows = [["product", "targets"], *([name, ", ".join(where)] for name, where in library.items())]
+        parts += [_LIBRARY, *_table(rows)]
     parts.append(_KERNELS)
     for target in targets:
         mine = [one for one in outcomes if one.claim.target == target.name]

@@ -49,17 +49,21 @@ def _code(value, ELEMENT: tl.constexpr):
 
 @triton.jit
 def _store(codes, place, value, mask, ELEMENT: tl.constexpr, WIDE: tl.constexpr):
-    """Stores codes, or what they stand for as float16."""
+    """Stores codes, or what they stand for as float16 or bfloat16."""
     code = _code(value, ELEMENT)
     if not WIDE:
         tl.store(codes + place, code.to(codes.dtype.element_ty), mask=mask)
-    elif ELEMENT == "e4m3fn":
-        half = (((code & 0x80) << 8) | ((code & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
-        tl.store(codes + place, half * 256.0, mask=mask)
-    elif ELEMENT == "e5m2":
-        tl.store(codes + place, (code << 8).to(tl.int16).to(tl.float16, bitcast=True), mask=mask)
     else:
-        tl.store(codes + place, code.to(tl.float16), mask=mask)
+        if ELEMENT == "e4m3fn":
+            half = (((code & 0x80) << 8) | ((code & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True) * 256.0
+        elif ELEMENT == "e5m2":
+            half = (code << 8).to(tl.int16).to(tl.float16, bitcast=True)
+        else:
+            half = code.to(tl.float16)
+        if codes.dtype.element_ty == tl.bfloat16:
+            tl.store(codes + place, half.to(tl.float32).to(tl.bfloat16), mask=mask)
+        else:
+            tl.store(codes + place, half, mask=mask)
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from isobit.kernels.triton.launch import Kernel
 from isobit.targets.spec import Target
 
 _TRITON = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+_WIDE = {"*fp16": torch.float16, "*bf16": torch.bfloat16}
 _MOST_AT_ONCE = 4096  # values of a token that a program holds in registers
 
 
@@ -23,7 +24,7 @@ class Rounding:
     Args:
         spec: what the scheme says.
         static_scale: float32 ``[1]``, of static schemes.
-        operand: the kernel's operand type: ``*fp16`` asks for float16 values of the codes.
+        operand: the kernel's operand type: ``*fp16`` and ``*bf16`` ask for values of the codes.
         target: whose lowering runs.
     """
 
@@ -34,8 +35,8 @@ class Rounding:
             raise Unsupported("dynamic activations with one scale for the tensor", ["no GPU kernel rounds them"])
         self.spec, self.static_scale, self.target = spec, static_scale, target
         self.row = element(spec.element)
-        self.wide = operand == "*fp16"
-        self.dtype = torch.float16 if self.wide else code_dtype(self.row)
+        self.wide = operand in _WIDE
+        self.dtype = _WIDE.get(operand, code_dtype(self.row))
         self.view = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}.get(operand)
         self._kernels: dict[tuple[torch.dtype, int], Kernel] = {}
 
@@ -64,7 +65,7 @@ class Rounding:
         return self._kernels[dtype, block]
 
     def _made(self, dtype: torch.dtype, block: int) -> Kernel:
-        codes = "*fp16" if self.wide else ("*i8" if self.dtype == torch.int8 else "*u8")
+        codes = _TRITON[self.dtype] if self.wide else ("*i8" if self.dtype == torch.int8 else "*u8")
         signature = {"x": _TRITON[dtype], "codes": codes, "scales": "*fp32", "qmax": "fp32"}
         constants: dict[str, Constant] = {"ELEMENT": self.row.name, "WIDE": self.wide, "OVERLAP": overlaps(self.target)}
         if self.spec.group is not None:
