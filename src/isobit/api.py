@@ -149,18 +149,19 @@ class Model:
         return replace(SamplingParams(), **sampling)
 
 
-def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None) -> Model:
+def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None, device: str = "cpu") -> Model:
     """Load a checkpoint, quantized or not, ready to generate.
 
     Args:
         model: a local folder, a Hugging Face id, or ``"bundled"``.
         dtype: what activations are computed in: ``"float32"`` (the default on a CPU), ``"bfloat16"`` or ``"float16"``.
         revision: branch, tag or commit of a Hugging Face id.
+        device: ``"cpu"`` or ``"cuda"``.
     """
     from isobit.checkpoint.source import resolve
     from isobit.engine.generate import load_generator
 
-    return Model(load_generator(resolve(model, revision=revision), dtype=dtype))
+    return Model(load_generator(resolve(model, revision=revision), dtype=dtype, device=device))
 
 
 def evaluate(

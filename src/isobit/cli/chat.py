@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
             f'Use `isobit generate {args.model} "PROMPT"`, or give a template with --template FILE'
         )
     options = {"enable_thinking": False} if args.no_thinking else {}
-    session = Session(load_generator(folder, dtype=args.dtype), template, args.system, params, options)
+    session = Session(
+        load_generator(folder, dtype=args.dtype, device=args.device), template, args.system, params, options
+    )
     converse(session, quiet=args.json)
     if args.json:
         json.dump({"model": args.model, "messages": session.messages, "turns": session.turns}, sys.stdout, indent=2)

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from isobit.checkpoint.source import resolve
     from isobit.engine.generate import load_generator
 
-    generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype)
+    generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype, device=args.device)
     if args.json:
         completion = generator.generate(prompt, params)
         document = as_json(args.model, prompt, completion, generator.tokenizer)

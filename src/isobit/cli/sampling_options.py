@@ -23,12 +23,15 @@ OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --revision and --dtype."""
+    """MODEL, --revision, --device and --dtype."""
     parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="what is computed in (default: float32 on a CPU)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="what is computed in (default: float32 on a CPU, as in config.json on a GPU)",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what runs it (default: cpu)")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

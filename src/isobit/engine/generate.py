@@ -233,17 +233,19 @@ class _Answer:
         return (len(self._tokens) - 1) / seconds if len(self._tokens) > 1 and seconds > 0 else None
 
 
-def load_generator(path: str | Path, dtype: str | None = None) -> Generator:
+def load_generator(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Generator:
     """Load a checkpoint folder, quantized or not, for generation.
 
     Args:
         path: the folder (:func:`isobit.checkpoint.source.resolve` finds one for a hub id).
         dtype: what activations are computed in: "float32" (the default on a CPU), "bfloat16" or "float16".
+        device: "cpu" or "cuda".
 
     Raises:
         CheckpointError, ModelError: the folder cannot be used; the message says why.
+        Unsupported: the device cannot be used.
     """
     from isobit.models.weights import load_model
 
     tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
-    return Generator(load_model(path, dtype=dtype), tokenizer)
+    return Generator(load_model(path, dtype=dtype, device=device), tokenizer)

@@ -104,6 +104,7 @@ def bind(
     device: str,
     keep_values: bool = False,
     kernels: tuple[LinearKernel, ...] | None = None,
+    **options: Any,
 ) -> Bound:
     """Binds a weight to the first row that takes it: formats decide, and then the codes of the weight at hand.
 
@@ -115,6 +116,7 @@ def bind(
         device: ``cpu`` or ``cuda``.
         keep_values: see the reference kernel.
         kernels: the rows to choose from; None for all.
+        options: what binders of this device take besides, such as ``target`` on GPUs.
 
     Raises:
         Unsupported: no row takes it; has the reason of each.
@@ -126,7 +128,7 @@ def bind(
         reason = row.accepts(spec, activations, device)
         if reason is None:
             try:
-                run = row.bind(weight, activations, input_scale, bias, keep_values=keep_values)
+                run = row.bind(weight, activations, input_scale, bias, keep_values=keep_values, **options)
                 return Bound(row, run, tuple(reasons))
             except Unsupported as refusal:
                 reason = "; ".join(refusal.reasons)

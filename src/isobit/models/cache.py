@@ -17,12 +17,14 @@ class KVCache:
         max_len: tokens there is room for.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, max_len: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, batch: int, max_len: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         self.length = 0
         self.max_len = max_len
         shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
         try:
-            self._keys, self._values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+            self._keys, self._values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         except RuntimeError:
             size = 2 * config.num_layers * batch * config.num_kv_heads * max_len * config.head_dim * dtype.itemsize
             raise CapacityError(

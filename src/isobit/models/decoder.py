@@ -13,6 +13,7 @@ from isobit.models.config import ModelConfig
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
 from isobit.models.ops import LayerOps, Step, choose
 from isobit.models.parts import Listeners, Part
+from isobit.models.place import Place
 from isobit.models.rope import RotaryTable
 
 
@@ -38,6 +39,7 @@ class Decoder(nn.Module):
     Attributes:
         config: what it is.
         dtype: what activations are computed in; norms, rotary angles and logits are float32 whatever it is.
+        place: where it lives; token ids may come from anywhere.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class Decoder(nn.Module):
         norm: RMSNorm,
         lm_head: Linear,
         dtype: torch.dtype,
+        place: Place = Place(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.place = config, dtype, place
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
-        self._rotary = RotaryTable(config.rope, config.head_dim)
+        self._rotary = RotaryTable(config.rope, config.head_dim, place.tensors)
         self._stacks: dict[str, Callable[[Tensor, Step], Tensor] | None] = {}  # by name of the layer ops
         self._listeners = Listeners(self.layers.modules())
 
@@ -91,7 +94,11 @@ class Decoder(nn.Module):
         """The residual stream ``[B, T, hidden]`` behind the last layer, before the final norm; see :meth:`forward`."""
         if (ids is None) == (embeds is None):
             raise UsageError("give either token ids or embeddings")
-        x = self.embed_tokens(ids) if embeds is None else embeds.to(self.dtype)
+        if ids is not None:
+            x = self.embed_tokens(ids.to(self.place.tensors))
+        else:
+            assert embeds is not None
+            x = embeds.to(self.place.tensors, self.dtype)
         tokens = x.shape[1]
         if tokens == 0:
             raise UsageError("there are no tokens to run the model on")
@@ -99,7 +106,7 @@ class Decoder(nn.Module):
         ops = self.layer_ops(x.dtype, x.device.type)
         cos, sin = (part.to(x.dtype) for part in self._rotary.at(begin, begin + tokens))
         windows = set(self.config.windows) if ops.needs_masks else set()
-        masks = {window: attention_mask(begin, tokens, window, x.dtype) for window in windows}
+        masks = {window: attention_mask(begin, tokens, window, x.dtype, x.device) for window in windows}
         step = Step(ops, begin, cos, sin, masks, cache)
         x = self._run_layers(x.contiguous(), step)
         if cache is not None:
@@ -124,7 +131,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``max_len`` tokens."""
-        return KVCache(self.config, batch, max_len, self.dtype)
+        return KVCache(self.config, batch, max_len, self.dtype, self.place.tensors)
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
         """Every linear layer with the name of its module in the checkpoint, in the order of computation."""
@@ -133,7 +140,9 @@ class Decoder(nn.Module):
                 yield (name if name == "lm_head" else f"model.{name}"), module
 
 
-def attention_mask(begin: int, tokens: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+def attention_mask(
+    begin: int, tokens: int, window: int | None, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor | None:
     """What tokens ``begin .. begin + tokens - 1`` must not see: additive ``[tokens, begin + tokens]``, or None.
 
     A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included.
@@ -141,9 +150,9 @@ def attention_mask(begin: int, tokens: int, window: int | None, dtype: torch.dty
     end = begin + tokens
     if tokens == 1 and (window is None or end <= window):
         return None
-    query = torch.arange(begin, end)[:, None]
-    key = torch.arange(end)[None, :]
+    query = torch.arange(begin, end, device=device)[:, None]
+    key = torch.arange(end, device=device)[None, :]
     hidden = key > query
     if window is not None:
         hidden |= key <= query - window
-    return torch.zeros(tokens, end, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    return torch.zeros(tokens, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))

@@ -13,13 +13,14 @@ from isobit.kernels.cpu_layer import Heads
 from isobit.models.config import ModelConfig
 from isobit.models.ops import Step
 from isobit.models.parts import Part
+from isobit.models.place import Place
 
 
 class Linear(Part):
     """``y = x W^T + b`` through the kernel that the registry chose for its formats.
 
     Attributes:
-        weight: ``[N, K]``, quantized or not.
+        weight: ``[N, K]``, quantized or not; where a kernel holds it in another order, made anew when asked for.
         activations: how inputs are rounded; None when they are not.
         input_scale: float32 ``[1]`` of static activations, else None.
         bias: ``[N]`` in the compute dtype, or None.
@@ -37,14 +38,24 @@ class Linear(Part):
         *,
         keep_values: bool = False,
         dtype: torch.dtype = torch.float32,
+        place: Place = Place(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        self.weight = weight
+        weight = place.weight(weight)
         self.activations = activations
-        self.input_scale = input_scale
-        self.bias = None if bias is None else bias.to(dtype)
-        bound = registry.bind(weight, activations, input_scale, self.bias, device="cpu", keep_values=keep_values)
+        self.input_scale = None if input_scale is None else place.tensor(input_scale)
+        self.bias = None if bias is None else place.tensor(bias).to(dtype)
+        bound = registry.bind(
+            weight, activations, self.input_scale, self.bias,
+            device=place.device, keep_values=keep_values, **place.options,
+        )  # fmt: skip
         self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
+        self._given = weight if place.device == "cpu" else None  # GPU kernels own theirs: nothing is held twice
+
+    @property
+    def weight(self) -> QTensor | Tensor:
+        """``[N, K]``."""
+        return self.bound.weight if self._given is None else self._given  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
@@ -74,7 +85,7 @@ class Embedding(nn.Module):
         """Token ids ``[B, T]`` to ``[B, T, hidden]``."""
         if isinstance(self.weight, Tensor):
             return F.embedding(ids, self.weight).to(self.dtype)
-        unique, places = torch.unique(ids, return_inverse=True)
+        unique, places = torch.unique(ids, return_inverse=True)  # a pause for the host on a GPU
         rows = torch.cat([self.weight.dequantize(slice(row, row + 1)) for row in unique.tolist()])
         return rows[places].to(self.dtype)
 

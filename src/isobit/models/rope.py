@@ -70,10 +70,14 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 class RotaryTable:
-    """Cosines and sines by position, grown on demand; float32 ``[positions, head_dim]``."""
+    """Cosines and sines by position, grown on demand; float32 ``[positions, head_dim]``.
 
-    def __init__(self, rope: Rope, head_dim: int) -> None:
+    They are computed on the CPU wherever they are used, so that every device has the same.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device | None = None) -> None:
         self._frequencies, self._factor = frequencies(rope, head_dim)
+        self._device = device or torch.device("cpu")
         self._cos = self._sin = torch.empty(0, head_dim)
 
     def at(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +89,9 @@ class RotaryTable:
     def _grow(self, positions: int) -> None:
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), self._frequencies)
         angles = torch.cat((angles, angles), dim=-1)
-        self._cos, self._sin = angles.cos() * self._factor, angles.sin() * self._factor
+        self._cos, self._sin = (
+            (part * self._factor).to(self._device) for part in (angles.cos(), angles.sin())
+        )  # fmt: skip
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from isobit.kernels import registry
 from isobit.models.config import ModelConfig
 from isobit.models.decoder import Decoder, Layer
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+from isobit.models.place import Place, place
 from isobit.models.shapes import expected_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,37 +30,51 @@ IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 
 def load_model(
-    source: Path | str | Checkpoint, *, dtype: str | None = None, keep_values: bool | None = None
+    source: Path | str | Checkpoint,
+    *,
+    dtype: str | None = None,
+    keep_values: bool | None = None,
+    device: str = "cpu",
+    lowering: str | None = None,
 ) -> Decoder:
-    """Loads a checkpoint, quantized or not, on the CPU.
+    """Loads a checkpoint, quantized or not.
 
     What each weight is, its own tensors say, so that a checkpoint may mix formats.
 
     Args:
         source: a folder, or an opened checkpoint.
-        dtype: what activations are computed in: ``float32`` (the default), ``bfloat16`` or ``float16``.
+        dtype: what activations are computed in: ``float32`` (the default on a CPU), ``bfloat16`` or ``float16`` (on a
+            GPU the default is the dtype in config.json, or float16 where there is no bfloat16 arithmetic).
         keep_values: keep float32 code values in memory (faster, four bytes a weight); None to do so below 1 GiB
             where there are no CPU kernels, which use weights as they are stored.
+        device: ``cpu`` or ``cuda``.
+        lowering: target whose lowering runs on the GPU; None for the GPU's own.
 
     Raises:
         CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.
         ModelError: the architecture or a setting is not implemented.
-        UsageError: an unknown dtype.
+        UsageError: an unknown dtype or device.
+        Unsupported: there is no such GPU, or it has no kernel for these formats.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
     ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
-    return _Loader(ck, ModelConfig.from_hf(ck.config), DTYPES[dtype or "float32"], keep_values).decoder()
+    where = place(device, lowering)
+    stored = str(ck.config.get("dtype") or ck.config.get("torch_dtype")).removeprefix("torch.")
+    chosen = DTYPES[dtype or where.default_dtype(stored)]
+    return _Loader(ck, ModelConfig.from_hf(ck.config), chosen, keep_values, where).decoder()
 
 
 class _Loader:
     """Reads every tensor of a model exactly once."""
 
-    def __init__(self, ck: Checkpoint, config: ModelConfig, dtype: torch.dtype, keep_values: bool | None) -> None:
-        self.ck, self.config, self.dtype = ck, config, dtype
+    def __init__(
+        self, ck: Checkpoint, config: ModelConfig, dtype: torch.dtype, keep_values: bool | None, where: Place
+    ) -> None:
+        self.ck, self.config, self.dtype, self.place = ck, config, dtype, where
         self.expected = expected_tensors(config)
         weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
-        in_place = registry.choose(None, None, "cpu").name == "cpu"
+        in_place = where.device != "cpu" or registry.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
         self.keep_values = small if keep_values is None else keep_values
         self.used: set[str] = set()
@@ -67,11 +82,14 @@ class _Loader:
     def decoder(self) -> Decoder:
         self._require_modules()
         table = self._weight("model.embed_tokens")
+        table = layout.LinearWeight(self.place.weight(self._plain_on_gpu(table.weight)))
         layers = [self._layer(index) for index in range(self.config.num_layers)]
         norm = self._norm("model.norm")
         head = self._head(table)
         self._require_all_used()
-        return Decoder(self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype).eval()
+        return Decoder(
+            self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype, self.place
+        ).eval()
 
     def _layer(self, index: int) -> Layer:
         prefix = f"model.layers.{index}."
@@ -107,12 +125,17 @@ class _Loader:
     def _bind(self, read: layout.LinearWeight) -> Linear:
         weight = read.weight if isinstance(read.weight, QTensor) else self._plain(read.weight)
         return Linear(
-            weight, read.activations, read.input_scale, read.bias, keep_values=self.keep_values, dtype=self.dtype
-        )
+            weight, read.activations, read.input_scale, read.bias, keep_values=self.keep_values, dtype=self.dtype,
+            place=self.place,
+        )  # fmt: skip
 
     def _plain(self, weight: Tensor) -> Tensor:
         """An unquantized weight as it is computed with: in the compute dtype when small, else as stored."""
-        return weight.to(self.dtype) if self.keep_values else weight
+        return weight.to(self.dtype) if self.keep_values or self.place.device != "cpu" else weight
+
+    def _plain_on_gpu(self, weight: QTensor | Tensor) -> QTensor | Tensor:
+        """The embedding: GPU kernels take it, where it is tied, in the compute dtype, and there is one of it."""
+        return weight.to(self.dtype) if isinstance(weight, Tensor) and self.place.device != "cpu" else weight
 
     def _weight(self, module: str) -> layout.LinearWeight:
         read = layout.read_linear(self.ck, module, mmap=not self.keep_values)
@@ -125,7 +148,7 @@ class _Loader:
         self.used.add(name)
         weight = self.ck.read(name)
         self._require_shape(name, tuple(weight.shape))
-        return RMSNorm(weight, self.config.norm_eps)
+        return RMSNorm(self.place.tensor(weight), self.config.norm_eps)
 
     def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         if shape != self.expected[tensor]:

@@ -1,0 +1,99 @@
+"""Where a model lives: the device of its kernels, where its tensors are, and whose lowering runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobit.errors import Unsupported, UsageError
+from isobit.formats.qtensor import QTensor
+from isobit.legalize.kernels import activation_dtype
+from isobit.targets.spec import Target
+from isobit.targets.table import target as lookup
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model lives.
+
+    Attributes:
+        device: whose kernels run it: ``cpu`` or ``cuda``.
+        tensors: where its tensors are.
+        target: whose lowering runs on a GPU; None on a CPU.
+    """
+
+    device: str = "cpu"
+    tensors: torch.device = torch.device("cpu")
+    target: Target | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the binders of this device take besides."""
+        return {} if self.target is None else {"target": self.target}
+
+    def tensor(self, value: Tensor) -> Tensor:
+        """A tensor here."""
+        return value.to(self.tensors)
+
+    def weight(self, value: QTensor | Tensor) -> QTensor | Tensor:
+        """A weight here."""
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        zero = None if value.zero is None else self.tensor(value.zero)
+        return replace(value, codes=self.tensor(value.codes), scale=self.tensor(value.scale), zero=zero)
+
+    def default_dtype(self, stored: str) -> str:
+        """What activations are computed in if nobody says otherwise: float32 on a CPU, else what weights are stored in.
+
+        Args:
+            stored: the dtype in config.json.
+        """
+        if self.target is None:
+            return "float32"
+        return activation_dtype(self.target, stored if stored in ("bfloat16", "float16") else "bfloat16")
+
+
+def place(device: str = "cpu", lowering: str | None = None) -> Place:
+    """The place called ``device``.
+
+    Triton's interpreter (TRITON_INTERPRET=1) runs what is written for ``cuda`` on the CPU: a lowering must be named.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        lowering: a target whose lowering is to run on this machine's GPU, which may be of a newer generation; None for
+            the GPU's own.
+
+    Raises:
+        UsageError: there is no such device, or a lowering is named for a CPU.
+        Unsupported: there is no GPU that PyTorch can use, or it is none that isobit knows.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}; models run on {', '.join(DEVICES)}")
+    if device == "cpu":
+        if lowering is not None:
+            raise UsageError(f"the lowering of {lowering} runs on a GPU: add --device cuda")
+        return Place()
+    if lowering is not None and lookup(lowering).backend is None:
+        raise UsageError(f"{lowering} is no GPU that kernels are compiled for")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        if lowering is None:
+            raise UsageError("under Triton's interpreter there is no GPU: name a lowering")
+        return Place(device, torch.device("cpu"), lookup(lowering))
+    if not torch.cuda.is_available():
+        why = "PyTorch is built for CPUs only" if torch.version.cuda is None else "PyTorch sees none"
+        raise Unsupported(
+            "running on a GPU", [why], "run on the CPU (--device cpu); `isobit doctor` says what is missing"
+        )
+    return Place(device, torch.device("cuda"), lookup(lowering) if lowering else _own())
+
+
+def _own() -> Target:
+    from isobit.kernels.triton.bind import here
+
+    return here()
