@@ -25,6 +25,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES
 from isobit.formats.table import element
+from isobit.kernels import selection
 from isobit.kernels.triton.bind import bind
 from isobit.targets.table import target
 
@@ -166,11 +167,31 @@ def many_tokens(results: Results, m: int) -> None:
             results.add(f"many tokens: {scheme}", lowering, name, m, n, k, us, figure, "TFLOP/s")
 
 
+def crossover(results: Results) -> None:
+    """From how many tokens on the rows for very many tokens win: what ``tiles.LARGE`` is to be chosen from."""
+    n, k, usual = 4096, 4096, selection.LARGE
+    for scheme, lowering in (("bf16", "sm_90"), ("fp8", "sm_90"), ("fp8", "sm_86"), ("fp8-w8a16", "sm_90"),
+                             ("int4", "sm_90"), ("int4", "sm_86")):  # fmt: skip
+        bound = bind(random_weight(scheme, n, k), SCHEMES[scheme].activations, None, None, target=target(lowering))
+        for m in (64, 128, 256, 512, 1024, 2048):
+            x = torch.randn(m, k, device="cuda").bfloat16()
+            for selection.LARGE in (17, 1 << 30):
+                bound.forget()
+                row = bound.variant(m, x.dtype)
+                call = from_codes(bound, x)
+                us = timed(lambda: [call() for _ in range(8)], 8) / 8  # noqa: B023
+                name = row.name if row else "torch"
+                results.add(f"crossover: {scheme}", lowering, name, m, n, k, us, 2 * m * n * k / us / 1e6, "TFLOP/s")
+    selection.LARGE = usual
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="benchmarks/results/gpu_linear.csv")
     parser.add_argument("--commit", default="")
+    parser.add_argument("--parts", default="ceilings,one,many,crossover", help="which parts to measure")
     options = parser.parse_args()
+    parts = options.parts.split(",")
     commit = (
         options.commit
         or subprocess.run(
@@ -179,10 +200,14 @@ def main() -> None:
     )
     results = Results(commit)
     ceiling = read_ceiling(results)
-    for n, k in ((4096, 4096), *LAYER[2:]):
+    for n, k in ((4096, 4096), *LAYER[2:]) if "ceilings" in parts else ():
         library_ceilings(results, n, k, 4096)
-    one_token(results, ceiling)
-    many_tokens(results, 4096)
+    if "one" in parts:
+        one_token(results, ceiling)
+    if "many" in parts:
+        many_tokens(results, 4096)
+    if "crossover" in parts:
+        crossover(results)
     with open(options.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)

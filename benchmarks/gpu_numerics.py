@@ -24,6 +24,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
+from isobit.kernels.tiles import LARGE
 from isobit.kernels.triton.bind import bind
 from isobit.kernels.triton.rounding import Rounding
 from isobit.targets.table import target
@@ -34,6 +35,7 @@ SHAPES = ((11008, 1408), (1408, 13696), (1000, 2240))  # (N, K): no multiples of
 TOLERANCE = 5e-4
 FLOAT32 = ("fp8-w8a16", "int8-w8a16", "int4", "int4-asym", "int3", "int2")
 ADVERSARIAL = ("fp8", "fp8-e5m2", "fp8-static", "fp8-block", "int8", "fp8-w8a16", "int8-w8a16", "int4", "int4-asym")
+LARGE_SCHEMES = ("bf16", "f16", "fp8", "fp8-e5m2", "fp8-static", "fp8-w8a16", "int8", "int8-w8a16", "int4", "int4-g32")
 FIELDS = ("what", "lowering", "kernel", "M", "N", "K", "error")
 
 
@@ -253,7 +255,31 @@ def _task(task: tuple[str, str, list[str]]) -> list[dict[str, object]]:
     return table.rows
 
 
-PARTS = {"rounding": rounding, "adversarial": adversarial, "float32": float32_inputs, "scheme": schemes}
+def very_many(table: Table, lowerings: list[str], name: str) -> None:
+    """As many tokens as PyTorch's products and weights widened once per call are chosen for, one odd one more."""
+    generator = torch.Generator("cuda").manual_seed(11)
+    scheme, (n, k) = SCHEMES[name], (1408, 3840)
+    if scheme.weights is None:
+        weight: QTensor | torch.Tensor = torch.randn(n, k, device="cuda").to(getattr(torch, str(scheme.dtype)))
+        dtypes = [weight.dtype]
+    else:
+        weight = quantized(scheme.weights, random_codes(scheme.weights, n, k, generator), generator)
+        dtypes = [torch.bfloat16, torch.float16]
+    for dtype in dtypes:
+        x = torch.randn(LARGE + 1, k, device="cuda", generator=generator)
+        outlier, tiny = x.clone(), x * torch.logspace(-3, 3, LARGE + 1, device="cuda")[:, None]
+        outlier[:, 77] = 3e4
+        xs = [part.to(dtype) for part in (x, outlier, tiny, x * 0)]
+        check(table, f"{name} {str(dtype)[6:]}: very many tokens", scheme, weight, xs, lowerings)
+
+
+PARTS = {
+    "very many": very_many,
+    "rounding": rounding,
+    "adversarial": adversarial,
+    "float32": float32_inputs,
+    "scheme": schemes,
+}
 
 
 def main() -> int:
@@ -263,7 +289,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=12, help="processes; most of the time goes into compiling")
     options = parser.parse_args()
     begin, table = time.time(), Table()
-    names = {"rounding": ("e4m3fn", "e5m2", "int8"), "adversarial": ADVERSARIAL, "float32": FLOAT32, "scheme": SCHEMES}
+    names = {
+        "very many": LARGE_SCHEMES,
+        "rounding": ("e4m3fn", "e5m2", "int8"),
+        "adversarial": ADVERSARIAL,
+        "float32": FLOAT32,
+        "scheme": SCHEMES,
+    }
     tasks = [
         (part, name, [lowering]) for lowering in options.lowerings.split(",") for part in PARTS for name in names[part]
     ]

@@ -1,9 +1,10 @@
 """Tries tiles of the GPU kernels on the card at hand and writes every time: what ``kernels/tiles.py`` is chosen from.
 
-    python benchmarks/gpu_tune.py one|many [--out gpu_tune_one.csv] [--only int4]
+    python benchmarks/gpu_tune.py one|many|next [--out gpu_tune_one.csv] [--only int4]
 
 ``one``: a token on the layer shapes of Llama-2-7B, rotated over more matrices than the level-2 cache holds, in a CUDA
-graph. ``many``: 4096 tokens. Kernels are compiled beforehand, in parallel, without the card.
+graph. ``many``: 4096 tokens. ``next``: one-token tiles not tried yet, for rows that miss their goal. Kernels are
+compiled beforehand, in parallel, without the card.
 """
 
 from __future__ import annotations
@@ -89,6 +90,26 @@ def one_token() -> Iterator[Case]:
         for n, warps, unroll, ahead in itertools.product((2, 4, 8), (1, 2, 4), (2, 4), (2, 8)):
             constants = (("BLOCK_N", n), ("BLOCK_K", step), ("UNROLL", unroll), ("OVERLAP", ahead))
             yield Case(kind, variant, "sm_90", constants, warps, 1, 1)
+
+
+def untried() -> Iterator[Case]:
+    """One token: deeper steps, one warp to a tile, and fewer lines ahead, where e4m3 and int4 miss their goals."""
+    for step, (n, warps), stages, split in itertools.product(
+        (512, 1024), ((16, 1), (32, 1), (32, 2), (64, 2), (32, 4)), (2, 3, 4), (1, 2, 4)
+    ):
+        if step * stages * (n + 16) > 200 << 10:
+            continue
+        for ahead in (0, 2, 8):
+            constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("BLOCK_K", step), ("SPLIT", split), ("OVERLAP", ahead))
+            yield Case("e4m3", "few-e4m3fn-native", "sm_90", constants, warps, stages, 1)
+    for unit, (n, warps), stages, split in itertools.product(
+        (256, 512, 1024), ((16, 1), (32, 1), (64, 2), (128, 4)), (2, 3, 4, 6), (1, 2, 4)
+    ):
+        if (unit * n // 2 + unit * 2 * 16) * stages > 200 << 10:
+            continue
+        for ahead in (0, 2):
+            constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("UNIT", unit), ("SPLIT", split), ("OVERLAP", ahead))
+            yield Case("int4", "few-int4-bf16", "sm_90", constants, warps, stages, 1)
 
 
 def many_tokens() -> Iterator[Case]:
@@ -244,13 +265,13 @@ def timed(launch: Any, replays: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("one", "many"))
+    parser.add_argument("what", choices=tuple(WHAT))
     parser.add_argument("--out", required=True)
     parser.add_argument("--only", default="", help="part of a variant's name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    cases = [case for case in (one_token() if options.what == "one" else many_tokens()) if options.only in case.variant]
-    shapes = LAYER if options.what == "one" else SQUARE
+    cases = [case for case in WHAT[options.what]() if options.only in case.variant]
+    shapes = SQUARE if options.what == "many" else LAYER
     begin = time.time()
     keys = list(dict.fromkeys((case, k) for case in cases for _, k in shapes))
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -290,6 +311,9 @@ def main() -> None:
             file.flush()
             print(n, k, f"{time.time() - begin:.0f} s", flush=True)
     report(options.out)
+
+
+WHAT = {"one": one_token, "many": many_tokens, "next": untried}
 
 
 def report(path: str) -> None:
