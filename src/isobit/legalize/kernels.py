@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.kernels import selection
+from isobit.kernels import cpu_formats, selection
 from isobit.kernels.registry import LINEAR_KERNELS
 from isobit.kernels.tiles import LARGE
 from isobit.kernels.variants import VARIANTS, Variant
@@ -93,9 +93,6 @@ def _rounding_problem(op: Op, target: Target) -> str | None:
     return f"activations cannot be rounded there: {reasons[0]}"
 
 
-# What the C++ kernels take (kernels/cpp/isobit_cpu.h), on every CPU: they pick the instruction set when they run.
-_CPU_WEIGHTS = ("float32", "bfloat16", "float16", "e4m3fn", "e5m2", "int8", "int4", "uint4", "int3", "int2")
-_CPU_ACTIVATIONS = ("e4m3fn", "e5m2", "int8")
 _CPU_DOTS = (("int8", "int8"), ("int4", "int8"))  # weights and activations that are multiplied as integers
 
 
@@ -119,17 +116,9 @@ def _find_cpu(op: Op) -> Found:
 
 def _cpu_problem(op: Op) -> str | None:
     """Why the C++ kernels cannot take a linear; None when they can."""
-    if op.w not in _CPU_WEIGHTS:
-        return f"the CPU kernels have no {op.w} weights"
-    if op.activations is None:
-        return None
-    if op.activations.element not in _CPU_ACTIVATIONS:
-        return f"the CPU kernels do not round activations to {op.activations.element}"
-    spec = op.weights
-    run = spec and (spec.group or (spec.block[1] if spec.block else None))
-    if op.activations.group is not None and op.activations.group != run:
-        return "the CPU kernels take groups of activations only where they are those of the weights"
-    return None
+    if op.weights is None and op.w not in cpu_formats.FLOAT_FORMATS:
+        return f"no CPU kernel has {op.w} weights"
+    return cpu_formats.unsupported(op.weights, op.activations)
 
 
 @dataclass(frozen=True)
