@@ -1,0 +1,197 @@
+// 64-bit Arm with byte dot products and float16 arithmetic (ARMv8.2): four floats.
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "kernels.h"
+#include "layer.h"
+
+namespace isobit {
+namespace {
+
+constexpr int W = 4;
+typedef float F __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+
+ISOBIT_INLINE F as_f(float32x4_t value) { return reinterpret_cast<F>(value); }
+ISOBIT_INLINE I as_i(int8x16_t value) { return reinterpret_cast<I>(value); }
+ISOBIT_INLINE int8x16_t bytes_of(I value) { return reinterpret_cast<int8x16_t>(value); }
+ISOBIT_INLINE int8x16_t signed_at(const void *p) { return vld1q_s8(static_cast<const int8_t *>(p)); }
+ISOBIT_INLINE I dots(I acc, int8x16_t a, int8x16_t b) {
+    return reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), a, b));
+}
+
+// Eight halves to floats, exact: subnormal halves too, which no setting of the machine flushes in conversions.
+ISOBIT_INLINE void halves(int16x8_t values, F out[2]) {
+    const float16x8_t eight = vreinterpretq_f16_s16(values);
+    out[0] = as_f(vcvt_f32_f16(vget_low_f16(eight)));
+    out[1] = as_f(vcvt_high_f32_f16(eight));
+}
+
+struct Plain {
+    static constexpr int codes = 32, offset = 0;
+    static constexpr float factor = 1;
+    static constexpr bool scaled = true;
+    static constexpr float power = 1;
+    static constexpr int source(int i) { return i; }
+};
+
+struct DecodeF32 : Plain {
+    static constexpr int bits = 32;
+    static constexpr bool scaled = false;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) { std::memcpy(out, from, 128); }
+};
+struct DecodeBf16 : Plain {
+    static constexpr int bits = 16;
+    static constexpr bool scaled = false;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        for (int v = 0; v < 8; v += 2) {
+            const uint16x8_t eight = vreinterpretq_u16_u8(vld1q_u8(from + 8 * v));
+            out[v] = reinterpret_cast<F>(vshll_n_u16(vget_low_u16(eight), 16));
+            out[v + 1] = reinterpret_cast<F>(vshll_high_n_u16(eight, 16));
+        }
+    }
+};
+struct DecodeF16 : Plain {
+    static constexpr int bits = 16;
+    static constexpr bool scaled = false;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        for (int v = 0; v < 8; v += 2) halves(vreinterpretq_s16_s8(signed_at(from + 8 * v)), out + v);
+    }
+};
+// Bytes to floats by way of float16, which holds them all.
+template <class Widen>
+ISOBIT_INLINE void through_halves(const uint8_t *from, F out[8], Widen widen) {
+    for (int v = 0; v < 8; v += 4) {
+        const int8x16_t codes = signed_at(from + 4 * v);
+        halves(widen(vget_low_s8(codes)), out + v);
+        halves(widen(vget_high_s8(codes)), out + v + 2);
+    }
+}
+// Shifted left by seven with its sign, a code is a float16 2^8 too small, but for a copy of the sign in the highest bit of the
+// exponent. NaN codes would come out as 480: such weights are not given to us.
+struct DecodeE4m3 : Plain {
+    static constexpr int bits = 8;
+    static constexpr float factor = 0x1p8f;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        through_halves(from, out, [](int8x8_t codes) ISOBIT_LAMBDA {
+            return vbicq_s16(vshll_n_s8(codes, 7), vdupq_n_s16(0x4000));
+        });
+    }
+};
+// The upper byte of a float16.
+struct DecodeE5m2 : Plain {
+    static constexpr int bits = 8;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        through_halves(from, out, [](int8x8_t codes) ISOBIT_LAMBDA { return vshll_n_s8(codes, 8); });
+    }
+};
+struct DecodeInt8 : Plain {
+    static constexpr int bits = 8;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        through_halves(from, out, [](int8x8_t codes) ISOBIT_LAMBDA {
+            return vreinterpretq_s16_f16(vcvtq_f16_s16(vmovl_s8(codes)));
+        });
+    }
+};
+// Eight codes in each lane, converted where they stand: the conversion divides by their power of two.
+template <int zero>
+struct DecodeWideInt4 : Plain {
+    static constexpr int bits = 4, offset = zero;
+    static constexpr int source(int i) { return i % W * 8 + i / W; }
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        const uint32x4_t eights = vreinterpretq_u32_u8(vld1q_u8(from)), mask = vdupq_n_u32(15);
+        out[0] = as_f(vcvtq_f32_u32(vandq_u32(eights, mask)));
+        out[1] = part<4>(eights), out[2] = part<8>(eights), out[3] = part<12>(eights);
+        out[4] = part<16>(eights), out[5] = part<20>(eights), out[6] = part<24>(eights);
+        out[7] = as_f(vcvtq_f32_u32(vshrq_n_u32(eights, 28)));
+    }
+
+  private:
+    template <int bit>
+    static ISOBIT_INLINE F part(uint32x4_t eights) {
+        return as_f(vcvtq_n_f32_u32(vandq_u32(eights, vdupq_n_u32(15u << bit)), bit));
+    }
+};
+// Eight codes at a time: groups of any multiple of eight are whole blocks.
+template <int width, int zero>
+struct DecodePacked : Plain {
+    static constexpr int bits = width, codes = 8, offset = zero;
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
+        static const int32_t first[4] = {0, -width, -2 * width, -3 * width};
+        static const int32_t second[4] = {-4 * width, -5 * width, -6 * width, -7 * width};
+        const uint32x4_t eight = vdupq_n_u32(eight_codes<width>(from)), mask = vdupq_n_u32((1u << width) - 1);
+        out[0] = as_f(vcvtq_f32_u32(vandq_u32(vshlq_u32(eight, vld1q_s32(first)), mask)));
+        out[1] = as_f(vcvtq_f32_u32(vandq_u32(vshlq_u32(eight, vld1q_s32(second)), mask)));
+    }
+};
+
+// Each `lanes` lanes get the next value: one or two, a block has 32 codes and groups a multiple of eight.
+ISOBIT_INLINE F spread(const float *values, int lanes) {
+    const float32x4_t four = vld1q_f32(values);
+    return as_f(lanes == 1 ? four : lanes == 2 ? vzip1q_f32(four, four) : vdupq_laneq_f32(four, 0));
+}
+
+struct Int8 {
+    typedef int8_t X;
+    typedef int8_t Unit;
+    struct V { int8x16_t part[4]; };
+    static constexpr int codes = 64, bias = 0, unit_bias = 0;
+    static ISOBIT_INLINE V weights(const int8_t *from) {
+        return {{signed_at(from), signed_at(from + 16), signed_at(from + 32), signed_at(from + 48)}};
+    }
+    // Two chains, so that one does not wait for the other.
+    static ISOBIT_INLINE I dot(I acc, V w, const X *x) {
+        const I other = dots(dots(I{}, w.part[0], signed_at(x)), w.part[1], signed_at(x + 16));
+        return dots(dots(acc, w.part[2], signed_at(x + 32)), w.part[3], signed_at(x + 48)) + other;
+    }
+    static ISOBIT_INLINE I unit_weights(const int8_t *from) { return as_i(signed_at(from)); }
+    static ISOBIT_INLINE I unit_dot(I acc, I w, I x) { return dots(acc, bytes_of(w), bytes_of(x)); }
+};
+
+struct Int4 {
+    struct V { int8x16_t even, odd; };
+    static ISOBIT_INLINE V unpack(const uint8_t *from) {
+        const uint8x16_t pairs = vld1q_u8(from);
+        return {vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15))), vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4))};
+    }
+    static ISOBIT_INLINE I plane(I acc, V w, I even, I odd) {
+        return dots(dots(acc, w.even, bytes_of(even)), w.odd, bytes_of(odd));
+    }
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) {
+        const V w = unpack(from);
+        out[0] = as_i(w.even), out[1] = as_i(w.odd);
+    }
+    static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
+        const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(signed_at(x + byte)); };
+        return plane(at(32), unpack(from), at(0), at(16));
+    }
+};
+
+#include "kernels.inc.h"
+#include "layer.inc.h"
+
+bool available() {
+#if defined(__linux__)
+    // Bits of AT_HWCAP as the kernel numbers them: FPHP, ASIMDHP, ASIMDDP.
+    constexpr unsigned long needed = 1ul << 9 | 1ul << 10 | 1ul << 20;
+    return (getauxval(AT_HWCAP) & needed) == needed;
+#elif defined(__APPLE__)
+    return true;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
+const Isa neon_isa = {"neon", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even};
+const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
+
+}  // namespace isobit
