@@ -73,7 +73,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
         l.span = l.group < l.block && l.wide ? l.block : l.group;
         l.span_bytes = l.span * d.bits / 8;
     });
-    l.per_span = l.span / l.group;
+    l.per_span = l.one_scale ? 1 : l.span / l.group;
     l.lanes = static_cast<int>(l.group / 8);
     l.spans = (w.k + l.span - 1) / l.span;
     l.padded_span = round_up(l.span, l.block);

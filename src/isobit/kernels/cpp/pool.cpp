@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <pthread.h>
 #include <thread>
@@ -28,9 +29,19 @@ struct Loop {
     std::atomic<int64_t> next{0};
     std::atomic<int> running{0};
 
+    std::mutex guard{};
+    std::exception_ptr thrown{};
+
+    // What a worker throws, such as a lack of memory, is the caller's to throw: on the worker it would end the process.
     void work() {
-        for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
-            body(begin, begin + grain < count ? begin + grain : count);
+        try {
+            for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
+                body(begin, begin + grain < count ? begin + grain : count);
+        } catch (...) {
+            std::lock_guard<std::mutex> one(guard);
+            if (!thrown) thrown = std::current_exception();
+            next.store(count, std::memory_order_relaxed);
+        }
     }
 };
 
@@ -38,18 +49,11 @@ class Pool {
   public:
     ~Pool() { stop(); }
 
-    void resize(int threads) {
-        std::lock_guard<std::mutex> one(caller_);
-        if (threads - 1 == static_cast<int>(workers_.size())) return;
-        stop();
-        stopping_ = false;
-        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, seen = epoch_.load()] { serve(seen); });
-    }
-
-    // False when another thread's loop has the pool: the caller then works alone.
-    bool run(Loop &loop) {
+    // False when another thread's loop has the pool: the caller then works alone, and does not wait for it.
+    bool run(Loop &loop, int threads) {
         std::unique_lock<std::mutex> one(caller_, std::try_to_lock);
-        if (!one.owns_lock() || workers_.empty()) return false;
+        if (!one.owns_lock()) return false;
+        resize(threads);
         {
             std::lock_guard<std::mutex> guard(mutex_);
             loop.running.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
@@ -65,6 +69,13 @@ class Pool {
     }
 
   private:
+    void resize(int threads) {
+        if (threads - 1 == static_cast<int>(workers_.size())) return;
+        stop();
+        stopping_ = false;
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, seen = epoch_.load()] { serve(seen); });
+    }
+
     void serve(uint64_t seen) {
         for (;;) {
             for (int spins = 0; spins < SPINS && epoch_.load(std::memory_order_acquire) == seen; ++spins) ISOBIT_PAUSE();
@@ -116,6 +127,11 @@ Pool &pool() {
 std::atomic<int> wanted{1};
 thread_local bool inside = false;
 
+struct Inside {
+    Inside() { inside = true; }
+    ~Inside() { inside = false; }
+};
+
 }  // namespace
 
 void set_threads(int threads) {
@@ -130,14 +146,15 @@ void parallel(int64_t count, int64_t grain, const std::function<void(int64_t, in
     if (count <= 0) return;
     if (grain < 1) grain = 1;
     if (!inside && threads() > 1 && count > grain) {
-        pool().resize(threads());
         const std::function<void(int64_t, int64_t)> marked = [&](int64_t begin, int64_t end) {
-            inside = true;
+            const Inside here;
             body(begin, end);
-            inside = false;
         };
         Loop loop{marked, count, grain};
-        if (pool().run(loop)) return;
+        if (pool().run(loop, threads())) {
+            if (loop.thrown) std::rethrow_exception(loop.thrown);
+            return;
+        }
     }
     body(0, count);
 }
