@@ -4,6 +4,7 @@
 #   make check   ruff, mypy --strict on the pure floors, import-linter
 #   make sanitize the CPU kernels and their threads under AddressSanitizer, UBSan and ThreadSanitizer (1 to 2 minutes on 2 cores)
 #   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
+#   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 (a minute and a half)
 #   make support the same, and writes what was found into docs/support.md
 #   make bench   benchmarks that need no accelerator: about 15 minutes, 25 GB of disk (docs/benchmarks.md)
 
@@ -15,7 +16,7 @@ INSTALL = $(PIP) install --constraint constraints.txt
 PURE   := -m isobit.errors -m isobit.formats.spec -m isobit.formats.table -m isobit.formats.schemes -m isobit.formats.rules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sanitize proof support bench clean
+.PHONY: help demo test check sanitize proof emulate support bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -71,6 +72,9 @@ proof: $(VENV)/isobit-test
 
 support: $(VENV)/isobit-test
 	$(BIN)/isobit compile --target all --support docs/support.md
+
+emulate: $(VENV)/isobit
+	tests/native/emulate.sh $(BIN)/python
 
 bench: $(VENV)/isobit-test
 	$(BIN)/python benchmarks/cpu_linear.py
