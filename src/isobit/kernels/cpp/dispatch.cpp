@@ -65,7 +65,7 @@ int fail(const char *why) {
 
 namespace {
 
-constexpr int64_t PIECE = 1 << 18;  // bytes of codes a thread takes at a time, unless that leaves it with few pieces
+constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
 constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
 
 int bits_of(int32_t format) {
@@ -196,6 +196,13 @@ bool rows_alike(const Isa &isa, const isobit_linear &w, const Layout &l, Input &
     return digits;
 }
 
+// Rows of weights that a thread takes at a time when so many bytes are left: pieces become smaller towards the end, so that
+// the threads end together.
+int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes) {
+    const int64_t piece = std::max(SMALL_PIECE, std::min(PIECE, bytes_left / (3 * threads())));
+    return std::max<int64_t>(2, piece / row_bytes / 2 * 2);
+}
+
 // Linears of one input that take it laid out in the same way.
 void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, const Layout &l, const Input &in, float *const *y,
               const int64_t *ldy) {
@@ -203,12 +210,15 @@ void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, cons
     const Rows rows = lay_out(isa, *w[0], l, in.x + in.first * in.ldx, in.m, in.ldx);
     std::vector<Piece> &pieces = kept;
     pieces.clear();
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t share = w[i]->n * w[i]->row_bytes / (8 * threads());
-        const int64_t step = l.many ? isa.panel : std::max<int64_t>(1, std::min(PIECE, share) / w[i]->row_bytes);
-        for (int64_t n = 0; n < w[i]->n; n += step)
-            pieces.push_back({w[i], n, std::min(n + step, w[i]->n), y[i] + in.first * ldy[i], ldy[i]});
-    }
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; ++i) left += w[i]->n * w[i]->row_bytes;
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t n = 0, step; n < w[i]->n; n += step) {
+            step = l.many ? isa.panel : rows_at_once(left, w[i]->row_bytes);
+            step = std::min(step, w[i]->n - n);
+            left -= step * w[i]->row_bytes;
+            pieces.push_back({w[i], n, n + step, y[i] + in.first * ldy[i], ldy[i]});
+        }
     parallel(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; ++at) {
             const Piece &piece = pieces[static_cast<size_t>(at)];

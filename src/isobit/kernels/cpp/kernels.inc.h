@@ -85,6 +85,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
         case Kind::DIGITS: l.row_size = digits_row_size(l); break;
     }
     l.row_size = round_up(l.row_size, 64);
+    if (l.many) l.row_size |= 64;  // an odd number of lines: rows a power of two apart would share the places of a cache
     return l;
 }
 
