@@ -7,7 +7,6 @@ PyTorch, and `isobit doctor` says so, why, and how to mend it.
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def load_builder():
 
 
 class BuildKernels(build_ext):
-    """Builds `_cpu.so` with the package's own build module, and notes beside it how that went."""
+    """Builds `_cpu.so` with the package's own build module, which notes beside it how that went."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"  # no Python version in it: it has nothing to do with Python
@@ -36,14 +35,11 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         builder, library = load_builder(), Path(self.get_ext_fullpath(ext.name))
         try:
-            built = builder.build(library)
-            note = {"compiler": built.compiler, "isas": built.isas, "left_out": built.left_out, "problem": None}
+            builder.build(library)
         except builder.BuildError as error:
             library.unlink(missing_ok=True)
-            note = {"compiler": None, "isas": [], "left_out": [], "problem": str(error)}
+            builder.write_note(library, problem=str(error))
             print(f"WARNING: the CPU kernels are not built; models will run slowly. {error}", file=sys.stderr)
-        library.parent.mkdir(parents=True, exist_ok=True)
-        library.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
     def copy_extensions_to_source(self) -> None:
         build_py = self.get_finalized_command("build_py")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from isobit.kernels.cpp import build
 from isobit.targets import detect
 
 
@@ -14,15 +19,6 @@ def test_this_machine_has_cores_and_memory() -> None:
     assert 1 <= machine.cores <= (os.cpu_count() or 1)
     assert 0 < machine.memory_available <= machine.memory
     assert dict(machine.packages)["torch"] is not None
-
-
-def test_a_cgroup_quota_caps_the_cores(tmp_path, monkeypatch) -> None:
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(detect, "CGROUP_CPU", quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-    for text, cores in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)):
-        quota.write_text(text)
-        assert detect.usable_cores() == cores, text
 
 
 def test_a_cgroup_memory_limit_caps_the_memory(tmp_path, monkeypatch) -> None:
@@ -37,6 +33,22 @@ def test_missing_tools_are_not_errors(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     machine = detect.detect()
     assert machine.compiler is None and machine.gpus == ()
+
+
+@pytest.mark.parametrize(
+    ("named", "found"), [("sh -O2", "sh"), ("'sh' -x", "sh"), ("nonesuch", None), ("'", None), ("  ", "usual")]
+)
+def test_the_compiler_is_the_one_that_builds_the_kernels(monkeypatch, named: str, found: str | None) -> None:
+    assert detect.COMPILERS == build.COMPILERS
+    usual = next((path for name in detect.COMPILERS if (path := shutil.which(name))), None)
+    monkeypatch.setenv("CXX", named)
+    expected = usual if found == "usual" else found and shutil.which(found)
+    assert detect.find_compiler() == expected
+    if expected is None:
+        with pytest.raises(build.BuildError, match=r"there is no C\+\+ compiler"):
+            build._words(build.find_compiler())
+    else:
+        assert Path(build._words(build.find_compiler())[0]).name == Path(expected).name
 
 
 def test_importing_it_needs_no_torch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from isobit.cli import doctor
 from isobit.cli.main import main
 from isobit.errors import FormatError, IsobitError, ModelError, SourceError, UsageError
+from isobit.kernels.cpu_status import CpuKernels
 from isobit.legalize import text
 from isobit.legalize.advice import choose
 from isobit.legalize.plan import Plan
@@ -210,6 +212,10 @@ def test_doctor_says_what_is_missing() -> None:
     gpu = ("NVIDIA RTX A6000, 8.6, 49140 MiB, 580.1", "NVIDIA Ancient, 3.5, 2000 MiB, 470.1")
     packages = (("torch", "2.13.0+cpu"), ("triton", None))
     bare = Machine("Linux", "3.11", "a CPU", ("avx2", "fma", "f16c"), 4, 1 << 34, 1 << 34, None, gpu, packages)
-    said = "\n".join(doctor.advice(bare))
-    for word in ("C++ compiler", "Triton", "build for CPUs only", "NVIDIA Ancient"):
+    broken = CpuKernels("not built", "make them", None, (), (), (), None, None, 4, "the affinity mask", None)
+    said = "\n".join(doctor.advice(bare, broken))
+    for word in ("CPU kernels: make them", "Triton", "build for CPUs only", "NVIDIA Ancient"):
         assert word in said
+    fine = replace(broken, problem=None, remedy=None, left_out=("avx512", "avx2"))
+    said = "\n".join(doctor.advice(bare, fine))
+    assert "CPU kernels for avx2, which" in said and "make them" not in said

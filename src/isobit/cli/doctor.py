@@ -7,11 +7,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from isobit.kernels.cpu_status import CpuKernels, cpu_kernels
 from isobit.targets.detect import Machine, detect
 from isobit.targets.here import display_devices, gpu_machine, gpus, here
 from isobit.targets.spec import Board, Target
 
 _GIB = 2**30
+_NEEDS = {"avx512": "avx512_vnni", "avx2": "avx2", "neon": "asimddp"}  # of a CPU, by its kernels
 
 
 def register(subparsers: Any) -> None:
@@ -19,8 +21,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="what this machine can do, what is missing, and how to get it",
-        description="Look at this machine: cores, memory, instruction sets, compiler, GPUs; how each scheme runs on "
-        "each of its targets; and what is missing.",
+        description="Look at this machine: cores, memory, instruction sets, compiler, GPUs; the CPU kernels and their "
+        "threads; how each scheme runs on each target; and what is missing.",
         epilog="`isobit plan MODEL` adds memory and speed for one model.",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -29,16 +31,20 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; the status is 0 whether or not something is missing."""
-    machine = detect()
+    machine, kernels = detect(), cpu_kernels()
     found = here(machine)
-    missing = advice(machine)
+    missing = advice(machine, kernels)
     if args.json:
         targets = [{"target": row.name, "board": board.name, "schemes": answers(row)} for row, board in found]
-        print(json.dumps({"machine": asdict(machine), "targets": targets, "advice": missing}, indent=2))
+        own = asdict(kernels) | {"used": kernels.used}
+        document = {"machine": asdict(machine), "cpu_kernels": own, "targets": targets, "advice": missing}
+        print(json.dumps(document, indent=2))
         return 0
-    print("\n".join(describe(machine)))
+    print("\n".join(columns(machine_rows(machine) + kernel_rows(kernels))))
     for row, board in found:
         print("\n" + "\n".join(table(row, board)))
+        if row.name.startswith("cpu-") and not kernels.used:
+            print("  note: the CPU kernels are not in use, see above: each scheme keeps its numerics, and is slow")
     print("\n" + "\n".join(f"Missing: {line}" for line in missing) if missing else "\nNothing is missing.")
     return 0
 
@@ -66,9 +72,9 @@ def table(target: Target, board: Board) -> list[str]:
     return [*lines, *(f"  note: {note}" for note in target.notes)]
 
 
-def describe(machine: Machine) -> list[str]:
-    """The machine, one fact a line."""
-    rows = [
+def machine_rows(machine: Machine) -> list[tuple[str, str]]:
+    """The machine: facts and their names."""
+    return [
         ("system", machine.system),
         ("Python", machine.python),
         ("CPU", f"{machine.cpu}, {machine.cores} usable cores"),
@@ -78,18 +84,41 @@ def describe(machine: Machine) -> list[str]:
         ("GPUs", "; ".join(machine.gpus) or "none found"),
         *((name, version or "not installed") for name, version in machine.packages),
     ]
+
+
+def kernel_rows(kernels: CpuKernels) -> list[tuple[str, str]]:
+    """The CPU kernels: facts and their names."""
+    if kernels.problem is not None:
+        return [("CPU kernels", f"not in use: {kernels.problem}. Everything runs through the reference path, slowly")]
+    left_out = f"; without {', '.join(kernels.left_out)}, unknown to the compiler" if kernels.left_out else ""
+    instead = "" if kernels.used else f"not in use: ISOBIT_KERNEL={kernels.forced}; else "
+    return [
+        ("CPU kernels", f"{instead}{kernels.isa} ({kernels.isa_reason}) of {', '.join(kernels.runnable)}"),
+        ("  built", f"for {', '.join(kernels.built)} by {kernels.compiler}{left_out}"),
+        ("  threads", f"{kernels.threads} ({kernels.threads_reason})"),
+    ]
+
+
+def columns(rows: list[tuple[str, str]]) -> list[str]:
+    """One fact a line."""
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
-def advice(machine: Machine) -> list[str]:
+def advice(machine: Machine, kernels: CpuKernels) -> list[str]:
     """What is missing on a machine and how to get it."""
     packages = dict(machine.packages)
     missing = []
     if packages.get("torch") is None:
         missing.append("torch: pip install torch")
-    if machine.compiler is None:
-        missing.append("a C++ compiler, which builds the CPU kernels: apt install g++, or dnf install gcc-c++")
+    if kernels.remedy is not None:
+        missing.append(f"the CPU kernels: {kernels.remedy}")
+    unknown = [name for name in kernels.left_out if _NEEDS.get(name) in machine.cpu_features]
+    if unknown:
+        missing.append(
+            f"CPU kernels for {', '.join(unknown)}, which this CPU has and the compiler did not know: install "
+            "isobit again with a newer one (CXX names it)"
+        )
     return missing + _gpu_advice(machine)
 
 

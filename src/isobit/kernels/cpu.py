@@ -202,4 +202,7 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
 
 def read_bandwidth(buffer: Tensor) -> int:
     """Reads all bytes of a contiguous tensor once, with all threads: the time it takes is the read bandwidth's."""
-    return int(cpu_library.library().isobit_cpu_read(buffer.data_ptr(), buffer.numel() * buffer.element_size()))
+    total = int(cpu_library.library().isobit_cpu_read(buffer.data_ptr(), buffer.numel() * buffer.element_size()))
+    if total == 2**64 - 1 and last_error():
+        check(-1)
+    return total

@@ -164,14 +164,23 @@ def choose(
     raise _refusal(weights, activations, reasons)
 
 
+def forced(kernels: tuple[LinearKernel, ...] = LINEAR_KERNELS) -> str | None:
+    """The row that ISOBIT_KERNEL names; None if it names none.
+
+    Raises:
+        UsageError: there is no such row.
+    """
+    name = os.environ.get("ISOBIT_KERNEL") or None
+    if name and name not in {row.name for row in kernels}:
+        known = ", ".join(row.name for row in kernels)
+        raise UsageError(f"ISOBIT_KERNEL={name}: there is no such kernel; known: {known}; unset it for the best one")
+    return name
+
+
 def _rows(kernels: tuple[LinearKernel, ...]) -> list[LinearKernel]:
     """The rows in the order in which they are asked; only the one that ISOBIT_KERNEL names, if it names one."""
-    forced = os.environ.get("ISOBIT_KERNEL")
-    if forced and forced not in {row.name for row in kernels}:
-        known = ", ".join(row.name for row in kernels)
-        raise UsageError(f"ISOBIT_KERNEL={forced}: there is no such kernel; known: {known}")
-    rows = [row for row in kernels if not forced or row.name == forced]
-    return sorted(rows, key=lambda row: -row.priority)
+    name = forced(kernels)
+    return sorted((row for row in kernels if name in (None, row.name)), key=lambda row: -row.priority)
 
 
 def _refusal(weights: WeightSpec | None, activations: ActSpec | None, reasons: list[str]) -> Unsupported:

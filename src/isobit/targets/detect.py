@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from isobit.targets.cores import cores
 
 # What low-bit kernels ask a CPU for, in the spelling of Linux' cpuinfo (x86 "flags", Arm "Features").
 CPU_FEATURES = (
@@ -17,7 +20,6 @@ CPU_FEATURES = (
 )  # fmt: skip
 COMPILERS = ("c++", "g++", "clang++")
 CGROUP_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,18 @@ def detect() -> Machine:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity mask, capped by the cgroup's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _text(CGROUP_CPU).strip().partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period) > 0:
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+    """Cores this process may use: its affinity mask, capped by the CPU quotas of its control groups."""
+    return cores().count
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that would build the CPU kernels: that of CXX, or the first of COMPILERS; None without one."""
+    if named := os.environ.get("CXX", "").strip():
+        try:
+            return shutil.which(shlex.split(named)[0])
+        except ValueError:  # a quote without an end
+            return None
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
@@ -88,7 +96,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _compiler() -> str | None:
-    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    found = find_compiler()
     return None if found is None else (_first_line([found, "--version"]) or found)
 
 

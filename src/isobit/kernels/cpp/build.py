@@ -1,6 +1,7 @@
 """Builds the CPU kernels into one shared library with a C interface. Needs a C++ compiler and nothing else.
 
-``setup.py`` calls :func:`build` when the package is installed. By hand, after a change of a source:
+``setup.py`` calls :func:`build` when the package is installed. Beside the library goes a note in JSON of how the build
+went, which the package reads when it loads the library, or finds none. By hand, after a change of a source:
 
     python src/isobit/kernels/cpp/build.py               # src/isobit/kernels/_cpu.so
     python src/isobit/kernels/cpp/build.py --help        # another place, compiler, machine; sanitizers
@@ -9,8 +10,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,16 +88,19 @@ class Built:
 
 
 def find_compiler() -> str:
-    """The C++ compiler: CXX, or the first of COMPILERS.
+    """The C++ compiler: CXX, which may have options, or the first of COMPILERS.
 
     Raises:
         BuildError: there is none.
     """
-    named = os.environ.get("CXX")
-    found = named or next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if found is None or shutil.which(found.split()[0]) is None:
-        raise BuildError(f"there is no C++ compiler: {f'CXX={named}' if named else ', '.join(COMPILERS)} not found")
-    return found
+    if named := os.environ.get("CXX", "").strip():
+        if shutil.which(_words(named)[0]) is None:
+            raise BuildError(f"there is no C++ compiler: CXX={named} not found")
+        return named
+    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if found is None:
+        raise BuildError(f"there is no C++ compiler: {', '.join(COMPILERS)} not found")
+    return shlex.quote(found)
 
 
 def build(
@@ -104,7 +111,7 @@ def build(
     flags: tuple[str, ...] = (),
     jobs: int | None = None,
 ) -> Built:
-    """Compiles and links the library.
+    """Compiles and links the library, and writes the note beside it.
 
     Args:
         output: where it goes; replaced in one step.
@@ -116,7 +123,7 @@ def build(
     Raises:
         BuildError: there is no compiler, or it fails.
     """
-    command = (compiler or find_compiler()).split()
+    command = _words(compiler or find_compiler())
     version = (_run([*command, "--version"]).splitlines() or [command[0]])[0]
     wanted = [
         isa for isa in ISAS if (machine or platform.machine()) in isa.machines and (SOURCES / isa.source).exists()
@@ -142,7 +149,37 @@ def build(
         finally:
             linked.unlink(missing_ok=True)
     known_names = tuple(isa.name for isa in known)
-    return Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
+    built = Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
+    write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=_digest(output))
+    return built
+
+
+def write_note(library: Path, **facts: object) -> None:
+    """Writes how the build of a library went: what was built, or ``problem``, why it was not."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    note = {"compiler": None, "isas": (), "left_out": (), "digest": None, "problem": None} | facts
+    library.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest(library: Path) -> str:
+    """What kernels/library_file.py makes of a library; by its path, since the package may not be importable yet."""
+    spec = importlib.util.spec_from_file_location("isobit_library_file", SOURCES.parent / "library_file.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.digest(library.read_bytes()))
+
+
+def _words(command: str) -> list[str]:
+    """A command as the shell would split it.
+
+    Raises:
+        BuildError: it has a quote without an end.
+    """
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise BuildError(f"there is no C++ compiler: the command {command} cannot be read ({error})") from None
 
 
 def _belongs(source: str, known: list[Isa]) -> bool:
@@ -166,7 +203,10 @@ def _run(command: list[str]) -> str:
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error}") from None
     if done.returncode:
-        raise BuildError(f"{' '.join(command)}\nfailed with status {done.returncode}:\n{done.stderr.strip()}")
+        said = done.stderr.strip()
+        first = next((line for line in said.splitlines() if "error" in line.lower()), said.partition("\n")[0])
+        failed = f"{command[0]} failed with status {done.returncode}"
+        raise BuildError(f"{failed}{f': {first}' if first else ''}\n{shlex.join(command)}\n{said}".rstrip())
     return done.stdout
 
 

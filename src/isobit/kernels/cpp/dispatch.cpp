@@ -338,10 +338,15 @@ ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float 
 }
 
 ISOBIT_EXPORT uint64_t isobit_cpu_read(const void *data, int64_t bytes) {
-    std::atomic<uint64_t> total{0};
-    const char *p = static_cast<const char *>(data);
-    parallel(bytes, 1 << 20, [&](int64_t begin, int64_t end) { total += current().load()->read(p + begin, end - begin); });
-    return total;
+    error.clear();
+    try {
+        std::atomic<uint64_t> total{0};
+        const char *p = static_cast<const char *>(data);
+        parallel(bytes, 1 << 20, [&](int64_t begin, int64_t end) { total += current().load()->read(p + begin, end - begin); });
+        return total;
+    } catch (const std::exception &caught) {
+        return static_cast<uint64_t>(fail(caught.what()));
+    }
 }
 
 }  // extern "C"

@@ -11,6 +11,10 @@
 extern "C" {
 #endif
 
+// The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
+// and in kernels/cpu_library.py: a library that was left over from another version is then refused, and not called.
+#define ISOBIT_CPU_ABI 1
+
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
 enum isobit_format {
@@ -51,6 +55,10 @@ typedef struct {
     const float *bias;          // [n] or NULL
 } isobit_linear;
 
+int isobit_cpu_abi(void);
+// Which instruction sets were compiled, best first, and by what compiler.
+const char *isobit_cpu_built(void);
+const char *isobit_cpu_compiler(void);
 // Which instruction sets this machine and this build have, best first, e.g. "avx512,avx2,portable"; the first is in use.
 const char *isobit_cpu_isas(void);
 // Use this one from now on (tests run each of them). Fails if it cannot run here.
@@ -77,7 +85,8 @@ int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, c
 // 1 if a code of a matrix of 8-bit floats is no finite number, which the linears do not decode; 0 if all are numbers.
 int isobit_cpu_has_nan(int32_t format, const void *codes, int64_t rows, int64_t row_bytes, int64_t k);
 
-// Sum of all bytes as 64-bit words: what the memory gives to a reader, with all threads of the pool.
+// Sum of all bytes as 64-bit words: what the memory gives to a reader, with all threads of the pool. All bits are set and
+// isobit_cpu_error() says why when it fails; after a sum that one is empty.
 uint64_t isobit_cpu_read(const void *data, int64_t bytes);
 
 // ---- the rest of a decoder layer; float32 throughout, sums in an order that depends on shapes only ----
