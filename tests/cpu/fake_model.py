@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
@@ -20,6 +20,9 @@ class FakeModel:
     def new_cache(self, batch: int, max_len: int) -> SimpleNamespace:
         assert batch == 1
         return SimpleNamespace(ids=[], max_len=max_len)
+
+    def linears(self) -> Iterator[tuple[str, object]]:
+        return iter(())
 
     def forward(self, ids: Tensor, cache: SimpleNamespace | None = None, *, last_only: bool = False) -> Tensor:
         assert cache is not None and last_only and ids.dtype == torch.int64 and ids.shape[0] == 1

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit.cli import slow_path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
 from isobit.errors import CapacityError, IsobitError, UsageError
 
@@ -64,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
             f'Use `isobit generate {args.model} "PROMPT"`, or give a template with --template FILE'
         )
     options = {"enable_thinking": False} if args.no_thinking else {}
-    session = Session(
-        load_generator(folder, dtype=args.dtype, device=args.device), template, args.system, params, options
-    )
+    generator = load_generator(folder, dtype=args.dtype, device=args.device)
+    slow_path.warn(generator.model)
+    session = Session(generator, template, args.system, params, options)
     converse(session, quiet=args.json)
     if args.json:
         json.dump({"model": args.model, "messages": session.messages, "turns": session.turns}, sys.stdout, indent=2)

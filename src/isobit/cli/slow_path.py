@@ -1,0 +1,18 @@
+"""A line on standard error where a model runs through the reference path though nobody asked for it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isobit.models.decoder import Decoder
+
+
+def warn(model: Decoder) -> None:
+    """Says how many linear layers run through the reference path, and why; nothing where ISOBIT_KERNEL asks for it."""
+    reasons = [linear.reasons for _, linear in model.linears()]
+    slow = [why[-1] for why in reasons if why and why[-1].startswith("cpu: ")]  # of the row before the reference
+    for why in dict.fromkeys(slow):
+        count = f"{slow.count(why)} of {len(reasons)} linear layers"
+        print(f"isobit: note: {count} run through the reference path, slowly: {why[5:]}", file=sys.stderr)
