@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+import assembly
 import torch
 
 from isobit.formats import codec
@@ -15,7 +16,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels import selection
-from isobit.kernels.triton.bind import bind
+from isobit.kernels.triton.bind import BoundLinear, bind
 from isobit.kernels.triton.rounding import Rounding
 from isobit.targets.table import target
 
@@ -126,6 +127,48 @@ def large() -> None:
     print(json.dumps(["large int4 bfloat16 of any size", 0.0 if right else 1.0]), flush=True)
 
 
+def lanes(shapes: dict[str, tuple[tuple[int, int], ...]], kind: str) -> None:
+    """One token by ``linear_lanes``."""
+    generator = torch.Generator().manual_seed(4)
+    selection.LANES = ("sm_90", "sm_86")
+    for name, sizes in shapes.items():
+        for n, k in sizes:
+            bias = torch.randn(n, generator=generator)
+            x = torch.randn(1, k, generator=generator)
+            spec, acts = (WeightSpec("int4", "group", 256), None) if name == "int4-g256" else LINEARS[name][:2]
+            packed = weight(spec, n, k, generator)
+            for lowering in ("sm_90", "sm_86"):
+                for dtype in (torch.float16, torch.bfloat16) if acts is None else (torch.float16,):
+                    bound = bind(packed, acts, None, bias, target=target(lowering), out_dtype=torch.float32)
+                    label = f"{kind} {name} {lowering} {dtype} {_used(bound, dtype)} {n}x{k}"
+                    error = relative_error(packed, acts, x.to(dtype), bound(x.to(dtype)), bias)
+                    print(json.dumps([label, error]), flush=True)
+
+
+def lanes_of_floats(sizes: tuple[tuple[int, int], ...], kind: str) -> None:
+    """The same for weights in 16 bits."""
+    generator = torch.Generator().manual_seed(5)
+    for n, k in sizes:
+        for dtype in (torch.float16, torch.bfloat16):
+            w, bias = torch.randn(n, k, generator=generator).to(dtype), torch.randn(n, generator=generator)
+            x = torch.randn(1, k, generator=generator).to(dtype)
+            bound = bind(w, None, None, bias, target=target("sm_86"), out_dtype=torch.float32)
+            y64 = x.double() @ w.double().T + bias.double()
+            error = float((bound(x).double() - y64).norm() / y64.norm())
+            print(json.dumps([f"{kind} {dtype} {_used(bound, dtype)} {n}x{k}", error]), flush=True)
+
+
+LANES = {
+    "fp8": ((5, 1024), (70, 1344)), "fp8-e5m2": ((6, 1344),), "int4": ((5, 2048), (7, 2304), (9, 384)),
+    "int4-g256": ((5, 2304),),
+}  # fmt: skip
+
+
+def _used(bound: BoundLinear, dtype: torch.dtype) -> str:
+    row = bound.variant(1, dtype)
+    return row.name if row else "torch"
+
+
 def all_codes() -> None:
     """Every weight code, NaN included, times one: the decoders."""
     for name in ("e4m3fn", "e5m2", "int8"):
@@ -153,6 +196,11 @@ def rounding() -> None:
     x[3, 5], x[4, 7], x[5], x[6] = float("nan"), -float("inf"), 0.0, x[6] * 1e-42
     x[2, :256] = torch.arange(256) * 0.5
     x[7] = -0.0
+    long = torch.randn(2, 17000, generator=torch.Generator().manual_seed(6))  # more than a program holds
+    ours, scale = Rounding(ActSpec("int8", "token"), None, "*i32", target("sm_86"))(long)
+    codes, law = codec.quantize_activations(long, ActSpec("int8", "token"), None)
+    same = torch.equal(ours, codes) and torch.equal(scale.reshape(-1), law.reshape(-1))
+    print(json.dumps(["rounding of long tokens", 0.0 if same else 1.0]), flush=True)
     for name in ("e4m3fn", "e5m2", "int8"):
         for spec in (ActSpec(name, "token"), ActSpec(name, "tensor", dynamic=False), ActSpec(name, "group", 128)):
             for operand in ("*fp16", "*u8", "*bf16"):
@@ -173,3 +221,11 @@ if __name__ == "__main__":
     all_codes()
     linears()
     large()
+    lanes(LANES, "lanes")
+    lanes_of_floats(((5, 512), (9, 1312)), "lanes")
+    assembly.emulate()
+    lanes(
+        {"fp8": ((5, 1344),), "fp8-e5m2": ((3, 1088),), "int4": ((5, 2304), (3, 384)), "int4-g256": ((3, 2304),)},
+        "warps",
+    )
+    lanes_of_floats(((5, 1312),), "warps")

@@ -42,6 +42,16 @@ def test_weights_widened_once_per_call_are_within_the_tolerance(results) -> None
     assert all("large-" in name for name in results if name.startswith("large") and "x" in name)
 
 
+def test_one_token_by_lanes_is_within_the_tolerance(results) -> None:
+    assert not _failures(results, "lanes", TOLERANCE)
+    assert all("-lanes" in name for name in results if name.startswith("lanes"))
+
+
+def test_one_token_by_warps_that_run_the_assembly_is_within_the_tolerance(results) -> None:
+    assert not _failures(results, "warps", TOLERANCE)
+    assert all("-lanes" in name for name in results if name.startswith("warps"))
+
+
 @pytest.mark.parametrize("scheme", ["fp8", "int8", "int4", "int3", "int2"])
 def test_linears_are_within_the_tolerance(results, scheme) -> None:
     assert not _failures(results, scheme, TOLERANCE)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels.tiles import FEW, LARGE, NARROW
+from isobit.kernels.tiles import FEW, LANES_MEASURED, LARGE, LIBRARY_FROM, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.targets.spec import Target
 
 _BLOCK = 128  # the only block that has a kernel
 _DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+LANES: tuple[str, ...] = LANES_MEASURED  # targets; replaced by tests and benchmarks, as LARGE is
 _BY_NAME = {row.name: row for row in VARIANTS}
 
 
@@ -46,7 +47,13 @@ def _family(tokens: int, target: Target) -> str:
 
 def size_class(tokens: int) -> int:
     """A name for the numbers of tokens for which the choice is the same: the largest of them up to ``LARGE``."""
-    return next((most for most in (1, NARROW, FEW, LARGE - 1) if tokens <= most), LARGE)
+    most = sorted({1, NARROW, FEW, LARGE - 1, *(first - 1 for first in LIBRARY_FROM.values())})
+    return next((last for last in most if tokens <= last), LARGE)
+
+
+def first_tokens(name: str) -> int:
+    """Tokens from which on a variant for very many tokens is chosen."""
+    return LIBRARY_FROM.get(name, LARGE)
 
 
 def candidates(
@@ -60,8 +67,23 @@ def candidates(
         tokens: M.
         target: what runs it.
     """
-    large = _large(weights, activations, dtype) if tokens >= LARGE else ()
-    return (*large, *_up_to_large(weights, activations, dtype, tokens, target))
+    large = [name for name in _large(weights, activations, dtype) if tokens >= first_tokens(name)]
+    lanes = _lanes(weights, activations, dtype) if tokens == 1 and target.name in LANES else ()
+    return (*large, *lanes, *_up_to_large(weights, activations, dtype, tokens, target))
+
+
+def _lanes(weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> tuple[str, ...]:
+    """Names of the variants for one token whose products the lanes of a warp make of what they have read."""
+    compute = _DTYPES[dtype]
+    if weights is None:
+        return () if compute == "f32" else (f"vector-{compute}-lanes",)
+    name = weights.element
+    if weights.granularity == "block" or name not in ("e4m3fn", "e5m2", "int4"):
+        return ()
+    if activations is None:
+        return (f"vector-int4-lanes-{compute}",) if name == "int4" and compute != "f32" else ()
+    native = ("vector-e4m3fn-lanes",) if name == "e4m3fn" else ()
+    return (*native, f"vector-{name}-lanes-widened") if name != "int4" else ()
 
 
 def _large(weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> tuple[str, ...]:

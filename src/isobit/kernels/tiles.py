@@ -17,13 +17,22 @@ Constant = int | float | bool | str | None
 
 NARROW = 8  # tokens: the narrowest tile of the "few" family
 FEW = 16  # tokens: the widest tile of the "few" family
-# Tokens from which PyTorch's products and weights widened once per call are chosen. Widening moves three bytes per
-# 8-bit weight: 0.7 ps on an H200, 4 ps on an RTX A6000, where decoding in registers costs 1.2 fs (gpu_tune_many.csv,
-# sm_86 lowering) and about 4 fs per weight and token: it should pay from some 600 and 1000 tokens. Not measured yet.
+# Tokens from which weights widened once per call are chosen. On an H200, K = N = 4096 (gpu_linear.csv, crossover): 1024
+# tokens of int4 take 71 us widened and 98 us decoded in registers, 512 tokens 67 and 50 us; its sm_86 lowering 104 and
+# 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:
+# widening takes it 4 ps per weight, decoding in registers about 4 fs per weight and token.
 LARGE = 1024
+# Tokens from which PyTorch's products are chosen, which need no workspace. Same measurement: float8 takes 14 us for 256
+# tokens (ours 16 us), 13.7 us for 128 (ours 12.1 us); bfloat16 9 us for 64 tokens (ours 48 us), fewer were not tried.
+LIBRARY_FROM: Mapping[str, int] = {
+    "large-e4m3fn-library": 256, "large-f16-library": FEW + 1, "large-bf16-library": FEW + 1
+}  # fmt: skip
 # Targets where PyTorch's own products were measured: full sums within 1.5e-4 of float64, and faster than our kernels
 # (float8 1253 to 1345 against 843 to 891, bfloat16 768 to 784 against 660 to 687 TFLOP/s; gpu_linear.csv).
 LIBRARY_MEASURED = ("sm_90",)
+# Targets where the kernels of linear_lanes.py were measured to be the fastest for one token. They have not run yet.
+LANES_MEASURED: tuple[str, ...] = ()
+LANES_ARCH = 80  # CUDA architecture from which on there is mma.m16n8k16
 DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
 
 
@@ -264,6 +273,32 @@ def vector_int8(target: Target) -> Config:
     return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
 
 
+def lanes(element: str, *, scaled: bool = True, rounded: bool = False) -> Callable[[Target], Config]:
+    """Configuration of ``linear_lanes``; ``element`` as there."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {
+            "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True,
+            "ASM": True, "OVERLAP": int(overlaps(target)), "BLOCK_N": 4, "BLOCK_K": 256,
+        }  # fmt: skip
+        return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
+
+    return config
+
+
+def lanes_nibbles(dtype: str) -> Callable[[Target], Config]:
+    """Configuration of ``linear_lanes_nibbles``, for groups of 128."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {
+            "GROUP": 128, "UNIT": _unit_of_nibbles(target, False), "DTYPE": dtype, "HAS_BIAS": False, "EVEN_K": True,
+            "ASM": True, "OVERLAP": int(overlaps(target)), "BLOCK_N": 4, "BLOCK_K": 256,
+        }  # fmt: skip
+        return Config(_matrix_signature("*i32", "*i32", "*bf16"), constants, 2, 1)
+
+    return config
+
+
 def library(x: str) -> Callable[[Target], Config]:
     """PyTorch's products have no constants of ours."""
     return lambda target: Config(_matrix_signature(x, x), {}, 1, 1)
@@ -299,7 +334,18 @@ def folding(target: Target) -> Config:
 
 def narrowing(target: Target) -> Config:
     """Configuration of ``narrow_range``."""
-    return Config({"x": "*bf16", "values": "*fp16", "scales": "*fp32", "K": "i32"}, {"BLOCK_K": 2048}, 4, 1)
+    constants: dict[str, Constant] = {"ONCE": True, "BLOCK_K": 4096}
+    return Config({"x": "*bf16", "values": "*fp16", "scales": "*fp32", "K": "i32"}, constants, 8, 1)
+
+
+_MOST_AT_ONCE = 16384  # values of a token that a program holds in registers: 16 for each of 1024 threads
+
+
+def whole_token(k: int, target: Target) -> tuple[int, bool, int]:
+    """(BLOCK_K, ONCE, warps) of a kernel that reads a token of ``k`` values: 16 values a thread where they all fit."""
+    block = min(1 << (k - 1).bit_length(), _MOST_AT_ONCE)
+    threads = target.backend[2] if target.backend is not None else 32
+    return block, k <= block, max(4, min(block // 512, 1024 // threads))
 
 
 def rounding(element: str, wide: bool) -> Callable[[Target], Config]:
@@ -314,9 +360,10 @@ def rounding(element: str, wide: bool) -> Callable[[Target], Config]:
             "qmax": "fp32",
         }
         constants: dict[str, Constant] = {
-            "ELEMENT": element, "WIDE": wide, "STATIC": False, "OVERLAP": overlaps(target), "BLOCK_K": 2048
+            "ELEMENT": element, "WIDE": wide, "STATIC": False, "OVERLAP": overlaps(target), "ONCE": True,
+            "BLOCK_K": 4096,
         }  # fmt: skip
-        return Config(signature, constants, 4, 1)
+        return Config(signature, constants, 8, 1)
 
     return config
 

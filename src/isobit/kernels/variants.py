@@ -60,6 +60,15 @@ class Variant:
         return self.entry.startswith("torch:")
 
     @property
+    def per_word(self) -> int:
+        """Weights of an int32 word, for kernels that read words; else 1."""
+        if self.entry.endswith(":linear_lanes_nibbles"):
+            return 8
+        if self.entry.endswith(":linear_lanes"):
+            return 2 if self.weights == "float" else 4
+        return 4 if self.entry.endswith(":linear_vector_int8") else 1
+
+    @property
     def reads_units(self) -> bool:
         """Whether it reads 4-bit codes in units (``layouts.interleave_nibbles``)."""
         return self.weights in ("int4", "uint4") and self.granularity == "group" and self.compute != "f32"
@@ -237,6 +246,38 @@ def _scalar_rows() -> Iterator[Variant]:
                   tiles.vector_int8, lambda target: (r"IDP\.4A",) if is_cuda(target) else ())  # fmt: skip
 
 
+def _has_lanes(dtype: str) -> Requires:
+    """One token on ``mma.m16n8k16``, whose operands the lanes of a warp hold as NVIDIA documents it."""
+
+    def requires(target: Target) -> str | None:
+        reason = _compiles(target)
+        if reason or (is_cuda(target) and target.backend is not None and int(target.backend[1]) >= tiles.LANES_ARCH):
+            return reason or _has_unit(dtype)(target)
+        return f"{target.name} has no mma.m16n8k16"
+
+    return requires
+
+
+def _shows_hmma(target: Target) -> tuple[str, ...]:
+    return ("HMMA",)
+
+
+def _lane_rows() -> Iterator[Variant]:
+    """One token, each lane with the weights that it has read itself."""
+    entry = f"{_MODULES}.linear_lanes:linear_lanes"
+    for compute in ("f16", "bf16"):
+        yield Variant(f"vector-{compute}-lanes", "vector", entry, "float", None, None, compute, "*i32",
+                      _has_lanes(_DTYPES[compute]), tiles.lanes(compute, scaled=False), _shows_hmma)  # fmt: skip
+    yield Variant("vector-e4m3fn-lanes", "vector", entry, "e4m3fn", "row", "e4m3fn", "native", "*i32",
+                  _has_lanes("e4m3fn"), tiles.lanes("hardware", rounded=True), _shows_hmma)  # fmt: skip
+    for element in ("e4m3fn", "e5m2"):
+        yield Variant(f"vector-{element}-lanes-widened", "vector", entry, element, "row", element, "f16", "*i32",
+                      _has_lanes("float16"), tiles.lanes(element, rounded=True), _shows_hmma)  # fmt: skip
+    for compute in ("f16", "bf16"):
+        yield Variant(f"vector-int4-lanes-{compute}", "vector", f"{entry}_nibbles", "int4", "group", None, compute,
+                      "*i32", _has_lanes(_DTYPES[compute]), tiles.lanes_nibbles(compute), _shows_hmma)  # fmt: skip
+
+
 def _quantize_rows() -> Iterator[Variant]:
     """The rounding of activations."""
     entry = f"{_MODULES}.quantize:quantize"
@@ -318,6 +359,7 @@ def _prepare_rows() -> Iterator[Variant]:
 def _all_rows() -> Iterator[Variant]:
     yield from _quantize_rows()
     yield from _scalar_rows()
+    yield from _lane_rows()
     for family in _MATRIX_FAMILIES:
         yield from _plain_rows(family)
         yield from _eight_bit_rows(family)

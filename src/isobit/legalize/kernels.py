@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from isobit.kernels import cpu_formats, selection
 from isobit.kernels.registry import LINEAR_KERNELS
-from isobit.kernels.tiles import LARGE
+from isobit.kernels.tiles import LARGE, LIBRARY_FROM
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
@@ -40,7 +40,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Found:
-    """The kernels for an op on a target, why others cannot run there, and what is done from ``LARGE`` tokens on."""
+    """The kernels for an op on a target, why others cannot run there, and what is done for very many tokens."""
 
     kernels: tuple[Kernel, ...]
     reasons: tuple[str, ...]
@@ -75,8 +75,10 @@ def find(op: Op, target: Target) -> Found:
 
 def _chosen(op: Op, target: Target, tokens: int) -> tuple[list[Kernel], tuple[str, ...]]:
     rows, reasons = selection.choose(op.weights, op.activations, op.dtype, tokens, target)
-    kernels = [Kernel(row.name, _COMPUTE[row.compute], tokens == 1, row.promises(target)) for row in rows]
-    return kernels, tuple(reason.partition(": ")[2] for reason in reasons)
+    ours = [row for row in rows if not row.library]  # PyTorch's products are told of apart
+    kernels = [Kernel(row.name, _COMPUTE[row.compute], tokens == 1, row.promises(target)) for row in ours]
+    parts = (reason.partition(": ") for reason in reasons)
+    return kernels, tuple(reason for name, _, reason in parts if name not in LIBRARY_FROM)
 
 
 def _rounding_problem(op: Op, target: Target) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.tiles import LARGE
+from isobit.kernels.selection import first_tokens
 from isobit.kernels.variants import Variant
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
@@ -262,12 +262,13 @@ def _lowering(
 
 
 def _large_notes(large: Variant | None) -> tuple[str, ...]:
-    """What changes from ``LARGE`` tokens in a call on."""
+    """What changes for calls of very many tokens."""
     if large is None:
         return ()
+    first = first_tokens(large.name)
     if large.library:
-        return (f"from {LARGE} tokens in a call on: PyTorch's own product (cuBLAS), summed in full",)
-    note = f"from {LARGE} tokens in a call on: weights are widened once per call, exactly, into a workspace"
+        return (f"from {first} tokens in a call on: PyTorch's own product (cuBLAS), summed in full",)
+    note = f"from {first} tokens in a call on: weights are widened once per call, exactly, into a workspace"
     if large.narrow:
         note += "; bf16 activations become f16 times a power of two per token, to within 2**-41 of its largest"
     return (note,)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from isobit.kernels.tiles import Config
+from isobit.kernels.tiles import Config, whole_token
 from isobit.kernels.triton.launch import Kernel
 from isobit.kernels.variants import Variant, variant
 
@@ -64,7 +65,9 @@ class Halved:
 
     def __init__(self, linear: BoundLinear, row: Variant) -> None:
         narrow = variant(row.narrow)
-        self.kernel = Kernel(narrow.entry, narrow.config(linear.target), linear.target)
+        block, once, warps = whole_token(linear.k, linear.target)
+        config = replace(narrow.config(linear.target).with_constants(BLOCK_K=block, ONCE=once), num_warps=warps)
+        self.kernel = Kernel(narrow.entry, config, linear.target)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[M, K]`` to float16 ``[M, K]`` and float32 ``[M]``."""

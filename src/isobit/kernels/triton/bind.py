@@ -158,6 +158,23 @@ class BoundLinear:
             return "codes times scales are not all float16 numbers"
         if row.name == "vector-int8-dp4a" and self.k % 4:
             return f"K = {self.k} is not a multiple of 4"
+        if ":linear_lanes" in row.entry:
+            return self._misfit_of_lanes(row)
+        return None
+
+    def _misfit_of_lanes(self, row: Variant) -> str | None:
+        """Lanes read 16 bytes of a row each, and a scale is that of two of a lane's four sums."""
+        step = 16 * row.per_word
+        if self.k % step:
+            return f"K = {self.k} is not a multiple of {step}"
+        held = self.plain if self.operands is None else self.operands.codes
+        assert held is not None
+        if held.storage_offset() * held.element_size() % 16:
+            return "the weights do not begin at a multiple of 16 bytes"
+        if row.reads_units:
+            width = 8 * int(row.constexprs(self.target)["BLOCK_K"] or 1)
+            if self.group % ((self.unit(row) or 1) // 2) or width % self.group:
+                return f"groups of {self.group} are not parts of its steps of {width}, or of half a unit"
         return None
 
     def folding(self) -> Tensor | None:

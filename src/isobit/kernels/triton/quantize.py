@@ -90,7 +90,8 @@ def _quotient(values, scale, qmax):
 @triton.jit
 def quantize_token(
     x, codes, scales, static_scale, K, qmax,
-    ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr,
+    ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, ONCE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One scale per token. Grid: (M,).
 
@@ -100,6 +101,7 @@ def quantize_token(
         scales: ``[M]`` float32.
         static_scale: ``[1]`` float32, the scale of every token without NaN and infinity, if STATIC.
         qmax: largest value of the format, as float32.
+        ONCE: K is at most BLOCK_K, and the token is read once and kept in registers.
     """
     if OVERLAP:
         wait()
@@ -107,20 +109,24 @@ def quantize_token(
     column = tl.arange(0, BLOCK_K)
     row = x + m * K
     out = codes + m * K
-    peaks = tl.zeros((BLOCK_K,), tl.int32)
-    for begin in range(0, K, BLOCK_K):
-        k = begin + column
-        peaks = tl.maximum(peaks, _bits(tl.load(row + k, mask=k < K, other=0.0)))
+    values = tl.load(row + column, mask=column < K, other=0.0)
+    peaks = _bits(values)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            k = begin + column
+            peaks = tl.maximum(peaks, _bits(tl.load(row + k, mask=k < K, other=0.0)))
     peak = tl.max(peaks, axis=0)
     if STATIC:
         scale = tl.where(peak < _INFINITY_BITS, tl.load(static_scale), float("nan"))
     else:
         scale = _scale(peak, qmax)
     tl.store(scales + m, scale)
-    for begin in range(0, K, BLOCK_K):
-        k = begin + column
-        values = tl.load(row + k, mask=k < K, other=0.0)
-        _store(out, k, _quotient(values, scale, qmax), k < K, ELEMENT, WIDE)
+    _store(out, column, _quotient(values, scale, qmax), column < K, ELEMENT, WIDE)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            k = begin + column
+            values = tl.load(row + k, mask=k < K, other=0.0)
+            _store(out, k, _quotient(values, scale, qmax), k < K, ELEMENT, WIDE)
 
 
 @triton.jit

@@ -9,13 +9,12 @@ from isobit.errors import FormatError, Unsupported
 from isobit.formats.pack import code_dtype
 from isobit.formats.schemes import ActSpec
 from isobit.formats.table import element
-from isobit.kernels.tiles import Config, Constant, overlaps
+from isobit.kernels.tiles import Config, Constant, overlaps, whole_token
 from isobit.kernels.triton.launch import Kernel
 from isobit.targets.spec import Target
 
 _TRITON = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _WIDE = {"*fp16": torch.float16, "*bf16": torch.bfloat16}
-_MOST_AT_ONCE = 4096  # values of a token that a program holds in registers
 
 
 class Rounding:
@@ -38,7 +37,7 @@ class Rounding:
         self.wide = operand in _WIDE
         self.dtype = _WIDE.get(operand, code_dtype(self.row))
         self.view = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}.get(operand)
-        self._kernels: dict[tuple[torch.dtype, int], Kernel] = {}
+        self._kernels: dict[tuple[torch.dtype, int, bool, int], Kernel] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes ``[M, K]`` (or their values) and float32 scales ``[M]``, or ``[M, K / group]``."""
@@ -49,22 +48,23 @@ class Rounding:
         else:
             scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
             static = scales if self.static_scale is None else self.static_scale
-            kernel = self._kernel(x.dtype, min(_MOST_AT_ONCE, _power_of_two(k)))
+            kernel = self._kernel(x.dtype, whole_token(k, self.target))
             kernel((tokens,), x=x, codes=codes, scales=scales, static_scale=static, K=k, qmax=self.row.max)
         return codes if self.view is None else codes.view(self.view), scales
 
     def _by_group(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
         scales = torch.empty(groups, dtype=torch.float32, device=x.device)
-        kernel = self._kernel(x.dtype, 8)
+        kernel = self._kernel(x.dtype, (8, False, 4))
         kernel((-(-groups // 8),), x=x, codes=codes, scales=scales, groups=groups, qmax=self.row.max)
         return scales
 
-    def _kernel(self, dtype: torch.dtype, block: int) -> Kernel:
-        if (dtype, block) not in self._kernels:
-            self._kernels[dtype, block] = self._made(dtype, block)
-        return self._kernels[dtype, block]
+    def _kernel(self, dtype: torch.dtype, shape: tuple[int, bool, int]) -> Kernel:
+        key = (dtype, *shape)
+        if key not in self._kernels:
+            self._kernels[key] = self._made(*key)
+        return self._kernels[key]
 
-    def _made(self, dtype: torch.dtype, block: int) -> Kernel:
+    def _made(self, dtype: torch.dtype, block: int, once: bool, warps: int) -> Kernel:
         codes = _TRITON[self.dtype] if self.wide else ("*i8" if self.dtype == torch.int8 else "*u8")
         signature = {"x": _TRITON[dtype], "codes": codes, "scales": "*fp32", "qmax": "fp32"}
         constants: dict[str, Constant] = {"ELEMENT": self.row.name, "WIDE": self.wide, "OVERLAP": overlaps(self.target)}
@@ -74,9 +74,9 @@ class Rounding:
             entry = "isobit.kernels.triton.quantize:quantize_group"
         else:
             signature |= {"static_scale": "*fp32", "K": "i32"}
-            constants |= {"STATIC": self.static_scale is not None, "BLOCK_K": block}
+            constants |= {"STATIC": self.static_scale is not None, "ONCE": once, "BLOCK_K": block}
             entry = "isobit.kernels.triton.quantize:quantize_token"
-        return Kernel(entry, Config(signature, constants, 8 if block > 1024 else 4, 1, ("K",)), self.target)
+        return Kernel(entry, Config(signature, constants, warps, 1, ("K",)), self.target)
 
 
 def _power_of_two(value: int) -> int:

@@ -85,9 +85,9 @@ class Run:
         tokens, (n, k) = x.shape[0], (self.linear.n, self.linear.k)
         constants = self.config.constexprs
         if self.config.signature["x"] == "*i32":
-            x = x.view(torch.int32)
-        if self.row.entry.endswith("int8"):
-            k //= 4
+            aligned = x.storage_offset() * x.element_size() % 16 == 0
+            x = (x if aligned else x.clone()).view(torch.int32)
+        k //= self.row.per_word
         arguments |= {"x": x, "y": y, "N": n, "K": k}
         rows = -(-n // int(constants["BLOCK_N"] or 1))
         if self.row.family == "vector":
@@ -109,7 +109,8 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
     held = linear.operands
     if held is None:
         assert linear.plain is not None
-        return arguments | spare | {"w": linear.plain.to(dtype).contiguous(), "gain": 1.0}
+        plain = linear.plain.to(dtype).contiguous()
+        return arguments | spare | {"w": plain if row.per_word == 1 else plain.view(torch.int32), "gain": 1.0}
     if row.entry.endswith("stream"):
         scale = held.per_row(held.scale).contiguous()
         zero = scale if held.zero is None else held.per_row(held.zero).contiguous()
@@ -117,22 +118,25 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
         return arguments | {"w": held.codes, "scale": scale, "zero": zero} | strides
     if row.widen and row.granularity == "group":
         return arguments | spare | {"scale": linear.folding(), "gain": 1.0}
+    if row.entry.endswith("lanes_nibbles"):
+        return arguments | {"w": held.codes.view(torch.int32), "scale": held.scale}
     if row.granularity == "group":
         zero = unused if held.zero is None else held.zero
         return arguments | {"w": held.codes, "scale": held.scale, "zero": zero, "work": unused, "arrived": unused}
     codes = held.codes
-    if row.compute == "native" and held.spec.element in _FLOAT8:
+    if row.compute == "native" and held.spec.element in _FLOAT8 and row.per_word == 1:
         codes = codes.view(_FLOAT8[held.spec.element])
     arguments |= {"w": codes, "scale": held.row_scale, "token_scale": unused}
-    if row.entry.endswith("vector_int8"):
-        return arguments | {"w": codes.view(torch.int32)}
     arguments["gain"] = _gain(row)
+    if row.per_word > 1:
+        return arguments | {"w": codes.view(torch.int32)}
     return arguments if row.family == "vector" else arguments | {"work": unused, "arrived": unused}
 
 
 def _gain(row: Variant) -> float:
-    """What the decoder of the weights left to be multiplied."""
-    return 1.0 if row.compute in ("native", "bf16") else _GAINS.get(row.weights or "", 1.0)
+    """What the decoders left to be multiplied: of the weights, and where codes are read of the activations."""
+    gain = 1.0 if row.compute in ("native", "bf16") else _GAINS.get(row.weights or "", 1.0)
+    return gain * gain if row.activations and row.per_word > 1 else gain
 
 
 def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments: dict[str, Any], most: int) -> Config:
@@ -141,10 +145,11 @@ def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments
     known = config.constexprs
     constants: dict[str, Any] = {"HAS_BIAS": linear.bias is not None}
     if "EVEN_K" in known:
-        k = linear.k // 4 if row.entry.endswith("int8") else linear.k
-        constants["EVEN_K"] = k % int(known["BLOCK_K"] or 1) == 0
+        constants["EVEN_K"] = linear.k // row.per_word % int(known["BLOCK_K"] or 1) == 0
     if "UNIT" in known:
-        constants |= {"UNIT": linear.unit(row), "GROUP": linear.group, "HAS_ZERO": arguments["zero"].numel() > 1}
+        constants |= {"UNIT": linear.unit(row), "GROUP": linear.group}
+    if "HAS_ZERO" in known:
+        constants["HAS_ZERO"] = "zero" in arguments and arguments["zero"].numel() > 1
     if row.entry.endswith("stream"):
         assert linear.operands is not None
         constants |= {
@@ -156,7 +161,7 @@ def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments
         constants["SPLIT"] = _split(linear, config)
     types = {name: _TRITON[value.dtype] for name, value in arguments.items() if isinstance(value, Tensor)}
     types["y"] = _TRITON[linear.out_dtype or dtype]
-    if linear.activations is None:
+    if linear.activations is None and row.per_word == 1:
         types["x"] = row.operand if row.narrow else _TRITON[dtype]
     if row.widen:
         types["w"] = row.operand

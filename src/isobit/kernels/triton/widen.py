@@ -68,7 +68,7 @@ def fold_nibbles(
 
 
 @triton.jit
-def narrow_range(x, values, scales, K, BLOCK_K: tl.constexpr):
+def narrow_range(x, values, scales, K, ONCE: tl.constexpr, BLOCK_K: tl.constexpr):
     """bfloat16 activations as float16, less a power of two per token. Grid: (M,).
 
     The eight significant bits fit; what is below 2**-32 of the token's largest value loses bits below 2**-41 of it, far
@@ -78,18 +78,23 @@ def narrow_range(x, values, scales, K, BLOCK_K: tl.constexpr):
         x: ``[M, K]`` bfloat16.
         values: ``[M, K]`` float16.
         scales: ``[M]`` float32: the powers of two.
+        ONCE: K is at most BLOCK_K, and the token is read once and kept in registers.
     """
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
-    peaks = tl.zeros((BLOCK_K,), tl.int32)
-    for begin in range(0, K, BLOCK_K):
-        k = begin + column
-        read = tl.load(x + m * K + k, mask=k < K, other=0.0).to(tl.float32)
-        peaks = tl.maximum(peaks, read.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    first = tl.load(x + m * K + column, mask=column < K, other=0.0).to(tl.float32)
+    peaks = first.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            k = begin + column
+            read = tl.load(x + m * K + k, mask=k < K, other=0.0).to(tl.float32)
+            peaks = tl.maximum(peaks, read.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
     power = tl.maximum((tl.max(peaks, axis=0) >> 23) - 14, 1)  # biased: the largest value is below 2**15 times this
     tl.store(scales + m, (power << 23).to(tl.float32, bitcast=True))
     down = ((254 - power) << 23).to(tl.float32, bitcast=True)
-    for begin in range(0, K, BLOCK_K):
-        k = begin + column
-        read = tl.load(x + m * K + k, mask=k < K, other=0.0).to(tl.float32)
-        tl.store(values + m * K + k, (read * down).to(tl.float16), mask=k < K)
+    tl.store(values + m * K + column, (first * down).to(tl.float16), mask=column < K)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            k = begin + column
+            read = tl.load(x + m * K + k, mask=k < K, other=0.0).to(tl.float32)
+            tl.store(values + m * K + k, (read * down).to(tl.float16), mask=k < K)
