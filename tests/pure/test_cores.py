@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from isobit.cli import openmp
 from isobit.errors import UsageError
 from isobit.kernels import cpu_threads
 from isobit.targets.cores import Cores, Quota, cores, quota
@@ -159,6 +160,37 @@ THREADS = {
 @pytest.mark.parametrize(("environment", "count", "reason"), THREADS.values(), ids=THREADS)
 def test_threads_and_why(environment: dict[str, str], count: int, reason: str) -> None:
     assert cpu_threads.choose(environment, Cores(4)) == cpu_threads.Threads(count, reason)
+
+
+LIMITED = Cores(8, Quota(2.0, "/g/cpu.max"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "machine", "expected"),
+    [
+        ({}, Cores(8), {"GOMP_SPINCOUNT": "10000"}),
+        ({}, LIMITED, {"GOMP_SPINCOUNT": "10000", "OMP_NUM_THREADS": "2"}),
+        ({"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "ACTIVE"}, LIMITED, {}),
+        ({"GOMP_SPINCOUNT": "infinity"}, LIMITED, {"OMP_NUM_THREADS": "2"}),
+    ],
+)
+def test_openmp_is_told_what_nobody_else_has_told_it(environment: dict[str, str], machine: Cores, expected) -> None:
+    assert openmp.settings(environment, machine) == expected
+
+
+def test_commands_that_compute_tell_openmp_and_doctor_does_not() -> None:
+    code = """if True:
+        import os, sys
+        from isobit.cli import main
+        main.build_parser = lambda: type("P", (), {"parse_args": lambda self, argv: argv_of})()
+        for module in ("isobit.cli.doctor", "isobit.cli.info"):
+            argv_of = type("A", (), {"run": type("R", (), {"__module__": module, "__call__": lambda self, a: 0})()})()
+            assert main.main() == 0
+            print("GOMP_SPINCOUNT" in os.environ)
+    """
+    clean = {"PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=clean)
+    assert done.stdout == "False\nTrue\n", done.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "4.0", "4097", "9" * 5000, "4,2", "٣"])

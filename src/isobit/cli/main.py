@@ -9,11 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from isobit import __version__
+from isobit.cli import openmp
 from isobit.errors import IsobitError
+from isobit.targets.cores import cores
 
 # One module per command, in the order a newcomer needs them. Each has `register(subparsers)` and `run(args) -> int`,
 # and imports torch only inside `run`, so that `isobit --help` answers at once.
 COMMANDS = ("quantize", "generate", "chat", "evaluate", "info", "demo", "doctor", "compile", "plan")
+
+_WITHOUT_TORCH = ("isobit.cli.doctor", "isobit.cli.plan")  # these report what the environment says, and compute nothing
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -44,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 on success, 2 on an error that isobit understands, 130 when interrupted.
     """
     args = build_parser().parse_args(argv)
+    if argv is None and args.run.__module__ not in _WITHOUT_TORCH:
+        os.environ.update(openmp.settings(os.environ, cores()))
     try:
         return int(args.run(args))
     except IsobitError as error:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from isobit.models.decoder import Decoder
+from typing import Any
 
 
-def warn(model: Decoder) -> None:
-    """Says how many linear layers run through the reference path, and why; nothing where ISOBIT_KERNEL asks for it."""
+def warn(model: Any) -> None:
+    """Says how many linear layers run through the reference path, and why; nothing where ISOBIT_KERNEL asks for it.
+
+    Args:
+        model: what ``load_generator`` has loaded, a :class:`isobit.models.decoder.Decoder`.
+    """
     reasons = [linear.reasons for _, linear in model.linears()]
     slow = [why[-1] for why in reasons if why and why[-1].startswith("cpu: ")]  # of the row before the reference
     for why in dict.fromkeys(slow):

@@ -22,12 +22,11 @@ namespace {
 
 constexpr int SPINS = 4000;  // about 50 us: longer than the gap between two layers, shorter than a time slice
 
-// One loop. Lives on the caller's stack: the caller leaves only when every worker has let go of it.
+// One loop. Lives on the caller's stack: the caller leaves only when every worker that took it has let go of it.
 struct Loop {
     const std::function<void(int64_t, int64_t)> &body;
     int64_t count, grain;
     std::atomic<int64_t> next{0};
-    std::atomic<int> running{0};
 
     std::mutex guard{};
     std::exception_ptr thrown{};
@@ -46,6 +45,9 @@ struct Loop {
 };
 
 class Pool {
+    // The state: a number for each loop, whether workers may still enter it, and how many are in it.
+    static constexpr uint64_t WORKERS = 0xffff, OPEN = 0x10000, NEXT = 0x20000, EPOCH = ~(NEXT - 1);
+
   public:
     ~Pool() { stop(); }
 
@@ -55,14 +57,15 @@ class Pool {
         if (!one.owns_lock()) return false;
         resize(threads);
         {
-            std::lock_guard<std::mutex> guard(mutex_);
-            loop.running.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+            std::lock_guard<std::mutex> guard(mutex_);  // of a worker that is about to sleep
             loop_ = &loop;
-            epoch_.fetch_add(1, std::memory_order_release);
+            state_.store((state_.load() & EPOCH) + NEXT + OPEN, std::memory_order_release);
         }
         wake_.notify_all();
         loop.work();
-        for (int spins = 0; loop.running.load(std::memory_order_acquire) > 0; ++spins)
+        // Nothing is left. A worker that has not come yet, because something else has its core, is not waited for.
+        state_.fetch_and(~OPEN, std::memory_order_relaxed);
+        for (int spins = 0; state_.load(std::memory_order_acquire) & WORKERS; ++spins)
             if (spins < SPINS) ISOBIT_PAUSE();
             else std::this_thread::yield();
         return true;
@@ -73,23 +76,31 @@ class Pool {
         if (threads - 1 == static_cast<int>(workers_.size())) return;
         stop();
         stopping_ = false;
-        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, seen = epoch_.load()] { serve(seen); });
+        const uint64_t epoch = state_.load() & EPOCH;
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, epoch] { serve(epoch); });
     }
 
     void serve(uint64_t seen) {
         for (;;) {
-            for (int spins = 0; spins < SPINS && epoch_.load(std::memory_order_acquire) == seen; ++spins) ISOBIT_PAUSE();
-            Loop *loop;
-            {
+            for (int spins = 0; spins < SPINS && (state_.load(std::memory_order_relaxed) & EPOCH) == seen; ++spins) ISOBIT_PAUSE();
+            if ((state_.load() & EPOCH) == seen) {
                 std::unique_lock<std::mutex> guard(mutex_);
-                wake_.wait(guard, [&] { return stopping_ || epoch_.load() != seen; });
+                wake_.wait(guard, [&] { return stopping_ || (state_.load() & EPOCH) != seen; });
                 if (stopping_) return;
-                seen = epoch_.load();
-                loop = loop_;
             }
-            loop->work();
-            loop->running.fetch_sub(1, std::memory_order_release);
+            if (enter(seen)) {
+                loop_->work();
+                state_.fetch_sub(1, std::memory_order_release);
+            }
         }
+    }
+
+    // Whether the loop of the latest epoch is still open; then this worker is one of it.
+    bool enter(uint64_t &seen) {
+        uint64_t state = state_.load();
+        do seen = state & EPOCH;
+        while ((state & OPEN) && !state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire));
+        return state & OPEN;
     }
 
     void stop() {
@@ -105,8 +116,8 @@ class Pool {
     std::vector<std::thread> workers_;
     std::mutex caller_, mutex_;
     std::condition_variable wake_;
-    std::atomic<uint64_t> epoch_{0};
-    Loop *loop_ = nullptr;
+    std::atomic<uint64_t> state_{0};
+    Loop *loop_ = nullptr;  // of those who entered
     bool stopping_ = false;
 };
 
