@@ -167,13 +167,51 @@ def many_tokens(results: Results, m: int) -> None:
             results.add(f"many tokens: {scheme}", lowering, name, m, n, k, us, figure, "TFLOP/s")
 
 
+def library_settings(results: Results) -> None:
+    """bfloat16 products of PyTorch's with and without partial sums in 16 bits, by both of its libraries, and errors."""
+    switches = torch.backends.cuda.matmul
+    for m, n, k in ((4096, 4096, 4096), (4096, 4096, 11008), (4096, 22016, 4096), (2048, 4096, 4096), (17, 4096, 4096)):
+        x, w = torch.randn(m, k, device="cuda").bfloat16(), torch.randn(n, k, device="cuda").bfloat16()
+        exact = x[:256].double() @ w.double().T
+        rounding = float((exact.bfloat16().double() - exact).norm() / exact.norm())
+        for blas in ("cublas", "cublaslt"):
+            torch.backends.cuda.preferred_blas_library(blas)
+            for full in (True, False):
+                switches.allow_bf16_reduced_precision_reduction = not full
+                for out in (torch.empty(m, n, device="cuda", dtype=torch.bfloat16), None):
+                    us = timed(lambda: [torch.mm(x, w.t(), out=out) for _ in range(4)], 10) / 4  # noqa: B023
+                    error = float((torch.mm(x, w.t())[:256].double() - exact).norm() / exact.norm())
+                    before = max(0.0, error**2 - rounding**2) ** 0.5  # error before the result is rounded
+                    what = f"library: bf16 {blas}, {'full' if full else 'reduced'} sums" + ", out" * (out is not None)
+                    results.add(what, "", f"error {before:.1e}", m, n, k, us, 2 * m * n * k / us / 1e6, "TFLOP/s")
+    torch.backends.cuda.preferred_blas_library("default")
+    switches.allow_bf16_reduced_precision_reduction = True
+
+
+def steps_of_large(results: Results) -> None:
+    """Where the time of weights widened once per call goes: the call, and each of its launches alone."""
+    for scheme in ("int4", "fp8-w8a16"):
+        for m, n, k in ((4096, 4096, 4096), (4096, 22016, 4096), (4096, 4096, 11008)):
+            x = torch.randn(m, k, device="cuda").bfloat16()
+            y = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+            bound = bind(random_weight(scheme, n, k), None, None, None, target=target("sm_90"))
+            run = bound._run(m, x.dtype)
+            steps: dict[str, Callable[[], Any]] = {"all": lambda: run(x, y), "widen": run.widened}  # noqa: B023
+            if run.halved is not None:
+                steps["narrow"] = lambda: run.halved(x)  # noqa: B023
+            for name, step in steps.items():
+                us = timed(lambda: [step() for _ in range(4)], 10) / 4  # noqa: B023
+                results.add(f"step: {scheme} {name}", "sm_90", run.row.name, m, n, k, us, us, "us")
+
+
 def crossover(results: Results) -> None:
     """From how many tokens on the rows for very many tokens win: what ``tiles.LARGE`` is to be chosen from."""
-    n, k, usual = 4096, 4096, selection.LARGE
+    n, k, usual, library = 4096, 4096, selection.LARGE, selection.LIBRARY_FROM
+    selection.LIBRARY_FROM = {}
     for scheme, lowering in (("bf16", "sm_90"), ("fp8", "sm_90"), ("fp8", "sm_86"), ("fp8-w8a16", "sm_90"),
                              ("int4", "sm_90"), ("int4", "sm_86")):  # fmt: skip
         bound = bind(random_weight(scheme, n, k), SCHEMES[scheme].activations, None, None, target=target(lowering))
-        for m in (64, 128, 256, 512, 1024, 2048):
+        for m in (17, 32, 64, 128, 256, 512, 1024, 2048):
             x = torch.randn(m, k, device="cuda").bfloat16()
             for selection.LARGE in (17, 1 << 30):
                 bound.forget()
@@ -182,15 +220,18 @@ def crossover(results: Results) -> None:
                 us = timed(lambda: [call() for _ in range(8)], 8) / 8  # noqa: B023
                 name = row.name if row else "torch"
                 results.add(f"crossover: {scheme}", lowering, name, m, n, k, us, 2 * m * n * k / us / 1e6, "TFLOP/s")
-    selection.LARGE = usual
+    selection.LARGE, selection.LIBRARY_FROM = usual, library
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="benchmarks/results/gpu_linear.csv")
     parser.add_argument("--commit", default="")
-    parser.add_argument("--parts", default="ceilings,one,many,crossover", help="which parts to measure")
+    parser.add_argument("--parts", default="ceilings,one,many,crossover", help="of these, library and steps")
+    parser.add_argument("--lanes", action="store_true", help="one token by linear_lanes, wherever it can run")
     options = parser.parse_args()
+    if options.lanes:
+        selection.LANES = tuple(sorted({lowering for _, lowering in ONE}))
     parts = options.parts.split(",")
     commit = (
         options.commit
@@ -208,6 +249,10 @@ def main() -> None:
         many_tokens(results, 4096)
     if "crossover" in parts:
         crossover(results)
+    if "library" in parts:
+        library_settings(results)
+    if "steps" in parts:
+        steps_of_large(results)
     with open(options.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)

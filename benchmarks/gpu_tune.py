@@ -1,10 +1,11 @@
 """Tries tiles of the GPU kernels on the card at hand and writes every time: what ``kernels/tiles.py`` is chosen from.
 
-    python benchmarks/gpu_tune.py one|many|next [--out gpu_tune_one.csv] [--only int4]
+    python benchmarks/gpu_tune.py one|many|next|lanes [--out gpu_tune_one.csv] [--only int4]
 
 ``one``: a token on the layer shapes of Llama-2-7B, rotated over more matrices than the level-2 cache holds, in a CUDA
-graph. ``many``: 4096 tokens. ``next``: one-token tiles not tried yet, for rows that miss their goal. Kernels are
-compiled beforehand, in parallel, without the card.
+graph. ``many``: 4096 tokens. ``next``: one-token tiles not tried yet, for rows that miss their goal. ``lanes``: the
+kernels of ``linear_lanes.py`` beside the best tiles of the others so far. Kernels are compiled beforehand, in parallel,
+without the card.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Case:
         if self.w:
             config = replace(config, signature={**config.signature, "w": self.w})
         if "EVEN_K" in config.constexprs:
-            words = k // 4 if self.variant.endswith("dp4a") else k
+            words = k // variant(self.variant).per_word
             config = config.with_constants(EVEN_K=words % int(config.constexprs["BLOCK_K"]) == 0)
         return config
 
@@ -110,6 +111,30 @@ def untried() -> Iterator[Case]:
         for ahead in (0, 2):
             constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("UNIT", unit), ("SPLIT", split), ("OVERLAP", ahead))
             yield Case("int4", "few-int4-bf16", "sm_90", constants, warps, stages, 1)
+
+
+def lanes() -> Iterator[Case]:
+    """One token on the matrix units without shared memory: few rows a program or many, K by one warp or by eight."""
+    kinds = (
+        ("bf16", "bf16-lanes", "sm_90"), ("e4m3", "e4m3fn-lanes", "sm_90"), ("e5m2", "e5m2-lanes-widened", "sm_90"),
+        ("e4m3 on sm_86", "e4m3fn-lanes-widened", "sm_86"), ("int4", "int4-lanes-bf16", "sm_90"),
+        ("int4 on sm_86", "int4-lanes-bf16", "sm_86"),
+    )  # fmt: skip
+    for kind, name, target in kinds:
+        for n, warps in itertools.product((2, 4, 8, 16), (1, 2, 4, 8)):
+            yield Case(kind, f"vector-{name}", target, (("BLOCK_N", n), ("BLOCK_K", 128 * warps)), warps, 1, 1)
+    best = (  # of gpu_tune_one.csv
+        ("e4m3", "few-e4m3fn-native", (64, 256, 2), 4, 5), ("e4m3", "few-e4m3fn-native", (16, 512, 1), 1, 5),
+        ("e4m3", "few-e4m3fn-native", (32, 512, 2), 2, 5), ("int4", "few-int4-bf16", (32, 256, 2), 2, 5),
+        ("int4", "few-int4-bf16", (32, 256, 1), 2, 5), ("int4", "few-int4-bf16", (64, 256, 8), 4, 3),
+    )  # fmt: skip
+    for kind, name, (n, step, split), warps, stages in best:
+        width = "UNIT" if "int4" in name else "BLOCK_K"
+        constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT", split), ("OVERLAP", 2))
+        yield Case(kind, name, "sm_90", constants, warps, stages, 1)
+    for kind, name, step, unroll in (("int8", "int8-dp4a", 256, 4), ("bf16", "bf16", 512, 4)):
+        constants = (("BLOCK_N", 4), ("BLOCK_K", step), ("UNROLL", unroll), ("OVERLAP", 2))
+        yield Case(kind, f"vector-{name}", "sm_90", constants, 2, 1, 1)
 
 
 def many_tokens() -> Iterator[Case]:
@@ -174,7 +199,10 @@ class Operands:
         import torch
 
         signature = case.config(k).signature
-        width = {"*i16": k // 4, "*i32": k // 4}.get(signature["w"], k)
+        from isobit.kernels.variants import variant
+
+        row = variant(case.variant)
+        width = k // 4 if signature["w"] == "*i16" else k // row.per_word
         dtypes = {
             "*bf16": torch.bfloat16, "*fp16": torch.float16, "*u8": torch.uint8, "*i8": torch.int8, "*i16": torch.int16,
             "*i32": torch.int32, "*fp8e4nv": torch.float8_e4m3fn, "*fp32": torch.float32,
@@ -184,7 +212,7 @@ class Operands:
         count = max(4, min(16, ROTATED_BYTES // size)) if case.tokens == 1 else 2
         self.weights = [self._random(n, width) for _ in range(count)]
         m, x_type = case.tokens, dtypes[signature["x"]]
-        x_width = k // (4 if case.variant.endswith("dp4a") else 2) if signature["x"] == "*i32" else k
+        x_width = k // (4 if row.activations else 2) if signature["x"] == "*i32" else k
         if x_type.itemsize == 1 or x_type == torch.int32:
             self.x = torch.randint(0, 120, (m, x_width * x_type.itemsize), dtype=torch.uint8, device="cuda").view(
                 x_type
@@ -224,7 +252,7 @@ def measure(case: Case, operands: Operands, n: int, k: int) -> float:
     kernel = Kernel(variant(case.variant).entry, config, target(case.target))
     constants, m = config.constexprs, case.tokens
     rows = -(-n // int(constants["BLOCK_N"]))
-    words = k // 4 if case.variant.endswith("dp4a") else k
+    words = k // variant(case.variant).per_word
     arguments = {"x": operands.x, "token_scale": operands.token_scale, "scale": operands.scale, "zero": operands.scale,
                  "bias": operands.scale, "y": operands.y, "work": operands.work, "arrived": operands.arrived, "M": m,
                  "N": n, "K": words, "gain": 1.0}  # fmt: skip
@@ -313,19 +341,27 @@ def main() -> None:
     report(options.out)
 
 
-WHAT = {"one": one_token, "many": many_tokens, "next": untried}
+WHAT = {"one": one_token, "many": many_tokens, "next": untried, "lanes": lanes}
 
 
 def report(path: str) -> None:
-    """The three fastest of each kind and shape."""
+    """The three fastest of each kind and shape; then, for a kind, those that take the least for all shapes together."""
     with open(path) as file:
         rows = list(csv.DictReader(file))
+    layers: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        layers.setdefault(row["kind"], {}).setdefault(row["config"], []).append(float(row["us"]))
     for (kind, n, k), group in itertools.groupby(
         sorted(rows, key=lambda r: (r["kind"], r["N"], r["K"], float(r["us"]))),
         key=lambda r: (r["kind"], r["N"], r["K"]),
     ):
         for row in list(group)[:3]:
             print(f"{kind:14} {n}x{k} {row['us']:>8} us {row['figure']:>9} T/s  {row['config']}")
+    for kind, configs in layers.items():
+        whole = max(len(times) for times in configs.values())
+        for config, times in sorted(configs.items(), key=lambda item: sum(item[1]))[:40]:
+            if len(times) == whole and sum(times) <= 1.05 * min(sum(t) for t in configs.values() if len(t) == whole):
+                print(f"{kind:14} layer {sum(times):8.2f} us = {' + '.join(f'{us:.2f}' for us in times)}  {config}")
 
 
 if __name__ == "__main__":

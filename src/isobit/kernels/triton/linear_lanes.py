@@ -273,16 +273,31 @@ def _plain_nibble_step(
 
 
 @triton.jit
+def _lane_scales(
+    scale, begin, column, rows_a, rows_b, N, K, GROUP: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """Scales of a lane's four sums of a step: first row, its upper quarters, second row, its upper quarters."""
+    group = (column // (UNIT // 8) * UNIT + column % 2 * (UNIT // 2)) // GROUP
+    place = scale + (group[None, :] * N + tl.where((column % 4 < 2)[None, :], rows_a, rows_b))
+    place += begin * 8 // GROUP * N
+    if not ASM:
+        return tl.zeros(place.shape, scale.dtype.element_ty)  # read where they are used
+    elif EVEN_K:
+        return tl.load(place)
+    else:
+        return tl.load(place, mask=(begin + column < K)[None, :], other=0.0)
+
+
+@triton.jit
 def _nibble_step(
-    total, other, a, b, x, scale, begin, column, rows_a, rows_b, N, K, GROUP: tl.constexpr, UNIT: tl.constexpr,
-    DTYPE: tl.constexpr, ASM: tl.constexpr, EVEN_K: tl.constexpr,
+    total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP: tl.constexpr,
+    UNIT: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """The sums after the step of the words from ``begin`` on."""
     QUARTER: tl.constexpr = UNIT // 8  # words of a unit, and words of a quarter of its activations
-    unit = column // QUARTER
-    tokens = x + (column + unit * (3 * QUARTER)) + begin * 4
-    real = begin + column < K
-    mask = None if EVEN_K else real
+    tokens = x + (column + column // QUARTER * (3 * QUARTER)) + begin * 4
+    mask = None if EVEN_K else begin + column < K
     zero = None if EVEN_K else 0
     x0 = tl.broadcast_to(tl.load(tokens, mask=mask, other=zero)[None, :], a.shape)
     x1 = tl.broadcast_to(tl.load(tokens + QUARTER, mask=mask, other=zero)[None, :], a.shape)
@@ -292,14 +307,7 @@ def _nibble_step(
         sums = tl.inline_asm_elementwise(
             _NIBBLES_F16 if DTYPE == "f16" else _NIBBLES_BF16, _FOUR_BIT, [a, b, x0, x1, x2, x3], tl.float32, True, 4
         )
-        # A lane's four sums: first row, its upper quarters, second row, its upper quarters.
-        group = (unit * UNIT + column % 2 * (UNIT // 2)) // GROUP
-        place = scale + (group[None, :] * N + tl.where((column % 4 < 2)[None, :], rows_a, rows_b))
-        place += begin * 8 // GROUP * N
-        if EVEN_K:
-            return total + sums * tl.load(place).to(tl.float32), other
-        else:
-            return total + sums * tl.load(place, mask=real[None, :], other=0.0).to(tl.float32), other
+        return total + sums * scales.to(tl.float32), other
     else:
         code = tl.minimum(begin + column, K - 1) // QUARTER * UNIT
         return _plain_nibble_step(
@@ -334,20 +342,22 @@ def linear_lanes_nibbles(
     first, second = w + rows_a.to(tl.int64) * K, w + rows_b.to(tl.int64) * K
     column = tl.arange(0, BLOCK_K)
     a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
+    scales = _lane_scales(scale, 0, column, rows_a, rows_b, N, K, GROUP, UNIT, ASM, EVEN_K)
     if OVERLAP:
         wait()
     total = tl.zeros((HALF, BLOCK_K), tl.float32)
     other = tl.zeros((HALF, BLOCK_K), tl.float32)
-    for begin in range(0, K - BLOCK_K, BLOCK_K):  # weights are read one step ahead
-        k = begin + BLOCK_K + column
-        next_a, next_b = _words(first, k, K, EVEN_K), _words(second, k, K, EVEN_K)
+    for begin in range(0, K - BLOCK_K, BLOCK_K):  # weights and scales are read one step ahead
+        then = begin + BLOCK_K
+        next_a, next_b = _words(first, then + column, K, EVEN_K), _words(second, then + column, K, EVEN_K)
+        next_scales = _lane_scales(scale, then, column, rows_a, rows_b, N, K, GROUP, UNIT, ASM, EVEN_K)
         total, other = _nibble_step(
-            total, other, a, b, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, True
+            total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, True
         )  # fmt: skip
-        a, b = next_a, next_b
+        a, b, scales = next_a, next_b, next_scales
     begin = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K
     total, other = _nibble_step(
-        total, other, a, b, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, EVEN_K
+        total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, EVEN_K
     )  # fmt: skip
     sums, others = _separate(total, other, column, ASM, True)
     gain = 64.0 if ASM and DTYPE == "bf16" else 1.0
