@@ -17,7 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, draw, probabilities, token_logprob
+from isobit.engine.draw import draw, kth_largest, largest, nucleus, weights
+from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, token_logprob
 from isobit.errors import IsobitError, UsageError
 
 GRID = [
@@ -36,6 +37,17 @@ GRID = [
 
 def logits_of(seed: int, size: int = 50) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, 3, size)).float()
+
+
+def probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """What a token is drawn from, over the whole vocabulary."""
+    ids, found = weights(
+        logits.double().numpy(),
+        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p,
+    )  # fmt: skip
+    whole = np.zeros(len(logits))
+    whole[slice(None) if ids is None else ids] = found / found.sum()
+    return torch.from_numpy(whole)
 
 
 def numpy_distribution(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
@@ -136,8 +148,88 @@ def test_presence_and_frequency_penalties_count_the_output_only() -> None:
 
 
 def test_draw_never_takes_an_impossible_token() -> None:
-    probs = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=torch.float64)
+    probs = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
     assert [draw(probs, u) for u in (0.0, 0.2499, 0.25, 0.9, math.nextafter(1.0, 0.0), 1.0)] == [1, 1, 3, 3, 3, 3]
+
+
+def plain_weights(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """The steps over the whole vocabulary, every one by sorting all of it."""
+    ordered = np.sort(logits)[::-1]
+    kept = logits >= ordered[min(params.top_k or len(logits), len(logits)) - 1]
+    found = np.where(kept, np.exp((logits - ordered[0]) / params.temperature), 0.0)
+    if params.top_p < 1:
+        order = np.argsort(-np.where(kept, found, -1.0), kind="stable")
+        before = np.concatenate([[0.0], np.cumsum(found[order])[:-1]])
+        found[order[1:][before[1:] >= params.top_p * found[kept].sum()]] = 0.0
+    found[found < params.min_p] = 0.0
+    return found
+
+
+ADVERSARIAL = {
+    "random": lambda random: random.normal(0, 3, 3000),
+    "flat": lambda random: random.normal(0, 0.01, 3000),
+    "peaked": lambda random: random.normal(0, 9, 3000),
+    "equal": lambda random: np.full(3000, 1.5),
+    "few values": lambda random: random.integers(0, 4, 3000).astype(float),
+    "two equal peaks": lambda random: np.where(np.arange(3000) % 1500 == 7, 30.0, random.normal(0, 1, 3000)),
+    "mostly -inf": lambda random: np.where(random.random(3000) < 0.99, -np.inf, random.normal(0, 2, 3000)),
+    "one finite": lambda random: np.where(np.arange(3000) == 1234, 0.0, -np.inf),
+    "huge": lambda random: random.normal(0, 1e30, 3000),
+    "rising": lambda random: np.linspace(-20, 20, 3000),
+    "one token": lambda random: np.array([3.0]),
+    "five tokens": lambda random: random.normal(0, 1, 5),
+}
+CHOICES = [
+    {},
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": 2999},
+    {"top_p": 0.9},
+    {"top_p": 0.5},
+    {"top_p": 1e-9},
+    {"top_p": 1 - 1e-15},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 40, "top_p": 0.9, "min_p": 0.05},
+    {"temperature": 1e-300},
+    {"temperature": 50.0, "top_p": 0.3},
+]
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_what_is_left_out_changes_no_token(kind: str, options: dict[str, Any]) -> None:
+    params = SamplingParams(**{"temperature": 0.7, **options})
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        logits = ADVERSARIAL[kind](random)
+        with np.errstate(over="ignore"):
+            plain = plain_weights(logits, params)
+        ids, found = weights(
+            logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
+        )
+        whole = np.zeros(len(logits))
+        whole[slice(None) if ids is None else ids] = found
+        np.testing.assert_array_equal(whole, plain)
+        for uniform in [*random.random(20), 0.0, math.nextafter(1.0, 0.0)]:
+            place = draw(found, uniform)
+            assert (place if ids is None else ids[place]) == draw(plain, uniform)
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_the_largest_are_those_of_a_stable_sort(kind: str) -> None:
+    values = ADVERSARIAL[kind](np.random.default_rng(9))
+    order = np.argsort(-values, kind="stable")
+    for count in (0, 1, 2, 5, 11, 47, 100, len(values), 5000):
+        assert largest(values, count).tolist() == order[:count].tolist()
+        if 0 < count <= len(values):
+            assert kth_largest(values, count) == values[order[count - 1]]
+
+
+def test_of_equal_tokens_the_first_make_the_nucleus() -> None:
+    assert nucleus(np.ones(100), 0.5).tolist() == list(range(50))
+    assert nucleus(np.array([0.5, 1.0, 0.5, 0.5]), 0.6).tolist() == [0, 1]
+    assert nucleus(np.array([1.0, 0.0, 0.0]), 0.999).tolist() == [0]
 
 
 def test_logprobs_are_the_models_own() -> None:
@@ -154,10 +246,28 @@ def test_logprobs_are_the_models_own() -> None:
     assert token_logprob(logits, 7, 0).top == ()
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.1}], ids=str)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+def test_logits_that_are_no_numbers_are_refused(bad: float, options: dict[str, Any]) -> None:
     with pytest.raises(IsobitError, match="1 of 3 are NaN or infinite"):
-        Sampler(SamplingParams(temperature=1.0)).sample(torch.tensor([0.0, bad, 1.0]))
+        Sampler(SamplingParams(**options)).sample(torch.tensor([0.0, bad, 1.0]))
+    with pytest.raises(IsobitError, match="0 of 2 are NaN or infinite"):
+        Sampler(SamplingParams(**options)).sample(torch.full((2,), -math.inf))
+
+
+def test_the_logits_of_the_model_stay_as_they_are() -> None:
+    logits = logits_of(2).double()
+    before = logits.clone()
+    options = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "temperature": 0.7, "top_p": 0.9, "seed": 1}
+    sampler = Sampler(SamplingParams(**options), [1, 2, 3])  # type: ignore[arg-type]
+    for _ in range(3):
+        sampler.sample(logits)
+        token_logprob(logits, 5, 3)
+    assert torch.equal(logits, before)
+
+
+def test_bfloat16_logits_are_read() -> None:
+    assert Sampler(SamplingParams()).sample(torch.tensor([0.0, 2.0, 1.0], dtype=torch.bfloat16)) == 1
 
 
 @pytest.mark.parametrize(

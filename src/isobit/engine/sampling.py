@@ -10,7 +10,7 @@ The order of the steps, the same for every request (it is transformers'):
 6. min_p: tokens below min_p times the probability of the most probable one go;
 7. one uniform number in [0, 1) picks a token from the distribution that is left, in the order of ids.
 
-All of it in float64. Logprobs are of the model's own distribution, before any of these steps.
+All of it in float64 (4 to 7: ``draw``). Logprobs are of the model's own distribution, before any of these steps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from isobit.engine.draw import Floats, draw, largest, weights
 from isobit.errors import IsobitError, UsageError
 
 MAX_LOGPROBS = 100
@@ -111,6 +115,42 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]  # (id, logprob), most probable first
 
 
+class Tally:
+    """Tokens and how often each came, as arrays that grow with the text."""
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self._places: dict[int, int] = {}
+        self._ids = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.float64)
+        for id, count in Counter(ids).items():
+            self.add(id, count)
+
+    def add(self, id: int, count: int = 1) -> None:
+        """Counts a token."""
+        place = self._places.setdefault(id, len(self._places))
+        if place == len(self._ids):
+            room = max(64, 2 * place)
+            self._ids, self._counts = (_longer(part, room) for part in (self._ids, self._counts))
+        self._ids[place] = id
+        self._counts[place] += count
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Each token once."""
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """How often each of ``ids`` came."""
+        return self._counts[: len(self._places)]
+
+
+def _longer(part: NDArray[Any], room: int) -> NDArray[Any]:
+    grown = np.zeros(room, part.dtype)
+    grown[: len(part)] = part
+    return grown
+
+
 class Sampler:
     """Chooses the tokens of one answer.
 
@@ -121,79 +161,86 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int] = ()) -> None:
         self.params = params
-        self._seen = set(prompt_ids)
-        self._counts: Counter[int] = Counter()
+        self._repeats = params.repetition_penalty != 1
+        self._counts_output = bool(params.presence_penalty or params.frequency_penalty)
+        self._seen = Tally(prompt_ids if self._repeats else ())
+        self._output = Tally()
         self._random = random.Random(params.seed)  # its own state: no other request can change the draws
 
     def sample(self, logits: Tensor) -> int:
-        """The next token from logits [V], float32; it counts as part of the output from now on.
+        """The next token from logits [V]; it counts as part of the output from now on.
 
         Raises:
-            IsobitError: a logit is NaN, or none is finite.
+            IsobitError: a logit is NaN or +inf, or none is finite.
         """
-        logits = logits.detach().to(device="cpu", dtype=torch.float64)
-        check_logits(logits)
-        logits = self._penalized(logits)
-        if self.params.temperature == 0:
-            chosen = int(torch.argmax(logits))
-        else:
-            chosen = draw(probabilities(logits, self.params), self._random.random())
-        self._seen.add(chosen)
-        self._counts[chosen] += 1
+        numbers = as_numbers(logits)
+        if self.params.temperature == 0 and not self._repeats and not self._counts_output:
+            return greedy(numbers)
+        check_logits(numbers)
+        chosen = self._choose(self._penalized(numbers.astype(np.float64)))
+        if self._repeats:
+            self._seen.add(chosen)
+        if self._counts_output:
+            self._output.add(chosen)
         return chosen
 
-    def _penalized(self, logits: Tensor) -> Tensor:
+    def _choose(self, logits: Floats) -> int:
         params = self.params
-        logits = logits.clone()
-        if params.repetition_penalty != 1 and self._seen:
-            ids = torch.tensor(sorted(id for id in self._seen if id < logits.numel()), dtype=torch.int64)
+        if params.temperature == 0:
+            return int(logits.argmax())
+        ids, found = weights(
+            logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
+        )
+        place = draw(found, self._random.random())
+        return place if ids is None else int(ids[place])
+
+    def _penalized(self, logits: Floats) -> Floats:
+        """Changes ``logits`` in place."""
+        params = self.params
+        if self._repeats:
+            ids = self._seen.ids[self._seen.ids < len(logits)]
             kept = logits[ids]
             factor = params.repetition_penalty
-            logits[ids] = torch.where(kept > 0, kept / factor, kept * factor)
-        if self._counts and (params.presence_penalty or params.frequency_penalty):
-            ids = torch.tensor(list(self._counts), dtype=torch.int64)
-            counts = torch.tensor(list(self._counts.values()), dtype=torch.float64)
-            logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
+            logits[ids] = np.where(kept > 0, kept / factor, kept * factor)
+        if self._counts_output:
+            output = self._output
+            logits[output.ids] -= params.presence_penalty + params.frequency_penalty * output.counts
         return logits
 
 
-def check_logits(logits: Tensor) -> None:
+def as_numbers(logits: Tensor) -> NDArray[Any]:
+    """Logits [V] as numpy's float32 or float64; the tensor's own memory where that is possible."""
+    logits = logits.detach()
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    numbers: NDArray[Any] = logits.cpu().contiguous().numpy()
+    return numbers
+
+
+def greedy(logits: NDArray[Any]) -> int:
+    """The id of the largest logit, the smallest among equals, in one pass.
+
+    Raises:
+        IsobitError: a logit is NaN or +inf, or none is finite.
+    """
+    chosen = int(logits.argmax())  # of the first NaN, if there is one
+    if not math.isfinite(logits[chosen]):
+        check_logits(logits)
+    return chosen
+
+
+def check_logits(logits: NDArray[Any]) -> None:
     """Refuse logits that no token can be chosen from.
 
     Raises:
         IsobitError: a logit is NaN or +inf, or all are -inf.
     """
-    if torch.isnan(logits).any() or not math.isfinite(float(logits.max())):
-        bad = int((torch.isnan(logits) | (logits == math.inf)).sum())
+    if not math.isfinite(logits.max()):  # NaN if one is NaN
+        bad = int((np.isnan(logits) | (logits == math.inf)).sum())
         raise IsobitError(
-            f"the model's logits cannot be used: {bad} of {logits.numel()} are NaN or infinite. An activation or a "
+            f"the model's logits cannot be used: {bad} of {logits.size} are NaN or infinite. An activation or a "
             "weight overflowed: try --dtype float32 (dtype='float32'), and check the checkpoint with `isobit eval`"
         )
-
-
-def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution [V], float64, that a token is drawn from: temperature, top_k, top_p, min_p, in this order."""
-    logits = logits / params.temperature
-    if 0 < params.top_k < logits.numel():
-        smallest = torch.topk(logits, params.top_k).values[-1]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    probs = torch.softmax(logits, dim=-1)
-    if params.top_p < 1:
-        ordered, order = torch.sort(probs, descending=True, stable=True)
-        before = torch.cumsum(ordered, dim=-1) - ordered
-        probs[order[(before >= params.top_p) & (before > 0)]] = 0.0
-    if params.min_p > 0:
-        probs = probs.masked_fill(probs < params.min_p * probs.max(), 0.0)
-    return probs / probs.sum()
-
-
-def draw(probs: Tensor, uniform: float) -> int:
-    """The token whose share of [0, 1), in the order of ids, holds ``uniform``; never one of probability 0."""
-    cumulative = torch.cumsum(probs, dim=-1)
-    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
-    if index >= probs.numel() or probs[index] == 0:  # uniform rounded up to the very end
-        index = int(torch.nonzero(probs)[-1])
-    return index
 
 
 def token_logprob(logits: Tensor, id: int, top: int) -> TokenLogprob:
@@ -205,10 +252,11 @@ def token_logprob(logits: Tensor, id: int, top: int) -> TokenLogprob:
         top: how many of the most probable to give. They are the same numbers: the chosen token's log-probability is
             exactly the first of them if it is the most probable.
     """
-    logprobs = torch.log_softmax(logits.detach().to(device="cpu", dtype=torch.float64), dim=-1)
-    values, ids = torch.sort(logprobs, descending=True, stable=True)
-    pairs = zip(ids[:top].tolist(), values[:top].tolist(), strict=True)
-    return TokenLogprob(id, float(logprobs[id]), tuple(pairs))
+    numbers = as_numbers(logits).astype(np.float64)
+    numbers -= numbers.max()
+    numbers -= math.log(np.exp(numbers).sum())
+    ids = largest(numbers, top)
+    return TokenLogprob(id, float(numbers[id]), tuple(zip(ids.tolist(), numbers[ids].tolist(), strict=True)))
 
 
 class StopWatch:
