@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import save_model
 
 from isobit.kernels import cpu_library
 
@@ -99,6 +100,24 @@ stop = True
 for caller in callers:
     caller.join()
 assert not wrong
+print("fine")
+"""
+    run(code, tmp_path)
+
+
+def test_a_whole_model_in_a_forked_child(tmp_path: Path) -> None:
+    """With PyTorch's threads out of the way: once used, they hang in a forked child, without isobit too."""
+    code = f"""
+import torch
+import isobit
+
+model = isobit.load({str(save_model(tmp_path / "model"))!r})
+text = model.generate("x = " * 50, max_tokens=5).text
+pid = os.fork()
+if pid == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if model.generate("x = " * 50, max_tokens=5).text == text else 1)
+assert os.waitpid(pid, 0)[1] == 0
 print("fine")
 """
     run(code, tmp_path)
