@@ -145,12 +145,13 @@ def build(
         linked = output.with_name(f"{output.name}.{os.getpid()}.new")  # beside it: a rename must not cross file systems
         try:
             _run([*command, "-shared", "-pthread", *flags, *map(str, objects), "-o", str(linked)])
+            digest = _digest(linked)
             linked.replace(output)
         finally:
             linked.unlink(missing_ok=True)
     known_names = tuple(isa.name for isa in known)
     built = Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
-    write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=_digest(output))
+    write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=digest)
     return built
 
 
