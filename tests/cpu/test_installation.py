@@ -97,6 +97,8 @@ def test_without_a_compiler_everything_runs_and_doctor_says_how_to_mend_it(copy:
     text = copy.run("doctor", PATH=str(empty)).stdout
     assert "not in use: the CPU kernels are not built" in text and "Missing: the CPU kernels: install a C++" in text
 
+    done = copy.run("plan", model, "--json", PATH=str(empty))
+    assert done.returncode == 0 and "those of the CPU kernels; but the CPU kernels are not built" in done.stderr
     done = copy.run("generate", model, "x = ", "--max-tokens", "3", "--json", PATH=str(empty))
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["token_ids"]) == 3

@@ -51,6 +51,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plans; the status is 0 whatever they say."""
+    from isobit.kernels import cpu_library
     from isobit.legalize import text
     from isobit.models.planning import plans
 
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         allow_relaxed=args.allow == "relaxed",
         revision=args.revision,
     )
+    if "here" in _names(args.target) and (problem := cpu_library.problem()):
+        print(f"isobit: note: plans of this machine's CPU are those of the CPU kernels; but {problem}", file=sys.stderr)
     if args.json:
         model = {"title": work.title, "parameters": work.parameters, "max_context": work.max_context}
         machines = [text.as_data(plan) for plans in found for plan in plans]
