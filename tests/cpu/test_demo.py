@@ -13,7 +13,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.cli import demo as command
 from isobit.cli.main import build_parser, main
 from isobit.errors import SchemeError, UsageError
-from isobit.evaluate import demo, wording
+from isobit.evaluate import demo, measure, speed, wording
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "SPEED_TOKENS", 4)
         patch.setattr(demo, "SPEED_ROUNDS", 1)
+        patch.setattr(demo, "SPEED_BUFFER", 1 << 20)
         patch.setattr(demo, "COMPLETION_TOKENS", 8)
         found = demo.run(
             folder / "out", ["bf16", "fp8", "int8", "q4f16_1", "int3"], source=source, tokens=600, say=told.append
@@ -38,7 +39,9 @@ def test_every_scheme_is_quantized_measured_and_timed(made: demo.Demo) -> None:
     for name, row in rows.items():
         checkpoint = Checkpoint.open(made.folders[name])
         assert row.size == sum(file.stat().st_size for file in checkpoint.files)
-        assert row.tokens_per_second is not None and row.tokens_per_second > 0
+        assert row.speed is not None and row.speed.tokens_per_second > 0
+        assert 0 < row.speed.rate and 0 < row.speed.memory_rate and 0 < row.speed.again_rate
+        assert row.speed.kernel == speed.kernel_path(measure.load_subject(made.folders[name]))
         assert row.fidelity.tokens == made.results.source.likelihood.tokens > 500
 
 
@@ -69,6 +72,7 @@ def test_the_terminal_output_fits_and_says_what_next(made: demo.Demo) -> None:
     for words in (
         "int4-g32",
         "KL mean",
+        "of reading alone",
         "source (source) completes:",
         str(made.report),
         "isobit generate",
@@ -80,6 +84,7 @@ def test_the_terminal_output_fits_and_says_what_next(made: demo.Demo) -> None:
 
 def test_a_second_run_replaces_the_first(made: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SPEED_TOKENS", 4)
+    monkeypatch.setattr(demo, "SPEED_BUFFER", 1 << 20)
     again = demo.run(
         made.report.parent, ["fp8"], source=made.report.parent.parent / "source", tokens=600, say=lambda line: None
     )

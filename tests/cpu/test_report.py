@@ -14,7 +14,7 @@ import pytest
 from isobit.evaluate import plots, report, svg, wording
 from isobit.evaluate.fidelity import Fidelity
 from isobit.evaluate.likelihood import Likelihood
-from isobit.evaluate.results import CompletionResult, Method, Results, SchemeResult, SourceResult
+from isobit.evaluate.results import CompletionResult, Method, Results, SchemeResult, SourceResult, Speed
 from isobit.evaluate.statistics import Estimate
 from isobit.evaluate.summary import summary
 
@@ -26,6 +26,10 @@ def near(value: float, spread: float = 0.05) -> Estimate:
     return Estimate(value, value * (1 - spread), value * (1 + spread))
 
 
+def speed_of(tokens_per_second: float, read_bytes: int = 20_000_000, again_rate: float = 3e9) -> Speed:
+    return Speed(tokens_per_second, 2e9, again_rate, read_bytes, "cpu (avx2)", 2)
+
+
 def scheme_row(name: str, size: int, kl: float, top1: float) -> SchemeResult:
     found = Fidelity(
         tokens=1000, windows=10, kl_mean=near(kl), kl_p99=near(9 * kl), top1=near(top1, 0.001),
@@ -34,7 +38,7 @@ def scheme_row(name: str, size: int, kl: float, top1: float) -> SchemeResult:
     )  # fmt: skip
     layers = tuple(kl * k for k in range(5))
     weights = tuple((f"layers.{k}.up_proj", kl * (1 + k)) for k in range(4))
-    return SchemeResult(name, f"note on {name}", 8.0, size, found, 50.0, layers, weights)
+    return SchemeResult(name, f"note on {name}", 8.0, size, found, speed_of(50.0, size), layers, weights)
 
 
 SCHEMES = (
@@ -48,7 +52,9 @@ SCHEMES = (
 
 
 def results(schemes: tuple[SchemeResult, ...] = SCHEMES, name: str = "tiny") -> Results:
-    source = SourceResult(name, 10_140_000, 16.0, 20_000_000, Likelihood(1000, 10, near(5.0), near(1.0)), 60.0)
+    source = SourceResult(
+        name, 10_140_000, 16.0, 20_000_000, Likelihood(1000, 10, near(5.0), near(1.0)), speed_of(60.0)
+    )
     method = Method(
         "held-out text", 3000, 1100, 128, 128, 256, 0, 1000, "a machine", (("isobit", "0.1.0"),),
         "2026-01-02T03:04:05Z", "isobit demo",
@@ -121,9 +127,9 @@ def test_every_plot_is_well_formed_xml_in_both_widths() -> None:
 
 
 def test_plots_without_data_are_left_out() -> None:
-    bare = tuple(replace(row, layer_errors=(), weight_errors=(), tokens_per_second=None) for row in SCHEMES)
+    bare = tuple(replace(row, layer_errors=(), weight_errors=(), speed=None) for row in SCHEMES)
     found = results(bare)
-    found = replace(found, source=replace(found.source, tokens_per_second=None), completions=())
+    found = replace(found, source=replace(found.source, speed=None), completions=())
     text = report.render(found)
     assert text.count("<svg") == 2  # fidelity against size, wide and narrow
     assert "tok/s" not in text
@@ -220,6 +226,31 @@ def test_the_terminal_table_is_aligned_and_fits() -> None:
     assert len(lines) == 2 + 1 + len(SCHEMES)
     assert max(map(len, lines)) <= 100
     assert len({line.index("MB") for line in lines[2:]}) == 1
+
+
+def test_the_table_of_speeds_has_kernel_bytes_and_both_shares() -> None:
+    cells = wording.speed_rows(results())
+    assert cells[0] == ["tiny (source)", "cpu (avx2)", "60", "20.0", "1.2", "60 %", "40 %"]
+    assert [line[0] for line in cells[1:]] == [row.name for row in SCHEMES]
+    lines = wording.table(wording.SPEED_COLUMNS, cells).splitlines()
+    assert max(map(len, lines)) <= 100
+    words = " ".join(Page(report.render(results())).words)
+    assert "How fast each decodes" in words and "of reading alone" in words and "cpu (avx2)" in words
+
+
+def test_a_share_above_all_of_the_memory_is_explained_where_caches_hold_the_model() -> None:
+    fast = replace(results(), source=replace(results().source, speed=speed_of(200.0, again_rate=8e9)))
+    assert wording.speed_rows(fast)[0][-2:] == ["200 %", "50 %"]
+    note = wording.speed_note(fast)
+    assert "The caches of this machine hold all of these models" in note and "above 100 %" in note
+    assert "2.0 GB/s" in note and "3 to 8 GB/s" in note and "2 threads" in note
+    large = tuple(replace(row, speed=speed_of(50.0, again_rate=2.1e9)) for row in SCHEMES)
+    some = replace(fast, schemes=large)
+    assert f"hold 1 of these {1 + len(large)} models" in wording.speed_note(some)
+    slow = replace(some, source=replace(some.source, speed=speed_of(60.0, again_rate=2.1e9)))
+    assert "above 100 %" not in wording.speed_note(slow) and "caches of this" not in wording.speed_note(slow)
+    bare = replace(results(tuple(replace(row, speed=None) for row in SCHEMES)), source=replace(fast.source, speed=None))
+    assert wording.speed_rows(bare) == [] and wording.speed_note(bare) == ""
 
 
 @pytest.mark.parametrize(

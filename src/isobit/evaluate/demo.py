@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +15,13 @@ from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
-from isobit.evaluate import measure, report, wording
+from isobit.evaluate import measure, report, speed, wording
 from isobit.evaluate.corpus import heldout, sample
 from isobit.evaluate.fidelity import compare_all
 from isobit.evaluate.measure import Subject
 from isobit.evaluate.results import CompletionResult, Results
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import Scheme, scheme
-from isobit.models.decoder import Decoder
 from isobit.quantize.driver import Prediction, predict, quantize
 from isobit.quantize.report import QuantizeReport
 
@@ -47,7 +45,8 @@ PLAN_COLUMNS = (
     wording.Column("kernel on this machine", number=False),
 )
 SPEED_TOKENS = 64
-SPEED_ROUNDS = 3
+SPEED_ROUNDS = 5
+SPEED_BUFFER = speed.BUFFER_BYTES
 
 Say = Callable[[str], None]
 
@@ -184,7 +183,10 @@ def measure_all(
     )
     layers, layer_tokens = measure.errors_by_layer(source, [candidate.subject for candidate in candidates], text)
     tell("measured the error by layer")
-    speeds = decode_speeds([source.model, *models.values()], tokenizer)
+    speeds = speed.decode_speeds(
+        [source, *(candidate.subject for candidate in candidates)],
+        tokenizer, PROMPT, tokens=SPEED_TOKENS, rounds=SPEED_ROUNDS, nbytes=SPEED_BUFFER,
+    )  # fmt: skip
     tell("measured the decoding speed")
     rows = [
         measure.scheme_result(
@@ -193,9 +195,9 @@ def measure_all(
             note=candidate.row.note,
             layers=errors,
             weights=weight_errors(candidate.report),
-            tokens_per_second=speed,
+            speed=found_speed,
         )
-        for candidate, errors, speed in zip(candidates, layers, speeds[1:], strict=True)
+        for candidate, errors, found_speed in zip(candidates, layers, speeds[1:], strict=True)
     ]
     return Results(
         source=measure.source_result(source, own, speeds[0]),
@@ -226,22 +228,6 @@ def weight_errors(found: QuantizeReport) -> tuple[tuple[str, float], ...]:
         for module in found.modules
         if module.relative_squared_error is not None
     )
-
-
-def decode_speeds(models: Sequence[Decoder], tokenizer: Tokenizer) -> list[float]:
-    """Tokens per second of greedy decoding with one request: the median over rounds in which the models take turns.
-
-    Taking turns spreads a slow moment of the machine over all of them.
-    """
-    params = SamplingParams(temperature=0.0, max_tokens=SPEED_TOKENS, ignore_eos=True)
-    rounds: list[list[float]] = []
-    for _ in range(SPEED_ROUNDS):
-        rounds.append([])
-        for model in models:
-            speed = Generator(model, tokenizer).generate(PROMPT, params).timings.tokens_per_second
-            assert speed is not None  # it decodes more than one token
-            rounds[-1].append(speed)
-    return [statistics.median(speeds) for speeds in zip(*rounds, strict=True)]
 
 
 def completions(source: Subject, candidates: Sequence[Candidate], tokenizer: Tokenizer) -> tuple[CompletionResult, ...]:

@@ -18,7 +18,7 @@ from isobit.evaluate.fidelity import Fidelity, Progress, compare_all
 from isobit.evaluate.info import CheckpointInfo, describe_checkpoint
 from isobit.evaluate.layers import layer_errors
 from isobit.evaluate.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
-from isobit.evaluate.results import Method, Results, SchemeResult, SourceResult
+from isobit.evaluate.results import Method, Results, SchemeResult, SourceResult, Speed
 from isobit.evaluate.statistics import RESAMPLES
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
@@ -27,15 +27,18 @@ from isobit.targets.detect import detect
 LAYER_TOKENS = 1024
 """About how many tokens the error by layer is measured on: hidden states vary far less than single tokens' KL."""
 
+_EMBEDDING = "model.embed_tokens."
+
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model and what is known about its checkpoint."""
+    """A loaded model and what is known about its checkpoint; ``read_bytes`` is what decoding a token reads of it."""
 
     name: str
     model: Decoder
     info: CheckpointInfo
     vocab: int
+    read_bytes: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,14 @@ def load_subject(path: Path, name: str | None = None) -> Subject:
     """Load a checkpoint to be measured."""
     checkpoint = Checkpoint.open(path)
     model = load_model(checkpoint)
-    return Subject(name or path.resolve().name, model, describe_checkpoint(checkpoint), model.config.vocab_size)
+    info = describe_checkpoint(checkpoint)
+    return Subject(name or path.resolve().name, model, info, model.config.vocab_size, bytes_per_token(checkpoint))
+
+
+def bytes_per_token(checkpoint: Checkpoint) -> int:
+    """Stored bytes that decoding one token reads: everything but an embedding table of its own."""
+    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+    return sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if tied or not name.startswith(_EMBEDDING))
 
 
 def evaluate(
@@ -171,7 +181,7 @@ def errors_by_layer(source: Subject, others: list[Subject], chosen: Sample) -> t
     return layer_errors(source.model, [other.model for other in others], few), sum(len(window.ids) for window in few)
 
 
-def source_result(source: Subject, own: Likelihood, tokens_per_second: float | None = None) -> SourceResult:
+def source_result(source: Subject, own: Likelihood, speed: Speed | None = None) -> SourceResult:
     """The row of the source."""
     bits = source.info.linear_bits_per_weight
     return SourceResult(
@@ -180,7 +190,7 @@ def source_result(source: Subject, own: Likelihood, tokens_per_second: float | N
         bits_per_weight=source.info.file_bits_per_parameter if bits is None else bits,
         size=source.info.file_bytes,
         likelihood=own,
-        tokens_per_second=tokens_per_second,
+        speed=speed,
     )
 
 
@@ -191,7 +201,7 @@ def scheme_result(
     note: str,
     layers: tuple[float, ...] = (),
     weights: tuple[tuple[str, float], ...] = (),
-    tokens_per_second: float | None = None,
+    speed: Speed | None = None,
 ) -> SchemeResult:
     """The row of a model made from the source."""
     bits = subject.info.linear_bits_per_weight
@@ -201,7 +211,7 @@ def scheme_result(
         bits_per_weight=subject.info.file_bits_per_parameter if bits is None else bits,
         size=subject.info.file_bytes,
         fidelity=fidelity,
-        tokens_per_second=tokens_per_second,
+        speed=speed,
         layer_errors=layers,
         weight_errors=weights,
     )

@@ -218,9 +218,9 @@ def _dot(module: str, error: float, x: float, y: float) -> str:
 
 def speed_bars(results: Results, canvas: Canvas) -> str | None:
     """Decoding speed, a bar per model; None if it was not measured."""
-    speeds = [(f"{results.source.name} (source)", "source-bar", results.source.tokens_per_second)]
-    speeds += [(row.name, series_class(i), row.tokens_per_second) for i, row in enumerate(results.schemes)]
-    measured = [(name, class_, tokens) for name, class_, tokens in speeds if tokens is not None]
+    speeds = [(f"{results.source.name} (source)", "source-bar", results.source.speed)]
+    speeds += [(row.name, series_class(i), row.speed) for i, row in enumerate(results.schemes)]
+    measured = [(name, class_, speed.tokens_per_second) for name, class_, speed in speeds if speed is not None]
     if not measured:
         return None
     left = max(svg.text_width(name) for name, _, _ in measured) + 20
@@ -233,5 +233,5 @@ def speed_bars(results: Results, canvas: Canvas) -> str | None:
         body.append(
             svg.element("g", svg.title(f"{name}: {tokens:.1f} tokens per second") + bar, class_=f"mark {class_}")
         )
-        body.append(svg.text(x(tokens) + 8, top + 15.5, wording.speed(tokens)))
+        body.append(svg.text(x(tokens) + 8, top + 15.5, f"{tokens:.0f}"))
     return svg.document(canvas.width, 16 + 30.0 * len(measured), "Decoding speed", body, canvas.class_)

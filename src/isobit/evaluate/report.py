@@ -59,8 +59,9 @@ def render(results: Results) -> str:
         tiles=summary.tiles(results),
         columns=[column.heading for column in _columns(results)],
         rows=_rows(results),
-        speed=_has_speed(results),
-        speed_note=f" on {results.method.hardware}" if results.method.hardware else "",
+        speed_columns=wording.SPEED_COLUMNS,
+        speed_rows=wording.speed_rows(results),
+        speed_note=wording.speed_note(results),
         plots=_plots(results),
         completions=results.completions,
         how=_how(results),
@@ -99,15 +100,8 @@ class _MethodView:
 # ---------------------------------------------------------------------- table, plots, method
 
 
-def _has_speed(results: Results) -> bool:
-    return any(
-        speed is not None
-        for speed in (results.source.tokens_per_second, *(row.tokens_per_second for row in results.schemes))
-    )
-
-
 def _columns(results: Results) -> tuple[wording.Column, ...]:
-    return wording.COLUMNS if _has_speed(results) else wording.COLUMNS[:-1]
+    return wording.COLUMNS if wording.speeds(results) else wording.COLUMNS[:-1]
 
 
 def _rows(results: Results) -> list[Row]:
@@ -165,8 +159,7 @@ def _plots(results: Results) -> list[Plot]:
         ),
         (
             "Decoding speed",
-            f"Tokens per second for one request on {results.method.hardware}. The kernels are plain torch: the "
-            "reference that defines the numerics, not the fast ones.",
+            f"Tokens per second for one request on {results.method.hardware}.",
             plots.speed_bars,
         ),
     )

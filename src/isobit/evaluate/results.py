@@ -11,6 +11,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a model decodes with one request, beside how fast the machine reads.
+
+    Attributes:
+        tokens_per_second: tokens, with everything that a token takes.
+        memory_rate: bytes per second that the machine reads from memory when it does nothing else.
+        again_rate: bytes per second of reading ``read_bytes`` again and again: from caches, as far as these hold them.
+        read_bytes: stored bytes that a token reads: all weights but an embedding table of its own.
+        kernel: what runs the linear layers, and the instruction set it uses.
+        threads: of the kernels.
+    """
+
+    tokens_per_second: float
+    memory_rate: float
+    again_rate: float
+    read_bytes: int
+    kernel: str
+    threads: int
+
+    @property
+    def rate(self) -> float:
+        """Bytes of weights per second."""
+        return self.read_bytes * self.tokens_per_second
+
+
+@dataclass(frozen=True)
 class SourceResult:
     """The model that the others were made from.
 
@@ -20,7 +46,7 @@ class SourceResult:
         bits_per_weight: stored bits per weight of its linear layers.
         size: bytes of its weight files.
         likelihood: how well it predicts the text.
-        tokens_per_second: decoding speed with one request; None if not measured.
+        speed: how fast it decodes; None if not measured.
     """
 
     name: str
@@ -28,7 +54,7 @@ class SourceResult:
     bits_per_weight: float
     size: int
     likelihood: Likelihood
-    tokens_per_second: float | None = None
+    speed: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +67,7 @@ class SchemeResult:
         bits_per_weight: stored bits per weight of its linear layers, scales included.
         size: bytes of its weight files.
         fidelity: what it lost.
-        tokens_per_second: decoding speed with one request; None if not measured.
+        speed: how fast it decodes; None if not measured.
         layer_errors: relative error of the hidden state after the embedding and after each decoder layer.
         weight_errors: (module, relative error of its weight) of each linear layer.
     """
@@ -51,7 +77,7 @@ class SchemeResult:
     bits_per_weight: float
     size: int
     fidelity: Fidelity
-    tokens_per_second: float | None = None
+    speed: Speed | None = None
     layer_errors: tuple[float, ...] = ()
     weight_errors: tuple[tuple[str, float], ...] = ()
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from isobit.evaluate.results import Results
+from isobit.evaluate.results import Results, Speed
 from isobit.evaluate.statistics import Estimate
 
 UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -100,7 +100,7 @@ def rows(results: Results) -> list[list[str]]:
         "0",
         "0",
         percent(1),
-        speed(source.tokens_per_second),
+        tokens_per_second(source.speed),
     ]
     return [first] + [
         [
@@ -111,15 +111,79 @@ def rows(results: Results) -> list[list[str]]:
             significant(row.fidelity.kl_mean.value),
             significant(row.fidelity.kl_p99.value),
             percent(row.fidelity.top1.value),
-            speed(row.tokens_per_second),
+            tokens_per_second(row.speed),
         ]
         for row in results.schemes
     ]
 
 
-def speed(tokens_per_second: float | None) -> str:
+def tokens_per_second(speed: Speed | None) -> str:
     """Decoding speed, or a dash when it was not measured."""
-    return "-" if tokens_per_second is None else f"{tokens_per_second:.0f}"
+    return "-" if speed is None else f"{speed.tokens_per_second:.0f}"
+
+
+SPEED_COLUMNS = (
+    Column("scheme", number=False),
+    Column("kernel", number=False),
+    Column("tok/s"),
+    Column("MB/token"),
+    Column("GB/s"),
+    Column("of memory"),
+    Column("of reading alone"),
+)
+
+
+def speeds(results: Results) -> list[tuple[str, Speed]]:
+    """(name, speed) of every model whose speed was measured, the source first."""
+    own = f"{results.source.name} (source)", results.source.speed
+    every = [own, *((row.name, row.speed) for row in results.schemes)]
+    return [(name, speed) for name, speed in every if speed is not None]
+
+
+def speed_rows(results: Results) -> list[list[str]]:
+    """The cells of the table of speeds, the source first; empty if none was measured."""
+    return [
+        [
+            name,
+            speed.kernel,
+            tokens_per_second(speed),
+            f"{speed.read_bytes / 1e6:.1f}",
+            f"{speed.rate / 1e9:.1f}",
+            f"{100 * speed.rate / speed.memory_rate:.0f} %",
+            f"{100 * speed.rate / speed.again_rate:.0f} %",
+        ]
+        for name, speed in speeds(results)
+    ]
+
+
+CACHED = 1.25
+"""When reading the same bytes again and again is so many times as fast as memory, caches hold them."""
+
+
+def speed_note(results: Results) -> str:
+    """What the columns of the table of speeds mean, with the rates that the shares are of; empty without speeds."""
+    found = [speed for _, speed in speeds(results)]
+    if not found:
+        return ""
+    memory = sorted(speed.memory_rate for speed in found)[len(found) // 2]
+    again = [speed.again_rate for speed in found]
+    threads = found[0].threads
+    cached = sum(speed.again_rate > CACHED * speed.memory_rate for speed in found)
+    which = "all of these models" if cached == len(found) else f"{cached} of these {len(found)} models"
+    held = (
+        f" The caches of this machine hold {which}, so that a share of memory may be above 100 %; for a model that is"
+        " larger than they are it cannot."
+        if cached
+        else ""
+    )
+    return (
+        f"MB/token: weights that each token reads; GB/s: these, times tok/s, with {threads}"
+        f" thread{'s' if threads > 1 else ''}. Of memory: share of the {memory / 1e9:.1f} GB/s that this machine reads"
+        f" from memory when it does nothing else, measured between the runs.{held} Of reading alone: share of the speed"
+        f" of reading as many bytes again and again, {min(again) / 1e9:.0f} to {max(again) / 1e9:.0f} GB/s; what is"
+        " missing to 100 % is arithmetic and all that a token takes beside its weights, which is much in a model this"
+        " small."
+    )
 
 
 def wrap(paragraph: str, width: int = 100) -> str:

@@ -85,8 +85,9 @@ class Decoder(nn.Module):
         """
         x = self.hidden_states(ids, cache, embeds=embeds)
         if last_only:
-            x = x[:, -1:]
-        return self.lm_head(self.norm(x)).float()  # type: ignore[no-any-return]
+            x = x[:, -1:].contiguous()
+        normed = self.layer_ops(x.dtype, x.device.type).norm(x, self.norm.weight, self.norm.eps)
+        return self.lm_head(normed).float()  # type: ignore[no-any-return]
 
     def hidden_states(
         self, ids: Tensor | None, cache: KVCache | None = None, *, embeds: Tensor | None = None
