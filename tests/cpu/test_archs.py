@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,22 @@ LENGTH = 100  # longer than every window and original context of the tiny models
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=ARCHS)
-def saved(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def saved_as(tmp_path_factory):
+    """Architecture to (architecture, transformers model, folder), each made once."""
+
+    @cache
+    def make(architecture):
+        model = make_model(architecture)
+        return architecture, model, save(model, tmp_path_factory.mktemp(architecture))
+
+    return make
+
+
+@pytest.fixture(params=ARCHS)
+def saved(request, saved_as):
     """(architecture, transformers model, folder)."""
-    model = make_model(request.param)
-    return request.param, model, save(model, tmp_path_factory.mktemp(request.param))
+    return saved_as(request.param)
 
 
 @torch.inference_mode()
@@ -112,12 +124,15 @@ def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
 ROUNDED = {"e4m3fn": 0.15, "e5m2": 0.3, "int8": 0.05}
 
 
-@pytest.mark.parametrize("name", [name for name, row in SCHEMES.items() if row.weights is not None] + ["int4-g64"])
+QUANTIZED = [*(name for name, row in SCHEMES.items() if row.weights is not None), "int4-g64"]
+EVERY_SCHEME = ("LlamaForCausalLM", "Qwen3ForCausalLM")  # the families share the decoder: two of them run all
+PAIRS = [(arch, name) for arch in ARCHS for name in QUANTIZED if arch in EVERY_SCHEME or name in ("fp8", "int4")]
+
+
+@pytest.mark.parametrize(("architecture", "name"), PAIRS)
 @torch.inference_mode()
-def test_every_scheme_loads(saved, name, tmp_path) -> None:
-    architecture, _, folder = saved
-    if architecture not in ("LlamaForCausalLM", "Qwen3ForCausalLM") and name not in ("fp8", "int4"):
-        pytest.skip("the families share the decoder: two of them run every scheme")
+def test_every_scheme_loads(saved_as, architecture, name, tmp_path) -> None:
+    _, _, folder = saved_as(architecture)
     row = scheme(name)
     quantized, plain = quantized_copy(folder, tmp_path, row)
     ids = token_ids(24)
