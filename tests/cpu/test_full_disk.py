@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checkpoints import hashes, write
 
-from isobit.checkpoint.writer import CONFIG
+from isobit.checkpoint.occupant import CONFIG
 from isobit.errors import CapacityError, UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from checkpoints import hashes, tensors, write
 
-from isobit.checkpoint.writer import CONFIG, PARTIAL
+from isobit.checkpoint.occupant import CONFIG, PARTIAL
 from isobit.errors import UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme

@@ -14,9 +14,10 @@ from safetensors import safe_open
 
 from isobit.checkpoint import durable, writer
 from isobit.checkpoint.journal import Journal
+from isobit.checkpoint.occupant import CONFIG, PARTIAL, REPORT
 from isobit.checkpoint.safetensors import read_header
 from isobit.checkpoint.shards import PlannedShard, PlannedTensor, index_json, plan_shards
-from isobit.checkpoint.writer import CONFIG, PARTIAL, REPORT, OutputFolder
+from isobit.checkpoint.writer import OutputFolder
 from isobit.errors import CheckpointError, UsageError
 
 TENSORS = {

@@ -9,7 +9,6 @@ any moment, even in the middle of that step, is taken up where it stopped.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,12 +22,10 @@ from torch import Tensor
 
 from isobit.checkpoint.durable import free_bytes, lock_folder, pwrite, sync_folder, write_file
 from isobit.checkpoint.journal import Journal
-from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.occupant import CONFIG, PARTIAL, another_job, remove_old, require_free
 from isobit.checkpoint.shards import PlannedShard
 from isobit.errors import CapacityError, CheckpointError, UsageError
 
-PARTIAL = ".isobit-partial"
-REPORT, CONFIG = "isobit_report.json", "config.json"
 COMMIT_BYTES = 64 << 20  # written between two syncs: what a kill costs, and what the disk must swallow at once
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -116,15 +113,15 @@ class OutputFolder:
             self._discard()
         journal = Journal.open(self.partial / _JOURNAL)
         if journal is None:
-            _require_free(self.path, overwrite)
+            require_free(self.path, overwrite)
             self._require_space()
             with self._disk_errors():
                 return self._new_journal(job)
         try:
             if journal.job != job:
-                raise UsageError(_another_job(self.path, journal.job, job))
+                raise UsageError(another_job(self.path, journal.job, job))
             if not journal.has("finishing"):
-                _require_free(self.path, overwrite)
+                require_free(self.path, overwrite)
                 self._require_shards(journal)
                 self._require_space()
         except BaseException:
@@ -266,7 +263,7 @@ class OutputFolder:
             if not self._journal.has("finishing"):
                 self._journal.append([{"finishing": names}])
             if not self._journal.has("cleared"):
-                _remove_old(self.path)
+                remove_old(self.path)
                 self._journal.append([{"cleared": True}])
             for name in names:
                 self._move_up(name)
@@ -345,58 +342,3 @@ class OutputFolder:
                 f" {free_bytes(self.path):,} are free. Free some and run the same command again:"
                 " it goes on where it stopped"
             ) from error
-
-
-# ---------------------------------------------------------------------- the folder's state
-
-
-def _require_free(path: Path, overwrite: bool) -> None:
-    """The folder may become our output: it is new, empty, or a finished checkpoint that is to be replaced."""
-    entries = sorted(entry.name for entry in path.iterdir() if entry.name != PARTIAL)
-    if not entries:
-        return
-    finished = REPORT in entries and CONFIG in entries
-    if finished and overwrite:
-        return
-    if finished:
-        raise UsageError(
-            f"{path} holds a finished checkpoint: name another output folder, or overwrite it (--overwrite)"
-        )
-    shown = ", ".join(entries[:3]) + (", ..." if len(entries) > 3 else "")
-    raise UsageError(f"the output folder {path} is not empty ({shown}): name another one, or empty it")
-
-
-def _another_job(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    shown = "; ".join(f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now" for key in differing)
-    return (
-        f"{path} holds an unfinished run of another job ({shown}). Run the same command as then to finish it,"
-        " start over (--no-resume), or name another output folder"
-    )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 48 else text[:45] + "..."
-
-
-def _remove_old(path: Path) -> None:
-    """Removes the finished checkpoint of isobit's that is in ``path``, if any: first what makes it look complete."""
-    report = path / REPORT
-    if not report.exists():
-        return
-    (path / CONFIG).unlink(missing_ok=True)
-    sync_folder(path)
-    for name in _files_of(report):
-        target = path / name
-        if name != REPORT and target.resolve().is_relative_to(path.resolve()):
-            target.unlink(missing_ok=True)
-    report.unlink()
-    sync_folder(path)
-
-
-def _files_of(report: Path) -> list[str]:
-    files = read_json(report).get("files")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
-        raise CheckpointError("does not list the files of the checkpoint to replace: remove that yourself", file=report)
-    return list(files)

@@ -19,9 +19,10 @@ import torch
 
 from isobit import __version__
 from isobit.checkpoint import ctconfig
+from isobit.checkpoint.occupant import CONFIG, REPORT
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
-from isobit.checkpoint.writer import COMMIT_BYTES, CONFIG, REPORT, OutputFolder
+from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import registry

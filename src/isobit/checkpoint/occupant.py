@@ -1,0 +1,75 @@
+"""What an output folder holds already: nothing, a finished checkpoint, an unfinished run, or something else's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from isobit.checkpoint.durable import sync_folder
+from isobit.checkpoint.jsonfile import read_json
+from isobit.errors import CheckpointError, UsageError
+
+PARTIAL = ".isobit-partial"
+REPORT, CONFIG = "isobit_report.json", "config.json"
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """The folder may become our output: it is new, empty, or a finished checkpoint that is to be replaced.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    entries = sorted(entry.name for entry in path.iterdir() if entry.name != PARTIAL)
+    if not entries:
+        return
+    finished = REPORT in entries and CONFIG in entries
+    if finished and overwrite:
+        return
+    if finished:
+        raise UsageError(
+            f"{path} holds a finished checkpoint: name another output folder, or overwrite it (--overwrite)"
+        )
+    shown = ", ".join(entries[:3]) + (", ..." if len(entries) > 3 else "")
+    raise UsageError(f"the output folder {path} is not empty ({shown}): name another one, or empty it")
+
+
+def another_job(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What to say of an unfinished run of the job ``old`` in the folder where ``new`` is to go."""
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = "; ".join(f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now" for key in differing)
+    return (
+        f"{path} holds an unfinished run of another job ({shown}). Run the same command as then to finish it,"
+        " start over (--no-resume), or name another output folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 48 else text[:45] + "..."
+
+
+def remove_old(path: Path) -> None:
+    """Removes the finished checkpoint of isobit's that is in ``path``, if any: first what makes it look complete.
+
+    Raises:
+        CheckpointError: its report does not say which files it consists of.
+    """
+    report = path / REPORT
+    if not report.exists():
+        return
+    (path / CONFIG).unlink(missing_ok=True)
+    sync_folder(path)
+    for name in _files_of(report):
+        target = path / name
+        if name != REPORT and target.resolve().is_relative_to(path.resolve()):
+            target.unlink(missing_ok=True)
+    report.unlink()
+    sync_folder(path)
+
+
+def _files_of(report: Path) -> list[str]:
+    files = read_json(report).get("files")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
+        raise CheckpointError("does not list the files of the checkpoint to replace: remove that yourself", file=report)
+    return list(files)
