@@ -147,6 +147,19 @@ def test_a_base_model_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPa
         conversation(folder, "hi\n", monkeypatch)
 
 
+@pytest.mark.parametrize(("template", "noted"), [("{{ m.content }}", 1), ("{{ m.role }}: {{ m.content }}\n", 0)])
+def test_a_template_that_marks_no_turns_is_said_once(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    template: str,
+    noted: int,
+) -> None:
+    (folder / "t.jinja").write_text(f"{{% for m in messages %}}{template}{{% endfor %}}")
+    assert conversation(folder, "a\nb\n", monkeypatch, "--template", str(folder / "t.jinja")) == 0
+    assert capsys.readouterr().err.count("goes on with your text and does not answer it") == noted
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ HELP = """/reset   forget the conversation (the system message stays)
 /exit    leave (also Ctrl-D)
 /help    this list
 Ctrl-C stops an answer."""
+
+BARE = (
+    "isobit: note: the chat template adds nothing to the messages, as those of base models do: "
+    "the model goes on with your text and does not answer it"
+)
 
 EPILOG = """examples:
   isobit chat ./model-int4
@@ -122,6 +128,8 @@ class Session:
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self._generator.tokenizer
         prompt = chat.render(self._template, messages, special_tokens=tokenizer.special_tokens, **self._options)
+        if not self.turns and adds_nothing(prompt, messages, tokenizer.special_tokens.values()):
+            print(BARE, file=sys.stderr)
         said: list[str] = []
         completion: Completion | None = None
         pieces = self._generator.stream(tokenizer.encode(prompt, add_special=False), self._params)
@@ -137,6 +145,13 @@ class Session:
             print(flush=True)
         self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
         self.turns.append(_turn(completion))
+
+
+def adds_nothing(prompt: str, messages: Sequence[dict[str, Any]], special: Iterable[str]) -> bool:
+    """Whether a rendered conversation is just its texts, special tokens aside: nothing says whose turn it is."""
+    for token in special:
+        prompt = prompt.replace(token, "")
+    return prompt.strip() == "".join(message["content"] for message in messages).strip()
 
 
 def _turn(completion: Completion | None) -> dict[str, Any]:
