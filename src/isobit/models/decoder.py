@@ -83,16 +83,21 @@ class Decoder(nn.Module):
             UsageError: neither or both of ids and embeds, or no tokens.
             CapacityError: the cache is full.
         """
-        x = self.hidden_states(ids, cache, embeds=embeds)
-        if last_only:
+        x, ops = self._hidden_states(ids, cache, embeds)
+        if last_only and x.shape[1] > 1:
             x = x[:, -1:].contiguous()
-        normed = self.layer_ops(x.dtype, x.device.type).norm(x, self.norm.weight, self.norm.eps)
-        return self.lm_head(normed).float()  # type: ignore[no-any-return]
+        return self.lm_head(ops.norm(x, self.norm.weight, self.norm.eps)).float()  # type: ignore[no-any-return]
 
     def hidden_states(
         self, ids: Tensor | None, cache: KVCache | None = None, *, embeds: Tensor | None = None
     ) -> Tensor:
         """The residual stream ``[B, T, hidden]`` behind the last layer, before the final norm; see :meth:`forward`."""
+        return self._hidden_states(ids, cache, embeds)[0]
+
+    def _hidden_states(
+        self, ids: Tensor | None, cache: KVCache | None, embeds: Tensor | None
+    ) -> tuple[Tensor, LayerOps]:
+        """The residual stream behind the last layer, and the row that ran the layers."""
         if (ids is None) == (embeds is None):
             raise UsageError("give either token ids or embeddings")
         if ids is not None:
@@ -112,7 +117,7 @@ class Decoder(nn.Module):
         x = self._run_layers(x.contiguous(), step)
         if cache is not None:
             cache.advance(tokens)
-        return x
+        return x, ops
 
     def _run_layers(self, x: Tensor, step: Step) -> Tensor:
         """All layers in one call where the row can, unless somebody listens to a part of them."""
