@@ -226,6 +226,16 @@ def test_the_largest_are_those_of_a_stable_sort(kind: str) -> None:
             assert kth_largest(values, count) == values[order[count - 1]]
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 6.0])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999, 1 - 1e-12])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_stable_sort(spread: float, share: float) -> None:
+    found = np.exp(np.random.default_rng(3).normal(0, spread, 50_000))
+    found[::7] = found[0]
+    order = np.argsort(-found, kind="stable")
+    count = min(len(found), 1 + int(np.cumsum(found[order]).searchsorted(share * found.sum())))
+    assert nucleus(found, share).tolist() == sorted(order[:count].tolist())
+
+
 def test_of_equal_tokens_the_first_make_the_nucleus() -> None:
     assert nucleus(np.ones(100), 0.5).tolist() == list(range(50))
     assert nucleus(np.array([0.5, 1.0, 0.5, 0.5]), 0.6).tolist() == [0, 1]

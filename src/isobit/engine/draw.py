@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 _ROWS = 64  # values of which a bound for the k-th largest takes the maximum
+_FEW = 1024  # weights that are sorted without further ado
+_MARGIN = 1e-9  # of the whole sum: more than rounding can amount to in a sum of a million numbers
 
 
 def weights(
@@ -61,24 +63,50 @@ def draw(weights: Floats, uniform: float) -> int:
 def nucleus(weights: Floats, share: float) -> Ids:
     """Places, ascending, of the fewest weights that have ``share`` of their sum: the largest; of equal ones the first.
 
-    Of a set that reaches the share, weights below (its sum - the wanted sum) / (its size) are too light together to be
-    needed. What such bounds leave is sorted, and if rounding should have made it too light, everything is.
+    That is, the first ones of a stable descending sort up to the one with which their sum, one after the other, reaches
+    the share. Sums in other orders are within n * 2**-53 of it, so what they decide with a margin it decides, too;
+    without the margin everything is sorted.
     """
     mass = float(weights.sum())
     wanted = share * mass
-    heavy = weights
-    while len(kept := heavy[heavy >= (mass - wanted) / len(heavy)]) <= len(heavy) // 2:
-        heavy, mass = kept, float(kept.sum())
-    ordered = -np.sort(-heavy)
-    cumulative = cumulated(ordered)
-    if cumulative[-1] < wanted:
-        ordered = -np.sort(-weights)
-        cumulative = cumulated(ordered)
-    count = min(len(ordered), 1 + int(cumulative.searchsorted(wanted, side="left")))
-    least = ordered[count - 1]
+    least, count = _boundary(weights, wanted, _MARGIN * mass) or _boundary_of_all(weights, wanted)
     inside = weights > least
     inside[np.flatnonzero(weights == least)[: count - int(np.count_nonzero(inside))]] = True
     return np.flatnonzero(inside)
+
+
+def _boundary_of_all(weights: Floats, wanted: float) -> tuple[float, int]:
+    """(the least weight of the largest ones that reach the wanted sum, how many they are), by sorting."""
+    ordered = -np.sort(-weights)
+    count = min(len(ordered), 1 + int(cumulated(ordered).searchsorted(wanted, side="left")))
+    return float(ordered[count - 1]), count
+
+
+def _boundary(weights: Floats, wanted: float, margin: float) -> tuple[float, int] | None:
+    """The same by splitting what may hold the boundary; None if a sum comes closer than ``margin`` to the wanted one."""
+    above, count = 0.0, 0  # the sum and the number of weights that are larger than all of ``rest``
+    rest = weights
+    while len(rest) > _FEW:
+        # All below (what is above the wanted sum) / (their number) are too light together to be needed.
+        light = (above + float(rest.sum()) - wanted) / len(rest)
+        pivot = max(light, float(np.median(rest[:: len(rest) // 63])))
+        heavier = rest > pivot
+        upper = rest[heavier]
+        reached = above + float(upper.sum())
+        if abs(reached - wanted) < margin:
+            return None
+        if reached < wanted:
+            above, count, upper = reached, count + len(upper), rest[~heavier]
+        if len(upper) == len(rest):  # equal ones
+            break
+        rest = upper
+    ordered = -np.sort(-rest)
+    cumulative = above + cumulated(ordered)
+    place = int(cumulative.searchsorted(wanted, side="left"))
+    near = cumulative[max(0, place - 1) : place + 1]
+    if place == len(ordered) or np.abs(near - wanted).min() < margin:
+        return None
+    return float(ordered[place]), count + place + 1
 
 
 def kth_largest(values: Floats, k: int) -> np.float64:
