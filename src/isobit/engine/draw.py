@@ -83,7 +83,7 @@ def _boundary_of_all(weights: Floats, wanted: float) -> tuple[float, int]:
 
 
 def _boundary(weights: Floats, wanted: float, margin: float) -> tuple[float, int] | None:
-    """The same by splitting what may hold the boundary; None if a sum comes closer than ``margin`` to the wanted one."""
+    """The same by splitting what may hold the boundary; None if a sum is within ``margin`` of the wanted one."""
     above, count = 0.0, 0  # the sum and the number of weights that are larger than all of ``rest``
     rest = weights
     while len(rest) > _FEW:
