@@ -24,6 +24,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
+from isobit.kernels.selection import unsupported
 from isobit.kernels.tiles import LARGE
 from isobit.kernels.triton.bind import bind
 from isobit.kernels.triton.rounding import Rounding
@@ -294,7 +295,7 @@ def main() -> int:
         "rounding": ("e4m3fn", "e5m2", "int8"),
         "adversarial": ADVERSARIAL,
         "float32": FLOAT32,
-        "scheme": SCHEMES,
+        "scheme": [name for name, row in SCHEMES.items() if not unsupported(row.weights, row.activations)],
     }
     tasks = [
         (part, name, [lowering]) for lowering in options.lowerings.split(",") for part in PARTS for name in names[part]

@@ -121,8 +121,9 @@ def lanes() -> Iterator[Case]:
         ("int4 on sm_86", "int4-lanes-bf16", "sm_86"),
     )  # fmt: skip
     for kind, name, target in kinds:
-        for n, warps in itertools.product((2, 4, 8, 16), (1, 2, 4, 8)):
-            yield Case(kind, f"vector-{name}", target, (("BLOCK_N", n), ("BLOCK_K", 128 * warps)), warps, 1, 1)
+        for n, warps, ahead, unroll in itertools.product((4, 8), (1, 2, 4), (True, False), (1, 2, 4)):
+            constants = (("BLOCK_N", n), ("BLOCK_K", 128 * warps), ("AHEAD", ahead), ("UNROLL", unroll))
+            yield Case(kind, f"vector-{name}", target, constants, warps, 1, 1)
     best = (  # of gpu_tune_one.csv
         ("e4m3", "few-e4m3fn-native", (64, 256, 2), 4, 5), ("e4m3", "few-e4m3fn-native", (16, 512, 1), 1, 5),
         ("e4m3", "few-e4m3fn-native", (32, 512, 2), 2, 5), ("int4", "few-int4-bf16", (32, 256, 2), 2, 5),

@@ -113,6 +113,7 @@ _OPERATIONS = {
     "lop3.b32": _lookup,
     "and.b32": lambda a, b: a & b,
     "shr.u32": lambda a, b: a >> b,
+    "shl.b32": lambda a, b: a << b,
     "add.f16x2": lambda a, b: _pairs("f16", a, _ONE, b),
     "fma.rn.f16x2": lambda a, b, c: _pairs("f16", a, b, c),
     "fma.rn.bf16x2": lambda a, b, c: _pairs("bf16", a, b, c),

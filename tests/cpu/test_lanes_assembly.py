@@ -84,7 +84,7 @@ def test_two_rows_of_nibbles_by_activations(dtype: str) -> None:
     text = (lanes._NIBBLES_F16 if dtype == "f16" else lanes._NIBBLES_BF16).value
     registers = ptx.run(text, nothing + _operands(*words, *quarters))
     gain = 64.0 if dtype == "bf16" else 1.0
-    for row, (low, high) in zip(words, (("$0", "$1"), ("$2", "$3")), strict=True):
+    for row, (low, high) in zip(words, (("$0", "$2"), ("$1", "$3")), strict=True):
         exact = [0.0, 0.0]
         for quarter, x in enumerate(quarters):
             nibbles = np.stack([row >> 4 * quarter & 15, row >> (16 + 4 * quarter) & 15], axis=1).astype(np.float64) - 8

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels.tiles import FEW, LANES_MEASURED, LARGE, LIBRARY_FROM, NARROW
+from isobit.kernels.lane_tiles import LANES_MEASURED
+from isobit.kernels.tiles import FEW, LARGE, LIBRARY_FROM, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.targets.spec import Target
 

@@ -22,17 +22,14 @@ FEW = 16  # tokens: the widest tile of the "few" family
 # 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:
 # widening takes it 4 ps per weight, decoding in registers about 4 fs per weight and token.
 LARGE = 1024
-# Tokens from which PyTorch's products are chosen, which need no workspace. Same measurement: float8 takes 14 us for 256
-# tokens (ours 16 us), 13.7 us for 128 (ours 12.1 us); bfloat16 9 us for 64 tokens (ours 48 us), fewer were not tried.
+# Tokens from which PyTorch's products are chosen, which need no workspace. Same measurement: float8 takes 13.5 us for
+# 256 tokens (ours 15.7 us) and 13.3 us for 128 (ours 11.8 us); bfloat16 10.6 us for 17 tokens (ours 47 us).
 LIBRARY_FROM: Mapping[str, int] = {
     "large-e4m3fn-library": 256, "large-f16-library": FEW + 1, "large-bf16-library": FEW + 1
 }  # fmt: skip
 # Targets where PyTorch's own products were measured: full sums within 1.5e-4 of float64, and faster than our kernels
 # (float8 1253 to 1345 against 843 to 891, bfloat16 768 to 784 against 660 to 687 TFLOP/s; gpu_linear.csv).
 LIBRARY_MEASURED = ("sm_90",)
-# Targets where the kernels of linear_lanes.py were measured to be the fastest for one token. They have not run yet.
-LANES_MEASURED: tuple[str, ...] = ()
-LANES_ARCH = 80  # CUDA architecture from which on there is mma.m16n8k16
 DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
 
 
@@ -133,7 +130,7 @@ def _tile_constants(target: Target, family: Family, tile: Tile) -> dict[str, Con
     }  # fmt: skip
 
 
-def _matrix_signature(x: str, w: str, scale: str = "*fp32") -> dict[str, str]:
+def matrix_signature(x: str, w: str, scale: str = "*fp32") -> dict[str, str]:
     y = x if x in POINTERS.values() else "*bf16"
     return {
         "x": x, "w": w, "token_scale": "*fp32", "scale": scale, "zero": "*u8", "bias": "*fp32", "y": y,
@@ -184,7 +181,7 @@ def row_scaled(
             "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True, "IMPRECISE": imprecise, "PROMOTE": promote,
             "PRECISION": _precision(target), "BLOCK_K": tile.k,
         }  # fmt: skip
-        return Config(_matrix_signature(x, w), constants, tile.warps, tile.stages)
+        return Config(matrix_signature(x, w), constants, tile.warps, tile.stages)
 
     return config
 
@@ -205,12 +202,12 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
             "IMPRECISE": _WHOLE_STEP if family == "many" and w == x else 0,
         }  # fmt: skip
         stages = tile.stages if target.shared_memory > _MIDDLE_SHARED else 1
-        return Config(_matrix_signature(x, w), constants, tile.warps, min(stages, 3))
+        return Config(matrix_signature(x, w), constants, tile.warps, min(stages, 3))
 
     return config
 
 
-def _unit_of_nibbles(target: Target, zero: bool) -> int:
+def unit_of_nibbles(target: Target, zero: bool) -> int:
     if target.unit("float16", "float16") is None:
         return 64
     return 128 if zero else 256
@@ -228,10 +225,10 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
             tile = replace(tile, m=min(tile.m, 32))
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
-            "GROUP": 128, "UNIT": _unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
+            "GROUP": 128, "UNIT": unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
         }  # fmt: skip
         small = target.shared_memory < _MIDDLE_SHARED
-        return Config(_matrix_signature(x, "*i16", "*bf16"), constants, tile.warps, 1 if small else tile.stages)
+        return Config(matrix_signature(x, "*i16", "*bf16"), constants, tile.warps, 1 if small else tile.stages)
 
     return config
 
@@ -246,7 +243,7 @@ def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False)
         }  # fmt: skip
         if family == "many":
             constants |= {"PRECISION": _precision(target), "BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32, "BAND": 8}
-        return Config(_matrix_signature(x, "*i32", "*bf16"), constants, 4, 2, divisible=())
+        return Config(matrix_signature(x, "*i32", "*bf16"), constants, 4, 2, divisible=())
 
     return config
 
@@ -260,7 +257,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
             "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4, "BLOCK_K": 1024 // _bytes(w),
             "UNROLL": 2,
         }  # fmt: skip
-        return Config(_matrix_signature(x, w), constants, 4 if _bytes(w) > 1 else 2, 1)
+        return Config(matrix_signature(x, w), constants, 4 if _bytes(w) > 1 else 2, 1)
 
     return config
 
@@ -270,38 +267,12 @@ def vector_int8(target: Target) -> Config:
         "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
         "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
     }  # fmt: skip
-    return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
-
-
-def lanes(element: str, *, scaled: bool = True, rounded: bool = False) -> Callable[[Target], Config]:
-    """Configuration of ``linear_lanes``; ``element`` as there."""
-
-    def config(target: Target) -> Config:
-        constants: dict[str, Constant] = {
-            "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True,
-            "ASM": True, "OVERLAP": int(overlaps(target)), "BLOCK_N": 4, "BLOCK_K": 256,
-        }  # fmt: skip
-        return Config(_matrix_signature("*i32", "*i32"), constants, 2, 1)
-
-    return config
-
-
-def lanes_nibbles(dtype: str) -> Callable[[Target], Config]:
-    """Configuration of ``linear_lanes_nibbles``, for groups of 128."""
-
-    def config(target: Target) -> Config:
-        constants: dict[str, Constant] = {
-            "GROUP": 128, "UNIT": _unit_of_nibbles(target, False), "DTYPE": dtype, "HAS_BIAS": False, "EVEN_K": True,
-            "ASM": True, "OVERLAP": int(overlaps(target)), "BLOCK_N": 4, "BLOCK_K": 256,
-        }  # fmt: skip
-        return Config(_matrix_signature("*i32", "*i32", "*bf16"), constants, 2, 1)
-
-    return config
+    return Config(matrix_signature("*i32", "*i32"), constants, 2, 1)
 
 
 def library(x: str) -> Callable[[Target], Config]:
     """PyTorch's products have no constants of ours."""
-    return lambda target: Config(_matrix_signature(x, x), {}, 1, 1)
+    return lambda target: Config(matrix_signature(x, x), {}, 1, 1)
 
 
 def after_widening(pointer: str, *, rounded: bool = False) -> Callable[[Target], Config]:
@@ -327,7 +298,7 @@ def widening(codes: str, values: str, element: str) -> Callable[[Target], Config
 def folding(target: Target) -> Config:
     """Configuration of ``fold_nibbles``."""
     signature = {"words": "*i16", "scale": "*bf16", "power": "*fp32", "values": "*fp16", "N": "i32", "K": "i32"}
-    unit = _unit_of_nibbles(target, False)
+    unit = unit_of_nibbles(target, False)
     constants: dict[str, Constant] = {"GROUP": 128, "UNIT": unit, "ASM": is_cuda(target), "UNITS": 16}
     return Config(signature, constants, 4, 1)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from isobit.kernels import tiles
+from isobit.kernels import lane_tiles, tiles
 from isobit.kernels.tiles import Config, Constant, Family, is_cuda
 from isobit.targets.spec import Target
 
@@ -251,7 +251,9 @@ def _has_lanes(dtype: str) -> Requires:
 
     def requires(target: Target) -> str | None:
         reason = _compiles(target)
-        if reason or (is_cuda(target) and target.backend is not None and int(target.backend[1]) >= tiles.LANES_ARCH):
+        if reason or (
+            is_cuda(target) and target.backend is not None and int(target.backend[1]) >= lane_tiles.LANES_ARCH
+        ):
             return reason or _has_unit(dtype)(target)
         return f"{target.name} has no mma.m16n8k16"
 
@@ -267,15 +269,15 @@ def _lane_rows() -> Iterator[Variant]:
     entry = f"{_MODULES}.linear_lanes:linear_lanes"
     for compute in ("f16", "bf16"):
         yield Variant(f"vector-{compute}-lanes", "vector", entry, "float", None, None, compute, "*i32",
-                      _has_lanes(_DTYPES[compute]), tiles.lanes(compute, scaled=False), _shows_hmma)  # fmt: skip
+                      _has_lanes(_DTYPES[compute]), lane_tiles.lanes(compute, scaled=False), _shows_hmma)  # fmt: skip
     yield Variant("vector-e4m3fn-lanes", "vector", entry, "e4m3fn", "row", "e4m3fn", "native", "*i32",
-                  _has_lanes("e4m3fn"), tiles.lanes("hardware", rounded=True), _shows_hmma)  # fmt: skip
+                  _has_lanes("e4m3fn"), lane_tiles.lanes("hardware", rounded=True), _shows_hmma)  # fmt: skip
     for element in ("e4m3fn", "e5m2"):
         yield Variant(f"vector-{element}-lanes-widened", "vector", entry, element, "row", element, "f16", "*i32",
-                      _has_lanes("float16"), tiles.lanes(element, rounded=True), _shows_hmma)  # fmt: skip
+                      _has_lanes("float16"), lane_tiles.lanes(element, rounded=True), _shows_hmma)  # fmt: skip
     for compute in ("f16", "bf16"):
         yield Variant(f"vector-int4-lanes-{compute}", "vector", f"{entry}_nibbles", "int4", "group", None, compute,
-                      "*i32", _has_lanes(_DTYPES[compute]), tiles.lanes_nibbles(compute), _shows_hmma)  # fmt: skip
+                      "*i32", _has_lanes(_DTYPES[compute]), lane_tiles.lanes_nibbles(compute), _shows_hmma)  # fmt: skip
 
 
 def _quantize_rows() -> Iterator[Variant]:

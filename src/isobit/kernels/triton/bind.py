@@ -9,6 +9,7 @@ from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import layouts, selection
+from isobit.kernels.lane_tiles import LANE_WORDS
 from isobit.kernels.triton import library
 from isobit.kernels.triton.operands import Operands
 from isobit.kernels.triton.run import Run
@@ -172,7 +173,7 @@ class BoundLinear:
         if held.storage_offset() * held.element_size() % 16:
             return "the weights do not begin at a multiple of 16 bytes"
         if row.reads_units:
-            width = 8 * int(row.constexprs(self.target)["BLOCK_K"] or 1)
+            width = row.per_word * LANE_WORDS
             if self.group % ((self.unit(row) or 1) // 2) or width % self.group:
                 return f"groups of {self.group} are not parts of its steps of {width}, or of half a unit"
         return None

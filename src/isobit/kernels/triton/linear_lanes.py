@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.triton.decode import nibbles, to_f16
-from isobit.kernels.triton.pdl import wait
+from isobit.kernels.triton.pdl import prefetch, wait
 
-# A word of four codes ({w}) as two float16 pairs ({a}, {b}); e4m3fn by integers is 2**-8 of the number (decode.py).
+# A word of four codes ({w}) as two float16 pairs ({a}, {b}), in any order, since both operands are decoded alike. By
+# integers e4m3fn is 2**-8 of the number (decode.py); there the codes 0 and 2, and 1 and 3, are pairs.
 _DECODE = {
     "hardware": "mov.b32 {{l, h}}, {w};\ncvt.rn.f16x2.e4m3x2 {a}, l;\ncvt.rn.f16x2.e4m3x2 {b}, h;\n",
     "e4m3fn": (
-        "prmt.b32 {a}, 0, {w}, 0x5140;\nprmt.b32 {b}, 0, {w}, 0x7362;\nshr.u32 s, {a}, 1;\nshr.u32 t, {b}, 1;\n"
-        "and.b32 s, s, 0x3f803f80;\nand.b32 t, t, 0x3f803f80;\n"
-        "lop3.b32 {a}, {a}, 0x80008000, s, 0xea;\nlop3.b32 {b}, {b}, 0x80008000, t, 0xea;\n"
+        "shl.b32 s, {w}, 7;\nshl.b32 t, {w}, 8;\nand.b32 s, s, 0x3f803f80;\nlop3.b32 {a}, t, 0x80008000, s, 0xea;\n"
+        "shr.u32 s, {w}, 1;\nand.b32 s, s, 0x3f803f80;\nlop3.b32 {b}, {w}, 0x80008000, s, 0xea;\n"
     ),
     "e5m2": "prmt.b32 {a}, 0, {w}, 0x5140;\nprmt.b32 {b}, 0, {w}, 0x7362;\n",
 }
@@ -68,7 +68,7 @@ _NIBBLE_CONSTANTS = {
 def _four_bit(dtype: str) -> str:
     """Four words of each of two rows ($4, $8) by the activations of their four quarters ($12, $16, $20, $24).
 
-    $0 and $1: the first row's sums of the lower and the upper two quarters; $2 and $3: those of the second row.
+    $0 and $1: both rows' sums of the lower two quarters; $2 and $3: of the upper two.
     """
     text = "{\n.reg .b32 a<4>, b<4>, c<4>, d<4>, s, k, o, m, n;\n.reg .f32 e<4>, u<4>;\n.reg .pred p;\n"
     text += _NIBBLE_CONSTANTS[dtype]
@@ -85,7 +85,7 @@ def _four_bit(dtype: str) -> str:
             right = f"${12 + 4 * quarter + word}, ${13 + 4 * quarter + word}"
             text += _MMA.format(t=dtype, d=sums, a=left, b=right, c=before)
     text += "mov.u32 s, %laneid;\nand.b32 s, s, 4;\nsetp.ne.u32 p, s, 0;\n"  # the diagonal's column is odd
-    text += "selp.f32 $0, e1, e0, p;\nselp.f32 $1, u1, u0, p;\nselp.f32 $2, e3, e2, p;\nselp.f32 $3, u3, u2, p;\n"
+    text += "selp.f32 $0, e1, e0, p;\nselp.f32 $1, e3, e2, p;\nselp.f32 $2, u1, u0, p;\nselp.f32 $3, u3, u2, p;\n"
     return text + "}"
 
 
@@ -152,7 +152,7 @@ def _plain_products(words, x, ELEMENT: tl.constexpr):
 @triton.jit
 def _write(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
            HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Scales, bias and the store of the results of some rows."""
+    """Scales, bias and the store of the results of rows ``n``."""
     inside = n < N
     if HAS_SCALE:
         sums = sums * tl.load(scale + n, mask=inside, other=0.0)
@@ -184,23 +184,25 @@ def _step(total, other, a, b, values, ELEMENT: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def _separate(total, other, column, ASM: tl.constexpr, NIBBLES: tl.constexpr):
-    """Sums of the first and of the second row of each pair."""
+def _row_sums(total, other, column, ASM: tl.constexpr, NIBBLES: tl.constexpr):
+    """Sums of both rows of each pair, ``[pairs, 2]``."""
     if ASM:
         lane = column // 4 % 32
         own = lane % 4 == lane // 8  # the lane that has the diagonal's element of its row
         if not NIBBLES:
             own = own & (column % 2 == lane // 4 % 2)
-        other = tl.where((own & (column % 4 >= 2))[None, :], total, 0.0)
-        total = tl.where((own & (column % 4 < 2))[None, :], total, 0.0)
-    return tl.sum(total, axis=1), tl.sum(other, axis=1)
+        four = tl.reshape(tl.where(own[None, :], total, 0.0), (total.shape[0], total.shape[1] // 4, 2, 2))
+        return tl.sum(tl.sum(four, axis=2 if NIBBLES else 3), axis=1)
+    else:
+        return tl.join(tl.sum(total, axis=1), tl.sum(other, axis=1))
 
 
 @triton.jit
 def linear_lanes(
     x, w, token_scale, scale, bias, y, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), 1).
 
@@ -214,32 +216,45 @@ def linear_lanes(
         K: words of a row.
         gain: what the decoders of both operands left to be multiplied.
         ELEMENT: "hardware" (e4m3fn by the conversion of sm_89), "e4m3fn", "e5m2", "f16" or "bf16".
-        OVERLAP: start while the kernel before this one still runs, and read the weights of the first step then.
+        OVERLAP: start while the kernel before this one still runs.
+        AHEAD: read weights a step before they are used, and those of the first step before the wait.
         BLOCK_N: rows of a program, even.
         BLOCK_K: words of a step: 128 for each warp.
+        UNROLL: steps in the body of the loop.
     """
-    HALF: tl.constexpr = BLOCK_N // 2
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, HALF)
+    PAIRS: tl.constexpr = BLOCK_N // 2
+    n = tl.program_id(0) * BLOCK_N + 2 * tl.arange(0, PAIRS)
     first = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # rows past the end repeat the last one
-    second = w + tl.minimum(n + HALF, N - 1).to(tl.int64)[:, None] * K
+    second = w + tl.minimum(n + 1, N - 1).to(tl.int64)[:, None] * K
     column = tl.arange(0, BLOCK_K)
-    a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
-    if OVERLAP:
-        wait()
-    total = tl.zeros((HALF, BLOCK_K), tl.float32)
-    other = tl.zeros((HALF, BLOCK_K), tl.float32)
-    for begin in range(0, K - BLOCK_K, BLOCK_K):  # weights are read one step ahead
-        k = begin + column
-        values = tl.load(x + k)
-        next_a, next_b = _words(first, k + BLOCK_K, K, EVEN_K), _words(second, k + BLOCK_K, K, EVEN_K)
+    total = tl.zeros((PAIRS, BLOCK_K), tl.float32)
+    other = tl.zeros((PAIRS, BLOCK_K), tl.float32)
+    if AHEAD:
+        a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
+        if OVERLAP:
+            wait()
+        for begin in tl.range(0, K - BLOCK_K, BLOCK_K, loop_unroll_factor=UNROLL):
+            k = begin + column
+            values = tl.load(x + k)
+            next_a, next_b = _words(first, k + BLOCK_K, K, EVEN_K), _words(second, k + BLOCK_K, K, EVEN_K)
+            total, other = _step(total, other, a, b, values, ELEMENT, ASM)
+            a, b = next_a, next_b
+        k = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K + column
+        values = tl.load(x + k) if EVEN_K else tl.load(x + k, mask=k < K, other=0)
         total, other = _step(total, other, a, b, values, ELEMENT, ASM)
-        a, b = next_a, next_b
-    k = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K + column
-    values = tl.load(x + k) if EVEN_K else tl.load(x + k, mask=k < K, other=0)
-    total, other = _step(total, other, a, b, values, ELEMENT, ASM)
-    sums, others = _separate(total, other, column, ASM, False)
-    _write(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
-    _write(y, others, n + HALF, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+    else:
+        if OVERLAP:
+            prefetch(first, 0, K, 2)
+            prefetch(second, 0, K, 2)
+            wait()
+        for begin in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
+            k = begin + column
+            values = tl.load(x + k) if EVEN_K else tl.load(x + k, mask=k < K, other=0)
+            a, b = _words(first, k, K, EVEN_K), _words(second, k, K, EVEN_K)
+            total, other = _step(total, other, a, b, values, ELEMENT, ASM)
+    rows = n[:, None] + tl.arange(0, 2)[None, :]
+    sums = _row_sums(total, other, column, ASM, False)
+    _write(y, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
 
 
 @triton.jit
@@ -274,19 +289,18 @@ def _plain_nibble_step(
 
 @triton.jit
 def _lane_scales(
-    scale, begin, column, rows_a, rows_b, N, K, GROUP: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr,
-    EVEN_K: tl.constexpr,
-):  # fmt: skip
-    """Scales of a lane's four sums of a step: first row, its upper quarters, second row, its upper quarters."""
-    group = (column // (UNIT // 8) * UNIT + column % 2 * (UNIT // 2)) // GROUP
-    place = scale + (group[None, :] * N + tl.where((column % 4 < 2)[None, :], rows_a, rows_b))
-    place += begin * 8 // GROUP * N
+    scale, begin, column, n, N, K, GROUP: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr, EVEN_K: tl.constexpr
+):
+    """Scales of a lane's four sums of a step: of both rows' lower quarters, and of the upper ones."""
+    group = (column // (UNIT // 8) * UNIT + column // 2 % 2 * (UNIT // 2)) // GROUP
+    row = n[:, None] + (column % 2)[None, :]
+    place = scale + (begin * 8 // GROUP * N + group[None, :] * N + row)
     if not ASM:
         return tl.zeros(place.shape, scale.dtype.element_ty)  # read where they are used
     elif EVEN_K:
-        return tl.load(place)
+        return tl.load(place, mask=row < N, other=0.0)
     else:
-        return tl.load(place, mask=(begin + column < K)[None, :], other=0.0)
+        return tl.load(place, mask=(row < N) & (begin + column < K)[None, :], other=0.0)
 
 
 @triton.jit
@@ -319,7 +333,8 @@ def _nibble_step(
 def linear_lanes_nibbles(
     x, w, scale, bias, y, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ASM: tl.constexpr, OVERLAP: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """4-bit codes in groups along K, symmetric. Grid: (ceil(N / BLOCK_N), 1).
 
@@ -332,34 +347,46 @@ def linear_lanes_nibbles(
         K: words of a row, of eight codes each; whole units.
         GROUP: weights along K that share a scale: a multiple of half a unit that divides a step.
         DTYPE: of the activations: "f16" or "bf16".
-        OVERLAP, BLOCK_N, BLOCK_K: as ``linear_lanes``.
+        OVERLAP, AHEAD, BLOCK_N, BLOCK_K, UNROLL: as ``linear_lanes``.
     """
     tl.static_assert(GROUP % (UNIT // 2) == 0, "the sums of two quarters have one scale")
     tl.static_assert(8 * BLOCK_K % GROUP == 0, "a step begins with a group")
-    HALF: tl.constexpr = BLOCK_N // 2
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, HALF)
-    rows_a, rows_b = tl.minimum(n, N - 1)[:, None], tl.minimum(n + HALF, N - 1)[:, None]
+    PAIRS: tl.constexpr = BLOCK_N // 2
+    n = tl.program_id(0) * BLOCK_N + 2 * tl.arange(0, PAIRS)
+    rows_a, rows_b = tl.minimum(n, N - 1)[:, None], tl.minimum(n + 1, N - 1)[:, None]
     first, second = w + rows_a.to(tl.int64) * K, w + rows_b.to(tl.int64) * K
     column = tl.arange(0, BLOCK_K)
-    a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
-    scales = _lane_scales(scale, 0, column, rows_a, rows_b, N, K, GROUP, UNIT, ASM, EVEN_K)
-    if OVERLAP:
-        wait()
-    total = tl.zeros((HALF, BLOCK_K), tl.float32)
-    other = tl.zeros((HALF, BLOCK_K), tl.float32)
-    for begin in range(0, K - BLOCK_K, BLOCK_K):  # weights and scales are read one step ahead
-        then = begin + BLOCK_K
-        next_a, next_b = _words(first, then + column, K, EVEN_K), _words(second, then + column, K, EVEN_K)
-        next_scales = _lane_scales(scale, then, column, rows_a, rows_b, N, K, GROUP, UNIT, ASM, EVEN_K)
+    total = tl.zeros((PAIRS, BLOCK_K), tl.float32)
+    other = tl.zeros((PAIRS, BLOCK_K), tl.float32)
+    if AHEAD:
+        a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
+        scales = _lane_scales(scale, 0, column, n, N, K, GROUP, UNIT, ASM, EVEN_K)
+        if OVERLAP:
+            wait()
+        for begin in tl.range(0, K - BLOCK_K, BLOCK_K, loop_unroll_factor=UNROLL):
+            then = begin + BLOCK_K
+            next_a, next_b = _words(first, then + column, K, EVEN_K), _words(second, then + column, K, EVEN_K)
+            next_scales = _lane_scales(scale, then, column, n, N, K, GROUP, UNIT, ASM, EVEN_K)
+            total, other = _nibble_step(
+                total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, True
+            )  # fmt: skip
+            a, b, scales = next_a, next_b, next_scales
+        begin = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K
         total, other = _nibble_step(
-            total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, True
+            total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, EVEN_K
         )  # fmt: skip
-        a, b, scales = next_a, next_b, next_scales
-    begin = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K
-    total, other = _nibble_step(
-        total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, EVEN_K
-    )  # fmt: skip
-    sums, others = _separate(total, other, column, ASM, True)
+    else:
+        if OVERLAP:
+            prefetch(first, 0, K, 2)
+            prefetch(second, 0, K, 2)
+            wait()
+        for begin in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
+            a, b = _words(first, begin + column, K, EVEN_K), _words(second, begin + column, K, EVEN_K)
+            scales = _lane_scales(scale, begin, column, n, N, K, GROUP, UNIT, ASM, EVEN_K)
+            total, other = _nibble_step(
+                total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM,
+                EVEN_K,
+            )  # fmt: skip
+    rows = n[:, None] + tl.arange(0, 2)[None, :]
     gain = 64.0 if ASM and DTYPE == "bf16" else 1.0
-    _write(y, sums, n, N, scale, scale, bias, gain, False, False, HAS_BIAS)
-    _write(y, others, n + HALF, N, scale, scale, bias, gain, False, False, HAS_BIAS)
+    _write(y, _row_sums(total, other, column, ASM, True), rows, N, scale, scale, bias, gain, False, False, HAS_BIAS)

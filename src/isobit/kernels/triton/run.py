@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isobit.kernels.lane_tiles import for_rows
 from isobit.kernels.pack import record
 from isobit.kernels.tiles import NARROW, Config
 from isobit.kernels.triton import library, rounding
@@ -142,6 +143,8 @@ def _gain(row: Variant) -> float:
 def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments: dict[str, Any], most: int) -> Config:
     """The configuration for this weight and at most ``most`` tokens: its types, and constants of the shapes."""
     config = row.config(linear.target)
+    if ":linear_lanes" in row.entry:
+        config = for_rows(config, linear.n)
     known = config.constexprs
     constants: dict[str, Any] = {"HAS_BIAS": linear.bias is not None}
     if "EVEN_K" in known:
