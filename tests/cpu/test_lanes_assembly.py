@@ -103,8 +103,9 @@ def test_the_compiler_gives_each_lane_four_neighbours(name: str, rows: int) -> N
     config = row.config(machine).with_constants(BLOCK_N=rows)
     aligned = tuple(arg for arg, kind in config.signature.items() if kind.startswith("*"))
     text = compile_request(specialize(row.entry, config, machine, (*aligned, "N", "K"))).asm["ttgir"]
-    operations = re.findall(r"elementwise_inline_asm.*mma.*-> tensor<\d+x256xf32, #(\w+)>", text)
+    warps = config.num_warps
+    operations = re.findall(rf"elementwise_inline_asm.*mma.*-> tensor<\d+x{128 * warps}xf32, #(\w+)>", text)
     assert operations
     for layout in operations:
         assert f"#{layout} = #ttg.blocked<{{sizePerThread = [1, 4], threadsPerWarp = [1, 32], " in text
-        assert re.search(rf"#{layout} = .*warpsPerCTA = \[1, 2\], order = \[1, 0\]", text)
+        assert re.search(rf"#{layout} = .*warpsPerCTA = \[1, {warps}\], order = \[1, 0\]", text)
