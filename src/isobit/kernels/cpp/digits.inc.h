@@ -140,7 +140,7 @@ struct DigitRows {
 template <class Int4, int N, int M, bool zero_points, Groups groups>
 class DigitTile {
   public:
-    DigitTile(const isobit_linear &w, const Layout &l, const DigitRows<N> &rows, const int8_t *x) : l_(l), rows_(rows), x_(x) {
+    DigitTile(const isobit_linear &w, const Layout &l, const DigitRows<N> &rows, const int8_t *x) : l_(l), rows_(rows), x_(x), ahead_(ahead_of<N>(rows.codes[0], w.row_bytes)) {
         const int64_t blocks = w.k / l.block, in_span = groups == Groups::PARTS ? (l.span + l.block - 1) / l.block : 1;
         units_ = reinterpret_cast<const float *>(x + l.width / l.block * DIGIT_BLOCK);
         Sums sums{};
@@ -187,7 +187,8 @@ class DigitTile {
 
     ISOBIT_INLINE void block(int64_t b, const Span &s, Sums &sums) const {
         const uint8_t *from[N];
-        unroll<N>([&](auto n) __attribute__((always_inline)) { prefetch(from[n] = rows_.codes[n] + b * (4 * W)); });
+        unroll<N>([&](auto n) ISOBIT_LAMBDA { from[n] = rows_.codes[n] + b * (4 * W); });
+        prefetch_for<N>(ahead_, b * (4 * W), 4 * W);
         block_at(from, b, s, sums);
     }
 
@@ -212,6 +213,7 @@ class DigitTile {
     const Layout &l_;
     const DigitRows<N> &rows_;
     const int8_t *x_;
+    const uint8_t *ahead_;
     const float *units_;
 };
 

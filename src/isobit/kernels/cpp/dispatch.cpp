@@ -120,13 +120,15 @@ float round_run(const Isa &isa, int32_t activations, float static_scale, const f
     return scale;
 }
 
-// Rounds one row of activations; scales by group are multiplied in, one scale for all is returned.
-float round_row(const Isa &isa, const isobit_linear &w, const float *x, float *out) {
+// Rounds one row of activations; one scale for all is returned, scales by group go to group_scales or, if that is NULL, into the
+// values.
+float round_row(const Isa &isa, const isobit_linear &w, const float *x, float *out, float *group_scales) {
     if (!w.activation_group) return round_run(isa, w.activations, w.input_scale, x, w.k, out);
     for (int64_t at = 0; at < w.k; at += w.activation_group) {
         const int64_t count = std::min<int64_t>(w.activation_group, w.k - at);
         const float scale = round_run(isa, w.activations, 0, x + at, count, out + at);
-        for (int64_t k = at; k < at + count; ++k) out[k] *= scale;
+        if (group_scales) group_scales[at / w.activation_group] = scale;
+        else for (int64_t k = at; k < at + count; ++k) out[k] *= scale;
     }
     return 1;
 }
@@ -140,17 +142,20 @@ struct Rows {
 Rows lay_out(const Isa &isa, const isobit_linear &w, const Layout &l, const float *x, int64_t m, int64_t ldx) {
     static thread_local Buffer laid, rounded, scales;
     uint8_t *rows = static_cast<uint8_t *>(laid.room(m * l.row_size));
-    float *values = w.activations ? rounded.floats(m * w.k) : nullptr;
+    const bool apart = w.activation_group && l.kind == Kind::PAIRS;
+    const int64_t width = w.k + (apart ? l.groups : 0);
+    float *values = w.activations ? rounded.floats(m * width) : nullptr;
     float *factors = w.activations && !w.activation_group ? scales.floats(m) : nullptr;
     parallel(m, 8, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             const float *from = x + row * ldx;
+            float *group_scales = apart ? values + row * width + w.k : nullptr;
             if (values) {
-                const float scale = round_row(isa, w, from, values + row * w.k);
+                const float scale = round_row(isa, w, from, values + row * width, group_scales);
                 if (factors) factors[row] = scale;
-                from = values + row * w.k;
+                from = values + row * width;
             }
-            isa.arrange(w, l, from, rows + row * l.row_size);
+            isa.arrange(w, l, from, group_scales, rows + row * l.row_size);
         }
     });
     return {rows, factors};
@@ -200,7 +205,7 @@ bool rows_alike(const Isa &isa, const isobit_linear &w, const Layout &l, Input &
 // the threads end together.
 int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes) {
     const int64_t piece = std::max(SMALL_PIECE, std::min(PIECE, bytes_left / (3 * threads())));
-    return std::max<int64_t>(2, piece / row_bytes / 2 * 2);
+    return std::max<int64_t>(4, piece / row_bytes / 4 * 4);
 }
 
 // Linears of one input that take it laid out in the same way.

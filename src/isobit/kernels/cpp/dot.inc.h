@@ -43,6 +43,9 @@ void arrange_int8(const Layout &l, const float *values, int64_t k, void *out) {
     __builtin_memcpy(static_cast<uint8_t *>(out) + at, &shift, 8);
 }
 
+// The hardware follows one row of bytes nearly as fast as memory is.
+constexpr int64_t AHEAD_OF_BYTES = 512;
+
 template <int M>
 inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t *rows, int64_t row_size, int64_t out[M]) {
     constexpr int64_t LONGEST = 1 << 16;  // codes: 255 * 127 of them fit in the 32 bits of a sum
@@ -58,7 +61,7 @@ inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t 
         const int64_t end = smaller(begin + LONGEST, whole);
         int64_t k = begin;
         for (; k < end; k += Int8::codes) {
-            prefetch(codes + k);
+            prefetch(codes + k + AHEAD_OF_BYTES);
             const Int8::V weights = Int8::weights(codes + k);
             for (int m = 0; m < M; ++m) acc[m] = Int8::dot(acc[m], weights, x(m) + k);
         }
@@ -129,46 +132,71 @@ void arrange_int4(const Layout &l, const float *values, int64_t k, void *out) {
     }
 }
 
-template <int M>
-inline void int4_row(const isobit_linear &w, const Layout &l, const uint8_t *codes, const float *scales, const int8_t *x,
-                     float out[M]) {
-    F total[M] = {};
-    const int64_t blocks_in_span = l.span / l.block, blocks = w.k / l.block;
-    const auto step = [&](const uint8_t *from, int64_t b, F scale) {
-        for (int m = 0; m < M; ++m) total[m] += to_floats(Int4::step(from, x + m * l.row_size + b * INT4_BLOCK)) * scale;
+constexpr int INT4_ROWS = W >= 16 ? 2 : 1;  // of weights that share the loads of one row of activations
+
+// N rows of weights by M rows of activations.
+template <int N, int M>
+inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *codes, const float *const *scales, const int8_t *x,
+                      float out[N][M]) {
+    F total[N][M] = {};
+    const uint8_t *ahead = ahead_of<N>(codes, w.row_bytes);
+    const int64_t blocks_in_span = l.span / l.block, blocks = w.k / l.block, row_bytes = w.row_bytes, row_size = l.row_size;
+    const auto step = [&](const uint8_t *from, int64_t apart, int64_t b, const F *scale) ISOBIT_LAMBDA {
+        unroll<N>([&](auto n) ISOBIT_LAMBDA {
+            unroll<M>([&](auto m) ISOBIT_LAMBDA {
+                total[n][m] += to_floats(Int4::step(from + n * apart, x + m * row_size + b * INT4_BLOCK)) * scale[n];
+            });
+        });
     };
     int64_t b = 0;
+    F scale[N];
     for (int64_t span = 0; b < blocks; ++span) {
-        const F scale = splat(scales[span]);
+        unroll<N>([&](auto n) ISOBIT_LAMBDA { scale[n] = splat(scales[n][span]); });
         for (const int64_t end = smaller(b + blocks_in_span, blocks); b < end; ++b) {
-            prefetch(codes + b * (4 * W));
-            step(codes + b * (4 * W), b, scale);
+            prefetch_for<N>(ahead, b * (4 * W), 4 * W);
+            step(codes + b * (4 * W), row_bytes, b, scale);
         }
     }
     if (b * l.block < w.k) {
-        uint8_t copy[4 * W] = {};
-        __builtin_memcpy(copy, codes + b * (4 * W), static_cast<size_t>((w.k - b * l.block + 1) / 2));
-        step(copy, b, splat(scales[b / blocks_in_span]));
+        uint8_t copy[N][4 * W] = {};
+        for (int n = 0; n < N; ++n) {
+            __builtin_memcpy(copy[n], codes + n * row_bytes + b * (4 * W), static_cast<size_t>((w.k - b * l.block + 1) / 2));
+            scale[n] = splat(scales[n][b / blocks_in_span]);
+        }
+        step(copy[0], 4 * W, b, scale);
     }
-    for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
+    for (int n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m) out[n][m] = sum(total[n][m]);
+}
+
+template <int N>
+inline void few_int4_rows(const isobit_linear &w, const Layout &l, ScaleReader *readers, const int8_t *x, int64_t m, int64_t row,
+                          const Output &out) {
+    RowScales s[N];
+    const float *scales[N];
+    for (int n = 0; n < N; ++n) {
+        s[n] = readers[n].read(row + n, 0, l.groups);
+        scales[n] = l.one_scale ? &s[n].one_scale : s[n].scales;
+    }
+    int64_t at = 0;
+    const auto put = [&](auto rows_of_weights, auto rows, int first) ISOBIT_LAMBDA {
+        constexpr int C = rows_of_weights, M = rows;
+        float sums[C][M];
+        int4_rows<C, M>(w, l, codes_of(w, row + first), scales + first, x + at * l.row_size, sums);
+        for (int n = 0; n < C; ++n)
+            for (int i = 0; i < M; ++i) out.put(at + i, row + first + n, sums[n][i]);
+    };
+    for (; m - at >= 2; at += 2)
+        for (int n = 0; n < N; ++n) put(std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{}, n);
+    if (m - at >= 1) put(std::integral_constant<int, N>{}, std::integral_constant<int, 1>{}, 0);
 }
 
 void few_int4(const isobit_linear &w, const Layout &l, const void *rows, const float *act_scales, int64_t m, int64_t begin,
               int64_t end, float *y, int64_t ldy) {
     const Output out{w, act_scales, y, ldy};
     const int8_t *x = static_cast<const int8_t *>(rows);
-    ScaleReader reader(w, l, 0, 1);
-    for (int64_t row = begin; row < end; ++row) {
-        const uint8_t *codes = codes_of(w, row);
-        const RowScales s = reader.read(row, 0, l.groups);
-        const float *scales = l.one_scale ? &s.one_scale : s.scales;
-        float sums[2];
-        int64_t at = 0;
-        const auto put = [&](int count) {
-            for (int i = 0; i < count; ++i) out.put(at + i, row, sums[i]);
-            at += count;
-        };
-        while (m - at >= 2) int4_row<2>(w, l, codes, scales, x + at * l.row_size, sums), put(2);
-        if (m - at >= 1) int4_row<1>(w, l, codes, scales, x + at * l.row_size, sums), put(1);
-    }
+    ScaleReader readers[] = {{w, l, 0, 1, 0}, {w, l, 0, 1, 1}};
+    int64_t row = begin;
+    for (; row + INT4_ROWS <= end; row += INT4_ROWS) few_int4_rows<INT4_ROWS>(w, l, readers, x, m, row, out);
+    for (; row < end; ++row) few_int4_rows<1>(w, l, readers, x, m, row, out);
 }

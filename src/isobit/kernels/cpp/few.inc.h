@@ -1,48 +1,76 @@
 // Few rows of activations by decoded weights: bound by memory, so codes are read once, in order, and prefetched.
 
-// Codes are asked for a page ahead, into the second cache: the hardware stops at the end of each page, and fetching into
-// the first cache would take the buffers that the loads need.
-constexpr int64_t AHEAD = 4096;
+// Codes are asked for into the second cache: the hardware stops at the end of each page, and fetching into the first cache
+// would take the buffers that the loads need. Several rows at once are several places in memory, which the hardware follows
+// badly; so what comes after them is asked for in one go from its beginning on, at the pace at which they are read.
+// Distances, and the numbers of rows below, are what was best on Zen 4 for one thread that has the memory to itself.
+constexpr int64_t AHEAD_OF_ROW = 4096, AHEAD_OF_ROWS = 8192;
 
-ISOBIT_INLINE void prefetch(const void *codes) { __builtin_prefetch(static_cast<const uint8_t *>(codes) + AHEAD, 0, 2); }
+ISOBIT_INLINE void prefetch(const void *codes) { __builtin_prefetch(codes, 0, 2); }
 
-// Sums of M rows of activations in C accumulators each, which take turns block by block and vector by vector. `shifted`: codes
-// are `zero` above their values. It is taken off before the product: off the sum it would leave the rounding of both.
-template <class D, int M, int C, bool shifted>
+// Where N rows that begin at `codes` look ahead to.
+template <int N>
+ISOBIT_INLINE const uint8_t *ahead_of(const void *codes, int64_t row_bytes) {
+    const int64_t rows = N * row_bytes;
+    return static_cast<const uint8_t *>(codes) + (N == 1 ? AHEAD_OF_ROW : rows < AHEAD_OF_ROWS ? AHEAD_OF_ROWS : rows);
+}
+
+// When N rows are read from `at` on, for `bytes` each.
+template <int N>
+ISOBIT_INLINE void prefetch_for(const uint8_t *ahead, int64_t at, int64_t bytes) {
+    for (int64_t line = 0; line < N * bytes; line += 64) prefetch(ahead + N * at + line);
+}
+
+// Sums of N rows of weights by M rows of activations in C accumulators each, which take turns block by block and vector by
+// vector. `shifted`: codes are `zero` above their values. It is taken off before the product: off the sum it would leave the
+// rounding of both. Several rows of weights share the loads of activations, which in the first cache are in the way of
+// codes when they are many. A sum is the same whatever N and M are.
+template <class D, int N, int M, int C, bool shifted>
 class Accumulators {
   public:
-    F acc[M][C];
+    F acc[N][M][C];
 
-    ISOBIT_INLINE void block(const uint8_t *codes, const float *x, int64_t ldx, F zero, int first) {
-        F weights[VECTORS];
-        D::block(codes, weights);
-        unroll<VECTORS>([&](auto v) __attribute__((always_inline)) {
-            const F weight = shifted ? weights[v] - zero : weights[v];
-            unroll<M>([&](auto m) __attribute__((always_inline)) { acc[m][(first + v) % C] += weight * load(x + m * ldx + v * W); });
+    // `codes` of the first row, row_bytes apart.
+    ISOBIT_INLINE void block(const uint8_t *codes, int64_t row_bytes, const float *x, int64_t ldx, const F *zero, int first) {
+        F values[N > 1 ? M : 1][VECTORS];
+        if constexpr (N > 1)
+            unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<VECTORS>([&](auto v) ISOBIT_LAMBDA { values[m][v] = load(x + m * ldx + v * W); }); });
+        unroll<N>([&](auto n) ISOBIT_LAMBDA {
+            F weights[VECTORS];
+            D::block(codes + n * row_bytes, weights);
+            unroll<VECTORS>([&](auto v) ISOBIT_LAMBDA {
+                const F weight = shifted ? weights[v] - zero[n] : weights[v];
+                unroll<M>([&](auto m) ISOBIT_LAMBDA {
+                    if constexpr (N > 1) acc[n][m][(first + v) % C] += weight * values[m][v];
+                    else acc[n][m][(first + v) % C] += weight * load(x + m * ldx + v * W);
+                });
+            });
         });
     }
 
     // Adds the products of `count` codes.
-    ISOBIT_INLINE void add(const uint8_t *codes, int64_t count, const float *x, int64_t ldx, F zero) {
+    ISOBIT_INLINE void add(const uint8_t *codes, int64_t row_bytes, int64_t count, const float *x, int64_t ldx, const F *zero) {
         Accumulators sums = *this;
         int64_t k = 0;
+        const uint8_t *ahead = ahead_of<N>(codes, row_bytes), *const begin = codes;
         for (; k + AT_ONCE * D::codes <= count; k += AT_ONCE * D::codes, codes += AT_ONCE * BYTES) {
-            for (int64_t line = 0; line < AT_ONCE * BYTES; line += 64) prefetch(codes + line);
-            unroll<AT_ONCE>([&](auto b) __attribute__((always_inline)) { sums.block(codes + b * BYTES, x + k + b * D::codes, ldx, zero, b * VECTORS); });
+            prefetch_for<N>(ahead, codes - begin, AT_ONCE * BYTES);
+            unroll<AT_ONCE>([&](auto b) ISOBIT_LAMBDA { sums.block(codes + b * BYTES, row_bytes, x + k + b * D::codes, ldx, zero, b * VECTORS); });
         }
-        for (; k + D::codes <= count; k += D::codes, codes += BYTES) sums.block(codes, x + k, ldx, zero, 0);
+        for (; k + D::codes <= count; k += D::codes, codes += BYTES) sums.block(codes, row_bytes, x + k, ldx, zero, 0);
         if (k < count) {
             // From a copy: nothing behind the codes is read.
-            uint8_t copy[BYTES + 8] = {};
-            __builtin_memcpy(copy, codes, static_cast<size_t>(((count - k) * D::bits + 7) / 8));
-            sums.block(copy, x + k, ldx, zero, 0);
+            uint8_t copy[N][BYTES + 8] = {};
+            for (int n = 0; n < N; ++n)
+                __builtin_memcpy(copy[n], codes + n * row_bytes, static_cast<size_t>(((count - k) * D::bits + 7) / 8));
+            sums.block(copy[0], BYTES + 8, x + k, ldx, zero, 0);
         }
         *this = sums;
     }
 
-    ISOBIT_INLINE F total(int m) const {
-        F value = acc[m][0];
-        for (int c = 1; c < C; ++c) value += acc[m][c];
+    ISOBIT_INLINE F total(int n, int m) const {
+        F value = acc[n][m][0];
+        for (int c = 1; c < C; ++c) value += acc[n][m][c];
         return value;
     }
 
@@ -52,105 +80,119 @@ class Accumulators {
     static constexpr int AT_ONCE = C > VECTORS ? C / VECTORS : 1;  // blocks before an accumulator comes again
 };
 
-// How far a row is: what follows of it, and its sums so far.
-template <int M>
-struct Spans {
-    F total[M];
-    int64_t k;
-    const float *scales, *zeros;
-    const uint8_t *codes;
-    const float *x;
-};
-
-// Spans of whole blocks, the common case: nothing in the loop but what must be done.
-template <class D, int M, bool shifted, bool several>
-ISOBIT_INLINE void whole_spans_of(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
+// Spans of whole blocks, the common case: nothing in the loop but what must be done. Returns how many codes they are.
+template <class D, int N, int M, bool shifted, bool several>
+ISOBIT_INLINE int64_t whole_spans_of(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales *s, const float *x,
+                                     int64_t ldx, F (&out)[N][M]) {
     constexpr int64_t BYTES = D::codes * D::bits / 8;
-    const int64_t blocks = l.span / D::codes, spans = k / l.span, step = several ? l.per_span : 1;
+    const int64_t blocks = l.span / D::codes, spans = w.k / l.span, step = several ? l.per_span : 1, row_bytes = w.row_bytes;
     const int lanes = l.lanes;
-    const uint8_t *codes = at.codes;
-    const float *x = at.x, *scales = at.scales, *zeros = at.zeros;
     const auto lanes_at = [&](const float *values) { return several ? spread(values, lanes) : splat(*values); };
-    F total[M] = {};
-    for (int64_t span = 0; span < spans; ++span, scales += step, zeros += step) {
-        Accumulators<D, M, 2, shifted> acc{};
-        const F zero = shifted ? lanes_at(zeros) : F{};
+    const float *scales[N], *zeros[N];
+    unroll<N>([&](auto n) ISOBIT_LAMBDA { scales[n] = s[n].scales, zeros[n] = s[n].zeros; });
+    const uint8_t *ahead = ahead_of<N>(codes, row_bytes), *const begin = codes;
+    F total[N][M] = {};
+    for (int64_t at = 0; at < spans * step; at += step) {
+        Accumulators<D, N, M, 2, shifted> acc{};
+        F zero[N];
+        if constexpr (shifted) unroll<N>([&](auto n) ISOBIT_LAMBDA { zero[n] = lanes_at(zeros[n] + at); });
         for (int64_t b = 0; b < blocks; ++b, codes += BYTES, x += D::codes) {
-            prefetch(codes);
-            acc.block(codes, x, ldx, zero, 0);
+            prefetch_for<N>(ahead, codes - begin, BYTES);
+            acc.block(codes, row_bytes, x, ldx, zero, 0);
         }
-        const F scale = lanes_at(scales);
-        unroll<M>([&](auto m) { total[m] += acc.total(m) * scale; });
+        unroll<N>([&](auto n) ISOBIT_LAMBDA {
+            const F scale = lanes_at(scales[n] + at);
+            unroll<M>([&](auto m) ISOBIT_LAMBDA { total[n][m] += acc.total(n, m) * scale; });
+        });
     }
-    unroll<M>([&](auto m) { at.total[m] = total[m]; });
-    at.k = spans * l.span;
-    at.codes = codes, at.x = x, at.scales = scales, at.zeros = zeros;
+    unroll<N>([&](auto n) ISOBIT_LAMBDA { unroll<M>([&](auto m) ISOBIT_LAMBDA { out[n][m] = total[n][m]; }); });
+    return spans * l.span;
 }
 
-template <class D, int M, bool shifted>
-ISOBIT_INLINE void whole_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
-    l.per_span > 1 ? whole_spans_of<D, M, shifted, true>(k, l, ldx, at) : whole_spans_of<D, M, shifted, false>(k, l, ldx, at);
+template <class D, int N, int M, bool shifted>
+ISOBIT_INLINE int64_t whole_spans(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales *s, const float *x,
+                                  int64_t ldx, F (&out)[N][M]) {
+    return l.per_span > 1 ? whole_spans_of<D, N, M, shifted, true>(w, l, codes, s, x, ldx, out)
+                          : whole_spans_of<D, N, M, shifted, false>(w, l, codes, s, x, ldx, out);
 }
 
+// Spans from code k on, one row of weights.
 template <class D, int M, bool shifted>
-__attribute__((noinline)) void any_spans(int64_t k, const Layout &l, int64_t ldx, Spans<M> &at) {
-    for (; at.k < k; at.k += l.span, at.codes += l.span_bytes, at.x += l.padded_span) {
-        Accumulators<D, M, 2, shifted> acc{};
-        const F zero = shifted ? lanes_of(at.zeros, 0, l.per_span, l.lanes) : F{};
-        acc.add(at.codes, smaller(l.span, k - at.k), at.x, ldx, zero);
-        const F scale = lanes_of(at.scales, 0, l.per_span, l.lanes);
-        unroll<M>([&](auto m) { at.total[m] += acc.total(m) * scale; });
-        at.scales += l.per_span, at.zeros += l.per_span;
+__attribute__((noinline)) void any_spans(const isobit_linear &w, const Layout &l, int64_t k, const uint8_t *codes, const RowScales &s,
+                                         const float *x, int64_t ldx, F *total) {
+    for (int64_t span = k / l.span; k < w.k; k += l.span, ++span) {
+        Accumulators<D, 1, M, 2, shifted> acc{};
+        const F zero = shifted ? lanes_of(s.zeros, span, l.per_span, l.lanes) : F{};
+        acc.add(codes + span * l.span_bytes, 0, smaller(l.span, w.k - k), x + span * l.padded_span, ldx, &zero);
+        const F scale = lanes_of(s.scales, span, l.per_span, l.lanes);
+        unroll<M>([&](auto m) { total[m] += acc.total(0, m) * scale; });
     }
 }
 
-// One row of weights by M rows of activations: the sums, with the scales of the weights.
-template <class D, int M, bool shifted>
-inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales &s, const float *x,
-                     int64_t ldx, float out[M]) {
+// N rows of weights by M rows of activations: the sums, with the scales of the weights.
+template <class D, int N, int M, bool shifted>
+inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales *s, const float *x, int64_t ldx,
+                     float out[N][M]) {
     if (l.one_scale) {
-        Accumulators<D, M, 4, shifted> acc{};  // enough to hide the latency of a fused multiply-add; the same for every M
-        acc.add(codes, w.k, x, ldx, splat(s.one_zero));
-        unroll<M>([&](auto m) { out[m] = sum(acc.total(m)) * s.one_scale; });
+        Accumulators<D, N, M, 4, shifted> acc{};  // enough to hide the latency of a fused multiply-add
+        F zero[N];
+        unroll<N>([&](auto n) { zero[n] = splat(s[n].one_zero); });
+        acc.add(codes, w.row_bytes, w.k, x, ldx, zero);
+        unroll<N>([&](auto n) { unroll<M>([&](auto m) { out[n][m] = sum(acc.total(n, m)) * s[n].one_scale; }); });
         return;
     }
-    Spans<M> at{{}, 0, s.scales, s.zeros, codes, x};
-    if (l.padded_span == l.span) whole_spans<D, M, shifted>(w.k, l, ldx, at);
-    if (at.k < w.k) any_spans<D, M, shifted>(w.k, l, ldx, at);
-    unroll<M>([&](auto m) { out[m] = sum(at.total[m]); });
+    F total[N][M] = {};
+    int64_t k = 0;
+    if (l.padded_span == l.span) k = whole_spans<D, N, M, shifted>(w, l, codes, s, x, ldx, total);
+    if (k < w.k)
+        for (int n = 0; n < N; ++n) any_spans<D, M, shifted>(w, l, k, codes + n * w.row_bytes, s[n], x, ldx, total[n]);
+    unroll<N>([&](auto n) { unroll<M>([&](auto m) { out[n][m] = sum(total[n][m]); }); });
 }
 
-// Rows of activations that one decoding serves: as many as leave registers for the rest.
-constexpr int ROWS_AT_ONCE = W >= 16 ? 4 : 2;
+// Rows of weights and of activations that are multiplied at once: as many as leave registers for the rest.
+constexpr int TILE = W >= 16 ? 4 : 2;
+
+// The sums of M rows of activations from the `at`-th on by N rows of weights, as many at once as the tile has room for.
+template <class D, int N, int M, bool shifted>
+inline void put_sums(const isobit_linear &w, const Layout &l, int64_t row, const RowScales *s, const float *x, int64_t at, const Output &out) {
+    constexpr int room = D::bits > 8 || D::codes / W > 4 ? TILE / 2 : TILE, together = N < room / M ? N : room / M > 1 ? room / M : 1;
+    const int64_t ldx = l.row_size / 4;
+    for (int n = 0; n < N; n += together) {
+        float sums[together][M];
+        row_sums<D, together, M, shifted>(w, l, codes_of(w, row + n), s + n, x + at * ldx, ldx, sums);
+        for (int i = 0; i < together; ++i)
+            for (int m = 0; m < M; ++m) out.put(at + m, row + n + i, sums[i][m]);
+    }
+}
+
+template <class D, int N, bool shifted>
+inline void few_of_rows(const isobit_linear &w, const Layout &l, ScaleReader *readers, int64_t row, const float *x, int64_t m,
+                        const Output &out) {
+    RowScales s[N];
+    for (int n = 0; n < N; ++n) s[n] = readers[n].read(row + n, 0, l.groups);
+    int64_t at = 0;
+    if constexpr (TILE >= 4)
+        for (; m - at >= 4; at += 4) put_sums<D, N, 4, shifted>(w, l, row, s, x, at, out);
+    for (; m - at >= 2; at += 2) put_sums<D, N, 2, shifted>(w, l, row, s, x, at, out);
+    if (m - at >= 1) put_sums<D, N, 1, shifted>(w, l, row, s, x, at, out);
+}
 
 template <class D, bool shifted>
-void few_floats_of(const isobit_linear &w, const Layout &l, const float *x, const float *act_scales, int64_t m, int64_t begin,
-                   int64_t end, float *y, int64_t ldy) {
-    const Output out{w, act_scales, y, ldy};
-    ScaleReader reader(w, l, D::offset, D::factor);
-    const int64_t ldx = l.row_size / 4;
-    for (int64_t row = begin; row < end; ++row) {
-        const uint8_t *codes = codes_of(w, row);
-        const RowScales s = reader.read(row, 0, l.groups);
-        float sums[4];
-        int64_t at = 0;
-        const auto put = [&](int count) {
-            for (int i = 0; i < count; ++i) out.put(at + i, row, sums[i]);
-            at += count;
-        };
-        // Every M adds in the same order, so that what a row gives does not depend on how many there are.
-        if constexpr (ROWS_AT_ONCE >= 4)
-            while (m - at >= 4) row_sums<D, 4, shifted>(w, l, codes, s, x + at * ldx, ldx, sums), put(4);
-        while (m - at >= 2) row_sums<D, 2, shifted>(w, l, codes, s, x + at * ldx, ldx, sums), put(2);
-        if (m - at >= 1) row_sums<D, 1, shifted>(w, l, codes, s, x + at * ldx, ldx, sums), put(1);
-    }
+void few_floats_of(const isobit_linear &w, const Layout &l, const float *x, const Output &out, int64_t m, int64_t begin, int64_t end) {
+    constexpr auto offset = D::offset;
+    constexpr auto factor = D::factor;
+    ScaleReader readers[] = {{w, l, offset, factor, 0}, {w, l, offset, factor, 1}, {w, l, offset, factor, 2}, {w, l, offset, factor, 3}};
+    int64_t row = begin;
+    for (; row + TILE <= end; row += TILE) few_of_rows<D, TILE, shifted>(w, l, readers, row, x, m, out);
+    for (; row < end; ++row) few_of_rows<D, 1, shifted>(w, l, readers, row, x, m, out);
 }
 
 template <class D>
 void few_floats(const isobit_linear &w, const Layout &l, const float *x, const float *act_scales, int64_t m, int64_t begin,
                 int64_t end, float *y, int64_t ldy) {
-    if constexpr (D::offset != 0) return few_floats_of<D, true>(w, l, x, act_scales, m, begin, end, y, ldy);
+    const Output out{w, act_scales, y, ldy};
+    if constexpr (D::offset != 0) return few_floats_of<D, true>(w, l, x, out, m, begin, end);
     else if constexpr (D::bits == 4)
-        if (w.zeros) return few_floats_of<D, true>(w, l, x, act_scales, m, begin, end, y, ldy);
-    few_floats_of<D, false>(w, l, x, act_scales, m, begin, end, y, ldy);
+        if (w.zeros) return few_floats_of<D, true>(w, l, x, out, m, begin, end);
+    few_floats_of<D, false>(w, l, x, out, m, begin, end);
 }

@@ -127,6 +127,23 @@ ISOBIT_INLINE F spread(const float *values, int lanes) {
     return as_f(_mm512_permutexvar_ps(index, _mm512_loadu_ps(values)));
 }
 
+// The subnormals of a format with so many bits of exponent, as bfloat16: mantissa * 2^(2 - bias - mantissa bits).
+template <int exponent_bits>
+struct Subnormals {
+    alignas(64) uint16_t values[32];
+    constexpr Subnormals() : values{} {
+        constexpr int bits = 7 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
+        for (int code = 1; code < 1 << bits; ++code) {
+            int top = 0;
+            while (code >> (top + 1)) ++top;
+            const int exponent = top + 1 - bias - bits + 127, rest = (code - (1 << top)) << (7 - top);
+            values[code] = static_cast<uint16_t>(exponent << 7 | rest);
+        }
+    }
+};
+template <int exponent_bits>
+constexpr Subnormals<exponent_bits> SUBNORMALS{};
+
 // vpdpbusd multiplies unsigned by signed bytes: weights are taken as w + 128.
 struct Int8 {
     typedef int8_t X;
@@ -139,6 +156,27 @@ struct Int8 {
     static ISOBIT_INLINE I unit_dot(I acc, I w, I x) {
         return as_i(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
     }
+
+    // Not every machine with AVX-512 has them: the instruction is written out, so that the file needs no flag for it.
+    struct Pairs {
+        static bool available() { return __builtin_cpu_supports("avx512bf16"); }
+        static ISOBIT_INLINE F dot(F acc, F a, F b) {
+            __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+            return acc;
+        }
+        // Exponents move from one bias to the other; subnormals, which are normal bfloat16 numbers, come from a table.
+        template <int exponent_bits>
+        static ISOBIT_INLINE F widen(const uint8_t *codes) {
+            constexpr int mantissa = 7 - exponent_bits, bias = 128 - (1 << (exponent_bits - 1)), count = 1 << mantissa;
+            const __m512i words = _mm512_cvtepu8_epi16(load32(codes)), sizes = _mm512_and_si512(words, _mm512_set1_epi16(0x7f));
+            const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(sizes, 7 - mantissa), _mm512_set1_epi16(bias << 7));
+            const __m512i subnormals = load64(SUBNORMALS<exponent_bits>.values);
+            const __mmask32 small = _mm512_cmplt_epu16_mask(sizes, _mm512_set1_epi16(count));
+            const __m512i all = _mm512_mask_permutexvar_epi16(normal, small, sizes, subnormals);
+            const __m512i signs = _mm512_slli_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x80)), 8);
+            return as_f(_mm512_castsi512_ps(_mm512_or_si512(all, signs)));
+        }
+    };
 };
 
 struct Int4 {

@@ -25,6 +25,7 @@ enum class Kind {
     FLOATS,     // weights decoded to float32
     INT8,       // int8 codes by int8 codes, exact in int32
     INT4_INT8,  // int4 codes by int8 codes, exact in int32 within what shares a scale
+    PAIRS,      // 8-bit floats by rounded float activations, both as bfloat16 (pairs.inc.h)
     DIGITS,     // int4 codes by three digits of float activations, exact in int32 within a block (digits.inc.h)
 };
 
@@ -56,8 +57,9 @@ struct Isa {
     bool (*available)();
     // `digits`: whether the rows may be written in digits, which `even` tells.
     Layout (*layout)(const isobit_linear &, int64_t m, bool digits);
-    // Lays out one row of activations (rounded values if they are rounded).
-    void (*arrange)(const isobit_linear &, const Layout &, const float *values, void *out);
+    // Lays out one row of activations (rounded values if they are rounded). group_scales: those that are not in the values
+    // yet, for Kind::PAIRS, or NULL.
+    void (*arrange)(const isobit_linear &, const Layout &, const float *values, const float *group_scales, void *out);
     // y[0..m, begin..end) for few rows of activations: codes are decoded once for up to four rows.
     void (*few)(const isobit_linear &, const Layout &, const void *rows, const float *act_scales, int64_t m,
                 int64_t begin, int64_t end, float *y, int64_t ldy);

@@ -19,6 +19,7 @@
 #include "dot.inc.h"
 #include "digits.inc.h"
 #include "many.inc.h"
+#include "pairs.inc.h"
 
 template <int zero, class Function>
 inline auto with_int4(const Layout &l, Function f) {
@@ -50,8 +51,9 @@ inline bool is_wide(const isobit_linear &w) {
     return !w.group || w.group % (8 * W) == 0 || (w.group % 8 == 0 && 8 * W % w.group == 0);
 }
 
-inline Kind kind_of(const isobit_linear &w, bool wide, bool digits) {
-    if (digits && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
+inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
+    if (many && by_pairs(w)) return Kind::PAIRS;
+    if (digits && !many && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
     // Within a group the sums must fit in 32 bits, and there must be whole blocks.
@@ -63,7 +65,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     Layout l{};
     l.many = m > FEW_ROWS;
     l.wide = is_wide(w);
-    l.kind = kind_of(w, l.wide, digits && !l.many);
+    l.kind = kind_of(w, l.many, l.wide, digits);
     l.group = w.group ? w.group : w.k;
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
@@ -83,13 +85,14 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
         case Kind::INT8: l.row_size = int8_row_size(w.k, l.many); break;
         case Kind::INT4_INT8: l.row_size = int4_row_size(l); break;
         case Kind::DIGITS: l.row_size = digits_row_size(l); break;
+        case Kind::PAIRS: l.row_size = pairs_row_size(l); break;
     }
     l.row_size = round_up(l.row_size, 64);
     if (l.many) l.row_size |= 64;  // an odd number of lines: rows a power of two apart would share the places of a cache
     return l;
 }
 
-void arrange(const isobit_linear &w, const Layout &l, const float *values, void *out) {
+void arrange(const isobit_linear &w, const Layout &l, const float *values, const float *group_scales, void *out) {
     switch (l.kind) {
         case Kind::FLOATS:
             return with_decoder(w.format, l, [&](auto d) {
@@ -98,6 +101,7 @@ void arrange(const isobit_linear &w, const Layout &l, const float *values, void 
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
         case Kind::INT4_INT8: return arrange_int4(l, values, w.k, out);
         case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros, out);
+        case Kind::PAIRS: return arrange_pairs(l, values, w.k, group_scales, out);
     }
 }
 
@@ -111,6 +115,7 @@ void few(const isobit_linear &w, const Layout &l, const void *rows, const float 
         case Kind::INT8: return few_int8(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::INT4_INT8: return few_int4(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::DIGITS: return few_digits<Int4>(w, l, rows, act_scales, m, begin, end, y, ldy);
+        case Kind::PAIRS: return;  // for many rows only
     }
 }
 
@@ -124,6 +129,7 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
             });
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);
         case Kind::INT4_INT8: return many_rows<Int4Panels>(w, l, rows, m, begin, end, out);
+        case Kind::PAIRS: return many_pairs<Int8>(w, l, rows, m, begin, end, out);
         case Kind::DIGITS: return;  // for few rows only
     }
 }

@@ -8,7 +8,9 @@ constexpr int MR = W >= 16 ? 12 : W >= 8 ? 6 : 4;
 
 // A kind of panel says
 //   Acc          vectors of sums: F or I
-//   grouped      sums are turned to floats with the scales of each span, else once at the end or not at all
+//   grouped      sums are turned to floats with the scales of each span: they begin with first(v) and become last(acc, v),
+//                where v is what the row of activations has for the span
+//   scaled_sums  the scale of an output is applied to its sum at the end
 //   units(l)     of a row of activations
 //   depth(l)     units that one panel covers: whole chunks, and one span if grouped
 //   vectors      of W units in a chunk, what is decoded at a time
@@ -18,7 +20,7 @@ constexpr int MR = W >= 16 ? 12 : W >= 8 ? 6 : 4;
 template <class D>
 struct FloatPanels {
     typedef F Acc;
-    static constexpr bool grouped = false;
+    static constexpr bool grouped = false, scaled_sums = false;
     static constexpr int vectors = D::codes / W;
     static int64_t units(const Layout &l) { return l.width; }
     static int64_t depth(const Layout &) { return KC; }
@@ -70,7 +72,7 @@ struct IntegerPanels {
 };
 
 struct Int8Panels : IntegerPanels {
-    static constexpr bool grouped = false;
+    static constexpr bool grouped = false, scaled_sums = true;
     static constexpr int vectors = 1;
     static int64_t units(const Layout &l) { return round_up(l.group, W * UNIT) / UNIT; }
     static int64_t depth(const Layout &) { return KC; }
@@ -88,7 +90,7 @@ struct Int8Panels : IntegerPanels {
 };
 
 struct Int4Panels : IntegerPanels {
-    static constexpr bool grouped = true;
+    static constexpr bool grouped = true, scaled_sums = false;
     static constexpr int vectors = 8 / UNIT;
     static int64_t units(const Layout &l) { return l.width / UNIT; }
     static int64_t depth(const Layout &l) { return l.span / UNIT; }
@@ -106,6 +108,8 @@ struct Int4Panels : IntegerPanels {
         }
         for (int v = 0; v < vectors; ++v) out[v] = as_floats(halves[v]);
     }
+    static ISOBIT_INLINE I first(int32_t start) { return splat(start); }
+    static ISOBIT_INLINE F last(I acc, int32_t) { return to_floats(acc); }
 };
 
 // Decodes `depth` units from `begin` on of NR rows into panel[depth][NR]; rows from `end` on become those of row end - 1.
@@ -132,16 +136,16 @@ void pack(const isobit_linear &w, const Layout &l, ScaleReader &reader, int64_t 
     }
 }
 
-// R rows of activations by one panel. c: sums so far [R][NR]. If grouped, `starts` are what the sums of each row begin with
-// (starts_stride apart) and `scales` [NR] those of the outputs.
+// R rows of activations by one panel. c: sums so far [R][NR]. If grouped, `of_rows` are what the rows have for this span
+// (ldx apart) and `scales` [NR] those of the outputs.
 template <class P, int R>
-ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const int32_t *starts,
-                 int64_t starts_stride, const float *scales) {
+ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const int32_t *of_rows,
+                 const float *scales) {
     typedef typename P::Acc Acc;
     Acc acc[R][2];
     for (int i = 0; i < R; ++i)
         if constexpr (P::grouped) {
-            acc[i][0] = acc[i][1] = splat(starts[i * starts_stride]);
+            acc[i][0] = acc[i][1] = P::first(of_rows[i * ldx]);
         } else {
             __builtin_memcpy(&acc[i][0], c + i * NR, sizeof(Acc));
             __builtin_memcpy(&acc[i][1], c + i * NR + W, sizeof(Acc));
@@ -157,7 +161,7 @@ ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t
         for (int h = 0; h < 2; ++h)
             if constexpr (P::grouped) {
                 float *to = c + i * NR + h * W;
-                store(to, load(to) + to_floats(acc[i][h]) * load(scales + h * W));
+                store(to, load(to) + P::last(acc[i][h], of_rows[i * ldx]) * load(scales + h * W));
             } else {
                 __builtin_memcpy(c + i * NR + h * W, &acc[i][h], sizeof(Acc));
             }
@@ -165,10 +169,10 @@ ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t
 
 template <class P, int R>
 inline void tile_rest(int64_t rows, const float *x, int64_t ldx, const float *panel, int64_t depth, float *c,
-                      const int32_t *starts, int64_t starts_stride, const float *scales) {
+                      const int32_t *of_rows, const float *scales) {
     if constexpr (R > 0) {
-        if (rows >= R) tile<P, R>(x, ldx, panel, depth, c, starts, starts_stride, scales);
-        else tile_rest<P, R - 1>(rows, x, ldx, panel, depth, c, starts, starts_stride, scales);
+        if (rows >= R) tile<P, R>(x, ldx, panel, depth, c, of_rows, scales);
+        else tile_rest<P, R - 1>(rows, x, ldx, panel, depth, c, of_rows, scales);
     }
 }
 
@@ -193,7 +197,7 @@ inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t ro
     const int count = static_cast<int>(smaller(NR, end - row));
     float scales[NR], bias[NR];
     for (int n = 0; n < count; ++n) {
-        if constexpr (std::is_same_v<P, Int8Panels>) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0);
+        if constexpr (P::scaled_sums) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0);
         else scales[n] = 1;
         bias[n] = w.bias ? w.bias[row + n] : 0;
     }
@@ -206,9 +210,9 @@ inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t ro
             if constexpr (std::is_same_v<P, Int8Panels>) {
                 int32_t total;
                 __builtin_memcpy(&total, sums + n, 4);
-                value = static_cast<float>(total) * scales[n];
+                value = static_cast<float>(total);
             }
-            y[n] = value * act_scale + bias[n];
+            y[n] = value * scales[n] * act_scale + bias[n];
         }
     }
 }
@@ -237,11 +241,11 @@ void many_rows(const isobit_linear &w, const Layout &l, const void *rows, int64_
                         scales[p * NR + r] = scale_at(w, (w.block_rows ? n / w.block_rows : 0) * l.groups + span);
                     }
             }
-            const int32_t *starts = P::grouped ? reinterpret_cast<const int32_t *>(laid + units * 4) + span : nullptr;
+            const int32_t *of_rows = P::grouped ? reinterpret_cast<const int32_t *>(laid + units * 4) + span : nullptr;
             for (int64_t at = 0; at < m; at += MR)
                 for (int p = 0; p < count; ++p)
                     tile_rest<P, MR>(m - at, x + at * ldx + unit, ldx, panels + p * panel_size, deep, c + p * c_size + at * NR,
-                                     P::grouped ? starts + at * ldx : nullptr, ldx, scales + p * NR);
+                                     P::grouped ? of_rows + at * ldx : nullptr, scales + p * NR);
         }
         for (int p = 0; p < count; ++p) finish<P>(w, c + p * c_size, m, row + p * NR, end, out);
     }

@@ -20,7 +20,7 @@ struct RowScales {
 
 class ScaleReader {
   public:
-    // `which` of the readers of a thread that are in use at the same time, 0 or 1.
+    // `which` of the readers of a thread that are in use at the same time, 0 to 3.
     ScaleReader(const isobit_linear &w, const Layout &l, float offset, float factor, int which = 0)
         : w_(w), l_(l), offset_(offset), factor_(factor), entries_(round_up(l.width / smaller(l.group, l.span) + W, W)) {
         if (l.one_scale) return;
@@ -39,7 +39,7 @@ class ScaleReader {
 
   private:
     static Buffer &buffer(int which) {
-        static thread_local Buffer kept[2];
+        static thread_local Buffer kept[4];
         return kept[which];
     }
 
