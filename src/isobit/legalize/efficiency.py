@@ -29,6 +29,9 @@ class Efficiency:
         source: which measurement, or why it is assumed.
         formats: of the weights; empty for any of that width.
         granularity: what shares a weight scale; empty for any.
+        kernel: how the name of one of the kernels begins; empty for any.
+        group: of weights that share a scale; 0 for any.
+        targets: names of those it is for; empty for all of the vendors.
     """
 
     phase: Phase
@@ -40,10 +43,14 @@ class Efficiency:
     source: str
     formats: tuple[str, ...] = ()
     granularity: str = ""
+    kernel: str = ""
+    group: int = 0
+    targets: tuple[str, ...] = ()
 
     def holds(self, phase: Phase, op: Op, lowering: Lowering, target: Target) -> bool:
         """Whether this row is about an op on a target."""
         granularity = op.weights.granularity if op.weights else ""
+        group = op.weights.group if op.weights else None
         return (
             self.phase == phase
             and target.vendor in self.vendors
@@ -51,6 +58,9 @@ class Efficiency:
             and self.action in ("", lowering.action)
             and (not self.formats or op.w in self.formats)
             and self.granularity in ("", granularity)
+            and (not self.kernel or any(name.startswith(self.kernel) for name in lowering.kernels))
+            and self.group in (0, group)
+            and (not self.targets or target.name in self.targets)
         )
 
 
@@ -60,6 +70,9 @@ _H200_FIRST = "H200, first untuned kernels on a Llama-2-7B layer, of 4.80 TB/s"
 _H200_MM = f"H200, 4096 tokens through layers of a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
 _CPU = "2 cores EPYC (AVX-512), matrices of 4096x4096, of the read rate beside it (benchmarks/results/cpu_linear.csv)"
 _CPU_MM = "2 cores EPYC (AVX-512), 512 tokens, of 1536 G integer operations/s (benchmarks/results/cpu_linear.csv)"
+_H200_512 = f"H200, 512 tokens by 4096x4096, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
+_WIDENED_LANES, _E4M3_LANES = "vector-e4m3fn-lanes-widened", "vector-e4m3fn-lanes"
+_E5M2_LANES, _INT4_LANES = "vector-e5m2-lanes", "vector-int4-lanes"
 _GPUS = ("nvidia", "amd")
 _HOPPER = ("sm_90",)
 _MEASURED_CPUS = ("cpu-avx2", "cpu-avx512")
@@ -78,10 +91,23 @@ REFERENCE_DECODE = Efficiency(
 
 # The first row that holds is used: the most particular ones come first.
 EFFICIENCIES: tuple[Efficiency, ...] = (
-    Efficiency("decode", _GPUS, (16, 32), "", 0.75, _HOPPER, f"{_H200}: bf16 3.62 TB/s"),
-    Efficiency("decode", _GPUS, (8,), "native", 0.63, _HOPPER, f"{_H200}: int8 3.04 TB/s", ("int8",)),
-    Efficiency("decode", _GPUS, (8,), "native", 0.54, _HOPPER, f"{_H200}: e4m3 in blocks 2.58 TB/s"),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.83, _HOPPER, f"{_H200}: bf16 4.01 TB/s", (), "", "vector-bf16-lanes"),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.75, _HOPPER, f"{_H200_FIRST}: bf16 3.62 TB/s"),
+    Efficiency("decode", _GPUS, (8,), "native", 0.66, _HOPPER, f"{_H200}: int8 3.16", ("int8",), targets=_HOPPER),
+    Efficiency("decode", _GPUS, (8,), "native", 0.60, _HOPPER, f"{_H200}: int8, sm_86 2.88 TB/s", ("int8",)),
+    Efficiency("decode", _GPUS, (8,), "", 0.55, _HOPPER, f"{_H200}: e4m3, sm_86 2.64 TB/s", (), "", _WIDENED_LANES),
+    Efficiency("decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 3.10", (), "", _E4M3_LANES, targets=_HOPPER),
+    Efficiency("decode", _GPUS, (8,), "", 0.58, _HOPPER, f"{_H200}: e4m3, sm_89 2.79 TB/s", (), "", _E4M3_LANES),
+    Efficiency("decode", _GPUS, (8,), "", 0.64, _HOPPER, f"{_H200}: e5m2 3.06", (), "", _E5M2_LANES, targets=_HOPPER),
+    Efficiency("decode", _GPUS, (8,), "", 0.58, _HOPPER, f"{_H200}: e5m2, sm_86 2.78 TB/s", (), "", _E5M2_LANES),
+    Efficiency("decode", _GPUS, (8,), "native", 0.49, _HOPPER, f"{_H200}: e4m3 in blocks 2.36 TB/s"),
+    Efficiency("decode", _GPUS, (8,), "", 0.47, _HOPPER, f"{_H200}: e4m3 by bf16 2.25 TB/s", (), "", "few-e4m3fn-bf16"),
+    Efficiency("decode", _GPUS, (8,), "", 0.49, _HOPPER, f"{_H200}: int8 by bf16 2.37 TB/s", (), "", "few-int8-bf16"),
     Efficiency("decode", _GPUS, (8,), "", 0.39, _HOPPER, f"{_H200_FIRST}: e4m3 by integer decoding 1.87 TB/s"),
+    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200}: int4, groups of 32 1.43 TB/s", ("int4",), group=32),
+    Efficiency("decode", _GPUS, (4,), "", 0.59, _HOPPER, f"{_H200}: int4 2.85", (), "", _INT4_LANES, targets=_HOPPER),
+    Efficiency("decode", _GPUS, (4,), "", 0.54, _HOPPER, f"{_H200}: int4, sm_86 2.58 TB/s", (), "", _INT4_LANES),
+    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200}: uint4 1.46 TB/s", (), "", "few-uint4-bf16"),
     Efficiency("decode", _GPUS, _SUB_BYTE, "", 0.23, _HOPPER, f"{_H200_FIRST}: int4 1.10 TB/s"),
     Efficiency("decode", ("cpu",), (8,), "native", 0.88, _MEASURED_CPUS, f"{_CPU}: int8 by int8"),
     Efficiency("decode", ("cpu",), (8,), "", 0.70, _MEASURED_CPUS, f"{_CPU}: e4m3 in float32"),
@@ -89,13 +115,17 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("decode", ("cpu",), (4,), "", 0.82, ("cpu-avx512",), f"{_CPU}, 11008x4096: int4 by floats", ("int4",)),
     Efficiency("decode", ("cpu",), _SUB_BYTE, "", 0.60, _MEASURED_CPUS, f"{_CPU}: int4 in float32"),
     Efficiency("decode", ("cpu",), (16, 32), "", 0.73, _MEASURED_CPUS, f"{_CPU}: bfloat16"),
+    Efficiency("prefill", _GPUS, (16, 32), "native", 0.71, _HOPPER, f"{_H200_512}: bf16 699", targets=_HOPPER),
     Efficiency("prefill", _GPUS, (16, 32), "native", 0.68, _HOPPER, f"{_H200_MM}: bf16 673"),
     Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_MM}: int8 1113", ("int8",)),
-    Efficiency("prefill", _GPUS, (8,), "native", 0.24, _HOPPER, f"{_H200_MM}: e4m3 in blocks 469", (), "block"),
-    Efficiency("prefill", _GPUS, (8,), "native", 0.43, _HOPPER, f"{_H200_MM}: e4m3 860"),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.31, _HOPPER, f"{_H200_MM}: e4m3 in blocks 622", (), "block"),
+    Efficiency(
+        "prefill", _GPUS, (8,), "native", 0.57, _HOPPER, f"{_H200_512}: e4m3 1136", ("e4m3fn",), targets=_HOPPER
+    ),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.46, _HOPPER, f"{_H200_MM}: e5m2 916"),
     Efficiency("prefill", _GPUS, (8,), "", 0.41, _HOPPER, f"{_H200_MM}: e4m3 widened to bf16 406"),
     Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.34, _HOPPER, f"{_H200_MM}: uint4 336", ("uint4",)),
-    Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.46, _HOPPER, f"{_H200_MM}: int4 459"),
+    Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.35, _HOPPER, f"{_H200_512}: int4 343"),
     Efficiency("prefill", _GPUS, tuple(range(2, 33)), "", 0.5, (), "assumed for arithmetic outside matrix units"),
     Efficiency("prefill", ("cpu",), (8,), "native", 0.50, ("cpu-avx512",), f"{_CPU_MM}: int8 by int8 764", ("int8",)),
     Efficiency("prefill", ("cpu",), _SUB_BYTE, "native", 0.35, ("cpu-avx512",), f"{_CPU_MM}: int4 by int8 536"),
