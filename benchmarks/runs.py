@@ -8,14 +8,19 @@ A run is a process of its own, so that its memory is that of one checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import MatrixRate, ReadBandwidth, median, memory, seconds, settle, stop
+
+from isobit.cli import openmp
+from isobit.targets.cores import cores
 
 if TYPE_CHECKING:
     from isobit.models.decoder import Decoder
@@ -42,6 +47,7 @@ class RunSettings:
     warm_up: bool = False
 
 
+PIECE = 16  # tokens between two measurements of the read bandwidth
 QUICK = RunSettings(rounds=2, prompt=4, tokens=8, prefill=32, buffer_bytes=1 << 27)
 
 
@@ -57,7 +63,8 @@ def instruction_set(kernel: str) -> str:
 def run(folder: Path, settings: RunSettings) -> dict[str, object]:
     """Measures a checkpoint in a process of its own; see :func:`measure` for what comes back."""
     command = [sys.executable, __file__, str(folder), json.dumps(asdict(settings))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | openmp.settings(os.environ, cores())  # as isobit's commands run
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         stop(f"the run of {folder.name} failed with exit status {done.returncode}; what it said stands above")
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
@@ -67,8 +74,8 @@ def run(folder: Path, settings: RunSettings) -> dict[str, object]:
 def measure(folder: Path, settings: RunSettings) -> dict[str, object]:
     """Loads a checkpoint and times it: seconds, bytes, tokens per second, shares of what the machine can do.
 
-    The memory is taken before the read bandwidth gets its buffer. Each round of decoding stands between two
-    measurements of the read bandwidth and is divided by their mean; each round of prefill is followed by three of
+    The memory is taken before the read bandwidth gets its buffer. Each round of decoding is divided by the mean of
+    measurements of the read bandwidth around and within it; each round of prefill is followed by three of
     PyTorch's float32 matrix product of the widest layer and is divided by the best of them.
     """
     import torch
@@ -145,16 +152,22 @@ def time_prefill(model: Decoder, settings: RunSettings) -> dict[str, object]:
 
 
 def time_decode(model: Decoder, settings: RunSettings, read_bytes: int) -> dict[str, object]:
-    """Decodes greedily behind a short prompt, ``rounds`` times."""
+    """Decodes greedily behind a short prompt, ``rounds`` times.
+
+    The read bandwidth changes from second to second where others use the memory too, so a round is cut into pieces with
+    a measurement of it before, between and behind them; the round's ceiling is their mean.
+    """
     read = ReadBandwidth(settings.buffer_bytes)
     rates, shares, ceilings = [], [], []
-    before = read()
     for _ in range(settings.rounds):
-        rates.append(settings.tokens / decode_seconds(model, settings))
-        after = read()
-        ceilings.append((before + after) / 2)
+        found = [read()]
+        spent = 0.0
+        for took in decode_pieces(model, settings):
+            spent += took
+            found.append(read())
+        rates.append(settings.tokens / spent)
+        ceilings.append(sum(found) / len(found))
         shares.append(rates[-1] * read_bytes / ceilings[-1])
-        before = after
     return {
         "decode_tok_s": median(rates),
         "decode_gb_s": median(rates) * read_bytes / 1e9,
@@ -163,18 +176,22 @@ def time_decode(model: Decoder, settings: RunSettings, read_bytes: int) -> dict[
     }
 
 
-def decode_seconds(model: Decoder, settings: RunSettings) -> float:
-    """Time of ``tokens`` steps of one token each."""
+def decode_pieces(model: Decoder, settings: RunSettings) -> Iterator[float]:
+    """Seconds of each piece of a round: steps of one token and the choice of the next, as ``generate`` makes it."""
     import torch
 
+    from isobit.engine.sampling import Sampler, SamplingParams
+
+    sampler = Sampler(SamplingParams(temperature=0))
     cache = model.new_cache(1, settings.prompt + settings.tokens)
     prompt = torch.arange(settings.prompt)[None] % model.config.vocab_size
-    token = model.forward(prompt, cache, last_only=True).argmax(-1)
-    settle()
-    begin = time.perf_counter()
-    for _ in range(settings.tokens):
-        token = model.forward(token, cache, last_only=True).argmax(-1)
-    return time.perf_counter() - begin
+    token = sampler.sample(model.forward(prompt, cache, last_only=True)[0, -1])
+    for done in range(0, settings.tokens, PIECE):
+        settle()
+        begin = time.perf_counter()
+        for _ in range(min(PIECE, settings.tokens - done)):
+            token = sampler.sample(model.forward(torch.tensor([[token]]), cache, last_only=True)[0, -1])
+        yield time.perf_counter() - begin
 
 
 if __name__ == "__main__":

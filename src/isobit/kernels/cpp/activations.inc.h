@@ -38,7 +38,7 @@ inline float nearest(float q) {
 }
 
 template <class Round>
-inline void round_with(const float *x, int64_t n, float scale, float limit, float *out, Round round) {
+inline void round_with(const Loose *x, int64_t n, float scale, float limit, float *out, Round round) {
     for (int64_t i = 0; i < n; ++i) {
         float q = x[i] / scale;
         q = q < -limit ? -limit : q;
@@ -47,7 +47,7 @@ inline void round_with(const float *x, int64_t n, float scale, float limit, floa
     }
 }
 
-void round_activations(int32_t activations, const float *x, int64_t n, float scale, float *out) {
+void round_activations(int32_t activations, const Loose *x, int64_t n, float scale, float *out) {
     if (scale != scale) {
         for (int64_t i = 0; i < n; ++i) out[i] = 0;
         return;
@@ -72,10 +72,10 @@ struct Sources {
 
 // Values in the order in which codes are decoded, spans padded with zeros to whole blocks.
 template <class D>
-void arrange_floats(const Layout &l, const float *values, int64_t k, float *out) {
+void arrange_floats(const Layout &l, const Loose *values, int64_t k, float *out) {
     static constexpr Sources<D> sources;
     for (int64_t s = 0; s < l.spans; ++s) {
-        const float *from = values + s * l.span;
+        const Loose *from = values + s * l.span;
         float *to = out + s * l.padded_span;
         const int64_t count = smaller(l.span, k - s * l.span), whole = count / D::codes * D::codes;
         for (int64_t at = 0; at < whole; at += D::codes)

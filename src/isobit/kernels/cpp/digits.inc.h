@@ -24,7 +24,7 @@ constexpr float FAR_BELOW = 1.0f / 2048;
 inline int64_t digits_row_size(const Layout &l) { return l.width / l.block * (DIGIT_BLOCK + 4); }
 
 // Whether digits represent k activations well: all are numbers, of moderate size, and not far apart.
-bool even(const Layout &l, const float *values, int64_t k) {
+bool even(const Layout &l, const Loose *values, int64_t k) {
     for (int64_t at = 0; at < k; at += l.block) {
         const int64_t count = smaller(l.block, k - at);
         const float largest = absmax(values + at, count);

@@ -328,12 +328,13 @@ ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float 
     if (activations < ISOBIT_ACT_E4M3FN || activations > ISOBIT_ACT_INT8) return fail("unknown activation format");
     if (!x || !codes || !scales || m < 0 || k < 1 || group < 0 || input_scale < 0) return fail("an argument is out of range");
     const int64_t run = group ? group : k, runs = (k + run - 1) / run;
+    Loose *const to = scales;
     try {
         std::vector<float> values(static_cast<size_t>(run));
         for (int64_t row = 0; row < m; ++row)
             for (int64_t g = 0; g < runs; ++g) {
                 const int64_t at = row * k + g * run, count = std::min<int64_t>(run, k - g * run);
-                scales[row * runs + g] = round_run(*current().load(), activations, input_scale, x + at, count, values.data());
+                to[row * runs + g] = round_run(*current().load(), activations, input_scale, x + at, count, values.data());
                 for (int64_t i = 0; i < count; ++i) codes[at + i] = code_of(activations, values[i]);
             }
         return 0;

@@ -18,7 +18,7 @@ inline int64_t int8_row_size(int64_t k, bool many) {
 }
 
 template <class X>
-inline int64_t put_codes(const float *values, int64_t k, int64_t padded, X *to) {
+inline int64_t put_codes(const Loose *values, int64_t k, int64_t padded, X *to) {
     int64_t total = 0;
     for (int64_t i = 0; i < k; ++i) {
         const int32_t code = static_cast<int32_t>(values[i]);
@@ -29,7 +29,7 @@ inline int64_t put_codes(const float *values, int64_t k, int64_t padded, X *to) 
     return total;
 }
 
-void arrange_int8(const Layout &l, const float *values, int64_t k, void *out) {
+void arrange_int8(const Layout &l, const Loose *values, int64_t k, void *out) {
     int64_t shift, at;
     if (l.many) {
         at = round_up(k, W * UNIT);
@@ -101,7 +101,7 @@ inline int64_t int4_row_size(const Layout &l) {
     return l.width * static_cast<int64_t>(sizeof(UnitCode)) + l.spans * 4;
 }
 
-void arrange_int4(const Layout &l, const float *values, int64_t k, void *out) {
+void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
     const auto code = [&](int64_t i) { return i < k ? static_cast<int32_t>(values[i]) : 0; };
     if (l.many) {
         UnitCode *to = static_cast<UnitCode *>(out);

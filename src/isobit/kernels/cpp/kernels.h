@@ -9,6 +9,9 @@
 
 namespace isobit {
 
+// Floats of the caller, which need not lie at multiples of four bytes.
+typedef float Loose __attribute__((aligned(1)));
+
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

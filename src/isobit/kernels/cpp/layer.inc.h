@@ -45,7 +45,7 @@ void exp_all(const float *x, int64_t count, float *y) { map(x, count, y, [](F v)
 
 inline F silu(F x) { return x / (splat(1.0f) + exponential(-x)); }
 
-void gate_all(const float *gate, const float *up, int64_t count, float *y) {
+void gate_all(const Loose *gate, const Loose *up, int64_t count, Loose *y) {
     int64_t i = 0;
     for (; i + W <= count; i += W) store(y + i, silu(load(gate + i)) * load(up + i));
     if (i < count) {
@@ -57,7 +57,7 @@ void gate_all(const float *gate, const float *up, int64_t count, float *y) {
 
 // ---- norm and rotation ----
 
-inline float sum_of_squares(const float *x, int64_t k) {
+inline float sum_of_squares(const Loose *x, int64_t k) {
     F acc[4] = {};
     int64_t i = 0;
     for (; i + 4 * W <= k; i += 4 * W)
@@ -68,14 +68,14 @@ inline float sum_of_squares(const float *x, int64_t k) {
     return total;
 }
 
-inline void normalize(const float *x, const float *weight, float eps, int64_t k, float *y) {
+inline void normalize(const Loose *x, const Loose *weight, float eps, int64_t k, Loose *y) {
     const float factor = 1.0f / std::sqrt(sum_of_squares(x, k) / static_cast<float>(k) + eps);
     int64_t i = 0;
     for (; i + W <= k; i += W) store(y + i, load(x + i) * splat(factor) * load(weight + i));
     for (; i < k; ++i) y[i] = x[i] * factor * weight[i];
 }
 
-void norm_row(const float *x, const float *delta, const float *weight, float eps, int64_t k, float *sum, float *y) {
+void norm_row(const Loose *x, const Loose *delta, const Loose *weight, float eps, int64_t k, Loose *sum, Loose *y) {
     if (delta) {
         int64_t i = 0;
         for (; i + W <= k; i += W) store(sum + i, load(x + i) + load(delta + i));
@@ -85,7 +85,7 @@ void norm_row(const float *x, const float *delta, const float *weight, float eps
     if (y) normalize(x, weight, eps, k, y);
 }
 
-void rotate_head(const float *x, const float *weight, float eps, const float *cos, const float *sin, int64_t dim, float *out) {
+void rotate_head(const Loose *x, const Loose *weight, float eps, const Loose *cos, const Loose *sin, int64_t dim, Loose *out) {
     float normed[LARGEST_HEAD];
     if (weight) {
         normalize(x, weight, eps, dim, normed);
@@ -161,7 +161,7 @@ inline void product(const float *a, int64_t lda, int64_t rows, const float *b, i
 }
 
 // Keys [count, dim] to columns [dim, KEYS]; the columns of keys that are not there are zero.
-inline void transpose_keys(const float *keys, int64_t count, int64_t dim, float *out) {
+inline void transpose_keys(const Loose *keys, int64_t count, int64_t dim, float *out) {
     for (int64_t j = 0; j < KEYS; j += W) {
         int64_t d = 0;
         for (; d + W <= dim; d += W) {
@@ -209,7 +209,7 @@ inline F sums_of(F rows[W]) {
 inline void dot_products(const float *query, const float *keys, int64_t count, int64_t dim, float *scores) {
     for (int64_t j = 0; j < KEYS; j += W) {
         F acc[W] = {};
-        const float *at = keys + j * dim;
+        const Loose *at = keys + j * dim;
         int64_t d = 0;
         if (j + W <= count) {
             for (; d + W <= dim; d += W) {
@@ -317,7 +317,7 @@ void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
     const Workspace space(rows, a.dim);
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t token = p.sequence * a.tokens + p.first + row / group, head = p.kv_head * group + row % group;
-        const float *from = a.q + token * a.ldq + head * a.dim;
+        const Loose *from = a.q + token * a.ldq + head * a.dim;
         for (int64_t d = 0; d < a.dim; ++d) space.queries[row * a.dim + d] = from[d] * a.scale;
         for (int64_t d = 0; d < padded; ++d) out.out[row * padded + d] = 0;
         out.largest[row] = -INFINITY;
@@ -328,7 +328,7 @@ void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
         attend_block(a, p, space, block, a.keys + (head + block) * a.dim, a.values + (head + block) * a.dim, out);
 }
 
-void merge(const Partial *parts, int64_t count, int64_t row, int64_t dim, float *out) {
+void merge(const Partial *parts, int64_t count, int64_t row, int64_t dim, Loose *out) {
     float highest = -INFINITY, total = 0;
     for (int64_t i = 0; i < count; ++i) highest = parts[i].largest[row] > highest ? parts[i].largest[row] : highest;
     const int64_t padded = padded_dim(dim);

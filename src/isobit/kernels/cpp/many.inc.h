@@ -199,12 +199,12 @@ inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t ro
     for (int n = 0; n < count; ++n) {
         if constexpr (P::scaled_sums) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0);
         else scales[n] = 1;
-        bias[n] = w.bias ? w.bias[row + n] : 0;
+        bias[n] = out.bias(row + n);
     }
     for (int64_t i = 0; i < m; ++i) {
         const float act_scale = out.act_scales ? out.act_scales[i] : 1;
         const float *sums = c + i * NR;
-        float *y = out.y + i * out.ldy + row;
+        Loose *y = out.y + i * out.ldy + row;
         for (int n = 0; n < count; ++n) {
             float value = sums[n];
             if constexpr (std::is_same_v<P, Int8Panels>) {

@@ -30,7 +30,7 @@ inline bool by_pairs(const isobit_linear &w) {
 inline int64_t pairs_of_row(const Layout &l) { return round_up(l.span * l.spans, 2 * W) / 2; }
 inline int64_t pairs_row_size(const Layout &l) { return (pairs_of_row(l) + l.groups) * 4; }
 
-void arrange_pairs(const Layout &l, const float *values, int64_t k, const float *group_scales, void *out) {
+void arrange_pairs(const Layout &l, const Loose *values, int64_t k, const float *group_scales, void *out) {
     uint16_t *to = static_cast<uint16_t *>(out);
     const int64_t padded = 2 * pairs_of_row(l);
     for (int64_t i = 0; i < k; ++i) to[i] = static_cast<uint16_t>(as_bits(values[i]) >> 16);

@@ -83,11 +83,16 @@ inline const uint8_t *codes_of(const isobit_linear &w, int64_t row) {
 struct Output {
     const isobit_linear &w;
     const float *act_scales;
-    float *y;
+    Loose *y;
     int64_t ldy;
+
+    float bias(int64_t n) const {
+        const Loose *const all = w.bias;
+        return all ? all[n] : 0;
+    }
 
     void put(int64_t m, int64_t n, float value) const {
         if (act_scales) value *= act_scales[m];
-        y[m * ldy + n] = w.bias ? value + w.bias[n] : value;
+        y[m * ldy + n] = w.bias ? value + bias(n) : value;
     }
 };
