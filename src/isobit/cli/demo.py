@@ -78,7 +78,7 @@ def describe(found: Demo) -> str:
 
     results = found.results
     own = results.source.likelihood
-    folder = list(found.folders.values())[-1]
+    folder = found.folders[(summary.smallest_close(results) or summary.closest(results)).name]
     lines = [
         f"What each format keeps, on {own.tokens:,} tokens of {results.method.text}:",
         "",
