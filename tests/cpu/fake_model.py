@@ -13,6 +13,7 @@ class FakeModel:
     """Logits from ``rule(tokens so far) -> logits [V]``; checks that the cache is used as it must be."""
 
     def __init__(self, vocab: int, rule: Callable[[list[int]], Tensor], context: int = 128) -> None:
+        self.place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
         self.config = SimpleNamespace(vocab_size=vocab, max_position_embeddings=context)
         self._rule = rule
         self.calls: list[int] = []

@@ -11,10 +11,12 @@ import torch
 from fake_model import FakeModel, writes
 from tokenizers_for_tests import byte_level, write_folder
 
-from isobit.engine.generate import PREFILL_CHUNK, Generator
+from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError, IsobitError, UsageError
+from isobit.targets.prefill import prefill_chunk
+from isobit.targets.table import TARGETS
 
 PROMPT = "def fib"
 
@@ -89,13 +91,17 @@ def test_an_answer_cut_inside_a_character_ends_with_a_replacement(tokenizer: Tok
     assert answer.text == tokenizer.decode(ids[:-1]) == "\ufffd"
 
 
-def test_prompt_goes_in_once_and_in_chunks_then_token_by_token(tokenizer: Tokenizer) -> None:
-    length = 2 * PREFILL_CHUNK + 3
+@pytest.mark.parametrize("target", [None, "sm_86", "gfx942"])
+def test_prompt_goes_in_once_and_in_chunks_then_token_by_token(tokenizer: Tokenizer, target: str | None) -> None:
+    where = TARGETS[target] if target else None
+    chunk = prefill_chunk(where)
+    length = 2 * chunk + 3
     repeat = lambda ids: torch.eye(tokenizer.vocab_size)[ids[-1]]  # noqa: E731
-    model = FakeModel(tokenizer.vocab_size, repeat, 2000)
+    model = FakeModel(tokenizer.vocab_size, repeat, 10000)
+    model.place.target = where
     answer = Generator(model, tokenizer).generate([5] * length, SamplingParams(max_tokens=4))
     assert answer.token_ids == (5, 5, 5, 5)
-    assert model.calls == [PREFILL_CHUNK, PREFILL_CHUNK, 3, 1, 1, 1]
+    assert model.calls == [chunk, chunk, 3, 1, 1, 1]
     assert answer.usage.prompt_tokens == length
 
 

@@ -14,13 +14,14 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import scheme
 from isobit.formats.table import element
-from isobit.kernels import layouts
+from isobit.kernels import fits, layouts
 from isobit.kernels.pack.record import recording
 from isobit.kernels.triton import library
 from isobit.kernels.triton.bind import BoundLinear, bind
+from isobit.kernels.variants import variant
 from isobit.legalize.memory import tensor_bytes
 from isobit.legalize.workload import Tensor
-from isobit.targets.table import target
+from isobit.targets.table import TARGETS, target
 
 N, K = 192, 1024
 PACKED = ("int4", "int4-g32", "int4-asym", "int3", "int2")
@@ -165,8 +166,9 @@ def test_pytorchs_product_restores_the_switches() -> None:
 
 
 def test_pytorchs_product_says_where_it_does_not_fit() -> None:
-    cuda, bias = torch.device("cuda"), torch.zeros(4)
-    assert "does not run on cpu" in str(library.misfit("torch:mm", 16, 16, torch.device("cpu"), None))
-    assert "rounds a bias" in str(library.misfit("torch:mm", 16, 16, cuda, bias))
-    assert "multiples of 16" in str(library.misfit("torch:scaled_mm", 16, 24, cuda, None))
-    assert library.misfit("torch:mm", 5, 3, cuda, None) is None
+    sm_90, mm, scaled_mm = TARGETS["sm_90"], variant("large-bf16-library"), variant("large-e4m3fn-library")
+    elsewhere = library.problems(torch.device("cpu"))
+    assert "does not run on cpu" in str(fits.misfit(mm, fits.Matrix(16, 16, None, library=elsewhere), sm_90))
+    assert "rounds a bias" in str(fits.misfit(mm, fits.Matrix(16, 16, None, bias=True), sm_90))
+    assert "multiples of 16" in str(fits.misfit(scaled_mm, fits.Matrix(16, 24, None), sm_90))
+    assert fits.misfit(mm, fits.Matrix(5, 3, None), sm_90) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,17 +14,21 @@ from torch import Tensor
 from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, TokenLogprob, token_logprob
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.errors import CapacityError, UsageError
+from isobit.targets.prefill import prefill_chunk
 
 DEFAULT_MAX_TOKENS = 256
-PREFILL_CHUNK = 512  # tokens; bounds the memory of attention scores, and lets Ctrl-C through
 
 FinishReason = Literal["stop", "length"]
 
 
 class Model(Protocol):
-    """What generation needs of a model (:class:`isobit.models.decoder.Decoder`)."""
+    """What generation needs of a model (:class:`isobit.models.decoder.Decoder`).
+
+    ``place.target`` is the GPU whose kernels run it, or None on a CPU; ``place.tensors`` the device of its tensors.
+    """
 
     config: Any
+    place: Any
 
     def forward(self, ids: Tensor, cache: Any = None, *, last_only: bool = False) -> Tensor:
         """Logits of token ids [1, T] that follow what the cache holds."""
@@ -87,11 +91,16 @@ class Piece:
 
 
 class Generator:
-    """A model and its tokenizer, generating text."""
+    """A model and its tokenizer, generating text.
+
+    Attributes:
+        chunk: tokens of a prompt that go through the model at once.
+    """
 
     def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.chunk = prefill_chunk(model.place.target)
 
     @property
     def context_length(self) -> int:
@@ -125,11 +134,19 @@ class Generator:
     def prefill(self, ids: Sequence[int], cache: Any) -> Tensor:
         """Feed a prompt into the cache; returns the logits [V] after its last token."""
         logits = None
-        for begin in range(0, len(ids), PREFILL_CHUNK):
-            chunk = torch.tensor([list(ids[begin : begin + PREFILL_CHUNK])], dtype=torch.int64)
+        for begin in range(0, len(ids), self.chunk):
+            chunk = torch.tensor([list(ids[begin : begin + self.chunk])], dtype=torch.int64)
             logits = self.model.forward(chunk, cache, last_only=True)
         assert logits is not None
         return logits[0, -1]
+
+    def decoding(self, cache: Any) -> Callable[[int], Tensor]:
+        """What feeds one token after the other behind a prompt: id to logits [V], which hold until the next call."""
+        if self.model.place.tensors.type == "cuda":
+            from isobit.engine.graphs import DecodeGraphs
+
+            return DecodeGraphs(self.model, cache).step  # type: ignore[arg-type]
+        return lambda token: self.prefill((token,), cache)
 
     def _vocab_size(self) -> int:
         return int(self.model.config.vocab_size)
@@ -177,9 +194,9 @@ class _Answer:
         self._text: list[str] = []
 
     @torch.inference_mode()
-    def _step(self, ids: Sequence[int], cache: Any) -> int:
+    def _step(self, feed: Callable[[], Tensor]) -> int:
         """Feed tokens, choose the next."""
-        logits = self._generator.prefill(ids, cache)
+        logits = feed()
         token = self._sampler.sample(logits)
         if self._params.logprobs is not None:
             self._logprobs.append(token_logprob(logits, token, self._params.logprobs))
@@ -191,8 +208,9 @@ class _Answer:
         eos = frozenset() if self._params.ignore_eos else self._generator.tokenizer.eos_ids
         cache = self._generator.model.new_cache(1, len(self._prompt) + self._limit)
         started = time.perf_counter()
-        token = self._step(self._prompt, cache)
+        token = self._step(lambda: self._generator.prefill(self._prompt, cache))
         prefill = time.perf_counter() - started
+        after = self._generator.decoding(cache)
         decode = 0.0  # only our own time: a slow reader of the pieces is no slow model
         while True:
             at_eos = token in eos
@@ -202,7 +220,7 @@ class _Answer:
             self._text.append(text)
             yield Piece(text, (token,))
             started = time.perf_counter()
-            token = self._step((token,), cache)
+            token = self._step(lambda last=token: after(last))  # type: ignore[misc]
             decode += time.perf_counter() - started
         text += self._held_back()
         self._text.append(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
+from isobit.kernels.fits import Matrix, misfit
 from isobit.kernels.lane_tiles import LANES_MEASURED
 from isobit.kernels.tiles import FEW, LARGE, LIBRARY_FROM, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
@@ -48,8 +49,22 @@ def _family(tokens: int, target: Target) -> str:
 
 def size_class(tokens: int) -> int:
     """A name for the numbers of tokens for which the choice is the same: the largest of them up to ``LARGE``."""
-    most = sorted({1, NARROW, FEW, LARGE - 1, *(first - 1 for first in LIBRARY_FROM.values())})
-    return next((last for last in most if tokens <= last), LARGE)
+    return next((last for last in sorted({NARROW, *_lasts()}) if tokens <= last), LARGE)
+
+
+def _lasts() -> set[int]:
+    """For each class of numbers of tokens in which the choice is the same but the last one: the largest of them."""
+    return {1, FEW, LARGE - 1, *(first - 1 for first in LIBRARY_FROM.values())}
+
+
+def sizes() -> tuple[int, ...]:
+    """For each class of numbers of tokens in which the choice is the same: the smallest of them."""
+    return (1, *(last + 1 for last in sorted(_lasts())))
+
+
+def is_large(tokens: int) -> bool:
+    """Whether variants for very many tokens are asked."""
+    return tokens >= LARGE
 
 
 def first_tokens(name: str) -> int:
@@ -144,3 +159,17 @@ def choose(
         else:
             reasons.append(f"{name}: {reason}")
     return tuple(rows), tuple(reasons)
+
+
+def pick(
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target, matrix: Matrix
+) -> tuple[Variant | None, tuple[str, ...]]:
+    """The variant for a weight, which plans name and binding takes, and why none that come before it do."""
+    rows, reasons = choose(weights, activations, dtype, tokens, target)
+    refusals = list(reasons)
+    for row in rows:
+        refusal = misfit(row, matrix, target)
+        if refusal is None:
+            return row, tuple(refusals)
+        refusals.append(f"{row.name}: {refusal}")
+    return None, tuple(refusals)

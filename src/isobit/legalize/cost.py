@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from isobit.legalize.efficiency import LAUNCHES, efficiency
 from isobit.legalize.exact import bits
-from isobit.legalize.memory import PREFILL_CHUNK
 from isobit.legalize.ops import Lowering, Op
+from isobit.targets.prefill import prefill_chunk
 from isobit.targets.spec import Board, Target
 
 
@@ -54,7 +54,7 @@ def cost(work: Iterable[Work], target: Target, board: Board, *, batch: int, cont
     if board.bandwidth <= 0:
         return None
     launch = LAUNCHES[target.vendor]
-    prompt = min(context, PREFILL_CHUNK)
+    prompt = min(context, prefill_chunk(target))
     decode = chunk = step_bytes = token_operations = 0.0
     rows = set()
     for item in (item for item in work if item.op.kind != "embedding"):  # one row of a table costs next to nothing

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.kernels import cpu_formats, selection
+from isobit.kernels.fits import Matrix, misfit
 from isobit.kernels.registry import LINEAR_KERNELS
 from isobit.kernels.tiles import LARGE, LIBRARY_FROM
 from isobit.kernels.variants import VARIANTS, Variant
@@ -40,11 +41,23 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Found:
-    """The kernels for an op on a target, why others cannot run there, and what is done for very many tokens."""
+    """The kernels for an op on a target and why others cannot run there.
+
+    Attributes:
+        kernels: for one token and for many; PyTorch's products are not among them.
+        reasons: why there are no others.
+        by_tokens: (tokens from which on, what is chosen), PyTorch's products included.
+    """
 
     kernels: tuple[Kernel, ...]
     reasons: tuple[str, ...]
-    large: Variant | None = None
+    by_tokens: tuple[tuple[int, Variant], ...] = ()
+
+    @property
+    def large(self) -> Variant | None:
+        """What is chosen for very many tokens, where that is something of its own."""
+        last = self.by_tokens[-1][1] if self.by_tokens else None
+        return last if last is not None and last.family == "large" else None
 
     def computing(self, *formats: str) -> Kernel | None:
         """The kernel for many tokens whose products are in one of ``formats``, if there is one."""
@@ -66,19 +79,37 @@ def find(op: Op, target: Target) -> Found:
     rounding = _rounding_problem(op, target)
     if rounding is not None:
         return Found((), (rounding,))
-    one, reasons = _chosen(op, target, 1)
-    many, more = _chosen(op, target, _MANY)
-    rows, _ = selection.choose(op.weights, op.activations, op.dtype, LARGE, target)
-    large = rows[0] if rows and rows[0].family == "large" else None
-    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))), large)
+    matrix = _matrix(op)
+    one, reasons = _chosen(op, target, 1, matrix)
+    many, more = _chosen(op, target, _MANY, matrix)
+    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))), _by_tokens(op, target, matrix))
 
 
-def _chosen(op: Op, target: Target, tokens: int) -> tuple[list[Kernel], tuple[str, ...]]:
+def _matrix(op: Op) -> Matrix:
+    """The weight as binding will find it: aligned, with scales in the usual range, and PyTorch's products at hand."""
+    return Matrix(op.n, op.k, op.weights, op.bias, foldable=op.scale_dtype == "bfloat16")
+
+
+def _chosen(op: Op, target: Target, tokens: int, matrix: Matrix) -> tuple[list[Kernel], tuple[str, ...]]:
+    """The kernel of isobit's that would be bound, if there is one; PyTorch's products are told of apart."""
     rows, reasons = selection.choose(op.weights, op.activations, op.dtype, tokens, target)
-    ours = [row for row in rows if not row.library]  # PyTorch's products are told of apart
-    kernels = [Kernel(row.name, _COMPUTE[row.compute], tokens == 1, row.promises(target)) for row in ours]
+    ours = next((row for row in rows if not row.library and misfit(row, matrix, target) is None), None)
     parts = (reason.partition(": ") for reason in reasons)
-    return kernels, tuple(reason for name, _, reason in parts if name not in LIBRARY_FROM)
+    told = tuple(reason for name, _, reason in parts if name not in LIBRARY_FROM)
+    if ours is None:
+        refusals = ((row, misfit(row, matrix, target)) for row in rows if not row.library)
+        return [], (*told, *(refusal for _, refusal in refusals if refusal))
+    return [Kernel(ours.name, _COMPUTE[ours.compute], tokens == 1, ours.promises(target))], told
+
+
+def _by_tokens(op: Op, target: Target, matrix: Matrix) -> tuple[tuple[int, Variant], ...]:
+    """What :func:`selection.pick` chooses, for each number of tokens at which that changes."""
+    found: list[tuple[int, Variant]] = []
+    for first in selection.sizes():
+        row, _ = selection.pick(op.weights, op.activations, op.dtype, first, target, matrix)
+        if row is not None and (not found or found[-1][1] != row):
+            found.append((first, row))
+    return tuple(found)
 
 
 def _rounding_problem(op: Op, target: Target) -> str | None:

@@ -12,12 +12,12 @@ from isobit.kernels.tiles import LARGE
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
+from isobit.targets.prefill import prefill_chunk
 from isobit.targets.spec import Target
 
 SCALE_BYTES = 2  # every scale is stored in 16 bits (docs/numerics.md, section 2)
 SHAPE_BYTES = 16  # weight_shape of packed weights: two int64
 STATIC_SCALE_BYTES = 4  # input_scale of static activations: float32
-PREFILL_CHUNK = 512  # tokens that go through the model at once (engine.generate)
 
 # What a process holds on a device before any tensor of ours: the CUDA context, loaded kernels, library workspaces.
 # An NVIDIA H200 with torch 2.11 and Triton 3.6 showed 621 MiB, and 13 MiB of workspaces (benchmarks/results/
@@ -106,17 +106,22 @@ def kv_bytes_per_token(workload: Workload, kv: str) -> int:
     return 2 * workload.layers * workload.kv_heads * workload.head_dim * bits(kv) // 8
 
 
-def activation_bytes(workload: Workload, dtype: str, batch: int, context: int) -> int:
+def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int) -> int:
     """Bytes that one pass holds at its widest: a chunk of tokens through an MLP, attention or the output projection.
 
     The MLP holds the residual stream, its norm and two intermediate rows; attention the residual stream, its norm,
     queries, rotated queries and the result; the logits are float32 and of the last token only.
+
+    Args:
+        workload: the model.
+        dtype: of the activations.
+        tokens: of all sequences together that go through the model at once.
+        sequences: that they belong to.
     """
-    tokens = batch * min(context, PREFILL_CHUNK)
     size = bits(dtype) // 8
     mlp = tokens * (2 * workload.hidden + 2 * workload.intermediate) * size
     attention = tokens * (2 * workload.hidden + 3 * workload.heads * workload.head_dim) * size
-    logits = batch * workload.vocab * 4
+    logits = sequences * workload.vocab * 4
     return max(mlp, attention, logits)
 
 
@@ -148,10 +153,11 @@ def memory(
     per_token = kv_bytes_per_token(workload, kv or dtype)
     runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
     usable = int(capacity * USABLE)
+    chunk = prefill_chunk(target)
 
-    def passing(sequences: int, tokens: int) -> int:
-        large = sequences * min(tokens, PREFILL_CHUNK) >= LARGE
-        return activation_bytes(workload, dtype, sequences, tokens) + (workspace if large else 0)
+    def passing(sequences: int, context: int) -> int:
+        tokens = sequences * min(context, chunk)
+        return activation_bytes(workload, dtype, tokens, sequences) + (workspace if tokens >= LARGE else 0)
 
     def left(sequences: int, tokens: int) -> int:
         return usable - weights - runtime - passing(sequences, tokens)
@@ -163,7 +169,7 @@ def memory(
         activations=passing(batch, context),
         runtime=runtime,
         capacity=usable,
-        longest_context=max(0, min(workload.max_context, left(batch, PREFILL_CHUNK) // (per_token * batch))),
+        longest_context=max(0, min(workload.max_context, left(batch, chunk) // (per_token * batch))),
         largest_batch=_largest_batch(left, per_token * context, context),
     )
 

@@ -29,6 +29,8 @@ class Op:
         kv: attention: format of the cached keys and values, an element format or a torch dtype.
         kv_heads: attention: key-value heads.
         count: how often it is there.
+        bias: whether a linear adds one.
+        scale_dtype: what scales are stored in.
     """
 
     kind: Kind
@@ -42,6 +44,8 @@ class Op:
     kv: str = ""
     kv_heads: int = 0
     count: int = 1
+    bias: bool = False
+    scale_dtype: str = "bfloat16"
 
     @property
     def a(self) -> str:
@@ -72,6 +76,7 @@ class Lowering:
         matrix: whether the matrix units do them.
         instruction: the mnemonic family in machine code; empty outside the matrix units.
         kernels: names of the kernels, a token at a time first.
+        sizes: (tokens from which on, name of the kernel) on GPUs, as binding chooses it.
         reason: why not a better action; empty for native.
         notes: what else changes and a user should know.
         rounds: the rounding points that this lowering keeps.
@@ -90,6 +95,7 @@ class Lowering:
     notes: tuple[str, ...]
     rounds: tuple[WeightSpec | None, ActSpec | None]
     workspace: int = 0
+    sizes: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ def op_lines(op: Op, decision: Decision) -> list[str]:
     lines = [decision.how]
     if decision.decode != decision.how:
         lines.append(f"one token: {decision.decode}")
-    if op.kind != "embedding":
+    if decision.sizes:
+        (_, first), *more = decision.sizes
+        lines.append("kernels: " + ", ".join((f"{first} for one token", *(f"{name} from {n}" for n, name in more))))
+    elif op.kind != "embedding":
         lines.append(f"kernels: {', '.join(decision.kernels)}")
     if decision.reason:
         lines.append(f"not native: {decision.reason}")
@@ -248,6 +251,7 @@ def _op_data(op: Op, decision: Decision) -> dict[str, Any]:
         "compute": decision.compute,
         "instruction": decision.instruction or None,
         "kernels": list(decision.kernels),
+        "kernels_by_tokens": [{"from": first, "kernel": name} for first, name in decision.sizes],
         "reason": decision.reason or None,
         "notes": list(decision.notes),
     }

@@ -107,13 +107,16 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
     stored = model_dtype(workload, scheme)
     dtype = stored if scheme is not None and scheme.dtype and target.is_gpu else activation_dtype(target, stored)
     kept = stored if target.vendor == "cpu" else dtype
+    scales = "float16" if workload.dtype == "float16" else "bfloat16"  # docs/numerics.md, section 2
+    biased = {tensor.module for tensor in workload.tensors if tensor.part == "bias"}
     found = [Op("embedding", "embed_tokens", workload.vocab, workload.hidden, dtype=dtype, stored=kept)]
     for tensor in workload.tensors:
         if tensor.is_matrix and tensor.kind != "embedding":
             n, k = tensor.shape
             weights, activations = workload.formats(tensor, scheme)
             name = tensor.module.rpartition(".*.")[2]
-            found.append(Op("linear", name, n, k, weights, activations, dtype, kept, count=tensor.count))
+            found.append(Op("linear", name, n, k, weights, activations, dtype, kept, count=tensor.count,
+                            bias=tensor.module in biased, scale_dtype=scales))  # fmt: skip
     if workload.tied:
         found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
     found.insert(

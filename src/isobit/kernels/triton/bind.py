@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
-from isobit.kernels import layouts, selection
-from isobit.kernels.lane_tiles import LANE_WORDS
+from isobit.kernels import fits, layouts, selection
 from isobit.kernels.triton import library
 from isobit.kernels.triton.operands import Operands
 from isobit.kernels.triton.run import Run
@@ -86,7 +87,16 @@ class BoundLinear:
         self.device = weight.codes.device if isinstance(weight, QTensor) else weight.device
         self._folding: tuple[Tensor | None] | None = None
         self._runs: dict[tuple[int, torch.dtype], Run] = {}
+        self._matrix = fits.Matrix(
+            self.n, self.k, self.spec, bias=self.bias is not None, library=library.problems(self.device)
+        )  # fmt: skip
         self._arrange_for_16_bits()
+
+    def _aligned(self) -> bool:
+        """Whether the weight begins at a multiple of 16 bytes."""
+        held = self.plain if self.operands is None else self.operands.codes
+        assert held is not None
+        return held.storage_offset() * held.element_size() % 16 == 0
 
     @property
     def weight(self) -> QTensor | Tensor:
@@ -100,8 +110,7 @@ class BoundLinear:
         """Puts packed codes in the order for 16-bit activations now, so that memory is what it will be."""
         if self.operands is None or self.operands.element.bits == 8:
             return
-        rows, _ = selection.choose(self.spec, self.activations, "float16", 1, self.target)
-        row = next((row for row in rows if self._misfit(row) is None), None)
+        row, _ = self._pick("float16", 1)
         if row is not None:
             self.operands.arrange(self.unit(row))
 
@@ -139,44 +148,17 @@ class BoundLinear:
         if self.spec is None and dtype == torch.float32:
             return None
         name = str(dtype).removeprefix("torch.")
-        rows, reasons = selection.choose(self.spec, self.activations, name, tokens, self.target)
-        refusals = list(reasons)
-        for row in rows:
-            refusal = self._misfit(row)
-            if refusal is None:
-                return row
-            refusals.append(f"{row.name}: {refusal}")
+        row, refusals = self._pick(name, tokens)
+        if row is not None:
+            return row
         what = f"a linear with {self.spec or 'plain'} weights and {self.activations or 'plain'} activations"
-        raise Unsupported(f"{what} in {name} on {self.target.name}", refusals)
+        raise Unsupported(f"{what} in {name} on {self.target.name}", list(refusals))
 
-    def _misfit(self, row: Variant) -> str | None:
-        """Why the shape or the groups of this weight do not fit a variant."""
-        if row.library:
-            return library.misfit(row.entry, self.n, self.k, self.device, self.bias)
-        if row.reads_units and not self.unit(row):
-            return f"groups of {self.group} do not make up its units of K = {self.k}"
-        if row.widen == "fold-int4" and self.folding() is None:
-            return "codes times scales are not all float16 numbers"
-        if row.name == "vector-int8-dp4a" and self.k % 4:
-            return f"K = {self.k} is not a multiple of 4"
-        if ":linear_lanes" in row.entry:
-            return self._misfit_of_lanes(row)
-        return None
-
-    def _misfit_of_lanes(self, row: Variant) -> str | None:
-        """Lanes read 16 bytes of a row each, and a scale is that of two of a lane's four sums."""
-        step = 16 * row.per_word
-        if self.k % step:
-            return f"K = {self.k} is not a multiple of {step}"
-        held = self.plain if self.operands is None else self.operands.codes
-        assert held is not None
-        if held.storage_offset() * held.element_size() % 16:
-            return "the weights do not begin at a multiple of 16 bytes"
-        if row.reads_units:
-            width = row.per_word * LANE_WORDS
-            if self.group % ((self.unit(row) or 1) // 2) or width % self.group:
-                return f"groups of {self.group} are not parts of its steps of {width}, or of half a unit"
-        return None
+    def _pick(self, dtype: str, tokens: int) -> tuple[Variant | None, tuple[str, ...]]:
+        matrix = replace(self._matrix, aligned=self._aligned())
+        if selection.is_large(tokens) and self.spec is not None and self.spec.element == "int4":
+            matrix = replace(matrix, foldable=self.folding() is not None)
+        return selection.pick(self.spec, self.activations, dtype, tokens, self.target, matrix)
 
     def folding(self) -> Tensor | None:
         """Powers of two per row under which codes times scales are float16 numbers; None if there are none."""
@@ -188,18 +170,8 @@ class BoundLinear:
     @property
     def group(self) -> int:
         """Weights along K that share a scale; K itself for channels and tensors."""
-        return (self.spec.group if self.spec is not None else None) or self.k
+        return self._matrix.group
 
     def unit(self, row: Variant) -> int | None:
         """Codes of one step of a kernel of nibbles; None where none fits, and for all other kernels."""
-        if not row.reads_units:
-            return None
-        largest = row.unit(self.target)
-        assert self.spec is not None
-        for unit in (256, 128, 64):
-            whole = (
-                self.k % unit == 0 and self.group % (unit // 4) == 0 and (self.spec.symmetric or self.group % unit == 0)
-            )
-            if unit <= largest and whole:
-                return unit
-        return None
+        return fits.unit(row, self._matrix, self.target)

@@ -8,29 +8,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+ENTRIES = ("torch:scaled_mm", "torch:mm")
 _NEEDS_CUDA = (12, 9)  # whose cuBLAS scales rows and columns of a float8 product, into any float
 
 
-def misfit(entry: str, n: int, k: int, device: torch.device, bias: Tensor | None) -> str | None:
-    """Why a product cannot run here, or None.
-
-    Args:
-        entry: of a row of kernels/variants.py.
-        n, k: of the weight.
-        device: where it is.
-        bias: which PyTorch would add in the dtype of the result.
-    """
+def problems(device: torch.device) -> tuple[tuple[str, str], ...]:
+    """(entry of a row of kernels/variants.py, why PyTorch's product cannot run on a device)."""
     if device.type != "cuda":
-        return f"PyTorch's product for GPUs does not run on {device.type}"
-    if bias is not None:
-        return "PyTorch rounds a bias to the dtype of the result"
-    if entry.endswith(":scaled_mm"):
-        if n % 16 or k % 16:
-            return f"PyTorch multiplies float8 only where N = {n} and K = {k} are multiples of 16"
-        found = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
-        if found < _NEEDS_CUDA:
-            return f"PyTorch is built for CUDA {torch.version.cuda}, and float8 with scales of rows needs 12.9"
-    return None
+        return tuple((entry, f"PyTorch's product for GPUs does not run on {device.type}") for entry in ENTRIES)
+    found = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
+    if found < _NEEDS_CUDA:
+        return (
+            (ENTRIES[0], f"PyTorch is built for CUDA {torch.version.cuda}, and float8 with scales of rows needs 12.9"),
+        )
+    return ()
 
 
 def scaled_mm(x: Tensor, w: Tensor, token_scale: Tensor, scale: Tensor, y: Tensor) -> None:

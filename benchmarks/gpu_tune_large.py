@@ -1,0 +1,99 @@
+"""int4 by thousands of tokens on the card at hand: whole calls with other tiles than those in use, in turns.
+
+    python benchmarks/gpu_tune_large.py [--out benchmarks/results/gpu_tune_large.csv]
+
+A call widens the weight, narrows the activations and multiplies. Each round runs every candidate once, each behind a
+pause, because under steady load the card lowers its clock: PyTorch's float16 product, in the same turns, shows by how
+much. The median of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from gpu_linear import random_weight
+from gpu_tune import timed
+
+from isobit.kernels.triton.bind import bind
+from isobit.kernels.triton.launch import Kernel
+from isobit.targets.table import target
+
+SHAPES = ((4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008))
+TOKENS, PAUSE = 4096, 0.15
+FIELDS = ("N", "K", "M", "config", "us", "figure", "of PyTorch's float16 product")
+# Rows of weights, tokens, K, warps, stages, rows of tiles that share x in the cache; the first is in use.
+PRODUCTS = (
+    (128, 256, 64, 8, 3, 16), (128, 256, 64, 8, 3, 8), (128, 256, 64, 8, 4, 16), (128, 256, 64, 8, 4, 8),
+    (256, 128, 64, 8, 4, 8),
+)  # fmt: skip
+FOLDS = ((16, 4), (16, 8))  # units, warps of the widening; the first is in use
+NARROWS = (0, 4)  # warps of the narrowing; 0 for those in use
+
+
+def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, int], narrow: int) -> Callable[[], None]:
+    """A call of a bound linear with these tiles."""
+    bound.forget()
+    run, where = bound._run(x.shape[0], x.dtype), bound.target
+    assert run.row.name == "large-int4-bf16", run.row.name
+    n, m, k, warps, stages, band = tile
+    changed = run.config.with_constants(BLOCK_N=n, BLOCK_M=m, BLOCK_K=k, BAND=band, EVEN_K=True)
+    run.config = replace(changed, num_warps=warps, num_stages=stages)
+    run.kernel = Kernel(run.row.entry, run.config, where)
+    units, warps = fold
+    config = run.widened.kernel._config.with_constants(UNITS=units)
+    run.widened.grid = (bound.n, -(-bound.k // (units * int(config.constexprs["UNIT"]))))
+    run.widened.kernel = Kernel(run.widened.kernel._entry, replace(config, num_warps=warps), where)
+    config = run.halved.kernel._config
+    run.halved.kernel = Kernel(run.halved.kernel._entry, replace(config, num_warps=narrow or config.num_warps), where)
+    y = torch.empty(x.shape[0], bound.n, dtype=x.dtype, device="cuda")
+    return lambda: run(x, y)
+
+
+def candidates(n: int, k: int) -> dict[str, Callable[[], Any]]:
+    """By what they are; PyTorch's product of as many float16 numbers first."""
+    x = torch.randn(TOKENS, k, device="cuda").bfloat16()
+    half, wide = x.half(), torch.randn(n, k, device="cuda").half()
+    found: dict[str, Callable[[], Any]] = {"PyTorch, float16": lambda: half @ wide.T}
+    bound = bind(random_weight("int4", n, k), None, None, None, target=target("sm_90"))
+    choices = [(tile, FOLDS[0], NARROWS[0]) for tile in PRODUCTS]
+    choices += [(PRODUCTS[0], FOLDS[1], NARROWS[0]), (PRODUCTS[0], FOLDS[0], NARROWS[1])]
+    for tile, fold, narrow in choices:
+        sizes = " ".join(f"{name}={size}" for name, size in zip("N M K warps stages band".split(), tile, strict=True))
+        name = f"{sizes}; widening {fold[0]} units {fold[1]} warps; narrowing {narrow or 'usual'} warps"
+        found[name] = call(bound, x, tile, fold, narrow)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="benchmarks/results/gpu_tune_large.csv")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rows: list[tuple[Any, ...]] = []
+    for n, k in SHAPES:
+        launches = candidates(n, k)
+        times: dict[str, list[float]] = {name: [] for name in launches}
+        for _ in range(options.rounds):
+            for name, launch in launches.items():
+                time.sleep(PAUSE)
+                times[name].append(timed(lambda: [launch() for _ in range(4)], 5) / 4)  # noqa: B023
+        base = statistics.median(next(iter(times.values())))
+        for name, found in times.items():
+            us = statistics.median(found)
+            rows.append((n, k, TOKENS, name, f"{us:.2f}", f"{2 * TOKENS * n * k / us / 1e6:.1f}", f"{base / us:.3f}"))
+            print(*rows[-1], flush=True)
+    with open(options.out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
