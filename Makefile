@@ -2,9 +2,9 @@
 #   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
 #   make test    the whole test suite
 #   make check   ruff, mypy --strict on the pure floors, import-linter
-#   make sanitize the CPU kernels and their threads under AddressSanitizer, UBSan and ThreadSanitizer (1 to 2 minutes on 2 cores)
+#   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits (2 minutes on 2 cores)
 #   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
-#   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 (a minute and a half)
+#   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 and with parts of it (2 minutes on 2 cores)
 #   make support the same, and writes what was found into docs/support.md
 #   make bench   benchmarks that need no accelerator: about 15 minutes, 25 GB of disk (docs/benchmarks.md)
 
@@ -53,19 +53,8 @@ check: $(VENV)/isobit-check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Null and wrongly sized objects are left to AddressSanitizer, and its checks are calls: else compiling takes four minutes.
-CXX_NATIVE := $(CXX) -std=c++17 -O1 -g -Wall -Wextra -Isrc/isobit/kernels/cpp -pthread
-SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=all \
-            --param=asan-instrumentation-with-call-threshold=0
-
-sanitize:
-	$(PYTHON) src/isobit/kernels/cpp/build.py $(SANITIZE:%=--flag=%) --output build/sanitize/_cpu.so
-	$(CXX_NATIVE) $(SANITIZE) tests/native/sanitize.cpp build/sanitize/_cpu.so '-Wl,-rpath,$$ORIGIN' -o build/sanitize/linears
-	build/sanitize/linears
-	$(CXX_NATIVE) -fsanitize=undefined -fno-sanitize-recover=all tests/native/pool.cpp src/isobit/kernels/cpp/pool.cpp -o build/sanitize/pool
-	build/sanitize/pool
-	$(CXX_NATIVE) -fsanitize=thread tests/native/pool.cpp src/isobit/kernels/cpp/pool.cpp -o build/sanitize/threads
-	setarch -R build/sanitize/threads without-fork  # ThreadSanitizer needs its memory where it expects it
+sanitize: $(VENV)/isobit
+	tests/native/sanitize.sh $(BIN)/python
 
 proof: $(VENV)/isobit-test
 	$(BIN)/isobit compile --target all --support docs/support.md --check

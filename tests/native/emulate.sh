@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The CPU kernels on machines that are not here: 64-bit Arm (NEON and portable), x86 without AVX2 (portable).
+# The CPU kernels on machines that are not here: 64-bit Arm (NEON and portable), x86 without AVX2 (portable), x86 with AVX2 and with parts
+# of it.
 #     tests/native/emulate.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python=$1 cpp=src/isobit/kernels/cpp out=build/emulate
+. tests/native/programs.sh
+python=$1 out=build/emulate installed=src/isobit/kernels/_cpu.so
 
 have() { for tool; do command -v "$tool" > /dev/null || return 1; done; }
 if ! have aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64; then
@@ -14,17 +16,40 @@ if ! have aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64; then
     fi
 fi
 
-build() { # machine, compiler
-    mkdir -p "$out/$1"
-    "$python" $cpp/build.py --machine "$1" --compiler "$2" --output "$out/$1/libisobit_cpu.so"
-    "$2" -std=c++17 -O2 -Wall -Wextra -I$cpp tests/native/linear_test.cpp "$out/$1/libisobit_cpu.so" \
-        -Wl,-rpath,"$PWD/$out/$1" -o "$out/$1/linear_test"
+"$python" $cpp/build.py --machine aarch64 --compiler aarch64-linux-gnu-g++ --output $out/aarch64/_cpu.so
+compile $out/aarch64 $out/aarch64/_cpu.so aarch64-linux-gnu-g++ -O2
+arm="qemu-aarch64 -L /usr/aarch64-linux-gnu $out/aarch64"
+
+# Options of the programs: tests/native/isas.h. Every eleventh value against float64: a step that meets each column of small results.
+on_arm() {
+    echo "$arm/linear_test neon,portable 11"
+    echo "$arm/memory_test neon,portable 1 neon"
+    echo "$arm/layer_test neon,portable 11"
+    echo "$arm/attention_test neon,portable 5"
+    echo "$arm/arguments_test neon,portable"
 }
 
-build aarch64 aarch64-linux-gnu-g++
-qemu-aarch64 -L /usr/aarch64-linux-gnu $out/aarch64/linear_test neon,portable
-[ "$(uname -m)" = x86_64 ] || exit 0
-build x86_64 "${CXX:-g++}"
-qemu-x86_64 -cpu Nehalem $out/x86_64/linear_test portable
-# Python too: the library installed here must load on such a machine.
-qemu-x86_64 -cpu Nehalem "$python" -c 'from isobit.kernels import cpu_library; assert cpu_library.isas() == ("portable",), cpu_library.isas()'
+on_x86() {
+    local without="qemu-x86_64 -cpu Nehalem $out/x86_64" with="qemu-x86_64 -cpu max $out/x86_64" part
+    echo "$without/linear_test portable 11"
+    echo "$without/memory_test portable"
+    echo "$without/layer_test portable 11"
+    echo "$without/attention_test portable 5"
+    echo "$without/arguments_test portable"
+    # 16 bytes of slack: see exact.h.
+    echo "$with/linear_test avx2,portable 11 avx2 16"
+    echo "$with/memory_test avx2,portable 1 avx2 16"
+    echo "$with/layer_test avx2,portable 11 avx2 16"
+    echo "$with/attention_test avx2,portable 5 avx2 16"
+    # AVX2 alone is not enough.
+    for part in f16c fma bmi2 avx; do echo "qemu-x86_64 -cpu max,-$part $out/x86_64/attention_test portable 23"; done
+    # Python too: the library installed here must load on such a machine.
+    echo "qemu-x86_64 -cpu Nehalem $python -c 'from isobit.kernels import cpu_library as c; assert c.isas() == (\"portable\",), c.isas()'"
+}
+
+if [ "$(uname -m)" = x86_64 ]; then
+    compile $out/x86_64 $installed "${CXX:-g++}" -O2
+    { on_arm; on_x86; } | together
+else
+    on_arm | together
+fi

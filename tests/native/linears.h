@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "exact.h"
@@ -48,6 +49,12 @@ inline const Case CASES[] = {
 inline const Case &case_of(int32_t format, int32_t activations) {
     for (const Case &c : CASES)
         if (c.format == format && c.activations == activations) return c;
+    stop("no such case");
+}
+
+inline const Case &case_named(const std::string &name) {
+    for (const Case &c : CASES)
+        if (c.name == name) return c;
     stop("no such case");
 }
 

@@ -38,7 +38,7 @@ constexpr int64_t PRODUCTS = 1 << 17; // the same for multiplications of attenti
 constexpr int64_t ROWS = 96;          // query rows of a piece: what is read of the keys serves all of them
 constexpr int64_t FEW_TOKENS = 16;    // up to here the keys are cut into pieces, beyond the queries are enough
 constexpr int64_t CHUNK = 512;        // keys of such a piece
-constexpr int64_t LARGEST = int64_t{1} << 40;
+constexpr int64_t LARGEST = int64_t{1} << 40, FARTHEST = int64_t{1} << 56;  // values, and distances that do not overflow in bytes
 
 const char *problem(const isobit_attention &a) {
     if (a.batch < 1 || a.tokens < 1 || a.past < 0 || a.heads < 1 || a.kv_heads < 1 || a.window < 0) return "sizes must be positive";
@@ -46,6 +46,9 @@ const char *problem(const isobit_attention &a) {
     if (a.dim < 2 || a.dim % 2 || a.dim > LARGEST_HEAD) return "a head has an even number of dimensions, from 2 to 512";
     if (a.past > LARGEST || a.tokens > LARGEST || a.past + a.tokens > a.capacity) return "the cache has no room for these tokens";
     if (a.heads > LARGEST / a.dim || a.capacity > LARGEST / a.dim / a.kv_heads || a.batch > LARGEST / a.tokens) return "sizes overflow";
+    if (a.batch > FARTHEST / (a.kv_heads * a.capacity * a.dim)) return "sizes overflow";
+    const int64_t farthest = FARTHEST / (a.batch * a.tokens);
+    if (a.ldq > farthest || a.ldk > farthest || a.ldv > farthest || a.ldo > farthest) return "sizes overflow";
     if (a.ldq < a.heads * a.dim || a.ldo < a.heads * a.dim || a.ldk < a.kv_heads * a.dim || a.ldv < a.kv_heads * a.dim)
         return "tokens overlap: a stride is shorter than the heads of a token";
     if (!a.q || !a.k || !a.v || !a.cos || !a.sin || !a.keys || !a.values || !a.out) return "a null pointer";

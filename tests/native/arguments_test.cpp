@@ -1,0 +1,335 @@
+// Arguments that no call can serve: each must be refused with a reason and leave what it was given alone. Options: isas.h.
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string>
+
+#include "attentions.h"
+#include "isas.h"
+#include "stacks.h"
+
+using namespace test;
+
+namespace {
+
+constexpr int64_t LARGEST = std::numeric_limits<int64_t>::max(), HUGE_SIZE = int64_t{1} << 62;
+
+// A call must fail, and say why in words of its own, not in those of the failure before.
+template <class Call>
+bool refused(const char *what, Call call) {
+    isobit_cpu_use_isa("none such");
+    const std::string before = isobit_cpu_error();
+    const auto status = call();
+    if (static_cast<int64_t>(status) >= 0) return std::printf("%s: accepted\n", what), false;
+    const std::string why = isobit_cpu_error();
+    return (!why.empty() && why != before) || (std::printf("%s: no reason\n", what), false);
+}
+
+template <class Subject>
+struct Spoiled {
+    const char *what;
+    void (*spoil)(Subject &);
+};
+
+// ---- linears ----
+
+struct LinearCall {
+    isobit_linear w;
+    const float *x;
+    int64_t m, ldx;
+    float *y;
+    int64_t ldy;
+};
+
+const Spoiled<LinearCall> LINEARS[] = {
+    {"no such format", [](LinearCall &c) { c.w.format = 10; }},
+    {"a negative format", [](LinearCall &c) { c.w.format = -1; }},
+    {"n = 0", [](LinearCall &c) { c.w.n = 0; }},
+    {"n < 0", [](LinearCall &c) { c.w.n = -3; }},
+    {"k = 0", [](LinearCall &c) { c.w.k = 0; }},
+    {"k < 0", [](LinearCall &c) { c.w.k = -128; }},
+    {"huge n", [](LinearCall &c) { c.w.n = c.ldy = HUGE_SIZE; }},
+    {"huge k", [](LinearCall &c) { c.w.k = c.ldx = HUGE_SIZE; }},
+    {"largest k", [](LinearCall &c) { c.w.k = c.ldx = c.w.row_bytes = LARGEST; }},
+    {"m < 0", [](LinearCall &c) { c.m = -1; }},
+    {"huge m", [](LinearCall &c) { c.m = HUGE_SIZE; }},
+    {"no codes", [](LinearCall &c) { c.w.codes = nullptr; }},
+    {"no x", [](LinearCall &c) { c.x = nullptr; }},
+    {"no y", [](LinearCall &c) { c.y = nullptr; }},
+    {"short ldx", [](LinearCall &c) { c.ldx = c.w.k - 1; }},
+    {"ldx < 0", [](LinearCall &c) { c.ldx = -c.w.k; }},
+    {"short ldy", [](LinearCall &c) { c.ldy = c.w.n - 1; }},
+    {"short row_bytes", [](LinearCall &c) { --c.w.row_bytes; }},
+    {"row_bytes < 0", [](LinearCall &c) { c.w.row_bytes = -c.w.row_bytes; }},
+    {"group < 0", [](LinearCall &c) { c.w.group = -128; }},
+    {"a group that ends inside of a byte", [](LinearCall &c) { c.w.group = 31; }},
+    {"block_rows < 0", [](LinearCall &c) { c.w.block_rows = -1; }},
+    {"no scales", [](LinearCall &c) { c.w.scales = nullptr; }},
+    {"scales of no format", [](LinearCall &c) { c.w.scale_format = ISOBIT_INT8; }},
+    {"zero points of a symmetric format", [](LinearCall &c) { c.w.zeros = static_cast<const uint8_t *>(c.w.codes); }},
+    {"no zero points", [](LinearCall &c) { c.w.format = ISOBIT_UINT4; }},
+    {"scales of bf16", [](LinearCall &c) { c.w.format = ISOBIT_BF16, c.w.row_bytes = 2 * c.w.k, c.w.group = 0; }},
+    {"no such activations", [](LinearCall &c) { c.w.activations = 4; }},
+    {"negative activations", [](LinearCall &c) { c.w.activations = -1; }},
+    {"rounded activations by bf16", [](LinearCall &c) {
+         c.w.format = ISOBIT_BF16, c.w.row_bytes = 2 * c.w.k, c.w.scales = nullptr, c.w.group = 0, c.w.activations = ISOBIT_ACT_INT8;
+     }},
+    {"another group of activations", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.activation_group = 64; }},
+    {"activation_group < 0", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.activation_group = -128; }},
+    {"a negative static scale", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.input_scale = -1; }},
+    {"a static scale of groups", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.activation_group = 128, c.w.input_scale = 1; }},
+};
+
+bool linears() {
+    constexpr int64_t n = 6, k = 256, m = 3;
+    const Linear l(case_of(ISOBIT_INT4, ISOBIT_ACT_INT8), n, k);  // the first int4 with groups of 128
+    Values<float> x(m * k), y(m * n), before(m * n);
+    fill(x), fill(y);
+    std::memcpy(before.bytes(), y.bytes(), y.byte_count());
+    bool good = true;
+    for (const auto &wrong : LINEARS) {
+        LinearCall c{l.w, x.data(), m, k, y.data(), n};
+        wrong.spoil(c);
+        good = refused(wrong.what, [&] { return isobit_cpu_linear(&c.w, c.x, c.m, c.ldx, c.y, c.ldy); }) && good;
+        // The second of two: the first is not computed either.
+        const isobit_linear *const both[] = {&l.w, &c.w};
+        float *const to[] = {y.data(), c.y};
+        const int64_t strides[] = {n, c.ldy};
+        good = refused(wrong.what, [&] { return isobit_cpu_linears(both, 2, c.x, c.m, c.ldx, to, strides); }) && good;
+        if (!y.same(before)) return std::printf("%s: something was written\n", wrong.what), false;
+    }
+    const isobit_linear *const missing[] = {&l.w, nullptr}, *const one[] = {&l.w};
+    float *const to[] = {y.data(), y.data()};
+    const int64_t strides[] = {n, n};
+    good = refused("no linear", [&] { return isobit_cpu_linear(nullptr, x.data(), m, k, y.data(), n); }) && good;
+    good = refused("no linears", [&] { return isobit_cpu_linears(nullptr, 1, x.data(), m, k, to, strides); }) && good;
+    good = refused("a missing linear", [&] { return isobit_cpu_linears(missing, 2, x.data(), m, k, to, strides); }) && good;
+    good = refused("no outputs", [&] { return isobit_cpu_linears(one, 1, x.data(), m, k, nullptr, strides); }) && good;
+    good = refused("no strides", [&] { return isobit_cpu_linears(one, 1, x.data(), m, k, to, nullptr); }) && good;
+    for (const int64_t count : {int64_t{0}, int64_t{-1}})
+        good = refused("count of linears", [&] { return isobit_cpu_linears(one, count, x.data(), m, k, to, strides); }) && good;
+    return good && y.same(before);
+}
+
+// ---- rounding, codes, reading, settings ----
+
+bool quantize() {
+    Values<float> x(6), scales(2);
+    Values<uint8_t> codes(6);
+    fill(x);
+    struct Call {
+        int32_t activations = ISOBIT_ACT_INT8;
+        int64_t group = 0;
+        float scale = 0;
+        const float *x;
+        int64_t m = 2, k = 3;
+        uint8_t *codes;
+        float *scales;
+    };
+    static const Spoiled<Call> CALLS[] = {
+        {"rounded to nothing", [](Call &c) { c.activations = ISOBIT_ACT_NONE; }},
+        {"no such activations", [](Call &c) { c.activations = 4; }},
+        {"no x", [](Call &c) { c.x = nullptr; }},
+        {"no codes", [](Call &c) { c.codes = nullptr; }},
+        {"no scales", [](Call &c) { c.scales = nullptr; }},
+        {"m < 0", [](Call &c) { c.m = -1; }},
+        {"k = 0", [](Call &c) { c.k = 0; }},
+        {"group < 0", [](Call &c) { c.group = -1; }},
+        {"scale < 0", [](Call &c) { c.scale = -1; }},
+    };
+    bool good = true;
+    for (const auto &wrong : CALLS) {
+        Call c;
+        c.x = x.data(), c.codes = codes.data(), c.scales = scales.data();
+        wrong.spoil(c);
+        good = refused(wrong.what, [&] { return isobit_cpu_quantize(c.activations, c.group, c.scale, c.x, c.m, c.k, c.codes, c.scales); }) && good;
+    }
+    return good;
+}
+
+bool codes_and_bytes() {
+    const Values<uint8_t> codes(64);
+    const auto has_nan = [&](const char *what, int32_t format, const void *from, int64_t rows, int64_t row_bytes, int64_t k) {
+        return refused(what, [&] { return isobit_cpu_has_nan(format, from, rows, row_bytes, k); });
+    };
+    bool good = has_nan("codes of int8", ISOBIT_INT8, codes.data(), 2, 32, 32);
+    good = has_nan("no codes", ISOBIT_E4M3FN, nullptr, 2, 32, 32) && good;
+    good = has_nan("rows < 0", ISOBIT_E4M3FN, codes.data(), -2, 32, 32) && good;
+    good = has_nan("k = 0", ISOBIT_E4M3FN, codes.data(), 2, 32, 0) && good;
+    good = has_nan("short rows", ISOBIT_E4M3FN, codes.data(), 2, 31, 32) && good;
+    return has_nan("huge rows", ISOBIT_E4M3FN, codes.data(), HUGE_SIZE, HUGE_SIZE, 32) && good;
+}
+
+bool settings() {
+    const std::string isa = isobit_cpu_isa();
+    const int threads = isobit_cpu_threads();
+    bool good = true;
+    for (const int count : {0, -1, 4097}) good = refused("threads", [&] { return isobit_cpu_set_threads(count); }) && good;
+    if (isobit_cpu_use_isa(nullptr) >= 0 || isobit_cpu_use_isa("") >= 0) return false;
+    return good && isa == isobit_cpu_isa() && threads == isobit_cpu_threads();
+}
+
+// ---- the rest of a layer ----
+
+bool norms_and_gates() {
+    constexpr int64_t rows = 2, k = 5;
+    Values<float> x(rows * k), delta(rows * k), weight(k), y(rows * k);
+    const auto norm = [&](const char *what, const float *from, const float *add, const float *by, int64_t m, int64_t n, float *sum, float *to) {
+        return refused(what, [&] { return isobit_cpu_rms_norm(from, add, by, 1e-5f, m, n, sum, to); });
+    };
+    const auto gate = [&](const char *what, const float *g, const float *u, int64_t m, int64_t n, int64_t ldx, float *to) {
+        return refused(what, [&] { return isobit_cpu_silu_mul(g, u, m, n, ldx, to); });
+    };
+    float *const a = x.data(), *const b = delta.data(), *const c = y.data();
+    bool good = norm("norm of nothing", nullptr, b, weight.data(), rows, k, a, c);
+    good = norm("no weight", a, b, nullptr, rows, k, a, c) && good;
+    good = norm("nowhere for the sum", a, b, weight.data(), rows, k, nullptr, c) && good;
+    good = norm("nothing to do", a, nullptr, weight.data(), rows, k, nullptr, nullptr) && good;
+    good = norm("rows < 0", a, b, weight.data(), -1, k, a, c) && good;
+    good = norm("k = 0", a, b, weight.data(), rows, 0, a, c) && good;
+    good = norm("huge rows", a, b, weight.data(), HUGE_SIZE, k, a, c) && good;
+    good = gate("no gate", nullptr, b, rows, k, k, c) && good;
+    good = gate("no up", a, nullptr, rows, k, k, c) && good;
+    good = gate("no y", a, b, rows, k, k, nullptr) && good;
+    good = gate("rows < 0", a, b, -1, k, k, c) && good;
+    good = gate("k = 0", a, b, rows, 0, k, c) && good;
+    good = gate("short rows", a, b, rows, k, k - 1, c) && good;
+    good = gate("huge distance", a, b, rows, k, LARGEST, c) && good;
+    good = refused("exp of nothing", [&] { return isobit_cpu_exp(nullptr, 5, c); }) && good;
+    good = refused("exp to nowhere", [&] { return isobit_cpu_exp(a, 5, nullptr); }) && good;
+    return refused("exp of fewer than none", [&] { return isobit_cpu_exp(a, -1, c); }) && good;
+}
+
+const Spoiled<isobit_attention> ATTENTIONS[] = {
+    {"batch = 0", [](isobit_attention &a) { a.batch = 0; }},
+    {"tokens = 0", [](isobit_attention &a) { a.tokens = 0; }},
+    {"past < 0", [](isobit_attention &a) { a.past = -1; }},
+    {"heads = 0", [](isobit_attention &a) { a.heads = 0; }},
+    {"kv_heads < 0", [](isobit_attention &a) { a.kv_heads = -2; }},
+    {"heads that cannot be shared", [](isobit_attention &a) { a.heads = 3; }},
+    {"no dimensions", [](isobit_attention &a) { a.dim = 0; }},
+    {"odd dimensions", [](isobit_attention &a) { a.dim = 7; }},
+    {"too many dimensions", [](isobit_attention &a) { a.dim = 514, a.ldq = a.ldk = a.ldv = a.ldo = 4096; }},
+    {"window < 0", [](isobit_attention &a) { a.window = -1; }},
+    {"a full cache", [](isobit_attention &a) { --a.capacity; }},
+    {"huge batch", [](isobit_attention &a) { a.batch = HUGE_SIZE; }},
+    {"huge tokens", [](isobit_attention &a) { a.tokens = HUGE_SIZE, a.capacity = LARGEST; }},
+    {"largest past", [](isobit_attention &a) { a.past = LARGEST, a.capacity = LARGEST; }},
+    {"huge heads", [](isobit_attention &a) { a.heads = HUGE_SIZE, a.ldq = a.ldo = LARGEST; }},
+    {"huge kv_heads", [](isobit_attention &a) { a.heads = a.kv_heads = HUGE_SIZE; }},
+    {"huge capacity", [](isobit_attention &a) { a.capacity = HUGE_SIZE; }},
+    {"huge batch and capacity", [](isobit_attention &a) { a.batch = int64_t{1} << 34, a.capacity = int64_t{1} << 34; }},
+    {"short ldq", [](isobit_attention &a) { --a.ldq; }},
+    {"short ldk", [](isobit_attention &a) { --a.ldk; }},
+    {"short ldv", [](isobit_attention &a) { --a.ldv; }},
+    {"short ldo", [](isobit_attention &a) { --a.ldo; }},
+    {"largest ldq", [](isobit_attention &a) { a.ldq = LARGEST; }},
+    {"largest ldk", [](isobit_attention &a) { a.ldk = LARGEST; }},
+    {"largest ldv", [](isobit_attention &a) { a.ldv = LARGEST; }},
+    {"largest ldo", [](isobit_attention &a) { a.ldo = LARGEST; }},
+    {"no q", [](isobit_attention &a) { a.q = nullptr; }},
+    {"no k", [](isobit_attention &a) { a.k = nullptr; }},
+    {"no v", [](isobit_attention &a) { a.v = nullptr; }},
+    {"no cos", [](isobit_attention &a) { a.cos = nullptr; }},
+    {"no sin", [](isobit_attention &a) { a.sin = nullptr; }},
+    {"no keys", [](isobit_attention &a) { a.keys = nullptr; }},
+    {"no values", [](isobit_attention &a) { a.values = nullptr; }},
+    {"no out", [](isobit_attention &a) { a.out = nullptr; }},
+    {"a norm of queries alone", [](isobit_attention &a) { a.k_norm = nullptr; }},
+    {"a norm of keys alone", [](isobit_attention &a) { a.q_norm = nullptr; }},
+};
+
+bool attentions() {
+    const Shape shape{2, 3, 4, 4, 2, 8, 0, 0, true};
+    const uint32_t seed = state();
+    const Attention before(shape);
+    state() = seed;
+    const Attention t(shape);
+    bool good = refused("no attention", [] { return isobit_cpu_attention(nullptr); });
+    for (const auto &wrong : ATTENTIONS) {
+        isobit_attention a = t.a;
+        wrong.spoil(a);
+        good = refused(wrong.what, [&] { return isobit_cpu_attention(&a); }) && good;
+        if (!t.q.same(before.q) || !t.keys.same(before.keys) || !t.values.same(before.values) || !t.out.same(before.out))
+            return std::printf("%s: something was written\n", wrong.what), false;
+    }
+    return good;
+}
+
+// ---- whole layers ----
+
+struct LayersCall {
+    isobit_layer layers[2];
+    int64_t count;
+    isobit_step step;
+    float *x;
+};
+
+const Spoiled<LayersCall> LAYERS[] = {
+    {"no layers", [](LayersCall &c) { c.count = 0; }},
+    {"fewer than no layers", [](LayersCall &c) { c.count = -1; }},
+    {"no x", [](LayersCall &c) { c.x = nullptr; }},
+    {"no q", [](LayersCall &c) { c.layers[1].q = nullptr; }},
+    {"no k", [](LayersCall &c) { c.layers[1].k = nullptr; }},
+    {"no v", [](LayersCall &c) { c.layers[1].v = nullptr; }},
+    {"no o", [](LayersCall &c) { c.layers[1].o = nullptr; }},
+    {"no gate", [](LayersCall &c) { c.layers[1].gate = nullptr; }},
+    {"no up", [](LayersCall &c) { c.layers[1].up = nullptr; }},
+    {"no down", [](LayersCall &c) { c.layers[1].down = nullptr; }},
+    {"no norm", [](LayersCall &c) { c.layers[1].input_norm = nullptr; }},
+    {"no second norm", [](LayersCall &c) { c.layers[0].post_norm = nullptr; }},
+    {"q of another input", [](LayersCall &c) { c.layers[0].q = c.layers[0].down; }},
+    {"o of another output", [](LayersCall &c) { c.layers[1].o = c.layers[1].gate; }},
+    {"down of another output", [](LayersCall &c) { c.layers[1].down = c.layers[1].up; }},
+    {"up unlike gate", [](LayersCall &c) { c.layers[0].up = c.layers[1].up; }},
+    {"k unlike v", [](LayersCall &c) { c.layers[0].k = c.layers[1].k; }},
+    {"more heads than q has", [](LayersCall &c) { ++c.layers[0].heads; }},
+    {"heads = 0", [](LayersCall &c) { c.layers[0].heads = 0; }},
+    {"kv_heads < 0", [](LayersCall &c) { c.layers[0].kv_heads = -2; }},
+    {"dim = 0", [](LayersCall &c) { c.layers[0].dim = 0; }},
+    {"window < 0", [](LayersCall &c) { c.layers[0].window = -1; }},
+    {"a norm of queries alone", [](LayersCall &c) { c.layers[0].k_norm = nullptr; }},
+    {"batch = 0", [](LayersCall &c) { c.step.batch = 0; }},
+    {"tokens < 0", [](LayersCall &c) { c.step.tokens = -1; }},
+    {"huge batch and tokens", [](LayersCall &c) { c.step.batch = c.step.tokens = int64_t{1} << 33; }},
+    {"past < 0", [](LayersCall &c) { c.step.past = -1; }},
+    {"a full cache", [](LayersCall &c) { c.step.capacity = c.step.past + c.step.tokens - 1; }},
+    {"cache_stride < 0", [](LayersCall &c) { c.step.cache_stride = -1; }},
+    {"no keys", [](LayersCall &c) { c.step.keys = nullptr; }},
+    {"no values", [](LayersCall &c) { c.step.values = nullptr; }},
+    {"no cos", [](LayersCall &c) { c.step.cos = nullptr; }},
+    {"no sin", [](LayersCall &c) { c.step.sin = nullptr; }},
+};
+
+bool layers() {
+    const Stack stack;
+    const uint32_t seed = state();
+    Run run(stack, 1, 2, 3, false);
+    state() = seed;
+    const Run before(stack, 1, 2, 3, false);
+    bool good = refused("no layers", [&] { return isobit_cpu_layers(nullptr, 1, &run.step, run.x.data()); });
+    good = refused("no step", [&] { return isobit_cpu_layers(stack.layers.data(), 1, nullptr, run.x.data()); }) && good;
+    for (const auto &wrong : LAYERS) {
+        LayersCall c{{stack.layers[0], stack.layers[1]}, 2, run.step, run.x.data()};
+        wrong.spoil(c);
+        good = refused(wrong.what, [&] { return isobit_cpu_layers(c.layers, c.count, &c.step, c.x); }) && good;
+        if (!run.x.same(before.x) || !run.keys.same(before.keys) || !run.values.same(before.values))
+            return std::printf("%s: something was written\n", wrong.what), false;
+    }
+    return good;
+}
+
+const Check CHECKS[] = {
+    {"linears", linears},   {"rounding", quantize},         {"codes and bytes", codes_and_bytes}, {"settings", settings},
+    {"attention", attentions}, {"norms and gates", norms_and_gates}, {"layers", layers},
+};
+
+}  // namespace
+
+int main(int count, char **arguments) {
+    return on_every_isa(count, arguments, [](const std::string &isa) {
+        if (!run_all(isa, CHECKS)) return false;
+        std::printf("%s: bad arguments are refused\n", isa.c_str());
+        return true;
+    });
+}

@@ -1,0 +1,96 @@
+// Attentions for the native tests, each of their parts in exact memory of its own, and what they are in float64.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "exact.h"
+#include "isobit_cpu.h"
+
+namespace test {
+
+struct Shape {
+    int64_t batch, tokens, past, heads, kv_heads, dim, spare, window;  // spare: room in the cache behind the new tokens
+    bool norms;
+};
+
+// Random values; NaN between tokens, where the new tokens go in the cache, and behind them.
+struct Attention {
+    const Shape s;
+    Values<float> q, k, v, cos, sin, q_norm, k_norm, keys, values, out;
+    isobit_attention a{};
+
+    // `gap`: values between tokens. `shift`: see Exact.
+    explicit Attention(const Shape &shape, int64_t gap = 0, size_t shift = 0)
+        : s(shape), q(between(s.heads, gap), shift), k(between(s.kv_heads, gap), shift), v(between(s.kv_heads, gap), shift),
+          cos(s.tokens * s.dim, shift), sin(s.tokens * s.dim, shift), q_norm(s.dim, shift), k_norm(s.dim, shift),
+          keys(cache_size(), shift), values(cache_size(), shift), out(between(s.heads, gap), shift) {
+        a.batch = s.batch, a.tokens = s.tokens, a.past = s.past, a.capacity = s.past + s.tokens + s.spare, a.window = s.window;
+        a.heads = s.heads, a.kv_heads = s.kv_heads, a.dim = s.dim;
+        a.ldq = a.ldo = s.heads * s.dim + gap, a.ldk = a.ldv = s.kv_heads * s.dim + gap;
+        a.scale = s.past % 2 ? 4.0f : 1 / std::sqrt(static_cast<float>(s.dim)), a.eps = 1e-5f;
+        for (Values<float> *part : {&cos, &sin, &q_norm, &k_norm}) fill(*part);
+        fill_tokens(q, a.ldq, s.heads), fill_tokens(k, a.ldk, s.kv_heads), fill_tokens(v, a.ldv, s.kv_heads);
+        for (int64_t i = 0; i < keys.size(); ++i) {
+            const bool old = i / s.dim % a.capacity < s.past;
+            keys.put(i, old ? uniform() : NAN), values.put(i, old ? uniform() : NAN);
+        }
+        fill_with(out, -0.0f);
+        a.cos = cos.data(), a.sin = sin.data(), a.q = q.data(), a.k = k.data(), a.v = v.data();
+        a.q_norm = s.norms ? q_norm.data() : nullptr, a.k_norm = s.norms ? k_norm.data() : nullptr;
+        a.keys = keys.data(), a.values = values.data(), a.out = out.data();
+    }
+
+    int64_t query_at(int64_t row, int64_t head) const { return row * a.ldq + head * s.dim; }
+    int64_t new_at(int64_t row, int64_t head) const { return row * a.ldk + head * s.dim; }
+    int64_t cached_at(int64_t sequence, int64_t head, int64_t token) const {
+        return ((sequence * s.kv_heads + head) * a.capacity + token) * s.dim;
+    }
+    // The first key that a token sees; the last one is its own.
+    int64_t first_seen(int64_t token) const { return s.window ? std::max<int64_t>(0, s.past + token + 1 - s.window) : 0; }
+
+  private:
+    int64_t between(int64_t heads, int64_t gap) const { return (s.batch * s.tokens - 1) * (heads * s.dim + gap) + heads * s.dim; }
+    int64_t cache_size() const { return s.batch * s.kv_heads * (s.past + s.tokens + s.spare) * s.dim; }
+    void fill_tokens(Values<float> &rows, int64_t apart, int64_t heads) const {
+        for (int64_t i = 0; i < rows.size(); ++i) rows.put(i, i % apart < heads * s.dim ? uniform() : NAN);
+    }
+};
+
+// A head of token `token` as the attention uses it: normed (or not: `weight` NULL), then rotated.
+inline std::vector<double> prepared(const Attention &t, const Values<float> &x, int64_t at, const Values<float> *weight, int64_t token) {
+    const int64_t dim = t.s.dim, half = dim / 2;
+    double squares = 0;
+    for (int64_t d = 0; d < dim; ++d) squares += static_cast<double>(x[at + d]) * x[at + d];
+    const double factor = weight ? 1 / std::sqrt(squares / static_cast<double>(dim) + t.a.eps) : 1;
+    const auto normed = [&](int64_t d) { return x[at + d] * factor * (weight ? (*weight)[d] : 1); };
+    std::vector<double> out;
+    for (int64_t d = 0; d < dim; ++d) {
+        const double turned = d < half ? -normed(d + half) : normed(d - half);
+        out.push_back(normed(d) * t.cos[token * dim + d] + turned * t.sin[token * dim + d]);
+    }
+    return out;
+}
+
+// What a query gives over the keys it sees, from the queries and the cache as the call has left them, and the largest score.
+inline std::vector<double> attended(const Attention &t, int64_t sequence, int64_t token, int64_t head, double &largest) {
+    const int64_t dim = t.s.dim, query = t.query_at(sequence * t.s.tokens + token, head), kv_head = head / (t.s.heads / t.s.kv_heads);
+    const int64_t first = t.first_seen(token), last = t.s.past + token;
+    std::vector<double> scores, out(static_cast<size_t>(dim), 0);
+    for (int64_t key = first; key <= last; ++key) {
+        double score = 0;
+        for (int64_t d = 0; d < dim; ++d) score += static_cast<double>(t.q[query + d]) * t.keys[t.cached_at(sequence, kv_head, key) + d];
+        scores.push_back(score * t.a.scale);
+    }
+    const double highest = *std::max_element(scores.begin(), scores.end());
+    double total = 0;
+    largest = 0;
+    for (double &score : scores) largest = std::max(largest, std::fabs(score)), score = std::exp(score - highest), total += score;
+    for (int64_t key = first; key <= last; ++key)
+        for (int64_t d = 0; d < dim; ++d)
+            out[static_cast<size_t>(d)] += scores[static_cast<size_t>(key - first)] / total * t.values[t.cached_at(sequence, kv_head, key) + d];
+    return out;
+}
+
+}  // namespace test

@@ -1,0 +1,155 @@
+// What stands beside linears and attention in a decoder layer, on every instruction set against float64: norms, gated activation,
+// exponentials; and whole layers, which must give the bits of the same calls made one after another. Options: isas.h.
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "isas.h"
+#include "stacks.h"
+
+using namespace test;
+
+namespace {
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+bool norm_is_right(int64_t rows, int64_t k, size_t shift) {
+    constexpr float eps = 1e-5f;
+    Values<float> x(rows * k, shift), delta(rows * k, shift ? shift + 1 : 0), weight(k, shift), sum(rows * k, shift), y(rows * k, shift);
+    fill(x, 3), fill(delta), fill(weight);
+    if (isobit_cpu_rms_norm(x.data(), delta.data(), weight.data(), eps, rows, k, sum.data(), y.data())) return false;
+    for (int64_t row = 0; row < rows; ++row) {
+        double squares = 0;
+        for (int64_t i = row * k; i < (row + 1) * k; ++i) {
+            if (sum[i] != x[i] + delta[i]) return false;
+            squares += static_cast<double>(sum[i]) * sum[i];
+        }
+        const double factor = 1 / std::sqrt(squares / static_cast<double>(k) + eps);
+        for (int64_t i = row * k; i < (row + 1) * k; ++i) {
+            const double exact = sum[i] * factor * weight[i - row * k];
+            if (!(std::fabs(y[i] - exact) <= 1e-6 * std::fabs(exact))) return false;
+        }
+    }
+    // Only the sum; the sum in place of either; the norm of what is a sum already.
+    Values<float> again(rows * k), only(rows * k);
+    if (isobit_cpu_rms_norm(x.data(), delta.data(), nullptr, 0, rows, k, only.data(), nullptr) || !only.same(sum)) return false;
+    if (isobit_cpu_rms_norm(sum.data(), nullptr, weight.data(), eps, rows, k, nullptr, again.data()) || !again.same(y)) return false;
+    if (isobit_cpu_rms_norm(x.data(), delta.data(), weight.data(), eps, rows, k, x.data(), again.data())) return false;
+    if (!x.same(sum) || !again.same(y)) return false;
+    for (int64_t i = 0; i < rows * k; ++i) x.put(i, only[i] - delta[i]);
+    Values<float> back(rows * k);
+    if (isobit_cpu_rms_norm(x.data(), delta.data(), nullptr, 0, rows, k, back.data(), nullptr)) return false;
+    return !isobit_cpu_rms_norm(x.data(), delta.data(), nullptr, 0, rows, k, delta.data(), nullptr) && delta.same(back);
+}
+
+bool norms() {
+    for (const int64_t k : {1, 2, 5, 15, 16, 33, 100, 1027, 20011})
+        for (const int64_t rows : {0, 1, 3, 40}) {
+            if (rows * k > 100000) continue;
+            for (const size_t shift : {0, 1})
+                if (!norm_is_right(rows, k, shift)) return std::printf("%d rows of %d\n", int(rows), int(k)), false;
+        }
+    return true;
+}
+
+// Zeros give zeros, a row with a NaN or an infinity gives no number where it should not, and the next row is itself.
+bool norms_of_no_numbers() {
+    constexpr int64_t k = 37;
+    Values<float> x(3 * k), weight(k), y(3 * k);
+    fill_with(x, 0), fill_with(weight, 2);
+    x.put(k + 30, NAN);
+    for (int64_t i = 0; i < k; ++i) x.put(2 * k + i, 1);
+    if (isobit_cpu_rms_norm(x.data(), nullptr, weight.data(), 1e-5f, 3, k, nullptr, y.data())) return false;
+    for (int64_t i = 0; i < k; ++i)
+        if (y[i] != 0 || !std::isnan(y[k + i]) || std::fabs(y[2 * k + i] - 2) > 1e-4f) return false;
+    return true;
+}
+
+bool gate_is_right(int64_t rows, int64_t k, int64_t gap, size_t shift) {
+    const int64_t ldx = k + gap, size = rows ? (rows - 1) * ldx + k : 0;
+    Values<float> gate(size, shift), up(size, shift ? shift + 1 : 0), y(rows * k, shift);
+    for (int64_t i = 0; i < size; ++i) {
+        const bool there = i % ldx < k;
+        gate.put(i, there ? uniform() * (i % 3 ? 4 : 120) : NAN), up.put(i, there ? uniform() * 2 : NAN);
+    }
+    if (isobit_cpu_silu_mul(gate.data(), up.data(), rows, k, ldx, y.data())) return false;
+    for (int64_t i = 0; i < rows * k; ++i) {
+        const double g = gate[i / k * ldx + i % k], u = up[i / k * ldx + i % k], exact = g / (1 + std::exp(-g)) * u;
+        // Below -88.7 the exponential leaves float32, and the result is zero instead of up to 3e-37 by `up`.
+        if (!(std::fabs(y[i] - exact) <= 5e-7 * std::fabs(exact) + 6e-37)) return std::printf("%g * %g: %g\n", g, u, double(y[i])), false;
+    }
+    if (gap) return true;
+    return !isobit_cpu_silu_mul(gate.data(), up.data(), rows, k, k, gate.data()) && !std::memcmp(gate.bytes(), y.bytes(), y.byte_count());
+}
+
+bool gates() {
+    for (const int64_t k : {1, 3, 16, 31, 100, 1025})
+        for (const int64_t rows : {0, 1, 4, 30})
+            for (const int64_t gap : {0, 3})
+                for (const size_t shift : {0, 1})
+                    if (!gate_is_right(rows, k, gap, shift)) return std::printf("%d rows of %d\n", int(rows), int(k)), false;
+    return true;
+}
+
+// Within one unit in the last place, subnormal results too; the same value wherever it stands.
+bool exponentials() {
+    std::vector<float> values = {0.0f, -0.0f, 1e-40f, -1e-40f, INF, -INF, NAN, 88.7228f, 88.7229f, 89.0f, 1e30f, -1e30f, -103.9f, -104.1f};
+    for (float x = -106; x < 90; x += 0.0137f * static_cast<float>(every())) values.push_back(x);
+    while (values.size() % 64 != 61) values.push_back(uniform() * 80);
+    const int64_t count = static_cast<int64_t>(values.size());
+    Values<float> x(count, 1), y(count, 1), one(1);
+    for (int64_t i = 0; i < count; ++i) x.put(i, values[static_cast<size_t>(i)]);
+    if (isobit_cpu_exp(x.data(), count, y.data())) return false;
+    for (int64_t i = 0; i < count; ++i) {
+        const float exact = static_cast<float>(std::exp(static_cast<double>(x[i])));
+        const bool good = std::isnan(exact) ? std::isnan(y[i])
+                                            : y[i] == exact || y[i] == std::nextafter(exact, INF) || y[i] == std::nextafter(exact, -1.0f);
+        if (!good || y[i] < 0) return std::printf("exp(%.9g) = %.9g\n", double(x[i]), double(y[i])), false;
+        if (isobit_cpu_exp(x.data() + i, 1, one.data()) || std::memcmp(one.bytes(), y.bytes() + 4 * i, 4)) return std::puts("alone"), false;
+    }
+    return true;
+}
+
+bool same_as_by_hand(const Stack &stack, int64_t batch, int64_t tokens, int64_t past, bool shared_cache) {
+    const uint32_t seed = state();
+    Run by_hand(stack, batch, tokens, past, shared_cache);
+    if (!by_hand.call_by_call()) return std::puts("by hand"), false;
+    for (const int threads : {1, 2, 5}) {
+        state() = seed;
+        Run at_once(stack, batch, tokens, past, shared_cache);
+        isobit_cpu_set_threads(threads);
+        const int failed = isobit_cpu_layers(stack.layers.data(), static_cast<int64_t>(stack.layers.size()), &at_once.step, at_once.x.data());
+        isobit_cpu_set_threads(2);
+        if (failed || !at_once.x.same(by_hand.x) || !at_once.keys.same(by_hand.keys) || !at_once.values.same(by_hand.values)) return false;
+    }
+    for (int64_t i = 0; i < by_hand.x.size(); ++i)
+        if (!std::isfinite(by_hand.x[i])) return std::puts("not finite"), false;
+    return true;
+}
+
+bool layers() {
+    const Stack stack;
+    for (const int64_t batch : {1, 2})
+        for (const int64_t tokens : {1, 3, 20})
+            for (const int64_t past : {0, 70})
+                for (const bool shared_cache : {false, true})
+                    if (!same_as_by_hand(stack, batch, tokens, past, shared_cache))
+                        return std::printf("batch %d, %d tokens behind %d\n", int(batch), int(tokens), int(past)), false;
+    return true;
+}
+
+const Check CHECKS[] = {
+    {"norms", norms}, {"norms of no numbers", norms_of_no_numbers}, {"gates", gates}, {"exponentials", exponentials}, {"layers", layers},
+};
+
+}  // namespace
+
+int main(int count, char **arguments) {
+    return on_every_isa(count, arguments, [](const std::string &isa) {
+        if (!run_all(isa, CHECKS)) return false;
+        std::printf("%s: norms, gates, exponentials, layers\n", isa.c_str());
+        return true;
+    });
+}
