@@ -3,30 +3,34 @@
     python benchmarks/gpu_generate.py --work /dev/shm/isobit [--schemes bf16,fp8,int4] [--shape 7b]
 
 Makes a checkpoint of random weights, quantizes it, loads it on the card and runs it through ``engine.generate``, as
-``isobit generate --device cuda`` does. A step of decoding is measured three ways: as the engine does it; how long
-Python takes to start its kernels (the queue not waited for); and its kernels alone, replayed as a CUDA graph.
+``isobit generate --device cuda`` does; each scheme in a process of its own. The profile says how much of the time on
+the card goes to linears (with rounding and widening), to attention, and to all that is beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import re
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, provenance, save
+from common import RESULTS, provenance, save, stop
 from shapes import SHAPES, Recipe, make
 
 from isobit.engine.generate import Generator, load_generator
 from isobit.engine.sampling import SamplingParams
 from isobit.models.planning import plans
 
-CHUNKS = (256, 512, 1024, 2048, 4096)
+CHUNKS = (512, 1024, 2048, 4096)
 PROMPT, ANSWER = 128, 128
+_KINDS = (("attention", "fmha|flash|attention|sdpa"), ("linears", "^linear_|^quantize_|^widen_|^fold_|^narrow_|gemm|"
+          "cutlass|nvjet|xmma|gemv|splitK"))  # fmt: skip
 
 
 def main() -> None:
@@ -38,20 +42,27 @@ def main() -> None:
     parser.add_argument("--chunks", default=",".join(map(str, CHUNKS)), help="tokens of a prompt run at once")
     parser.add_argument("--make", action="store_true", help="make the checkpoints and measure nothing")
     parser.add_argument("--csv", type=Path, default=RESULTS / "gpu_generate.csv")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.child:
+        chunks = [int(part) for part in options.chunks.split(",")]
+        print(json.dumps(measure(options.child, options.shape, options.schemes, chunks)))
+        return
     options.work.mkdir(parents=True, exist_ok=True)
-    chunks = [int(part) for part in options.chunks.split(",")]
     for scheme in options.schemes.split(","):
         folder = make(options.work, Recipe(options.shape, scheme))
         write_tokenizer(folder, SHAPES[options.shape].vocab)
         if options.make:
             continue
-        rows = measure(folder, options.shape, scheme, chunks)
+        command = [sys.executable, __file__, "--work", str(options.work), "--child", str(folder), "--shape",
+                   options.shape, "--schemes", scheme, "--chunks", options.chunks]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            stop(f"{folder.name} failed with exit status {done.returncode}")
+        rows = json.loads(done.stdout.splitlines()[-1])
         for row in rows:
             print(*row.values(), flush=True)
         save([provenance() | row for row in rows], options.csv)
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def write_tokenizer(folder: Path, vocab: int) -> None:
@@ -78,35 +89,44 @@ class Rows(list[dict[str, object]]):
 
 @torch.inference_mode()
 def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
-    """Figures of one checkpoint; bytes are those of PyTorch's allocator."""
-    device = torch.cuda.get_device_name()
-    rows = Rows(device=device, shape=shape, scheme=scheme)
-    context = SHAPES[shape].context
-    plan = plans(folder, targets=["here"], context=context)[1][0][0]
-    before = torch.cuda.memory_allocated()
+    """Figures of one checkpoint; bytes are those of PyTorch's allocator unless it says otherwise."""
+    before = taken()
+    rows = Rows(device=torch.cuda.get_device_name(), shape=shape, scheme=scheme)
+    context, vocab = SHAPES[shape].context, SHAPES[shape].vocab
+    plan = planned(folder, scheme, context)
     begin = time.perf_counter()
     generator = load_generator(folder, device="cuda")
     torch.cuda.synchronize()
     rows.put("loading", time.perf_counter() - begin, "s")
-    rows.put("weights", (torch.cuda.memory_allocated() - before) / 2**20, "MiB", plan.memory.weights / 2**20)
-    ids = [(7 * i) % 31999 + 1 if SHAPES[shape].vocab > 31999 else i % 1000 + 1 for i in range(context)]
+    rows.put("weights", torch.cuda.memory_allocated() / 2**20, "MiB", plan.memory.weights / 2**20)
+    ids = [(7 * i) % (vocab - 1) + 1 for i in range(context)]
+    generator.generate(ids[: context - 16], SamplingParams(max_tokens=16, ignore_eos=True))
+    rows.put("the whole process on the card", (taken() - before) / 2**20, "MiB", plan.memory.total / 2**20)
+    near = planned(folder, scheme, PROMPT + ANSWER)
+    answers = [generator.generate(ids[:PROMPT], SamplingParams(max_tokens=ANSWER, ignore_eos=True)) for _ in range(4)]
+    speed = statistics.median(answer.timings.tokens_per_second or 0.0 for answer in answers[1:])
+    rows.put(f"decoding {ANSWER} tokens behind {PROMPT}", speed, "tokens/s", near.cost.decode)
     usual = generator.chunk
     for chunk in chunks:
         generator.chunk = chunk
-        prompts(rows, generator, ids, f"prompt of {context}, {chunk} at once",
-                plan if chunk == usual else None)  # fmt: skip
+        prompts(rows, generator, ids, f"prompt of {context}, {chunk} at once", plan if chunk == usual else None)
     generator.chunk = usual
-    answer = generator.generate(ids[:PROMPT], SamplingParams(max_tokens=ANSWER, ignore_eos=True))
-    answer = generator.generate(ids[:PROMPT], SamplingParams(max_tokens=ANSWER, ignore_eos=True))
-    speed = answer.timings.tokens_per_second
-    assert speed is not None
-    near = plans(folder, targets=["here"], context=PROMPT + ANSWER)[1][0][0]
-    rows.put(f"decode behind {PROMPT}", speed, "tokens/s", near.cost.decode if near.cost else None)
     for past, cost in ((PROMPT + ANSWER // 2, near.cost), (context - 64, plan.cost)):
         steps(rows, generator, ids, past, cost)
-    free, total = torch.cuda.mem_get_info()
-    rows.put("all of the card that is taken, at the end", (total - free) / 2**20, "MiB", plan.memory.total / 2**20)
+    cache = generator.model.new_cache(1, context)
+    profile(rows, f"prompt of {context}", lambda: generator.prefill(ids, cache))
     return rows
+
+
+def planned(folder: Path, scheme: str, context: int) -> Any:
+    names = (scheme,) if scheme in ("bf16", "f16") else ()
+    return plans(folder, targets=["here"], scheme_names=names, context=context)[1][0][0]
+
+
+def taken() -> int:
+    """Bytes of the card that are not free."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
 
 
 def prompts(rows: Rows, generator: Generator, ids: list[int], what: str, plan: Any) -> None:
@@ -122,44 +142,54 @@ def prompts(rows: Rows, generator: Generator, ids: list[int], what: str, plan: A
         times.append(time.perf_counter() - begin)
         peak = torch.cuda.max_memory_allocated() - held
         del cache
-    cost = plan.cost if plan else None
-    rows.put(what, len(ids) / statistics.median(times[1:]), "tokens/s", cost.prefill if cost else None)
+    speed = len(ids) / statistics.median(times[1:])
+    rows.put(what, speed, "tokens/s", plan.cost.prefill if plan else None)
     rows.put(
         f"{what}: beside weights and cache", peak / 2**20, "MiB", plan.memory.activations / 2**20 if plan else None
     )
 
 
 def steps(rows: Rows, generator: Generator, ids: list[int], past: int, cost: Any) -> None:
-    """One token behind ``past`` others: started by Python, and its kernels alone."""
+    """One token behind ``past`` others: as a graph, and with Python starting each kernel."""
     model = generator.model
     cache = model.new_cache(1, len(ids))
     generator.prefill(ids[:past], cache)
-    token = torch.tensor([[7]], device="cuda")
-    starting, whole = [], []
-    for _ in range(20):
-        torch.cuda.synchronize()
+    single = []
+    for _ in range(12):
         begin = time.perf_counter()
-        model.forward(token, cache, last_only=True)
-        starting.append(time.perf_counter() - begin)
-        torch.cuda.synchronize()
-        whole.append(time.perf_counter() - begin)
+        generator.prefill((7,), cache).cpu()
+        single.append(time.perf_counter() - begin)
         cache.length = past
-    rows.put(f"step behind {past}: Python starts it in", 1e3 * statistics.median(starting), "ms")
-    rows.put(f"step behind {past}: until it is done", 1e3 * statistics.median(whole), "ms")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        model.forward(token, cache, last_only=True)
+    after = generator.decoding(cache)
     times = []
-    for _ in range(20):
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        first.record()
-        graph.replay()
-        last.record()
-        last.synchronize()
-        times.append(first.elapsed_time(last))
-    predicted = getattr(cost, "kernels", None) or getattr(cost, "decode", None)
-    rows.put(f"step behind {past}: its kernels as a CUDA graph", statistics.median(times), "ms",
-             1e3 / predicted if predicted else None)  # fmt: skip
+    for _ in range(24):
+        begin = time.perf_counter()
+        after(7).cpu()
+        times.append(time.perf_counter() - begin)
+    predicted = 1e3 / cost.decode if cost else None
+    rows.put(f"step behind {past}, as a graph", 1e3 * statistics.median(times[2:]), "ms", predicted)
+    rows.put(f"step behind {past}, kernel by kernel", 1e3 * statistics.median(single[2:]), "ms")
+    profile(rows, f"step behind {past}", lambda: after(7))
+
+
+def profile(rows: Rows, what: str, run: Any) -> None:
+    """Milliseconds on the card by kind of kernel, and how many kernels."""
+    kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as found:
+        run()
+        torch.cuda.synchronize()
+    spent, count, others = {"linears": 0.0, "attention": 0.0, "beside": 0.0}, 0, {}
+    for event in found.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kind = next((kind for kind, names in _KINDS if re.search(names, event.name)), "beside")
+            spent[kind] += event.device_time / 1e3
+            count += 1
+            if kind == "beside":
+                others[event.name[:70]] = others.get(event.name[:70], 0.0) + event.device_time / 1e3
+    for kind, ms in spent.items():
+        rows.put(f"{what}: {kind}, on the card", ms, "ms")
+    rows.put(f"{what}: kernels", count, "")
+    print(what, sorted(((round(ms, 2), name) for name, ms in others.items()), reverse=True)[:8], file=sys.stderr)
 
 
 if __name__ == "__main__":

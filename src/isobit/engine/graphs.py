@@ -94,7 +94,8 @@ class DecodeGraphs:
         for held in cache.room_of_all(0):  # a hidden place counts zero times what is there, which must be a number
             held[:, :, :, cache.length :].zero_()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graphs: dict[int, tuple[Any, Tensor]] = {}  # by span
+        # By span: the graph, its logits, and the step, which owns memory that the graph reads.
+        self._graphs: dict[int, tuple[Any, Tensor, FixedStep]] = {}
 
     def step(self, token: int) -> Tensor:
         """Logits ``[vocab]`` behind one more token; they hold until the next call.
@@ -107,7 +108,7 @@ class DecodeGraphs:
         self._position.fill_(self.cache.length)
         span = span_of(self.cache.length + 1, self.cache.max_len)
         if span in self._graphs:
-            graph, logits = self._graphs[span]
+            graph, logits, _ = self._graphs[span]
             graph.replay()
         else:
             logits = self._record(span)
@@ -126,6 +127,6 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             logits = step()
-        self._graphs[span] = (graph, logits)
+        self._graphs[span] = (graph, logits, step)
         torch.cuda.current_stream().wait_stream(self._stream)
         return first
