@@ -90,7 +90,7 @@ class Rows(list[dict[str, object]]):
 @torch.inference_mode()
 def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
     """Figures of one checkpoint; bytes are those of PyTorch's allocator unless it says otherwise."""
-    before = taken()
+    before = in_use()
     rows = Rows(device=torch.cuda.get_device_name(), shape=shape, scheme=scheme)
     context, vocab = SHAPES[shape].context, SHAPES[shape].vocab
     plan = planned(folder, scheme, context)
@@ -121,6 +121,12 @@ def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
 def planned(folder: Path, scheme: str, context: int) -> Any:
     names = (scheme,) if scheme in ("bf16", "f16") else ()
     return plans(folder, targets=["here"], scheme_names=names, context=context)[1][0][0]
+
+
+def in_use() -> int:
+    """Bytes of the card that others use; asks nothing of this process, which has no context there yet."""
+    line = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout) << 20
 
 
 def taken() -> int:

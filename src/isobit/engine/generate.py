@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -266,4 +267,8 @@ def load_generator(path: str | Path, dtype: str | None = None, device: str = "cp
     from isobit.models.weights import load_model
 
     tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
-    return Generator(load_model(path, dtype=dtype, device=device), tokenizer)
+    model = load_model(path, dtype=dtype, device=device)
+    if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
+        gc.collect()
+        torch.cuda.empty_cache()
+    return Generator(model, tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from isobit.legalize.efficiency import LAUNCHES, efficiency
+from isobit.legalize.efficiency import ENGINES, LAUNCHES, Engine, efficiency
 from isobit.legalize.exact import bits
 from isobit.legalize.ops import Lowering, Op
 from isobit.targets.prefill import prefill_chunk
@@ -19,6 +19,7 @@ class Cost:
     Attributes:
         decode: tokens per second of all sequences together, one token at a time each.
         prefill: tokens per second of a prompt.
+        kernels: as ``decode``, if linears and attention were all there is.
         measured: whether every fraction used was measured on this target; else the figures are estimates.
         sources: where the fractions come from.
         step_bytes: read from memory for one step of the batch.
@@ -27,6 +28,7 @@ class Cost:
 
     decode: float
     prefill: float
+    kernels: float
     measured: bool
     sources: tuple[str, ...]
     step_bytes: float
@@ -42,7 +44,9 @@ class Work:
     weight_bytes: int
 
 
-def cost(work: Iterable[Work], target: Target, board: Board, *, batch: int, context: int) -> Cost | None:
+def cost(
+    work: Iterable[Work], target: Target, board: Board, *, batch: int, context: int, layers: int, hidden: int
+) -> Cost | None:
     """Predicted speed; None where the board's bandwidth is not known.
 
     Args:
@@ -50,13 +54,15 @@ def cost(work: Iterable[Work], target: Target, board: Board, *, batch: int, cont
         target, board: what runs it.
         batch: sequences decoded together.
         context: tokens that each attends to.
+        layers: of the model.
+        hidden: width of the residual stream.
     """
     if board.bandwidth <= 0:
         return None
-    launch = LAUNCHES[target.vendor]
+    launch, engine = LAUNCHES[target.vendor], ENGINES[target.vendor]
     prompt = min(context, prefill_chunk(target))
     decode = chunk = step_bytes = token_operations = 0.0
-    rows = set()
+    rows, rounded = set(), 0
     for item in (item for item in work if item.op.kind != "embedding"):  # one row of a table costs next to nothing
         op, lowering = item.op, item.lowering
         reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
@@ -69,9 +75,19 @@ def cost(work: Iterable[Work], target: Target, board: Board, *, batch: int, cont
         chunk += max(item.weight_bytes / bandwidth, operations * prompt / rate) + launches
         step_bytes += read
         token_operations += operations
-    measured = not board.estimated and all(target.name in row.measured_on for row in rows)
-    sources = tuple(sorted(row.source for row in rows))
-    return Cost(batch / decode, prompt / chunk, measured, sources, step_bytes, token_operations)
+        rounded += op.count if op.activations is not None else 0
+    step = decode + engine.step + layers * engine.layer
+    beside = layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
+    whole = max(chunk + beside, layers * engine.python_layer + rounded * engine.python_rounding)
+    measured = not board.estimated and all(
+        target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))
+    )
+    sources = (*sorted(row.source for row in rows), *_told(engine))
+    return Cost(batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations)
+
+
+def _told(engine: Engine) -> tuple[str, ...]:
+    return (engine.source,) if engine.source else ()
 
 
 def _cache_bytes(op: Op, tokens: int) -> float:

@@ -32,6 +32,7 @@ class Efficiency:
         kernel: how the name of one of the kernels begins; empty for any.
         group: of weights that share a scale; 0 for any.
         targets: names of those it is for; empty for all of the vendors.
+        kind: of the op; empty for any.
     """
 
     phase: Phase
@@ -46,6 +47,7 @@ class Efficiency:
     kernel: str = ""
     group: int = 0
     targets: tuple[str, ...] = ()
+    kind: str = ""
 
     def holds(self, phase: Phase, op: Op, lowering: Lowering, target: Target) -> bool:
         """Whether this row is about an op on a target."""
@@ -58,19 +60,31 @@ class Efficiency:
             and self.action in ("", lowering.action)
             and (not self.formats or op.w in self.formats)
             and self.granularity in ("", granularity)
-            and (not self.kernel or any(name.startswith(self.kernel) for name in lowering.kernels))
+            and (not self.kernel or any(name.startswith(self.kernel) for name in _kernels(phase, lowering)))
             and self.group in (0, group)
             and (not self.targets or target.name in self.targets)
+            and self.kind in ("", op.kind)
         )
 
 
-_CSV = "benchmarks/results/gpu_linear.csv"
+def _kernels(phase: Phase, lowering: Lowering) -> tuple[str, ...]:
+    """What runs one token; of a prompt, what runs very many."""
+    if phase == "decode" or not lowering.sizes:
+        return lowering.kernels
+    return (*lowering.kernels, lowering.sizes[-1][1])
+
+
+GPU_LINEAR_AT = "136889c"  # the commit of the rows of gpu_linear.csv that are used here
+GPU_GENERATE_AT = "c071a25"  # of gpu_generate.csv
+_CSV = f"benchmarks/results/gpu_linear.csv, commit {GPU_LINEAR_AT}"
+_WHOLE = f"benchmarks/results/gpu_generate.csv, commit {GPU_GENERATE_AT}"
 _H200 = f"H200, one token through a Llama-2-7B layer with the rounding of activations, of 4.80 TB/s ({_CSV})"
-_H200_FIRST = "H200, first untuned kernels on a Llama-2-7B layer, of 4.80 TB/s"
+_H200_FIRST = "H200, first untuned kernels on a Llama-2-7B layer, of 4.80 TB/s (dev/LOG.md, 2026-11-23)"
 _H200_MM = f"H200, 4096 tokens through layers of a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
 _CPU = "2 cores EPYC (AVX-512), matrices of 4096x4096, of the read rate beside it (benchmarks/results/cpu_linear.csv)"
 _CPU_MM = "2 cores EPYC (AVX-512), 512 tokens, of 1536 G integer operations/s (benchmarks/results/cpu_linear.csv)"
-_H200_512 = f"H200, 512 tokens by 4096x4096, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
+_H200_2048 = f"H200, 2048 tokens by 4096x4096, of 989 (float16) TFLOP/s ({_CSV})"
+_H200_7B = f"H200, a prompt of 4096 through a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_WHOLE})"
 _WIDENED_LANES, _E4M3_LANES = "vector-e4m3fn-lanes-widened", "vector-e4m3fn-lanes"
 _E5M2_LANES, _INT4_LANES = "vector-e5m2-lanes", "vector-int4-lanes"
 _GPUS = ("nvidia", "amd")
@@ -91,6 +105,26 @@ REFERENCE_DECODE = Efficiency(
 
 # The first row that holds is used: the most particular ones come first.
 EFFICIENCIES: tuple[Efficiency, ...] = (
+    Efficiency(
+        "decode",
+        _GPUS,
+        (16, 32),
+        "",
+        0.65,
+        _HOPPER,
+        f"H200, attention to 4096 tokens of a Llama-2-7B: 3.2 of 4.80 TB/s ({_WHOLE})",
+        kind="attention",
+    ),
+    Efficiency(
+        "prefill",
+        _GPUS,
+        (16, 32),
+        "native",
+        0.22,
+        _HOPPER,
+        f"{_H200_7B}: attention 214, counted as if no token saw what comes behind it",
+        kind="attention",
+    ),
     Efficiency("decode", _GPUS, (16, 32), "", 0.83, _HOPPER, f"{_H200}: bf16 4.01 TB/s", (), "", "vector-bf16-lanes"),
     Efficiency("decode", _GPUS, (16, 32), "", 0.75, _HOPPER, f"{_H200_FIRST}: bf16 3.62 TB/s"),
     Efficiency("decode", _GPUS, (8,), "native", 0.66, _HOPPER, f"{_H200}: int8 3.16", ("int8",), targets=_HOPPER),
@@ -115,17 +149,21 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("decode", ("cpu",), (4,), "", 0.82, ("cpu-avx512",), f"{_CPU}, 11008x4096: int4 by floats", ("int4",)),
     Efficiency("decode", ("cpu",), _SUB_BYTE, "", 0.60, _MEASURED_CPUS, f"{_CPU}: int4 in float32"),
     Efficiency("decode", ("cpu",), (16, 32), "", 0.73, _MEASURED_CPUS, f"{_CPU}: bfloat16"),
-    Efficiency("prefill", _GPUS, (16, 32), "native", 0.71, _HOPPER, f"{_H200_512}: bf16 699", targets=_HOPPER),
+    Efficiency("prefill", _GPUS, (16, 32), "native", 0.79, _HOPPER, f"{_H200_7B}: bf16 784", (), "", "large-bf16-lib"),
+    Efficiency("prefill", _GPUS, (16, 32), "native", 0.79, _HOPPER, f"{_H200_7B}: bf16 784", (), "", "large-f16-lib"),
     Efficiency("prefill", _GPUS, (16, 32), "native", 0.68, _HOPPER, f"{_H200_MM}: bf16 673"),
     Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_MM}: int8 1113", ("int8",)),
     Efficiency("prefill", _GPUS, (8,), "native", 0.31, _HOPPER, f"{_H200_MM}: e4m3 in blocks 622", (), "block"),
-    Efficiency(
-        "prefill", _GPUS, (8,), "native", 0.57, _HOPPER, f"{_H200_512}: e4m3 1136", ("e4m3fn",), targets=_HOPPER
-    ),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_7B}: e4m3 1110", (), "", "large-e4m3fn-lib"),
     Efficiency("prefill", _GPUS, (8,), "native", 0.46, _HOPPER, f"{_H200_MM}: e5m2 916"),
-    Efficiency("prefill", _GPUS, (8,), "", 0.41, _HOPPER, f"{_H200_MM}: e4m3 widened to bf16 406"),
+    Efficiency("prefill", _GPUS, (8,), "", 0.60, _HOPPER, f"{_H200_2048}: e4m3 by bf16 599", targets=_HOPPER),
+    Efficiency("prefill", _GPUS, (8,), "", 0.38, _HOPPER, f"{_H200_2048}: e4m3 on sm_86 376"),
+    Efficiency(
+        "prefill", _GPUS, (4,), "", 0.57, _HOPPER, f"{_H200_7B}: int4 564", (), "", "large-int4", targets=_HOPPER
+    ),
+    Efficiency("prefill", _GPUS, (4,), "", 0.37, _HOPPER, f"{_H200_2048}: int4 on sm_86 361", (), "", "large-int4"),
     Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.34, _HOPPER, f"{_H200_MM}: uint4 336", ("uint4",)),
-    Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.35, _HOPPER, f"{_H200_512}: int4 343"),
+    Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.35, _HOPPER, f"{_H200_2048}: int4 decoded in registers 343"),
     Efficiency("prefill", _GPUS, tuple(range(2, 33)), "", 0.5, (), "assumed for arithmetic outside matrix units"),
     Efficiency("prefill", ("cpu",), (8,), "native", 0.50, ("cpu-avx512",), f"{_CPU_MM}: int8 by int8 764", ("int8",)),
     Efficiency("prefill", ("cpu",), _SUB_BYTE, "native", 0.35, ("cpu-avx512",), f"{_CPU_MM}: int4 by int8 536"),
@@ -146,7 +184,7 @@ class Launch:
     """What starting kernels costs.
 
     Attributes:
-        kernels: how many there are for one op, those between the products included.
+        kernels: how many there are for one op.
         seconds: for each.
         source: which measurement.
     """
@@ -157,9 +195,45 @@ class Launch:
 
 
 LAUNCHES: dict[str, Launch] = {
-    "nvidia": Launch(1.5, 1.34e-6, "H200: the smallest kernel of a CUDA graph, in a chain of 288"),
+    "nvidia": Launch(1.5, 1.34e-6, "H200: the smallest kernel of a CUDA graph, in a chain of 288 (dev/LOG.md)"),
     "amd": Launch(1.5, 3e-6, "assumed"),
     "cpu": Launch(1.5, 5e-6, "assumed: waking the threads of a pool"),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the engine takes beside linears and attention: norms, rotations, sums, and Python between the kernels.
+
+    Attributes:
+        step: seconds for each step of decoding: handing in the token and fetching the logits.
+        layer: seconds for the small kernels of a layer when one token is decoded.
+        prompt_rows: for each token of a prompt and layer, how often as much as a row of the residual stream is read or
+            written, at the memory's bandwidth.
+        python_layer, python_rounding: seconds in which Python starts the kernels of a layer for a chunk of a prompt,
+            and those more for each linear whose activations are rounded. The card works meanwhile: the longer counts.
+        measured_on: as in :class:`Efficiency`.
+        source: which measurement.
+    """
+
+    step: float = 0.0
+    layer: float = 0.0
+    prompt_rows: float = 0.0
+    python_layer: float = 0.0
+    python_rounding: float = 0.0
+    measured_on: tuple[str, ...] = ()
+    source: str = ""
+
+
+_BESIDE = (
+    "H200, Llama-2-7B and 1.1B shapes, beside linears and attention: 0.3 ms a token, 49 and 40 us a layer and token,"
+    f" 7.4 us a layer and 32 tokens of a prompt ({_WHOLE})"
+)
+ENGINES: dict[str, Engine] = {
+    "nvidia": Engine(0.3e-3, 47e-6, 135, 0.8e-3, 70e-6, _HOPPER, _BESIDE),
+    "amd": Engine(0.3e-3, 47e-6, 135, 0.8e-3, 70e-6, (), f"assumed to be as on NVIDIA GPUs: {_BESIDE}"),
+    # Its layers are kernels of isobit's own too; what Python and sampling take is 3 % of a step (dev/LOG.md).
+    "cpu": Engine(0.7e-3, 0.0, 0.0, 0.0, 0.0, _MEASURED_CPUS, "2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)"),
 }
 
 

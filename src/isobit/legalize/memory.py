@@ -106,20 +106,24 @@ def kv_bytes_per_token(workload: Workload, kv: str) -> int:
     return 2 * workload.layers * workload.kv_heads * workload.head_dim * bits(kv) // 8
 
 
-def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int) -> int:
-    """Bytes that one pass holds at its widest: a chunk of tokens through an MLP, attention or the output projection.
+def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int, target: Target) -> int:
+    """Bytes that one pass holds at its widest, in an MLP, attention or the output projection; without masks.
 
-    The MLP holds the residual stream, its norm and two intermediate rows; attention the residual stream, its norm,
-    queries, rotated queries and the result; the logits are float32 and of the last token only.
+    The MLP holds the residual stream and its norm, and two intermediate rows; attention the residual stream, its norm,
+    queries, rotated queries and the result; the logits are float32 and of the last token only. GPUs run what is beside
+    the linears in PyTorch, whose operations keep their operands: five rows of the residual stream and four intermediate
+    ones are there at once (benchmarks/results/gpu_generate.csv: within 1 % for two shapes).
 
     Args:
         workload: the model.
         dtype: of the activations.
         tokens: of all sequences together that go through the model at once.
         sequences: that they belong to.
+        target: what runs it.
     """
     size = bits(dtype) // 8
-    mlp = tokens * (2 * workload.hidden + 2 * workload.intermediate) * size
+    rows, wide = (5, 4) if target.is_gpu else (2, 2)
+    mlp = tokens * (rows * workload.hidden + wide * workload.intermediate) * size
     attention = tokens * (2 * workload.hidden + 3 * workload.heads * workload.head_dim) * size
     logits = sequences * workload.vocab * 4
     return max(mlp, attention, logits)
@@ -135,6 +139,7 @@ def memory(
     batch: int,
     kv: str | None = None,
     workspace: int = 0,
+    narrowed: bool = False,
 ) -> Memory:
     """What a model takes on a device.
 
@@ -147,6 +152,7 @@ def memory(
         batch: sequences at once.
         kv: format of the cache; None for the dtype of activations.
         workspace: bytes that calls with very many tokens take besides.
+        narrowed: whether those calls hold activations in another dtype besides.
     """
     dtype = activation_dtype(target, model_dtype(workload, scheme))
     weights = weight_bytes(workload, scheme)
@@ -154,10 +160,14 @@ def memory(
     runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
     usable = int(capacity * USABLE)
     chunk = prefill_chunk(target)
+    mask = bits(dtype) // 8 if target.is_gpu else 0  # for each token of a chunk and each that it may see
 
     def passing(sequences: int, context: int) -> int:
         tokens = sequences * min(context, chunk)
-        return activation_bytes(workload, dtype, tokens, sequences) + (workspace if tokens >= LARGE else 0)
+        large = workspace + narrowed * tokens * workload.hidden * 2 if tokens >= LARGE else 0
+        return (
+            activation_bytes(workload, dtype, tokens, sequences, target) + large + mask * min(context, chunk) * context
+        )
 
     def left(sequences: int, tokens: int) -> int:
         return usable - weights - runtime - passing(sequences, tokens)
@@ -169,17 +179,28 @@ def memory(
         activations=passing(batch, context),
         runtime=runtime,
         capacity=usable,
-        longest_context=max(0, min(workload.max_context, left(batch, chunk) // (per_token * batch))),
+        longest_context=_longest_context(workload, left, per_token * batch, batch),
         largest_batch=_largest_batch(left, per_token * context, context),
     )
 
 
+def _longest_context(workload: Workload, left: Callable[[int, int], int], per_token: int, batch: int) -> int:
+    """The most tokens whose caches fit, up to the model's own longest."""
+    return _most(lambda context: left(batch, context) >= context * per_token, workload.max_context)
+
+
 def _largest_batch(left: Callable[[int, int], int], per_sequence: int, context: int) -> int:
     """The most sequences whose caches and activations fit together."""
-    low, high = 0, max(0, left(1, context)) // per_sequence + 1
+    most = max(0, left(1, context)) // per_sequence + 1
+    return _most(lambda batch: left(batch, context) >= batch * per_sequence, most)
+
+
+def _most(fits: Callable[[int], bool], high: int) -> int:
+    """The largest number up to ``high`` that fits, 0 for none; what does not fit does not fit with more either."""
+    low = 0
     while low < high:
         middle = (low + high + 1) // 2
-        if left(middle, context) >= middle * per_sequence:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

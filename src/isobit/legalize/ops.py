@@ -81,6 +81,7 @@ class Lowering:
         notes: what else changes and a user should know.
         rounds: the rounding points that this lowering keeps.
         workspace: bytes that a call with very many tokens (``kernels.tiles.LARGE``) takes for a widened weight.
+        narrowed: whether such a call takes activations in another dtype, too.
     """
 
     action: Action
@@ -95,6 +96,7 @@ class Lowering:
     notes: tuple[str, ...]
     rounds: tuple[WeightSpec | None, ActSpec | None]
     workspace: int = 0
+    narrowed: bool = False
     sizes: tuple[tuple[int, str], ...] = ()
 
 

@@ -96,14 +96,19 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         (op, decide(op, target, allow_relaxed=request.allow_relaxed))
         for op in ops(workload, scheme, target, request.kv)
     )
+    lowered = [decision for _, decision in found if isinstance(decision, Lowering)]
     need = memory(
         workload, scheme, target, capacity=board.memory, context=request.context, batch=request.batch, kv=request.kv,
-        workspace=max((decision.workspace for _, decision in found if isinstance(decision, Lowering)), default=0),
+        workspace=max((decision.workspace for decision in lowered), default=0),
+        narrowed=any(decision.narrowed for decision in lowered),
     )  # fmt: skip
     refused = [op for op, decision in found if isinstance(decision, Refusal)]
     speed = None
     if not refused:
-        speed = cost(_work(workload, scheme, found), target, board, batch=request.batch, context=request.context)
+        speed = cost(
+            _work(workload, scheme, found), target, board, batch=request.batch, context=request.context,
+            layers=workload.layers, hidden=workload.hidden,
+        )  # fmt: skip
     instead = ""
     if scheme is not None and any(op.kind == "linear" for op in refused):
         instead = nearest(scheme, [op for op, _ in found if op.kind == "linear" and op.weights], target)

@@ -258,6 +258,7 @@ def _lowering(
         notes=notes + _format_notes(op, target) + _large_notes(found.large),
         rounds=op.rounds,
         workspace=2 * op.n * op.k if widened_first else 0,
+        narrowed=found.large is not None and found.large.narrow != "",
         sizes=tuple((first, row.name) for first, row in found.by_tokens),
     )
 

@@ -152,7 +152,9 @@ def _sources(plan: Plan) -> list[str]:
     if cost:
         lines += _wrapped(
             f"speed: {cost.step_bytes / 1e9:.2f} GB read in a step, {cost.token_operations / 1e9:.1f} GFLOP for a token"
-            " of a prompt; how much of the machine's rates is reached:"
+            f" of a prompt; {1000 / cost.kernels * plan.request.batch:.3g} of a step's"
+            f" {1000 / cost.decode * plan.request.batch:.3g} ms go to linears and attention; how much of the machine's"
+            " rates is reached:"
         )
         lines += [line for source in cost.sources for line in _wrapped(source, "  - ", "    ")]
     return [*lines, *_wrapped(f"machine: {plan.target.source}; {plan.board.source}")]
@@ -230,6 +232,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         else {
             "decode_tokens_per_second": round(cost.decode, 2),
             "prefill_tokens_per_second": round(cost.prefill, 1),
+            "decode_of_linears_and_attention_alone": round(cost.kernels, 2),
             "measured": cost.measured,
             "sources": list(cost.sources),
             "bytes_per_step": cost.step_bytes,
