@@ -43,8 +43,6 @@ inline auto with_decoder(int32_t format, const Layout &l, Function f) {
     }
 }
 
-constexpr int64_t FEW_ROWS = 16;  // up to here codes are decoded for each few rows anew; beyond, once for all
-
 // Whether int4 codes can be decoded in blocks of 8 for each lane: every lane then belongs to one group.
 inline bool is_wide(const isobit_linear &w) {
     if (w.format != ISOBIT_INT4 && w.format != ISOBIT_UINT4) return false;
@@ -61,11 +59,23 @@ inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
     return Kind::FLOATS;
 }
 
+// Up to so many rows codes are decoded for each few rows anew; beyond, once for all. Where the two take as long on Zen 4; `few`
+// is what products with few rows are made of.
+inline int64_t few_rows(const isobit_linear &w, Kind few) {
+    switch (few) {
+        case Kind::INT8: return W >= 16 ? 8 : 16;
+        case Kind::INT4_INT8: return W >= 16 ? 24 : 64;
+        case Kind::DIGITS: return W >= 16 ? 64 : 20;
+        default: return by_pairs(w) ? 4 : 12;
+    }
+}
+
 Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     Layout l{};
-    l.many = m > FEW_ROWS;
     l.wide = is_wide(w);
-    l.kind = kind_of(w, l.many, l.wide, digits);
+    l.kind = kind_of(w, false, l.wide, digits);
+    l.many = m > few_rows(w, l.kind);
+    if (l.many) l.kind = kind_of(w, true, l.wide, digits);
     l.group = w.group ? w.group : w.k;
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
