@@ -31,7 +31,7 @@ from isobit.targets.table import target
 
 FIELDS = ("date", "commit", "device", "what", "lowering", "kernel", "M", "N", "K", "us", "figure", "unit", "share")
 ONE = (("bf16", "sm_90"), ("bf16", "sm_86"), ("fp8", "sm_90"), ("fp8", "sm_89"), ("fp8", "sm_86"),
-       ("fp8-e5m2", "sm_90"),
+       ("fp8", "sm_80"), ("fp8-e5m2", "sm_90"),
        ("fp8-e5m2", "sm_86"), ("fp8-block", "sm_90"), ("fp8-w8a16", "sm_90"), ("int8", "sm_90"), ("int8", "sm_86"),
        ("int8-w8a16", "sm_90"), ("int4", "sm_90"), ("int4", "sm_86"), ("int4-g32", "sm_90"),
        ("int4-asym", "sm_90"))  # fmt: skip
@@ -228,10 +228,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/gpu_linear.csv")
     parser.add_argument("--commit", default="")
     parser.add_argument("--parts", default="ceilings,one,many,crossover", help="of these, library and steps")
-    parser.add_argument("--lanes", action="store_true", help="one token by linear_lanes, wherever it can run")
     options = parser.parse_args()
-    if options.lanes:
-        selection.LANES = tuple(sorted({lowering for _, lowering in ONE}))
     parts = options.parts.split(",")
     commit = (
         options.commit

@@ -130,7 +130,6 @@ def large() -> None:
 def lanes(shapes: dict[str, tuple[tuple[int, int], ...]], kind: str) -> None:
     """One token by ``linear_lanes``."""
     generator = torch.Generator().manual_seed(4)
-    selection.LANES = ("sm_90", "sm_86")
     for name, sizes in shapes.items():
         for n, k in sizes:
             bias = torch.randn(n, generator=generator)

@@ -7,7 +7,6 @@ import torch
 from test_triton_linear import TOLERANCE, _cuda, _expected, _weight
 
 from isobit.formats.schemes import SCHEMES
-from isobit.kernels import selection
 from isobit.targets.table import target
 
 pytestmark = [
@@ -20,14 +19,13 @@ INT4_SHAPES = ((200, 1280), (4096, 4096), (4100, 11008), (33, 13824), (70, 128))
 
 
 @pytest.fixture
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+def machine(request: pytest.FixtureRequest):
     """The target whose lowering runs, with its lanes in use."""
     from isobit.kernels.triton.bind import here
 
     found = here() if request.param == "here" else target(request.param)
     if found.backend is None or found.backend[0] != "cuda" or int(found.backend[1]) < 80:
         pytest.skip(f"{found.name} has no mma.m16n8k16")
-    monkeypatch.setattr(selection, "LANES", (found.name,))
     return found
 
 

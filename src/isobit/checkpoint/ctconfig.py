@@ -15,23 +15,28 @@ from typing import Any, NamedTuple
 from isobit.checkpoint.cttargets import compact, matches, module_class
 from isobit.errors import CheckpointError, SchemeError, Unsupported
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec, scheme
-from isobit.formats.table import element
+from isobit.formats.table import ELEMENTS, element
 
 METHOD = "compressed-tensors"
 LAYOUT_VERSION = "0.20.0"  # the compressed-tensors release whose layout is written, and against which it is tested
-E5M2_TYPE = "float8_e5m2"  # see render
 
+# Floats that compressed-tensors has no type for are written with one of isobit's own; see render.
+_OWN_FLOATS = {
+    (f"float{row.bits}_{row.name}", row.bits, True): row.name
+    for row in ELEMENTS.values()
+    if row.kind == "float" and row.signed and (row.bits < 8 or row.name == "e5m2")
+}
 # (type, bits, symmetric) of compressed-tensors -> element format.
 _WEIGHT_ELEMENTS = {
     ("float", 8, True): "e4m3fn",
-    (E5M2_TYPE, 8, True): "e5m2",
+    **_OWN_FLOATS,
     ("int", 8, True): "int8",
     ("int", 4, True): "int4",
     ("int", 4, False): "uint4",
     ("int", 3, True): "int3",
     ("int", 2, True): "int2",
 }
-_ACT_ELEMENTS = {("float", 8, True): "e4m3fn", (E5M2_TYPE, 8, True): "e5m2", ("int", 8, True): "int8"}
+_ACT_ELEMENTS = {("float", 8, True): "e4m3fn", **_OWN_FLOATS, ("int", 8, True): "int8"}
 
 _INSTEAD = "quantize the original model with isobit, or use a compressed-tensors version of this one"
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", None)
@@ -318,7 +323,8 @@ def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
 
     compressed-tensors has no e5m2: its "float, 8 bits" means e4m3fn, and its loaders would convert e5m2 weights to
     that, which overflows above 448. An e5m2 group is therefore written with the type ``float8_e5m2``, which
-    compressed-tensors, transformers and vLLM refuse by name instead of computing something else.
+    compressed-tensors, transformers and vLLM refuse by name instead of computing something else. So are floats below
+    8 bits (``float6_e3m2``), whose codes are packed like those of integers.
     """
     kept = [module for module, chosen in assignments.items() if chosen is None or chosen.weights is None]
     by_format: dict[tuple[WeightSpec, ActSpec | None], list[str]] = {}
@@ -357,12 +363,13 @@ def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
 def compression_format(weights: WeightSpec, activations: ActSpec | None) -> str:
     """How compressed-tensors calls the storage of such weights.
 
-    Integers below 8 bits are always packed, weight-only ones of 8 bits too. compressed-tensors itself would give
+    What is below 8 bits is always packed, weight-only integers of 8 bits too. compressed-tensors itself would give
     those with rounded activations a byte each (``int-quantized``), which makes a 4-bit checkpoint one of 8 bits.
     """
-    if element(weights.element).kind == "float":
+    row = element(weights.element)
+    if row.bits == 8 and row.kind == "float":
         return "float-quantized"
-    if element(weights.element).bits == 8 and activations is not None:
+    if row.bits == 8 and activations is not None:
         return "int-quantized"
     return "pack-quantized"
 

@@ -214,7 +214,7 @@ class _LinearReader:
         if "weight_g_idx" in self.present:
             self.refuse_act_order(spec)
         row = element(spec.element)
-        if row.kind != "int":
+        if row.kind != "int" and row.bits == 8:
             raise self.error("weight_packed", f"packed weights of {row.name} cannot be read")
         if self.info("weight_packed").dtype != "I32":
             raise self.error("weight_packed", f"is {self.info('weight_packed').dtype}, not I32")

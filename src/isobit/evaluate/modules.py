@@ -15,6 +15,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import SchemeError
 from isobit.formats.schemes import GROUPED, SCHEMES, ActSpec, Scheme, WeightSpec, scheme
+from isobit.formats.table import ELEMENTS
 
 ELEMENT_OF_DTYPE = {
     "F8_E4M3": "e4m3fn",
@@ -161,6 +162,9 @@ def _spec(
         shape = (n, int(checkpoint.read(f"{prefix}.weight_shape")[1])) if "weight_shape" in parts else (n, words * 8)
         bits = next((b for b in _PACKED_BITS if -(-shape[1] * b // 32) == words), None)
         element = None if bits is None else f"int{bits}"
+        said = None if configured is None else ELEMENTS[configured.element]
+        if said is not None and said.kind == "float" and -(-shape[1] * said.bits // 32) == words:
+            element = said.name  # the words alone do not show what the codes are
     else:
         shape = tuple(parts["weight"].shape)
         element = ELEMENT_OF_DTYPE.get(parts["weight"].dtype)

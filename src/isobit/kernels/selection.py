@@ -5,14 +5,12 @@ from __future__ import annotations
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.fits import Matrix, misfit
-from isobit.kernels.lane_tiles import LANES_MEASURED
 from isobit.kernels.tiles import FEW, LARGE, LIBRARY_FROM, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.targets.spec import Target
 
 _BLOCK = 128  # the only block that has a kernel
 _DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-LANES: tuple[str, ...] = LANES_MEASURED  # targets; replaced by tests and benchmarks, as LARGE is
 _BY_NAME = {row.name: row for row in VARIANTS}
 
 
@@ -84,7 +82,7 @@ def candidates(
         target: what runs it.
     """
     large = [name for name in _large(weights, activations, dtype) if tokens >= first_tokens(name)]
-    lanes = _lanes(weights, activations, dtype) if tokens == 1 and target.name in LANES else ()
+    lanes = _lanes(weights, activations, dtype) if tokens == 1 else ()
     return (*large, *lanes, *_up_to_large(weights, activations, dtype, tokens, target))
 
 

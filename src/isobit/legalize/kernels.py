@@ -95,7 +95,8 @@ def _chosen(op: Op, target: Target, tokens: int, matrix: Matrix) -> tuple[list[K
     rows, reasons = selection.choose(op.weights, op.activations, op.dtype, tokens, target)
     ours = next((row for row in rows if not row.library and misfit(row, matrix, target) is None), None)
     parts = (reason.partition(": ") for reason in reasons)
-    told = tuple(reason for name, _, reason in parts if name not in LIBRARY_FROM)
+    # What is only faster than others that come behind it is no reason for a refusal.
+    told = tuple(reason for name, _, reason in parts if name not in LIBRARY_FROM and "-lanes" not in name)
     if ours is None:
         refusals = ((row, misfit(row, matrix, target)) for row in rows if not row.library)
         return [], (*told, *(refusal for _, refusal in refusals if refusal))

@@ -163,6 +163,8 @@ def emulated(op: Op, target: Target, found: Found) -> Lowering | str:
         return f"no kernel of isobit's multiplies {_describe(op)} outside the matrix units of {_where(target)}{why}"
     change = f"{_changed(op, 'float32')} in registers, " if {op.w, op.a} != {"float32"} else ""
     how = f"{_pair(op)} in plain integer arithmetic" if kernel.compute == NATIVE else f"{change}f32 multiply-add"
+    if kernel.name == REFERENCE:
+        how += ", on the reference path (slow)"
     lowering = _lowering("emulate", "legalized", op, target, found, kernel, how, None)
     if kernel.name == REFERENCE:
         lowering = replace(lowering, notes=(*lowering.notes, f"{short(op.w)} runs on the reference path only: slow"))
