@@ -327,9 +327,5 @@ const Check CHECKS[] = {
 }  // namespace
 
 int main(int count, char **arguments) {
-    return on_every_isa(count, arguments, [](const std::string &isa) {
-        if (!run_all(isa, CHECKS)) return false;
-        std::printf("%s: bad arguments are refused\n", isa.c_str());
-        return true;
-    });
+    return on_every_isa(count, arguments, [](const std::string &isa) { return run_all(isa, "bad arguments are refused", CHECKS); });
 }

@@ -27,11 +27,13 @@ inline int64_t &every() {
     return value;
 }
 
+// Whether all hold. `what` they are says the last line.
 template <size_t count>
-bool run_all(const std::string &isa, const Check (&checks)[count]) {
+bool run_all(const std::string &isa, const char *what, const Check (&checks)[count]) {
     bool good = true;
     for (const Check &check : checks)
         if (!check.holds()) good = false, std::printf("%s: wrong: %s; the library says: %s\n", isa.c_str(), check.name, isobit_cpu_error());
+    if (good) std::printf("%s: %s\n", isa.c_str(), what);
     return good;
 }
 

@@ -22,8 +22,9 @@ class Mapping {
 
   protected:
     explicit Mapping(int64_t bytes) : bytes_(bytes) {
-        void *memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED) stop("this many addresses cannot be had: is the address space limited (ulimit -v), or memory never overcommitted?");
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void *memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (memory == MAP_FAILED) stop("so many addresses cannot be had: are they limited (ulimit -v), or is memory never overcommitted?");
         base_ = static_cast<uint8_t *>(memory);
     }
 

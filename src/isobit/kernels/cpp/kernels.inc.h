@@ -59,11 +59,13 @@ inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
     return Kind::FLOATS;
 }
 
+constexpr int64_t LONGEST_OF_MANY = 1 << 17;  // int8 codes of a row: 128 * 127 times as much fits in 32 bits
+
 // Up to so many rows codes are decoded for each few rows anew; beyond, once for all. Where the two take as long on Zen 4; `few`
-// is what products with few rows are made of.
+// is what products with few rows are made of. With many rows, sums of int8 stay in 32 bits from end to end.
 inline int64_t few_rows(const isobit_linear &w, Kind few) {
     switch (few) {
-        case Kind::INT8: return W >= 16 ? 8 : 16;
+        case Kind::INT8: return w.k > LONGEST_OF_MANY ? INT64_MAX : W >= 16 ? 8 : 16;
         case Kind::INT4_INT8: return W >= 16 ? 24 : 64;
         case Kind::DIGITS: return W >= 16 ? 64 : 20;
         default: return by_pairs(w) ? 4 : 12;
