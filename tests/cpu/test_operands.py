@@ -172,3 +172,15 @@ def test_pytorchs_product_says_where_it_does_not_fit() -> None:
     assert "rounds a bias" in str(fits.misfit(mm, fits.Matrix(16, 16, None, bias=True), sm_90))
     assert "multiples of 16" in str(fits.misfit(scaled_mm, fits.Matrix(16, 24, None), sm_90))
     assert fits.misfit(mm, fits.Matrix(5, 3, None), sm_90) is None
+
+
+def test_what_is_recorded_stands_for_aligned_memory() -> None:
+    """Weights mapped from a file may begin anywhere; on a card, where they are copied to, they do not."""
+    mapped = torch.zeros(16 * 1024 + 1, dtype=torch.bfloat16)[1:].view(16, 1024)
+    bound, x = bind(mapped, None, None, None, target=target("sm_86")), torch.zeros(1, 1024, dtype=torch.bfloat16)
+    row = bound.variant(1, torch.bfloat16)
+    assert row is not None and "lanes" not in row.name
+    with recording(84) as recorder:
+        bound.forget()
+        bound(x)
+    assert [request.entry.rpartition(":")[2] for request in recorder.requests.values()] == ["linear_lanes"]

@@ -11,6 +11,7 @@ from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import fits, layouts, selection
+from isobit.kernels.pack import record
 from isobit.kernels.triton import library
 from isobit.kernels.triton.operands import Operands
 from isobit.kernels.triton.run import Run
@@ -93,10 +94,10 @@ class BoundLinear:
         self._arrange_for_16_bits()
 
     def _aligned(self) -> bool:
-        """Whether the weight begins at a multiple of 16 bytes."""
+        """Whether the weight begins at a multiple of 16 bytes; what is recorded stands for memory of a card, that does."""
         held = self.plain if self.operands is None else self.operands.codes
         assert held is not None
-        return held.storage_offset() * held.element_size() % 16 == 0
+        return record.active() is not None or held.storage_offset() * held.element_size() % 16 == 0
 
     @property
     def weight(self) -> QTensor | Tensor:
