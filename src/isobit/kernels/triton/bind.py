@@ -94,7 +94,7 @@ class BoundLinear:
         self._arrange_for_16_bits()
 
     def _aligned(self) -> bool:
-        """Whether the weight begins at a multiple of 16 bytes; what is recorded stands for memory of a card, that does."""
+        """Whether the weight begins at a multiple of 16 bytes, as in a card's memory, for which a recorder stands."""
         held = self.plain if self.operands is None else self.operands.codes
         assert held is not None
         return record.active() is not None or held.storage_offset() * held.element_size() % 16 == 0

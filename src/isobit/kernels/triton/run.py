@@ -111,7 +111,7 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
     if held is None:
         assert linear.plain is not None
         plain = linear.plain.to(dtype).contiguous()
-        return arguments | spare | {"w": plain if row.per_word == 1 else plain.view(torch.int32), "gain": 1.0}
+        return arguments | spare | {"w": plain if row.per_word == 1 else _words(plain), "gain": 1.0}
     if row.entry.endswith("stream"):
         scale = held.per_row(held.scale).contiguous()
         zero = scale if held.zero is None else held.per_row(held.zero).contiguous()
@@ -120,7 +120,7 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
     if row.widen and row.granularity == "group":
         return arguments | spare | {"scale": linear.folding(), "gain": 1.0}
     if row.entry.endswith("lanes_nibbles"):
-        return arguments | {"w": held.codes.view(torch.int32), "scale": held.scale}
+        return arguments | {"w": _words(held.codes), "scale": held.scale}
     if row.granularity == "group":
         zero = unused if held.zero is None else held.zero
         return arguments | {"w": held.codes, "scale": held.scale, "zero": zero, "work": unused, "arrived": unused}
@@ -138,6 +138,12 @@ def _gain(row: Variant) -> float:
     """What the decoders left to be multiplied: of the weights, and where codes are read of the activations."""
     gain = 1.0 if row.compute in ("native", "bf16") else _GAINS.get(row.weights or "", 1.0)
     return gain * gain if row.activations and row.per_word > 1 else gain
+
+
+def _words(held: Tensor) -> Tensor:
+    """A weight as int32 words; a copy where it begins inside of one, which only weights mapped from a file do."""
+    aligned = held.storage_offset() * held.element_size() % 4 == 0
+    return (held if aligned else held.clone()).view(torch.int32)
 
 
 def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments: dict[str, Any], most: int) -> Config:
