@@ -74,8 +74,8 @@ def _kernels(phase: Phase, lowering: Lowering) -> tuple[str, ...]:
     return (*lowering.kernels, lowering.sizes[-1][1])
 
 
-GPU_LINEAR_AT = "136889c"  # the commit of the rows of gpu_linear.csv that are used here
-GPU_GENERATE_AT = "c071a25"  # of gpu_generate.csv
+GPU_LINEAR_AT = "f098648"  # the commit of the rows of gpu_linear.csv that are used here
+GPU_GENERATE_AT = "f098648"  # of gpu_generate.csv
 _CSV = f"benchmarks/results/gpu_linear.csv, commit {GPU_LINEAR_AT}"
 _WHOLE = f"benchmarks/results/gpu_generate.csv, commit {GPU_GENERATE_AT}"
 _H200 = f"H200, one token through a Llama-2-7B layer with the rounding of activations, of 4.80 TB/s ({_CSV})"
