@@ -13,6 +13,7 @@ using namespace test;
 namespace {
 
 constexpr int64_t LARGEST = std::numeric_limits<int64_t>::max(), HUGE_SIZE = int64_t{1} << 62;
+constexpr float INF = std::numeric_limits<float>::infinity();
 
 // A call must fail, and say why in words of its own, not in those of the failure before.
 template <class Call>
@@ -58,11 +59,16 @@ const Spoiled<LinearCall> LINEARS[] = {
     {"no y", [](LinearCall &c) { c.y = nullptr; }},
     {"short ldx", [](LinearCall &c) { c.ldx = c.w.k - 1; }},
     {"ldx < 0", [](LinearCall &c) { c.ldx = -c.w.k; }},
+    {"largest ldx", [](LinearCall &c) { c.ldx = LARGEST; }},
     {"short ldy", [](LinearCall &c) { c.ldy = c.w.n - 1; }},
+    {"largest ldy", [](LinearCall &c) { c.ldy = LARGEST; }},
     {"short row_bytes", [](LinearCall &c) { --c.w.row_bytes; }},
     {"row_bytes < 0", [](LinearCall &c) { c.w.row_bytes = -c.w.row_bytes; }},
+    {"largest row_bytes", [](LinearCall &c) { c.w.row_bytes = LARGEST; }},
     {"group < 0", [](LinearCall &c) { c.w.group = -128; }},
     {"a group that ends inside of a byte", [](LinearCall &c) { c.w.group = 31; }},
+    {"largest group", [](LinearCall &c) { c.w.group = LARGEST; }},
+    {"largest even group", [](LinearCall &c) { c.w.group = LARGEST - 1; }},
     {"block_rows < 0", [](LinearCall &c) { c.w.block_rows = -1; }},
     {"no scales", [](LinearCall &c) { c.w.scales = nullptr; }},
     {"scales of no format", [](LinearCall &c) { c.w.scale_format = ISOBIT_INT8; }},
@@ -77,6 +83,8 @@ const Spoiled<LinearCall> LINEARS[] = {
     {"another group of activations", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.activation_group = 64; }},
     {"activation_group < 0", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.activation_group = -128; }},
     {"a negative static scale", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.input_scale = -1; }},
+    {"a static scale that is no number", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.input_scale = NAN; }},
+    {"an infinite static scale", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.input_scale = INF; }},
     {"a static scale of groups", [](LinearCall &c) { c.w.activations = ISOBIT_ACT_INT8, c.w.activation_group = 128, c.w.input_scale = 1; }},
 };
 
@@ -134,8 +142,10 @@ bool quantize() {
         {"no scales", [](Call &c) { c.scales = nullptr; }},
         {"m < 0", [](Call &c) { c.m = -1; }},
         {"k = 0", [](Call &c) { c.k = 0; }},
+        {"huge m", [](Call &c) { c.m = HUGE_SIZE; }},
         {"group < 0", [](Call &c) { c.group = -1; }},
         {"scale < 0", [](Call &c) { c.scale = -1; }},
+        {"a scale that is no number", [](Call &c) { c.scale = NAN; }},
     };
     bool good = true;
     for (const auto &wrong : CALLS) {
@@ -157,7 +167,9 @@ bool codes_and_bytes() {
     good = has_nan("rows < 0", ISOBIT_E4M3FN, codes.data(), -2, 32, 32) && good;
     good = has_nan("k = 0", ISOBIT_E4M3FN, codes.data(), 2, 32, 0) && good;
     good = has_nan("short rows", ISOBIT_E4M3FN, codes.data(), 2, 31, 32) && good;
-    return has_nan("huge rows", ISOBIT_E4M3FN, codes.data(), HUGE_SIZE, HUGE_SIZE, 32) && good;
+    good = has_nan("huge rows", ISOBIT_E4M3FN, codes.data(), HUGE_SIZE, HUGE_SIZE, 32) && good;
+    good = refused("no bytes to read", [] { return isobit_cpu_read(nullptr, 64); }) && good;
+    return refused("fewer than no bytes", [&] { return isobit_cpu_read(codes.data(), -64); }) && good;
 }
 
 bool settings() {
@@ -287,6 +299,7 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"heads = 0", [](LayersCall &c) { c.layers[0].heads = 0; }},
     {"kv_heads < 0", [](LayersCall &c) { c.layers[0].kv_heads = -2; }},
     {"dim = 0", [](LayersCall &c) { c.layers[0].dim = 0; }},
+    {"huge heads", [](LayersCall &c) { c.layers[0].heads = HUGE_SIZE + c.layers[0].heads; }},
     {"window < 0", [](LayersCall &c) { c.layers[0].window = -1; }},
     {"a norm of queries alone", [](LayersCall &c) { c.layers[0].k_norm = nullptr; }},
     {"batch = 0", [](LayersCall &c) { c.step.batch = 0; }},
@@ -295,6 +308,7 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"past < 0", [](LayersCall &c) { c.step.past = -1; }},
     {"a full cache", [](LayersCall &c) { c.step.capacity = c.step.past + c.step.tokens - 1; }},
     {"cache_stride < 0", [](LayersCall &c) { c.step.cache_stride = -1; }},
+    {"largest cache_stride", [](LayersCall &c) { c.step.cache_stride = LARGEST; }},
     {"no keys", [](LayersCall &c) { c.step.keys = nullptr; }},
     {"no values", [](LayersCall &c) { c.step.values = nullptr; }},
     {"no cos", [](LayersCall &c) { c.step.cos = nullptr; }},

@@ -237,11 +237,11 @@ bool sizes_of_activations() {
 // Integer sums are exact however long a row is: the largest codes of one sign, which would leave 32 bits.
 bool long_rows() {
     const Case &c = case_of(ISOBIT_INT8, ISOBIT_ACT_INT8);
-    for (const int64_t k : {131072, 140003})
+    for (const int64_t k : {65537, 131072, 131073, 140003})
         for (const int64_t m : {1, 4, 17})
             for (const float sign : {1.0f, -1.0f}) {
                 Linear l(c, 1, k);
-                for (int64_t i = 0; i < k; ++i) l.codes.put(i, 0x80);
+                for (int64_t i = 0; i < k; ++i) l.codes.put(i, sign < 0 ? 0x7f : 0x80);
                 l.w.bias = nullptr;
                 Values<float> x(m * k), y(m);
                 fill_with(x, sign);

@@ -88,10 +88,11 @@ const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t l
     const int bits = bits_of(w.format);
     if (!bits) return "unknown format";
     if (w.n < 1 || w.k < 1 || m < 0) return "sizes must be positive";
-    if (w.n > (int64_t{1} << 40) / w.k || m > (int64_t{1} << 40) / w.k || m > (int64_t{1} << 40) / w.n) return "sizes overflow";
+    if (w.n > LARGEST / w.k || m > LARGEST / w.k || m > LARGEST / w.n || w.group > LARGEST) return "sizes overflow";
     if (!w.codes || !x || !y) return "a null pointer";
     if (ldx < w.k || ldy < w.n) return "rows overlap: a stride is shorter than a row";
     if (w.row_bytes < (w.k * bits + 7) / 8) return "row_bytes is shorter than a row of codes";
+    if (w.row_bytes > FARTHEST / w.n || (m && (ldx > FARTHEST / m || ldy > FARTHEST / m))) return "sizes overflow";
     if (w.group < 0 || (w.group && w.group * bits % 8)) return "a group does not end at a byte";
     if (w.block_rows < 0) return "block_rows is negative";
     if (bits > 8 && w.scales) return "weights of 16 and 32 bits have no scales";
@@ -102,7 +103,7 @@ const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t l
     if (w.activations < ISOBIT_ACT_NONE || w.activations > ISOBIT_ACT_INT8) return "unknown activation format";
     if (w.activations != ISOBIT_ACT_NONE && bits > 8) return "activations are rounded only together with weights";
     if (w.activation_group && w.activation_group != w.group) return "activation groups must be those of the weights";
-    if (w.input_scale < 0 || (w.input_scale && w.activation_group)) return "a static scale is one positive number";
+    if (!(w.input_scale >= 0) || !std::isfinite(w.input_scale) || (w.input_scale && w.activation_group)) return "a static scale is one positive number";
     return nullptr;
 }
 
@@ -326,8 +327,9 @@ ISOBIT_EXPORT int isobit_cpu_linear(const isobit_linear *w, const float *x, int6
 ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m,
                                       int64_t k, uint8_t *codes, float *scales) {
     if (activations < ISOBIT_ACT_E4M3FN || activations > ISOBIT_ACT_INT8) return fail("unknown activation format");
-    if (!x || !codes || !scales || m < 0 || k < 1 || group < 0 || input_scale < 0) return fail("an argument is out of range");
-    const int64_t run = group ? group : k, runs = (k + run - 1) / run;
+    if (!x || !codes || !scales || m < 0 || k < 1 || m > LARGEST / k || group < 0) return fail("an argument is out of range");
+    if (!(input_scale >= 0) || !std::isfinite(input_scale)) return fail("a static scale is one positive number");
+    const int64_t run = group ? std::min(group, k) : k, runs = (k + run - 1) / run;
     Loose *const to = scales;
     try {
         std::vector<float> values(static_cast<size_t>(run));
@@ -344,6 +346,7 @@ ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float 
 }
 
 ISOBIT_EXPORT uint64_t isobit_cpu_read(const void *data, int64_t bytes) {
+    if (!data || bytes < 0) return static_cast<uint64_t>(fail("an argument is out of range"));
     error.clear();
     try {
         std::atomic<uint64_t> total{0};

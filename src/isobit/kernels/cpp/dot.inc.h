@@ -56,7 +56,8 @@ inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t 
         __builtin_memcpy(&shift, x(m) + padded, 8);
         out[m] = -shift;
     }
-    for (int64_t begin = 0; begin < w.k; begin += LONGEST) {
+    int64_t begin = 0;
+    do {  // the rest behind whole steps goes with the last run
         I acc[M] = {};
         const int64_t end = smaller(begin + LONGEST, whole);
         int64_t k = begin;
@@ -72,7 +73,8 @@ inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t 
             for (int m = 0; m < M; ++m) acc[m] = Int8::dot(acc[m], weights, x(m) + k);
         }
         for (int m = 0; m < M; ++m) out[m] += sum(acc[m]);
-    }
+        begin += LONGEST;
+    } while (begin < whole);
 }
 
 void few_int8(const isobit_linear &w, const Layout &l, const void *rows, const float *act_scales, int64_t m, int64_t begin,

@@ -85,8 +85,9 @@ int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, c
 // 1 if a code of a matrix of 8-bit floats is no finite number, which the linears do not decode; 0 if all are numbers.
 int isobit_cpu_has_nan(int32_t format, const void *codes, int64_t rows, int64_t row_bytes, int64_t k);
 
-// Sum of all bytes as 64-bit words: what the memory gives to a reader, with all threads of the pool. All bits are set and
-// isobit_cpu_error() says why when it fails; after a sum that one is empty.
+// Reads all bytes with all threads of the pool, as fast as the memory gives them, and returns a digest of them, which is
+// there so that the reading cannot be left out. All bits are set and isobit_cpu_error() says why when it fails; after a
+// digest that one is empty.
 uint64_t isobit_cpu_read(const void *data, int64_t bytes);
 
 // ---- the rest of a decoder layer; float32 throughout, sums in an order that depends on shapes only ----

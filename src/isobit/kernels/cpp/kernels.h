@@ -9,6 +9,9 @@
 
 namespace isobit {
 
+// The most values of an argument, and the farthest its rows may lie apart: products with the size of a value do not overflow.
+constexpr int64_t LARGEST = int64_t{1} << 40, FARTHEST = int64_t{1} << 56;
+
 // Floats of the caller, which need not lie at multiples of four bytes.
 typedef float Loose __attribute__((aligned(1)));
 

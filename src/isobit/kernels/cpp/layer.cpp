@@ -38,7 +38,6 @@ constexpr int64_t PRODUCTS = 1 << 17; // the same for multiplications of attenti
 constexpr int64_t ROWS = 96;          // query rows of a piece: what is read of the keys serves all of them
 constexpr int64_t FEW_TOKENS = 16;    // up to here the keys are cut into pieces, beyond the queries are enough
 constexpr int64_t CHUNK = 512;        // keys of such a piece
-constexpr int64_t LARGEST = int64_t{1} << 40, FARTHEST = int64_t{1} << 56;  // values, and distances that do not overflow in bytes
 
 const char *problem(const isobit_attention &a) {
     if (a.batch < 1 || a.tokens < 1 || a.past < 0 || a.heads < 1 || a.kv_heads < 1 || a.window < 0) return "sizes must be positive";

@@ -15,6 +15,7 @@ struct Scratch {
 const char *problem(const isobit_layer &l, int64_t hidden) {
     if (!l.q || !l.k || !l.v || !l.o || !l.gate || !l.up || !l.down || !l.input_norm || !l.post_norm) return "a null pointer";
     if (l.heads < 1 || l.kv_heads < 1 || l.dim < 1) return "sizes must be positive";
+    if (l.heads > LARGEST / l.dim || l.kv_heads > LARGEST / l.dim) return "sizes overflow";
     if (l.q->k != hidden || l.k->k != hidden || l.v->k != hidden || l.gate->k != hidden || l.up->k != hidden)
         return "a linear does not take the residual stream";
     if (l.o->n != hidden || l.down->n != hidden) return "a linear does not give the residual stream";
@@ -96,8 +97,8 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const is
         if (!layers[i].o) return fail("a null pointer");
         if (const char *why = problem(layers[i], layers[0].o->n)) return fail(why);
     }
-    const int64_t largest = int64_t{1} << 40;
-    if (step->batch > largest / step->tokens || step->batch * step->tokens > largest / layers[0].o->n) return fail("sizes overflow");
+    if (step->batch > LARGEST / step->tokens || step->batch * step->tokens > LARGEST / layers[0].o->n) return fail("sizes overflow");
+    if (step->cache_stride > FARTHEST / count) return fail("sizes overflow");
     try {
         return run(layers, count, *step, x);
     } catch (const std::exception &caught) {
