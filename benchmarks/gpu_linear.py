@@ -33,8 +33,8 @@ FIELDS = ("date", "commit", "device", "what", "lowering", "kernel", "M", "N", "K
 ONE = (("bf16", "sm_90"), ("bf16", "sm_86"), ("fp8", "sm_90"), ("fp8", "sm_89"), ("fp8", "sm_86"),
        ("fp8", "sm_80"), ("fp8-e5m2", "sm_90"),
        ("fp8-e5m2", "sm_86"), ("fp8-block", "sm_90"), ("fp8-w8a16", "sm_90"), ("int8", "sm_90"), ("int8", "sm_86"),
-       ("int8-w8a16", "sm_90"), ("int4", "sm_90"), ("int4", "sm_86"), ("int4-g32", "sm_90"),
-       ("int4-asym", "sm_90"))  # fmt: skip
+       ("fp8-block", "sm_86"), ("fp8-w8a16", "sm_86"), ("int8-w8a16", "sm_90"), ("int4", "sm_90"), ("int4", "sm_86"),
+       ("int4-g32", "sm_90"), ("int4-asym", "sm_90"), ("int4-asym", "sm_86"))  # fmt: skip
 MANY = (("bf16", "sm_90"), ("bf16", "sm_86"), ("fp8", "sm_90"), ("fp8", "sm_86"), ("fp8-e5m2", "sm_90"),
         ("fp8-e5m2", "sm_86"), ("fp8-block", "sm_90"), ("fp8-w8a16", "sm_90"), ("int8", "sm_90"), ("int8", "sm_86"),
         ("int4", "sm_90"), ("int4", "sm_86"), ("int4-asym", "sm_90"))  # fmt: skip
@@ -153,6 +153,27 @@ def one_token(results: Results, ceiling: float) -> None:
             results.add(f"{what}, layer", lowering, " ".join(names), 1, 0, 0, total_us, figure, "TB/s", ceiling)
 
 
+def few_tokens(results: Results, ceiling: float) -> None:
+    """The layer, a few tokens at a time, from codes."""
+    for scheme in ("bf16", "fp8", "fp8-block", "fp8-w8a16", "int8", "int4", "int4-asym"):
+        for m in (2, 4, 8, 16):
+            total_us, total_bytes, names = 0.0, 0, set()
+            for n, k in LAYER:
+                weights = [random_weight(scheme, n, k)]
+                size = weight_bytes(weights[0])
+                weights += [random_weight(scheme, n, k) for _ in range(max(3, min(7, ROTATED_BYTES // size)))]
+                x = torch.randn(m, k, device="cuda").bfloat16()
+                linears = [bind(w, SCHEMES[scheme].activations, None, None) for w in weights]
+                row = linears[0].variant(m, x.dtype)
+                names.add(row.name if row else "torch")
+                calls = [from_codes(b, x) for b in linears]
+                total_us += timed(lambda: [call() for call in calls], 15) / len(calls)  # noqa: B023
+                total_bytes += size
+            figure = total_bytes / total_us / 1e6
+            what = f"few tokens: {scheme}, layer"
+            results.add(what, "sm_90", " ".join(names), m, 0, 0, total_us, figure, "TB/s", ceiling)
+
+
 def many_tokens(results: Results, m: int) -> None:
     """4096 tokens."""
     for scheme, lowering in MANY:
@@ -227,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="benchmarks/results/gpu_linear.csv")
     parser.add_argument("--commit", default="")
-    parser.add_argument("--parts", default="ceilings,one,many,crossover", help="of these, library and steps")
+    parser.add_argument("--parts", default="ceilings,one,few,many,crossover", help="of these, library and steps")
     options = parser.parse_args()
     parts = options.parts.split(",")
     commit = (
@@ -242,6 +263,8 @@ def main() -> None:
         library_ceilings(results, n, k, 4096)
     if "one" in parts:
         one_token(results, ceiling)
+    if "few" in parts:
+        few_tokens(results, ceiling)
     if "many" in parts:
         many_tokens(results, 4096)
     if "crossover" in parts:

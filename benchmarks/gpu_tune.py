@@ -14,6 +14,7 @@ import argparse
 import csv
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -115,14 +116,20 @@ def untried() -> Iterator[Case]:
 
 def lanes() -> Iterator[Case]:
     """One token on the matrix units without shared memory: few rows a program or many, K by one warp or by eight."""
-    kinds = (
-        ("bf16", "bf16-lanes", "sm_90"), ("e4m3", "e4m3fn-lanes", "sm_90"), ("e5m2", "e5m2-lanes-widened", "sm_90"),
-        ("e4m3 on sm_86", "e4m3fn-lanes-widened", "sm_86"), ("int4", "int4-lanes-bf16", "sm_90"),
-        ("int4 on sm_86", "int4-lanes-bf16", "sm_86"),
+    kinds: tuple[tuple[str, str, str, tuple[tuple[str, Any], ...]], ...] = (
+        ("bf16", "bf16-lanes", "sm_90", ()), ("e4m3", "e4m3fn-lanes", "sm_90", ()),
+        ("e5m2", "e5m2-lanes-widened", "sm_90", ()), ("e4m3 on sm_86", "e4m3fn-lanes-widened", "sm_86", ()),
+        ("int4", "int4-lanes-bf16", "sm_90", ()), ("int4 on sm_86", "int4-lanes-bf16", "sm_86", ()),
+        ("e4m3 by bf16", "e4m3fn-lanes-bf16", "sm_90", ()), ("e4m3 by f16", "e4m3fn-lanes-f16", "sm_90", ()),
+        ("e4m3 by f16 on sm_86", "e4m3fn-lanes-f16", "sm_86", ()),
+        ("int8 by bf16", "int8-lanes-bf16", "sm_90", ()), ("int8 by f16", "int8-lanes-f16", "sm_90", ()),
+        ("uint4", "uint4-lanes-bf16", "sm_90", ()), ("uint4 by f16", "uint4-lanes-f16", "sm_90", ()),
+        ("int4-g32", "int4-lanes-bf16", "sm_90", (("GROUP", 32), ("UNIT", 128))),
+        ("block", "block-lanes", "sm_90", ()), ("block on sm_86", "block-lanes-widened", "sm_86", ()),
     )  # fmt: skip
-    for kind, name, target in kinds:
-        for n, warps, ahead, unroll in itertools.product((4, 8), (1, 2, 4), (True, False), (1, 2, 4)):
-            constants = (("BLOCK_N", n), ("BLOCK_K", 128 * warps), ("AHEAD", ahead), ("UNROLL", unroll))
+    for kind, name, target, known in kinds:
+        for n, warps, unroll in itertools.product((4, 8), (1, 2, 4), (1, 2, 4)):
+            constants = (*known, ("BLOCK_N", n), ("BLOCK_K", 128 * warps), ("UNROLL", unroll))
             yield Case(kind, f"vector-{name}", target, constants, warps, 1, 1)
     best = (  # of gpu_tune_one.csv
         ("e4m3", "few-e4m3fn-native", (64, 256, 2), 4, 5), ("e4m3", "few-e4m3fn-native", (16, 512, 1), 1, 5),
@@ -220,16 +227,16 @@ class Operands:
             )
         else:
             self.x = torch.randn(m, x_width, device="cuda").to(x_type)
-        groups = k // 128
-        blocks = "block" in case.variant
+        groups = k // int(dict(case.constants).get("GROUP", 128))
+        blocks, grouped = "block" in case.variant, "int4" in case.variant
         self.token_scale = torch.rand(m * (groups if blocks else 1), device="cuda")
-        self.scale = torch.rand(n * groups if "int4" in case.variant else n, device="cuda").to(
-            dtypes[signature["scale"]]
-        )
+        self.scale = torch.rand(n * groups if grouped or blocks else n, device="cuda").to(dtypes[signature["scale"]])
+        self.zero = torch.randint(0, 16, (n * groups,), dtype=torch.uint8, device="cuda")
         self.y = torch.empty(m, n, dtype=dtypes[signature["y"]], device="cuda")
         self.work = torch.empty(8 * (n + 128) * 16, dtype=dtypes[signature["work"]], device="cuda")
         self.arrived = torch.zeros(4096, dtype=torch.int32, device="cuda")
-        self.bytes = size + (self.scale.numel() * self.scale.element_size() if "int4" in case.variant else 0)
+        of_group = self.scale.element_size() + ("uint4" in case.variant)
+        self.bytes = size + (n * groups * of_group if grouped else 0)
 
     def _random(self, n: int, width: int) -> Any:
         import torch
@@ -254,7 +261,7 @@ def measure(case: Case, operands: Operands, n: int, k: int) -> float:
     constants, m = config.constexprs, case.tokens
     rows = -(-n // int(constants["BLOCK_N"]))
     words = k // variant(case.variant).per_word
-    arguments = {"x": operands.x, "token_scale": operands.token_scale, "scale": operands.scale, "zero": operands.scale,
+    arguments = {"x": operands.x, "token_scale": operands.token_scale, "scale": operands.scale, "zero": operands.zero,
                  "bias": operands.scale, "y": operands.y, "work": operands.work, "arrived": operands.arrived, "M": m,
                  "N": n, "K": words, "gain": 1.0}  # fmt: skip
     if case.variant.startswith("vector"):
@@ -296,10 +303,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(WHAT))
     parser.add_argument("--out", required=True)
-    parser.add_argument("--only", default="", help="part of a variant's name")
+    parser.add_argument("--only", default="", help="regular expression of kinds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    cases = [case for case in WHAT[options.what]() if options.only in case.variant]
+    cases = [case for case in WHAT[options.what]() if re.search(options.only, case.kind)]
     shapes = SQUARE if options.what == "many" else LAYER
     begin = time.time()
     keys = list(dict.fromkeys((case, k) for case in cases for _, k in shapes))
@@ -313,18 +320,19 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
         for n, k in shapes:
-            held: dict[tuple[str, str], Operands] = {}
+            held: dict[tuple[str, str, str], Operands] = {}
             for case in cases:
                 if (case, k) in problems:
                     continue
-                if (case.variant, case.w) not in held:
-                    held = {(case.variant, case.w): Operands(case, n, k)}
+                which = (case.kind, case.variant, case.w)
+                if which not in held:
+                    held = {which: Operands(case, n, k)}
                 try:
-                    us = measure(case, held[case.variant, case.w], n, k)
+                    us = measure(case, held[which], n, k)
                 except Exception as failure:  # noqa: BLE001 - too much shared memory, say: a result
                     print(case.kind, case.label, type(failure).__name__, str(failure)[:120], flush=True)
                     continue
-                work = held[case.variant, case.w].bytes if case.tokens == 1 else 2 * case.tokens * n * k
+                work = held[which].bytes if case.tokens == 1 else 2 * case.tokens * n * k
                 writer.writerow(
                     (
                         case.kind,

@@ -27,14 +27,20 @@ def emulate() -> None:
 def _elementwise(text: Any, constraints: Any, args: list[Any], dtype: Any, is_pure: Any, pack: Any) -> Any:
     """As Triton's, for tensors of 32-bit elements ``[rows, words]`` and four elements a call."""
     assert int(getattr(pack, "value", pack)) == 4
-    text = str(getattr(text, "value", text))
+    text, dtype = str(getattr(text, "value", text)), getattr(dtype, "value", dtype)
+    count = len(dtype) if isinstance(dtype, (tuple, list, tl.tuple)) else 1
     operands = [np.ascontiguousarray(arg.handle.data).view(np.uint32) for arg in args]
-    result = np.empty(operands[0].shape, np.float32)
-    for row in range(result.shape[0]):
-        for begin in range(0, result.shape[1], _PER_WARP):
+    results = [np.empty(operands[0].shape, np.float32) for _ in range(count)]
+    for row in range(operands[0].shape[0]):
+        for begin in range(0, operands[0].shape[1], _PER_WARP):
             some = slice(begin, begin + _PER_WARP)
             lanes = [operand[row, some].reshape(ptx.LANES, 4) for operand in operands]
-            registers = [np.zeros(ptx.LANES, np.uint32)] * 4 + [lane[:, i] for lane in lanes for i in range(4)]
+            registers = [np.zeros(ptx.LANES, np.uint32)] * (4 * count) + [
+                lane[:, i] for lane in lanes for i in range(4)
+            ]
             after = ptx.run(text, registers)
-            result[row, some] = np.stack([after[f"${i}"].view(np.float32) for i in range(4)], axis=1).reshape(-1)
-    return tl.tensor(TensorHandle(result, tl.float32), tl.block_type(tl.float32, list(result.shape)))
+            for place, result in enumerate(results):
+                sums = [after[f"${4 * place + i}"].view(np.float32) for i in range(4)]
+                result[row, some] = np.stack(sums, axis=1).reshape(-1)
+    made = [tl.tensor(TensorHandle(r, tl.float32), tl.block_type(tl.float32, list(r.shape))) for r in results]
+    return made[0] if count == 1 else tuple(made)

@@ -134,7 +134,7 @@ def lanes(shapes: dict[str, tuple[tuple[int, int], ...]], kind: str) -> None:
         for n, k in sizes:
             bias = torch.randn(n, generator=generator)
             x = torch.randn(1, k, generator=generator)
-            spec, acts = (WeightSpec("int4", "group", 256), None) if name == "int4-g256" else LINEARS[name][:2]
+            spec, acts = _LANES_ALONE.get(name) or LINEARS[name][:2]
             packed = weight(spec, n, k, generator)
             for lowering in ("sm_90", "sm_86"):
                 for dtype in (torch.float16, torch.bfloat16) if acts is None else (torch.float16,):
@@ -159,8 +159,16 @@ def lanes_of_floats(sizes: tuple[tuple[int, int], ...], kind: str) -> None:
 
 LANES = {
     "fp8": ((5, 1024), (70, 1344)), "fp8-e5m2": ((6, 1344),), "int4": ((5, 2048), (7, 2304), (9, 384)),
-    "int4-g256": ((5, 2304),),
+    "int4-g256": ((5, 2304),), "int4-g32": ((5, 2176), (9, 1024)), "int4-g64": ((5, 2176),),
+    "int4-asym": ((5, 2176), (9, 1024), (1, 128)), "fp8-w8a16": ((5, 1344), (9, 1024)), "int8-w8a16": ((5, 1344),),
+    "fp8-block": ((130, 1408), (5, 1024)),
 }  # fmt: skip
+WARPS = {
+    "fp8": ((5, 1344),), "fp8-e5m2": ((3, 1088),), "int4": ((5, 2304), (3, 384)), "int4-g256": ((3, 2304),),
+    "int4-g32": ((5, 2176), (3, 1024)), "int4-g64": ((3, 1152),), "int4-asym": ((5, 2176), (3, 1024)),
+    "fp8-w8a16": ((5, 1344),), "int8-w8a16": ((5, 1344),), "fp8-block": ((130, 1408),),
+}  # fmt: skip
+_LANES_ALONE = {f"int4-g{group}": (WeightSpec("int4", "group", group), None) for group in (64, 256)}
 
 
 def _used(bound: BoundLinear, dtype: torch.dtype) -> str:
@@ -223,8 +231,5 @@ if __name__ == "__main__":
     lanes(LANES, "lanes")
     lanes_of_floats(((5, 512), (9, 1312)), "lanes")
     assembly.emulate()
-    lanes(
-        {"fp8": ((5, 1344),), "fp8-e5m2": ((3, 1088),), "int4": ((5, 2304), (3, 384)), "int4-g256": ((3, 2304),)},
-        "warps",
-    )
+    lanes(WARPS, "warps")
     lanes_of_floats(((5, 1312),), "warps")

@@ -65,8 +65,10 @@ def _permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     pool = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
     result = np.zeros(LANES, np.uint64)
     for place in range(4):
-        byte = (selector >> (4 * place)) & 7
-        result |= ((pool >> (8 * byte).astype(np.uint64)) & np.uint64(255)) << np.uint64(8 * place)
+        mode = selector >> (4 * place)
+        byte = (pool >> (8 * (mode & 7)).astype(np.uint64)) & np.uint64(255)
+        byte = np.where(mode & 8, np.where(byte >> np.uint64(7), np.uint64(255), np.uint64(0)), byte)  # the sign alone
+        result |= byte << np.uint64(8 * place)
     return result.astype(np.uint32)
 
 
@@ -112,6 +114,8 @@ _OPERATIONS = {
     "prmt.b32": _permute,
     "lop3.b32": _lookup,
     "and.b32": lambda a, b: a & b,
+    "or.b32": lambda a, b: a | b,
+    "xor.b32": lambda a, b: a ^ b,
     "shr.u32": lambda a, b: a >> b,
     "shl.b32": lambda a, b: a << b,
     "add.f16x2": lambda a, b: _pairs("f16", a, _ONE, b),

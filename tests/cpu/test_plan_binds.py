@@ -87,8 +87,8 @@ def _planned(name: str, target: Target, n: int, k: int, bias: bool, scales: str)
     return decide(_op(name, target, n, k, bias, scales), target)
 
 
-def test_small_groups_are_not_planned_on_the_kernel_that_cannot_read_them() -> None:
-    op = _op("int4-g32", TARGETS["sm_90"], 4096, 4096, False, "bfloat16")
+def test_groups_are_not_planned_on_a_kernel_that_cannot_read_them() -> None:
+    op = _op("int4-g2048", TARGETS["sm_90"], 4096, 4096, False, "bfloat16")
     answer = decide(op, TARGETS["sm_90"])
     assert isinstance(answer, Lowering) and answer.sizes[0] == (1, "few-int4-bf16") == (1, answer.kernels[0])
     wide = decide(_op("int4", TARGETS["sm_90"], 4096, 4096, False, "bfloat16"), TARGETS["sm_90"])

@@ -15,7 +15,7 @@ pytestmark = [
 ]
 LOWERINGS = ("here", "sm_89", "sm_86", "sm_80")
 SHAPES = ((200, 1408), (4096, 4096), (4100, 11008), (33, 13696))
-INT4_SHAPES = ((200, 1280), (4096, 4096), (4100, 11008), (33, 13824), (70, 128))
+GROUPED_SHAPES = ((200, 1280), (4096, 4096), (4100, 11008), (33, 13824), (70, 128), (1, 128))
 
 
 @pytest.fixture
@@ -30,7 +30,10 @@ def machine(request: pytest.FixtureRequest):
 
 
 @pytest.mark.parametrize("machine", LOWERINGS, indirect=True)
-@pytest.mark.parametrize("scheme", ["fp8", "fp8-static", "fp8-e5m2", "int4"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["fp8", "fp8-static", "fp8-e5m2", "fp8-block", "fp8-w8a16", "int8-w8a16", "int4", "int4-g32", "int4-asym"],
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_codes(scheme: str, machine, dtype: torch.dtype) -> None:
     from isobit.kernels.triton.bind import bind
@@ -38,7 +41,7 @@ def test_codes(scheme: str, machine, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     acts = SCHEMES[scheme].activations
     static = torch.tensor([0.0234375]) if acts is not None and not acts.dynamic else None
-    for n, k in INT4_SHAPES if scheme == "int4" else SHAPES:
+    for n, k in GROUPED_SHAPES if scheme.startswith("int4") or scheme == "fp8-block" else SHAPES:
         weight = _weight(scheme, n, k, generator)
         scale = None if static is None else static.cuda()
         bound = bind(_cuda(weight), acts, scale, None, target=machine, out_dtype=torch.float32)

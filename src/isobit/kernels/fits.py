@@ -62,7 +62,7 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
         return "codes times scales are not all float16 numbers"
     if row.name == "vector-int8-dp4a" and matrix.k % 4:
         return f"K = {matrix.k} is not a multiple of 4"
-    return _misfit_of_lanes(row, matrix, target) if ":linear_lanes" in row.entry else None
+    return _misfit_of_lanes(row, matrix) if ":linear_lanes" in row.entry else None
 
 
 def _misfit_of_library(row: Variant, matrix: Matrix) -> str | None:
@@ -76,8 +76,8 @@ def _misfit_of_library(row: Variant, matrix: Matrix) -> str | None:
     return dict(matrix.library).get(row.entry)
 
 
-def _misfit_of_lanes(row: Variant, matrix: Matrix, target: Target) -> str | None:
-    """Lanes read 16 bytes of a row each, and a scale is that of two of a lane's four sums."""
+def _misfit_of_lanes(row: Variant, matrix: Matrix) -> str | None:
+    """Lanes read 16 bytes of a row each, and a step of a warp begins with a group."""
     step = 16 * row.per_word
     if matrix.k % step:
         return f"K = {matrix.k} is not a multiple of {step}"
@@ -85,6 +85,6 @@ def _misfit_of_lanes(row: Variant, matrix: Matrix, target: Target) -> str | None
         return "the weights do not begin at a multiple of 16 bytes"
     if row.reads_units:
         width = row.per_word * LANE_WORDS
-        if matrix.group % ((unit(row, matrix, target) or 1) // 2) or width % matrix.group:
-            return f"groups of {matrix.group} are not parts of its steps of {width}, or of half a unit"
+        if width % matrix.group:
+            return f"groups of {matrix.group} are not parts of its steps of {width}"
     return None

@@ -92,12 +92,13 @@ def _lanes(weights: WeightSpec | None, activations: ActSpec | None, dtype: str) 
     if weights is None:
         return () if compute == "f32" else (f"vector-{compute}-lanes",)
     name = weights.element
-    if weights.granularity == "block" or name not in ("e4m3fn", "e5m2", "int4"):
-        return ()
+    if weights.granularity == "block":
+        return ("vector-block-lanes", "vector-block-lanes-widened")
     if activations is None:
-        return (f"vector-int4-lanes-{compute}",) if name == "int4" and compute != "f32" else ()
+        listed = name in ("e4m3fn", "int8", "int4", "uint4") and compute != "f32"
+        return (f"vector-{name}-lanes-{compute}",) if listed else ()
     native = ("vector-e4m3fn-lanes",) if name == "e4m3fn" else ()
-    return (*native, f"vector-{name}-lanes-widened") if name != "int4" else ()
+    return (*native, f"vector-{name}-lanes-widened") if name in ("e4m3fn", "e5m2") else ()
 
 
 def _large(weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> tuple[str, ...]:

@@ -280,7 +280,7 @@ def after_widening(pointer: str, *, rounded: bool = False) -> Callable[[Target],
 
     def config(target: Target) -> Config:
         plain = row_scaled("large", pointer, pointer, "native", rounded=rounded)(target)
-        return plain.with_constants(OVERLAP=0, BAND=16)  # nothing to fetch before the widening has ended
+        return plain.with_constants(OVERLAP=-int(overlaps(target)), BAND=16)
 
     return config
 
@@ -289,7 +289,9 @@ def widening(codes: str, values: str, element: str) -> Callable[[Target], Config
     """Configuration of ``widen_codes``."""
 
     def config(target: Target) -> Config:
-        constants: dict[str, Constant] = {"ELEMENT": element, "ASM": is_cuda(target), "BLOCK": 2048}
+        constants: dict[str, Constant] = {
+            "ELEMENT": element, "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK": 2048
+        }  # fmt: skip
         return Config({"codes": codes, "values": values, "K": "i32"}, constants, 4, 1)
 
     return config
@@ -299,13 +301,15 @@ def folding(target: Target) -> Config:
     """Configuration of ``fold_nibbles``."""
     signature = {"words": "*i16", "scale": "*bf16", "power": "*fp32", "values": "*fp16", "N": "i32", "K": "i32"}
     unit = unit_of_nibbles(target, False)
-    constants: dict[str, Constant] = {"GROUP": 128, "UNIT": unit, "ASM": is_cuda(target), "UNITS": 16}
+    constants: dict[str, Constant] = {
+        "GROUP": 128, "UNIT": unit, "ASM": is_cuda(target), "OVERLAP": overlaps(target), "UNITS": 16
+    }  # fmt: skip
     return Config(signature, constants, 4, 1)
 
 
 def narrowing(target: Target) -> Config:
     """Configuration of ``narrow_range``."""
-    constants: dict[str, Constant] = {"ONCE": True, "BLOCK_K": 4096}
+    constants: dict[str, Constant] = {"OVERLAP": overlaps(target), "ONCE": True, "BLOCK_K": 4096}
     return Config({"x": "*bf16", "values": "*fp16", "scales": "*fp32", "K": "i32"}, constants, 8, 1)
 
 

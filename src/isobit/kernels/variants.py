@@ -64,7 +64,7 @@ class Variant:
         """Weights of an int32 word, for kernels that read words; else 1."""
         if self.entry.endswith(":linear_lanes_nibbles"):
             return 8
-        if self.entry.endswith(":linear_lanes"):
+        if ":linear_lanes" in self.entry:
             return 2 if self.weights == "float" else 4
         return 4 if self.entry.endswith(":linear_vector_int8") else 1
 
@@ -267,17 +267,27 @@ def _shows_hmma(target: Target) -> tuple[str, ...]:
 def _lane_rows() -> Iterator[Variant]:
     """One token, each lane with the weights that it has read itself."""
     entry = f"{_MODULES}.linear_lanes:linear_lanes"
-    for compute in ("f16", "bf16"):
-        yield Variant(f"vector-{compute}-lanes", "vector", entry, "float", None, None, compute, "*i32",
-                      _has_lanes(_DTYPES[compute]), lane_tiles.lanes(compute, scaled=False), _shows_hmma)  # fmt: skip
+    nibbles = f"{_MODULES}.linear_lanes_nibbles:linear_lanes_nibbles"
     yield Variant("vector-e4m3fn-lanes", "vector", entry, "e4m3fn", "row", "e4m3fn", "native", "*i32",
                   _has_lanes("e4m3fn"), lane_tiles.lanes("hardware", rounded=True), _shows_hmma)  # fmt: skip
     for element in ("e4m3fn", "e5m2"):
         yield Variant(f"vector-{element}-lanes-widened", "vector", entry, element, "row", element, "f16", "*i32",
                       _has_lanes("float16"), lane_tiles.lanes(element, rounded=True), _shows_hmma)  # fmt: skip
+    for compute, needs, element in (("native", "e4m3fn", "hardware"), ("f16", "float16", "e4m3fn")):
+        name = "vector-block-lanes" if compute == "native" else "vector-block-lanes-widened"
+        yield Variant(name, "vector", f"{entry}_block", "e4m3fn", "block", "e4m3fn", compute, "*i32", _has_lanes(needs),
+                      lane_tiles.lanes_block(element), _shows_hmma)  # fmt: skip
     for compute in ("f16", "bf16"):
-        yield Variant(f"vector-int4-lanes-{compute}", "vector", f"{entry}_nibbles", "int4", "group", None, compute,
-                      "*i32", _has_lanes(_DTYPES[compute]), lane_tiles.lanes_nibbles(compute), _shows_hmma)  # fmt: skip
+        requires = _has_lanes(_DTYPES[compute])
+        yield Variant(f"vector-{compute}-lanes", "vector", entry, "float", None, None, compute, "*i32", requires,
+                      lane_tiles.lanes(compute, scaled=False), _shows_hmma)  # fmt: skip
+        for element in ("e4m3fn", "int8"):
+            yield Variant(f"vector-{element}-lanes-{compute}", "vector", entry, element, "row", None, compute, "*i32",
+                          requires, lane_tiles.lanes_by_floats(element, compute), _shows_hmma)  # fmt: skip
+        for element in ("int4", "uint4"):
+            config = lane_tiles.lanes_nibbles(compute, element == "uint4")
+            yield Variant(f"vector-{element}-lanes-{compute}", "vector", nibbles, element, "group", None, compute,
+                          "*i32", requires, config, _shows_hmma)  # fmt: skip
 
 
 def _quantize_rows() -> Iterator[Variant]:

@@ -1,11 +1,9 @@
 """``y = x W^T`` for one token on NVIDIA's matrix units, each lane with the weights it has read itself.
 
 A row of weights is read as by ``linear_vector``: every lane 16 neighbouring bytes, a warp 512. Such a lane then gives
-``mma.m16n8k16`` its own weights as a piece of the left operand and its own activations as a piece of the right one. For
-the matrix unit the lanes ``4 g .. 4 g + 3`` hold row ``g`` of the left and column ``g`` of the right operand, so the
-sum of their products is the element ``(g, g)`` of the result, and what lies beside the diagonal is not used. That is a
-dot product in float32 of eight weights a lane for one instruction, with no shared memory, no shuffles and no other
-order of the weights in memory. Two rows of weights fill the upper and the lower half of the operand.
+``mma.m16n8k16`` its own weights as a piece of the left operand and its own activations as a piece of the right one
+(``lanes_assembly.py`` says how). That is a dot product in float32 of eight weights a lane for one instruction, with no
+shared memory, no shuffles and no other order of the weights in memory.
 
 ``ASM`` off: the same sums in plain Triton, for the interpreter.
 """
@@ -15,104 +13,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.triton.decode import nibbles, to_f16
-from isobit.kernels.triton.pdl import prefetch, wait
+from isobit.kernels.triton import lanes_assembly as assembly
+from isobit.kernels.triton.lanes import field, row_sums, words_at, write
+from isobit.kernels.triton.pdl import wait
 
-# A word of four codes ({w}) as two float16 pairs ({a}, {b}), in any order, since both operands are decoded alike. By
-# integers e4m3fn is 2**-8 of the number (decode.py); there the codes 0 and 2, and 1 and 3, are pairs.
-_DECODE = {
-    "hardware": "mov.b32 {{l, h}}, {w};\ncvt.rn.f16x2.e4m3x2 {a}, l;\ncvt.rn.f16x2.e4m3x2 {b}, h;\n",
-    "e4m3fn": (
-        "shl.b32 s, {w}, 7;\nshl.b32 t, {w}, 8;\nand.b32 s, s, 0x3f803f80;\nlop3.b32 {a}, t, 0x80008000, s, 0xea;\n"
-        "shr.u32 s, {w}, 1;\nand.b32 s, s, 0x3f803f80;\nlop3.b32 {b}, {w}, 0x80008000, s, 0xea;\n"
-    ),
-    "e5m2": "prmt.b32 {a}, 0, {w}, 0x5140;\nprmt.b32 {b}, 0, {w}, 0x7362;\n",
-}
-_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{t}.{t}.f32 {{{d}}}, {{{a}}}, {{{b}}}, {{{c}}};\n"
-
-
-def _eight_bit(element: str) -> str:
-    """Four words of each of two rows ($4, $8) by four of codes of activations ($12), added to $16."""
-    text = "{\n.reg .b16 l, h;\n.reg .b32 a0, a1, a2, a3, b0, b1, s, t;\n"
-    for word in range(4):
-        for place, low, high in ((4, "a0", "a2"), (8, "a1", "a3"), (12, "b0", "b1")):
-            text += _DECODE[element].format(w=f"${place + word}", a=low, b=high)
-        before = "$16, $17, $18, $19" if word == 0 else "$0, $1, $2, $3"
-        text += _MMA.format(t="f16", d="$0, $1, $2, $3", a="a0, a1, a2, a3", b="b0, b1", c=before)
-    return text + "}"
-
-
-# Nibbles of each half of {w}, less 8, as pairs {q}0 to {q}3. Float16: see decode.py. Bfloat16: the lower byte of a half
-# is, as a number, that byte times 2**-133, normal or not; times 2**127 (2**123 for high nibbles), less 1/8, it is 1/64
-# of the nibble less 8.
-_NIBBLES = {
-    "f16": (
-        "lop3.b32 {q}0, {w}, 0x000f000f, k, 0xea;\nlop3.b32 {q}1, {w}, 0x00f000f0, k, 0xea;\nshr.u32 s, {w}, 8;\n"
-        "lop3.b32 {q}2, s, 0x000f000f, k, 0xea;\nlop3.b32 {q}3, s, 0x00f000f0, k, 0xea;\n"
-        "add.f16x2 {q}0, {q}0, o;\nfma.rn.f16x2 {q}1, {q}1, m, n;\n"
-        "add.f16x2 {q}2, {q}2, o;\nfma.rn.f16x2 {q}3, {q}3, m, n;\n"
-    ),
-    "bf16": (
-        "and.b32 {q}0, {w}, 0x000f000f;\nand.b32 {q}1, {w}, 0x00f000f0;\nshr.u32 s, {w}, 8;\n"
-        "and.b32 {q}2, s, 0x000f000f;\nand.b32 {q}3, s, 0x00f000f0;\n"
-        "fma.rn.bf16x2 {q}0, {q}0, k, o;\nfma.rn.bf16x2 {q}1, {q}1, m, o;\n"
-        "fma.rn.bf16x2 {q}2, {q}2, k, o;\nfma.rn.bf16x2 {q}3, {q}3, m, o;\n"
-    ),
-}  # fmt: skip
-_NIBBLE_CONSTANTS = {
-    "f16": "mov.b32 k, 0x64006400;\nmov.b32 o, 0xe408e408;\nmov.b32 m, 0x2c002c00;\nmov.b32 n, 0xd480d480;\n",
-    "bf16": "mov.b32 k, 0x7f007f00;\nmov.b32 o, 0xbe00be00;\nmov.b32 m, 0x7d007d00;\n",
-}
-
-
-def _four_bit(dtype: str) -> str:
-    """Four words of each of two rows ($4, $8) by the activations of their four quarters ($12, $16, $20, $24).
-
-    $0 and $1: both rows' sums of the lower two quarters; $2 and $3: of the upper two.
-    """
-    text = "{\n.reg .b32 a<4>, b<4>, c<4>, d<4>, s, k, o, m, n;\n.reg .f32 e<4>, u<4>;\n.reg .pred p;\n"
-    text += _NIBBLE_CONSTANTS[dtype]
-    started = {"e": False, "u": False}
-    for word in (0, 2):
-        for place, name in ((4, "a"), (8, "b"), (5, "c"), (9, "d")):
-            text += _NIBBLES[dtype].format(w=f"${place + word}", q=name)
-        for quarter in range(4):
-            total = "e" if quarter < 2 else "u"
-            sums = ", ".join(f"{total}{i}" for i in range(4))
-            before = sums if started[total] else ", ".join(["0f00000000"] * 4)
-            started[total] = True
-            left = f"a{quarter}, b{quarter}, c{quarter}, d{quarter}"
-            right = f"${12 + 4 * quarter + word}, ${13 + 4 * quarter + word}"
-            text += _MMA.format(t=dtype, d=sums, a=left, b=right, c=before)
-    text += "mov.u32 s, %laneid;\nand.b32 s, s, 4;\nsetp.ne.u32 p, s, 0;\n"  # the diagonal's column is odd
-    text += "selp.f32 $0, e1, e0, p;\nselp.f32 $1, e3, e2, p;\nselp.f32 $2, u1, u0, p;\nselp.f32 $3, u3, u2, p;\n"
-    return text + "}"
-
-
-def _sixteen_bit(dtype: str) -> str:
-    """Four words, eight floats, of each of two rows by as many activations, as ``_eight_bit``."""
-    text = "{\n"
-    for word in (0, 2):
-        left = f"${4 + word}, ${8 + word}, ${5 + word}, ${9 + word}"
-        before = "$16, $17, $18, $19" if word == 0 else "$0, $1, $2, $3"
-        text += _MMA.format(t=dtype, d="$0, $1, $2, $3", a=left, b=f"${12 + word}, ${13 + word}", c=before)
-    return text + "}"
-
-
-_HARDWARE = tl.constexpr(_eight_bit("hardware"))
-_E4M3 = tl.constexpr(_eight_bit("e4m3fn"))
-_E5M2 = tl.constexpr(_eight_bit("e5m2"))
-_F16 = tl.constexpr(_sixteen_bit("f16"))
-_BF16 = tl.constexpr(_sixteen_bit("bf16"))
-_ADDED = tl.constexpr("=&f,=&f,=&f,=&f" + ",r" * 12 + ",f" * 4)
-_NIBBLES_F16 = tl.constexpr(_four_bit("f16"))
-_NIBBLES_BF16 = tl.constexpr(_four_bit("bf16"))
-_FOUR_BIT = tl.constexpr("=&f,=&f,=&f,=&f" + ",r" * 24)
+_ADDED, _ADDED_FLOATS = assembly.ADDED, assembly.ADDED_FLOATS
+_HARDWARE, _E4M3, _E5M2 = assembly.HARDWARE, assembly.E4M3, assembly.E5M2
+_F16, _BF16 = assembly.F16, assembly.BF16
+_HARDWARE_F16, _E4M3_F16, _INT8_F16 = assembly.HARDWARE_F16, assembly.E4M3_F16, assembly.INT8_F16
+_E4M3_BF16, _INT8_BF16 = assembly.E4M3_BF16, assembly.INT8_BF16
 
 
 @triton.jit
 def _add_products(first, second, x, total, ELEMENT: tl.constexpr):
-    """``total`` plus what a lane's words of two rows and its activations give, as the matrix unit leaves it."""
+    """``total`` plus what a lane's words of two rows and its activations of the same format give."""
     if ELEMENT == "hardware":
         return tl.inline_asm_elementwise(_HARDWARE, _ADDED, [first, second, x, total], tl.float32, True, 4)
     elif ELEMENT == "e4m3fn":
@@ -127,266 +41,187 @@ def _add_products(first, second, x, total, ELEMENT: tl.constexpr):
 
 
 @triton.jit
-def _field(words, place: tl.constexpr, ELEMENT: tl.constexpr):
-    """A float of each word: of four codes, or of two 16-bit floats."""
-    if ELEMENT == "f16":
-        return (words >> (16 * place)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    elif ELEMENT == "bf16":
-        return ((words >> (16 * place)) << 16).to(tl.float32, bitcast=True)
+def _add_products_by_floats(first, second, low, high, total, ELEMENT: tl.constexpr, X: tl.constexpr):
+    """The same for codes by floats: of a lane's eight words of them the first four (``low``) and the last (``high``)."""
+    if X == "bf16":
+        if ELEMENT == "int8":
+            arguments = [first, second, low, high, total]
+            return tl.inline_asm_elementwise(_INT8_BF16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
+        else:
+            tl.static_assert(ELEMENT == "e4m3fn", "an element format with a decoder to bfloat16")
+            arguments = [first, second, low, high, total]
+            return tl.inline_asm_elementwise(_E4M3_BF16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
     elif ELEMENT == "hardware":
-        return to_f16(((words >> (8 * place)) & 255).to(tl.uint8), "e4m3fn", False).to(tl.float32) * 256.0
+        arguments = [first, second, low, high, total]
+        return tl.inline_asm_elementwise(_HARDWARE_F16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
+    elif ELEMENT == "e4m3fn":
+        arguments = [first, second, low, high, total]
+        return tl.inline_asm_elementwise(_E4M3_F16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
     else:
-        return to_f16(((words >> (8 * place)) & 255).to(tl.uint8), ELEMENT, False).to(tl.float32)
+        tl.static_assert(ELEMENT == "int8", "an element format")
+        arguments = [first, second, low, high, total]
+        return tl.inline_asm_elementwise(_INT8_F16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
 
 
 @triton.jit
-def _plain_products(words, x, ELEMENT: tl.constexpr):
-    """Products of the floats of each word, added up, in plain Triton."""
-    FIELDS: tl.constexpr = 2 if ELEMENT == "f16" or ELEMENT == "bf16" else 4
+def _activations(x, begin, column, K, WIDE: tl.constexpr, ASM: tl.constexpr, EVEN_K: tl.constexpr):
+    """Activations beside words of codes: a word each, given twice, or, WIDE, two of floats.
+
+    The assembly takes the first four of a lane's eight words of floats and then the last four; plain Triton takes the
+    first and the second word beside each word of codes.
+    """
+    mask = None if EVEN_K else begin + column < K
+    zero = None if EVEN_K else 0
+    if not WIDE:
+        values = tl.load(x + (begin + column), mask=mask, other=zero)
+        return values, values
+    elif ASM:
+        place = x + (column + column // 4 * 4) + begin * 2
+        return tl.load(place, mask=mask, other=zero), tl.load(place + 4, mask=mask, other=zero)
+    else:
+        place = x + (begin + column) * 2
+        return tl.load(place, mask=mask, other=zero), tl.load(place + 1, mask=mask, other=zero)
+
+
+@triton.jit
+def _plain_products(words, low, high, ELEMENT: tl.constexpr, X: tl.constexpr):
+    """Products of the numbers of each word, added up, in plain Triton."""
     total = tl.zeros(words.shape, tl.float32)
-    for place in tl.static_range(FIELDS):
-        total += _field(words, place, ELEMENT) * _field(x, place, ELEMENT)
+    if X != "":
+        KIND: tl.constexpr = "hardware" if ELEMENT == "e4m3fn" and X == "bf16" else ELEMENT
+        for place in tl.static_range(2):
+            total += field(words, place, KIND) * field(low, place, X)
+            total += field(words, 2 + place, KIND) * field(high, place, X)
+    else:
+        FIELDS: tl.constexpr = 2 if ELEMENT == "f16" or ELEMENT == "bf16" else 4
+        for place in tl.static_range(FIELDS):
+            total += field(words, place, ELEMENT) * field(low, place, ELEMENT)
     return total
 
 
 @triton.jit
-def _write(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
-           HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Scales, bias and the store of the results of rows ``n``."""
-    inside = n < N
-    if HAS_SCALE:
-        sums = sums * tl.load(scale + n, mask=inside, other=0.0)
-    sums = sums * gain
-    if HAS_TOKEN_SCALE:
-        sums = sums * tl.load(token_scale)
-    if HAS_BIAS:
-        sums += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + n, sums.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _words(rows, k, K, EVEN_K: tl.constexpr):
-    """Words ``k`` of some rows; zeros past the end."""
-    if EVEN_K:
-        return tl.load(rows + k[None, :])
-    else:
-        return tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0)
-
-
-@triton.jit
-def _step(total, other, a, b, values, ELEMENT: tl.constexpr, ASM: tl.constexpr):
+def _step(total, other, a, b, low, high, ELEMENT: tl.constexpr, X: tl.constexpr, ASM: tl.constexpr):
     """The sums after one more step: of both rows of a pair in ``total`` where the matrix unit adds them up."""
-    values = tl.broadcast_to(values[None, :], a.shape)
-    if ASM:
-        return _add_products(a, b, values, total, ELEMENT), other
+    low, high = tl.broadcast_to(low[None, :], a.shape), tl.broadcast_to(high[None, :], a.shape)
+    if not ASM:
+        return total + _plain_products(a, low, high, ELEMENT, X), other + _plain_products(b, low, high, ELEMENT, X)
+    elif X == "":
+        return _add_products(a, b, low, total, ELEMENT), other
     else:
-        return total + _plain_products(a, values, ELEMENT), other + _plain_products(b, values, ELEMENT)
-
-
-@triton.jit
-def _row_sums(total, other, column, ASM: tl.constexpr, NIBBLES: tl.constexpr):
-    """Sums of both rows of each pair, ``[pairs, 2]``."""
-    if ASM:
-        lane = column // 4 % 32
-        own = lane % 4 == lane // 8  # the lane that has the diagonal's element of its row
-        if not NIBBLES:
-            own = own & (column % 2 == lane // 4 % 2)
-        four = tl.reshape(tl.where(own[None, :], total, 0.0), (total.shape[0], total.shape[1] // 4, 2, 2))
-        return tl.sum(tl.sum(four, axis=2 if NIBBLES else 3), axis=1)
-    else:
-        return tl.join(tl.sum(total, axis=1), tl.sum(other, axis=1))
+        return _add_products_by_floats(a, b, low, high, total, ELEMENT, X), other
 
 
 @triton.jit
 def linear_lanes(
     x, w, token_scale, scale, bias, y, N, K, gain,
-    ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr,
+    ELEMENT: tl.constexpr, X: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), 1).
 
+    Weights are read a step before they are used, and those of the first step before the kernel in front has ended.
+
     Args:
-        x: ``[1, K]`` int32 words: four codes, or two floats of 16 bits.
-        w: ``[N, K]`` likewise; K is a multiple of 4.
+        x: ``[1, K]`` int32 words of the weights' format, or (X) ``[1, 2 K]`` of two floats.
+        w: ``[N, K]`` int32 words: four codes, or two floats of 16 bits; K is a multiple of 4.
         token_scale: ``[1]`` float32, of rounded activations.
         scale: ``[N]`` float32.
         bias: ``[N]``.
         y: ``[1, N]``.
         K: words of a row.
         gain: what the decoders of both operands left to be multiplied.
-        ELEMENT: "hardware" (e4m3fn by the conversion of sm_89), "e4m3fn", "e5m2", "f16" or "bf16".
+        ELEMENT: "hardware" (e4m3fn by the conversion of sm_89), "e4m3fn", "e5m2", "int8" (with X), "f16" or "bf16".
+        X: dtype of activations that are not of the weights' format, "f16" or "bf16", else "".
         OVERLAP: start while the kernel before this one still runs.
-        AHEAD: read weights a step before they are used, and those of the first step before the wait.
         BLOCK_N: rows of a program, even.
         BLOCK_K: words of a step: 128 for each warp.
         UNROLL: steps in the body of the loop.
     """
     PAIRS: tl.constexpr = BLOCK_N // 2
+    WIDE: tl.constexpr = X != ""
     n = tl.program_id(0) * BLOCK_N + 2 * tl.arange(0, PAIRS)
     first = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # rows past the end repeat the last one
     second = w + tl.minimum(n + 1, N - 1).to(tl.int64)[:, None] * K
     column = tl.arange(0, BLOCK_K)
     total = tl.zeros((PAIRS, BLOCK_K), tl.float32)
     other = tl.zeros((PAIRS, BLOCK_K), tl.float32)
-    if AHEAD:
-        a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
-        if OVERLAP:
-            wait()
-        for begin in tl.range(0, K - BLOCK_K, BLOCK_K, loop_unroll_factor=UNROLL):
-            k = begin + column
-            values = tl.load(x + k)
-            next_a, next_b = _words(first, k + BLOCK_K, K, EVEN_K), _words(second, k + BLOCK_K, K, EVEN_K)
-            total, other = _step(total, other, a, b, values, ELEMENT, ASM)
-            a, b = next_a, next_b
-        k = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K + column
-        values = tl.load(x + k) if EVEN_K else tl.load(x + k, mask=k < K, other=0)
-        total, other = _step(total, other, a, b, values, ELEMENT, ASM)
-    else:
-        if OVERLAP:
-            prefetch(first, 0, K, 2)
-            prefetch(second, 0, K, 2)
-            wait()
-        for begin in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
-            k = begin + column
-            values = tl.load(x + k) if EVEN_K else tl.load(x + k, mask=k < K, other=0)
-            a, b = _words(first, k, K, EVEN_K), _words(second, k, K, EVEN_K)
-            total, other = _step(total, other, a, b, values, ELEMENT, ASM)
+    a, b = words_at(first, column, K, EVEN_K), words_at(second, column, K, EVEN_K)
+    if OVERLAP:
+        wait()
+    for begin in tl.range(0, K - BLOCK_K, BLOCK_K, loop_unroll_factor=UNROLL):
+        low, high = _activations(x, begin, column, K, WIDE, ASM, True)
+        then = begin + BLOCK_K + column
+        next_a, next_b = words_at(first, then, K, EVEN_K), words_at(second, then, K, EVEN_K)
+        total, other = _step(total, other, a, b, low, high, ELEMENT, X, ASM)
+        a, b = next_a, next_b
+    low, high = _activations(x, (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K, column, K, WIDE, ASM, EVEN_K)
+    total, other = _step(total, other, a, b, low, high, ELEMENT, X, ASM)
     rows = n[:, None] + tl.arange(0, 2)[None, :]
-    sums = _row_sums(total, other, column, ASM, False)
-    _write(y, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+    if ASM and ELEMENT == "int8" and X == "bf16":
+        gain = gain * 64.0
+    sums = row_sums(total, other, column, ASM, False)
+    write(y, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
 
 
 @triton.jit
-def _nibble_sums(words, x0, x1, x2, x3, DTYPE: tl.constexpr):
-    """Sums of the lower and of the upper two quarters of each word's codes by activations, in plain Triton."""
-    FLOAT: tl.constexpr = tl.float16 if DTYPE == "f16" else tl.bfloat16
-    low = tl.zeros(words.shape, tl.float32)
-    high = tl.zeros(words.shape, tl.float32)
-    eight = tl.full(words.shape, 8.0, tl.float32)
-    for half in tl.static_range(2):
-        w0, w1, w2, w3 = nibbles((words >> (16 * half)).to(tl.int16), eight, FLOAT, False)
-        low += w0.to(tl.float32) * _field(x0, half, DTYPE) + w1.to(tl.float32) * _field(x1, half, DTYPE)
-        high += w2.to(tl.float32) * _field(x2, half, DTYPE) + w3.to(tl.float32) * _field(x3, half, DTYPE)
-    return low, high
-
-
-@triton.jit
-def _plain_nibble_step(
-    total, other, a, b, x0, x1, x2, x3, scale, code, rows_a, rows_b, N, GROUP: tl.constexpr, UNIT: tl.constexpr,
-    DTYPE: tl.constexpr,
-):  # fmt: skip
-    """Both rows' sums after one more step, of which ``code`` is the first code of each word's unit."""
-    lower, upper = (code // GROUP * N)[None, :], ((code + UNIT // 2) // GROUP * N)[None, :]
-    low, high = _nibble_sums(a, x0, x1, x2, x3, DTYPE)
-    total += low * tl.load(scale + lower + rows_a).to(tl.float32)
-    total += high * tl.load(scale + upper + rows_a).to(tl.float32)
-    low, high = _nibble_sums(b, x0, x1, x2, x3, DTYPE)
-    other += low * tl.load(scale + lower + rows_b).to(tl.float32)
-    other += high * tl.load(scale + upper + rows_b).to(tl.float32)
-    return total, other
-
-
-@triton.jit
-def _lane_scales(
-    scale, begin, column, n, N, K, GROUP: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr, EVEN_K: tl.constexpr
-):
-    """Scales of a lane's four sums of a step: of both rows' lower quarters, and of the upper ones."""
-    group = (column // (UNIT // 8) * UNIT + column // 2 % 2 * (UNIT // 2)) // GROUP
-    row = n[:, None] + (column % 2)[None, :]
-    place = scale + (begin * 8 // GROUP * N + group[None, :] * N + row)
-    if not ASM:
-        return tl.zeros(place.shape, scale.dtype.element_ty)  # read where they are used
-    elif EVEN_K:
-        return tl.load(place, mask=row < N, other=0.0)
-    else:
-        return tl.load(place, mask=(row < N) & (begin + column < K)[None, :], other=0.0)
-
-
-@triton.jit
-def _nibble_step(
-    total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP: tl.constexpr,
-    UNIT: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, EVEN_K: tl.constexpr,
-):  # fmt: skip
-    """The sums after the step of the words from ``begin`` on."""
-    QUARTER: tl.constexpr = UNIT // 8  # words of a unit, and words of a quarter of its activations
-    tokens = x + (column + column // QUARTER * (3 * QUARTER)) + begin * 4
+def _factors(token_scale, scales, begin, column, K, GROUP: tl.constexpr, EVEN_K: tl.constexpr):
+    """Products of the scales of a step's words and of the activations beside them."""
+    group = begin // (GROUP // 4) + column // (GROUP // 4)
     mask = None if EVEN_K else begin + column < K
-    zero = None if EVEN_K else 0
-    x0 = tl.broadcast_to(tl.load(tokens, mask=mask, other=zero)[None, :], a.shape)
-    x1 = tl.broadcast_to(tl.load(tokens + QUARTER, mask=mask, other=zero)[None, :], a.shape)
-    x2 = tl.broadcast_to(tl.load(tokens + 2 * QUARTER, mask=mask, other=zero)[None, :], a.shape)
-    x3 = tl.broadcast_to(tl.load(tokens + 3 * QUARTER, mask=mask, other=zero)[None, :], a.shape)
-    if ASM:
-        sums = tl.inline_asm_elementwise(
-            _NIBBLES_F16 if DTYPE == "f16" else _NIBBLES_BF16, _FOUR_BIT, [a, b, x0, x1, x2, x3], tl.float32, True, 4
-        )
-        return total + sums * scales.to(tl.float32), other
-    else:
-        code = tl.minimum(begin + column, K - 1) // QUARTER * UNIT
-        return _plain_nibble_step(
-            total, other, a, b, x0, x1, x2, x3, scale, code, rows_a, rows_b, N, GROUP, UNIT, DTYPE
-        )  # fmt: skip
+    zero = None if EVEN_K else 0.0
+    return tl.load(token_scale + group, mask=mask, other=zero) * tl.load(scales + group, mask=mask, other=zero)
 
 
 @triton.jit
-def linear_lanes_nibbles(
-    x, w, scale, bias, y, N, K,
-    GROUP: tl.constexpr, UNIT: tl.constexpr, DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr,
-    ASM: tl.constexpr, OVERLAP: tl.constexpr, AHEAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    UNROLL: tl.constexpr,
+def _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+                EVEN_K: tl.constexpr):  # fmt: skip
+    """The sums after one more step whose own sums are scaled before they are added."""
+    low, high = _activations(x, begin, column, K, False, ASM, EVEN_K)
+    none = tl.zeros(total.shape, tl.float32)
+    sums, others = _step(none, none, a, b, low, high, ELEMENT, "", ASM)
+    return total + sums * factors[None, :], other + others * factors[None, :]
+
+
+@triton.jit
+def linear_lanes_block(
+    x, w, token_scale, scale, bias, y, N, K, gain,
+    ELEMENT: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr,
+    OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """4-bit codes in groups along K, symmetric. Grid: (ceil(N / BLOCK_N), 1).
+    """Scales of blocks: the sums of every step are scaled. Grid: as ``linear_lanes``.
 
     Args:
-        x: ``[1, 4 K]`` int32 words of two float16 or bfloat16 activations.
-        w: ``[N, K]`` int32 words: two neighbouring words of ``linear_matrix_nibbles``, in units of ``UNIT`` codes.
-        scale: ``[8 K / GROUP, N]`` float32, bfloat16 or float16.
-        bias: ``[N]``.
-        y: ``[1, N]``.
-        K: words of a row, of eight codes each; whole units.
-        GROUP: weights along K that share a scale: a multiple of half a unit that divides a step.
-        DTYPE: of the activations: "f16" or "bf16".
-        OVERLAP, AHEAD, BLOCK_N, BLOCK_K, UNROLL: as ``linear_lanes``.
+        x, w, bias, y, K, gain, OVERLAP, BLOCK_K, UNROLL: as ``linear_lanes``, for codes.
+        token_scale: ``[1, 4 K / GROUP]`` float32.
+        scale: ``[ceil(N / GROUP), 4 K / GROUP]`` float32.
+        ELEMENT: "hardware" or "e4m3fn".
+        GROUP: rows and columns of a block, and activations that share a scale: a multiple of 64, the codes of four
+            lanes, which 4 BLOCK_K is a multiple of.
+        BLOCK_N: even, divides GROUP.
     """
-    tl.static_assert(GROUP % (UNIT // 2) == 0, "the sums of two quarters have one scale")
-    tl.static_assert(8 * BLOCK_K % GROUP == 0, "a step begins with a group")
+    tl.static_assert(GROUP % BLOCK_N == 0, "the rows of a program lie in one row of blocks")
+    tl.static_assert(GROUP % 64 == 0 and 4 * BLOCK_K % GROUP == 0, "four lanes have one scale, a step whole blocks")
     PAIRS: tl.constexpr = BLOCK_N // 2
     n = tl.program_id(0) * BLOCK_N + 2 * tl.arange(0, PAIRS)
-    rows_a, rows_b = tl.minimum(n, N - 1)[:, None], tl.minimum(n + 1, N - 1)[:, None]
-    first, second = w + rows_a.to(tl.int64) * K, w + rows_b.to(tl.int64) * K
+    first = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
+    second = w + tl.minimum(n + 1, N - 1).to(tl.int64)[:, None] * K
+    scales = scale + (tl.program_id(0) * BLOCK_N // GROUP) * (K // (GROUP // 4))
     column = tl.arange(0, BLOCK_K)
     total = tl.zeros((PAIRS, BLOCK_K), tl.float32)
     other = tl.zeros((PAIRS, BLOCK_K), tl.float32)
-    if AHEAD:
-        a, b = _words(first, column, K, EVEN_K), _words(second, column, K, EVEN_K)
-        scales = _lane_scales(scale, 0, column, n, N, K, GROUP, UNIT, ASM, EVEN_K)
-        if OVERLAP:
-            wait()
-        for begin in tl.range(0, K - BLOCK_K, BLOCK_K, loop_unroll_factor=UNROLL):
-            then = begin + BLOCK_K
-            next_a, next_b = _words(first, then + column, K, EVEN_K), _words(second, then + column, K, EVEN_K)
-            next_scales = _lane_scales(scale, then, column, n, N, K, GROUP, UNIT, ASM, EVEN_K)
-            total, other = _nibble_step(
-                total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, True
-            )  # fmt: skip
-            a, b, scales = next_a, next_b, next_scales
-        begin = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K
-        total, other = _nibble_step(
-            total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM, EVEN_K
-        )  # fmt: skip
-    else:
-        if OVERLAP:
-            prefetch(first, 0, K, 2)
-            prefetch(second, 0, K, 2)
-            wait()
-        for begin in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
-            a, b = _words(first, begin + column, K, EVEN_K), _words(second, begin + column, K, EVEN_K)
-            scales = _lane_scales(scale, begin, column, n, N, K, GROUP, UNIT, ASM, EVEN_K)
-            total, other = _nibble_step(
-                total, other, a, b, scales, x, scale, begin, column, rows_a, rows_b, N, K, GROUP, UNIT, DTYPE, ASM,
-                EVEN_K,
-            )  # fmt: skip
+    a, b = words_at(first, column, K, EVEN_K), words_at(second, column, K, EVEN_K)
+    if OVERLAP:
+        wait()
+    factors = _factors(token_scale, scales, 0, column, K, GROUP, EVEN_K)
+    for begin in tl.range(0, K - BLOCK_K, BLOCK_K, loop_unroll_factor=UNROLL):
+        then = begin + BLOCK_K
+        next_a, next_b = words_at(first, then + column, K, EVEN_K), words_at(second, then + column, K, EVEN_K)
+        next_factors = _factors(token_scale, scales, then, column, K, GROUP, EVEN_K)
+        total, other = _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT, ASM, True)
+        a, b, factors = next_a, next_b, next_factors
+    begin = (tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K
+    total, other = _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT, ASM, EVEN_K)
     rows = n[:, None] + tl.arange(0, 2)[None, :]
-    gain = 64.0 if ASM and DTYPE == "bf16" else 1.0
-    _write(y, _row_sums(total, other, column, ASM, True), rows, N, scale, scale, bias, gain, False, False, HAS_BIAS)
+    sums = row_sums(total, other, column, ASM, False)
+    write(y, sums, rows, N, token_scale, scale, bias, gain, False, False, HAS_BIAS)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.triton.decode import nibbles, stream, to_bf16, to_f16
-from isobit.kernels.triton.pdl import prefetch, wait
+from isobit.kernels.triton.pdl import prefetch, wait, wait_alone
 
 
 @triton.jit
@@ -94,7 +94,8 @@ def linear_matrix(
         y: ``[M, N]``.
         work, arrived: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT > 1 only.
         gain: what the decoder left to be multiplied.
-        OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it.
+        OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it; -1
+            if that kernel writes the weights and another one must not do so again before this one has ended.
         IMPRECISE: products along K that a Hopper float8 unit may add up before float32 takes over.
         PROMOTE: add the sum of each step along K to the total outside the matrix unit (which rounds its sums).
         PRECISION: how float32 operands are multiplied: "ieee", or "tf32x3" in three products of their halves.
@@ -108,9 +109,11 @@ def linear_matrix(
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT)
     begin = part * steps * BLOCK_K
     end = tl.minimum(K, begin + steps * BLOCK_K)
-    if OVERLAP:
+    if OVERLAP > 0:
         prefetch(rows, tl.minimum(begin, K - 1), K, OVERLAP)
         wait()
+    elif OVERLAP < 0:
+        wait_alone()
     real = (m < M)[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for at in range(begin, end, BLOCK_K):

@@ -27,6 +27,22 @@ def prefetch(rows, begin, end, LINES: tl.constexpr):
 
 
 @triton.jit
+def let_next_start():
+    """Lets the next kernel start as soon as all programs of this one are running."""
+    gdc_launch_dependents()
+
+
+@triton.jit
+def wait_alone():
+    """Waits as ``wait`` does, but lets no kernel start before this one has ended.
+
+    For kernels that read a workspace which others write without waiting (``widen.py``): whatever is launched after such
+    a reader then begins when all of it has been read.
+    """
+    gdc_wait()
+
+
+@triton.jit
 def wait():
     """Lets the next kernel start, then waits for the one before to have finished and its results to be visible."""
     gdc_launch_dependents()

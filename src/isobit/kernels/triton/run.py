@@ -119,24 +119,25 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
         return arguments | {"w": held.codes, "scale": scale, "zero": zero} | strides
     if row.widen and row.granularity == "group":
         return arguments | spare | {"scale": linear.folding(), "gain": 1.0}
+    zero = torch.empty(1, dtype=torch.uint8, device=linear.device) if held.zero is None else held.zero
     if row.entry.endswith("lanes_nibbles"):
-        return arguments | {"w": _words(held.codes), "scale": held.scale}
+        return arguments | {"w": _words(held.codes), "scale": held.scale, "zero": zero}
     if row.granularity == "group":
-        zero = unused if held.zero is None else held.zero
         return arguments | {"w": held.codes, "scale": held.scale, "zero": zero, "work": unused, "arrived": unused}
     codes = held.codes
     if row.compute == "native" and held.spec.element in _FLOAT8 and row.per_word == 1:
         codes = codes.view(_FLOAT8[held.spec.element])
     arguments |= {"w": codes, "scale": held.row_scale, "token_scale": unused}
-    arguments["gain"] = _gain(row)
+    arguments["gain"] = _gain(row, linear.target)
     if row.per_word > 1:
         return arguments | {"w": codes.view(torch.int32)}
     return arguments if row.family == "vector" else arguments | {"work": unused, "arrived": unused}
 
 
-def _gain(row: Variant) -> float:
+def _gain(row: Variant, target: Target) -> float:
     """What the decoders left to be multiplied: of the weights, and where codes are read of the activations."""
-    gain = 1.0 if row.compute in ("native", "bf16") else _GAINS.get(row.weights or "", 1.0)
+    exact = row.compute in ("native", "bf16") or row.constexprs(target).get("ELEMENT") == "hardware"
+    gain = 1.0 if exact else _GAINS.get(row.weights or "", 1.0)
     return gain * gain if row.activations and row.per_word > 1 else gain
 
 
@@ -158,7 +159,7 @@ def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments
     if "UNIT" in known:
         constants |= {"UNIT": linear.unit(row), "GROUP": linear.group}
     if "HAS_ZERO" in known:
-        constants["HAS_ZERO"] = "zero" in arguments and arguments["zero"].numel() > 1
+        constants["HAS_ZERO"] = linear.operands is not None and linear.operands.zero is not None
     if row.entry.endswith("stream"):
         assert linear.operands is not None
         constants |= {

@@ -2,6 +2,10 @@
 
 A product in registers decodes each weight once for every tile of tokens; from some number of tokens on it is cheaper to
 write the decoded weight once and to multiply it as it is. Every value is exact, so no rounding point moves.
+
+What is widened is constant, so the widening starts while the kernel in front still runs (OVERLAP) and waits for its
+end only at its own, so that who waits for this kernel has waited for both. The products that read the workspace let
+nothing start before their own end (``pdl.wait_alone``).
 """
 
 from __future__ import annotations
@@ -10,16 +14,19 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.triton.decode import nibbles, to_bf16, to_f16
+from isobit.kernels.triton.pdl import let_next_start, wait, wait_alone
 
 
 @triton.jit
-def widen_codes(codes, values, K, ELEMENT: tl.constexpr, ASM: tl.constexpr, BLOCK: tl.constexpr):
+def widen_codes(codes, values, K, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK: tl.constexpr):
     """8-bit codes to the dtype of ``values``, less the decoder's gain. Grid: (N, ceil(K / BLOCK)).
 
     Args:
         codes: ``[N, K]`` uint8 or int8.
         values: ``[N, K]`` float16 or bfloat16.
     """
+    if OVERLAP:
+        let_next_start()
     row = tl.program_id(0).to(tl.int64) * K
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     read = tl.load(codes + row + k, mask=k < K, other=0)
@@ -27,12 +34,15 @@ def widen_codes(codes, values, K, ELEMENT: tl.constexpr, ASM: tl.constexpr, BLOC
         tl.store(values + row + k, to_f16(read, ELEMENT, ASM), mask=k < K)
     else:
         tl.store(values + row + k, to_bf16(read, ELEMENT, ASM), mask=k < K)
+    if OVERLAP:
+        wait_alone()
 
 
 @triton.jit
 def fold_nibbles(
-    words, scale, power, values, N, K, GROUP: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr, UNITS: tl.constexpr
-):
+    words, scale, power, values, N, K,
+    GROUP: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
     """Signed 4-bit codes times their scales, as float16 less a power of two per row. Grid: (N, ceil(K / UNIT / UNITS)).
 
     Exact for scales that ``layouts.folding_scales`` has powers for.
@@ -46,6 +56,8 @@ def fold_nibbles(
         UNIT: K is a multiple.
         UNITS: units of a program.
     """
+    if OVERLAP:
+        let_next_start()
     QUARTER: tl.constexpr = UNIT // 4
     n = tl.program_id(0)
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
@@ -65,10 +77,12 @@ def fold_nibbles(
     tl.store(out + QUARTER, w1 * s1.to(tl.float16)[:, None], mask=real[:, None])
     tl.store(out + 2 * QUARTER, w2 * s2.to(tl.float16)[:, None], mask=real[:, None])
     tl.store(out + 3 * QUARTER, w3 * s3.to(tl.float16)[:, None], mask=real[:, None])
+    if OVERLAP:
+        wait_alone()
 
 
 @triton.jit
-def narrow_range(x, values, scales, K, ONCE: tl.constexpr, BLOCK_K: tl.constexpr):
+def narrow_range(x, values, scales, K, OVERLAP: tl.constexpr, ONCE: tl.constexpr, BLOCK_K: tl.constexpr):
     """bfloat16 activations as float16, less a power of two per token. Grid: (M,).
 
     The eight significant bits fit; what is below 2**-32 of the token's largest value loses bits below 2**-41 of it, far
@@ -80,6 +94,8 @@ def narrow_range(x, values, scales, K, ONCE: tl.constexpr, BLOCK_K: tl.constexpr
         scales: ``[M]`` float32: the powers of two.
         ONCE: K is at most BLOCK_K, and the token is read once and kept in registers.
     """
+    if OVERLAP:
+        wait()
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
     first = tl.load(x + m * K + column, mask=column < K, other=0.0).to(tl.float32)
