@@ -30,14 +30,16 @@ TOKENS, PAUSE = 4096, 0.15
 FIELDS = ("N", "K", "M", "config", "us", "figure", "of PyTorch's float16 product")
 # Rows of weights, tokens, K, warps, stages, rows of tiles that share x in the cache; the first is in use.
 PRODUCTS = (
-    (128, 256, 64, 8, 3, 16), (128, 256, 64, 8, 3, 8), (128, 256, 64, 8, 4, 16), (128, 256, 64, 8, 4, 8),
-    (256, 128, 64, 8, 4, 8),
+    (256, 128, 64, 8, 4, 8), (256, 128, 64, 8, 4, 16), (256, 128, 64, 8, 3, 8), (128, 256, 64, 8, 3, 16),
+    (128, 256, 64, 8, 4, 16), (128, 256, 64, 8, 4, 8),
 )  # fmt: skip
-FOLDS = ((16, 4), (16, 8))  # units, warps of the widening; the first is in use
-NARROWS = (0, 4)  # warps of the narrowing; 0 for those in use
+FOLDS = ((16, 4), (16, 8), (8, 4), (32, 8))  # units, warps of the widening; the first is in use
+# Values of a token that the narrowing holds at once, whether that is all of it, and warps; the first is in use.
+NARROWS = ((0, True, 0), (4096, False, 8), (4096, False, 4), (2048, False, 4))
 
 
-def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, int], narrow: int) -> Callable[[], None]:
+def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, int],
+         narrow: tuple[int, bool, int]) -> Callable[[], None]:  # fmt: skip
     """A call of a bound linear with these tiles."""
     bound.forget()
     run, where = bound._run(x.shape[0], x.dtype), bound.target
@@ -50,8 +52,10 @@ def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, in
     config = run.widened.kernel._config.with_constants(UNITS=units)
     run.widened.grid = (bound.n, -(-bound.k // (units * int(config.constexprs["UNIT"]))))
     run.widened.kernel = Kernel(run.widened.kernel._entry, replace(config, num_warps=warps), where)
-    config = run.halved.kernel._config
-    run.halved.kernel = Kernel(run.halved.kernel._entry, replace(config, num_warps=narrow or config.num_warps), where)
+    block, once, warps = narrow
+    if block:
+        config = run.halved.kernel._config.with_constants(BLOCK_K=block, ONCE=once)
+        run.halved.kernel = Kernel(run.halved.kernel._entry, replace(config, num_warps=warps), where)
     y = torch.empty(x.shape[0], bound.n, dtype=x.dtype, device="cuda")
     return lambda: run(x, y)
 
@@ -63,10 +67,12 @@ def candidates(n: int, k: int) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {"PyTorch, float16": lambda: half @ wide.T}
     bound = bind(random_weight("int4", n, k), None, None, None, target=target("sm_90"))
     choices = [(tile, FOLDS[0], NARROWS[0]) for tile in PRODUCTS]
-    choices += [(PRODUCTS[0], FOLDS[1], NARROWS[0]), (PRODUCTS[0], FOLDS[0], NARROWS[1])]
+    choices += [(PRODUCTS[0], fold, NARROWS[0]) for fold in FOLDS[1:]]
+    choices += [(PRODUCTS[0], FOLDS[0], narrow) for narrow in NARROWS[1:]]
     for tile, fold, narrow in choices:
         sizes = " ".join(f"{name}={size}" for name, size in zip("N M K warps stages band".split(), tile, strict=True))
-        name = f"{sizes}; widening {fold[0]} units {fold[1]} warps; narrowing {narrow or 'usual'} warps"
+        narrowing = f"{narrow[0]} values {narrow[2]} warps" if narrow[0] else "whole tokens"
+        name = f"{sizes}; widening {fold[0]} units {fold[1]} warps; narrowing {narrowing}"
         found[name] = call(bound, x, tile, fold, narrow)
     return found
 
@@ -75,9 +81,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="benchmarks/results/gpu_tune_large.csv")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shapes", default="", help="as 4096x4096,4096x11008: those alone")
     options = parser.parse_args()
     rows: list[tuple[Any, ...]] = []
     for n, k in SHAPES:
+        if options.shapes and f"{n}x{k}" not in options.shapes.split(","):
+            continue
         launches = candidates(n, k)
         times: dict[str, list[float]] = {name: [] for name in launches}
         for _ in range(options.rounds):

@@ -35,7 +35,8 @@ _LANE_TILES: Mapping[str, tuple[LaneTile, LaneTile]] = {
     "e4m3fn by bf16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)), "int8 by f16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)),
     "int8 by bf16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)), "nibbles, quarters": (LaneTile(4, 2, 1), LaneTile(8, 1, 1)),
     "nibbles, zero points": (LaneTile(4, 2, 1), LaneTile(8, 2, 1)),
-    "hardware, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)), "e4m3fn, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
+    "hardware, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
+    "e4m3fn, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
 }  # fmt: skip
 
 

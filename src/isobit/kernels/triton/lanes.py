@@ -1,4 +1,4 @@
-"""What the kernels of one token share in which every lane multiplies what it has read itself (``lanes_assembly.py``)."""
+"""What the kernels have in common in which every lane multiplies what it has read itself (``lanes_assembly.py``)."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def _nibbles(dtype: str, zero: bool, parts: int) -> str:
     """Four words of each of two rows by the activations of their four quarters, of which ``parts`` have own scales.
 
     Results are sums of both rows: of the lower and of the upper two quarters ($0 to $3), or of each quarter ($0 to $7).
-    Behind them come the words of the rows, four registers of activations for each quarter, and, if ``zero``, zero points
-    in both halves of a word: of both rows for the lower and then for the upper two quarters.
+    Behind them come the words of the rows, four registers of activations for each quarter, and, if ``zero``, zero
+    points in both halves of a word: of both rows for the lower and then for the upper two quarters.
     """
     results = 2 * parts
     rows = (results, results + 4)

@@ -150,16 +150,16 @@ def _words(held: Tensor) -> Tensor:
 def _configured(linear: BoundLinear, row: Variant, dtype: torch.dtype, arguments: dict[str, Any], most: int) -> Config:
     """The configuration for this weight and at most ``most`` tokens: its types, and constants of the shapes."""
     config = row.config(linear.target)
-    if ":linear_lanes" in row.entry:
-        config = for_rows(config, linear.n)
-    known = config.constexprs
     constants: dict[str, Any] = {"HAS_BIAS": linear.bias is not None}
+    if "UNIT" in config.constexprs:
+        constants |= {"UNIT": linear.unit(row), "GROUP": linear.group}
+    if "HAS_ZERO" in config.constexprs:
+        constants["HAS_ZERO"] = linear.operands is not None and linear.operands.zero is not None
+    if ":linear_lanes" in row.entry:
+        config = for_rows(config.with_constants(**constants), linear.n)
+    known = config.constexprs
     if "EVEN_K" in known:
         constants["EVEN_K"] = linear.k // row.per_word % int(known["BLOCK_K"] or 1) == 0
-    if "UNIT" in known:
-        constants |= {"UNIT": linear.unit(row), "GROUP": linear.group}
-    if "HAS_ZERO" in known:
-        constants["HAS_ZERO"] = linear.operands is not None and linear.operands.zero is not None
     if row.entry.endswith("stream"):
         assert linear.operands is not None
         constants |= {

@@ -29,7 +29,7 @@ def widen_codes(codes, values, K, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVER
         let_next_start()
     row = tl.program_id(0).to(tl.int64) * K
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    read = tl.load(codes + row + k, mask=k < K, other=0)
+    read = tl.load(codes + row + k, mask=k < K, other=0, eviction_policy="evict_first")
     if values.dtype.element_ty == tl.float16:
         tl.store(values + row + k, to_f16(read, ELEMENT, ASM), mask=k < K)
     else:
@@ -65,7 +65,8 @@ def fold_nibbles(
     real = unit < K // UNIT
     read = words + n.to(tl.int64) * (K // 4) + unit[:, None] * QUARTER + column[None, :]
     origin = tl.full((UNITS, QUARTER), 8.0, tl.float32)
-    w0, w1, w2, w3 = nibbles(tl.load(read, mask=real[:, None], other=0), origin, tl.float16, ASM)
+    codes = tl.load(read, mask=real[:, None], other=0, eviction_policy="evict_first")
+    w0, w1, w2, w3 = nibbles(codes, origin, tl.float16, ASM)
     down = 1.0 / tl.load(power + n)  # of a power of two: exact
     out = values + n.to(tl.int64) * K + unit[:, None] * UNIT + column[None, :]
     at = unit * UNIT
@@ -98,7 +99,8 @@ def narrow_range(x, values, scales, K, OVERLAP: tl.constexpr, ONCE: tl.constexpr
         wait()
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
-    first = tl.load(x + m * K + column, mask=column < K, other=0.0).to(tl.float32)
+    READ_ONCE: tl.constexpr = "evict_first" if ONCE else ""
+    first = tl.load(x + m * K + column, mask=column < K, other=0.0, eviction_policy=READ_ONCE).to(tl.float32)
     peaks = first.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     if not ONCE:
         for begin in range(BLOCK_K, K, BLOCK_K):
