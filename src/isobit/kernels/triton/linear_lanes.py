@@ -42,7 +42,7 @@ def _add_products(first, second, x, total, ELEMENT: tl.constexpr):
 
 @triton.jit
 def _add_products_by_floats(first, second, low, high, total, ELEMENT: tl.constexpr, X: tl.constexpr):
-    """The same for codes by floats, of which a lane has eight words: the first four (``low``) and the last (``high``)."""
+    """The same for codes by floats: of a lane's eight words of those the first four (low) and the last (high)."""
     if X == "bf16":
         if ELEMENT == "int8":
             arguments = [first, second, low, high, total]
