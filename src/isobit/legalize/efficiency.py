@@ -74,19 +74,22 @@ def _kernels(phase: Phase, lowering: Lowering) -> tuple[str, ...]:
     return (*lowering.kernels, lowering.sizes[-1][1])
 
 
-GPU_LINEAR_AT = "f098648"  # the commit of the rows of gpu_linear.csv that are used here
+GPU_LINEAR_AT, GPU_BEFORE_AT = "a09db62", "f098648"  # the commits of the rows of gpu_linear.csv that are used here
 GPU_GENERATE_AT = "f098648"  # of gpu_generate.csv
 _CSV = f"benchmarks/results/gpu_linear.csv, commit {GPU_LINEAR_AT}"
+_BEFORE = f"benchmarks/results/gpu_linear.csv, commit {GPU_BEFORE_AT}"
 _WHOLE = f"benchmarks/results/gpu_generate.csv, commit {GPU_GENERATE_AT}"
 _H200 = f"H200, one token through a Llama-2-7B layer with the rounding of activations, of 4.80 TB/s ({_CSV})"
+_H200_FEW = f"H200, one token through a Llama-2-7B layer on the kernels of a few, of 4.80 TB/s ({_BEFORE})"
 _H200_FIRST = "H200, first untuned kernels on a Llama-2-7B layer, of 4.80 TB/s (dev/LOG.md, 2026-11-23)"
 _H200_MM = f"H200, 4096 tokens through layers of a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_CSV})"
 _CPU = "2 cores EPYC (AVX-512), matrices of 4096x4096, of the read rate beside it (benchmarks/results/cpu_linear.csv)"
 _CPU_MM = "2 cores EPYC (AVX-512), 512 tokens, of 1536 G integer operations/s (benchmarks/results/cpu_linear.csv)"
-_H200_2048 = f"H200, 2048 tokens by 4096x4096, of 989 (float16) TFLOP/s ({_CSV})"
+_H200_2048 = f"H200, 2048 tokens by 4096x4096, of 989 (float16) TFLOP/s ({_BEFORE})"
 _H200_7B = f"H200, a prompt of 4096 through a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_WHOLE})"
 _WIDENED_LANES, _E4M3_LANES = "vector-e4m3fn-lanes-widened", "vector-e4m3fn-lanes"
 _E5M2_LANES, _INT4_LANES = "vector-e5m2-lanes", "vector-int4-lanes"
+_UINT4_LANES, _INT8_LANES, _BLOCK_LANES = "vector-uint4-lanes", "vector-int8-lanes", "vector-block-lanes"
 _GPUS = ("nvidia", "amd")
 _HOPPER = ("sm_90",)
 _MEASURED_CPUS = ("cpu-avx2", "cpu-avx512")
@@ -125,23 +128,89 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
         f"{_H200_7B}: attention 214, counted as if no token saw what comes behind it",
         kind="attention",
     ),
-    Efficiency("decode", _GPUS, (16, 32), "", 0.83, _HOPPER, f"{_H200}: bf16 4.01 TB/s", (), "", "vector-bf16-lanes"),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.85, _HOPPER, f"{_H200}: bf16 4.09 TB/s", (), "", "vector-bf16-lanes"),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.85, _HOPPER, f"{_H200}: bf16 4.09 TB/s", (), "", "vector-f16-lanes"),
     Efficiency("decode", _GPUS, (16, 32), "", 0.75, _HOPPER, f"{_H200_FIRST}: bf16 3.62 TB/s"),
-    Efficiency("decode", _GPUS, (8,), "native", 0.66, _HOPPER, f"{_H200}: int8 3.16", ("int8",), targets=_HOPPER),
+    Efficiency("decode", _GPUS, (8,), "native", 0.65, _HOPPER, f"{_H200}: int8 3.13", ("int8",), targets=_HOPPER),
     Efficiency("decode", _GPUS, (8,), "native", 0.60, _HOPPER, f"{_H200}: int8, sm_86 2.88 TB/s", ("int8",)),
-    Efficiency("decode", _GPUS, (8,), "", 0.55, _HOPPER, f"{_H200}: e4m3, sm_86 2.64 TB/s", (), "", _WIDENED_LANES),
+    Efficiency("decode", _GPUS, (8,), "", 0.75, _HOPPER, f"{_H200}: int8 by bf16 3.63 TB/s", (), "", _INT8_LANES),
+    *(
+        row
+        for dtype in ("bf16", "f16")
+        for row in (
+            Efficiency(
+                "decode",
+                _GPUS,
+                (8,),
+                "",
+                0.72,
+                _HOPPER,
+                f"{_H200}: e4m3 by bf16 3.48 TB/s",
+                (),
+                "",
+                f"{_E4M3_LANES}-{dtype}",
+                targets=_HOPPER,
+            ),
+            Efficiency(
+                "decode",
+                _GPUS,
+                (8,),
+                "",
+                0.65,
+                _HOPPER,
+                f"{_H200}: e4m3 by bf16, sm_86 3.11 TB/s",
+                (),
+                "",
+                f"{_E4M3_LANES}-{dtype}",
+            ),
+        )
+    ),
+    Efficiency("decode", _GPUS, (8,), "", 0.55, _HOPPER, f"{_H200}: e4m3, sm_86 2.66 TB/s", (), "", _WIDENED_LANES),
     Efficiency("decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 3.10", (), "", _E4M3_LANES, targets=_HOPPER),
-    Efficiency("decode", _GPUS, (8,), "", 0.58, _HOPPER, f"{_H200}: e4m3, sm_89 2.79 TB/s", (), "", _E4M3_LANES),
-    Efficiency("decode", _GPUS, (8,), "", 0.64, _HOPPER, f"{_H200}: e5m2 3.06", (), "", _E5M2_LANES, targets=_HOPPER),
-    Efficiency("decode", _GPUS, (8,), "", 0.58, _HOPPER, f"{_H200}: e5m2, sm_86 2.78 TB/s", (), "", _E5M2_LANES),
-    Efficiency("decode", _GPUS, (8,), "native", 0.49, _HOPPER, f"{_H200}: e4m3 in blocks 2.36 TB/s"),
-    Efficiency("decode", _GPUS, (8,), "", 0.47, _HOPPER, f"{_H200}: e4m3 by bf16 2.25 TB/s", (), "", "few-e4m3fn-bf16"),
-    Efficiency("decode", _GPUS, (8,), "", 0.49, _HOPPER, f"{_H200}: int8 by bf16 2.37 TB/s", (), "", "few-int8-bf16"),
+    Efficiency("decode", _GPUS, (8,), "", 0.57, _HOPPER, f"{_H200}: e4m3, sm_89 2.73 TB/s", (), "", _E4M3_LANES),
+    Efficiency("decode", _GPUS, (8,), "", 0.64, _HOPPER, f"{_H200}: e5m2 3.09", (), "", _E5M2_LANES, targets=_HOPPER),
+    Efficiency("decode", _GPUS, (8,), "", 0.57, _HOPPER, f"{_H200}: e5m2, sm_86 2.76 TB/s", (), "", _E5M2_LANES),
+    Efficiency(
+        "decode", _GPUS, (8,), "", 0.69, _HOPPER, f"{_H200}: blocks 3.31", (), "", _BLOCK_LANES, targets=_HOPPER
+    ),
+    Efficiency("decode", _GPUS, (8,), "", 0.58, _HOPPER, f"{_H200}: blocks, sm_86 2.79 TB/s", (), "", _BLOCK_LANES),
+    Efficiency("decode", _GPUS, (8,), "native", 0.49, _HOPPER, f"{_H200_FEW}: e4m3 in blocks 2.40 TB/s"),
+    Efficiency("decode", _GPUS, (8,), "", 0.47, _HOPPER, f"{_H200_FEW}: e4m3 by bf16 2.24", (), "", "few-e4m3fn-bf16"),
+    Efficiency("decode", _GPUS, (8,), "", 0.49, _HOPPER, f"{_H200_FEW}: int8 by bf16 2.35", (), "", "few-int8-bf16"),
     Efficiency("decode", _GPUS, (8,), "", 0.39, _HOPPER, f"{_H200_FIRST}: e4m3 by integer decoding 1.87 TB/s"),
-    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200}: int4, groups of 32 1.43 TB/s", ("int4",), group=32),
-    Efficiency("decode", _GPUS, (4,), "", 0.59, _HOPPER, f"{_H200}: int4 2.85", (), "", _INT4_LANES, targets=_HOPPER),
-    Efficiency("decode", _GPUS, (4,), "", 0.54, _HOPPER, f"{_H200}: int4, sm_86 2.58 TB/s", (), "", _INT4_LANES),
-    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200}: uint4 1.46 TB/s", (), "", "few-uint4-bf16"),
+    Efficiency(
+        "decode",
+        _GPUS,
+        (4,),
+        "",
+        0.55,
+        _HOPPER,
+        f"{_H200}: int4, groups of 32 2.65 TB/s",
+        (),
+        "",
+        _INT4_LANES,
+        group=32,
+        targets=_HOPPER,
+    ),
+    Efficiency(
+        "decode",
+        _GPUS,
+        (4,),
+        "",
+        0.49,
+        (),
+        f"{_H200}: int4, groups of 32 2.65, and sm_86 as far below as for groups of 128",
+        (),
+        "",
+        _INT4_LANES,
+        group=32,
+    ),
+    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200_FEW}: groups of 32 1.42 TB/s", ("int4",), group=32),
+    Efficiency("decode", _GPUS, (4,), "", 0.59, _HOPPER, f"{_H200}: int4 2.83", (), "", _INT4_LANES, targets=_HOPPER),
+    Efficiency("decode", _GPUS, (4,), "", 0.53, _HOPPER, f"{_H200}: int4, sm_86 2.54 TB/s", (), "", _INT4_LANES),
+    Efficiency("decode", _GPUS, (4,), "", 0.52, _HOPPER, f"{_H200}: uint4 2.48", (), "", _UINT4_LANES, targets=_HOPPER),
+    Efficiency("decode", _GPUS, (4,), "", 0.46, _HOPPER, f"{_H200}: uint4, sm_86 2.20 TB/s", (), "", _UINT4_LANES),
+    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200_FEW}: uint4 1.48 TB/s", (), "", "few-uint4-bf16"),
     Efficiency("decode", _GPUS, _SUB_BYTE, "", 0.23, _HOPPER, f"{_H200_FIRST}: int4 1.10 TB/s"),
     Efficiency("decode", ("cpu",), (8,), "native", 0.88, _MEASURED_CPUS, f"{_CPU}: int8 by int8"),
     Efficiency("decode", ("cpu",), (8,), "", 0.70, _MEASURED_CPUS, f"{_CPU}: e4m3 in float32"),
