@@ -82,7 +82,7 @@ def static_scale(row: Scheme) -> Tensor | None:
     return None if row.activations is None or row.activations.dynamic else torch.tensor([0.01])
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("name", [*QUANTIZED, "w4a8-g8", "w4a8-g16", "w4a8-g24", "w4a8-g32", "w4a8-g64", "w4a8-g256"])
 def test_every_scheme_against_float64(name: str) -> None:
     row = scheme(name)
     assert row.weights is not None
@@ -163,14 +163,15 @@ def test_int8_sums_are_exact() -> None:
     assert torch.equal(run(x[:3]), exact[:3])
 
 
-def test_int4_by_int8_sums_are_exact() -> None:
+@pytest.mark.parametrize("group", [8, 32, 128])
+def test_int4_by_int8_sums_are_exact(group: int) -> None:
     """With scales of 1 every partial sum is an integer below 2^24, so that float32 holds it."""
-    k, row = 4096, scheme("w4a8")
+    k, row = 4096, scheme(f"w4a8-g{group}")
     codes = torch.randint(-8, 8, (5, k), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
     codes[0], codes[1] = -8, 7
     assert row.weights is not None
-    q = QTensor(row.weights, (5, k), pack.pack(codes, "int4"), torch.ones(5, k // 128, dtype=torch.bfloat16))
-    x = torch.full((20, k), 127.0)  # its scale is 1
+    q = QTensor(row.weights, (5, k), pack.pack(codes, "int4"), torch.ones(5, k // group, dtype=torch.bfloat16))
+    x = torch.full((80, k), 127.0)  # its scale is 1
     x[1::2, ::2] = -127
     x[3, 5:90] = torch.arange(-42, 43)
     exact = (x.long() @ codes.long().T).float()

@@ -39,6 +39,8 @@ inline const Case CASES[] = {
     {"int4 g16", ISOBIT_INT4, ISOBIT_ACT_NONE, 16, 1, 0, 4, 0},
     {"int4 g8", ISOBIT_INT4, ISOBIT_ACT_NONE, 8, 1, 0, 4, 0},
     {"int4 g128 by int8", ISOBIT_INT4, ISOBIT_ACT_INT8, 128, 1, 0, 4, 0},
+    {"int4 g32 by int8", ISOBIT_INT4, ISOBIT_ACT_INT8, 32, 1, 0, 4, 0},
+    {"int4 g8 by int8", ISOBIT_INT4, ISOBIT_ACT_INT8, 8, 1, 0, 4, 0},
     {"uint4 g128", ISOBIT_UINT4, ISOBIT_ACT_NONE, 128, 1, 0, 4, 0},
     {"uint4 g32", ISOBIT_UINT4, ISOBIT_ACT_NONE, 32, 1, 0, 4, 0},
     {"int3 g40", ISOBIT_INT3, ISOBIT_ACT_NONE, 40, 1, 0, 3, 0},

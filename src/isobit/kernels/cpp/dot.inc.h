@@ -100,7 +100,7 @@ constexpr int64_t INT4_BLOCK = 12 * W;  // bytes of the activations of a block: 
 
 inline int64_t int4_row_size(const Layout &l) {
     if (!l.many) return l.width / l.block * INT4_BLOCK;
-    return l.width * static_cast<int64_t>(sizeof(UnitCode)) + l.spans * 4;
+    return l.width * static_cast<int64_t>(sizeof(UnitCode)) + l.spans * l.per_span * 4;
 }
 
 void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
@@ -108,13 +108,13 @@ void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
     if (l.many) {
         UnitCode *to = static_cast<UnitCode *>(out);
         int32_t *starts = reinterpret_cast<int32_t *>(to + l.width);
-        for (int64_t s = 0; s < l.spans; ++s) starts[s] = 0;
+        for (int64_t s = 0; s < l.spans * l.per_span; ++s) starts[s] = 0;
         for (int64_t at = 0; at < l.width; at += 8 * W)
             for (int i = 0; i < 4 * W; ++i) {
                 const int32_t even = code(at + 2 * i), odd = code(at + 2 * i + 1);
                 to[at + i] = static_cast<UnitCode>(even);
                 to[at + 4 * W + i] = static_cast<UnitCode>(odd);
-                starts[at / l.span] -= 8 * (even + odd);
+                starts[at / l.span * l.per_span + (l.per_span > 1 ? 2 * i / l.group : 0)] -= 8 * (even + odd);
             }
         return;
     }
@@ -136,8 +136,8 @@ void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
 
 constexpr int INT4_ROWS = W >= 16 ? 2 : 1;  // of weights that share the loads of one row of activations
 
-// N rows of weights by M rows of activations.
-template <int N, int M>
+// N rows of weights by M rows of activations. `several`: a block has several groups, each of some lanes.
+template <int N, int M, bool several>
 inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *codes, const float *const *scales, const int8_t *x,
                       float out[N][M]) {
     F total[N][M] = {};
@@ -150,10 +150,15 @@ inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *co
             });
         });
     };
+    const int64_t per_span = l.per_span;
+    const int lanes = l.lanes;
+    const auto scale_of = [&](int n, int64_t span) ISOBIT_LAMBDA {
+        return several ? spread(scales[n] + span * per_span, lanes) : splat(scales[n][span]);
+    };
     int64_t b = 0;
     F scale[N];
     for (int64_t span = 0; b < blocks; ++span) {
-        unroll<N>([&](auto n) ISOBIT_LAMBDA { scale[n] = splat(scales[n][span]); });
+        unroll<N>([&](auto n) ISOBIT_LAMBDA { scale[n] = scale_of(n, span); });
         for (const int64_t end = smaller(b + blocks_in_span, blocks); b < end; ++b) {
             prefetch_for<N>(ahead, b * (4 * W), 4 * W);
             step(codes + b * (4 * W), row_bytes, b, scale);
@@ -163,7 +168,7 @@ inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *co
         uint8_t copy[N][4 * W] = {};
         for (int n = 0; n < N; ++n) {
             __builtin_memcpy(copy[n], codes + n * row_bytes + b * (4 * W), static_cast<size_t>((w.k - b * l.block + 1) / 2));
-            scale[n] = splat(scales[n][b / blocks_in_span]);
+            scale[n] = scale_of(n, b / blocks_in_span);
         }
         step(copy[0], 4 * W, b, scale);
     }
@@ -184,7 +189,8 @@ inline void few_int4_rows(const isobit_linear &w, const Layout &l, ScaleReader *
     const auto put = [&](auto rows_of_weights, auto rows, int first) ISOBIT_LAMBDA {
         constexpr int C = rows_of_weights, M = rows;
         float sums[C][M];
-        int4_rows<C, M>(w, l, codes_of(w, row + first), scales + first, x + at * l.row_size, sums);
+        const auto rows_of = l.per_span > 1 ? int4_rows<C, M, true> : int4_rows<C, M, false>;
+        rows_of(w, l, codes_of(w, row + first), scales + first, x + at * l.row_size, sums);
         for (int n = 0; n < C; ++n)
             for (int i = 0; i < M; ++i) out.put(at + i, row + first + n, sums[n][i]);
     };

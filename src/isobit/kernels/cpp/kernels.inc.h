@@ -54,8 +54,8 @@ inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
     if (digits && !many && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
-    // Within a group the sums must fit in 32 bits, and there must be whole blocks.
-    if (w.format == ISOBIT_INT4 && wide && w.group && w.group % (8 * W) == 0 && w.group <= 1 << 16) return Kind::INT4_INT8;
+    // Within a group the sums must fit in 32 bits.
+    if (w.format == ISOBIT_INT4 && wide && w.group && w.group <= 1 << 16) return Kind::INT4_INT8;
     return Kind::FLOATS;
 }
 

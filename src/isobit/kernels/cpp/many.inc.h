@@ -13,6 +13,7 @@ constexpr int MR = W >= 16 ? 12 : W >= 8 ? 6 : 4;
 //   scaled_sums  the scale of an output is applied to its sum at the end
 //   units(l)     of a row of activations
 //   depth(l)     units that one panel covers: whole chunks, and one span if grouped
+//   UNITS_OF_LANE  if grouped: a lane's part of a span are so many units of the first half, and as many of the second
 //   vectors      of W units in a chunk, what is decoded at a time
 //   chunk(row's reader, codes, unit, out)
 //   dot(acc, panel, unit)
@@ -91,7 +92,7 @@ struct Int8Panels : IntegerPanels {
 
 struct Int4Panels : IntegerPanels {
     static constexpr bool grouped = true, scaled_sums = false;
-    static constexpr int vectors = 8 / UNIT;
+    static constexpr int vectors = 8 / UNIT, UNITS_OF_LANE = 4 / UNIT;  // the even codes of all lanes come first, then the odd
     static int64_t units(const Layout &l) { return l.width / UNIT; }
     static int64_t depth(const Layout &l) { return l.span / UNIT; }
     static void scales_for(ScaleReader &, const Layout &, int64_t, int64_t, int64_t, RowScales &) {}
@@ -136,43 +137,59 @@ void pack(const isobit_linear &w, const Layout &l, ScaleReader &reader, int64_t 
     }
 }
 
-// R rows of activations by one panel. c: sums so far [R][NR]. If grouped, `of_rows` are what the rows have for this span
-// (ldx apart) and `scales` [NR] those of the outputs.
+// What a panel of sums that are grouped needs to know of its span: `parts` groups of so many lanes each.
+struct SpanGroups {
+    const int32_t *of_rows;  // what the rows have for the groups, ldx apart
+    const float *scales;     // [parts][NR], of the outputs
+    int64_t parts;
+    int lanes;
+};
+
+// R rows of activations by the units from `begin` to `end` of a panel.
 template <class P, int R>
-ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const int32_t *of_rows,
-                 const float *scales) {
-    typedef typename P::Acc Acc;
-    Acc acc[R][2];
-    for (int i = 0; i < R; ++i)
-        if constexpr (P::grouped) {
-            acc[i][0] = acc[i][1] = P::first(of_rows[i * ldx]);
-        } else {
-            __builtin_memcpy(&acc[i][0], c + i * NR, sizeof(Acc));
-            __builtin_memcpy(&acc[i][1], c + i * NR + W, sizeof(Acc));
-        }
-    for (int64_t k = 0; k < depth; ++k) {
+ISOBIT_INLINE void add_units(typename P::Acc (&acc)[R][2], const float *x, int64_t ldx, const float *panel, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
         const F first = load(panel + k * NR), second = load(panel + k * NR + W);
         for (int i = 0; i < R; ++i) {
             acc[i][0] = P::dot(acc[i][0], first, x + i * ldx + k);
             acc[i][1] = P::dot(acc[i][1], second, x + i * ldx + k);
         }
     }
-    for (int i = 0; i < R; ++i)
-        for (int h = 0; h < 2; ++h)
-            if constexpr (P::grouped) {
-                float *to = c + i * NR + h * W;
-                store(to, load(to) + P::last(acc[i][h], of_rows[i * ldx]) * load(scales + h * W));
-            } else {
-                __builtin_memcpy(c + i * NR + h * W, &acc[i][h], sizeof(Acc));
-            }
+}
+
+// R rows of activations by one panel. c: sums so far [R][NR].
+template <class P, int R>
+ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const SpanGroups &g) {
+    typedef typename P::Acc Acc;
+    Acc acc[R][2];
+    if constexpr (P::grouped) {
+        const int64_t units = g.parts > 1 ? g.lanes * P::UNITS_OF_LANE : depth;
+        for (int64_t p = 0; p < g.parts; ++p) {
+            for (int i = 0; i < R; ++i) acc[i][0] = acc[i][1] = P::first(g.of_rows[i * ldx + p]);
+            add_units<P, R>(acc, x, ldx, panel, p * units, (p + 1) * units);
+            if (g.parts > 1) add_units<P, R>(acc, x, ldx, panel, W * P::UNITS_OF_LANE + p * units, W * P::UNITS_OF_LANE + (p + 1) * units);
+            for (int i = 0; i < R; ++i)
+                for (int h = 0; h < 2; ++h) {
+                    float *to = c + i * NR + h * W;
+                    store(to, load(to) + P::last(acc[i][h], g.of_rows[i * ldx + p]) * load(g.scales + p * NR + h * W));
+                }
+        }
+    } else {
+        for (int i = 0; i < R; ++i) {
+            __builtin_memcpy(&acc[i][0], c + i * NR, sizeof(Acc));
+            __builtin_memcpy(&acc[i][1], c + i * NR + W, sizeof(Acc));
+        }
+        add_units<P, R>(acc, x, ldx, panel, 0, depth);
+        for (int i = 0; i < R; ++i)
+            for (int h = 0; h < 2; ++h) __builtin_memcpy(c + i * NR + h * W, &acc[i][h], sizeof(Acc));
+    }
 }
 
 template <class P, int R>
-inline void tile_rest(int64_t rows, const float *x, int64_t ldx, const float *panel, int64_t depth, float *c,
-                      const int32_t *of_rows, const float *scales) {
+inline void tile_rest(int64_t rows, const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const SpanGroups &g) {
     if constexpr (R > 0) {
-        if (rows >= R) tile<P, R>(x, ldx, panel, depth, c, of_rows, scales);
-        else tile_rest<P, R - 1>(rows, x, ldx, panel, depth, c, of_rows, scales);
+        if (rows >= R) tile<P, R>(x, ldx, panel, depth, c, g);
+        else tile_rest<P, R - 1>(rows, x, ldx, panel, depth, c, g);
     }
 }
 
@@ -217,6 +234,14 @@ inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t ro
     }
 }
 
+// scales[parts][NR]: those of NR rows and of the groups from `group` on; zeros behind the last group.
+inline void put_scales(const isobit_linear &w, const Layout &l, int64_t row, int64_t end, int64_t group, int64_t parts, float *scales) {
+    for (int r = 0; r < NR; ++r) {
+        const int64_t n = smaller(row + r, end - 1), at = (w.block_rows ? n / w.block_rows : 0) * l.groups;
+        for (int64_t p = 0; p < parts; ++p) scales[p * NR + r] = group + p < l.groups ? scale_at(w, at + group + p) : 0;
+    }
+}
+
 template <class P>
 void many_rows(const isobit_linear &w, const Layout &l, const void *rows, int64_t m, int64_t begin, int64_t end,
                const Output &out) {
@@ -224,28 +249,24 @@ void many_rows(const isobit_linear &w, const Layout &l, const void *rows, int64_
     const uint8_t *laid = static_cast<const uint8_t *>(rows);
     const float *x = static_cast<const float *>(rows);
     const int64_t ldx = l.row_size / 4, units = P::units(l), depth = round_up(P::depth(l), W);
-    const int64_t panel_size = depth * NR, c_size = m * NR;
-    float *panels = storage.floats(PANELS * (panel_size + c_size + NR) + depth * W);
+    const int64_t panel_size = depth * NR, c_size = m * NR, parts = P::grouped ? l.per_span : 1;
+    float *panels = storage.floats(PANELS * (panel_size + c_size + parts * NR) + depth * W);
     float *c = panels + PANELS * panel_size, *square = c + PANELS * c_size, *scales = square + depth * W;
     ScaleReader reader(w, l, P::offset(), P::factor());
     for (int64_t row = begin; row < end; row += PANELS * NR) {
         const int count = static_cast<int>(smaller(PANELS, (end - row + NR - 1) / NR));
         for (int p = 0; p < count; ++p) begin_sums<P>(l, laid, m, c + p * c_size);
         for (int64_t unit = 0; unit < units; unit += depth) {
-            const int64_t deep = smaller(depth, units - unit), span = unit / depth;
+            const int64_t deep = smaller(depth, units - unit), group = unit / depth * parts;
             for (int p = 0; p < count; ++p) {
                 pack<P>(w, l, reader, row + p * NR, end, unit, deep, panels + p * panel_size, square);
-                if constexpr (P::grouped)
-                    for (int r = 0; r < NR; ++r) {
-                        const int64_t n = smaller(row + p * NR + r, end - 1);
-                        scales[p * NR + r] = scale_at(w, (w.block_rows ? n / w.block_rows : 0) * l.groups + span);
-                    }
+                if constexpr (P::grouped) put_scales(w, l, row + p * NR, end, group, parts, scales + p * parts * NR);
             }
-            const int32_t *of_rows = P::grouped ? reinterpret_cast<const int32_t *>(laid + units * 4) + span : nullptr;
+            const int32_t *of_rows = reinterpret_cast<const int32_t *>(laid + units * 4) + group;
             for (int64_t at = 0; at < m; at += MR)
                 for (int p = 0; p < count; ++p)
                     tile_rest<P, MR>(m - at, x + at * ldx + unit, ldx, panels + p * panel_size, deep, c + p * c_size + at * NR,
-                                     P::grouped ? of_rows + at * ldx : nullptr, scales + p * NR);
+                                     {of_rows + at * ldx, scales + p * parts * NR, parts, l.lanes});
         }
         for (int p = 0; p < count; ++p) finish<P>(w, c + p * c_size, m, row + p * NR, end, out);
     }

@@ -45,6 +45,7 @@ template <class Int8, int exponent_bits, bool by_group>
 struct PairPanels {
     typedef F Acc;
     static constexpr bool grouped = by_group, scaled_sums = !by_group;
+    static constexpr int UNITS_OF_LANE = 0;  // a span is one group
     static constexpr int vectors = 1;
     static int64_t units(const Layout &l) { return pairs_of_row(l); }
     static int64_t depth(const Layout &l) { return by_group ? l.span / 2 : KC; }
