@@ -111,17 +111,31 @@ struct DecodeWideInt4 {
         }
     }
 };
-// Eight codes at a time: groups of any multiple of eight are whole blocks.
+// Eight codes at a time: groups of any multiple of eight are whole blocks. Shifted by its place, the word of eight codes has a
+// code in the lowest bits of every lane, which are all that a permutation of a table of eight floats looks at.
 template <int width, int zero>
 struct DecodePacked {
-    static constexpr int bits = width, codes = 8, offset = zero;
+    static constexpr bool by_table = width <= 3;
+    static constexpr int bits = width, codes = 8, offset = by_table ? 0 : zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
     static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[1]) {
-        constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
-        out[0] = from_bytes(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(eight_codes<width>(from), mask))));
+        const uint32_t word = eight_codes<width>(from);
+        if constexpr (by_table) {
+            const __m256i places = _mm256_setr_epi32(0, width, 2 * width, 3 * width, 4 * width, 5 * width, 6 * width, 7 * width);
+            out[0] = as_f(_mm256_permutevar8x32_ps(values(), _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(word)), places)));
+        } else {
+            constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
+            out[0] = from_bytes(_mm_cvtsi64_si128(static_cast<long long>(_pdep_u64(word, mask))));
+        }
+    }
+
+  private:
+    static ISOBIT_INLINE __m256 values() {
+        constexpr int m = (1 << width) - 1;
+        return _mm256_setr_ps(0 - zero, 1 - zero, 2 - zero, 3 - zero, (4 & m) - zero, (5 & m) - zero, (6 & m) - zero, (7 & m) - zero);
     }
 };
 

@@ -103,21 +103,51 @@ struct DecodeWideInt4 {
         for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
     }
 };
+// The same with a word in all lanes, or one in each half of them, that has their codes. Words are broadcast while they are
+// loaded, so that the permutation is the only one.
 template <int width, int zero>
 struct DecodePacked {
-    static constexpr int bits = width, codes = 32, offset = zero;
+    static constexpr bool by_table = width <= 3;
+    static constexpr int bits = width, codes = 32, offset = by_table ? 0 : zero;
     static constexpr float factor = 1;
     static constexpr bool scaled = true;
     static constexpr float power = 1;
     static constexpr int source(int i) { return plain(i); }
     static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
-        constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
-        for (int v = 0; v < 2; ++v) {
-            const uint64_t low = _pdep_u64(eight_codes<width>(from + 2 * width * v), mask);
-            const uint64_t high = _pdep_u64(eight_codes<width>(from + 2 * width * v + width), mask);
-            out[v] = from_bytes(_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
+        if constexpr (by_table) {
+            for (int v = 0; v < 2; ++v) {
+                __m512i words = _mm512_broadcastd_epi32(_mm_loadu_si32(from + BYTES[v][0]));
+                if constexpr (width == 3) words = _mm512_mask_broadcastd_epi32(words, 0xFF00, _mm_loadu_si32(from + BYTES[v][1]));
+                const __m512i shifted = _mm512_srlv_epi32(words, _mm512_load_si512(PLACES.shifts[v]));
+                out[v] = as_f(_mm512_permutexvar_ps(shifted, _mm512_load_ps(PLACES.values)));
+            }
+        } else {
+            constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
+            for (int v = 0; v < 2; ++v) {
+                const uint64_t low = _pdep_u64(eight_codes<width>(from + 2 * width * v), mask);
+                const uint64_t high = _pdep_u64(eight_codes<width>(from + 2 * width * v + width), mask);
+                out[v] = from_bytes(_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
+            }
         }
     }
+
+  private:
+    // Where the words of both halves of 16 codes begin; the last one early, because nothing behind the block is read.
+    static constexpr int BYTES[2][2] = {{0, width}, {2 * width, 4 * width - 4}};
+    struct Places {
+        alignas(64) uint32_t shifts[2][16];  // of the codes in their words
+        alignas(64) float values[16];        // what the lowest four bits then mean
+        constexpr Places() : shifts{}, values{} {
+            for (int i = 0; i < 16; ++i) {
+                for (int v = 0; v < 2; ++v) {
+                    const int half = width == 3 ? i / 8 : 0;
+                    shifts[v][i] = static_cast<uint32_t>((16 * v + i) * width - 8 * BYTES[v][half]);
+                }
+                values[i] = static_cast<float>((i & ((1 << width) - 1)) - zero);
+            }
+        }
+    };
+    static constexpr Places PLACES{};
 };
 
 // Each `lanes` lanes get the next value.

@@ -43,23 +43,19 @@ def _add_products(first, second, x, total, ELEMENT: tl.constexpr):
 @triton.jit
 def _add_products_by_floats(first, second, low, high, total, ELEMENT: tl.constexpr, X: tl.constexpr):
     """The same for codes by floats: of a lane's eight words of those the first four (low) and the last (high)."""
+    arguments = [first, second, low, high, total]
     if X == "bf16":
         if ELEMENT == "int8":
-            arguments = [first, second, low, high, total]
             return tl.inline_asm_elementwise(_INT8_BF16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
         else:
             tl.static_assert(ELEMENT == "e4m3fn", "an element format with a decoder to bfloat16")
-            arguments = [first, second, low, high, total]
             return tl.inline_asm_elementwise(_E4M3_BF16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
     elif ELEMENT == "hardware":
-        arguments = [first, second, low, high, total]
         return tl.inline_asm_elementwise(_HARDWARE_F16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
     elif ELEMENT == "e4m3fn":
-        arguments = [first, second, low, high, total]
         return tl.inline_asm_elementwise(_E4M3_F16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
     else:
         tl.static_assert(ELEMENT == "int8", "an element format")
-        arguments = [first, second, low, high, total]
         return tl.inline_asm_elementwise(_INT8_F16, _ADDED_FLOATS, arguments, tl.float32, True, 4)
 
 
