@@ -129,6 +129,15 @@ def from_codes(bound: Any, x: torch.Tensor) -> Callable[[], Any]:
     return lambda: run(x, y)
 
 
+def rotated(scheme: str, lowering: str, n: int, k: int, most: int) -> tuple[list[Any], int]:
+    """Linears of different weights, more than the level-2 cache holds, and the bytes of one."""
+    weights = [random_weight(scheme, n, k)]
+    size = weight_bytes(weights[0])
+    weights += [random_weight(scheme, n, k) for _ in range(max(3, min(most - 1, ROTATED_BYTES // size)))]
+    activations = SCHEMES[scheme].activations
+    return [bind(weight, activations, None, None, target=target(lowering)) for weight in weights], size
+
+
 def one_token(results: Results, ceiling: float) -> None:
     """The layer, a token at a time."""
     for scheme, lowering in ONE:
@@ -138,11 +147,8 @@ def one_token(results: Results, ceiling: float) -> None:
             total_us, total_bytes, names = 0.0, 0, set()
             what = f"one token: {scheme}" + (" with rounding" if rounding else "")
             for n, k in LAYER:
-                weights = [random_weight(scheme, n, k)]
-                size = weight_bytes(weights[0])
-                weights += [random_weight(scheme, n, k) for _ in range(max(3, min(15, ROTATED_BYTES // size)))]
+                linears, size = rotated(scheme, lowering, n, k, 16)
                 x = torch.randn(1, k, device="cuda").bfloat16()
-                linears = [bind(w, SCHEMES[scheme].activations, None, None, target=target(lowering)) for w in weights]
                 row = linears[0].variant(1, x.dtype)
                 names.add(row.name if row else "torch")
                 calls = [(lambda b=b: b(x)) if rounding else from_codes(b, x) for b in linears]  # noqa: B023
@@ -159,11 +165,8 @@ def few_tokens(results: Results, ceiling: float) -> None:
         for m in (2, 4, 8, 16):
             total_us, total_bytes, names = 0.0, 0, set()
             for n, k in LAYER:
-                weights = [random_weight(scheme, n, k)]
-                size = weight_bytes(weights[0])
-                weights += [random_weight(scheme, n, k) for _ in range(max(3, min(7, ROTATED_BYTES // size)))]
+                linears, size = rotated(scheme, "sm_90", n, k, 8)
                 x = torch.randn(m, k, device="cuda").bfloat16()
-                linears = [bind(w, SCHEMES[scheme].activations, None, None) for w in weights]
                 row = linears[0].variant(m, x.dtype)
                 names.add(row.name if row else "torch")
                 calls = [from_codes(b, x) for b in linears]

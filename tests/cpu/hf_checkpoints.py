@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isobit.checkpoint import ctconfig, layout
+from isobit.checkpoint import ctrender, layout
 from isobit.formats.schemes import Scheme
 from isobit.quantize.grid import quantize_weight, stored_scale_dtype
 
@@ -87,7 +87,7 @@ def quantize_tiny(source: Path, target: Path, assignments: Mapping[str, Scheme |
         input_scale = torch.tensor([0.03125]) if static else None
         result[module] = qt
         tensors |= layout.module_tensors(module, qt, activations=scheme.activations, input_scale=input_scale)
-    config["quantization_config"] = ctconfig.render(assignments)
+    config["quantization_config"] = ctrender.render(assignments)
     write(target, config, tensors)
     return result
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hf_checkpoints import linears
 
-from isobit.checkpoint import ctconfig
+from isobit.checkpoint import ctconfig, ctrender
 from isobit.checkpoint.cttargets import compact, fused_conflicts
 from isobit.errors import CheckpointError, Unsupported
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec, scheme
@@ -24,7 +24,7 @@ def parsed(section: dict[str, Any]) -> ctconfig.Quantization:
 
 @pytest.mark.parametrize("row", QUANTIZED, ids=lambda row: row.name)
 def test_parse_is_the_inverse_of_render(row: Scheme) -> None:
-    section = ctconfig.render(dict.fromkeys(linears(), row) | OTHERS)
+    section = ctrender.render(dict.fromkeys(linears(), row) | OTHERS)
     assert section["config_groups"]["group_0"]["targets"] == ["Linear"]
     found = parsed(section)
     for module in linears():
@@ -38,7 +38,7 @@ def test_compressed_tensors_accepts_what_is_rendered(row: Scheme) -> None:
     from compressed_tensors.config import CompressionFormat
     from compressed_tensors.quantization import QuantizationConfig
 
-    section = ctconfig.render(dict.fromkeys(linears(), row) | OTHERS)
+    section = ctrender.render(dict.fromkeys(linears(), row) | OTHERS)
     config = QuantizationConfig.model_validate(section)
     group = config.config_groups["group_0"]
     assert group.weights.num_bits == section["config_groups"]["group_0"]["weights"]["num_bits"]
@@ -58,14 +58,14 @@ def test_the_presets_of_compressed_tensors_are_our_schemes() -> None:
 def test_e5m2_is_refused_by_compressed_tensors_by_name() -> None:
     from compressed_tensors.quantization import QuantizationConfig
 
-    section = ctconfig.render(dict.fromkeys(linears(), scheme("fp8-e5m2")))
+    section = ctrender.render(dict.fromkeys(linears(), scheme("fp8-e5m2")))
     with pytest.raises(ValueError, match="'float8_e5m2' is not a valid QuantizationType"):
         QuantizationConfig.model_validate(section)
 
 
 def test_nothing_quantized_is_no_config() -> None:
-    assert ctconfig.render(dict.fromkeys(linears(), None)) == {}
-    assert ctconfig.render(dict.fromkeys(linears(), scheme("bf16"))) == {}
+    assert ctrender.render(dict.fromkeys(linears(), None)) == {}
+    assert ctrender.render(dict.fromkeys(linears(), scheme("bf16"))) == {}
     assert ctconfig.parse({}) is None and ctconfig.parse({"quantization_config": None}) is None
     assert ctconfig.parse({"quantization_config": {}}) is None
 
@@ -74,7 +74,7 @@ def test_mixed_schemes_name_every_module() -> None:
     assigned: dict[str, Scheme | None] = dict.fromkeys(linears(), scheme("int4-g32"))
     assigned |= {module: scheme("fp8") for module in linears() if "down_proj" in module}
     assigned |= {"model.layers.1.self_attn.o_proj": scheme("int8"), "lm_head": scheme("int8"), "router": None}
-    section = ctconfig.render(assigned)
+    section = ctrender.render(assigned)
     assert section["format"] == "mixed-precision" and section["ignore"] == ["router"]
     groups = {group["format"]: group["targets"] for group in section["config_groups"].values()}
     assert groups["float-quantized"] == [r"re:model\.layers\.\d+\.mlp\.down_proj$"]
@@ -88,9 +88,9 @@ def test_mixed_schemes_name_every_module() -> None:
 
 def test_lm_head_and_embeddings_are_named() -> None:
     assigned = dict.fromkeys([*linears(), "lm_head", "model.embed_tokens"], scheme("int8-w8a16"))
-    targets = ctconfig.render(assigned)["config_groups"]["group_0"]["targets"]
+    targets = ctrender.render(assigned)["config_groups"]["group_0"]["targets"]
     assert targets == ["Linear", "lm_head", "model.embed_tokens"]
-    assert ctconfig.render({"model.embed_tokens": scheme("int4")})["config_groups"]["group_0"]["targets"] == [
+    assert ctrender.render({"model.embed_tokens": scheme("int4")})["config_groups"]["group_0"]["targets"] == [
         "model.embed_tokens"
     ]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isobit.checkpoint import ctconfig, layout
+from isobit.checkpoint import ctrender, layout
 from isobit.checkpoint.reader import Checkpoint
 from isobit.cli import info as command
 from isobit.errors import CheckpointError
@@ -52,7 +52,7 @@ def quantized(folder: Path, assignments: dict[str, str]) -> Path:
         tensors |= layout.module_tensors(
             module, qt, activations=row.activations, input_scale=torch.tensor([0.5]) if static else None
         )
-    return write(folder, tensors, quantization_config=ctconfig.render(rows | {"lm_head": None}))
+    return write(folder, tensors, quantization_config=ctrender.render(rows | {"lm_head": None}))
 
 
 def uses(found: CheckpointInfo) -> dict[tuple[str, str], tuple[int, int]]:
@@ -122,7 +122,7 @@ def test_narrow_codes_stored_one_per_byte(tmp_path: Path) -> None:
         "model.layers.0.mlp.up_proj.weight": torch.zeros(N, K, dtype=torch.int8),
         "model.layers.0.mlp.up_proj.weight_scale": torch.ones(N, K // 128, dtype=torch.bfloat16),
     }
-    config = ctconfig.render({"model.layers.0.mlp.up_proj": scheme("w4a8")})
+    config = ctrender.render({"model.layers.0.mlp.up_proj": scheme("w4a8")})
     config["format"] = config["config_groups"]["group_0"]["format"] = "int-quantized"
     found = describe(write(tmp_path, tensors, quantization_config=config))
     assert uses(found)["linear", "w4a8"] == (1, N * K)

@@ -48,15 +48,15 @@ def _operands(*rows: np.ndarray) -> list[np.ndarray]:
     return [row.reshape(ptx.LANES, 4)[:, word] for row in rows for word in range(4)]
 
 
-def _sums(registers: ptx.Registers, nibbles: bool) -> tuple[float, float]:
-    """Sums of both rows, as ``_separate`` finds them."""
+_LANE = np.arange(ptx.LANES)
+_OWN = _LANE % 4 == _LANE // 8  # the lanes that have elements of the diagonal
+
+
+def _sums(registers: ptx.Registers) -> tuple[float, float]:
+    """Sums of both rows, as ``lanes.row_sums`` finds them."""
     total = np.stack([registers[f"${i}"].view(np.float32) for i in range(4)], axis=1).astype(np.float64)
-    lane = np.arange(ptx.LANES)
-    own = lane % 4 == lane // 8
-    if nibbles:
-        return float(total[own, :2].sum()), float(total[own, 2:].sum())
-    odd = lane[own] // 4 % 2
-    return float(total[own, odd].sum()), float(total[own, 2 + odd].sum())
+    odd = _LANE[_OWN] // 4 % 2
+    return float(total[_OWN, odd].sum()), float(total[_OWN, 2 + odd].sum())
 
 
 def _values(words: np.ndarray, element: str) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_two_rows_by_activations(element: str) -> None:
     before = [np.full(ptx.LANES, 0.25, np.float32).view(np.uint32)] * 4
     nothing = [np.zeros(ptx.LANES, np.uint32)] * 4
     text = TEXTS[element].value
-    sums = _sums(ptx.run(text, nothing + _operands(first, second, x) + before), False)
+    sums = _sums(ptx.run(text, nothing + _operands(first, second, x) + before))
     gain = 65536.0 if element == "e4m3fn" else 1.0
     for row, found in zip((first, second), sums, strict=True):
         exact = (_values(row, element) * _values(x, element)).sum()
@@ -103,7 +103,7 @@ def test_two_rows_of_codes_by_floats(element: str, dtype: str) -> None:
     nothing = [np.zeros(ptx.LANES, np.uint32)] * 4
     text, gain = BY_FLOATS[element, dtype]
     floats = [eight[:, word] for word in range(8)]
-    sums = _sums(ptx.run(text.value, nothing + _operands(first, second) + floats + before), False)
+    sums = _sums(ptx.run(text.value, nothing + _operands(first, second) + floats + before))
     for row, found in zip((first, second), sums, strict=True):
         exact = (_values(row, element) * _values(x, dtype)).sum()
         assert abs((found - 8 * 0.25) * gain - exact) <= 1e-5 * abs(exact)
@@ -121,7 +121,7 @@ def test_every_code_by_floats(element: str, dtype: str) -> None:
         row = np.zeros(4 * WORDS, np.uint8)
         row[code] = code
         words = row.view(np.uint32)
-        sums = _sums(ptx.run(text.value, nothing + _operands(words, words) + floats + nothing), False)
+        sums = _sums(ptx.run(text.value, nothing + _operands(words, words) + floats + nothing))
         exact = float(_values(np.full(1, code, np.uint32), element)[0])
         assert [gain * found for found in sums] == [exact, exact], code
 
@@ -138,8 +138,6 @@ def test_two_rows_of_nibbles_by_activations(dtype: str, zero: bool, parts: int) 
         NIBBLES[dtype, zero, parts].value, nothing + _operands(*words, *quarters) + points
     )  # fmt: skip
     gain = 64.0 if dtype == "bf16" else 1.0
-    lane = np.arange(ptx.LANES)
-    own = lane % 4 == lane // 8
     for row in range(2):
         exact = np.zeros(parts)
         for quarter, x in enumerate(quarters):
@@ -148,7 +146,7 @@ def test_two_rows_of_nibbles_by_activations(dtype: str, zero: bool, parts: int) 
             origin = np.repeat(zeros[row + 2 * (quarter // 2)], 4)[:, None] if zero else 8
             exact[quarter * parts // 4] += ((nibbles - origin).reshape(-1) * ptx.halves(x, dtype).reshape(-1)).sum()
         for part, wanted in enumerate(exact):
-            found = registers[f"${2 * part + row}"].view(np.float32)[own].astype(np.float64).sum()
+            found = registers[f"${2 * part + row}"].view(np.float32)[_OWN].astype(np.float64).sum()
             assert abs(gain * found - wanted) <= 1e-5 * max(1.0, abs(wanted))
 
 

@@ -10,7 +10,7 @@ import torch
 from hf_checkpoints import CONFIG, write
 from torch import Tensor
 
-from isobit.checkpoint import ctconfig
+from isobit.checkpoint import ctrender
 from isobit.checkpoint.layout import LinearWeight, QTensor, module_tensors, read_linear, split_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError
@@ -36,7 +36,7 @@ def stored(row: Scheme, n: int = N, k: int = K) -> dict[str, Tensor]:
 
 
 def read(folder: Path, tensors: dict[str, Tensor], row: Scheme | None, **config: Any) -> LinearWeight:
-    section = config or ({} if row is None else ctconfig.render({"m": row}))
+    section = config or ({} if row is None else ctrender.render({"m": row}))
     ck = Checkpoint.open(write(folder, CONFIG | {"quantization_config": section}, tensors))
     return read_linear(ck, "m")
 
@@ -59,7 +59,7 @@ def test_read_is_the_inverse_of_write(tmp_path: Path, row: Scheme) -> None:
 
 def test_mapped_reads_are_the_same(tmp_path: Path) -> None:
     row = scheme("int4-asym")
-    ck = Checkpoint.open(write(tmp_path, CONFIG | {"quantization_config": ctconfig.render({"m": row})}, stored(row)))
+    ck = Checkpoint.open(write(tmp_path, CONFIG | {"quantization_config": ctrender.render({"m": row})}, stored(row)))
     found = read_linear(ck, "m", mmap=True).weight
     assert isinstance(found, QTensor) and torch.equal(found.dequantize(), quantized(row).dequantize())
 
@@ -199,7 +199,7 @@ def test_a_group_size_that_does_not_divide(tmp_path: Path) -> None:
 def test_the_config_must_know_of_quantized_tensors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="config.json has no quantization_config"):
         read(tmp_path, stored(scheme("fp8")), None)
-    section = ctconfig.render({"m": scheme("fp8")}) | {"ignore": ["m"]}
+    section = ctrender.render({"m": scheme("fp8")}) | {"ignore": ["m"]}
     with pytest.raises(CheckpointError, match="says that this module is not"):
         read(tmp_path, stored(scheme("fp8")), None, **section)
 

@@ -1,8 +1,8 @@
-"""The ``quantization_config`` of ``config.json``: what compressed-tensors, transformers and vLLM read and write.
+"""Reading the ``quantization_config`` of ``config.json``, as compressed-tensors, transformers and vLLM do.
 
-``parse`` reads compressed-tensors configs of any version and the ``fp8`` method of DeepSeek and Qwen; ``render`` writes
-compressed-tensors. Which tensors are quantized is decided by the tensors themselves (see ``layout``); the config says
-how activations are rounded and serves as a cross-check.
+``parse`` reads compressed-tensors configs of any version and the ``fp8`` method of DeepSeek and Qwen. Which tensors
+are quantized is decided by the tensors themselves (see ``layout``); the config says how activations are rounded and
+serves as a cross-check. ``ctrender`` writes such a section.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from isobit.checkpoint.cttargets import compact, matches, module_class
+from isobit.checkpoint.cttargets import matches
 from isobit.errors import CheckpointError, SchemeError, Unsupported
-from isobit.formats.schemes import ActSpec, Scheme, WeightSpec, scheme
-from isobit.formats.table import ELEMENTS, element
+from isobit.formats.schemes import ActSpec, WeightSpec, scheme
+from isobit.formats.table import ELEMENTS
 
 METHOD = "compressed-tensors"
-LAYOUT_VERSION = "0.20.0"  # the compressed-tensors release whose layout is written, and against which it is tested
 
-# Floats that compressed-tensors has no type for are written with one of isobit's own; see render.
+# Floats that compressed-tensors has no type for are written with one of isobit's own; see ctrender.py.
 _OWN_FLOATS = {
     (f"float{row.bits}_{row.name}", row.bits, True): row.name
     for row in ELEMENTS.values()
     if row.kind == "float" and row.signed and (row.bits < 8 or row.name == "e5m2")
 }
 # (type, bits, symmetric) of compressed-tensors -> element format.
-_WEIGHT_ELEMENTS = {
+WEIGHT_ELEMENTS = {
     ("float", 8, True): "e4m3fn",
     **_OWN_FLOATS,
     ("int", 8, True): "int8",
@@ -36,7 +35,7 @@ _WEIGHT_ELEMENTS = {
     ("int", 3, True): "int3",
     ("int", 2, True): "int2",
 }
-_ACT_ELEMENTS = {("float", 8, True): "e4m3fn", **_OWN_FLOATS, ("int", 8, True): "int8"}
+ACT_ELEMENTS = {("float", 8, True): "e4m3fn", **_OWN_FLOATS, ("int", 8, True): "int8"}
 
 _INSTEAD = "quantize the original model with isobit, or use a compressed-tensors version of this one"
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", None)
@@ -92,9 +91,6 @@ class Quantization:
         if self.method == "fp8":  # plain names and parts of names
             return any(entry == module or f".{entry}." in f".{module}." for entry in self.ignore)
         return any(matches(entry, module, kind) for entry in self.ignore for kind in ("name", "pattern", "class"))
-
-
-# ---------------------------------------------------------------------- reading
 
 
 def parse(config: Mapping[str, Any]) -> Quantization | None:
@@ -246,7 +242,7 @@ def _element(table: dict[tuple[str, int, bool], str], args: _Args, what: str) ->
 
 def _weight_spec(value: Any, what: str) -> WeightSpec:
     args = _args(value, what)
-    name = _element(_WEIGHT_ELEMENTS, args, what)
+    name = _element(WEIGHT_ELEMENTS, args, what)
     if args.dynamic:
         raise Unsupported(what, ["weights with dynamic scales are not stored quantized"], _INSTEAD)
     if args.strategy not in ("tensor", "channel", "group", "block"):
@@ -259,7 +255,7 @@ def _weight_spec(value: Any, what: str) -> WeightSpec:
 
 def _act_spec(value: Any, what: str) -> ActSpec:
     args = _args(value, what)
-    name = _element(_ACT_ELEMENTS, args, what)
+    name = _element(ACT_ELEMENTS, args, what)
     if args.strategy not in ("token", "tensor", "group"):
         raise Unsupported(f"{what} with strategy {args.strategy!r}", ["isobit rounds per token, tensor or group"])
     try:
@@ -302,105 +298,3 @@ def _blocks(sizes: tuple[int, int]) -> tuple[WeightSpec, ActSpec]:
         return WeightSpec("e4m3fn", "block", block=sizes), ActSpec("e4m3fn", "group", sizes[1])
     except SchemeError as error:
         raise CheckpointError(f"weight_block_size {list(sizes)}: {error}") from None
-
-
-# ---------------------------------------------------------------------- writing
-
-
-def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
-    """The ``quantization_config`` of a model whose modules are quantized as ``assignments`` says.
-
-    Args:
-        assignments: every linear, lm_head, router and embedding by module name, with its scheme; None (or a scheme
-            that does not quantize) for modules that are kept.
-
-    Returns:
-        A dictionary for ``config.json``; empty if nothing is quantized.
-
-    One scheme for all linears is written as the class target ``Linear``; lm_head and embeddings are always named. With
-    several schemes every module is named (or matched by a pattern), because vLLM looks at class names before it looks
-    at the parts of a fused layer.
-
-    compressed-tensors has no e5m2: its "float, 8 bits" means e4m3fn, and its loaders would convert e5m2 weights to
-    that, which overflows above 448. An e5m2 group is therefore written with the type ``float8_e5m2``, which
-    compressed-tensors, transformers and vLLM refuse by name instead of computing something else. So are floats below
-    8 bits (``float6_e3m2``), whose codes are packed like those of integers.
-    """
-    kept = [module for module, chosen in assignments.items() if chosen is None or chosen.weights is None]
-    by_format: dict[tuple[WeightSpec, ActSpec | None], list[str]] = {}
-    for module, chosen in assignments.items():
-        if chosen is not None and chosen.weights is not None:
-            by_format.setdefault((chosen.weights, chosen.activations), []).append(module)
-    if not by_format:
-        return {}
-    groups, formats = {}, []
-    for number, ((weights, activations), modules) in enumerate(by_format.items()):
-        if len(by_format) == 1:
-            named = [module for module in modules if module_class(module) != "Linear" or module.endswith("lm_head")]
-            targets = (["Linear"] if len(named) < len(modules) else []) + sorted(named)
-        else:
-            targets = compact(modules, assignments)
-        formats.append(compression_format(weights, activations))
-        groups[f"group_{number}"] = {
-            "targets": targets,
-            "weights": _render_weights(weights),
-            "input_activations": None if activations is None else _render_activations(activations),
-            "output_activations": None,
-            "format": formats[-1],
-        }
-    return {
-        "quant_method": METHOD,
-        "format": formats[0] if len(set(formats)) == 1 else "mixed-precision",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": compact(kept, assignments),
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-        "version": LAYOUT_VERSION,
-    }
-
-
-def compression_format(weights: WeightSpec, activations: ActSpec | None) -> str:
-    """How compressed-tensors calls the storage of such weights.
-
-    What is below 8 bits is always packed, weight-only integers of 8 bits too. compressed-tensors itself would give
-    those with rounded activations a byte each (``int-quantized``), which makes a 4-bit checkpoint one of 8 bits.
-    """
-    row = element(weights.element)
-    if row.bits == 8 and row.kind == "float":
-        return "float-quantized"
-    if row.bits == 8 and activations is not None:
-        return "int-quantized"
-    return "pack-quantized"
-
-
-def _render_weights(spec: WeightSpec) -> dict[str, Any]:
-    kind, bits, symmetric = next(key for key, name in _WEIGHT_ELEMENTS.items() if name == element(spec.element).name)
-    return {
-        "num_bits": bits,
-        "type": kind,
-        "symmetric": symmetric,
-        "strategy": spec.granularity,
-        "group_size": spec.group,
-        "block_structure": None if spec.block is None else list(spec.block),
-        "dynamic": False,
-        "actorder": None,
-        "observer": "minmax",
-        "observer_kwargs": {},
-    }
-
-
-def _render_activations(spec: ActSpec) -> dict[str, Any]:
-    kind, bits, symmetric = next(key for key, name in _ACT_ELEMENTS.items() if name == element(spec.element).name)
-    return {
-        "num_bits": bits,
-        "type": kind,
-        "symmetric": symmetric,
-        "strategy": spec.granularity,
-        "group_size": spec.group,
-        "block_structure": None,
-        "dynamic": spec.dynamic,
-        "actorder": None,
-        "observer": None if spec.dynamic else "minmax",
-        "observer_kwargs": {},
-    }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.ctconfig import compression_format
+from isobit.checkpoint.ctrender import compression_format
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, FormatError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from isobit.kernels.tiles import Config, Constant, matrix_signature, overlaps, unit_of_nibbles
+from isobit.kernels.tiles import BLOCK, Config, Constant, matrix_signature, overlaps, unit_of_nibbles
 from isobit.targets.spec import Target
 
 # CUDA architecture from which on there is mma.m16n8k16. On an H200 linear_lanes.py was the fastest for one token in the
@@ -23,7 +23,6 @@ class LaneTile:
 
 
 LANE_WORDS = 128  # of a warp: four for each lane
-BLOCK = 128  # rows and columns of a block of linear_lanes_block
 _WIDE_ROWS = 8192  # from which there are programs enough to give each but one warp
 # Measured on an H200 (gpu_tune_lanes.csv): below and from _WIDE_ROWS on. What takes many instructions to decode wants
 # few warps that wait for each other; the others want much of K in flight.
@@ -61,10 +60,8 @@ def for_rows(config: Config, n: int) -> Config:
 
 
 def _config(target: Target, constants: Mapping[str, Constant], scale: str = "*fp32") -> Config:
-    known: dict[str, Constant] = {
-        "HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target)), "BLOCK_N": 4, "BLOCK_K": 256,
-        "UNROLL": 1,
-    }  # fmt: skip
+    """What all have in common; rows, steps and warps of a program come from its tile."""
+    known: dict[str, Constant] = {"HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target))}
     return for_rows(Config(matrix_signature("*i32", "*i32", scale), {**known, **constants}, 2, 1), 1)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.fits import Matrix, misfit
-from isobit.kernels.tiles import FEW, LARGE, LIBRARY_FROM, NARROW
+from isobit.kernels.tiles import BLOCK, FEW, LARGE, LIBRARY_FROM, NARROW
 from isobit.kernels.variants import VARIANTS, Variant
 from isobit.targets.spec import Target
 
-_BLOCK = 128  # the only block that has a kernel
 _DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 _BY_NAME = {row.name: row for row in VARIANTS}
 
@@ -26,7 +25,7 @@ def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str 
     if row.bits == 8 and weights.granularity == "group":
         return f"no GPU kernel has {row.name} weights in groups"
     if weights.granularity == "block":
-        wanted = activations == ActSpec("e4m3fn", "group", _BLOCK) and weights.block == (_BLOCK, _BLOCK)
+        wanted = activations == ActSpec("e4m3fn", "group", BLOCK) and weights.block == (BLOCK, BLOCK)
         return (
             None if wanted and row.name == "e4m3fn" else "block scales: 128 by 128, e4m3fn, groups of 128 activations"
         )

@@ -30,6 +30,7 @@ LIBRARY_FROM: Mapping[str, int] = {
 # Targets where PyTorch's own products were measured: full sums within 1.5e-4 of float64, and faster than our kernels
 # (float8 1253 to 1345 against 843 to 891, bfloat16 768 to 784 against 660 to 687 TFLOP/s; gpu_linear.csv).
 LIBRARY_MEASURED = ("sm_90",)
+BLOCK = 128  # rows and columns of a block of weights, and activations of a group beside it: the only size with kernels
 DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
 
 
@@ -197,7 +198,7 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
             tile = replace(tile, n=64, warps=4)
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
-            "ELEMENT": element, "HAS_BIAS": False, "GROUP": 128,
+            "ELEMENT": element, "HAS_BIAS": False, "GROUP": BLOCK,
             "BLOCK_K": 128 if target.unit("float16", "float16") else tile.k,
             "IMPRECISE": _WHOLE_STEP if family == "many" and w == x else 0,
         }  # fmt: skip
@@ -352,7 +353,7 @@ def rounding_group(wide: bool) -> Callable[[Target], Config]:
         codes = "*fp16" if wide else "*u8"
         signature = {"x": "*bf16", "codes": codes, "scales": "*fp32", "groups": "i32", "qmax": "fp32"}
         constants: dict[str, Constant] = {
-            "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": 128, "WIDTH": 128, "ROWS": 8
+            "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": BLOCK, "WIDTH": BLOCK, "ROWS": 8
         }  # fmt: skip
         return Config(signature, constants, 4, 1, divisible=())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from isobit.legalize.efficiency import ENGINES, LAUNCHES, Engine, efficiency
+from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
 from isobit.legalize.exact import bits
 from isobit.legalize.ops import Lowering, Op
 from isobit.targets.prefill import prefill_chunk
@@ -82,12 +82,8 @@ def cost(
     measured = not board.estimated and all(
         target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))
     )
-    sources = (*sorted(row.source for row in rows), *_told(engine))
+    sources = (*sorted(row.source for row in rows), engine.source)
     return Cost(batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations)
-
-
-def _told(engine: Engine) -> tuple[str, ...]:
-    return (engine.source,) if engine.source else ()
 
 
 def _cache_bytes(op: Op, tokens: int) -> float:

@@ -134,38 +134,23 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("decode", _GPUS, (8,), "native", 0.65, _HOPPER, f"{_H200}: int8 3.13", ("int8",), targets=_HOPPER),
     Efficiency("decode", _GPUS, (8,), "native", 0.60, _HOPPER, f"{_H200}: int8, sm_86 2.88 TB/s", ("int8",)),
     Efficiency("decode", _GPUS, (8,), "", 0.75, _HOPPER, f"{_H200}: int8 by bf16 3.63 TB/s", (), "", _INT8_LANES),
-    *(
-        row
-        for dtype in ("bf16", "f16")
-        for row in (
-            Efficiency(
-                "decode",
-                _GPUS,
-                (8,),
-                "",
-                0.72,
-                _HOPPER,
-                f"{_H200}: e4m3 by bf16 3.48 TB/s",
-                (),
-                "",
-                f"{_E4M3_LANES}-{dtype}",
-                targets=_HOPPER,
-            ),
-            Efficiency(
-                "decode",
-                _GPUS,
-                (8,),
-                "",
-                0.65,
-                _HOPPER,
-                f"{_H200}: e4m3 by bf16, sm_86 3.11 TB/s",
-                (),
-                "",
-                f"{_E4M3_LANES}-{dtype}",
-            ),
-        )
-    ),
     Efficiency("decode", _GPUS, (8,), "", 0.55, _HOPPER, f"{_H200}: e4m3, sm_86 2.66 TB/s", (), "", _WIDENED_LANES),
+    Efficiency(
+        "decode",
+        _GPUS,
+        (8,),
+        "",
+        0.72,
+        _HOPPER,
+        f"{_H200}: e4m3 by bf16 3.48 TB/s",
+        (),
+        "",
+        f"{_E4M3_LANES}-",
+        targets=_HOPPER,
+    ),
+    Efficiency(
+        "decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 by bf16, sm_86 3.11 TB/s", (), "", f"{_E4M3_LANES}-"
+    ),
     Efficiency("decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 3.10", (), "", _E4M3_LANES, targets=_HOPPER),
     Efficiency("decode", _GPUS, (8,), "", 0.57, _HOPPER, f"{_H200}: e4m3, sm_89 2.73 TB/s", (), "", _E4M3_LANES),
     Efficiency("decode", _GPUS, (8,), "", 0.64, _HOPPER, f"{_H200}: e5m2 3.09", (), "", _E5M2_LANES, targets=_HOPPER),

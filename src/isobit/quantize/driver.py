@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from isobit import __version__
-from isobit.checkpoint import ctconfig
+from isobit.checkpoint import ctrender
 from isobit.checkpoint.occupant import CONFIG, REPORT
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
@@ -211,7 +211,7 @@ def _config(ck: Checkpoint, policy: Policy, assigned: dict[str, Any]) -> bytes:
     config = dict(ck.config)
     if policy.default.dtype is not None:
         config["dtype" if "dtype" in config else "torch_dtype"] = policy.default.dtype
-    quantization = ctconfig.render(assigned)
+    quantization = ctrender.render(assigned)
     if quantization:
         config["quantization_config"] = quantization
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -35,7 +35,7 @@ using namespace isobit;
 extern "C" __attribute__((visibility("default"))) int isobit_cpu_has_nan(int32_t format, const void *codes, int64_t rows,
                                                                          int64_t row_bytes, int64_t k) {
     if (format != ISOBIT_E4M3FN && format != ISOBIT_E5M2) return fail("only 8-bit floats have codes that are no numbers");
-    if (!codes || rows < 0 || k < 1 || row_bytes < k || (rows && row_bytes > (int64_t{1} << 56) / rows)) return fail("an argument is out of range");
+    if (!codes || rows < 0 || k < 1 || row_bytes < k || (rows && row_bytes > FARTHEST / rows)) return fail("an argument is out of range");
     const uint8_t first = format == ISOBIT_E4M3FN ? 0x7f : 0x7c, *from = static_cast<const uint8_t *>(codes);
     try {
         std::atomic<bool> found{false};

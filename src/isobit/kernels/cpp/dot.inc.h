@@ -108,13 +108,14 @@ void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
     if (l.many) {
         UnitCode *to = static_cast<UnitCode *>(out);
         int32_t *starts = reinterpret_cast<int32_t *>(to + l.width);
+        const int64_t shared = l.span / l.per_span;  // codes that have one scale
         for (int64_t s = 0; s < l.spans * l.per_span; ++s) starts[s] = 0;
         for (int64_t at = 0; at < l.width; at += 8 * W)
             for (int i = 0; i < 4 * W; ++i) {
                 const int32_t even = code(at + 2 * i), odd = code(at + 2 * i + 1);
                 to[at + i] = static_cast<UnitCode>(even);
                 to[at + 4 * W + i] = static_cast<UnitCode>(odd);
-                starts[at / l.span * l.per_span + (l.per_span > 1 ? 2 * i / l.group : 0)] -= 8 * (even + odd);
+                starts[(at + 2 * i) / shared] -= 8 * (even + odd);
             }
         return;
     }

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.triton.decode import nibbles, stream, to_bf16, to_f16
-from isobit.kernels.triton.pdl import prefetch, wait, wait_alone
+from isobit.kernels.triton.pdl import prefetch, wait, wait_for_last
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def linear_matrix(
         prefetch(rows, tl.minimum(begin, K - 1), K, OVERLAP)
         wait()
     elif OVERLAP < 0:
-        wait_alone()
+        wait_for_last()
     real = (m < M)[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for at in range(begin, end, BLOCK_K):
@@ -194,6 +194,17 @@ def linear_matrix_block(
 
 
 @triton.jit
+def _add_quarter(total, partial, factor, weights, values, scales, SAME: tl.constexpr):
+    """``partial`` plus the products of a quarter unit; if it has scales of its own (not SAME), in ``total`` first."""
+    if SAME:
+        return total, tl.dot(weights, values, partial), factor
+    else:
+        total += partial * factor
+        factor = tl.load(scales).to(tl.float32)[:, None]
+        return total, tl.dot(weights, values), factor
+
+
+@triton.jit
 def linear_matrix_nibbles(
     x, w, scale, zero, bias, y, work, arrived, M, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr,
@@ -212,6 +223,7 @@ def linear_matrix_nibbles(
         GROUP: weights along K that share a scale, a multiple of a quarter unit.
         UNIT: K is a multiple.
     """
+    tl.static_assert(not HAS_ZERO or GROUP % UNIT == 0, "zero points: one group in a unit")
     QUARTER: tl.constexpr = UNIT // 4
     tile_n, tile_m, part, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT, BAND)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -237,36 +249,19 @@ def linear_matrix_nibbles(
         x1 = tl.load(tokens + (at + QUARTER), mask=real, other=0.0)
         x2 = tl.load(tokens + (at + 2 * QUARTER), mask=real, other=0.0)
         x3 = tl.load(tokens + (at + 3 * QUARTER), mask=real, other=0.0)
-        g0 = at // GROUP * N + real_n
-        g1 = (at + QUARTER) // GROUP * N + real_n
-        g2 = (at + 2 * QUARTER) // GROUP * N + real_n
-        g3 = (at + 3 * QUARTER) // GROUP * N + real_n
-        tl.static_assert(not HAS_ZERO or GROUP % UNIT == 0, "zero points: one group in a unit")
         if HAS_ZERO:
-            origin = tl.load(zero + g0).to(tl.float32)[:, None]
+            origin = tl.load(zero + (at // GROUP * N + real_n)).to(tl.float32)[:, None]
         else:
             origin = tl.full((BLOCK_N, 1), 8.0, tl.float32)
         w0, w1, w2, w3 = nibbles(words, tl.broadcast_to(origin, (BLOCK_N, QUARTER)), x.dtype.element_ty, ASM)
-        s0 = tl.load(scale + g0).to(tl.float32)[:, None]
+        s0 = tl.load(scale + (at // GROUP * N + real_n)).to(tl.float32)[:, None]
         partial = tl.dot(w0, x0)
-        if GROUP % (2 * QUARTER) != 0:
-            total += partial * s0
-            s0 = tl.load(scale + g1).to(tl.float32)[:, None]
-            partial = tl.dot(w1, x1)
-        else:
-            partial = tl.dot(w1, x1, partial)
-        if GROUP % UNIT != 0:
-            total += partial * s0
-            s0 = tl.load(scale + g2).to(tl.float32)[:, None]
-            partial = tl.dot(w2, x2)
-        else:
-            partial = tl.dot(w2, x2, partial)
-        if GROUP % (2 * QUARTER) != 0:
-            total += partial * s0
-            s0 = tl.load(scale + g3).to(tl.float32)[:, None]
-            partial = tl.dot(w3, x3)
-        else:
-            partial = tl.dot(w3, x3, partial)
+        g1 = scale + ((at + QUARTER) // GROUP * N + real_n)
+        g2 = scale + ((at + 2 * QUARTER) // GROUP * N + real_n)
+        g3 = scale + ((at + 3 * QUARTER) // GROUP * N + real_n)
+        total, partial, s0 = _add_quarter(total, partial, s0, w1, x1, g1, GROUP % (2 * QUARTER) == 0)
+        total, partial, s0 = _add_quarter(total, partial, s0, w2, x2, g2, GROUP % UNIT == 0)
+        total, partial, s0 = _add_quarter(total, partial, s0, w3, x3, g3, GROUP % (2 * QUARTER) == 0)
         total += partial * s0
     last = True
     if SPLIT > 1:

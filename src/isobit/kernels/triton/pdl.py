@@ -33,17 +33,13 @@ def let_next_start():
 
 
 @triton.jit
-def wait_alone():
-    """Waits as ``wait`` does, but lets no kernel start before this one has ended.
-
-    For kernels that read a workspace which others write without waiting (``widen.py``): whatever is launched after such
-    a reader then begins when all of it has been read.
-    """
+def wait_for_last():
+    """Waits for the kernel before to have finished and its results to be visible."""
     gdc_wait()
 
 
 @triton.jit
 def wait():
-    """Lets the next kernel start, then waits for the one before to have finished and its results to be visible."""
-    gdc_launch_dependents()
-    gdc_wait()
+    """Lets the next kernel start, then waits for the one before."""
+    let_next_start()
+    wait_for_last()

@@ -119,11 +119,10 @@ def _weight_arguments(linear: BoundLinear, row: Variant, dtype: torch.dtype) -> 
         return arguments | {"w": held.codes, "scale": scale, "zero": zero} | strides
     if row.widen and row.granularity == "group":
         return arguments | spare | {"scale": linear.folding(), "gain": 1.0}
-    zero = torch.empty(1, dtype=torch.uint8, device=linear.device) if held.zero is None else held.zero
-    if row.entry.endswith("lanes_nibbles"):
-        return arguments | {"w": _words(held.codes), "scale": held.scale, "zero": zero}
     if row.granularity == "group":
-        return arguments | {"w": held.codes, "scale": held.scale, "zero": zero, "work": unused, "arrived": unused}
+        zero = torch.empty(1, dtype=torch.uint8, device=linear.device) if held.zero is None else held.zero
+        words = held.codes if row.per_word == 1 else _words(held.codes)
+        return arguments | {"w": words, "scale": held.scale, "zero": zero, "work": unused, "arrived": unused}
     codes = held.codes
     if row.compute == "native" and held.spec.element in _FLOAT8 and row.per_word == 1:
         codes = codes.view(_FLOAT8[held.spec.element])

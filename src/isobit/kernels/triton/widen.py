@@ -4,8 +4,8 @@ A product in registers decodes each weight once for every tile of tokens; from s
 write the decoded weight once and to multiply it as it is. Every value is exact, so no rounding point moves.
 
 What is widened is constant, so the widening starts while the kernel in front still runs (OVERLAP) and waits for its
-end only at its own, so that who waits for this kernel has waited for both. The products that read the workspace let
-nothing start before their own end (``pdl.wait_alone``).
+end only at its own, so that who waits for this kernel has waited for both. The products that read the workspace never
+let the next kernel start: whatever is launched behind them begins when all of it has been read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.triton.decode import nibbles, to_bf16, to_f16
-from isobit.kernels.triton.pdl import let_next_start, wait, wait_alone
+from isobit.kernels.triton.pdl import let_next_start, wait, wait_for_last
 
 
 @triton.jit
@@ -29,13 +29,13 @@ def widen_codes(codes, values, K, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVER
         let_next_start()
     row = tl.program_id(0).to(tl.int64) * K
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    read = tl.load(codes + row + k, mask=k < K, other=0, eviction_policy="evict_first")
+    read = tl.load(codes + row + k, mask=k < K, other=0)
     if values.dtype.element_ty == tl.float16:
         tl.store(values + row + k, to_f16(read, ELEMENT, ASM), mask=k < K)
     else:
         tl.store(values + row + k, to_bf16(read, ELEMENT, ASM), mask=k < K)
     if OVERLAP:
-        wait_alone()
+        wait_for_last()
 
 
 @triton.jit
@@ -65,8 +65,7 @@ def fold_nibbles(
     real = unit < K // UNIT
     read = words + n.to(tl.int64) * (K // 4) + unit[:, None] * QUARTER + column[None, :]
     origin = tl.full((UNITS, QUARTER), 8.0, tl.float32)
-    codes = tl.load(read, mask=real[:, None], other=0, eviction_policy="evict_first")
-    w0, w1, w2, w3 = nibbles(codes, origin, tl.float16, ASM)
+    w0, w1, w2, w3 = nibbles(tl.load(read, mask=real[:, None], other=0), origin, tl.float16, ASM)
     down = 1.0 / tl.load(power + n)  # of a power of two: exact
     out = values + n.to(tl.int64) * K + unit[:, None] * UNIT + column[None, :]
     at = unit * UNIT
@@ -79,7 +78,7 @@ def fold_nibbles(
     tl.store(out + 2 * QUARTER, w2 * s2.to(tl.float16)[:, None], mask=real[:, None])
     tl.store(out + 3 * QUARTER, w3 * s3.to(tl.float16)[:, None], mask=real[:, None])
     if OVERLAP:
-        wait_alone()
+        wait_for_last()
 
 
 @triton.jit
@@ -99,8 +98,7 @@ def narrow_range(x, values, scales, K, OVERLAP: tl.constexpr, ONCE: tl.constexpr
         wait()
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
-    READ_ONCE: tl.constexpr = "evict_first" if ONCE else ""
-    first = tl.load(x + m * K + column, mask=column < K, other=0.0, eviction_policy=READ_ONCE).to(tl.float32)
+    first = tl.load(x + m * K + column, mask=column < K, other=0.0).to(tl.float32)
     peaks = first.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     if not ONCE:
         for begin in range(BLOCK_K, K, BLOCK_K):
