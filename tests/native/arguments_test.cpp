@@ -275,6 +275,7 @@ struct LayersCall {
     int64_t count;
     isobit_step step;
     float *x;
+    isobit_linear spare{};
 };
 
 const Spoiled<LayersCall> LAYERS[] = {
@@ -302,6 +303,9 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"huge heads", [](LayersCall &c) { c.layers[0].heads = HUGE_SIZE + c.layers[0].heads; }},
     {"window < 0", [](LayersCall &c) { c.layers[0].window = -1; }},
     {"a norm of queries alone", [](LayersCall &c) { c.layers[0].k_norm = nullptr; }},
+    {"window < 0 in the last layer", [](LayersCall &c) { c.layers[1].window = -1; }},
+    {"unknown format in the last layer", [](LayersCall &c) { c.spare = *c.layers[1].down, c.spare.format = 99, c.layers[1].down = &c.spare; }},
+    {"no codes in the last layer", [](LayersCall &c) { c.spare = *c.layers[1].up, c.spare.codes = nullptr, c.layers[1].up = &c.spare; }},
     {"batch = 0", [](LayersCall &c) { c.step.batch = 0; }},
     {"tokens < 0", [](LayersCall &c) { c.step.tokens = -1; }},
     {"huge batch and tokens", [](LayersCall &c) { c.step.batch = c.step.tokens = int64_t{1} << 33; }},
@@ -324,7 +328,7 @@ bool layers() {
     bool good = refused("no layers", [&] { return isobit_cpu_layers(nullptr, 1, &run.step, run.x.data()); });
     good = refused("no step", [&] { return isobit_cpu_layers(stack.layers.data(), 1, nullptr, run.x.data()); }) && good;
     for (const auto &wrong : LAYERS) {
-        LayersCall c{{stack.layers[0], stack.layers[1]}, 2, run.step, run.x.data()};
+        LayersCall c{{stack.layers[0], stack.layers[1]}, 2, run.step, run.x.data(), {}};
         wrong.spoil(c);
         good = refused(wrong.what, [&] { return isobit_cpu_layers(c.layers, c.count, &c.step, c.x); }) && good;
         if (!run.x.same(before.x) || !run.keys.same(before.keys) || !run.values.same(before.values))

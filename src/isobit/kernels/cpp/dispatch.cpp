@@ -65,9 +65,6 @@ int fail(const char *why) {
 
 namespace {
 
-constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
-constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
-
 int bits_of(int32_t format) {
     switch (format) {
         case ISOBIT_F32: return 32;
@@ -83,6 +80,8 @@ int bits_of(int32_t format) {
     }
     return 0;
 }
+
+}  // namespace
 
 const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy) {
     const int bits = bits_of(w.format);
@@ -106,6 +105,11 @@ const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t l
     if (!(w.input_scale >= 0) || !std::isfinite(w.input_scale) || (w.input_scale && w.activation_group)) return "a static scale is one positive number";
     return nullptr;
 }
+
+namespace {
+
+constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
+constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
 
 // Scale of n activations, and their rounded values; scale NaN and zeros if one of them is not finite.
 float round_run(const Isa &isa, int32_t activations, float static_scale, const float *x, int64_t n, float *out) {

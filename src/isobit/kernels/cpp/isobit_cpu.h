@@ -141,7 +141,8 @@ typedef struct {
 } isobit_step;
 
 // x: float32 [batch * tokens, hidden], contiguous; becomes what the last layer leaves. The same calls as above in the same
-// order, so the same bits; in one call, because between short kernels an interpreter costs more than they do.
+// order, so the same bits; in one call, because between short kernels an interpreter costs more than they do. All layers are
+// looked at first: where one is refused, nothing has been written.
 int isobit_cpu_layers(const isobit_layer *layers, int64_t count, const isobit_step *step, float *x);
 
 #ifdef __cplusplus

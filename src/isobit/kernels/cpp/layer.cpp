@@ -39,6 +39,8 @@ constexpr int64_t ROWS = 96;          // query rows of a piece: what is read of 
 constexpr int64_t FEW_TOKENS = 16;    // up to here the keys are cut into pieces, beyond the queries are enough
 constexpr int64_t CHUNK = 512;        // keys of such a piece
 
+}  // namespace
+
 const char *problem(const isobit_attention &a) {
     if (a.batch < 1 || a.tokens < 1 || a.past < 0 || a.heads < 1 || a.kv_heads < 1 || a.window < 0) return "sizes must be positive";
     if (a.heads % a.kv_heads) return "query heads are not a multiple of key-value heads";
@@ -54,6 +56,8 @@ const char *problem(const isobit_attention &a) {
     if (!a.q_norm != !a.k_norm) return "there is a norm of queries or of keys only";
     return nullptr;
 }
+
+namespace {
 
 // Queries rotated in place; keys rotated and values copied into the cache.
 void prepare(const LayerIsa &isa, const isobit_attention &a) {

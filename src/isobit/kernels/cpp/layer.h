@@ -10,6 +10,10 @@ namespace isobit {
 // Remembers why a call failed, for isobit_cpu_error(); returns -1.
 int fail(const char *why);
 
+// Why a linear or an attention with these arguments is refused; NULL if it is not.
+const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy);
+const char *problem(const isobit_attention &a);
+
 constexpr int64_t LARGEST_HEAD = 512;  // dimensions of a head
 constexpr int64_t KEYS = 64;           // keys of a block: online softmax goes from block to block
 

@@ -12,7 +12,7 @@ struct Scratch {
     float *normed, *delta, *q, *k, *v, *mixed, *gate, *up;
 };
 
-const char *problem(const isobit_layer &l, int64_t hidden) {
+const char *problem_of_shapes(const isobit_layer &l, int64_t hidden) {
     if (!l.q || !l.k || !l.v || !l.o || !l.gate || !l.up || !l.down || !l.input_norm || !l.post_norm) return "a null pointer";
     if (l.heads < 1 || l.kv_heads < 1 || l.dim < 1) return "sizes must be positive";
     if (l.heads > LARGEST / l.dim || l.kv_heads > LARGEST / l.dim) return "sizes overflow";
@@ -42,11 +42,7 @@ Scratch scratch_for(const isobit_layer *layers, int64_t count, int64_t rows, Buf
     return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7]};
 }
 
-int attend(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
-    const isobit_linear *const projections[] = {l.q, l.k, l.v};
-    float *const outputs[] = {s.q, s.k, s.v};
-    const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.batch * step.tokens;
-    if (const int failed = isobit_cpu_linears(projections, 3, s.normed, rows, l.q->k, outputs, strides)) return failed;
+isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
     isobit_attention a{};
     a.batch = step.batch, a.tokens = step.tokens, a.past = step.past, a.capacity = step.capacity;
     a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim, a.window = l.window;
@@ -55,6 +51,24 @@ int attend(const isobit_layer &l, const isobit_step &step, int64_t layer, const 
     a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
     a.q = s.q, a.k = s.k, a.v = s.v, a.out = s.mixed;
     a.keys = step.keys + layer * step.cache_stride, a.values = step.values + layer * step.cache_stride;
+    return a;
+}
+
+// Why one of the calls that a layer is made of would be refused. `x` stands for the memory between them, which is not there yet.
+const char *problem_of_calls(const isobit_layer &l, const isobit_step &step, int64_t layer, float *x) {
+    const int64_t rows = step.batch * step.tokens;
+    const isobit_linear *const linears[] = {l.q, l.k, l.v, l.o, l.gate, l.up, l.down};
+    for (const isobit_linear *w : linears)
+        if (const char *why = problem(*w, x, rows, w->k, x, w->n)) return why;
+    return problem(attention_of(l, step, layer, {x, x, x, x, x, x, x, x}));
+}
+
+int attend(const isobit_layer &l, const isobit_step &step, int64_t i, const Scratch &s) {
+    const isobit_linear *const projections[] = {l.q, l.k, l.v};
+    float *const outputs[] = {s.q, s.k, s.v};
+    const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.batch * step.tokens;
+    if (const int failed = isobit_cpu_linears(projections, 3, s.normed, rows, l.q->k, outputs, strides)) return failed;
+    const isobit_attention a = attention_of(l, step, i, s);
     if (const int failed = isobit_cpu_attention(&a)) return failed;
     return isobit_cpu_linear(l.o, s.mixed, rows, l.o->k, s.delta, l.o->n);
 }
@@ -95,10 +109,12 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const is
     if (step->batch < 1 || step->tokens < 1 || step->cache_stride < 0) return fail("sizes must be positive");
     for (int64_t i = 0; i < count; ++i) {
         if (!layers[i].o) return fail("a null pointer");
-        if (const char *why = problem(layers[i], layers[0].o->n)) return fail(why);
+        if (const char *why = problem_of_shapes(layers[i], layers[0].o->n)) return fail(why);
     }
     if (step->batch > LARGEST / step->tokens || step->batch * step->tokens > LARGEST / layers[0].o->n) return fail("sizes overflow");
     if (step->cache_stride > FARTHEST / count) return fail("sizes overflow");
+    for (int64_t i = 0; i < count; ++i)
+        if (const char *why = problem_of_calls(layers[i], *step, i, x)) return fail(why);
     try {
         return run(layers, count, *step, x);
     } catch (const std::exception &caught) {
