@@ -254,6 +254,26 @@ bool long_rows() {
     return true;
 }
 
+// Activations that need the largest digits of all, by the largest int4 codes of either sign: what a lane adds up to stays below 2^31.
+bool largest_digits() {
+    constexpr float LARGEST = 127 * 65793.0f;
+    for (const Case &c : CASES) {
+        if (c.bits != 4 || c.activations) continue;
+        for (const int64_t k : {128, 384, 640})
+            for (const uint8_t codes : {0x00, 0x08, 0x80, 0xff}) {
+                if (!fits(c, k)) continue;
+                Linear l(c, 3, k);
+                for (int64_t i = 0; i < l.codes.size(); ++i) l.codes.put(i, codes);
+                for (const float sign : {1.0f, -1.0f}) {
+                    Values<float> x(3 * k);
+                    for (int64_t i = 0; i < x.size(); ++i) x.put(i, i % 2 ? LARGEST : sign * LARGEST);
+                    if (!(error_of(l, x) <= MOST)) return std::printf("%s: %d codes %02x\n", c.name, int(k), codes), false;
+                }
+            }
+    }
+    return true;
+}
+
 const Check CHECKS[] = {
     {"all codes", all_codes},
     {"codes that are no numbers", numbers_and_others},
@@ -261,6 +281,7 @@ const Check CHECKS[] = {
     {"rows with NaN", rows_with_nan},
     {"sizes of activations", sizes_of_activations},
     {"long rows", long_rows},
+    {"largest digits", largest_digits},
     {"several linears, several threads", together_and_apart},
 };
 

@@ -14,36 +14,35 @@ float absmax(const float *x, int64_t n) {
     return value;
 }
 
-// Nearest value of a float format with `mantissa` bits, smallest normal exponent `low`, ties to even; |q| is in range.
+ISOBIT_INLINE F choose(I which, F yes, F no) { return as_floats((which & as_ints(yes)) | (~which & as_ints(no))); }
+
+// Nearest values of a float format with `mantissa` bits, smallest normal exponent `low`, ties to even; |q| is in range.
 // Above 2^low the cut is at a fixed bit of the float32, below it at a fixed power of two.
 template <int mantissa, int low>
-inline float nearest(float q) {
+ISOBIT_INLINE F nearest(F q) {
     constexpr int cut = 23 - mantissa;
-    uint32_t bits;
-    __builtin_memcpy(&bits, &q, 4);
-    const uint32_t sign = bits & 0x80000000u;
-    uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t normal = (magnitude + ((1u << (cut - 1)) - 1) + ((magnitude >> cut) & 1)) & ~((1u << cut) - 1);
-    float plain, small;
-    __builtin_memcpy(&plain, &magnitude, 4);
-    constexpr float magic = static_cast<float>(1 << 23) * (1.0f / static_cast<float>(1 << (mantissa - low)));
-    small = (plain + magic) - magic;
-    uint32_t small_bits;
-    __builtin_memcpy(&small_bits, &small, 4);
-    const float edge = 1.0f / static_cast<float>(1 << -low);
-    const uint32_t chosen = (plain < edge ? small_bits : normal) | sign;
-    float out;
-    __builtin_memcpy(&out, &chosen, 4);
-    return out;
+    constexpr float magic = static_cast<float>(1 << 23) * (1.0f / static_cast<float>(1 << (mantissa - low))), edge = 1.0f / static_cast<float>(1 << -low);
+    const I bits = as_ints(q), sign = bits & splat(INT32_MIN), magnitude = bits & splat(INT32_MAX);
+    const I normal = (magnitude + splat((1 << (cut - 1)) - 1) + ((magnitude >> cut) & splat(1))) & splat(-(1 << cut));
+    const F plain = as_floats(magnitude), small = (plain + splat(magic)) - splat(magic);
+    return as_floats(as_ints(choose(plain < splat(edge), small, as_floats(normal))) | sign);
 }
 
 template <class Round>
-inline void round_with(const Loose *x, int64_t n, float scale, float limit, float *out, Round round) {
-    for (int64_t i = 0; i < n; ++i) {
-        float q = x[i] / scale;
-        q = q < -limit ? -limit : q;
-        q = q > limit ? limit : q;
-        out[i] = round(q);
+ISOBIT_INLINE void round_with(const Loose *x, int64_t n, float scale, float limit, float *out, Round round) {
+    const F all = splat(scale), most = splat(limit), least = splat(-limit);
+    const auto rounded = [&](F values) ISOBIT_LAMBDA {
+        F q = values / all;
+        q = choose(q < least, least, q);
+        return round(choose(q > most, most, q));
+    };
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(out + i, rounded(load(x + i)));
+    if (i < n) {
+        float rest[W] = {};
+        __builtin_memcpy(rest, x + i, static_cast<size_t>(n - i) * 4);
+        store(rest, rounded(load(rest)));
+        __builtin_memcpy(out + i, rest, static_cast<size_t>(n - i) * 4);
     }
 }
 
@@ -52,11 +51,11 @@ void round_activations(int32_t activations, const Loose *x, int64_t n, float sca
         for (int64_t i = 0; i < n; ++i) out[i] = 0;
         return;
     }
-    if (activations == ISOBIT_ACT_E4M3FN) round_with(x, n, scale, 448.0f, out, nearest<3, -6>);
-    else if (activations == ISOBIT_ACT_E5M2) round_with(x, n, scale, 57344.0f, out, nearest<2, -14>);
+    if (activations == ISOBIT_ACT_E4M3FN) round_with(x, n, scale, 448.0f, out, [](F q) ISOBIT_LAMBDA { return nearest<3, -6>(q); });
+    else if (activations == ISOBIT_ACT_E5M2) round_with(x, n, scale, 57344.0f, out, [](F q) ISOBIT_LAMBDA { return nearest<2, -14>(q); });
     else
-        round_with(x, n, scale, 127.0f, out, [](float q) {
-            const float magic = 12582912.0f;  // 1.5 * 2^23: the sum has no fraction left
+        round_with(x, n, scale, 127.0f, out, [](F q) ISOBIT_LAMBDA {
+            const F magic = splat(12582912.0f);  // 1.5 * 2^23: the sum has no fraction left
             return (q + magic) - magic;
         });
 }

@@ -1,14 +1,16 @@
 // Few rows of float activations by int4 weights, through integer products.
 //
-// Within a block (8 W weights) activations are multiples of a power of two, of up to 23 bits beside the sign, written as three
+// Within a block (B vectors of codes, 8 W weights each) activations are multiples of a power of two, of up to 23 bits beside the sign, written as three
 // digits of a byte. Products by digits are exact in 32 bits, and so is their sum; a block's sum becomes a float32 only then.
 // What the multiples leave of an activation is at most 2^-23 of the block's largest: what a float32 sum with that activation
 // in it would round away as well. But a float32 sum would not where the largest meets a zero weight; so blocks in which half
 // of the activations are far below the largest are none for this path (`even` below), and such a row goes by floats.
 //
 // An instruction set that has this path defines in Int4
-//   V unpack(const uint8_t *codes): a block of codes; I plane(I acc, V, I even, I odd): acc and the products with one digit of
-//   the activations at even places of the block and at odd ones.
+//   VECTORS           the most vectors of codes in a block
+//   unpack(codes, to) the codes of a vector at even places, and those at odd ones
+//   Sum begin(I acc), Sum add(Sum, I codes, I digits), I end(I acc, Sum)
+//                     acc and the products of codes by one digit of the activations.
 
 template <class T, class = void>
 struct HasDigits : std::false_type {};
@@ -16,12 +18,20 @@ template <class T>
 struct HasDigits<T, std::void_t<decltype(&T::unpack)>> : std::true_type {};
 
 constexpr int DIGITS = 3;
-constexpr int64_t DIGIT_BLOCK = 8 * W * DIGITS + 4 * W;  // bytes of a block: three digits of each, and W integers
+// Bytes of a block of activations: three digits of each, and W integers.
+constexpr int64_t digit_block(int64_t codes) { return codes * DIGITS + 4 * W; }
 constexpr float LARGEST_MULTIPLE = 127 * 65793.0f;       // three digits of 127
 constexpr float FAR_BELOW = 1.0f / 2048;
 
 // Behind the blocks of a row stands the unit of each.
-inline int64_t digits_row_size(const Layout &l) { return l.width / l.block * (DIGIT_BLOCK + 4); }
+inline int64_t digits_row_size(const Layout &l) { return l.width / l.block * (digit_block(l.block) + 4); }
+
+// Vectors of codes in a block: as many as the instruction set takes at once, where they belong to one group.
+template <class Int4>
+inline int vectors_of_block(const Layout &l) {
+    if constexpr (HasDigits<Int4>::value) return l.one_scale || l.group % (8 * W * Int4::VECTORS) == 0 ? Int4::VECTORS : 1;
+    return 1;
+}
 
 // Whether digits represent k activations well: all are numbers, of moderate size, and not far apart.
 bool even(const Layout &l, const Loose *values, int64_t k) {
@@ -30,10 +40,16 @@ bool even(const Layout &l, const Loose *values, int64_t k) {
         const float largest = absmax(values + at, count);
         if (largest == 0) continue;
         if (!(largest > 0x1p-60f && largest < 0x1p60f)) return false;
-        const float limit = largest * FAR_BELOW;
-        int32_t above = 0, zeros = 0;
-        for (int64_t i = at; i < at + count; ++i) {
-            above += std::fabs(values[i]) >= limit;
+        const F limit = splat(largest * FAR_BELOW);
+        I far{}, none{};  // counted down
+        int64_t i = at;
+        for (; i + W <= at + count; i += W) {
+            const F size = as_floats(as_ints(load(values + i)) & splat(INT32_MAX));
+            far += size < limit, none += size == F{};
+        }
+        int64_t above = i - at + sum(far), zeros = -sum(none);
+        for (; i < at + count; ++i) {
+            above += std::fabs(values[i]) >= limit[0];
             zeros += values[i] == 0;
         }
         if (2 * above < count - zeros) return false;
@@ -56,59 +72,74 @@ ISOBIT_INLINE I every_second(I a, I b, std::integer_sequence<int, lane...>) {
     return __builtin_shufflevector(a, b, (2 * lane + first)...);
 }
 
-// The digits of W multiples, lowest first in value, to three places 8 W bytes apart, highest first.
-inline void put_digits(I multiples, int8_t *to) {
-    typedef int8_t B __attribute__((vector_size(W)));
-    for (int digit = DIGITS - 1; digit >= 0; --digit) {
-        const I low = multiples << 24 >> 24;
-        const B bytes = __builtin_convertvector(low, B);
-        __builtin_memcpy(to + digit * 8 * W, &bytes, sizeof bytes);
-        multiples = (multiples - low) >> 8;
+// One byte of every lane. Compilers narrow 16 lanes in one instruction, and fewer of them one by one.
+template <int byte, int... lane>
+ISOBIT_INLINE void put_bytes(I values, int8_t *to, std::integer_sequence<int, lane...>) {
+    typedef int8_t All __attribute__((vector_size(4 * W)));
+    typedef int8_t Narrow __attribute__((vector_size(W)));
+    Narrow chosen;
+    if constexpr (W >= 16) {
+        chosen = __builtin_convertvector(values >> (8 * byte), Narrow);
+    } else {
+        const All all = reinterpret_cast<All>(values);
+        chosen = __builtin_shufflevector(all, all, (4 * lane + byte)...);
     }
+    __builtin_memcpy(to, &chosen, sizeof chosen);
 }
 
-// One block of activations; returns its unit.
-inline float arrange_digit_block(const float *values, int32_t offset, int8_t *to) {
+// The digits of W multiples to three places `apart` bytes apart, highest first. A byte above 127 is a negative digit and one
+// more in the digit above: adding a half to both lower digits carries that, and leaves them 128 above what they are.
+ISOBIT_INLINE void put_digits(I multiples, int8_t *to, int64_t apart) {
+    const I digits = (multiples + splat(0x8080)) ^ splat(0x8080);
+    unroll<DIGITS>([&](auto i) ISOBIT_LAMBDA {
+        put_bytes<DIGITS - 1 - i>(digits, to + i * apart, std::make_integer_sequence<int, W>{});
+    });
+}
+
+// One block of `codes` activations; returns its unit.
+inline float arrange_digit_block(const float *values, int64_t codes, int32_t offset, int8_t *to) {
     float inverse;
-    const float unit = unit_of(absmax(values, 8 * W), inverse);
+    const float unit = unit_of(absmax(values, codes), inverse);
     const auto lanes = std::make_integer_sequence<int, W>{};
     const F magic = splat(12582912.0f), factor = splat(inverse * 0x1p-8f);
-    int32_t pairs[4 * W];
-    for (int part = 0; part < 4; ++part) {
-        I both[2];
-        for (int v = 0; v < 2; ++v) {
-            // Nearest multiple: in two steps, because the sum with `magic` holds 22 bits only.
-            const F scaled = load(values + (2 * part + v) * W) * factor, high = (scaled + magic) - magic;
-            const F low = ((scaled - high) * splat(256.0f) + magic) - magic;
-            both[v] = __builtin_convertvector(high, I) * 256 + __builtin_convertvector(low, I);
+    int32_t starts[W] = {};
+    for (int64_t at = 0; at < codes; at += 8 * W) {
+        int32_t pairs[4 * W];
+        for (int part = 0; part < 4; ++part) {
+            I both[2];
+            for (int v = 0; v < 2; ++v) {
+                // Nearest multiple: in two steps, because the sum with `magic` holds 22 bits only.
+                const F scaled = load(values + at + (2 * part + v) * W) * factor, high = (scaled + magic) - magic;
+                const F low = ((scaled - high) * splat(256.0f) + magic) - magic;
+                both[v] = __builtin_convertvector(high, I) * 256 + __builtin_convertvector(low, I);
+            }
+            const I evens = every_second<0>(both[0], both[1], lanes), odds = every_second<1>(both[0], both[1], lanes);
+            put_digits(evens, to + at + part * W, codes);
+            put_digits(odds, to + at + 4 * W + part * W, codes);
+            const I sums = evens + odds;
+            __builtin_memcpy(pairs + part * W, &sums, sizeof sums);
         }
-        const I evens = every_second<0>(both[0], both[1], lanes), odds = every_second<1>(both[0], both[1], lanes);
-        put_digits(evens, to + part * W);
-        put_digits(odds, to + 4 * W + part * W);
-        const I sums = evens + odds;
-        __builtin_memcpy(pairs + part * W, &sums, sizeof sums);
+        for (int lane = 0; lane < W; ++lane)
+            starts[lane] -= offset * (pairs[4 * lane] + pairs[4 * lane + 1] + pairs[4 * lane + 2] + pairs[4 * lane + 3]);
     }
-    int32_t starts[W];
-    for (int lane = 0; lane < W; ++lane)
-        starts[lane] = -offset * (pairs[4 * lane] + pairs[4 * lane + 1] + pairs[4 * lane + 2] + pairs[4 * lane + 3]);
-    __builtin_memcpy(to + 8 * W * DIGITS, starts, sizeof starts);
+    __builtin_memcpy(to + codes * DIGITS, starts, sizeof starts);
     return unit;
 }
 
 // With zero points the integers are minus the sum of what each lane multiplies, else that times the 8 that codes are above.
 void arrange_digits(const Layout &l, const float *values, int64_t k, bool zero_points, void *out) {
-    const int64_t blocks = l.width / l.block;
+    const int64_t blocks = l.width / l.block, bytes = digit_block(l.block);
     const int32_t offset = zero_points ? 1 : 8;
     int8_t *to = static_cast<int8_t *>(out);
-    float *units = reinterpret_cast<float *>(to + blocks * DIGIT_BLOCK);
+    float *units = reinterpret_cast<float *>(to + blocks * bytes);
     for (int64_t b = 0; b < blocks; ++b) {
-        float copy[8 * W] = {};
+        float copy[16 * W] = {};
         const float *from = values + b * l.block;
         if ((b + 1) * l.block > k) {
             if (b * l.block < k) __builtin_memcpy(copy, from, static_cast<size_t>(k - b * l.block) * 4);
             from = copy;
         }
-        units[b] = arrange_digit_block(from, offset, to + b * DIGIT_BLOCK);
+        units[b] = arrange_digit_block(from, l.block, offset, to + b * bytes);
     }
 }
 
@@ -136,13 +167,14 @@ struct DigitRows {
     const float *scales[N], *zeros[N];
 };
 
-// N rows of weights by M rows of activations. What is loaded of the activations serves all of the weights.
-template <class Int4, int N, int M, bool zero_points, Groups groups>
+// N rows of weights by M rows of activations, blocks of B vectors of codes. What is loaded of the activations serves all of
+// the weights.
+template <class Int4, int B, int N, int M, bool zero_points, Groups groups>
 class DigitTile {
   public:
     DigitTile(const isobit_linear &w, const Layout &l, const DigitRows<N> &rows, const int8_t *x) : l_(l), rows_(rows), x_(x), ahead_(ahead_of<N>(rows.codes[0], w.row_bytes)) {
         const int64_t blocks = w.k / l.block, in_span = groups == Groups::PARTS ? (l.span + l.block - 1) / l.block : 1;
-        units_ = reinterpret_cast<const float *>(x + l.width / l.block * DIGIT_BLOCK);
+        units_ = reinterpret_cast<const float *>(x + l.width / l.block * BLOCK);
         Sums sums{};
         int64_t b = 0;
         if constexpr (groups != Groups::PARTS) {
@@ -154,10 +186,10 @@ class DigitTile {
             }
         }
         if (b * l.block < w.k) {
-            uint8_t copies[N][4 * W] = {};
+            uint8_t copies[N][BYTES] = {};
             const uint8_t *from[N];
             for (int n = 0; n < N; ++n) {
-                __builtin_memcpy(copies[n], rows.codes[n] + b * (4 * W), static_cast<size_t>((w.k - b * l.block + 1) / 2));
+                __builtin_memcpy(copies[n], rows.codes[n] + b * BYTES, static_cast<size_t>((w.k - b * l.block + 1) / 2));
                 from[n] = copies[n];
             }
             block_at(from, b, span(b / in_span), sums);
@@ -169,6 +201,8 @@ class DigitTile {
     float out[N][M];
 
   private:
+    static constexpr int64_t BYTES = 4 * W * B, BLOCK = digit_block(8 * W * B);  // of codes and of activations
+
     struct Sums { F total[N][M]; };
     struct Span { F scale[N]; I zero[N]; };
 
@@ -178,7 +212,7 @@ class DigitTile {
 
     ISOBIT_INLINE Span span(int64_t at) const {
         Span s{};
-        unroll<N>([&](auto n) __attribute__((always_inline)) {
+        unroll<N>([&](auto n) ISOBIT_LAMBDA {
             s.scale[n] = lanes(rows_.scales[n], at);
             if constexpr (zero_points) s.zero[n] = __builtin_convertvector(lanes(rows_.zeros[n], at), I);
         });
@@ -187,26 +221,33 @@ class DigitTile {
 
     ISOBIT_INLINE void block(int64_t b, const Span &s, Sums &sums) const {
         const uint8_t *from[N];
-        unroll<N>([&](auto n) ISOBIT_LAMBDA { from[n] = rows_.codes[n] + b * (4 * W); });
-        prefetch_for<N>(ahead_, b * (4 * W), 4 * W);
+        unroll<N>([&](auto n) ISOBIT_LAMBDA { from[n] = rows_.codes[n] + b * BYTES; });
+        prefetch_for<N>(ahead_, b * BYTES, BYTES);
         block_at(from, b, s, sums);
     }
 
     ISOBIT_INLINE void block_at(const uint8_t *const (&from)[N], int64_t b, const Span &s, Sums &sums) const {
-        typename Int4::V weights[N];
-        unroll<N>([&](auto n) __attribute__((always_inline)) { weights[n] = Int4::unpack(from[n]); });
-        unroll<M>([&](auto m) __attribute__((always_inline)) {
-            const int8_t *x = x_ + m * l_.row_size + b * DIGIT_BLOCK;
-            I digits[2 * DIGITS];
-            unroll<2 * DIGITS>([&](auto i) __attribute__((always_inline)) { digits[i] = loaded(x + 4 * W * i); });
-            const I starts = loaded(x + 8 * W * DIGITS);
+        I weights[N][2 * B];
+        unroll<N>([&](auto n) ISOBIT_LAMBDA { unroll<B>([&](auto v) ISOBIT_LAMBDA { Int4::unpack(from[n] + 4 * W * v, weights[n] + 2 * v); }); });
+        unroll<M>([&](auto m) ISOBIT_LAMBDA {
+            const int8_t *x = x_ + m * l_.row_size + b * BLOCK;
+            const I starts = loaded(x + 8 * W * B * DIGITS);
             const float unit = units_[m * (l_.row_size / 4) + b];
-            unroll<N>([&](auto n) __attribute__((always_inline)) {
-                I acc = Int4::plane(I{}, weights[n], digits[0], digits[1]);
-                acc = Int4::plane(acc << 8, weights[n], digits[2], digits[3]);
-                acc = (acc << 8) + (zero_points ? starts * s.zero[n] : starts);
-                sums.total[n][m] += to_floats(Int4::plane(acc, weights[n], digits[4], digits[5])) * (s.scale[n] * splat(unit));
+            I acc[N] = {};
+            unroll<DIGITS>([&](auto digit) ISOBIT_LAMBDA {
+                typename Int4::Sum products[N];
+                unroll<N>([&](auto n) ISOBIT_LAMBDA {
+                    if constexpr (digit > 0) acc[n] <<= 8;
+                    if constexpr (digit == DIGITS - 1) acc[n] += zero_points ? starts * s.zero[n] : starts;
+                    products[n] = Int4::begin(acc[n]);
+                });
+                unroll<2 * B>([&](auto i) ISOBIT_LAMBDA {
+                    const I digits = loaded(x + 4 * W * (2 * B * digit + i));
+                    unroll<N>([&](auto n) ISOBIT_LAMBDA { products[n] = Int4::add(products[n], weights[n][i], digits); });
+                });
+                unroll<N>([&](auto n) ISOBIT_LAMBDA { acc[n] = Int4::end(acc[n], products[n]); });
             });
+            unroll<N>([&](auto n) ISOBIT_LAMBDA { sums.total[n][m] += to_floats(acc[n]) * (s.scale[n] * splat(unit)); });
         });
     }
 
@@ -219,7 +260,7 @@ class DigitTile {
 
 constexpr int DIGIT_ROWS = 2;  // of weights at a time
 
-template <class Int4, int N, bool zero_points, Groups groups>
+template <class Int4, int B, int N, bool zero_points, Groups groups>
 inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *readers, const int8_t *x, const Output &out,
                         int64_t m, int64_t row) {
     DigitRows<N> rows;
@@ -233,7 +274,7 @@ inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *re
     int64_t at = 0;
     const auto put = [&](auto count) {
         constexpr int M = count;
-        const DigitTile<Int4, N, M, zero_points, groups> tile(w, l, rows, x + at * l.row_size);
+        const DigitTile<Int4, B, N, M, zero_points, groups> tile(w, l, rows, x + at * l.row_size);
         for (int i = 0; i < M; ++i)
             for (int n = 0; n < N; ++n) out.put(at + i, row + n, tile.out[n][i]);
         at += M;
@@ -242,13 +283,13 @@ inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *re
     if (m - at >= 1) put(std::integral_constant<int, 1>{});
 }
 
-template <class Int4, bool zero_points, Groups groups>
+template <class Int4, int B, bool zero_points, Groups groups>
 void few_digits_of(const isobit_linear &w, const Layout &l, const int8_t *x, const Output &out, int64_t m, int64_t begin,
                    int64_t end) {
     ScaleReader readers[] = {{w, l, 0, 1, 0}, {w, l, 0, 1, 1}};
     int64_t row = begin;
-    for (; row + DIGIT_ROWS <= end; row += DIGIT_ROWS) digits_rows<Int4, DIGIT_ROWS, zero_points, groups>(w, l, readers, x, out, m, row);
-    for (; row < end; ++row) digits_rows<Int4, 1, zero_points, groups>(w, l, readers, x, out, m, row);
+    for (; row + DIGIT_ROWS <= end; row += DIGIT_ROWS) digits_rows<Int4, B, DIGIT_ROWS, zero_points, groups>(w, l, readers, x, out, m, row);
+    for (; row < end; ++row) digits_rows<Int4, B, 1, zero_points, groups>(w, l, readers, x, out, m, row);
 }
 
 template <class Int4>
@@ -259,9 +300,14 @@ void few_digits(const isobit_linear &w, const Layout &l, const void *rows, const
         const int8_t *x = static_cast<const int8_t *>(rows);
         const auto run = [&](auto zero_points) {
             constexpr bool zeros = zero_points;
-            if (l.per_span > 1) few_digits_of<Int4, zeros, Groups::SEVERAL>(w, l, x, out, m, begin, end);
-            else if (l.span == l.block) few_digits_of<Int4, zeros, Groups::EACH>(w, l, x, out, m, begin, end);
-            else few_digits_of<Int4, zeros, Groups::PARTS>(w, l, x, out, m, begin, end);
+            const auto blocks_of = [&](auto vectors) {
+                constexpr int B = vectors;
+                if (l.span == l.block) few_digits_of<Int4, B, zeros, Groups::EACH>(w, l, x, out, m, begin, end);
+                else few_digits_of<Int4, B, zeros, Groups::PARTS>(w, l, x, out, m, begin, end);
+            };
+            if (l.per_span > 1) few_digits_of<Int4, 1, zeros, Groups::SEVERAL>(w, l, x, out, m, begin, end);
+            else if (l.block == 8 * W) blocks_of(std::integral_constant<int, 1>{});
+            else blocks_of(std::integral_constant<int, Int4::VECTORS>{});
         };
         if (w.zeros) run(std::true_type{});
         else run(std::false_type{});

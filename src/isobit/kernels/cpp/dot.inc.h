@@ -135,7 +135,7 @@ void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
     }
 }
 
-constexpr int INT4_ROWS = W >= 16 ? 2 : 1;  // of weights that share the loads of one row of activations
+constexpr int INT4_ROWS = W >= 8 ? 2 : 1;  // of weights that share the loads of one row of activations
 
 // N rows of weights by M rows of activations. `several`: a block has several groups, each of some lanes.
 template <int N, int M, bool several>

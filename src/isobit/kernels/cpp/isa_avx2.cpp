@@ -166,16 +166,17 @@ struct Int8 {
 };
 
 struct Int4 {
-    struct V { __m256i even, odd; };
-    static ISOBIT_INLINE V unpack(const uint8_t *from) {
+    typedef __m256i Sum;  // in 16 bits: eight products of at most 15 * 128 fit, four by two halves of a pair
+    static constexpr int VECTORS = 2;
+    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(pairs, mask), _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask)};
+        out[0] = as_i(_mm256_and_si256(pairs, mask)), out[1] = as_i(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask));
     }
-    // Two products of at most 15 * 128 fit in 16 bits, and so do four.
-    static ISOBIT_INLINE I plane(I acc, V w, I even, I odd) {
-        const __m256i fours = _mm256_add_epi16(_mm256_maddubs_epi16(w.even, reinterpret_cast<__m256i>(even)), _mm256_maddubs_epi16(w.odd, reinterpret_cast<__m256i>(odd)));
-        return as_i(_mm256_add_epi32(reinterpret_cast<__m256i>(acc), _mm256_madd_epi16(fours, _mm256_set1_epi16(1))));
+    static ISOBIT_INLINE Sum begin(I) { return _mm256_setzero_si256(); }
+    static ISOBIT_INLINE Sum add(Sum sum, I codes, I x) {
+        return _mm256_add_epi16(sum, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(codes), reinterpret_cast<__m256i>(x)));
     }
+    static ISOBIT_INLINE I end(I acc, Sum sum) { return acc + as_i(_mm256_madd_epi16(sum, _mm256_set1_epi16(1))); }
     static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[4]) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
         const __m256i even = _mm256_and_si256(pairs, mask), odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
@@ -183,8 +184,11 @@ struct Int4 {
         out[2] = as_i(_mm256_cvtepu8_epi16(low(odd))), out[3] = as_i(_mm256_cvtepu8_epi16(high(odd)));
     }
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
-        const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(load32(reinterpret_cast<const uint8_t *>(x + byte))); };
-        return plane(at(64), unpack(from), at(0), at(32));
+        const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(load32(x + byte)); };
+        I codes[2];
+        unpack(from, codes);
+        const I start = at(64);
+        return end(start, add(add(begin(start), codes[0], at(0)), codes[1], at(32)));
     }
 };
 

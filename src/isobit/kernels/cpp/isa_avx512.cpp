@@ -210,23 +210,22 @@ struct Int8 {
 };
 
 struct Int4 {
-    struct V { __m512i even, odd; };
-    static ISOBIT_INLINE V unpack(const uint8_t *from) {
+    typedef I Sum;
+    static constexpr int VECTORS = 1;
+    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
         __m512i pairs = load64(from);
         __asm__("" : "+v"(pairs));  // one load for both
         const __m512i mask = _mm512_set1_epi8(15);
-        return {_mm512_and_si512(pairs, mask), _mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask)};
+        out[0] = as_i(_mm512_and_si512(pairs, mask)), out[1] = as_i(_mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
     }
-    static ISOBIT_INLINE I plane(I acc, V w, I even, I odd) {
-        return Int8::unit_dot(Int8::unit_dot(acc, as_i(w.even), even), as_i(w.odd), odd);
-    }
-    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) {
-        const __m512i pairs = load64(from), mask = _mm512_set1_epi8(15);
-        out[0] = as_i(_mm512_and_si512(pairs, mask));
-        out[1] = as_i(_mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
-    }
+    static ISOBIT_INLINE Sum begin(I acc) { return acc; }
+    static ISOBIT_INLINE Sum add(Sum sum, I codes, I x) { return Int8::unit_dot(sum, codes, x); }
+    static ISOBIT_INLINE I end(I, Sum sum) { return sum; }
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) { unpack(from, out); }
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
-        return plane(as_i(load64(x + 128)), unpack(from), as_i(load64(x)), as_i(load64(x + 64)));
+        I codes[2];
+        unpack(from, codes);
+        return add(add(as_i(load64(x + 128)), codes[0], as_i(load64(x))), codes[1], as_i(load64(x + 64)));
     }
 };
 

@@ -156,21 +156,21 @@ struct Int8 {
 };
 
 struct Int4 {
-    struct V { int8x16_t even, odd; };
-    static ISOBIT_INLINE V unpack(const uint8_t *from) {
+    typedef I Sum;
+    static constexpr int VECTORS = 1;
+    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
         const uint8x16_t pairs = vld1q_u8(from);
-        return {vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15))), vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4))};
+        out[0] = as_i(vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15)))), out[1] = as_i(vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4)));
     }
-    static ISOBIT_INLINE I plane(I acc, V w, I even, I odd) {
-        return dots(dots(acc, w.even, bytes_of(even)), w.odd, bytes_of(odd));
-    }
-    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) {
-        const V w = unpack(from);
-        out[0] = as_i(w.even), out[1] = as_i(w.odd);
-    }
+    static ISOBIT_INLINE Sum begin(I acc) { return acc; }
+    static ISOBIT_INLINE Sum add(Sum sum, I codes, I x) { return dots(sum, bytes_of(codes), bytes_of(x)); }
+    static ISOBIT_INLINE I end(I, Sum sum) { return sum; }
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) { unpack(from, out); }
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(signed_at(x + byte)); };
-        return plane(at(32), unpack(from), at(0), at(16));
+        I codes[2];
+        unpack(from, codes);
+        return add(add(at(32), codes[0], at(0)), codes[1], at(16));
     }
 };
 

@@ -67,7 +67,7 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
     switch (few) {
         case Kind::INT8: return w.k > LONGEST_OF_MANY ? INT64_MAX : W >= 16 ? 8 : 16;
         case Kind::INT4_INT8: return W >= 16 ? 24 : 64;
-        case Kind::DIGITS: return W >= 16 ? 64 : 20;
+        case Kind::DIGITS: return W >= 16 ? 64 : W >= 8 ? 40 : 20;
         default: return by_pairs(w) ? 4 : 12;
     }
 }
@@ -82,7 +82,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
     with_decoder(w.format, l, [&](auto d) {
-        l.block = d.codes;
+        l.block = d.codes * (l.kind == Kind::DIGITS ? vectors_of_block<Int4>(l) : 1);
         l.shifted = w.zeros || d.offset;
         l.span = l.group < l.block && l.wide ? l.block : l.group;
         l.span_bytes = l.span * d.bits / 8;
