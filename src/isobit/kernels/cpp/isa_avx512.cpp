@@ -174,6 +174,22 @@ struct Subnormals {
 template <int exponent_bits>
 constexpr Subnormals<exponent_bits> SUBNORMALS{};
 
+// The bytes of all magnitudes of a format as bfloat16: the upper ones with the exponent, and the lower ones.
+template <int exponent_bits>
+struct Bfloat16Bytes {
+    alignas(64) uint8_t upper[128], lower[128];
+    constexpr Bfloat16Bytes() : upper{}, lower{} {
+        constexpr int bits = 7 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
+        for (int code = 0; code < 128; ++code) {
+            const int exponent = code >> bits, rest = (code & ((1 << bits) - 1)) << (7 - bits);
+            const int value = exponent ? (exponent - bias + 127) << 7 | rest : Subnormals<exponent_bits>().values[code];
+            upper[code] = static_cast<uint8_t>(value >> 8), lower[code] = static_cast<uint8_t>(value & 0xff);
+        }
+    }
+};
+template <int exponent_bits>
+constexpr Bfloat16Bytes<exponent_bits> BFLOAT16_BYTES{};
+
 // vpdpbusd multiplies unsigned by signed bytes: weights are taken as w + 128.
 struct Int8 {
     typedef int8_t X;
@@ -194,6 +210,24 @@ struct Int8 {
             __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
             return acc;
         }
+        // vpermi2b looks up the bytes of 128 magnitudes; lanes of 16 codes are interleaved, eight after eight.
+        static bool decodes() { return __builtin_cpu_supports("avx512vbmi"); }
+        static constexpr int source(int i) { return i % 32 / 8 * 16 + i / 32 * 8 + i % 8; }
+        template <int exponent_bits>
+        static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
+            const Bfloat16Bytes<exponent_bits> &bytes = BFLOAT16_BYTES<exponent_bits>;
+            const __m512i codes = load64(from), signs = _mm512_set1_epi8(static_cast<char>(0x80));
+            const __m512i upper = _mm512_ternarylogic_epi32(look_up(codes, bytes.upper), codes, signs, 0xf8);  // a | (b & c)
+            const __m512i lower = look_up(codes, bytes.lower);
+            out[0] = as_f(_mm512_castsi512_ps(_mm512_unpacklo_epi8(lower, upper)));
+            out[1] = as_f(_mm512_castsi512_ps(_mm512_unpackhi_epi8(lower, upper)));
+        }
+        // Of 128 bytes those that the lowest seven bits name.
+        static ISOBIT_INLINE __m512i look_up(__m512i places, const uint8_t *table) {
+            __asm__("vpermi2b %2, %1, %0" : "+v"(places) : "v"(load64(table)), "v"(load64(table + 64)));
+            return places;
+        }
+
         // Exponents move from one bias to the other; subnormals, which are normal bfloat16 numbers, come from a table.
         template <int exponent_bits>
         static ISOBIT_INLINE F widen(const uint8_t *codes) {

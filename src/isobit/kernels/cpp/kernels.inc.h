@@ -20,6 +20,7 @@
 #include "digits.inc.h"
 #include "many.inc.h"
 #include "pairs.inc.h"
+#include "few_pairs.inc.h"
 
 template <int zero, class Function>
 inline auto with_int4(const Layout &l, Function f) {
@@ -50,7 +51,7 @@ inline bool is_wide(const isobit_linear &w) {
 }
 
 inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
-    if (many && by_pairs(w)) return Kind::PAIRS;
+    if (many ? by_pairs(w) : few_by_pairs<Int8>(w)) return Kind::PAIRS;
     if (digits && !many && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
@@ -68,6 +69,7 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
         case Kind::INT8: return w.k > LONGEST_OF_MANY ? INT64_MAX : W >= 16 ? 8 : 16;
         case Kind::INT4_INT8: return W >= 16 ? 24 : 64;
         case Kind::DIGITS: return W >= 16 ? 64 : W >= 8 ? 40 : 20;
+        case Kind::PAIRS: return 32;
         default: return by_pairs(w) ? 4 : 12;
     }
 }
@@ -97,7 +99,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
         case Kind::INT8: l.row_size = int8_row_size(w.k, l.many); break;
         case Kind::INT4_INT8: l.row_size = int4_row_size(l); break;
         case Kind::DIGITS: l.row_size = digits_row_size(l); break;
-        case Kind::PAIRS: l.row_size = pairs_row_size(l); break;
+        case Kind::PAIRS: l.row_size = l.many ? pairs_row_size(l) : few_pairs_row_size(w, l); break;
     }
     l.row_size = round_up(l.row_size, 64);
     if (l.many) l.row_size |= 64;  // an odd number of lines: rows a power of two apart would share the places of a cache
@@ -113,7 +115,7 @@ void arrange(const isobit_linear &w, const Layout &l, const float *values, const
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
         case Kind::INT4_INT8: return arrange_int4(l, values, w.k, out);
         case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros, out);
-        case Kind::PAIRS: return arrange_pairs(l, values, w.k, group_scales, out);
+        case Kind::PAIRS: return (l.many ? arrange_pairs : arrange_few_pairs<Int8>)(l, values, w.k, group_scales, out);
     }
 }
 
@@ -127,7 +129,7 @@ void few(const isobit_linear &w, const Layout &l, const void *rows, const float 
         case Kind::INT8: return few_int8(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::INT4_INT8: return few_int4(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::DIGITS: return few_digits<Int4>(w, l, rows, act_scales, m, begin, end, y, ldy);
-        case Kind::PAIRS: return;  // for many rows only
+        case Kind::PAIRS: return few_pairs<Int8>(w, l, rows, m, begin, end, Output{w, act_scales, y, ldy});
     }
 }
 
