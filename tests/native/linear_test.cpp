@@ -262,12 +262,20 @@ bool largest_digits() {
         for (const int64_t k : {128, 384, 640})
             for (const uint8_t codes : {0x00, 0x08, 0x80, 0xff}) {
                 if (!fits(c, k)) continue;
-                Linear l(c, 3, k);
+                Linear l(c, 1, k);
                 for (int64_t i = 0; i < l.codes.size(); ++i) l.codes.put(i, codes);
+                l.w.bias = nullptr;
                 for (const float sign : {1.0f, -1.0f}) {
-                    Values<float> x(3 * k);
-                    for (int64_t i = 0; i < x.size(); ++i) x.put(i, i % 2 ? LARGEST : sign * LARGEST);
-                    if (!(error_of(l, x) <= MOST)) return std::printf("%s: %d codes %02x\n", c.name, int(k), codes), false;
+                    Values<float> x(k), y(1);
+                    double exact = 0, size = 0;
+                    for (int64_t i = 0; i < k; ++i) {
+                        x.put(i, i % 2 ? LARGEST : sign * LARGEST);
+                        const double product = x[i] * l.weight(0, i);
+                        exact += product, size += std::fabs(product);
+                    }
+                    if (isobit_cpu_linear(&l.w, x.data(), 1, k, y.data(), 1)) return false;
+                    if (!(std::fabs(y[0] - exact) <= MOST * size))
+                        return std::printf("%s: %d codes %02x: %g, not %g\n", c.name, int(k), codes, double(y[0]), exact), false;
                 }
             }
     }

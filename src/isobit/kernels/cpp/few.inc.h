@@ -21,6 +21,9 @@ ISOBIT_INLINE void prefetch_for(const uint8_t *ahead, int64_t at, int64_t bytes)
     for (int64_t line = 0; line < N * bytes; line += 64) prefetch(ahead + N * at + line);
 }
 
+// Accumulators of a sum: enough to hide the latency of a fused multiply-add where few sums are made at once.
+constexpr int CHAINS = W >= 8 ? 1 : 4, SPAN_CHAINS = W >= 8 ? 1 : 2;
+
 // Sums of N rows of weights by M rows of activations in C accumulators each, which take turns block by block and vector by
 // vector. `shifted`: codes are `zero` above their values. It is taken off before the product: off the sum it would leave the
 // rounding of both. Several rows of weights share the loads of activations, which in the first cache are in the way of
@@ -32,16 +35,16 @@ class Accumulators {
 
     // `codes` of the first row, row_bytes apart.
     ISOBIT_INLINE void block(const uint8_t *codes, int64_t row_bytes, const float *x, int64_t ldx, const F *zero, int first) {
-        F values[N > 1 ? M : 1][VECTORS];
-        if constexpr (N > 1)
-            unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<VECTORS>([&](auto v) ISOBIT_LAMBDA { values[m][v] = load(x + m * ldx + v * W); }); });
+        constexpr bool shared = N > 1 && M == 1;
+        F values[shared ? VECTORS : 1];
+        if constexpr (shared) unroll<VECTORS>([&](auto v) ISOBIT_LAMBDA { values[v] = load(x + v * W); });
         unroll<N>([&](auto n) ISOBIT_LAMBDA {
             F weights[VECTORS];
             D::block(codes + n * row_bytes, weights);
             unroll<VECTORS>([&](auto v) ISOBIT_LAMBDA {
                 const F weight = shifted ? weights[v] - zero[n] : weights[v];
                 unroll<M>([&](auto m) ISOBIT_LAMBDA {
-                    if constexpr (N > 1) acc[n][m][(first + v) % C] += weight * values[m][v];
+                    if constexpr (shared) acc[n][m][(first + v) % C] += weight * values[v];
                     else acc[n][m][(first + v) % C] += weight * load(x + m * ldx + v * W);
                 });
             });
@@ -93,7 +96,7 @@ ISOBIT_INLINE int64_t whole_spans_of(const isobit_linear &w, const Layout &l, co
     const uint8_t *ahead = ahead_of<N>(codes, row_bytes), *const begin = codes;
     F total[N][M] = {};
     for (int64_t at = 0; at < spans * step; at += step) {
-        Accumulators<D, N, M, 2, shifted> acc{};
+        Accumulators<D, N, M, SPAN_CHAINS, shifted> acc{};
         F zero[N];
         if constexpr (shifted) unroll<N>([&](auto n) ISOBIT_LAMBDA { zero[n] = lanes_at(zeros[n] + at); });
         for (int64_t b = 0; b < blocks; ++b, codes += BYTES, x += D::codes) {
@@ -121,7 +124,7 @@ template <class D, int M, bool shifted>
 __attribute__((noinline)) void any_spans(const isobit_linear &w, const Layout &l, int64_t k, const uint8_t *codes, const RowScales &s,
                                          const float *x, int64_t ldx, F *total) {
     for (int64_t span = k / l.span; k < w.k; k += l.span, ++span) {
-        Accumulators<D, 1, M, 2, shifted> acc{};
+        Accumulators<D, 1, M, SPAN_CHAINS, shifted> acc{};
         const F zero = shifted ? lanes_of(s.zeros, span, l.per_span, l.lanes) : F{};
         acc.add(codes + span * l.span_bytes, 0, smaller(l.span, w.k - k), x + span * l.padded_span, ldx, &zero);
         const F scale = lanes_of(s.scales, span, l.per_span, l.lanes);
@@ -134,7 +137,7 @@ template <class D, int N, int M, bool shifted>
 inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *codes, const RowScales *s, const float *x, int64_t ldx,
                      float out[N][M]) {
     if (l.one_scale) {
-        Accumulators<D, N, M, 4, shifted> acc{};  // enough to hide the latency of a fused multiply-add
+        Accumulators<D, N, M, CHAINS, shifted> acc{};
         F zero[N];
         unroll<N>([&](auto n) { zero[n] = splat(s[n].one_zero); });
         acc.add(codes, w.row_bytes, w.k, x, ldx, zero);
@@ -150,12 +153,19 @@ inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *cod
 }
 
 // Rows of weights and of activations that are multiplied at once: as many as leave registers for the rest.
-constexpr int TILE = W >= 16 ? 4 : 2;
+constexpr int TILE = W >= 8 ? 4 : 2;
+
+template <class D>
+constexpr int rows_at_once(int m) {
+    if (W < 8) return m == 1 && D::bits <= 8 && D::codes / W <= 4 ? 2 : 1;
+    if (m == 1 && D::bits > 8) return 2;
+    return m == 4 && D::bits < 8 ? 2 : 4;
+}
 
 // The sums of M rows of activations from the `at`-th on by N rows of weights, as many at once as the tile has room for.
 template <class D, int N, int M, bool shifted>
 inline void put_sums(const isobit_linear &w, const Layout &l, int64_t row, const RowScales *s, const float *x, int64_t at, const Output &out) {
-    constexpr int room = D::bits > 8 || D::codes / W > 4 ? TILE / 2 : TILE, together = N < room / M ? N : room / M > 1 ? room / M : 1;
+    constexpr int together = N == 1 ? 1 : rows_at_once<D>(M);
     const int64_t ldx = l.row_size / 4;
     for (int n = 0; n < N; n += together) {
         float sums[together][M];
@@ -171,7 +181,7 @@ inline void few_of_rows(const isobit_linear &w, const Layout &l, ScaleReader *re
     RowScales s[N];
     for (int n = 0; n < N; ++n) s[n] = readers[n].read(row + n, 0, l.groups);
     int64_t at = 0;
-    if constexpr (TILE >= 4)
+    if constexpr (W >= 16)
         for (; m - at >= 4; at += 4) put_sums<D, N, 4, shifted>(w, l, row, s, x, at, out);
     for (; m - at >= 2; at += 2) put_sums<D, N, 2, shifted>(w, l, row, s, x, at, out);
     if (m - at >= 1) put_sums<D, N, 1, shifted>(w, l, row, s, x, at, out);

@@ -70,8 +70,12 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
         case Kind::INT4_INT8: return W >= 16 ? 24 : 64;
         case Kind::DIGITS: return W >= 16 ? 64 : W >= 8 ? 40 : 20;
         case Kind::PAIRS: return 32;
-        default: return by_pairs(w) ? 4 : 12;
+        default: break;
     }
+    if (by_pairs(w)) return 4;
+    if (W < 8 || w.format == ISOBIT_INT4 || w.format == ISOBIT_UINT4 || w.format == ISOBIT_INT3 || w.format == ISOBIT_INT2) return 12;
+    const int64_t cached = (int64_t{1} << 20) / w.k;  // rows of activations that stay in the second and third cache
+    return smaller(W >= 16 ? 256 : 32, cached < 12 ? 12 : cached);
 }
 
 Layout layout(const isobit_linear &w, int64_t m, bool digits) {
