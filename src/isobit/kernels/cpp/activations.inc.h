@@ -1,7 +1,7 @@
 // Activations: their law (docs/numerics.md section 3) and their layout for float products.
 
 // The integer below orders magnitudes as the floats do, NaN above infinity; and integer maxima can be vectorized.
-float absmax(const float *x, int64_t n) {
+float absmax(const Loose *x, int64_t n) {
     uint32_t largest = 0;
     for (int64_t i = 0; i < n; ++i) {
         uint32_t bits;

@@ -3,6 +3,10 @@
 
 #include "isobit_cpu.h"
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+
 // Kernels are written in small functions and must become one.
 #define ISOBIT_INLINE inline __attribute__((always_inline))
 #define ISOBIT_LAMBDA __attribute__((always_inline))
@@ -17,6 +21,14 @@ typedef float Loose __attribute__((aligned(1)));
 
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#if defined(__x86_64__) || defined(__i386__)
+// What __builtin_cpu_supports("f16c") says where compilers know it; Clang before 16 does not.
+inline bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
 
 // Eight codes of `width` bits. Byte by byte where there is no load of that size: a copy to memory and back would stall.
 template <int width>

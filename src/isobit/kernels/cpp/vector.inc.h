@@ -1,6 +1,6 @@
 // Vectors of W lanes: what GCC's and Clang's vector extensions leave to be said.
 
-ISOBIT_INLINE F load(const float *p) {
+ISOBIT_INLINE F load(const Loose *p) {
     F value;
     __builtin_memcpy(&value, p, sizeof value);
     return value;
@@ -12,7 +12,7 @@ ISOBIT_INLINE I load(const int32_t *p) {
     return value;
 }
 
-ISOBIT_INLINE void store(float *p, F value) { __builtin_memcpy(p, &value, sizeof value); }
+ISOBIT_INLINE void store(Loose *p, F value) { __builtin_memcpy(p, &value, sizeof value); }
 ISOBIT_INLINE F splat(float value) { return value - F{}; }
 ISOBIT_INLINE I splat(int32_t value) { return value - I{}; }
 ISOBIT_INLINE F as_floats(I value) { return reinterpret_cast<F>(value); }
