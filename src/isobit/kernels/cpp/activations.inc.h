@@ -31,19 +31,11 @@ ISOBIT_INLINE F nearest(F q) {
 template <class Round>
 ISOBIT_INLINE void round_with(const Loose *x, int64_t n, float scale, float limit, float *out, Round round) {
     const F all = splat(scale), most = splat(limit), least = splat(-limit);
-    const auto rounded = [&](F values) ISOBIT_LAMBDA {
+    map(x, n, out, [&](F values) ISOBIT_LAMBDA {
         F q = values / all;
         q = choose(q < least, least, q);
         return round(choose(q > most, most, q));
-    };
-    int64_t i = 0;
-    for (; i + W <= n; i += W) store(out + i, rounded(load(x + i)));
-    if (i < n) {
-        float rest[W] = {};
-        __builtin_memcpy(rest, x + i, static_cast<size_t>(n - i) * 4);
-        store(rest, rounded(load(rest)));
-        __builtin_memcpy(out + i, rest, static_cast<size_t>(n - i) * 4);
-    }
+    });
 }
 
 void round_activations(int32_t activations, const Loose *x, int64_t n, float scale, float *out) {

@@ -63,26 +63,6 @@ int fail(const char *why) {
     return -1;
 }
 
-namespace {
-
-int bits_of(int32_t format) {
-    switch (format) {
-        case ISOBIT_F32: return 32;
-        case ISOBIT_BF16:
-        case ISOBIT_F16: return 16;
-        case ISOBIT_E4M3FN:
-        case ISOBIT_E5M2:
-        case ISOBIT_INT8: return 8;
-        case ISOBIT_INT4:
-        case ISOBIT_UINT4: return 4;
-        case ISOBIT_INT3: return 3;
-        case ISOBIT_INT2: return 2;
-    }
-    return 0;
-}
-
-}  // namespace
-
 const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy) {
     const int bits = bits_of(w.format);
     if (!bits) return "unknown format";

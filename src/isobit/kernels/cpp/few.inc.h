@@ -21,7 +21,7 @@ ISOBIT_INLINE void prefetch_for(const uint8_t *ahead, int64_t at, int64_t bytes)
     for (int64_t line = 0; line < N * bytes; line += 64) prefetch(ahead + N * at + line);
 }
 
-// Accumulators of a sum: enough to hide the latency of a fused multiply-add where few sums are made at once.
+// Accumulators of a sum. One hides the latency of a fused multiply-add where sums of four rows of weights are made at once.
 constexpr int CHAINS = W >= 8 ? 1 : 4, SPAN_CHAINS = W >= 8 ? 1 : 2;
 
 // Sums of N rows of weights by M rows of activations in C accumulators each, which take turns block by block and vector by
@@ -155,8 +155,9 @@ inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *cod
 // Rows of weights and of activations that are multiplied at once: as many as leave registers for the rest.
 constexpr int TILE = W >= 8 ? 4 : 2;
 
+// Of them the rows of weights that go with m rows of activations.
 template <class D>
-constexpr int rows_at_once(int m) {
+constexpr int weights_at_once(int m) {
     if (W < 8) return m == 1 && D::bits <= 8 && D::codes / W <= 4 ? 2 : 1;
     if (m == 1 && D::bits > 8) return 2;
     return m == 4 && D::bits < 8 ? 2 : 4;
@@ -165,7 +166,7 @@ constexpr int rows_at_once(int m) {
 // The sums of M rows of activations from the `at`-th on by N rows of weights, as many at once as the tile has room for.
 template <class D, int N, int M, bool shifted>
 inline void put_sums(const isobit_linear &w, const Layout &l, int64_t row, const RowScales *s, const float *x, int64_t at, const Output &out) {
-    constexpr int together = N == 1 ? 1 : rows_at_once<D>(M);
+    constexpr int together = N == 1 ? 1 : weights_at_once<D>(M);
     const int64_t ldx = l.row_size / 4;
     for (int n = 0; n < N; n += together) {
         float sums[together][M];

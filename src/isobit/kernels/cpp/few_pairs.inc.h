@@ -32,10 +32,7 @@ void arrange_few_pairs(const Layout &l, const Loose *values, int64_t k, const fl
             __builtin_memcpy(block, values + at, static_cast<size_t>(smaller(PAIR_BLOCK, k - at)) * 4);
             for (int i = 0; i < PAIR_BLOCK; ++i) to[i] = static_cast<uint16_t>(as_bits(block[Int8::Pairs::source(i)]) >> 16);
         }
-        for (int64_t g = 0; g < l.groups; ++g) {
-            const float scale = group_scales ? group_scales[g] : 1;
-            __builtin_memcpy(to + 2 * g, &scale, 4);
-        }
+        put_group_scales(l, group_scales, reinterpret_cast<Loose *>(to));
     }
 }
 

@@ -196,8 +196,7 @@ struct Int4 {
 #include "layer.inc.h"
 
 bool available() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
-           __builtin_cpu_supports("bmi2");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() && __builtin_cpu_supports("bmi2");
 }
 
 }  // namespace

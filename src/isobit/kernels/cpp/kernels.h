@@ -19,6 +19,23 @@ constexpr int64_t LARGEST = int64_t{1} << 40, FARTHEST = int64_t{1} << 56;
 // Floats of the caller, which need not lie at multiples of four bytes.
 typedef float Loose __attribute__((aligned(1)));
 
+// Of a code; 0 for what is no format.
+inline int bits_of(int32_t format) {
+    switch (format) {
+        case ISOBIT_F32: return 32;
+        case ISOBIT_BF16:
+        case ISOBIT_F16: return 16;
+        case ISOBIT_E4M3FN:
+        case ISOBIT_E5M2:
+        case ISOBIT_INT8: return 8;
+        case ISOBIT_INT4:
+        case ISOBIT_UINT4: return 4;
+        case ISOBIT_INT3: return 3;
+        case ISOBIT_INT2: return 2;
+    }
+    return 0;
+}
+
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

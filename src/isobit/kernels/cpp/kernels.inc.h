@@ -73,7 +73,7 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
         default: break;
     }
     if (by_pairs(w)) return 4;
-    if (W < 8 || w.format == ISOBIT_INT4 || w.format == ISOBIT_UINT4 || w.format == ISOBIT_INT3 || w.format == ISOBIT_INT2) return 12;
+    if (W < 8 || bits_of(w.format) < 8) return 12;
     const int64_t cached = (int64_t{1} << 20) / w.k;  // rows of activations that stay in the second and third cache
     return smaller(W >= 16 ? 256 : 32, cached < 12 ? 12 : cached);
 }

@@ -28,19 +28,6 @@ inline F exponential(F x) {
 #endif
 }
 
-// Calls f(vector) on count values, W at a time; what is behind them is zero.
-template <class Function>
-inline void map(const float *x, int64_t count, float *y, Function f) {
-    int64_t i = 0;
-    for (; i + W <= count; i += W) store(y + i, f(load(x + i)));
-    if (i < count) {
-        float rest[W] = {};
-        __builtin_memcpy(rest, x + i, static_cast<size_t>(count - i) * 4);
-        store(rest, f(load(rest)));
-        __builtin_memcpy(y + i, rest, static_cast<size_t>(count - i) * 4);
-    }
-}
-
 void exp_all(const float *x, int64_t count, float *y) { map(x, count, y, [](F v) { return exponential(v); }); }
 
 inline F silu(F x) { return x / (splat(1.0f) + exponential(-x)); }

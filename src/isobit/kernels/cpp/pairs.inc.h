@@ -30,15 +30,16 @@ inline bool by_pairs(const isobit_linear &w) {
 inline int64_t pairs_of_row(const Layout &l) { return round_up(l.span * l.spans, 2 * W) / 2; }
 inline int64_t pairs_row_size(const Layout &l) { return (pairs_of_row(l) + l.groups) * 4; }
 
+inline void put_group_scales(const Layout &l, const float *group_scales, Loose *to) {
+    for (int64_t g = 0; g < l.groups; ++g) to[g] = group_scales ? group_scales[g] : 1;
+}
+
 void arrange_pairs(const Layout &l, const Loose *values, int64_t k, const float *group_scales, void *out) {
     uint16_t *to = static_cast<uint16_t *>(out);
     const int64_t padded = 2 * pairs_of_row(l);
     for (int64_t i = 0; i < k; ++i) to[i] = static_cast<uint16_t>(as_bits(values[i]) >> 16);
     for (int64_t i = k; i < padded; ++i) to[i] = 0;
-    for (int64_t g = 0; g < l.groups; ++g) {
-        const float scale = group_scales ? group_scales[g] : 1;
-        __builtin_memcpy(to + padded + 2 * g, &scale, 4);
-    }
+    put_group_scales(l, group_scales, reinterpret_cast<Loose *>(to + padded));
 }
 
 template <class Int8, int exponent_bits, bool by_group>

@@ -30,6 +30,19 @@ ISOBIT_INLINE void unroll(Function f) {
     unrolled(f, std::make_integer_sequence<int, n>{});
 }
 
+// Calls f(vector) on count values, W at a time; what is behind them is zero.
+template <class Function>
+ISOBIT_INLINE void map(const Loose *x, int64_t count, Loose *y, Function f) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(y + i, f(load(x + i)));
+    if (i < count) {
+        float rest[W] = {};
+        __builtin_memcpy(rest, x + i, static_cast<size_t>(count - i) * 4);
+        store(rest, f(load(rest)));
+        __builtin_memcpy(y + i, rest, static_cast<size_t>(count - i) * 4);
+    }
+}
+
 // Adds the upper half of the lanes to the lower one until one is left: a fixed order, and few steps.
 template <int half, class V, int... lane>
 ISOBIT_INLINE V fold(V value, std::integer_sequence<int, lane...>) {
