@@ -74,7 +74,7 @@ def make_layer(which: Scheme, shape: tuple[int, int], sizes: Sizes) -> Layer:
     import torch
 
     from isobit.kernels import registry
-    from isobit.quantize.grid import quantize_weight
+    from isobit.quantizer.grid import quantize_weight
 
     n, k = shape
     kernel = registry.choose(which.weights, which.activations, "cpu")

@@ -26,7 +26,7 @@ from isobit.errors import IsobitError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import SCHEMES, scheme
 from isobit.models.weights import load_model
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 WINDOW, BATCH = 256, 4
 BAR = 1e-4  # mean KL in nats

@@ -105,7 +105,7 @@ def made(shape, scheme):  # type: ignore[no-untyped-def]
     import torch
 
     from isobit.kernels.triton.bind import bind
-    from isobit.quantize.grid import quantize_weight
+    from isobit.quantizer.grid import quantize_weight
 
     n, k = shape
     weight = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)

@@ -33,7 +33,7 @@ import json, resource, sys
 from pathlib import Path
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 source, out, name = sys.argv[1:]
 report = quantize(Path(source), Path(out), Policy(scheme(name)))

@@ -13,10 +13,10 @@ from isobit.formats.schemes import scheme as scheme_named
 
 if TYPE_CHECKING:
     from isobit.engine.generate import Completion, Generator
-    from isobit.evaluate.info import CheckpointInfo
-    from isobit.evaluate.measure import Evaluation
-    from isobit.quantize.driver import Prediction
-    from isobit.quantize.report import QuantizeReport
+    from isobit.evaluation.info import CheckpointInfo
+    from isobit.evaluation.measure import Evaluation
+    from isobit.quantizer.driver import Prediction
+    from isobit.quantizer.report import QuantizeReport
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -62,7 +62,7 @@ def quantize(
         IsobitError: bad input, an unusable scheme, or too little memory or disk; the message says what to do.
     """
     from isobit.checkpoint.source import resolve
-    from isobit.quantize.driver import quantize as run
+    from isobit.quantizer.driver import quantize as run
 
     policy = make_policy(scheme, rules)
     return run(
@@ -92,7 +92,7 @@ def predict(
     Takes and raises what :func:`quantize` does before it writes.
     """
     from isobit.checkpoint.source import resolve
-    from isobit.quantize.driver import predict as run
+    from isobit.quantizer.driver import predict as run
 
     policy = make_policy(scheme, rules)
     return run(resolve(model, revision=revision), output_folder(model, out, policy), policy)
@@ -188,8 +188,8 @@ def evaluate(
         agreement and perplexities, each with a 95 % confidence interval.
     """
     from isobit.checkpoint.source import resolve
-    from isobit.evaluate import corpus, measure
-    from isobit.evaluate.likelihood import DEFAULT_TOKENS
+    from isobit.evaluation import corpus, measure
+    from isobit.evaluation.likelihood import DEFAULT_TOKENS
 
     return measure.evaluate(
         resolve(model),
@@ -204,6 +204,6 @@ def evaluate(
 def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
     """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and loads no weights."""
     from isobit.checkpoint.source import resolve
-    from isobit.evaluate.info import describe
+    from isobit.evaluation.info import describe
 
     return describe(resolve(model, revision=revision))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isobit.checkpoint import ctrender, layout
 from isobit.formats.schemes import Scheme
-from isobit.quantize.grid import quantize_weight, stored_scale_dtype
+from isobit.quantizer.grid import quantize_weight, stored_scale_dtype
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

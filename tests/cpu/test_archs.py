@@ -19,7 +19,7 @@ from isobit.models.archs import ARCHS, family
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import classify, expected_tensors
 from isobit.models.weights import load_model
-from isobit.quantize.grid import default_search, quantize_weight, stored_scale_dtype
+from isobit.quantizer.grid import default_search, quantize_weight, stored_scale_dtype
 
 LENGTH = 100  # longer than every window and original context of the tiny models
 TOLERANCE = 1e-4

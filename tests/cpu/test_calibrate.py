@@ -17,8 +17,8 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
 from isobit.models.weights import load_model
-from isobit.quantize import calibrate
-from isobit.quantize.driver import quantize
+from isobit.quantizer import calibrate
+from isobit.quantizer.driver import quantize
 
 STATIC = Policy(scheme("fp8-static"))
 LAYER = "model.layers.0"

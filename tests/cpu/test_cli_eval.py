@@ -14,13 +14,13 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.cli.evaluate import command_line, short_name
 from isobit.cli.main import build_parser, main
 from isobit.errors import UsageError
-from isobit.evaluate import corpus, measure
-from isobit.evaluate.layers import hidden_states, layer_errors
-from isobit.evaluate.likelihood import windows
+from isobit.evaluation import corpus, measure
+from isobit.evaluation.layers import hidden_states, layer_errors
+from isobit.evaluation.likelihood import windows
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.weights import load_model
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 TEXT = "".join(f"def function_{i}(x):\n    return x * {i * i}\n\n" for i in range(60))
 

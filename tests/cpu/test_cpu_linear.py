@@ -14,7 +14,7 @@ from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec, scheme
 from isobit.kernels import cpu, cpu_formats, cpu_library, registry
-from isobit.quantize.grid import quantize_weight
+from isobit.quantizer.grid import quantize_weight
 
 PROBLEM = cpu_library.problem()
 if PROBLEM:

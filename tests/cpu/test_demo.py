@@ -13,7 +13,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.cli import demo as command
 from isobit.cli.main import build_parser, main
 from isobit.errors import SchemeError, UsageError
-from isobit.evaluate import demo, measure, speed, wording
+from isobit.evaluation import demo, measure, speed, wording
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import Scheme, scheme
 from isobit.kernels import registry
-from isobit.quantize import calibrate, grid, jobs
-from isobit.quantize.driver import predict, quantize
-from isobit.quantize.report import QuantizeReport
+from isobit.quantizer import calibrate, grid, jobs
+from isobit.quantizer.driver import predict, quantize
+from isobit.quantizer.report import QuantizeReport
 
 WEIGHT_SCHEMES = (
     "fp8",

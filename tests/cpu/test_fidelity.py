@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from isobit.errors import ModelError
-from isobit.evaluate.fidelity import compare, compare_all, divergence
-from isobit.evaluate.likelihood import likelihood, windows
+from isobit.evaluation.fidelity import compare, compare_all, divergence
+from isobit.evaluation.likelihood import likelihood, windows
 
 VOCAB = 23
 

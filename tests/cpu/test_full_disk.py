@@ -15,8 +15,8 @@ from isobit.checkpoint.occupant import CONFIG
 from isobit.errors import CapacityError, UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.quantize.driver import quantize
-from isobit.quantize.report import QuantizeReport
+from isobit.quantizer.driver import quantize
+from isobit.quantizer.report import QuantizeReport
 
 # The kernel itself refuses here: no file of the child may grow beyond so many bytes.
 CHILD = """

@@ -17,7 +17,7 @@ from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.place import Place, place
 from isobit.models.weights import load_model
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 from isobit.targets.table import TARGETS
 
 # How far logits may be apart: float16 activations; and sums in another order, which move some values across a midpoint

@@ -12,8 +12,8 @@ from isobit.errors import FormatError, SchemeError
 from isobit.formats.schemes import SCHEMES, WeightSpec, scheme
 from isobit.formats.spec import Element
 from isobit.formats.table import ELEMENTS, element
-from isobit.quantize import grid
-from isobit.quantize.grid import default_search, quantize_weight, stored_scale_dtype
+from isobit.quantizer import grid
+from isobit.quantizer.grid import default_search, quantize_weight, stored_scale_dtype
 
 NAMES = ["fp8", "fp8-e5m2", "fp8-static", "fp8-block", "int8", "int4-g32", "int4-asym-g32", "int3-g32", "int2"]
 SPECS = [spec for name in NAMES if (spec := scheme(name).weights) is not None]

@@ -16,9 +16,9 @@ from isobit.checkpoint import ctrender, layout
 from isobit.checkpoint.reader import Checkpoint
 from isobit.cli import info as command
 from isobit.errors import CheckpointError
-from isobit.evaluate.info import CheckpointInfo, describe, text
+from isobit.evaluation.info import CheckpointInfo, describe, text
 from isobit.formats.schemes import scheme
-from isobit.quantize.grid import quantize_weight
+from isobit.quantizer.grid import quantize_weight
 
 N, K = 96, 640
 

@@ -18,8 +18,8 @@ from isobit.checkpoint.occupant import CONFIG, PARTIAL
 from isobit.errors import UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.quantize.driver import quantize
-from isobit.quantize.report import QuantizeReport
+from isobit.quantizer.driver import quantize
+from isobit.quantizer.report import QuantizeReport
 
 LAYERS = 8
 SCHEME = "int4-g32"
@@ -32,7 +32,7 @@ from pathlib import Path
 from isobit.checkpoint.journal import Journal
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 source, out, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 append = Journal.append

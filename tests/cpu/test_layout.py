@@ -16,7 +16,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError
 from isobit.formats import pack
 from isobit.formats.schemes import SCHEMES, Scheme, scheme
-from isobit.quantize.grid import quantize_weight
+from isobit.quantizer.grid import quantize_weight
 
 N, K = 136, 640  # N is no multiple of 128, K of every default group
 

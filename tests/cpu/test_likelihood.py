@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from isobit.errors import ModelError, UsageError
-from isobit.evaluate.likelihood import Window, batches, likelihood, spread, token_logprobs, window_of_tokens, windows
-from isobit.evaluate.statistics import WindowBootstrap
+from isobit.evaluation.likelihood import Window, batches, likelihood, spread, token_logprobs, window_of_tokens, windows
+from isobit.evaluation.statistics import WindowBootstrap
 
 
 class TableModel:

@@ -10,14 +10,14 @@ from tiny import save_model
 
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import Unsupported
-from isobit.evaluate.info import describe
+from isobit.evaluation.info import describe
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.legalize.memory import weight_bytes
 from isobit.models.weights import load_model
 from isobit.models.workload import workload
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 ROWS = (
     Scheme("fp6-g32", WeightSpec("e3m2", "group", 32)),
@@ -54,7 +54,7 @@ def test_they_are_described_as_what_they_are(tmp_path: Path) -> None:
 def test_a_gpu_refuses_them_with_the_reason() -> None:
     pytest.importorskip("triton")
     from isobit.kernels.triton.bind import bind
-    from isobit.quantize.grid import quantize_weight
+    from isobit.quantizer.grid import quantize_weight
     from isobit.targets.table import TARGETS
 
     spec = ROWS[0].weights

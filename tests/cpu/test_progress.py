@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from isobit.quantize.progress import Bar, Lines, Silent, format_bytes, format_seconds, make_progress
+from isobit.quantizer.progress import Bar, Lines, Silent, format_bytes, format_seconds, make_progress
 
 
 class Clock:

@@ -14,7 +14,7 @@ from isobit.formats.schemes import scheme
 from isobit.kernels import cpu_library
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 PROBLEM = cpu_library.problem()
 if PROBLEM:

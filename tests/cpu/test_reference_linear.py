@@ -10,7 +10,7 @@ from isobit.formats import codec
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec
 from isobit.kernels import reference
-from isobit.quantize.grid import quantize_weight, stored_scale_dtype
+from isobit.quantizer.grid import quantize_weight, stored_scale_dtype
 
 QUANTIZED = [scheme for scheme in SCHEMES.values() if scheme.weights is not None]
 TOLERANCE = 2e-6  # relative; the contract allows 5e-4

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from isobit.evaluate import plots, report, svg, wording
-from isobit.evaluate.fidelity import Fidelity
-from isobit.evaluate.likelihood import Likelihood
-from isobit.evaluate.results import CompletionResult, Method, Results, SchemeResult, SourceResult, Speed
-from isobit.evaluate.statistics import Estimate
-from isobit.evaluate.summary import summary
+from isobit.evaluation import plots, report, svg, wording
+from isobit.evaluation.fidelity import Fidelity
+from isobit.evaluation.likelihood import Likelihood
+from isobit.evaluation.results import CompletionResult, Method, Results, SchemeResult, SourceResult, Speed
+from isobit.evaluation.statistics import Estimate
+from isobit.evaluation.summary import summary
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
 VOID = {"meta", "br", "link", "img", "input", "hr"}

@@ -14,7 +14,7 @@ from checkpoints import tensors, write
 from isobit.errors import CapacityError, CheckpointError, IsobitError, SchemeError, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 

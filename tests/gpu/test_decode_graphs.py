@@ -10,7 +10,7 @@ from isobit.engine.generate import Generator, load_generator
 from isobit.engine.sampling import SamplingParams
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.quantize.driver import quantize
+from isobit.quantizer.driver import quantize
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isobit.evaluate.demo import Demo
-    from isobit.evaluate.results import CompletionResult
+    from isobit.evaluation.demo import Demo
+    from isobit.evaluation.results import CompletionResult
 
 
 def register(subparsers: Any) -> None:
@@ -50,7 +50,7 @@ def positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table, its completions, and where to go next."""
-    from isobit.evaluate import demo
+    from isobit.evaluation import demo
 
     schemes = demo.SCHEMES if args.schemes is None else [name for name in args.schemes.split(",") if name.strip()]
     found = demo.run(args.out, schemes, tokens=args.tokens or demo.TOKENS, command=command_line(args))
@@ -74,7 +74,7 @@ def command_line(args: argparse.Namespace) -> str:
 
 def describe(found: Demo) -> str:
     """The table, the completions and the next step."""
-    from isobit.evaluate import summary, wording
+    from isobit.evaluation import summary, wording
 
     results = found.results
     own = results.source.likelihood

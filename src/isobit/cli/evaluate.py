@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
-    from isobit.evaluate.measure import Evaluation
-    from isobit.evaluate.statistics import Estimate
+    from isobit.evaluation.measure import Evaluation
+    from isobit.evaluation.statistics import Estimate
 
 EPILOG = """examples:
   isobit eval bundled-int4 --against bundled
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_report(args.report, args.against)
     from isobit.checkpoint.source import resolve
-    from isobit.evaluate import corpus, measure, report
-    from isobit.evaluate.likelihood import DEFAULT_TOKENS
+    from isobit.evaluation import corpus, measure, report
+    from isobit.evaluation.likelihood import DEFAULT_TOKENS
 
     text = corpus.heldout() if args.text is None else corpus.read_corpus(args.text)
     found = measure.evaluate(
@@ -149,7 +149,7 @@ def show_progress(done: int, total: int) -> None:
 
 def summary(found: Evaluation, against: str | None) -> str:
     """What was measured, a line each, with intervals."""
-    from isobit.evaluate import wording
+    from isobit.evaluation import wording
 
     own, method = found.likelihood, found.method
     lines = [

@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
     from isobit.checkpoint.source import resolve
-    from isobit.evaluate import info
+    from isobit.evaluation import info
 
     found = info.describe(resolve(args.model, revision=args.revision))
     if args.json:

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from isobit import __version__
 from isobit.cli import openmp
 from isobit.errors import IsobitError
 from isobit.targets.cores import cores
+from isobit.version import __version__
 
 # One module per command, in the order a newcomer needs them. Each has `register(subparsers)` and `run(args) -> int`,
 # and imports torch only inside `run`, so that `isobit --help` answers at once.

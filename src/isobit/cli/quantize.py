@@ -13,8 +13,8 @@ from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
 if TYPE_CHECKING:
-    from isobit.quantize.driver import Prediction
-    from isobit.quantize.report import QuantizeReport
+    from isobit.quantizer.driver import Prediction
+    from isobit.quantizer.report import QuantizeReport
 
 SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -139,7 +139,7 @@ def parse_size(text: str) -> int:
 
 def foresight(prediction: Prediction) -> str:
     """What would be written, in a few lines of plain text."""
-    from isobit.quantize.progress import format_bytes
+    from isobit.quantizer.progress import format_bytes
 
     sizes = f"{format_bytes(prediction.source_bytes)} -> {format_bytes(prediction.output_bytes)}"
     lines = [
@@ -154,7 +154,7 @@ def foresight(prediction: Prediction) -> str:
 
 def summary(report: QuantizeReport) -> str:
     """The report in a few lines of plain text."""
-    from isobit.quantize.progress import format_bytes, format_seconds
+    from isobit.quantizer.progress import format_bytes, format_seconds
 
     quantized = sum(module.quantized for module in report.modules)
     lines = [

@@ -13,13 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from isobit import __version__
 from isobit.checkpoint.durable import sync_folder, write_file
 from isobit.errors import CapacityError, IsobitError, Unsupported, UsageError
 from isobit.kernels.pack.manifest import MANIFEST, Manifest, PackedKernel, digest
 from isobit.kernels.proof.matrix import compilers, triton_version
 from isobit.kernels.proof.request import Request
 from isobit.targets.spec import Target
+from isobit.version import __version__
 
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.[bfus](\d+)\b[^\[]*$")
 

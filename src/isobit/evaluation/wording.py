@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from isobit.evaluate.results import Results, Speed
-from isobit.evaluate.statistics import Estimate
+from isobit.evaluation.results import Results, Speed
+from isobit.evaluation.statistics import Estimate
 
 UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.evaluate import wording
-from isobit.evaluate.results import Results, SchemeResult
+from isobit.evaluation import wording
+from isobit.evaluation.results import Results, SchemeResult
 
 KL_BOUND = 0.05
 """Mean KL, in nats per token, under which the summary calls a format close to its source.

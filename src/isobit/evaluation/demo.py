@@ -15,15 +15,15 @@ from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
-from isobit.evaluate import measure, report, speed, wording
-from isobit.evaluate.corpus import heldout, sample
-from isobit.evaluate.fidelity import compare_all
-from isobit.evaluate.measure import Subject
-from isobit.evaluate.results import CompletionResult, Results
+from isobit.evaluation import measure, report, speed, wording
+from isobit.evaluation.corpus import heldout, sample
+from isobit.evaluation.fidelity import compare_all
+from isobit.evaluation.measure import Subject
+from isobit.evaluation.results import CompletionResult, Results
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import Scheme, scheme
-from isobit.quantize.driver import Prediction, predict, quantize
-from isobit.quantize.report import QuantizeReport
+from isobit.quantizer.driver import Prediction, predict, quantize
+from isobit.quantizer.report import QuantizeReport
 
 SCHEMES = ("bf16", "fp8", "fp8-e5m2", "int8", "int4", "w4a8", "int4-g32", "int3")
 # Many short windows rather than few long ones: intervals resample windows, and eight models share three minutes.

@@ -16,7 +16,7 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
-from isobit.quantize.jobs import InputScales
+from isobit.quantizer.jobs import InputScales
 
 WINDOW, WINDOWS = 512, 16  # tokens per window, and windows taken, evenly spread over the text
 _LARGEST_TEXT = 64 << 20  # bytes

@@ -17,7 +17,7 @@ from isobit.errors import CheckpointError, FormatError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import ModuleKind, Policy
 from isobit.formats.schemes import Scheme, WeightSpec
-from isobit.quantize import grid
+from isobit.quantizer import grid
 
 PIECE_BYTES = 16 << 20  # source bytes worked on at once by one thread
 

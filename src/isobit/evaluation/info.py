@@ -16,8 +16,8 @@ from typing import Any
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import IsobitError
-from isobit.evaluate import wording
-from isobit.evaluate.modules import Module, find_modules
+from isobit.evaluation import wording
+from isobit.evaluation.modules import Module, find_modules
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isobit.evaluate.likelihood import Window
+from isobit.evaluation.likelihood import Window
 from isobit.models.decoder import Decoder
 
 

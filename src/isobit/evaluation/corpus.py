@@ -9,7 +9,7 @@ from typing import Protocol
 
 from isobit.bundled import heldout_path
 from isobit.errors import UsageError
-from isobit.evaluate.likelihood import Window, spread, windows
+from isobit.evaluation.likelihood import Window, spread, windows
 
 HELDOUT_NAME = "the bundled held-out Python modules"
 MIN_TOKENS = 64

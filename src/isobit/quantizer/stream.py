@@ -15,9 +15,9 @@ import torch
 
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.writer import OutputFolder
-from isobit.quantize.jobs import PIECE_BYTES, Job, Piece, work
-from isobit.quantize.progress import Progress
-from isobit.quantize.report import record
+from isobit.quantizer.jobs import PIECE_BYTES, Job, Piece, work
+from isobit.quantizer.progress import Progress
+from isobit.quantizer.report import record
 
 # A computing thread has one piece in hand and one waiting, the writer has one, and one is being read.
 _PIECES_PER_WORKER, _MORE_PIECES = 2, 2

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from isobit.quantize.jobs import Job
+from isobit.quantizer.jobs import Job
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Both models read the same tokens. For every scored token, with p the source's di
 * the negative log-likelihood of the token that follows in the text, under each model.
 
 Only one batch of windows is held at a time. A model that equals its source gives a KL of exactly 0. Intervals are
-those of :mod:`isobit.evaluate.statistics`.
+those of :mod:`isobit.evaluation.statistics`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.evaluate.likelihood import (
+from isobit.evaluation.likelihood import (
     LanguageModel,
     Likelihood,
     Window,
@@ -33,7 +33,7 @@ from isobit.evaluate.likelihood import (
     summarize,
     window_of_tokens,
 )
-from isobit.evaluate.statistics import Estimate, Floats, WindowBootstrap
+from isobit.evaluation.statistics import Estimate, Floats, WindowBootstrap
 
 Progress = Callable[[int, int], None]
 """Called with (windows done, windows in all)."""

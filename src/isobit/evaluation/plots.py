@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isobit.evaluate import svg, wording
-from isobit.evaluate.results import Results, SchemeResult
-from isobit.evaluate.svg import Box, Scale
+from isobit.evaluation import svg, wording
+from isobit.evaluation.results import Results, SchemeResult
+from isobit.evaluation.svg import Box, Scale
 
 SERIES_COLOURS = 8
 _ZERO_STRIP = 40.0  # pixels under a logarithmic axis for values of exactly 0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isobit.evaluate.fidelity import Fidelity
-    from isobit.evaluate.likelihood import Likelihood
+    from isobit.evaluation.fidelity import Fidelity
+    from isobit.evaluation.likelihood import Likelihood
 
 
 @dataclass(frozen=True)

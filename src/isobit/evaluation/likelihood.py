@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isobit.errors import ModelError, UsageError
-from isobit.evaluate.statistics import Estimate, Floats, WindowBootstrap
+from isobit.evaluation.statistics import Estimate, Floats, WindowBootstrap
 
 DEFAULT_CTX = 512
 DEFAULT_TOKENS = 32_768

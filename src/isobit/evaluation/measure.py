@@ -9,20 +9,20 @@ from pathlib import Path
 
 import torch
 
-from isobit import __version__
 from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
-from isobit.evaluate.corpus import Corpus, Sample, require_same_tokens, sample
-from isobit.evaluate.fidelity import Fidelity, Progress, compare_all
-from isobit.evaluate.info import CheckpointInfo, describe_checkpoint
-from isobit.evaluate.layers import layer_errors
-from isobit.evaluate.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
-from isobit.evaluate.results import Method, Results, SchemeResult, SourceResult, Speed
-from isobit.evaluate.statistics import RESAMPLES
+from isobit.evaluation.corpus import Corpus, Sample, require_same_tokens, sample
+from isobit.evaluation.fidelity import Fidelity, Progress, compare_all
+from isobit.evaluation.info import CheckpointInfo, describe_checkpoint
+from isobit.evaluation.layers import layer_errors
+from isobit.evaluation.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
+from isobit.evaluation.results import Method, Results, SchemeResult, SourceResult, Speed
+from isobit.evaluation.statistics import RESAMPLES
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.targets.detect import detect
+from isobit.version import __version__
 
 LAYER_TOKENS = 1024
 """About how many tokens the error by layer is measured on: hidden states vary far less than single tokens' KL."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from isobit import __version__
 from isobit.checkpoint import ctrender
 from isobit.checkpoint.occupant import CONFIG, REPORT
 from isobit.checkpoint.reader import Checkpoint
@@ -28,11 +27,12 @@ from isobit.formats.rules import Policy
 from isobit.kernels import registry
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import classify, expected_tensors
-from isobit.quantize import calibrate, grid, validate
-from isobit.quantize.jobs import DamagedWeights, InputScales, Job, plan_jobs
-from isobit.quantize.progress import Progress, make_progress
-from isobit.quantize.report import QuantizeReport, from_json, summarize, to_json
-from isobit.quantize.stream import stream
+from isobit.quantizer import calibrate, grid, validate
+from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
+from isobit.quantizer.progress import Progress, make_progress
+from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
+from isobit.quantizer.stream import stream
+from isobit.version import __version__
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _INPUT_SCALES = "input_scales"  # key of the journal entry

@@ -13,10 +13,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from isobit import __version__
-from isobit.evaluate import plots, summary, wording
-from isobit.evaluate.results import Method, Results, SchemeResult
-from isobit.evaluate.statistics import CONFIDENCE
+from isobit.evaluation import plots, summary, wording
+from isobit.evaluation.results import Method, Results, SchemeResult
+from isobit.evaluation.statistics import CONFIDENCE
+from isobit.version import __version__
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def render(results: Results) -> str:
 
 
 def _resource(name: str) -> str:
-    return resources.files("isobit.evaluate").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("isobit.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 def _thousands(number: int) -> str:

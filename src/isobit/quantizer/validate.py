@@ -12,7 +12,7 @@ from isobit.errors import CheckpointError, SchemeError, UsageError
 from isobit.formats.rules import ModuleKind, Policy
 from isobit.formats.schemes import Scheme, check_shape
 from isobit.models.weights import IGNORED_SUFFIXES
-from isobit.quantize.jobs import FLOATS, is_weight, module_of, scheme_of
+from isobit.quantizer.jobs import FLOATS, is_weight, module_of, scheme_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
-from isobit.evaluate.measure import Subject
-from isobit.evaluate.results import Speed
+from isobit.evaluation.measure import Subject
+from isobit.evaluation.results import Speed
 from isobit.kernels import cpu, cpu_library, registry
 
 BUFFER_BYTES = 512 << 20
