@@ -25,8 +25,8 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES
 from isobit.formats.table import element
-from isobit.kernels import selection
-from isobit.kernels.triton.bind import bind
+from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.bind import bind
 from isobit.targets.table import target
 
 FIELDS = ("date", "commit", "device", "what", "lowering", "kernel", "M", "N", "K", "us", "figure", "unit", "share")

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_numerics.py [--out benchmarks/results/gpu_numerics.csv] [--lowerings sm_90,sm_86]
 
-Lowerings of older targets run on the card at hand (``kernels/triton/launch.py``). The last column is the relative error
+Lowerings of older targets run on the card at hand (``kernels/gpu/launch.py``). The last column is the relative error
 ``||y - y64|| / ||y64||`` before the output is rounded, NaN and infinities compared by place; the contract allows 5e-4.
 Exits with 1 if a row is beyond it.
 """
@@ -24,10 +24,10 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels.selection import unsupported
-from isobit.kernels.tiles import LARGE
-from isobit.kernels.triton.bind import bind
-from isobit.kernels.triton.rounding import Rounding
+from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.selection import unsupported
+from isobit.kernels.gpu.tiles import LARGE
 from isobit.targets.table import target
 
 LOWERINGS = ("sm_90", "sm_89", "sm_86", "sm_80", "sm_75")

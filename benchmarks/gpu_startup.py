@@ -37,7 +37,7 @@ def child(checkpoint: str) -> None:
     from isobit.checkpoint import layout
     from isobit.checkpoint.reader import Checkpoint
     from isobit.formats.qtensor import QTensor
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
     from isobit.models.config import ModelConfig
     from isobit.models.shapes import expected_tensors
 

@@ -1,4 +1,4 @@
-"""Tries tiles of the GPU kernels on the card at hand and writes every time: what ``kernels/tiles.py`` is chosen from.
+"""Tries tiles of the GPU kernels on the card at hand and writes every time: ``kernels/gpu/tiles.py`` is chosen from it.
 
     python benchmarks/gpu_tune.py one|many|next|lanes [--out gpu_tune_one.csv] [--only int4]
 
@@ -46,7 +46,7 @@ class Case:
     def config(self, k: int) -> Any:
         from dataclasses import replace
 
-        from isobit.kernels.variants import variant
+        from isobit.kernels.gpu.rows import variant
         from isobit.targets.table import target
 
         config = variant(self.variant).config(target(self.target)).with_constants(**dict(self.constants))
@@ -184,9 +184,9 @@ def many_tokens() -> Iterator[Case]:
 
 def compile_case(case: Case, k: int, device: int) -> str:
     """Compiles into Triton's cache, as the run will; what went wrong, or nothing."""
-    from isobit.kernels.proof.request import specialize
-    from isobit.kernels.triton import launch
-    from isobit.kernels.variants import variant
+    from isobit.kernels.gpu import launch
+    from isobit.kernels.gpu.compile.request import specialize
+    from isobit.kernels.gpu.rows import variant
     from isobit.targets.table import target
 
     config = case.config(k)
@@ -207,7 +207,7 @@ class Operands:
         import torch
 
         signature = case.config(k).signature
-        from isobit.kernels.variants import variant
+        from isobit.kernels.gpu.rows import variant
 
         row = variant(case.variant)
         width = k // 4 if signature["w"] == "*i16" else k // row.per_word
@@ -252,8 +252,8 @@ class Operands:
 def measure(case: Case, operands: Operands, n: int, k: int) -> float:
     """Microseconds a launch, in a CUDA graph over all matrices, the median of replays."""
 
-    from isobit.kernels.triton.launch import Kernel
-    from isobit.kernels.variants import variant
+    from isobit.kernels.gpu.launch import Kernel
+    from isobit.kernels.gpu.rows import variant
     from isobit.targets.table import target
 
     config = case.config(k)

@@ -21,8 +21,8 @@ import torch
 from gpu_linear import random_weight
 from gpu_tune import timed
 
-from isobit.kernels.triton.bind import bind
-from isobit.kernels.triton.launch import Kernel
+from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.launch import Kernel
 from isobit.targets.table import target
 
 SHAPES = ((4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008))

@@ -104,7 +104,7 @@ def made(shape, scheme):  # type: ignore[no-untyped-def]
     """A linear with random weights, bound to the GPU kernels, and its inputs."""
     import torch
 
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
     from isobit.quantizer.grid import quantize_weight
 
     n, k = shape

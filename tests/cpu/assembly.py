@@ -13,7 +13,7 @@ import ptx
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
-from isobit.kernels.triton import launch
+from isobit.kernels.gpu import launch
 
 _PER_WARP = 4 * ptx.LANES
 

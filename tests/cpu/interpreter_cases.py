@@ -15,9 +15,9 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels import selection
-from isobit.kernels.triton.bind import BoundLinear, bind
-from isobit.kernels.triton.rounding import Rounding
+from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.bind import BoundLinear, bind
+from isobit.kernels.gpu.rounding import Rounding
 from isobit.targets.table import target
 
 SHAPES = ((5, 160), (70, 256))  # (N, K): N no multiple of a tile, K one or no multiple of a step

@@ -13,9 +13,9 @@ pytest.importorskip("triton", reason="compiling kernels needs Triton: pip instal
 
 from isobit.cli.compile import gpu_targets
 from isobit.cli.main import main
-from isobit.kernels import variants
-from isobit.kernels.proof.claims import claims
-from isobit.kernels.proof.page import page
+from isobit.kernels.gpu import rows
+from isobit.proof.claims import claims
+from isobit.proof.page import page
 from isobit.targets.table import TARGETS
 
 SMALL = ["--target", "gfx942", "--variant", "quantize-group", "-j", "1"]
@@ -49,8 +49,8 @@ def test_json_says_what_was_promised_and_found(capsys: pytest.CaptureFixture[str
 def test_a_claim_that_does_not_hold_is_status_1_and_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = replace(variants.variant("quantize-group"), promises=lambda target: ("v_mfma",))
-    monkeypatch.setattr(variants, "VARIANTS", (row,))
+    row = replace(rows.variant("quantize-group"), promises=lambda target: ("v_mfma",))
+    monkeypatch.setattr(rows, "VARIANTS", (row,))
     assert main(["compile", *SMALL]) == 1
     out = capsys.readouterr().out
     assert "quantize-group on gfx942:\n  - promises v_mfma, but" in out and "0 of 1 claims hold" in out
@@ -114,8 +114,8 @@ def test_all_is_every_target_with_a_backend_and_boards_are_targets_too() -> None
 
 def test_claims_are_what_the_rows_say_can_run() -> None:
     sm_75 = TARGETS["sm_75"]
-    names = {one.variant for one in claims(variants.VARIANTS, [sm_75])}
-    assert names == {row.name for row in variants.VARIANTS if row.requires(sm_75) is None}
+    names = {one.variant for one in claims(rows.VARIANTS, [sm_75])}
+    assert names == {row.name for row in rows.VARIANTS if row.requires(sm_75) is None}
     assert "many-f16" in names and "many-bf16" not in names
 
 

@@ -21,13 +21,13 @@ from isobit.formats.pack import code_dtype
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import scheme
 from isobit.formats.table import element
-from isobit.kernels.pack import cuda, loaded
-from isobit.kernels.pack.loaded import load_pack
-from isobit.kernels.pack.manifest import MANIFEST, Manifest
-from isobit.kernels.pack.record import recording
-from isobit.kernels.pack.write import parameter_sizes, write_pack
-from isobit.kernels.proof.request import Request
-from isobit.kernels.triton.bind import bind
+from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.compile.request import Request
+from isobit.kernels.gpu.packs import cuda, loaded
+from isobit.kernels.gpu.packs.loaded import load_pack
+from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest
+from isobit.kernels.gpu.packs.record import recording
+from isobit.kernels.gpu.packs.write import parameter_sizes, write_pack
 from isobit.models.pack import TOKENS
 from isobit.targets.table import TARGETS
 
@@ -87,7 +87,7 @@ def test_recording_launches_and_compiles_nothing(monkeypatch: pytest.MonkeyPatch
     def refuse(*args: object) -> None:
         raise AssertionError("compiles")
 
-    monkeypatch.setattr("isobit.kernels.triton.launch.compile_request", refuse)
+    monkeypatch.setattr("isobit.kernels.gpu.launch.compile_request", refuse)
     assert len(recorded("fp8", tokens=3)) == 2
 
 
@@ -143,7 +143,7 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
 
 
 def test_changed_kernel_sources_are_refused(copy: Path) -> None:
-    with pytest.raises(CheckpointError, match="compiled from other sources of isobit.kernels.triton.quantize"):
+    with pytest.raises(CheckpointError, match="compiled from other sources of isobit.kernels.gpu.triton.quantize"):
         load_pack(edited(copy, {}, {"key": "0" * 64}))
 
 
@@ -185,7 +185,7 @@ def test_a_folder_that_is_no_pack_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_kernel_that_does_not_compile_is_named_and_nothing_is_left(pack: Path, tmp_path: Path) -> None:
     good = load_pack(pack).manifest.kernels[0].request
-    bad = replace(good, entry="isobit.kernels.triton.quantize:nothing")
+    bad = replace(good, entry="isobit.kernels.gpu.triton.quantize:nothing")
     with pytest.raises(Unsupported, match="quantize:nothing .* is not a Triton kernel"):
         write_pack(tmp_path / "new", {"bad": bad}, SM_86, model="", dtype="float16", processes=1)
     assert list(tmp_path.iterdir()) == []
@@ -252,7 +252,7 @@ def kernel(pack: Path) -> Any:
 
 
 def names_of(kernel: Any) -> tuple[str, ...]:
-    from isobit.kernels.triton import linear_matrix
+    from isobit.kernels.gpu.triton import linear_matrix
 
     return tuple(linear_matrix.linear_matrix.arg_names)
 

@@ -12,10 +12,10 @@ import torch
 pytest.importorskip("triton")
 
 from isobit.formats import codec
-from isobit.kernels.proof.build import compile_request
-from isobit.kernels.proof.request import specialize
-from isobit.kernels.triton import lanes_assembly as assembly
-from isobit.kernels.variants import variant
+from isobit.kernels.gpu.compile.build import compile_request
+from isobit.kernels.gpu.compile.request import specialize
+from isobit.kernels.gpu.rows import variant
+from isobit.kernels.gpu.triton import lanes_assembly as assembly
 from isobit.targets.table import target
 
 WORDS = 4 * ptx.LANES  # a lane's four words are neighbours

@@ -53,7 +53,7 @@ def test_they_are_described_as_what_they_are(tmp_path: Path) -> None:
 
 def test_a_gpu_refuses_them_with_the_reason() -> None:
     pytest.importorskip("triton")
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
     from isobit.quantizer.grid import quantize_weight
     from isobit.targets.table import TARGETS
 

@@ -14,11 +14,10 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import scheme
 from isobit.formats.table import element
-from isobit.kernels import fits, layouts
-from isobit.kernels.pack.record import recording
-from isobit.kernels.triton import library
-from isobit.kernels.triton.bind import BoundLinear, bind
-from isobit.kernels.variants import variant
+from isobit.kernels.gpu import fits, layouts, library
+from isobit.kernels.gpu.bind import BoundLinear, bind
+from isobit.kernels.gpu.packs.record import recording
+from isobit.kernels.gpu.rows import variant
 from isobit.legalize.memory import tensor_bytes
 from isobit.legalize.workload import Tensor
 from isobit.targets.table import TARGETS, target
@@ -71,7 +70,7 @@ def storages(linear: BoundLinear, also: object = None) -> int:
             pending += one.values()
         elif isinstance(one, (list, tuple)):
             pending += one
-        elif type(one).__module__.startswith("isobit.kernels.triton") and hasattr(one, "__dict__"):
+        elif type(one).__module__.startswith("isobit.kernels.gpu.triton") and hasattr(one, "__dict__"):
             pending += vars(one).values()
     return sum(held.values())
 

@@ -15,8 +15,8 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, scheme
 from isobit.formats.table import element
-from isobit.kernels.triton import library
-from isobit.kernels.triton.bind import bind
+from isobit.kernels.gpu import library
+from isobit.kernels.gpu.bind import bind
 from isobit.legalize.ops import Lowering
 from isobit.legalize.planner import decide, sample_ops
 from isobit.legalize.text import op_lines

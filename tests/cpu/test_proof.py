@@ -14,10 +14,11 @@ import pytest
 pytest.importorskip("triton", reason="compiling kernels needs Triton: pip install triton")
 
 from isobit.errors import CapacityError, IsobitError, Unsupported
-from isobit.kernels.proof import matrix
-from isobit.kernels.proof.matrix import Claim, Outcome, prove
-from isobit.kernels.proof.request import Request, sources
-from isobit.kernels.proof.store import Store, cache_folder
+from isobit.kernels.gpu.compile import processes
+from isobit.kernels.gpu.compile.request import Request, sources
+from isobit.proof import matrix
+from isobit.proof.matrix import Claim, Outcome, prove
+from isobit.proof.store import Store, cache_folder
 
 SM_80, SM_90, GFX942 = ("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)
 
@@ -163,7 +164,7 @@ def test_without_triton_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, t
     def missing(name: str) -> str:
         raise __import__("importlib.metadata").metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(matrix.importlib.metadata, "version", missing)
+    monkeypatch.setattr(processes.importlib.metadata, "version", missing)
     with pytest.raises(Unsupported, match="pip install triton"):
         prove([], Store(tmp_path), processes=1)
 

@@ -28,7 +28,7 @@ N = 144
 
 
 def bound(weight: QTensor, name: str, lowering: str | None, static: float | None = None):  # type: ignore[no-untyped-def]
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     scale = None if static is None else torch.tensor([static]).cuda()
     where = target(lowering) if lowering else None

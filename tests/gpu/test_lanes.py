@@ -21,7 +21,7 @@ GROUPED_SHAPES = ((200, 1280), (4096, 4096), (4100, 11008), (33, 13824), (70, 12
 @pytest.fixture
 def machine(request: pytest.FixtureRequest):
     """The target whose lowering runs, with its lanes in use."""
-    from isobit.kernels.triton.bind import here
+    from isobit.kernels.gpu.bind import here
 
     found = here() if request.param == "here" else target(request.param)
     if found.backend is None or found.backend[0] != "cuda" or int(found.backend[1]) < 80:
@@ -36,7 +36,7 @@ def machine(request: pytest.FixtureRequest):
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_codes(scheme: str, machine, dtype: torch.dtype) -> None:
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     generator = torch.Generator().manual_seed(5)
     acts = SCHEMES[scheme].activations
@@ -57,7 +57,7 @@ def test_codes(scheme: str, machine, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("machine", LOWERINGS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_floats(machine, dtype: torch.dtype) -> None:
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     generator = torch.Generator().manual_seed(6)
     for n, k in SHAPES:
@@ -74,7 +74,7 @@ def test_floats(machine, dtype: torch.dtype) -> None:
 def test_the_smallest_codes_are_not_flushed(machine) -> None:
     from isobit.formats.qtensor import QTensor
     from isobit.formats.schemes import WeightSpec
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     for name, codes in (("e4m3fn", range(1, 9)), ("e5m2", range(1, 6))):
         rows = torch.tensor(list(codes), dtype=torch.uint8)[:, None].repeat(1, 1024)

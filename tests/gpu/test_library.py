@@ -10,7 +10,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES
 from isobit.formats.table import element
-from isobit.kernels.tiles import LARGE, LIBRARY_MEASURED
+from isobit.kernels.gpu.tiles import LARGE, LIBRARY_MEASURED
 from isobit.targets.table import target
 
 pytestmark = [
@@ -58,7 +58,7 @@ def _error_before_rounding(y: torch.Tensor, y64: torch.Tensor) -> float:
 @pytest.mark.parametrize("out", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", ["fp8", "fp8-static", "bf16", "f16"])
 def test_a_product_of_pytorchs_keeps_the_contract(scheme: str, out: torch.dtype) -> None:
-    from isobit.kernels.triton.bind import bind, here
+    from isobit.kernels.gpu.bind import bind, here
 
     if here().name not in LIBRARY_MEASURED:
         pytest.skip(f"not chosen on {here().name}")
@@ -81,7 +81,7 @@ def test_a_product_of_pytorchs_keeps_the_contract(scheme: str, out: torch.dtype)
 @pytest.mark.parametrize("lowering", ["sm_90", "sm_86", "sm_80"])
 @pytest.mark.parametrize("scheme", WIDENED)
 def test_weights_widened_once_per_call_keep_the_contract(scheme: str, lowering: str) -> None:
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     weight = _weight(scheme, 1408, 3840)
     bias = torch.randn(1408, device="cuda")

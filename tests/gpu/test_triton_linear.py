@@ -10,7 +10,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec
 from isobit.formats.table import element
-from isobit.kernels.selection import unsupported
+from isobit.kernels.gpu.selection import unsupported
 from isobit.targets.table import target
 
 pytestmark = [
@@ -61,7 +61,7 @@ def _expected(weight: QTensor, acts: ActSpec | None, static: torch.Tensor | None
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("scheme", ON_GPUS)
 def test_every_scheme_and_lowering_is_within_the_tolerance(scheme: str, lowering: str | None) -> None:
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     generator = torch.Generator().manual_seed(3)
     acts = SCHEMES[scheme].activations
@@ -80,7 +80,7 @@ def test_every_scheme_and_lowering_is_within_the_tolerance(scheme: str, lowering
 
 
 def test_a_token_does_not_depend_on_the_tokens_beside_it() -> None:
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     generator = torch.Generator().manual_seed(4)
     for scheme in ("fp8", "int8", "int4"):

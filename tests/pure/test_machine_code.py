@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from isobit.errors import IsobitError
-from isobit.kernels.proof.evidence import Evidence, failures, read
-from isobit.kernels.proof.listing import parse_amdgcn, parse_ptx, parse_sass
-from isobit.kernels.proof.loops import hot_loops
-from isobit.kernels.proof.operands import precise
+from isobit.proof.evidence import Evidence, failures, read
+from isobit.proof.listing import parse_amdgcn, parse_ptx, parse_sass
+from isobit.proof.loops import hot_loops
+from isobit.proof.operands import precise
 
 
 def sass(*lines: str) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from isobit.kernels.proof.claims import claims
-from isobit.kernels.variants import VARIANTS
+from isobit.kernels.gpu.rows import VARIANTS
+from isobit.proof.claims import claims
 from isobit.targets.table import TARGETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"

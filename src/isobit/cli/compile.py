@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
-    from isobit.kernels.proof.matrix import Claim, Outcome
+    from isobit.proof.matrix import Claim, Outcome
     from isobit.targets.spec import Target
 
 
@@ -79,8 +79,8 @@ def _pack(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from isobit.checkpoint.source import resolve
-    from isobit.kernels.pack.write import write_pack
-    from isobit.kernels.proof.matrix import triton_version
+    from isobit.kernels.gpu.compile.processes import triton_version
+    from isobit.kernels.gpu.packs.write import write_pack
     from isobit.models.pack import requests
     from isobit.targets.detect import usable_cores
 
@@ -126,8 +126,8 @@ def gpu_targets(names: str) -> tuple[Target, ...]:
 
 
 def _claims(pattern: str | None, targets: Sequence[Target]) -> list[Claim]:
-    from isobit.kernels.proof.claims import claims, select
-    from isobit.kernels.variants import VARIANTS
+    from isobit.kernels.gpu.rows import VARIANTS
+    from isobit.proof.claims import claims, select
 
     found = claims(select(VARIANTS, pattern), targets)
     if not found:
@@ -138,8 +138,8 @@ def _claims(pattern: str | None, targets: Sequence[Target]) -> list[Claim]:
 def _prove(claims: list[Claim], args: argparse.Namespace) -> list[Outcome]:
     from tqdm import tqdm
 
-    from isobit.kernels.proof.matrix import prove
-    from isobit.kernels.proof.store import Store, cache_folder
+    from isobit.proof.matrix import prove
+    from isobit.proof.store import Store, cache_folder
     from isobit.targets.detect import usable_cores
 
     with tqdm(total=len(claims), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -153,8 +153,8 @@ def _prove(claims: list[Claim], args: argparse.Namespace) -> list[Outcome]:
 
 
 def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, check: bool) -> bool:
-    from isobit.kernels.proof.matrix import triton_version
-    from isobit.kernels.proof.page import page
+    from isobit.kernels.gpu.compile.processes import triton_version
+    from isobit.proof.page import page
 
     text = page(outcomes, targets, triton_version(), formats(outcomes, targets), library(targets))
     if not check:
@@ -190,7 +190,7 @@ def formats(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> dict[str,
 
 def library(targets: Sequence[Target]) -> dict[str, list[str]]:
     """PyTorch's products among the kernels, and the targets on which they are chosen."""
-    from isobit.kernels.variants import VARIANTS
+    from isobit.kernels.gpu.rows import VARIANTS
 
     rows = [row for row in VARIANTS if row.library]
     return {row.name: [target.name for target in targets if row.requires(target) is None] for row in rows}

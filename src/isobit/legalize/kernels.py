@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.kernels import cpu_formats, selection
-from isobit.kernels.fits import Matrix, misfit
+from isobit.kernels import cpu_formats
+from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.fits import Matrix, misfit
+from isobit.kernels.gpu.rows import VARIANTS, Variant
+from isobit.kernels.gpu.tiles import LARGE, LIBRARY_FROM
 from isobit.kernels.registry import LINEAR_KERNELS
-from isobit.kernels.tiles import LARGE, LIBRARY_FROM
-from isobit.kernels.variants import VARIANTS, Variant
 from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target

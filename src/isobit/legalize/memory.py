@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
-from isobit.kernels.tiles import LARGE
+from isobit.kernels.gpu.tiles import LARGE
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype

@@ -80,7 +80,7 @@ class Lowering:
         reason: why not a better action; empty for native.
         notes: what else changes and a user should know.
         rounds: the rounding points that this lowering keeps.
-        workspace: bytes that a call with very many tokens (``kernels.tiles.LARGE``) takes for a widened weight.
+        workspace: bytes that a call with very many tokens (``kernels.gpu.tiles.LARGE``) takes for a widened weight.
         narrowed: whether such a call takes activations in another dtype, too.
     """
 

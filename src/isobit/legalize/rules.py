@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.selection import first_tokens
-from isobit.kernels.variants import Variant
+from isobit.kernels.gpu.rows import Variant
+from isobit.kernels.gpu.selection import first_tokens
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op

@@ -11,13 +11,13 @@ from isobit.checkpoint import layout
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
-from isobit.kernels.pack.record import recording
-from isobit.kernels.proof.request import Request
+from isobit.kernels.gpu.compile.request import Request
+from isobit.kernels.gpu.packs.record import recording
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import expected_tensors
 from isobit.targets.spec import Target
 
-# Numbers of tokens that the kernels tell apart (kernels/selection.py), with some to spare.
+# Numbers of tokens that the kernels tell apart (kernels/gpu/selection.py), with some to spare.
 TOKENS = (1, 2, 4, 8, 12, 16, 17, 64, 1024)
 # Multiprocessors of the cards there are, from a T4 to a B200 and an RTX PRO 6000: how far K is split depends on them,
 # in powers of two, so that neighbours give the same kernels and a pack serves every card of its target.
@@ -38,7 +38,7 @@ def requests(source: Path, target: Target, dtype: str | None) -> tuple[dict[str,
         Unsupported: no kernel takes these formats on the target; has every reason.
         UsageError: an unknown dtype.
     """
-    from isobit.kernels.triton.bind import bind
+    from isobit.kernels.gpu.bind import bind
 
     ck = Checkpoint.open(source)
     name = dtype or _stored_dtype(ck)

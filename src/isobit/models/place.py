@@ -94,6 +94,6 @@ def place(device: str = "cpu", lowering: str | None = None) -> Place:
 
 
 def _own() -> Target:
-    from isobit.kernels.triton.bind import here
+    from isobit.kernels.gpu.bind import here
 
     return here()

@@ -1,0 +1,90 @@
+"""Whether a weight's shape and groups suit a GPU kernel: one answer for plans and for binding. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.formats.schemes import WeightSpec
+from isobit.kernels.gpu.lane_tiles import LANE_WORDS
+from isobit.kernels.gpu.rows import Variant
+from isobit.targets.spec import Target
+
+_UNITS = (256, 128, 64)
+_FLOAT8_MULTIPLE = 16  # of N and K, that PyTorch's float8 product asks for
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight ``[n, k]`` as kernels see it.
+
+    Attributes:
+        n, k: outputs and inputs.
+        spec: how it is quantized; None when it is not.
+        bias: whether one is added.
+        foldable: whether codes times scales are float16 numbers (``layouts.folding_scales``).
+        aligned: whether it begins at a multiple of 16 bytes.
+        library: (entry of a row, why PyTorch's product cannot run here).
+    """
+
+    n: int
+    k: int
+    spec: WeightSpec | None
+    bias: bool = False
+    foldable: bool = True
+    aligned: bool = True
+    library: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def group(self) -> int:
+        """Weights along K that share a scale; K itself for channels and tensors."""
+        return (self.spec.group if self.spec is not None else None) or self.k
+
+
+def unit(row: Variant, matrix: Matrix, target: Target) -> int | None:
+    """Codes of one step of a kernel of nibbles; None where no step fits, and for all other kernels."""
+    if not row.reads_units or matrix.spec is None:
+        return None
+    largest = row.unit(target)
+    for size in _UNITS:
+        whole = matrix.k % size == 0 and matrix.group % (size // 4) == 0
+        if size <= largest and whole and (matrix.spec.symmetric or matrix.group % size == 0):
+            return size
+    return None
+
+
+def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
+    """Why a weight does not suit a variant that the target can run, or None."""
+    if row.library:
+        return _misfit_of_library(row, matrix)
+    if row.reads_units and not unit(row, matrix, target):
+        return f"groups of {matrix.group} do not make up its units of K = {matrix.k}"
+    if row.widen == "fold-int4" and not matrix.foldable:
+        return "codes times scales are not all float16 numbers"
+    if row.name == "vector-int8-dp4a" and matrix.k % 4:
+        return f"K = {matrix.k} is not a multiple of 4"
+    return _misfit_of_lanes(row, matrix) if ":linear_lanes" in row.entry else None
+
+
+def _misfit_of_library(row: Variant, matrix: Matrix) -> str | None:
+    if matrix.bias:
+        return "PyTorch rounds a bias to the dtype of the result"
+    if row.entry.endswith(":scaled_mm") and (matrix.n % _FLOAT8_MULTIPLE or matrix.k % _FLOAT8_MULTIPLE):
+        return (
+            f"PyTorch multiplies float8 only where N = {matrix.n} and K = {matrix.k} are multiples of"
+            f" {_FLOAT8_MULTIPLE}"
+        )
+    return dict(matrix.library).get(row.entry)
+
+
+def _misfit_of_lanes(row: Variant, matrix: Matrix) -> str | None:
+    """Lanes read 16 bytes of a row each, and a step of a warp begins with a group."""
+    step = 16 * row.per_word
+    if matrix.k % step:
+        return f"K = {matrix.k} is not a multiple of {step}"
+    if not matrix.aligned:
+        return "the weights do not begin at a multiple of 16 bytes"
+    if row.reads_units:
+        width = row.per_word * LANE_WORDS
+        if width % matrix.group:
+            return f"groups of {matrix.group} are not parts of its steps of {width}"
+    return None

@@ -1,0 +1,107 @@
+"""How the kernels of ``triton/linear_lanes*.py`` are compiled, and where they are chosen. Pure, as ``tiles.py`` is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from isobit.kernels.gpu.tiles import BLOCK, Config, Constant, matrix_signature, overlaps, unit_of_nibbles
+from isobit.targets.spec import Target
+
+# CUDA architecture from which on there is mma.m16n8k16. On an H200 linear_lanes.py was the fastest for one token in the
+# lowerings of sm_86, sm_89 and sm_90 (gpu_linear.csv); for the others it is taken to be.
+LANES_ARCH = 80
+
+
+@dataclass(frozen=True)
+class LaneTile:
+    """Rows and warps of a program of linear_lanes.py, each with 128 words of a step, and steps in its loop's body."""
+
+    n: int
+    warps: int
+    unroll: int
+
+
+LANE_WORDS = 128  # of a warp: four for each lane
+_WIDE_ROWS = 8192  # from which there are programs enough to give each but one warp
+# Measured on an H200 (gpu_tune_lanes.csv): below and from _WIDE_ROWS on. What takes many instructions to decode wants
+# few warps that wait for each other; the others want much of K in flight.
+_LANE_TILES: Mapping[str, tuple[LaneTile, LaneTile]] = {
+    "f16": (LaneTile(4, 4, 1), LaneTile(4, 4, 1)), "bf16": (LaneTile(4, 4, 1), LaneTile(4, 4, 1)),
+    "hardware": (LaneTile(4, 4, 2), LaneTile(4, 4, 2)), "e5m2": (LaneTile(4, 4, 2), LaneTile(4, 4, 2)),
+    "e4m3fn": (LaneTile(4, 2, 1), LaneTile(4, 1, 1)), "nibbles": (LaneTile(4, 2, 2), LaneTile(4, 1, 1)),
+    "hardware by f16": (LaneTile(4, 4, 1), LaneTile(4, 2, 1)), "e4m3fn by f16": (LaneTile(4, 2, 1), LaneTile(4, 1, 4)),
+    "e4m3fn by bf16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)), "int8 by f16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)),
+    "int8 by bf16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)), "nibbles, quarters": (LaneTile(4, 2, 1), LaneTile(8, 1, 1)),
+    "nibbles, zero points": (LaneTile(4, 2, 1), LaneTile(8, 2, 1)),
+    "hardware, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
+    "e4m3fn, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
+}  # fmt: skip
+
+
+def _kind(config: Config) -> str:
+    """Which of ``_LANE_TILES`` is for a configuration."""
+    constants = config.constexprs
+    if "UNIT" in constants:
+        if constants["HAS_ZERO"]:
+            return "nibbles, zero points"
+        quarters = int(constants["GROUP"] or 0) % (int(constants["UNIT"] or 0) // 2)
+        return "nibbles, quarters" if quarters else "nibbles"
+    if "GROUP" in constants:
+        return f"{constants['ELEMENT']}, blocks"
+    return f"{constants['ELEMENT']}{' by ' if constants['X'] else ''}{constants['X']}"
+
+
+def for_rows(config: Config, n: int) -> Config:
+    """A configuration of the lanes' kernels for a weight of ``n`` rows."""
+    tile = _LANE_TILES[_kind(config)][n >= _WIDE_ROWS]
+    changed = config.with_constants(BLOCK_N=tile.n, BLOCK_K=LANE_WORDS * tile.warps, UNROLL=tile.unroll)
+    return replace(changed, num_warps=tile.warps)
+
+
+def _config(target: Target, constants: Mapping[str, Constant], scale: str = "*fp32") -> Config:
+    """What all have in common; rows, steps and warps of a program come from its tile."""
+    known: dict[str, Constant] = {"HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target))}
+    return for_rows(Config(matrix_signature("*i32", "*i32", scale), {**known, **constants}, 2, 1), 1)
+
+
+def lanes(element: str, *, scaled: bool = True, rounded: bool = False) -> Callable[[Target], Config]:
+    """Configuration of ``linear_lanes`` for activations of the weights' format; ``element`` as there."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {
+            "ELEMENT": element, "X": "", "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled
+        }  # fmt: skip
+        return _config(target, constants)
+
+    return config
+
+
+def lanes_by_floats(element: str, dtype: str) -> Callable[[Target], Config]:
+    """Configuration of ``linear_lanes`` for codes by activations as they are."""
+
+    def config(target: Target) -> Config:
+        converts = dtype == "f16" and element == "e4m3fn" and target.unit("e4m3fn", "e4m3fn") is not None
+        constants: dict[str, Constant] = {
+            "ELEMENT": "hardware" if converts else element, "X": dtype, "HAS_TOKEN_SCALE": False, "HAS_SCALE": True
+        }  # fmt: skip
+        return _config(target, constants)
+
+    return config
+
+
+def lanes_block(element: str) -> Callable[[Target], Config]:
+    """Configuration of ``linear_lanes_block``."""
+    return lambda target: _config(target, {"ELEMENT": element, "GROUP": BLOCK})
+
+
+def lanes_nibbles(dtype: str, zero: bool) -> Callable[[Target], Config]:
+    """Configuration of ``linear_lanes_nibbles``, for groups of 128."""
+
+    def config(target: Target) -> Config:
+        constants: dict[str, Constant] = {
+            "GROUP": 128, "UNIT": unit_of_nibbles(target, zero), "DTYPE": dtype, "HAS_ZERO": zero
+        }  # fmt: skip
+        return _config(target, constants, "*bf16")
+
+    return config

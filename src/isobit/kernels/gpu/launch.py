@@ -1,0 +1,134 @@
+"""Compiles a kernel for a target, once, and runs it on the card at hand, which may be a newer one.
+
+A kernel compiled for another NVIDIA target is that target's code in NVIDIA's portable assembly (PTX), which the
+assembler turns into machine code for the card at hand. So the lowering of an absent card runs here as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.runtime.cache import get_cache_manager
+
+from isobit.errors import Unsupported
+from isobit.kernels.gpu.compile.build import compile_request
+from isobit.kernels.gpu.compile.request import Request, specialize
+from isobit.kernels.gpu.packs import loaded, record
+from isobit.kernels.gpu.tiles import Config
+from isobit.targets.spec import Target
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+class Kernel:
+    """One compiled kernel; call it with a grid and the arguments that are not constants."""
+
+    def __init__(self, entry: str, config: Config, target: Target) -> None:
+        self._entry, self._config, self._target = entry, config, target
+        self._function = _function(entry)
+        self._names = tuple(self._function.arg_names)
+        self._ready: dict[tuple[str, ...], Any] = {}  # by the arguments that are multiples of 16
+
+    def __call__(self, grid: tuple[int, ...], **arguments: Any) -> None:
+        """Runs the kernel on the current stream."""
+        shape = (*grid, 1, 1)[:3]
+        if interpreting():
+            given = {name: value for name, value in arguments.items() if name in self._names}
+            self._function[shape](**given, **_interpretable(self._config))
+            return
+        aligned = tuple(name for name, value in arguments.items() if self._is_aligned(name, value))
+        recorder = record.active()
+        if recorder is not None:
+            recorder.add(self._request(aligned))
+            return
+        kernel = self._ready.get(aligned)
+        if kernel is None:
+            kernel = self._ready[aligned] = _prepared(self._request(aligned), self._names)
+        kernel[shape](*(arguments.get(name) for name in self._names))
+
+    def _request(self, aligned: tuple[str, ...]) -> Request:
+        return specialize(self._entry, self._config, self._target, aligned)
+
+    def _is_aligned(self, name: str, value: Any) -> bool:
+        if isinstance(value, torch.Tensor):
+            # What is recorded stands in for memory of a card, where every allocation is aligned.
+            return record.active() is not None or value.data_ptr() % 16 == 0
+        return name in self._config.divisible and value % 16 == 0
+
+
+def _interpretable(config: Config) -> dict[str, Any]:
+    """The constants without what the interpreter has not: inline assembly and overlapping launches."""
+    plain: dict[str, Any] = {"ASM": False, "OVERLAP": False}
+    return {name: plain.get(name, value) for name, value in config.constexprs.items()}
+
+
+def _function(entry: str) -> Any:
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _capability() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+_PREPARED: dict[tuple[str, int], Any] = {}  # by the request's name and the card's capability
+
+
+def _prepared(request: Request, names: tuple[str, ...]) -> Any:
+    """Machine code for the card at hand: from the kernel pack in use, or compiled."""
+    pack = loaded.active()
+    packed = None if pack is None else pack.find(request, names)
+    if packed is not None:
+        return packed
+    key = (request.name(), _capability())
+    if key not in _PREPARED:
+        _PREPARED[key] = _compiled(request, key[1])
+    return _PREPARED[key]
+
+
+def _compiled(request: Request, device: int) -> Any:
+    kernel = compile_request(request)
+    backend, arch, _ = request.backend
+    if backend == "cuda" and torch.version.hip is None and arch != device:
+        _reassemble(kernel, int(arch), device)
+    return kernel
+
+
+def _reassemble(kernel: Any, arch: int, device: int) -> None:
+    """Turns the kernel's portable assembly, made for ``arch``, into machine code for the card at hand."""
+    if arch > device or arch == 90 or arch >= 100:
+        raise Unsupported(
+            f"running code for sm_{arch} on an sm_{device} card",
+            ["a card runs the portable assembly of older targets only, and none of the sm_90a and sm_100a families"],
+        )
+    cache = get_cache_manager(hashlib.sha256(f"{kernel.hash} on {device}".encode()).hexdigest())
+    kept = cache.get_file("kernel.cubin")
+    code = Path(kept).read_bytes() if kept else _assembled(kernel.asm["ptx"], arch, device)
+    if not kept:
+        cache.put(code, "kernel.cubin", binary=True)
+    kernel.asm["cubin"] = kernel.kernel = code
+
+
+def _assembled(text: str, arch: int, device: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(text)
+        suffix = "a" if device >= 90 else ""
+        command = [get_ptxas(device).path, f"--gpu-name=sm_{device}{suffix}", str(source), "-o", str(binary)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+        if done.returncode:
+            raise Unsupported(f"assembling sm_{arch} code for sm_{device}", [done.stderr.strip()])
+        return binary.read_bytes()

@@ -1,0 +1,1 @@
+"""The functions that Triton compiles, one file per family of work."""

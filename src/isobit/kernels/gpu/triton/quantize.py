@@ -1,0 +1,155 @@
+"""The rounding of activations, bit for bit as docs/numerics.md, section 3, says, on every target.
+
+Codes are computed with integer arithmetic on the bits of float32, so they do not depend on a target's conversions.
+What leaves is the codes, or their values as float16 (``WIDE``) for kernels that multiply in float16.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from isobit.kernels.gpu.triton.pdl import wait
+
+_FLOOR = tl.constexpr(2.0**-100)
+_INFINITY_BITS = tl.constexpr(0x7F800000)
+
+
+@triton.jit
+def _float_code(value, MANTISSA: tl.constexpr, LEAST: tl.constexpr):
+    """Codes (int32) of ``value`` within the range of a float format with ``MANTISSA`` bits and least normal 2**LEAST.
+
+    A normal number is rounded on its bits. A smaller one is rounded by adding the power of two whose last place is the
+    format's smallest step.
+    """
+    bits = value.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    drop: tl.constexpr = 23 - MANTISSA
+    normal = magnitude + ((1 << (drop - 1)) - 1) + ((magnitude >> drop) & 1)
+    normal = (normal >> drop) - ((LEAST - 1 + 127) << MANTISSA)
+    anchor: tl.constexpr = (LEAST - MANTISSA + 23 + 127) << 23
+    small = magnitude.to(tl.float32, bitcast=True) + tl.full((), anchor, tl.int32).to(tl.float32, bitcast=True)
+    small = small.to(tl.int32, bitcast=True) - anchor
+    code = tl.where(magnitude < ((LEAST + 127) << 23), small, normal)
+    return code | ((bits >> 24) & 0x80)
+
+
+@triton.jit
+def _code(value, ELEMENT: tl.constexpr):
+    """Codes (int32) of values within the range of the format: ties to even, zeros keep their sign."""
+    if ELEMENT == "e4m3fn":
+        return _float_code(value, 3, -6)
+    elif ELEMENT == "e5m2":
+        return _float_code(value, 2, -14)
+    else:
+        tl.static_assert(ELEMENT == "int8", "an 8-bit element format")
+        shifted = value + 12582912.0  # 1.5 * 2**23, whose last place is 1
+        return shifted.to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
+def _store(codes, place, value, mask, ELEMENT: tl.constexpr, WIDE: tl.constexpr):
+    """Stores codes, or what they stand for as float16 or bfloat16."""
+    code = _code(value, ELEMENT)
+    if not WIDE:
+        tl.store(codes + place, code.to(codes.dtype.element_ty), mask=mask)
+    else:
+        if ELEMENT == "e4m3fn":
+            half = (((code & 0x80) << 8) | ((code & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True) * 256.0
+        elif ELEMENT == "e5m2":
+            half = (code << 8).to(tl.int16).to(tl.float16, bitcast=True)
+        else:
+            half = code.to(tl.float16)
+        if codes.dtype.element_ty == tl.bfloat16:
+            tl.store(codes + place, half.to(tl.float32).to(tl.bfloat16), mask=mask)
+        else:
+            tl.store(codes + place, half, mask=mask)
+
+
+@triton.jit
+def _bits(values):
+    """Magnitudes as int32: they order as the numbers do, with infinity and NaN above all."""
+    return values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _scale(peak, qmax):
+    """The scale of what has magnitude bits ``peak`` at most; NaN where that is no number."""
+    scale = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), qmax), _FLOOR)
+    return tl.where(peak < _INFINITY_BITS, scale, float("nan"))
+
+
+@triton.jit
+def _quotient(values, scale, qmax):
+    """``clamp(values / scale)``, 0 where the scale is NaN."""
+    quotient = tl.div_rn(values.to(tl.float32), tl.broadcast_to(scale, values.shape))
+    quotient = tl.where(scale == scale, quotient, 0.0)
+    return tl.minimum(tl.maximum(quotient, -qmax), qmax)
+
+
+@triton.jit
+def quantize_token(
+    x, codes, scales, static_scale, K, qmax,
+    ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, ONCE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One scale per token. Grid: (M,).
+
+    Args:
+        x: ``[M, K]`` float32, bfloat16 or float16.
+        codes: ``[M, K]`` uint8 or int8 codes; float16 values of them if WIDE.
+        scales: ``[M]`` float32.
+        static_scale: ``[1]`` float32, the scale of every token without NaN and infinity, if STATIC.
+        qmax: largest value of the format, as float32.
+        ONCE: K is at most BLOCK_K, and the token is read once and kept in registers.
+    """
+    if OVERLAP:
+        wait()
+    m = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_K)
+    row = x + m * K
+    out = codes + m * K
+    values = tl.load(row + column, mask=column < K, other=0.0)
+    peaks = _bits(values)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            k = begin + column
+            peaks = tl.maximum(peaks, _bits(tl.load(row + k, mask=k < K, other=0.0)))
+    peak = tl.max(peaks, axis=0)
+    if STATIC:
+        scale = tl.where(peak < _INFINITY_BITS, tl.load(static_scale), float("nan"))
+    else:
+        scale = _scale(peak, qmax)
+    tl.store(scales + m, scale)
+    _store(out, column, _quotient(values, scale, qmax), column < K, ELEMENT, WIDE)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            k = begin + column
+            values = tl.load(row + k, mask=k < K, other=0.0)
+            _store(out, k, _quotient(values, scale, qmax), k < K, ELEMENT, WIDE)
+
+
+@triton.jit
+def quantize_group(
+    x, codes, scales, groups, qmax,
+    ELEMENT: tl.constexpr, WIDE: tl.constexpr, OVERLAP: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """One scale per ``GROUP`` consecutive values. Grid: (ceil(groups / ROWS),).
+
+    Args:
+        x: ``groups`` runs of GROUP values, float32, bfloat16 or float16: ``[M, K]`` read as ``[M * K / GROUP, GROUP]``.
+        codes: as ``x``, as for ``quantize_token``.
+        scales: ``[groups]`` float32.
+        WIDTH: GROUP rounded up to a power of two.
+    """
+    if OVERLAP:
+        wait()
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    place = row[:, None] * GROUP + column[None, :]
+    mask = (row < groups)[:, None] & (column < GROUP)[None, :]
+    values = tl.load(x + place, mask=mask, other=0.0)
+    scale = _scale(tl.max(_bits(values), axis=1), qmax)
+    tl.store(scales + row, scale, mask=row < groups)
+    _store(codes, place, _quotient(values, scale[:, None], qmax), mask, ELEMENT, WIDE)

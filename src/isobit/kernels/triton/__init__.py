@@ -1,1 +1,0 @@
-"""The GPU kernels, in Triton: one file per family of work. Only ``bind.py`` and ``launch.py`` import torch."""
