@@ -16,12 +16,53 @@ The command line prints these as one clear message and exits with status 2; a tr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from os import PathLike
 
+LONGEST_MESSAGE = 6000
+_LONGEST_WORD = 1000  # a path may have so many characters; whatever is longer was never meant to be read
+_NOT_OF_A_LIST = re.compile(r"\n(?!  )")
+
+
+def printable(text: object, limit: int = LONGEST_MESSAGE) -> str:
+    """Text that can be shown in a terminal, whatever file, tensor or argument parts of it come from.
+
+    Characters that do something instead of being seen (escape sequences, line ends, changes of direction) and halves of
+    surrogate pairs become escapes like ``\\x1b``. A line end stays where two spaces follow: those are the lists in our
+    own messages. What is too long loses its middle, and says how much; its end often says what to do.
+
+    Args:
+        text: anything; its ``str``.
+        limit: the most characters of the result, escapes included.
+    """
+    shown = str(text)
+    if len(shown) > _LONGEST_WORD:
+        shown = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _shortened(word[0], _LONGEST_WORD), shown)
+        shown = _shortened(shown, limit)
+    shown = _NOT_OF_A_LIST.sub(r"\\n", shown)
+    if not shown.isprintable():
+        shown = "".join(letter if letter.isprintable() or letter == "\n" else _escape(letter) for letter in shown)
+    return _shortened(shown, limit)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    gap = f" ... ({len(text) - limit:,} characters left out) ... "
+    kept = max(0, limit - len(gap))
+    return text[: kept - kept // 4] + gap + text[len(text) - kept // 4 :]
+
 
 class IsobitError(Exception):
-    """Base class. The message names the thing, the reason and what to do instead."""
+    """Base class. The message names the thing, the reason and what to do instead; it is bounded and printable."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(IsobitError):
