@@ -26,7 +26,7 @@ $(VENV)/ready:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-KERNELS := $(wildcard src/isobit/kernels/cpp/*.cpp src/isobit/kernels/cpp/*.h src/isobit/kernels/cpp/build.py)
+KERNELS := $(wildcard src/isobit/kernels/cpu/cpp/*.cpp src/isobit/kernels/cpu/cpp/*.h src/isobit/kernels/cpu/cpp/build.py)
 
 # Installing compiles the CPU kernels.
 $(VENV)/isobit: $(VENV)/ready pyproject.toml setup.py constraints.txt $(KERNELS)

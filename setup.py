@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = Path(__file__).parent / "src" / "isobit" / "kernels" / "cpp"
+SOURCES = Path(__file__).parent / "src" / "isobit" / "kernels" / "cpu" / "cpp"
 
 
 def load_builder():
@@ -51,7 +51,7 @@ class BuildKernels(build_ext):
         super().copy_extensions_to_source()
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), *(str(Path(self.build_lib, "isobit/kernels/_cpu.json")),)]
+        return [*super().get_outputs(), *(str(Path(self.build_lib, "isobit/kernels/cpu/_cpu.json")),)]
 
 
 class PlatformWheel(bdist_wheel):
@@ -64,7 +64,7 @@ class PlatformWheel(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            "isobit.kernels._cpu",
+            "isobit.kernels.cpu._cpu",
             sources=sorted(str(path.relative_to(Path(__file__).parent)) for path in SOURCES.glob("*.cpp")),
             optional=True,
         )

@@ -146,7 +146,7 @@ class ReadBandwidth:
 def _own_readers() -> list[Callable[[torch.Tensor], object]]:
     """isobit's reader, if its CPU kernels are built."""
     try:
-        from isobit.kernels import cpu_library
+        from isobit.kernels.cpu import library as cpu_library
     except ImportError:
         return []
     if cpu_library.problem() is not None:

@@ -73,11 +73,11 @@ def make_layer(which: Scheme, shape: tuple[int, int], sizes: Sizes) -> Layer:
     """
     import torch
 
-    from isobit.kernels import registry
+    from isobit.kernels import backends
     from isobit.quantizer.grid import quantize_weight
 
     n, k = shape
-    kernel = registry.choose(which.weights, which.activations, "cpu")
+    kernel = backends.choose(which.weights, which.activations, "cpu")
     plain = torch.randn(n, k, generator=torch.Generator().manual_seed(0)) * 0.02
     weight: QTensor | Tensor
     if which.weights is None:

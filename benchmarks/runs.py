@@ -55,7 +55,7 @@ def instruction_set(kernel: str) -> str:
     """Which instruction set a kernel uses on this machine; empty where it is not isobit's to choose."""
     if kernel != "cpu":
         return ""
-    from isobit.kernels import cpu_library
+    from isobit.kernels.cpu import library as cpu_library
 
     return cpu_library.isa()
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isobit.errors import IsobitError
-from isobit.kernels import cpu_layer, cpu_library
-from isobit.kernels.cpu_layer import Heads
+from isobit.kernels.cpu import layer as cpu_layer
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.heads import AttentionSpec
 
 PROBLEM = cpu_library.problem()
 if PROBLEM:
@@ -62,7 +63,15 @@ def test_the_gate(shape: tuple[int, int]) -> None:
 
 
 def by_definition(
-    heads: Heads, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, past: int
+    heads: AttentionSpec,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    past: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, keys and values in float64."""
     tokens = q.shape[1]
@@ -106,7 +115,7 @@ CASES = [
 def test_attention(case: tuple[int, int, int, int, int, int, int | None, bool]) -> None:
     batch, tokens, past, count, kv, dim, window, norms = case
     weights = (normal(dim), normal(dim, seed=1)) if norms else (None, None)
-    heads = Heads(count, kv, dim, window, *weights, 1e-6)
+    heads = AttentionSpec(count, kv, dim, window, *weights, 1e-6)
     q, k, v = (normal(batch, tokens, n * dim, seed=i) for i, n in enumerate((count, kv, kv)))
     angles = normal(tokens, dim // 2).repeat(1, 2)
     keys, values = (torch.full((batch, kv, past + tokens + 3, dim), math.nan) for _ in range(2))
@@ -127,7 +136,7 @@ def test_attention_does_not_depend_on_the_number_of_threads(tokens: int) -> None
         keys, values = (normal(1, 2, 1100, 64, seed=i) for i in (5, 6))
         found.append(
             cpu_layer.attention(
-                Heads(8, 2, 64), q, k, v, torch.ones(tokens, 64), torch.zeros(tokens, 64), keys, values, 1000
+                AttentionSpec(8, 2, 64), q, k, v, torch.ones(tokens, 64), torch.zeros(tokens, 64), keys, values, 1000
             )
         )
     cpu_library.set_threads(before)
@@ -138,4 +147,4 @@ def test_a_full_cache_is_refused() -> None:
     q, k = torch.zeros(1, 2, 64), torch.zeros(1, 2, 64)
     full = torch.zeros(1, 1, 8, 64)
     with pytest.raises(IsobitError, match="no room"):
-        cpu_layer.attention(Heads(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), full, full, 7)
+        cpu_layer.attention(AttentionSpec(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), full, full, 7)

@@ -10,7 +10,7 @@ from families import make_model, save, token_ids
 
 from isobit.bundled import model_path
 from isobit.errors import CapacityError, IsobitError, Unsupported
-from isobit.kernels import cpu_library
+from isobit.kernels.cpu import library as cpu_library
 from isobit.models import ops
 from isobit.models.archs import ARCHS
 from isobit.models.decoder import Decoder

@@ -13,7 +13,10 @@ from isobit.formats import pack
 from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec, scheme
-from isobit.kernels import cpu, cpu_formats, cpu_library, registry
+from isobit.kernels import backends
+from isobit.kernels.cpu import formats as cpu_formats
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu import linear as cpu
 from isobit.quantizer.grid import quantize_weight
 
 PROBLEM = cpu_library.problem()
@@ -237,7 +240,7 @@ def test_nan_codes_go_to_the_reference_path_and_the_reason_is_kept() -> None:
     q = QTensor(spec, (2, 32), codes, torch.ones(2, 1, dtype=torch.bfloat16))
     with pytest.raises(Unsupported, match="NaN or infinite"):
         cpu.bind(q, None, None, None)
-    found = registry.bind(q, None, None, None, device="cpu")
+    found = backends.bind(q, None, None, None, device="cpu")
     assert found.kernel.name == "reference"
     assert any("NaN" in reason for reason in found.reasons)
 

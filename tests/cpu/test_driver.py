@@ -16,7 +16,7 @@ from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import Scheme, scheme
-from isobit.kernels import registry
+from isobit.kernels import backends
 from isobit.quantizer import calibrate, grid, jobs
 from isobit.quantizer.driver import predict, quantize
 from isobit.quantizer.report import QuantizeReport
@@ -273,7 +273,7 @@ def test_the_prediction_is_what_is_then_written(name: str, tmp_path: Path) -> No
     assert predicted.tensors == len(report.modules)
     assert predicted.bits_per_weight == pytest.approx(report.bits_per_weight, rel=1e-5)
     row = scheme(name)
-    assert predicted.kernels == (registry.choose(row.weights, row.activations, "cpu").name,)
+    assert predicted.kernels == (backends.choose(row.weights, row.activations, "cpu").name,)
 
 
 def test_the_prediction_of_a_cast_has_no_bits_per_weight(tmp_path: Path) -> None:

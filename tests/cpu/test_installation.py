@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 from tiny import save_model
 
-from isobit.kernels import cpu_library
-from isobit.kernels.cpp import build
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu.cpp import build
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = cpu_library.problem()
@@ -31,7 +31,7 @@ class Copy(NamedTuple):
 
     @property
     def library(self) -> Path:
-        return self.folder / "isobit" / "kernels" / "_cpu.so"
+        return self.folder / "isobit" / "kernels" / "cpu" / "_cpu.so"
 
     @property
     def note(self) -> Path:
@@ -86,7 +86,7 @@ def test_without_a_compiler_everything_runs_and_doctor_says_how_to_mend_it(copy:
     done = install(copy.folder, PATH=str(empty))
     assert done.returncode == 0, done.stderr
     assert "the CPU kernels are not built" in done.stderr and "c++, g++, clang++ not found" in done.stderr
-    made = copy.folder / "built" / "isobit" / "kernels"
+    made = copy.folder / "built" / "isobit" / "kernels" / "cpu"
     assert [path.name for path in made.iterdir()] == ["_cpu.json"]
     shutil.copy(made / "_cpu.json", copy.note)
 
@@ -121,7 +121,7 @@ def test_without_a_compiler_everything_runs_and_doctor_says_how_to_mend_it(copy:
 def test_a_compiler_that_does_not_work_is_named(copy: Copy, named: str, why: str) -> None:
     done = install(copy.folder, CXX=named)
     assert done.returncode == 0 and why in done.stderr, done.stderr
-    shutil.copy(copy.folder / "built" / "isobit" / "kernels" / "_cpu.json", copy.note)
+    shutil.copy(copy.folder / "built" / "isobit" / "kernels" / "cpu" / "_cpu.json", copy.note)
     kernels = copy.doctor(CXX=named)["cpu_kernels"]
     assert isinstance(kernels, dict) and why in kernels["problem"] and "CXX" in kernels["remedy"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from isobit.kernels import cpu_library
-from isobit.kernels.cpp.build import SOURCES, BuildError, find_compiler
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu.cpp.build import SOURCES, BuildError, find_compiler
 
 ROOT = Path(__file__).parents[2]
 QEMU = shutil.which("qemu-x86_64") if platform.machine() == "x86_64" else None

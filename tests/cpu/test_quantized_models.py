@@ -11,7 +11,7 @@ from families import token_ids
 from isobit.bundled import model_path
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.kernels import cpu_library
+from isobit.kernels.cpu import library as cpu_library
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import save_model
 
-from isobit.kernels import cpu_library
+from isobit.kernels.cpu import library as cpu_library
 
 PROBLEM = cpu_library.problem()
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 SETUP = """
 import ctypes, os, sys
 import numpy as np
-from isobit.kernels import cpu_library
+from isobit.kernels.cpu import library as cpu_library
 
 class Linear(ctypes.Structure):
     _fields_ = (

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/native/programs.sh
-python=$1 out=build/emulate installed=src/isobit/kernels/_cpu.so
+python=$1 out=build/emulate installed=src/isobit/kernels/cpu/_cpu.so
 
 have() { for tool; do command -v "$tool" > /dev/null || return 1; done; }
 if ! have aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64; then
@@ -44,7 +44,7 @@ on_x86() {
     # AVX2 alone is not enough.
     for part in f16c fma bmi2 avx; do echo "qemu-x86_64 -cpu max,-$part $out/x86_64/attention_test portable 23"; done
     # Python too: the library installed here must load on such a machine.
-    echo "qemu-x86_64 -cpu Nehalem $python -c 'from isobit.kernels import cpu_library as c; assert c.isas() == (\"portable\",), c.isas()'"
+    echo "qemu-x86_64 -cpu Nehalem $python -c 'from isobit.kernels.cpu import library as c; assert c.isas() == (\"portable\",), c.isas()'"
 }
 
 if [ "$(uname -m)" = x86_64 ]; then

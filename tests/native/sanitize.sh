@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/native/programs.sh
-python=$1 out=build/sanitize installed=src/isobit/kernels/_cpu.so cxx=${CXX:-g++}
+python=$1 out=build/sanitize installed=src/isobit/kernels/cpu/_cpu.so cxx=${CXX:-g++}
 
 # Null and wrongly sized objects are left to AddressSanitizer, and its checks are calls: else compiling takes four minutes.
 sanitizers="-O1 -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=all"

@@ -11,7 +11,7 @@ import pytest
 
 from isobit.cli import openmp
 from isobit.errors import UsageError
-from isobit.kernels import cpu_threads
+from isobit.kernels.cpu import threads as cpu_threads
 from isobit.targets.cores import Cores, Quota, cores, quota
 
 V2 = "30 23 0:27 {root} {point} rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -125,7 +125,7 @@ def test_an_affinity_mask_set_before_the_start_counts() -> None:
     one = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, [{one}])\n"
-        "from isobit.kernels import cpu_library\nprint(cpu_library.wanted_threads())\n"
+        "from isobit.kernels.cpu import library as cpu_library\nprint(cpu_library.wanted_threads())\n"
         "print(cpu_library.threads() if cpu_library.problem() is None else 1)"
     )
     clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "ISOBIT_THREADS")}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from isobit.kernels.cpp import build
+from isobit.kernels.cpu.cpp import build
 from isobit.targets import detect
 
 

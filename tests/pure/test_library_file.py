@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from isobit.kernels import cpu_library, library_file
-from isobit.kernels.cpp.build import SOURCES
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu import library_file
+from isobit.kernels.cpu.cpp.build import SOURCES
 
 HERE = "x86_64"
 
@@ -95,7 +96,7 @@ def test_a_packagers_strip_is_no_damage_to_the_real_one(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- the interface of the library
 
-# After a change of isobit_cpu.h beyond comments: raise ISOBIT_CPU_ABI there and ABI in kernels/cpu_library.py, unless
+# After a change of isobit_cpu.h beyond comments: raise ISOBIT_CPU_ABI there and ABI in kernels/cpu/library.py, unless
 # functions were only added, and write here what the failing test says.
 INTERFACE = (1, "ddb3a13b2927")
 

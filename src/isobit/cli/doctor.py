@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from isobit.kernels.cpu_status import CpuKernels, cpu_kernels
+from isobit.kernels.cpu.status import CpuKernels, cpu_kernels
 from isobit.targets.detect import Machine, detect
 from isobit.targets.here import display_devices, gpu_machine, gpus, here
 from isobit.targets.spec import Board, Target

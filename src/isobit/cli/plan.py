@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plans; the status is 0 whatever they say."""
-    from isobit.kernels import cpu_library
+    from isobit.kernels.cpu import library as cpu_library
     from isobit.legalize import text
     from isobit.models.planning import plans
 

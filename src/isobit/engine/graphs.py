@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isobit.kernels.cpu_layer import Heads
+from isobit.kernels.heads import AttentionSpec
 from isobit.models.cache import KVCache
 from isobit.models.decoder import Decoder
 from isobit.models.ops import Step
@@ -69,7 +69,7 @@ class FixedStep:
             hidden[None], float("-inf")
         )
 
-    def _attend(self, heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+    def _attend(self, heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         """As the plain row of ``models.ops`` does; query heads of one key-value head are its queries."""
         query, key, value = (part.view(*part.shape[:-1], -1, heads.dim).transpose(1, 2) for part in (q, k, v))
         if heads.q_norm is not None and heads.k_norm is not None:

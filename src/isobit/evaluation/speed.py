@@ -14,7 +14,9 @@ from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.evaluation.measure import Subject
 from isobit.evaluation.results import Speed
-from isobit.kernels import cpu, cpu_library, registry
+from isobit.kernels import backends
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu import linear as cpu
 
 BUFFER_BYTES = 512 << 20
 """What memory is read from: far more than caches hold."""
@@ -53,7 +55,7 @@ class Reader:
 
 
 def _own_kernels() -> bool:
-    return cpu_library.problem() is None and registry.forced() in (None, "cpu")
+    return cpu_library.problem() is None and backends.forced() in (None, "cpu")
 
 
 def decode_speeds(

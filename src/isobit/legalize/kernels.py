@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.kernels import cpu_formats
+from isobit.kernels.backends import LINEAR_KERNELS
+from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix, misfit
 from isobit.kernels.gpu.rows import VARIANTS, Variant
 from isobit.kernels.gpu.tiles import LARGE, LIBRARY_FROM
-from isobit.kernels.registry import LINEAR_KERNELS
 from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
-from isobit.kernels import registry
-from isobit.kernels.cpu_layer import Heads
+from isobit.kernels import backends
+from isobit.kernels.heads import AttentionSpec
 from isobit.models.config import ModelConfig
 from isobit.models.ops import Step
 from isobit.models.parts import Part
@@ -45,7 +45,7 @@ class Linear(Part):
         self.activations = activations
         self.input_scale = None if input_scale is None else place.tensor(input_scale)
         self.bias = None if bias is None else place.tensor(bias).to(dtype)
-        bound = registry.bind(
+        bound = backends.bind(
             weight, activations, self.input_scale, self.bias,
             device=place.device, keep_values=keep_values, **place.options,
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Attention(Part):
         self.q_norm, self.k_norm = parts.get("q_norm"), parts.get("k_norm")
         q_norm, k_norm = (norm.weight if isinstance(norm, RMSNorm) else None for norm in (self.q_norm, self.k_norm))
         sizes = config.num_heads, config.num_kv_heads, config.head_dim, config.windows[layer]
-        self.heads = Heads(*sizes, q_norm=q_norm, k_norm=k_norm, eps=config.norm_eps)
+        self.heads = AttentionSpec(*sizes, q_norm=q_norm, k_norm=k_norm, eps=config.norm_eps)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[B, T, hidden]`` to the same."""

@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isobit.errors import Unsupported
-from isobit.kernels import cpu, cpu_layer, cpu_stack, registry
-from isobit.kernels.cpu_layer import Heads
+from isobit.kernels import backends
+from isobit.kernels.cpu import layer as cpu_layer
+from isobit.kernels.cpu import linear as cpu
+from isobit.kernels.cpu import stack as cpu_stack
+from isobit.kernels.heads import AttentionSpec
 from isobit.models.cache import KVCache
 from isobit.models.rope import rotate
 
@@ -75,7 +78,7 @@ class LayerOps:
     add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, Tensor], Tensor]
     project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
-    attend: Callable[[Heads, int, Tensor, Tensor, Tensor, Step], Tensor]
+    attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
     stack: Callable[[Sequence[Layer]], Callable[[Tensor, Step], Tensor] | None] = lambda layers: None
 
 
@@ -95,7 +98,7 @@ def _project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
     return [linear(x) for linear in linears]
 
 
-def _attend(heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+def _attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
     query, key, value = (part.view(*part.shape[:-1], -1, heads.dim).transpose(1, 2) for part in (q, k, v))
     if heads.q_norm is not None and heads.k_norm is not None:
         query, key = _norm(query, heads.q_norm, heads.eps), _norm(key, heads.k_norm, heads.eps)
@@ -115,7 +118,7 @@ def _cpu_accepts(dtype: torch.dtype, device: str, head_dim: int) -> str | None:
         return f"computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on {device}"
     if head_dim > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {head_dim}"
-    return registry.cpu_library_problem()
+    return backends.cpu_library_problem()
 
 
 def _cpu_project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
@@ -126,7 +129,7 @@ def _cpu_project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
     return _project(linears, x)
 
 
-def _cpu_attend(heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
     batch, tokens = q.shape[:2]
     if step.cache is not None:
         keys, values = step.cache.room(layer, tokens)

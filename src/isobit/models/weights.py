@@ -11,7 +11,7 @@ from isobit.checkpoint import layout
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.qtensor import QTensor
-from isobit.kernels import registry
+from isobit.kernels import backends
 from isobit.models.config import ModelConfig
 from isobit.models.decoder import Decoder, Layer
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
@@ -74,7 +74,7 @@ class _Loader:
         self.ck, self.config, self.dtype, self.place = ck, config, dtype, where
         self.expected = expected_tensors(config)
         weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
-        in_place = where.device != "cpu" or registry.choose(None, None, "cpu").name == "cpu"
+        in_place = where.device != "cpu" or backends.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
         self.keep_values = small if keep_values is None else keep_values
         self.used: set[str] = set()

@@ -24,7 +24,7 @@ from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shard
 from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import UsageError
 from isobit.formats.rules import Policy
-from isobit.kernels import registry
+from isobit.kernels import backends
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import classify, expected_tensors
 from isobit.quantizer import calibrate, grid, validate
@@ -153,7 +153,7 @@ def predict(
     weights = sum(job.source.numel for job in few_bit)
     linears = {job.scheme for job in plan.jobs if job.kind == "linear"}
     formats = {(None, None) if scheme is None else (scheme.weights, scheme.activations) for scheme in linears}
-    kernels = {registry.choose(weights, activations, "cpu").name for weights, activations in formats}
+    kernels = {backends.choose(weights, activations, "cpu").name for weights, activations in formats}
     return Prediction(
         scheme=policy.default.name,
         tensors=len(plan.jobs),

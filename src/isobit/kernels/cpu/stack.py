@@ -1,4 +1,4 @@
-"""All layers of a decoder in one call of the CPU kernels (kernels/cpp/stack.cpp).
+"""All layers of a decoder in one call of the CPU kernels (kernels/cpu/cpp/stack.cpp).
 
 The same kernels as layer by layer, so the same bits. What is saved is the interpreter between them: a step of
 decoding has 200 short calls, and each finds its code and objects thrown out of the caches by the weights that have just
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from isobit.kernels.cpu import CpuLinear
-from isobit.kernels.cpu_layer import Heads
-from isobit.kernels.cpu_library import check, library
+from isobit.kernels.cpu.library import check, library
+from isobit.kernels.cpu.linear import CpuLinear
+from isobit.kernels.heads import AttentionSpec
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -55,7 +55,7 @@ class LayerParts:
     linears: tuple[CpuLinear, ...]
     input_norm: Tensor
     post_norm: Tensor
-    heads: Heads
+    heads: AttentionSpec
     eps: float
 
 

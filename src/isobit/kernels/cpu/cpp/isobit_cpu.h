@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
-// and in kernels/cpu_library.py: a library that was left over from another version is then refused, and not called.
+// and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
 #define ISOBIT_CPU_ABI 1
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to

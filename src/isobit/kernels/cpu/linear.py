@@ -1,4 +1,4 @@
-"""Linears on the CPU kernels (C++, kernels/cpp): weights are used where they are stored, nothing is copied or decoded.
+"""Linears on the CPU kernels (C++, cpp/): weights are used where they are stored, nothing is copied or decoded.
 
 Rounding points are those of docs/numerics.md. Sums are float32 in an order that depends on shapes and the instruction
 set only. No gradients are computed.
@@ -16,9 +16,9 @@ from isobit.errors import Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.formats.table import element
-from isobit.kernels import cpu_library
-from isobit.kernels.cpu_formats import ACTIVATIONS, FLOAT_FORMATS, FORMATS
-from isobit.kernels.cpu_library import check, isa, isas, last_error, library, set_threads, threads, use_isa
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu.formats import ACTIVATIONS, FLOAT_FORMATS, FORMATS
+from isobit.kernels.cpu.library import check, isa, isas, last_error, library, set_threads, threads, use_isa
 
 __all__ = [
     "CpuLinear", "bind", "check", "isa", "isas", "last_error", "library", "linears", "quantize_activations",

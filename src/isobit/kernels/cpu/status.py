@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from isobit.kernels import cpu_library, registry
+from isobit.kernels import backends
+from isobit.kernels.cpu import library as cpu_library
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def cpu_kernels() -> CpuKernels:
     Raises:
         UsageError: an environment variable asks for what cannot be.
     """
-    threads, forced, found = cpu_library.wanted_threads(), registry.forced(), cpu_library.problem_found()
+    threads, forced, found = cpu_library.wanted_threads(), backends.forced(), cpu_library.problem_found()
     if found is not None:
         return CpuKernels(
             found.reason, found.remedy, None, (), (), (), None, None, threads.count, threads.reason, forced

@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from isobit.errors import IsobitError, Unsupported, UsageError
-from isobit.kernels import cpu_threads, library_file
+from isobit.kernels.cpu import library_file
+from isobit.kernels.cpu import threads as cpu_threads
 from isobit.targets.cores import cores
 from isobit.targets.detect import find_compiler
 

@@ -3,8 +3,8 @@
 ``setup.py`` calls :func:`build` when the package is installed. Beside the library goes a note in JSON of how the build
 went, which the package reads when it loads the library, or finds none. By hand, after a change of a source:
 
-    python src/isobit/kernels/cpp/build.py               # src/isobit/kernels/_cpu.so
-    python src/isobit/kernels/cpp/build.py --help        # another place, compiler, machine; sanitizers
+    python src/isobit/kernels/cpu/cpp/build.py               # src/isobit/kernels/cpu/_cpu.so
+    python src/isobit/kernels/cpu/cpp/build.py --help        # another place, compiler, machine; sanitizers
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def write_note(library: Path, **facts: object) -> None:
 
 
 def _digest(library: Path) -> str:
-    """What kernels/library_file.py makes of a library; by its path, since the package may not be importable yet."""
+    """What kernels/cpu/library_file.py makes of a library; by its path, since the package may not be importable yet."""
     spec = importlib.util.spec_from_file_location("isobit_library_file", SOURCES.parent / "library_file.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""What a decoder layer does beside its linears, on the CPU kernels: float32 in, float32 out (kernels/cpp/layer.cpp).
+"""What a decoder layer does beside its linears, on the CPU kernels: float32 in, float32 out (cpp/layer.cpp).
 
 Tensors are contiguous float32 on the CPU; the callers (models/ops.py) see to that. Shapes: B sequences of T tokens.
 """
@@ -6,14 +6,14 @@ Tensors are contiguous float32 on the CPU; the callers (models/ops.py) see to th
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from isobit.kernels import cpu_library
-from isobit.kernels.cpu_library import check
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu.library import check
+from isobit.kernels.heads import AttentionSpec
 
 LARGEST_HEAD = 512  # dimensions
 
@@ -95,28 +95,16 @@ def exp(x: Tensor) -> Tensor:
     return y
 
 
-@dataclass(frozen=True)
-class Heads:
-    """What an attention of one layer is.
-
-    Attributes:
-        heads, kv_heads, dim: query heads, key-value heads that divide them, and their width.
-        window: latest tokens that a token sees, itself included; None for all.
-        q_norm, k_norm: RMS norms ``[dim]`` of each query and key head, or neither.
-        eps: their epsilon.
-    """
-
-    heads: int
-    kv_heads: int
-    dim: int
-    window: int | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    eps: float = 0.0
-
-
 def attention(
-    heads: Heads, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, past: int
+    heads: AttentionSpec,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    past: int,
 ) -> Tensor:
     """Norms and rotates queries and keys, stores keys and values in the cache, and attends to all of it.
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.schemes import ActSpec, WeightSpec
-from isobit.kernels import cpu_formats, cpu_library
+from isobit.kernels.cpu import formats as cpu_formats
+from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.gpu import selection
 
 # Says why a row cannot run (weights, activations, device), or None when it can.
@@ -76,7 +77,7 @@ def cpu_library_problem() -> str | None:
 
 LINEAR_KERNELS: tuple[LinearKernel, ...] = (
     LinearKernel("triton", "isobit.kernels.gpu.bind:bind", _triton_accepts, priority=100),
-    LinearKernel("cpu", "isobit.kernels.cpu:bind", _cpu_accepts, priority=50),
+    LinearKernel("cpu", "isobit.kernels.cpu.linear:bind", _cpu_accepts, priority=50),
     LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0),
 )
 

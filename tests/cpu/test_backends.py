@@ -6,7 +6,7 @@ import pytest
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.schemes import SCHEMES, ActSpec, WeightSpec
-from isobit.kernels.registry import LINEAR_KERNELS, LinearKernel, choose
+from isobit.kernels.backends import LINEAR_KERNELS, LinearKernel, choose
 
 INT8 = WeightSpec("int8", "channel")
 REFERENCE = LINEAR_KERNELS[-1:]
