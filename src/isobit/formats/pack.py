@@ -137,7 +137,8 @@ def _bytes_to_words(stream: Tensor) -> Tensor:
 
 
 def _words_to_bytes(words: Tensor) -> Tensor:
-    stream = words.contiguous().view(torch.uint8)
+    # Flat first, as above: a single column counts as contiguous whatever its stride.
+    stream = words.reshape(-1).contiguous().view(torch.uint8).view(words.shape[0], -1)
     if sys.byteorder == "big":
         stream = stream.view(stream.shape[0], -1, 4).flip(-1).reshape(stream.shape[0], -1)
     return stream
