@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.files import is_file, is_folder, is_there, why
+from isobit.checkpoint.jsonfile import read_json, short
 from isobit.errors import CheckpointError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -74,16 +75,47 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def companions(folder: Path) -> list[Path]:
-    """Files to carry over to a quantized copy of the model, sorted; those that lead out of the folder are left out."""
-    candidates = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
-    return sorted(
-        path
-        for path in candidates
-        if path.is_file()
-        and path.suffix.lower() != ".py"
-        and any(fnmatch.fnmatchcase(path.relative_to(folder).as_posix().lower(), pattern) for pattern in COMPANIONS)
-        and inside(path, folder)
-    )
+    """Files to carry over to a quantized copy of the model, sorted; those that lead out of the folder are left out.
+
+    Raises:
+        CheckpointError: one of them is there, but is no file that can be read; or the folder cannot be listed.
+    """
+    return [path for path in _companions(folder) if inside(path, folder)]
+
+
+def strays(folder: Path) -> list[Path]:
+    """Links that have the name of a companion and lead out of the folder, sorted: what :func:`companions` leaves out.
+
+    Raises:
+        CheckpointError: as for :func:`companions`.
+    """
+    return [path for path in _companions(folder) if not inside(path, folder)]
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted.
+
+    Raises:
+        CheckpointError: it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"the folder cannot be listed: {why(error)}", file=folder) from None
+
+
+def _companions(folder: Path) -> list[Path]:
+    more = folder / "additional_chat_templates"
+    found = []
+    for path in [*entries(folder), *(entries(more) if is_folder(more) else [])]:
+        name = path.relative_to(folder).as_posix().lower()
+        if path.suffix.lower() == ".py" or not any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS):
+            continue
+        if is_file(path):
+            found.append(path)
+        elif name in COMPANIONS:  # license* may be a folder of licences, which nobody needs
+            raise CheckpointError("is a link to nothing, or no regular file: put the file itself there", file=path)
+    return found
 
 
 def inside(path: Path, folder: Path) -> bool:
@@ -91,15 +123,18 @@ def inside(path: Path, folder: Path) -> bool:
 
     Links into the blob store of a Hugging Face cache count as inside: that is how the cache stores its snapshots.
     """
-    target = path.resolve()
-    if target.is_relative_to(folder.resolve()):
-        return True
+    try:
+        target = path.resolve()
+        if target.is_relative_to(folder.resolve()):
+            return True
+    except (OSError, RuntimeError):  # links that lead in a circle, or to where nobody may look
+        return False
     return path.is_symlink() and target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
 
 
 def _indexed(folder: Path, kind: Literal["safetensors", "bin"], single: str, index: str) -> WeightFiles | None:
     single_path, index_path = folder / single, folder / index
-    has_single, has_index = _exists(single_path), _exists(index_path)
+    has_single, has_index = is_there(single_path), is_there(index_path)
     if not has_single and not has_index:
         return None
     if not has_index:
@@ -112,10 +147,6 @@ def _indexed(folder: Path, kind: Literal["safetensors", "bin"], single: str, ind
             f"the folder has both {single} and {index}, which names other files: remove one of the two", file=folder
         )
     return WeightFiles(kind, files, index_path, weight_map)
-
-
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
 
 
 def _weight_map(folder: Path, index: Path) -> dict[str, Path]:
@@ -136,17 +167,17 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
     parts = PurePosixPath(name)
     if not name or "\0" in name or "\\" in name or parts.is_absolute() or ".." in parts.parts:
         raise CheckpointError(
-            f"the index names {name!r}, which is not the plain name of a file in this folder", file=index
+            f"the index names {short(name)}, which is not the plain name of a file in this folder", file=index
         )
     path = folder / parts
-    if not _exists(path):
-        raise CheckpointError(f"the index names {name!r}, which is missing: download it again", file=index)
-    _require_inside(path, folder, f"the index names {name!r}, which")
+    if not is_there(path):
+        raise CheckpointError(f"the index names {short(name)}, which is missing: download it again", file=index)
+    _require_inside(path, folder, f"the index names {short(name)}, which")
     return path
 
 
 def _require_inside(path: Path, folder: Path, what: str) -> None:
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{what} is a link to nothing, or no regular file: download it again", file=path)
     if not inside(path, folder):
         raise CheckpointError(
@@ -155,9 +186,7 @@ def _require_inside(path: Path, folder: Path, what: str) -> None:
 
 
 def _no_weights(folder: Path) -> str:
-    others = sorted(
-        path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    )
+    others = [path.name for path in entries(folder) if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")]
     message = f"no weights here: neither {SAFETENSORS}, {SAFETENSORS_INDEX}, {BIN} nor {BIN_INDEX}"
     if any(name.startswith("adapter_model") for name in others):
         return f"{message}. {', '.join(others)} is an adapter: merge it into its base model first"

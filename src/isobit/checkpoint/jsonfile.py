@@ -1,50 +1,68 @@
-"""JSON from files nobody vouches for: size limits, no duplicate keys, one clear error."""
+"""JSON from files nobody vouches for: limits on size, nesting and numbers, no duplicate keys, one clear error."""
 
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
+from isobit.checkpoint.files import read_file
 from isobit.errors import CheckpointError
 
 LARGEST_JSON = 256 << 20  # bytes; the index of a checkpoint with 200,000 tensors has about 20 MB
+DEEPEST_JSON = 64  # containers within each other; what is written back must not exhaust Python's stack
+LONGEST_INTEGER = 64  # digits: twice those of the 1000000000000000019884624838656 that transformers writes
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+_LONG_NUMBER = re.compile(rb"\d{%d}" % (LONGEST_INTEGER + 1))
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Raises:
-        CheckpointError: the file cannot be read, is larger than ``limit`` bytes, or holds no JSON object.
+        CheckpointError: it is no regular file, cannot be read, is larger than ``limit`` bytes, or holds no JSON
+            object (see :func:`parse_json`).
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror or error}", file=path) from None
-    if len(data) > limit:
-        raise CheckpointError(f"this JSON file is larger than {limit} bytes", file=path)
-    return parse_json(data, path, "the file")
+    return parse_json(read_file(path, limit), path, "the file")
 
 
 def parse_json(data: bytes, path: Path, what: str) -> dict[str, Any]:
     """Parses a JSON object; ``what`` names the part of the file for the error.
 
     Raises:
-        CheckpointError: invalid JSON or UTF-8, a key given twice, nesting or numbers without end, or
-            something else than an object.
+        CheckpointError: invalid JSON or UTF-8, half a character (a lone surrogate), a key given twice, nesting or
+            integers without end, or something else than an object.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        # The slower parser of integers only for files that may hold a long one: a header has a million short ones.
+        parse_int = _integer if _LONG_NUMBER.search(data) else None
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=parse_int)
+        _require_shallow(value)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise CheckpointError(f"{what} is not UTF-8 text", file=path) from None
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{what} is not text: it holds half a character (a lone surrogate)", file=path) from None
     except RecursionError:
         raise CheckpointError(f"{what} is nested too deeply", file=path) from None
-    except ValueError as error:  # includes JSONDecodeError, numbers with thousands of digits, and our own
+    except ValueError as error:  # JSONDecodeError and our own
         raise CheckpointError(f"{what} is not valid JSON: {error}", file=path) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what} must hold a JSON object, not a {type(value).__name__}", file=path)
     return value
+
+
+def short(value: object, length: int = 80) -> str:
+    """A value from a file as it may stand in a message: escaped, and cut to about ``length`` characters."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,5 +70,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} is given twice")
+        raise ValueError(f"the key {short(twice)} is given twice")
     return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER + 1:  # a sign may stand in front
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _require_shallow(value: object) -> None:
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [inner for outer in level for inner in _containers(outer)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _containers(value: object) -> list[object]:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in items if isinstance(item, (dict, list))]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint import ctconfig, folder
+from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.legacy import read_bin_header, read_bin_tensor
 from isobit.checkpoint.safetensors import TensorInfo, read_header
@@ -56,10 +57,10 @@ class Checkpoint:
             CheckpointError: anything is missing, surplus, damaged or given twice; names file and tensor.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError("there is no such folder" if not path.exists() else "is not a folder", file=path)
+        if not is_folder(path):
+            raise CheckpointError("is not a folder" if is_there(path) else "there is no such folder", file=path)
         config_path = path / "config.json"
-        if not config_path.exists():
+        if not is_there(config_path):
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)
         config = read_json(config_path, _LARGEST_CONFIG)
         weights = folder.weight_files(path)
@@ -90,6 +91,11 @@ class Checkpoint:
     def companions(self) -> list[Path]:
         """Files to carry over to a quantized copy: tokenizer, chat template, generation settings, licences."""
         return folder.companions(self.path)
+
+    @cached_property
+    def strays(self) -> list[Path]:
+        """Files that would be carried over if they were not links that lead out of the folder."""
+        return folder.strays(self.path)
 
     @cached_property
     def quantization(self) -> ctconfig.Quantization | None:
@@ -156,7 +162,7 @@ class Checkpoint:
 
         Two runs over a checkpoint nobody touched in between get the same one. Tensor data is not read.
         """
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        digest = hashlib.sha256(read_file(self.path / "config.json", _LARGEST_CONFIG))
         for file in self.files:
             status = file.stat()
             digest.update(f"\n{file.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
@@ -182,10 +188,7 @@ class Checkpoint:
         """``size`` bytes from ``offset``, uint8, in memory of their own."""
         buffer = torch.empty(size, dtype=torch.uint8)
         view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-        try:
-            descriptor = os.open(info.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise CheckpointError(f"cannot be read: {error.strerror}", file=info.file, tensor=info.name) from None
+        descriptor = open_regular(info.file)
         try:
             done = 0
             while done < size:
@@ -196,7 +199,7 @@ class Checkpoint:
             if self._drop_cache and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            raise CheckpointError(f"cannot be read: {error.strerror}", file=info.file, tensor=info.name) from None
+            raise CheckpointError(f"cannot be read: {why(error)}", file=info.file, tensor=info.name) from None
         finally:
             os.close(descriptor)
         return buffer

@@ -7,13 +7,13 @@ before a byte of data is touched.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.checkpoint.jsonfile import parse_json
+from isobit.checkpoint.files import open_regular, why
+from isobit.checkpoint.jsonfile import parse_json, short
 from isobit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
 _LARGEST_DIM = 2**48  # elements along one axis, and in all: more than any disk holds
+_MOST_AXES = 64  # what torch and numpy can hold
 
 # Safetensors dtype -> (bits per element, torch dtype name). None: torch, or isobit, has no such dtype.
 DTYPES: dict[str, tuple[int, str | None]] = {
@@ -136,9 +137,7 @@ def read_header(path: Path | str) -> tuple[dict[str, TensorInfo], dict[str, str]
 def _header_bytes(path: Path) -> tuple[bytes, int, int]:
     """(header, offset of the data, file size)."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before open, which would wait for a pipe's writer
-            raise CheckpointError("this is not a regular file", file=path)
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             if size < 8:
@@ -158,7 +157,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
                 )
             return file.read(length), 8 + length, size
     except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror or error}", file=path) from None
+        raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
 
 
 def _metadata(value: Any, path: Path) -> dict[str, str]:
@@ -177,11 +176,11 @@ def _tensor(name: str, entry: Any, path: Path, data_begin: int, file_size: int) 
         raise wrong("its header entry must hold exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise wrong(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        raise wrong(f"unknown dtype {short(dtype)}; known are {', '.join(DTYPES)}")
     if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
-        raise wrong(f"shape {_short(shape)} is not a list of sizes")
+        raise wrong(f"shape {short(shape)} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise wrong(f"data_offsets {_short(offsets)} are not two byte offsets")
+        raise wrong(f"data_offsets {short(offsets)} are not two byte offsets")
     begin, end = offsets
     if begin > end:
         raise wrong(f"its data ends at byte {end}, before it begins at byte {begin}")
@@ -190,12 +189,16 @@ def _tensor(name: str, entry: Any, path: Path, data_begin: int, file_size: int) 
             f"its data ends at byte {data_begin + end} but the file has only {file_size} bytes:"
             " the file is truncated; download it again"
         )
+    if len(shape) > _MOST_AXES:
+        raise wrong(f"shape {short(shape)} has {len(shape)} axes; {_MOST_AXES} are the most that can be read")
+    if any(size > _LARGEST_DIM for size in shape):  # before they are multiplied
+        raise wrong(f"shape {short(shape)} is impossibly large")
     numel = _product(shape)
-    if numel > _LARGEST_DIM or any(size > _LARGEST_DIM for size in shape):
-        raise wrong(f"shape {_short(shape)} is impossibly large")
+    if _product(max(size, 1) for size in shape) > _LARGEST_DIM:  # strides must be numbers, too
+        raise wrong(f"shape {short(shape)} is impossibly large")
     bits = numel * DTYPES[dtype][0]
     if bits % 8 or bits // 8 != end - begin:
-        raise wrong(f"shape {shape} of {dtype} needs {-(-bits // 8)} bytes but its data has {end - begin}")
+        raise wrong(f"shape {short(shape)} of {dtype} needs {-(-bits // 8)} bytes but its data has {end - begin}")
     return TensorInfo(name, dtype, tuple(shape), path, data_begin + begin, data_begin + end)
 
 
@@ -225,8 +228,3 @@ def _product(shape: Iterable[int]) -> int:
     for size in shape:
         result *= size
     return result
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
+from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import BIN_INDEX, COMPANIONS, SAFETENSORS_INDEX
 from isobit.errors import SourceError
 
@@ -33,18 +34,30 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
         SourceError: it cannot be found or downloaded; says what to do.
     """
     name = str(model)
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = expanded(model)
+    if is_folder(path):
         return path
     if name == BUNDLED:
         return _bundled()
-    if path.exists():
-        raise SourceError(f"{name} is a file; name the folder that holds the model's config.json and weights")
+    if is_there(path):
+        raise SourceError(f"{name} is no folder; name the one that holds the model's config.json and weights")
     if not _HUB_ID.fullmatch(name):
         raise SourceError(
-            f"there is no folder {name}, and it is no Hugging Face id either (those look like owner/name)"
+            f"there is no folder {_short(name)}, and it is no Hugging Face id either (those look like owner/name)"
         )
     return _from_hub(name, revision, token, weights)
+
+
+def expanded(model: str | Path) -> Path:
+    """A path with ``~`` and ``~user`` replaced.
+
+    Raises:
+        SourceError: there is no such user.
+    """
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:
+        raise SourceError(f"there is no folder {model}: nobody of that name has a home folder here") from None
 
 
 def _bundled() -> Path:
@@ -155,6 +168,10 @@ def _explain(error: Exception, model: str, revision: str | None) -> NoReturn:
             f"the Hugging Face cache cannot be written ({error}): set HF_HOME to a folder of yours"
         ) from error
     raise SourceError(f"{model} cannot be downloaded: {_first_line(error)}") from error
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 300 else f"{name[:300]}... ({len(name)} characters)"
 
 
 def _first_line(error: Exception) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from isobit.bundled import heldout_path
-from isobit.errors import UsageError
+from isobit.checkpoint.files import is_folder, read_file
+from isobit.errors import CheckpointError, UsageError
 from isobit.evaluation.likelihood import Window, spread, windows
 
 HELDOUT_NAME = "the bundled held-out Python modules"
 MIN_TOKENS = 64
+LARGEST_TEXT = 1 << 30  # bytes of one file
 
 
 class Encoder(Protocol):
@@ -64,7 +66,7 @@ def read_corpus(path: Path) -> Corpus:
     Raises:
         UsageError: it can't be read, is not UTF-8, or is empty; names the file.
     """
-    if path.is_dir():
+    if is_folder(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())
         if not files:
             raise UsageError(f"{path}: the folder has no files to read")
@@ -79,9 +81,9 @@ def heldout() -> Corpus:
 
 def _read(path: Path) -> str:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: the text cannot be read: {error.strerror}") from error
+        data = read_file(path, LARGEST_TEXT)
+    except CheckpointError as error:
+        raise UsageError(f"the text cannot be used: {error}") from None
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.jsonfile import read_json
-from isobit.checkpoint.source import resolve
+from isobit.checkpoint.source import expanded, resolve
 from isobit.errors import SourceError, UsageError
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
@@ -38,13 +39,13 @@ def read_config(model: str | Path, revision: str | None = None) -> dict[str, Any
         SourceError: there is no such model.
         CheckpointError: the file holds no JSON object.
     """
-    path = Path(model).expanduser()
-    if path.is_file():
-        return read_json(path, LARGEST_CONFIG)
-    if path.suffix == ".json" and not path.exists():
+    path = expanded(model)
+    if path.suffix == ".json" and not is_there(path):
         raise SourceError(f"there is no file {path}; name a config.json, a model folder, or a Hugging Face id")
+    if is_there(path) and not is_folder(path):
+        return read_json(path, LARGEST_CONFIG)
     folder = resolve(model, revision=revision, weights=False)
-    if not (folder / "config.json").is_file():
+    if not is_there(folder / "config.json"):
         raise SourceError(f"{folder} has no config.json: it is not a transformers model")
     return read_json(folder / "config.json", LARGEST_CONFIG)
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import isobit
+from isobit.checkpoint.files import is_there, read_file
+from isobit.checkpoint.jsonfile import LARGEST_JSON
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
@@ -49,12 +51,9 @@ def read_text(path: Path | None, policy: Policy) -> str | None:
     if path is None:
         return _own_source()
     try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_TEXT + 1)
-    except OSError as error:
-        raise UsageError(f"the calibration text {path} cannot be read: {error.strerror}") from None
-    if len(data) > _LARGEST_TEXT:
-        raise UsageError(f"the calibration text {path} is larger than {_LARGEST_TEXT:,} bytes: give a part of it")
+        data = read_file(path, _LARGEST_TEXT)
+    except CheckpointError as error:
+        raise UsageError(f"the calibration text cannot be used: {error}") from None
     text = data.decode("utf-8", errors="replace")
     if not text.strip():
         raise UsageError(f"the calibration text {path} is empty")
@@ -131,12 +130,13 @@ def _tokens(ck: Checkpoint, text: str) -> Tensor:
     from tokenizers import Tokenizer
 
     path = ck.path / "tokenizer.json"
-    if not path.is_file():
+    if not is_there(path):
         raise CheckpointError(
             "is missing: without it there is no way to calibrate activation scales on text", file=path
         )
+    data = read_file(path, LARGEST_JSON)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # tokenizers raises plain Exception for everything
         raise CheckpointError(f"is no tokenizer: {error}", file=path) from None
     tokenizer.no_truncation()

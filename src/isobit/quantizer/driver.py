@@ -185,6 +185,7 @@ class _Plan:
     jobs: list[Job]
     shards: tuple[PlannedShard, ...]
     config: bytes  # config.json of the output
+    companions: tuple[Path, ...]  # copied as they are
     notes: tuple[str, ...]
 
 
@@ -194,6 +195,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     ck = Checkpoint.open(source)
     validate.check_not_quantized(ck)
     model = ModelConfig.from_hf(ck.config)
+    companions = tuple(ck.companions)
     tensors, dropped = validate.needed(ck, expected_tensors(model), model.tie_word_embeddings)
     validate.check_schemes(tensors, classify, policy)
     jobs = list(plan_jobs(tensors, classify, policy, settings.search))
@@ -202,8 +204,9 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]
     if len(dropped) > 1:
         notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]
+    notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
     notes += validate.advice(assigned)
-    return _Plan(ck, model, jobs, shards, _config(ck, policy, assigned), tuple(notes))
+    return _Plan(ck, model, jobs, shards, _config(ck, policy, assigned), companions, tuple(notes))
 
 
 def _config(ck: Checkpoint, policy: Policy, assigned: dict[str, Any]) -> bytes:
@@ -269,7 +272,7 @@ def _finish(plan: _Plan, settings: _Settings, jobs: list[Job], output: OutputFol
     index = index_json(plan.shards)
     if index is not None:
         files[INDEX] = index
-    copies = {path.relative_to(plan.ck.path).as_posix(): path for path in plan.ck.companions}
+    copies = {path.relative_to(plan.ck.path).as_posix(): path for path in plan.companions}
     sizes = {shard.name: shard.nbytes for shard in plan.shards}
     sizes |= {name: path.stat().st_size for name, path in copies.items()}
     sizes |= {name: len(content) for name, content in files.items()}
