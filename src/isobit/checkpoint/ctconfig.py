@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from isobit.checkpoint.cttargets import matches
+from isobit.checkpoint.methods import INSTEAD as _INSTEAD
+from isobit.checkpoint.methods import method_name, refuse_unread, section
 from isobit.errors import CheckpointError, SchemeError, Unsupported
 from isobit.formats.schemes import ActSpec, WeightSpec, scheme
 from isobit.formats.table import ELEMENTS
@@ -37,7 +39,6 @@ WEIGHT_ELEMENTS = {
 }
 ACT_ELEMENTS = {("float", 8, True): "e4m3fn", **_OWN_FLOATS, ("int", 8, True): "int8"}
 
-_INSTEAD = "quantize the original model with isobit, or use a compressed-tensors version of this one"
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", None)
 
 
@@ -100,54 +101,39 @@ def parse(config: Mapping[str, Any]) -> Quantization | None:
         CheckpointError: the config is malformed.
         Unsupported: another method, or a part of this one that isobit cannot run.
     """
-    section = _section(config)
-    if section is None:
+    refuse_unread(config)
+    found = section(config)
+    if found is None:
         return None
-    method = str(section.get("quant_method", METHOD)).lower()
-    if method == METHOD:
-        return _parse_compressed_tensors(section)
-    if method == "fp8":
-        return _parse_fp8(section)
-    raise Unsupported(f"quantization method {method!r}", [f"isobit reads {METHOD} and fp8 checkpoints"], _INSTEAD)
+    return _parse_fp8(found[1]) if method_name(*found) == "fp8" else _parse_compressed_tensors(found[1])
 
 
-def _section(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    for holder in (config, config.get("text_config")):
-        for key in ("quantization_config", "compression_config"):
-            section = holder.get(key) if isinstance(holder, Mapping) else None
-            if section is not None and not isinstance(section, dict):
-                raise CheckpointError(f"{key} must be a JSON object, not {section!r:.60}")
-            if section:
-                return section
-    return None
-
-
-def _parse_compressed_tensors(section: dict[str, Any]) -> Quantization:
-    _refuse_extras(section)
-    groups = section.get("config_groups")
+def _parse_compressed_tensors(part: dict[str, Any]) -> Quantization:
+    _refuse_extras(part)
+    groups = part.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise CheckpointError("quantization_config has no config_groups")
     notes = []
-    if section.get("kv_cache_scheme"):
+    if part.get("kv_cache_scheme"):
         notes.append("the checkpoint asks for a quantized KV cache; isobit keeps the KV cache in the model's dtype")
     return Quantization(
         groups=tuple(_group(str(name), value) for name, value in groups.items()),
-        ignore=_names(section.get("ignore"), "ignore"),
+        ignore=_names(part.get("ignore"), "ignore"),
         method=METHOD,
-        format=str(section.get("format") or "mixed-precision"),
+        format=str(part.get("format") or "mixed-precision"),
         notes=tuple(notes),
     )
 
 
-def _refuse_extras(section: dict[str, Any]) -> None:
+def _refuse_extras(part: dict[str, Any]) -> None:
     reasons = []
-    sparsity = section.get("sparsity_config")
+    sparsity = part.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") not in ("dense", None):
         reasons.append(f"it is sparse ({sparsity['format']})")
-    if section.get("transform_config"):
+    if part.get("transform_config"):
         reasons.append("its weights are rotated (transform_config)")
-    if section.get("format") not in _FORMATS:
-        reasons.append(f"format {section['format']!r} is none of {', '.join(str(name) for name in _FORMATS[:-1])}")
+    if part.get("format") not in _FORMATS:
+        reasons.append(f"format {part['format']!r} is none of {', '.join(str(name) for name in _FORMATS[:-1])}")
     if reasons:
         raise Unsupported("this compressed-tensors checkpoint", reasons, _INSTEAD)
 
@@ -264,15 +250,15 @@ def _act_spec(value: Any, what: str) -> ActSpec:
         raise CheckpointError(f"{what}: {error}") from None
 
 
-def _parse_fp8(section: dict[str, Any]) -> Quantization:
+def _parse_fp8(part: dict[str, Any]) -> Quantization:
     """DeepSeek's and Qwen's ``fp8`` method: blocks with ``weight_scale_inv``, or one scale per tensor."""
-    if section.get("fmt", "e4m3") not in ("e4m3", None):
-        raise Unsupported(f"fp8 format {section['fmt']!r}", ["isobit reads e4m3"], _INSTEAD)
-    activation_scheme = str(section.get("activation_scheme", "dynamic")).lower()
+    if part.get("fmt", "e4m3") not in ("e4m3", None):
+        raise Unsupported(f"fp8 format {part['fmt']!r}", ["isobit reads e4m3"], _INSTEAD)
+    activation_scheme = str(part.get("activation_scheme", "dynamic")).lower()
     if activation_scheme not in ("dynamic", "static"):
         raise CheckpointError(f"activation_scheme {activation_scheme!r} is neither dynamic nor static")
     dynamic = activation_scheme == "dynamic"
-    block = section.get("weight_block_size")
+    block = part.get("weight_block_size")
     if block is not None:
         sizes = _block(block, "weight_block_size")
         if not dynamic:
@@ -280,9 +266,9 @@ def _parse_fp8(section: dict[str, Any]) -> Quantization:
         weights, activations = _blocks(sizes)
     else:
         weights, activations = WeightSpec("e4m3fn", "tensor"), ActSpec("e4m3fn", "tensor", dynamic=dynamic)
-    ignore = [*(section.get("ignored_layers") or []), *(section.get("modules_to_not_convert") or [])]
+    ignore = [*(part.get("ignored_layers") or []), *(part.get("modules_to_not_convert") or [])]
     notes: tuple[str, ...] = ()
-    if str(section.get("scale_fmt") or "").lower() == "ue8m0":
+    if str(part.get("scale_fmt") or "").lower() == "ue8m0":
         notes = ("the model was trained with activation scales that are powers of two; isobit uses exact ones",)
     return Quantization(
         groups=(Group(("Linear",), weights, activations),),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobit.checkpoint import ctconfig, folder
+from isobit.checkpoint import ctconfig, folder, methods
 from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.legacy import read_bin_header, read_bin_tensor
@@ -103,9 +103,10 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the quantization config is malformed.
-            Unsupported: it uses a method isobit cannot read.
+            Unsupported: it, other files or its tensors tell of a method that isobit does not read.
         """
         try:
+            methods.refuse_unread(self.config, self.path, self.tensors)
             return ctconfig.parse(self.config)
         except CheckpointError as error:
             raise CheckpointError(str(error), file=self.path / "config.json") from None

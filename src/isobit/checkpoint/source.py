@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import BIN_INDEX, COMPANIONS, SAFETENSORS_INDEX
+from isobit.checkpoint.methods import SIDE_FILES
 from isobit.errors import SourceError
 
 BUNDLED = "bundled"
@@ -89,7 +90,9 @@ def _from_cache(model: str, revision: str | None, weights: bool, reason: Excepti
     """What the cache has of a model, while the hub cannot be reached."""
     import huggingface_hub
 
-    patterns = ["config.json", *COMPANIONS] + (["model*.safetensors", SAFETENSORS_INDEX] if weights else [])
+    patterns = ["config.json", *SIDE_FILES, *COMPANIONS] + (
+        ["model*.safetensors", SAFETENSORS_INDEX] if weights else []
+    )
     try:
         return Path(
             huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=patterns)
@@ -112,7 +115,8 @@ def wanted_files(model: str, files: list[str], weights: bool) -> list[str]:
     if "config.json" not in files:
         kinds = ", ".join(sorted({Path(file).suffix for file in files if Path(file).suffix})) or "nothing"
         raise SourceError(f"{model} has no config.json (it holds {kinds} files): it is not a transformers model")
-    wanted = ["config.json", *(file for file in files if _matches(file, COMPANIONS) and not file.endswith(".py"))]
+    wanted = ["config.json", *(file for file in files if file in SIDE_FILES)]
+    wanted += [file for file in files if _matches(file, COMPANIONS) and not file.endswith(".py")]
     if not weights:
         return wanted
     top = [file for file in files if "/" not in file and not _matches(file, _NOT_WEIGHTS)]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isobit.checkpoint import methods
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
-from isobit.errors import IsobitError
+from isobit.errors import CheckpointError, IsobitError
 from isobit.evaluation import wording
 from isobit.evaluation.modules import Module, find_modules
 
@@ -120,7 +121,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     return CheckpointInfo(
         path=str(checkpoint.path),
         architecture=_architecture(checkpoint.config),
-        quantization=_method(checkpoint.config),
+        quantization=_method(checkpoint),
         parameters=parameters,
         files=len(checkpoint.files),
         file_bytes=file_bytes,
@@ -143,13 +144,19 @@ def _architecture(config: dict[str, Any]) -> str:
     return str(config.get("model_type", "unknown"))
 
 
-def _method(config: dict[str, Any]) -> str | None:
-    """``quant_method`` and, where there is one, the storage format: ``compressed-tensors (pack-quantized)``."""
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(found, dict):
+def _method(checkpoint: Checkpoint) -> str | None:
+    """The method and, where there is one, the storage format: ``compressed-tensors (pack-quantized)``; or None."""
+    try:
+        finding = methods.unread(checkpoint.config, checkpoint.path, checkpoint.tensors)
+        found = methods.section(checkpoint.config)
+    except CheckpointError:
+        return "malformed"
+    if finding is not None:
+        return finding.title
+    if found is None:
         return None
-    method, layout = str(found.get("quant_method", "unknown method")), found.get("format")
-    return f"{method} ({layout})" if layout else method
+    layout = found[1].get("format")
+    return f"{methods.method_name(*found)}{f' ({methods.shown(layout)[1:-1]})' if isinstance(layout, str) else ''}"
 
 
 def _bits_per_weight(modules: list[Module]) -> float | None:

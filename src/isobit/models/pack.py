@@ -41,6 +41,7 @@ def requests(source: Path, target: Target, dtype: str | None) -> tuple[dict[str,
     from isobit.kernels.gpu.bind import bind
 
     ck = Checkpoint.open(source)
+    ck.quantization  # noqa: B018 -- refuses by name what isobit does not read, before tensors are missed
     name = dtype or _stored_dtype(ck)
     if name not in _DTYPES:
         raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")

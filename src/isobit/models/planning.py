@@ -28,7 +28,12 @@ Machine = tuple[Target, Board]
 
 
 def read_config(model: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """The configuration of a model.
+    """The configuration of a model: the first half of what :func:`locate` gives, which see."""
+    return locate(model, revision)[0]
+
+
+def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, Any], Path | None]:
+    """The configuration of a model, and the folder with the files that belong to it, if there is one.
 
     Args:
         model: a ``config.json``, a folder that has one, ``bundled``, or a Hugging Face id, of which only configuration
@@ -43,11 +48,11 @@ def read_config(model: str | Path, revision: str | None = None) -> dict[str, Any
     if path.suffix == ".json" and not is_there(path):
         raise SourceError(f"there is no file {path}; name a config.json, a model folder, or a Hugging Face id")
     if is_there(path) and not is_folder(path):
-        return read_json(path, LARGEST_CONFIG)
+        return read_json(path, LARGEST_CONFIG), path.parent if path.name == "config.json" else None
     folder = resolve(model, revision=revision, weights=False)
     if not is_there(folder / "config.json"):
         raise SourceError(f"{folder} has no config.json: it is not a transformers model")
-    return read_json(folder / "config.json", LARGEST_CONFIG)
+    return read_json(folder / "config.json", LARGEST_CONFIG), folder
 
 
 def machines(names: Iterable[str]) -> list[Machine]:
@@ -128,8 +133,8 @@ def plans(
     Raises:
         IsobitError: something named does not exist, or the model is not one that isobit runs.
     """
-    config = model if isinstance(model, Mapping) else read_config(model, revision)
-    work = workload(config)
+    config, folder = (model, None) if isinstance(model, Mapping) else locate(model, revision)
+    work = workload(config, folder)
     if batch < 1 or (context is not None and context < 1):
         raise UsageError("context and batch are whole numbers above 0")
     if context is not None and context > work.max_context:

@@ -59,6 +59,7 @@ def load_model(
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
     ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
+    ck.quantization  # noqa: B018 -- refuses by name what isobit does not read, before tensors are missed
     where = place(device, lowering)
     stored = str(ck.config.get("dtype") or ck.config.get("torch_dtype")).removeprefix("torch.")
     chosen = DTYPES[dtype or where.default_dtype(stored)]

@@ -1,0 +1,225 @@
+"""Ways to store few-bit weights that isobit knows by sight and does not run: what betrays each, and who writes it.
+
+Whatever meets a checkpoint asks :func:`refuse_unread` first, so that a model whose weights are stored, or are to be
+computed, in such a way is refused by its name everywhere, even where its tensors look like plain ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from isobit.checkpoint.jsonfile import read_json
+from isobit.errors import CheckpointError, Unsupported
+
+READ = ("compressed-tensors", "fp8")
+SECTIONS = ("quantization_config", "compression_config")
+ALTERNATIVE = "use a compressed-tensors version of this one"
+INSTEAD = f"quantize the original model with isobit, or {ALTERNATIVE}"
+_LARGEST_SIDE_FILE = 16 << 20  # bytes
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to store weights.
+
+    Attributes:
+        title: its name, and the tools that write it.
+        names: what ``quant_method`` says, in lower case.
+        keys: of a section without ``quant_method``: it is this method if it has all keys of one of these.
+        top_keys: keys of config.json itself.
+        files: files beside config.json that only such checkpoints have; patterns.
+        tensors: what names of its tensors end in.
+        nearest: isobit's scheme that comes nearest, or nothing.
+    """
+
+    title: str
+    names: tuple[str, ...] = ()
+    keys: tuple[tuple[str, ...], ...] = ()
+    top_keys: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    nearest: str = ""
+
+
+# The order matters for what has no quant_method: the first row that fits is named.
+METHODS: tuple[Method, ...] = (
+    Method("bitsandbytes", ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
+           keys=(("load_in_4bit",), ("load_in_8bit",)), tensors=(".SCB", ".weight.absmax"), nearest="int4-g64 or int8"),
+    Method("ModelOpt (TensorRT Model Optimizer)", ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"),
+           keys=(("quant_algo",), ("producer",)), files=("hf_quant_config.json",), nearest="fp8-static or int4"),
+    Method("AWQ (AutoAWQ, llm-awq) or AutoSmoothQuant", ("awq", "awq_marlin", "llm-awq"),
+           keys=(("w_bit",), ("zero_point", "bits")), files=("quant_config.json",), nearest="int4-asym"),
+    Method("GPTQ (AutoGPTQ, GPTQModel, AutoRound)", ("gptq", "gptq_marlin", "gptqmodel"),
+           keys=(("desc_act",), ("damp_percent",), ("checkpoint_format", "bits")), files=("quantize_config.json",),
+           tensors=(".qweight", ".qzeros"), nearest="int4"),
+    Method("AutoRound", ("auto-round", "auto_round", "autoround", "intel/auto-round"), keys=(("packing_format",),),
+           files=("quantization_config.json",), nearest="int4"),
+    Method("MLX", ("mlx",), keys=(("bits", "group_size"), ("mode", "group_size")), top_keys=("quantization",),
+           tensors=(".biases",), nearest="int4-g64"),
+    Method("quanto (optimum-quanto)", ("quanto",), files=("quanto_qmap.json", "quantization_map.json"),
+           tensors=(".weight._data",), nearest="int8-w8a16 or int4"),
+    Method("HQQ", ("hqq",), files=("qmodel.pt",), tensors=(".W_q",), nearest="int4-g64"),
+    Method("torchao", ("torchao",), tensors=("_weight_qdata",), nearest="fp8, int8 or int4"),
+    Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
+    Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),
+    Method("BitNet", ("bitnet",)),
+    Method("FBGEMM FP8", ("fbgemm_fp8",), nearest="fp8"),
+    Method("MXFP4 and its relatives", ("mxfp4", "mxfp6", "mxfp8", "nvfp4"), tensors=("_blocks",)),
+    Method("Quark", ("quark",)),
+)  # fmt: skip
+
+# The small files among them, which are fetched with a configuration: they say what it leaves out.
+SIDE_FILES = tuple(file for row in METHODS for file in row.files if file.endswith(".json"))
+
+
+def section(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The part of a ``config.json`` that speaks of quantization, with its key; None if there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    for holder in (config, config.get("text_config")):
+        for key in SECTIONS:
+            found = holder.get(key) if isinstance(holder, Mapping) else None
+            if found is not None and not isinstance(found, dict):
+                raise CheckpointError(f"{key} must be a JSON object, not {shown(found)}")
+            if found:
+                return key, found
+    return None
+
+
+def method_name(key: str, found: Mapping[str, Any]) -> str | None:
+    """What a section says its method is, in lower case; None where it does not say and is not compressed-tensors'.
+
+    Raises:
+        CheckpointError: ``quant_method`` is no text.
+    """
+    name = found.get("quant_method")
+    if name is None:
+        return READ[0] if "config_groups" in found or key == "compression_config" else None
+    if not isinstance(name, str):
+        raise CheckpointError(f"{key}: quant_method must be a text, not {shown(name)}")
+    return name.strip().lower()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a checkpoint's weights are stored.
+
+    Attributes:
+        name: what ``quant_method`` says, or nothing.
+        row: the method, if isobit knows it by sight.
+        evidence: what tells.
+    """
+
+    name: str | None
+    row: Method | None
+    evidence: str
+
+    @property
+    def title(self) -> str:
+        """The method for people: ``'gptq' (GPTQ, as written by ...)``."""
+        known = self.row.title if self.row is not None else ""
+        if self.name is None:
+            return known or "that isobit does not know"
+        return f"{shown(self.name)} ({known})" if known and known != self.name else shown(self.name)
+
+
+def unread(config: Mapping[str, Any], folder: Path | None = None, tensors: Iterable[str] = ()) -> Finding | None:
+    """What tells that a checkpoint's weights are stored, or to be computed, in a way that isobit does not run.
+
+    Args:
+        config: its ``config.json``.
+        folder: where it lies, for the files beside it; None when there is nothing but the configuration.
+        tensors: names of its tensors, as far as they are known.
+
+    Raises:
+        CheckpointError: the configuration says nothing that could be understood.
+    """
+    found = section(config)
+    if found is not None:
+        key, part = found
+        name = method_name(key, part)
+        return None if name in READ else Finding(name, _by_section(name, part), f"the {key} of config.json says so")
+    for row in METHODS:
+        evidence = _evidence(row, config, folder, tensors)
+        if evidence:
+            return Finding(None, row, evidence)
+    if config.get("quantization"):
+        return Finding(None, None, f"config.json says quantization = {shown(config['quantization'])}")
+    return None
+
+
+def refuse_unread(config: Mapping[str, Any], folder: Path | None = None, tensors: Iterable[str] = ()) -> None:
+    """Refuses a checkpoint of a method that isobit does not run; takes what :func:`unread` takes.
+
+    Raises:
+        CheckpointError: the configuration says nothing that could be understood.
+        Unsupported: it is one; names the method, what tells, and what to do instead.
+    """
+    finding = unread(config, folder, tensors)
+    if finding is None:
+        return
+    nearest = finding.row.nearest if finding.row is not None else ""
+    raise Unsupported(
+        f"quantization method {finding.title}",
+        [f"isobit reads {' and '.join(READ)} checkpoints", finding.evidence],
+        f"quantize the original model with isobit ({nearest} comes nearest), or {ALTERNATIVE}" if nearest else INSTEAD,
+    )
+
+
+def shown(value: object) -> str:
+    """A value from a configuration for a message: printable and short."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, lists without end
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _by_section(name: str | None, part: Mapping[str, Any]) -> Method | None:
+    """The row of a section's method; without a name, the row whose keys it has."""
+    if name is not None:
+        return next((row for row in METHODS if name in row.names), None)
+    return next((row for row in METHODS if any(all(key in part for key in keys) for keys in row.keys)), None)
+
+
+def _evidence(row: Method, config: Mapping[str, Any], folder: Path | None, tensors: Iterable[str]) -> str:
+    """What beside a section tells that a checkpoint is of this kind; empty if nothing does."""
+    for holder in (config, config.get("text_config")):
+        for key in row.top_keys:
+            if isinstance(holder, Mapping) and isinstance(holder.get(key), dict) and holder[key]:
+                return f"config.json has a key {key!r}"
+    for pattern in row.files if folder is not None else ():
+        file = _file(folder, pattern)  # type: ignore[arg-type]
+        if file is not None:
+            return f"{shown(file.name)[1:-1]} lies beside config.json"
+    tensor = next((name for name in tensors if name.endswith(row.tensors)), None) if row.tensors else None
+    return f"it has tensors like {shown(tensor)}" if tensor is not None else ""
+
+
+def _file(folder: Path, pattern: str) -> Path | None:
+    """The file of this name that makes a folder one of a method's."""
+    if "*" in pattern:  # files of weights: telling only where there are no others
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        others = any(fnmatchcase(name, weights) for name in names for weights in _WEIGHTS)
+        match = next((name for name in names if fnmatchcase(name, pattern)), None)
+        return None if match is None or others else folder / match
+    file = folder / pattern
+    if not file.is_file() or (pattern == "hf_quant_config.json" and _keeps_weights(file)):
+        return None
+    return file
+
+
+def _keeps_weights(file: Path) -> bool:
+    """Whether ModelOpt's file speaks of a key-value cache alone."""
+    try:
+        part = read_json(file, _LARGEST_SIDE_FILE).get("quantization")
+    except CheckpointError:
+        return False
+    return isinstance(part, dict) and part.get("quant_algo", "") in (None, "NO_QUANT")
