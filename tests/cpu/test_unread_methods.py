@@ -2,19 +2,157 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import load_file
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import save_model
 
 from isobit.checkpoint.methods import METHODS
 from isobit.cli.main import main
+from isobit.errors import CheckpointError, IsobitError, Unsupported
 from isobit.models.pack import requests
+from isobit.models.planning import plans
 from isobit.targets.table import TARGETS
+
+COMMANDS = ("plan", "info", "generate", "chat", "eval", "quantize", "compile")
+GPTQ = {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+Change = dict[str, Any]
+
+# What is changed in a folder of plain weights, and what every command then says.
+CASES: dict[str, tuple[Change, str]] = {
+    "bitnet online": ({"config": {"quantization_config": {
+        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}}}, "'bitnet' (BitNet)"),
+    "no method that anyone knows": ({"config": {"quantization_config": {"quant_method": "zip"}}}, "'zip'"),
+    "no method at all": ({"config": {"quantization_config": {"x": 1}}}, "that isobit does not know"),
+    "gptq": ({"config": {"quantization_config": {"quant_method": "gptq", **GPTQ}}, "pack": True}, "'gptq' (GPTQ"),
+    "awq": ({"config": {"quantization_config": {"quant_method": "awq", "bits": 4}}, "pack": True}, "'awq' (AWQ"),
+    "gptq without a name": ({"config": {"quantization_config": GPTQ}}, "GPTQ (AutoGPTQ"),
+    "bitsandbytes without a name": ({"config": {"quantization_config": {"load_in_8bit": True}}}, "bitsandbytes"),
+    "legacy gptq": ({"files": {"quantize_config.json": GPTQ}}, "GPTQ (AutoGPTQ"),
+    "legacy awq": ({"files": {"quant_config.json": {"w_bit": 4, "zero_point": True}}}, "AWQ (AutoAWQ"),
+    "legacy modelopt": ({"files": {"hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}}, "ModelOpt"),
+    "quanto": ({"files": {"quanto_qmap.json": {"lm_head": {"weights": "qint8"}}}}, "quanto (optimum-quanto)"),
+    "quanto, other name": ({"files": {"quantization_map.json": {}}}, "quanto (optimum-quanto)"),
+    "mlx": ({"config": {"quantization": {"group_size": 64, "bits": 4}}}, "MLX"),
+    "mlx, both keys": ({"config": {"quantization": {"group_size": 64, "bits": 4},
+                                   "quantization_config": {"group_size": 64, "bits": 4}}}, "MLX"),
+    "a key nobody knows": ({"config": {"quantization": "int4"}}, "that isobit does not know"),
+    "tensors of gptq alone": ({"pack": True}, "GPTQ (AutoGPTQ"),
+    "tensors of gptq alone, in a .bin": ({"pack": True, "bin": True}, "GPTQ (AutoGPTQ"),
+    "a section under text_config": ({"config": {"text_config": {"quantization_config": {"quant_method": "hqq"}}}}, "HQQ"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_model(tmp_path_factory.mktemp("plain") / "m", context=64)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    return folder
+
+
+def changed(plain: Path, folder: Path, change: Change) -> Path:
+    shutil.copytree(plain, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change.get("config", {})))
+    for name, content in change.get("files", {}).items():
+        (folder / name).write_text(json.dumps(content))
+    if change.get("pack"):
+        tensors = load_file(folder / "model.safetensors")
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+            n, k = tensors.pop(name).shape
+            prefix = name.removesuffix("weight")
+            tensors[f"{prefix}qweight"] = torch.zeros(k // 8, n, dtype=torch.int32)
+            tensors[f"{prefix}qzeros"] = torch.zeros(k // 128, n // 8, dtype=torch.int32)
+            tensors[f"{prefix}scales"] = torch.ones(k // 128, n, dtype=torch.float16)
+        (folder / "model.safetensors").unlink()
+        if change.get("bin"):
+            torch.save(tensors, folder / "pytorch_model.bin")
+        else:
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def answer(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says about a folder: its error, or for `info`, which describes everything, its note."""
+    if command == "compile":
+        with pytest.raises(IsobitError) as found:
+            requests(folder, TARGETS["sm_86"], None)
+        return str(found.value)
+    options = {
+        "plan": ["--target", "a6000"],
+        "info": ["--json"],
+        "generate": ["x"],
+        "quantize": ["--scheme", "int8", "--out", str(folder.parent / "out")],
+    }
+    status = main([command, str(folder), *options.get(command, [])])
+    out, err = capsys.readouterr()
+    if command == "info":
+        assert status == 0
+        return "\n".join(json.loads(out)["notes"])
+    assert status == 2 and out == "", f"{command}: {out}"
+    assert not (folder.parent / "out").exists()
+    return err.removeprefix("isobit: error: ").strip()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_command_refuses_by_the_same_name(
+    plain: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    change, words = CASES[case]
+    folder = changed(plain, tmp_path / "m", change)
+    commands = [name for name in COMMANDS if not (change.get("bin") and name == "plan")]  # unpickling needs torch
+    answers = {command: answer(command, folder, capsys) for command in commands}
+    first = answers["generate"]
+    assert first.startswith("quantization method") and words in first, first
+    assert "instead: quantize the original model with isobit" in first
+    assert answers == dict.fromkeys(answers, first)
+
+
+def test_info_names_the_method_of_files_beside_the_configuration(plain: Path, tmp_path: Path) -> None:
+    from isobit.evaluation.info import describe
+
+    folder = changed(plain, tmp_path / "m", CASES["legacy awq"][0])
+    assert describe(folder).quantization == "AWQ (AutoAWQ, llm-awq) or AutoSmoothQuant"
+    assert describe(plain).quantization is None
+
+
+def test_a_plan_of_a_file_looks_beside_it(plain: Path, tmp_path: Path) -> None:
+    folder = changed(plain, tmp_path / "m", CASES["legacy gptq"][0])
+    with pytest.raises(Unsupported, match="quantize_config.json lies beside"):
+        plans(folder / "config.json", targets=["a6000"])
+    shutil.copy(folder / "config.json", folder / "other.json")  # a configuration alone: nothing belongs to it
+    assert plans(folder / "other.json", targets=["a6000"], scheme_names=["int8"])
+
+
+def test_a_folder_of_gguf_files_is_not_planned_as_plain_weights(plain: Path, tmp_path: Path) -> None:
+    folder = changed(plain, tmp_path / "m", {})
+    (folder / "model-Q8_0.gguf").write_bytes(b"GGUF")
+    plans(folder, targets=["a6000"], scheme_names=["int8"])  # there are plain weights beside it
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Unsupported, match=r"GGUF(.|\n)*model-Q8_0.gguf lies beside"):
+        plans(folder, targets=["a6000"], scheme_names=["int8"])
+
+
+def test_modelopt_with_a_quantized_cache_alone_keeps_its_weights(plain: Path, tmp_path: Path) -> None:
+    side = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+    folder = changed(plain, tmp_path / "m", {"files": {"hf_quant_config.json": side}})
+    assert plans(folder, targets=["a6000"], scheme_names=["int8"])
+
+
+@pytest.mark.parametrize("value", [3, "gptq", [1], True])
+def test_a_section_that_is_no_object(plain: Path, tmp_path: Path, value: object) -> None:
+    folder = changed(plain, tmp_path / "m", {"config": {"quantization_config": value}})
+    with pytest.raises(CheckpointError, match="quantization_config must be a JSON object"):
+        plans(folder, targets=["a6000"])
+
+
+def test_the_table_names_every_method_once() -> None:
+    names = [name for row in METHODS for name in row.names]
+    assert len(names) == len(set(names)) and all(name == name.lower() for name in names)
