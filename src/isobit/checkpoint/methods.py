@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from isobit.checkpoint.files import is_there
 from isobit.checkpoint.jsonfile import read_json
 from isobit.errors import CheckpointError, Unsupported
 
@@ -206,14 +207,21 @@ def _evidence(row: Method, config: Mapping[str, Any], folder: Path | None, tenso
 def _file(folder: Path, pattern: str) -> Path | None:
     """The file of this name that makes a folder one of a method's."""
     if "*" in pattern:  # files of weights: telling only where there are no others
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        names = _names(folder)
         others = any(fnmatchcase(name, weights) for name in names for weights in _WEIGHTS)
         match = next((name for name in names if fnmatchcase(name, pattern)), None)
         return None if match is None or others else folder / match
     file = folder / pattern
-    if not file.is_file() or (pattern == "hf_quant_config.json" and _keeps_weights(file)):
+    if not is_there(file) or (pattern == "hf_quant_config.json" and _keeps_weights(file)):
         return None
     return file
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:  # whoever opens its files will say why
+        return []
 
 
 def _keeps_weights(file: Path) -> bool:
