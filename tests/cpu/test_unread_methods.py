@@ -26,8 +26,9 @@ Change = dict[str, Any]
 
 # What is changed in a folder of plain weights, and what every command then says.
 CASES: dict[str, tuple[Change, str]] = {
-    "bitnet online": ({"config": {"quantization_config": {
-        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}}}, "'bitnet' (BitNet)"),
+    "bitnet": ({"config": {"quantization_config": {
+        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}}},
+        "'bitnet' (BitNet)"),
     "no method that anyone knows": ({"config": {"quantization_config": {"quant_method": "zip"}}}, "'zip'"),
     "no method at all": ({"config": {"quantization_config": {"x": 1}}}, "that isobit does not know"),
     "gptq": ({"config": {"quantization_config": {"quant_method": "gptq", **GPTQ}}, "pack": True}, "'gptq' (GPTQ"),
@@ -45,7 +46,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "a key nobody knows": ({"config": {"quantization": "int4"}}, "that isobit does not know"),
     "tensors of gptq alone": ({"pack": True}, "GPTQ (AutoGPTQ"),
     "tensors of gptq alone, in a .bin": ({"pack": True, "bin": True}, "GPTQ (AutoGPTQ"),
-    "a section under text_config": ({"config": {"text_config": {"quantization_config": {"quant_method": "hqq"}}}}, "HQQ"),
+    "under text_config": ({"config": {"text_config": {"quantization_config": {"quant_method": "hqq"}}}}, "HQQ"),
 }  # fmt: skip
 
 
