@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint.files import is_folder, is_there
+from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.safetensors import read_header
 from isobit.checkpoint.source import expanded, resolve
-from isobit.errors import SourceError, UsageError
+from isobit.errors import CheckpointError, SourceError, UsageError
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
@@ -53,6 +55,22 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     if not is_there(folder / "config.json"):
         raise SourceError(f"{folder} has no config.json: it is not a transformers model")
     return read_json(folder / "config.json", LARGEST_CONFIG), folder
+
+
+def tensor_names(folder: Path | None) -> Iterable[str]:
+    """Names of a folder's tensors, as far as they can be had from headers: none where there are none, or damaged ones.
+
+    A plan does not need the weights; it only must not contradict those that are there.
+    """
+    if folder is None:
+        return ()
+    try:
+        weights = weight_files(folder)
+        if weights.weight_map is not None:
+            return weights.weight_map.keys()
+        return read_header(weights.files[0])[0].keys() if weights.kind == "safetensors" else ()
+    except (CheckpointError, OSError):
+        return ()
 
 
 def machines(names: Iterable[str]) -> list[Machine]:
@@ -134,7 +152,7 @@ def plans(
         IsobitError: something named does not exist, or the model is not one that isobit runs.
     """
     config, folder = (model, None) if isinstance(model, Mapping) else locate(model, revision)
-    work = workload(config, folder)
+    work = workload(config, folder, tensor_names(folder))
     if batch < 1 or (context is not None and context < 1):
         raise UsageError("context and batch are whole numbers above 0")
     if context is not None and context > work.max_context:

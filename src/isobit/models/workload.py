@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint import ctconfig
-from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.methods import refuse_unread
-from isobit.checkpoint.safetensors import read_header
-from isobit.errors import CheckpointError, ModelError
+from isobit.errors import ModelError
 from isobit.legalize.workload import Stored, Tensor, Workload
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import classify, expected_tensors
@@ -20,19 +18,20 @@ _LAYER = re.compile(r"\.layers\.\d+\.")
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
 
 
-def workload(config: Mapping[str, Any], folder: Path | None = None) -> Workload:
+def workload(config: Mapping[str, Any], folder: Path | None = None, tensors: Iterable[str] = ()) -> Workload:
     """The workload of a Hugging Face ``config.json``.
 
     Args:
         config: its contents.
         folder: where the model lies, if it does: other tools say in other files that weights are quantized.
+        tensors: names of its tensors, as far as they are known; the same holds for them.
 
     Raises:
         ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
         CheckpointError: its quantization config is malformed.
         Unsupported: its quantization is one that isobit cannot run.
     """
-    refuse_unread(config, folder, tensor_names(folder))
+    refuse_unread(config, folder, tensors)
     quantization = ctconfig.parse(config)
     model = ModelConfig.from_hf(config)
 
@@ -60,22 +59,6 @@ def workload(config: Mapping[str, Any], folder: Path | None = None) -> Workload:
         windows=model.windows,
         stored=stored if quantization is not None else None,
     )
-
-
-def tensor_names(folder: Path | None) -> Iterable[str]:
-    """Names of a folder's tensors, as far as they can be had from headers: none where there are none, or damaged ones.
-
-    A plan does not need the weights; it only must not contradict those that are there.
-    """
-    if folder is None:
-        return ()
-    try:
-        weights = weight_files(folder)
-        if weights.weight_map is not None:
-            return weights.weight_map.keys()
-        return read_header(weights.files[0])[0].keys() if weights.kind == "safetensors" else ()
-    except (CheckpointError, OSError):
-        return ()
 
 
 def _numbers(tensor: Tensor) -> int:
