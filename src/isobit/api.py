@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.errors import UsageError
+from isobit.errors import CheckpointWarning, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme as scheme_named
 
@@ -134,6 +135,11 @@ class Model:
         return self._generator.stream(prompt, self._params(sampling))
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know who use this checkpoint: what of it isobit, or another engine, does otherwise."""
+        return tuple(self._generator.model.notes)
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer, with ``encode`` and ``decode``."""
         return self._generator.tokenizer
@@ -157,11 +163,17 @@ def load(model: str | Path, *, dtype: str | None = None, revision: str | None = 
         dtype: what activations are computed in: ``"float32"`` (the default on a CPU), ``"bfloat16"`` or ``"float16"``.
         revision: branch, tag or commit of a Hugging Face id.
         device: ``"cpu"`` or ``"cuda"``.
+
+    Warns:
+        CheckpointWarning: what people should know about this checkpoint; :attr:`Model.notes` has it, too.
     """
     from isobit.checkpoint.source import resolve
     from isobit.engine.generate import load_generator
 
-    return Model(load_generator(resolve(model, revision=revision), dtype=dtype, device=device))
+    loaded = Model(load_generator(resolve(model, revision=revision), dtype=dtype, device=device))
+    for note in loaded.notes:
+        warnings.warn(note, CheckpointWarning, stacklevel=2)
+    return loaded
 
 
 def evaluate(

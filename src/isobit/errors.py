@@ -97,6 +97,10 @@ class CheckpointError(IsobitError):
         super().__init__(f"{where}: {message}" if where else message)
 
 
+class CheckpointWarning(UserWarning):
+    """What people should know who use a checkpoint: what of it isobit, or another engine, does otherwise."""
+
+
 class ModelError(IsobitError):
     """A model configuration that isobit cannot run."""
 

@@ -111,6 +111,17 @@ class Checkpoint:
         except CheckpointError as error:
             raise CheckpointError(str(error), file=self.path / "config.json") from None
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know who use this checkpoint: what of it isobit, or another engine, does otherwise.
+
+        Every command that meets a checkpoint shows them.
+
+        Raises:
+            CheckpointError, Unsupported: as for :attr:`quantization`.
+        """
+        return self.quantization.notes if self.quantization is not None else ()
+
     def info(self, name: str) -> TensorInfo:
         """Header entry of a tensor.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import slow_path
+from isobit.cli import notes, slow_path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
 from isobit.errors import CapacityError, IsobitError, UsageError
 
@@ -72,11 +72,13 @@ def run(args: argparse.Namespace) -> int:
         )
     options = {"enable_thinking": False} if args.no_thinking else {}
     generator = load_generator(folder, dtype=args.dtype, device=args.device)
+    notes.show(generator.model.notes)
     slow_path.warn(generator.model)
     session = Session(generator, template, args.system, params, options)
     converse(session, quiet=args.json)
     if args.json:
-        json.dump({"model": args.model, "messages": session.messages, "turns": session.turns}, sys.stdout, indent=2)
+        document = {"model": args.model, "messages": session.messages, "turns": session.turns}
+        json.dump(document | {"notes": generator.model.notes}, sys.stdout, indent=2)
         print()
     return 0
 

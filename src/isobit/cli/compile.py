@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit.cli import notes
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from isobit.checkpoint.reader import Checkpoint
     from isobit.checkpoint.source import resolve
     from isobit.kernels.gpu.compile.processes import triton_version
     from isobit.kernels.gpu.packs.write import write_pack
@@ -88,7 +90,9 @@ def _pack(args: argparse.Namespace) -> int:
     if len(targets) != 1:
         raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
     triton_version()  # says how to get it, before anything large is read
-    wanted, dtype = requests(resolve(args.model, revision=args.revision), targets[0], args.dtype)
+    folder = resolve(args.model, revision=args.revision)
+    wanted, dtype = requests(folder, targets[0], args.dtype)
+    notes.show(Checkpoint.open(folder).notes)
     with tqdm(total=len(wanted), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
         made = write_pack(
             args.out,

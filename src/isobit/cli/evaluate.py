@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit.cli import notes
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.report is not None and found.results is not None:
         report.write(found.results, args.report)
+    notes.show(found.notes)
     if args.json:
         json.dump(as_json(found), sys.stdout, indent=2, allow_nan=False)
         print()
@@ -104,6 +106,7 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         "fidelity": None if found.fidelity is None else asdict(found.fidelity),
         "layer_errors": errors,
         "method": asdict(found.method),
+        "notes": found.notes,
     }
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import slow_path
+from isobit.cli import notes, slow_path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
 from isobit.errors import UsageError
 
@@ -61,10 +61,11 @@ def run(args: argparse.Namespace) -> int:
     from isobit.engine.generate import load_generator
 
     generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype, device=args.device)
+    notes.show(generator.model.notes)
     slow_path.warn(generator.model)
     if args.json:
         completion = generator.generate(prompt, params)
-        document = as_json(args.model, prompt, completion, generator.tokenizer)
+        document = as_json(args.model, prompt, completion, generator.tokenizer) | {"notes": generator.model.notes}
         json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
         print()
         return 0

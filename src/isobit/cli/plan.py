@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from isobit.cli import notes
+
 
 def register(subparsers: Any) -> None:
     """Add the command and its options."""
@@ -67,8 +69,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if "here" in _names(args.target) and (problem := cpu_library.problem()):
         print(f"isobit: note: plans of this machine's CPU are those of the CPU kernels; but {problem}", file=sys.stderr)
+    notes.show(work.notes)
     if args.json:
-        model = {"title": work.title, "parameters": work.parameters, "max_context": work.max_context}
+        model = {
+            "title": work.title,
+            "parameters": work.parameters,
+            "max_context": work.max_context,
+            "notes": work.notes,
+        }
         machines = [text.as_data(plan) for plans in found for plan in plans]
         json.dump({"model": model, "plans": machines}, sys.stdout, indent=2)
         print()

@@ -26,10 +26,12 @@ class Model(Protocol):
     """What generation needs of a model (:class:`isobit.models.decoder.Decoder`).
 
     ``place.target`` is the GPU whose kernels run it, or None on a CPU; ``place.tensors`` the device of its tensors.
+    ``notes`` are what people should know who use it.
     """
 
     config: Any
     place: Any
+    notes: tuple[str, ...]
 
     def forward(self, ids: Tensor, cache: Any = None, *, last_only: bool = False) -> Tensor:
         """Logits of token ids [1, T] that follow what the cache holds."""

@@ -79,7 +79,7 @@ class CheckpointInfo:
         file_bits_per_parameter: bits of all weight files per parameter.
         schemes: what the modules hold, largest first.
         dtypes: what the tensors are stored as, largest first.
-        notes: what could not be understood.
+        notes: what could not be understood, and what people should know who use it.
         tensors: every tensor, in the order of the files.
     """
 
@@ -111,6 +111,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     notes: list[str] = []
     try:
         quantization = checkpoint.quantization
+        notes += checkpoint.notes
     except IsobitError as error:
         quantization = None
         notes.append(str(error))

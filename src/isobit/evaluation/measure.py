@@ -51,6 +51,7 @@ class Evaluation:
         fidelity: what it lost against its source; None when there was none to compare with.
         method: how it was measured.
         results: the same with sizes and errors by layer, for a report; None without a source.
+        notes: what people should know about the checkpoints that were measured.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Evaluation:
     fidelity: Fidelity | None
     method: Method
     results: Results | None
+    notes: tuple[str, ...] = ()
 
 
 def load_subject(path: Path, name: str | None = None) -> Subject:
@@ -121,7 +123,7 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None)
+        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None, subject.model.notes)
     source = load_subject(against, source_name)
     require_same_vocabulary(source, subject)
     own, found = compare_all(
@@ -143,7 +145,8 @@ def evaluate(
         method,
     )
     likelihood = Likelihood(fidelity.tokens, fidelity.windows, fidelity.perplexity, fidelity.bits_per_byte)
-    return Evaluation(name, likelihood, fidelity, method, results)
+    notes = (*subject.model.notes, *(f"{source.name}: {note}" for note in source.model.notes))
+    return Evaluation(name, likelihood, fidelity, method, results, notes)
 
 
 def choose_ctx(subject: Subject, ctx: int | None) -> int:

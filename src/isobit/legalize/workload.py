@@ -52,6 +52,7 @@ class Workload:
         tied: whether the output projection is the embedding.
         windows: per layer, how many of the latest tokens it attends to; None for all.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
+        notes: what people should know about that checkpoint, whatever runs it.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Workload:
     tied: bool
     windows: tuple[int | None, ...]
     stored: Callable[[str], Stored] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:

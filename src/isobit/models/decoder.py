@@ -40,6 +40,7 @@ class Decoder(nn.Module):
         config: what it is.
         dtype: what activations are computed in; norms, rotary angles and logits are float32 whatever it is.
         place: where it lives; token ids may come from anywhere.
+        notes: what people should know who use it; see ``Checkpoint.notes``.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Decoder(nn.Module):
         lm_head: Linear,
         dtype: torch.dtype,
         place: Place = Place(),  # noqa: B008 - frozen
+        notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.config, self.dtype, self.place = config, dtype, place
+        self.config, self.dtype, self.place, self.notes = config, dtype, place, notes
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
         self._rotary = RotaryTable(config.rope, config.head_dim, place.tensors)

@@ -89,7 +89,7 @@ class _Loader:
         head = self._head(table)
         self._require_all_used()
         return Decoder(
-            self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype, self.place
+            self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype, self.place, self.ck.notes
         ).eval()
 
     def _layer(self, index: int) -> Layer:

@@ -18,20 +18,20 @@ _LAYER = re.compile(r"\.layers\.\d+\.")
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
 
 
-def workload(config: Mapping[str, Any], folder: Path | None = None, tensors: Iterable[str] = ()) -> Workload:
+def workload(config: Mapping[str, Any], folder: Path | None = None, names: Iterable[str] = ()) -> Workload:
     """The workload of a Hugging Face ``config.json``.
 
     Args:
         config: its contents.
         folder: where the model lies, if it does: other tools say in other files that weights are quantized.
-        tensors: names of its tensors, as far as they are known; the same holds for them.
+        names: of its tensors, as far as they are known; they tell, too.
 
     Raises:
         ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
         CheckpointError: its quantization config is malformed.
         Unsupported: its quantization is one that isobit cannot run.
     """
-    refuse_unread(config, folder, tensors)
+    refuse_unread(config, folder, names)
     quantization = ctconfig.parse(config)
     model = ModelConfig.from_hf(config)
 
@@ -58,6 +58,7 @@ def workload(config: Mapping[str, Any], folder: Path | None = None, tensors: Ite
         tied=model.tie_word_embeddings,
         windows=model.windows,
         stored=stored if quantization is not None else None,
+        notes=quantization.notes if quantization is not None else (),
     )
 
 
