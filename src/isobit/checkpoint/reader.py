@@ -18,7 +18,7 @@ from torch import Tensor
 from isobit.checkpoint import ctconfig, folder, methods
 from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
 from isobit.checkpoint.jsonfile import read_json
-from isobit.checkpoint.legacy import read_bin_header, read_bin_tensor
+from isobit.checkpoint.legacy import read_bin_header
 from isobit.checkpoint.safetensors import TensorInfo, read_header
 from isobit.errors import CheckpointError
 
@@ -45,7 +45,6 @@ class Checkpoint:
         self.files = weights.files
         self.tensors = tensors
         self._maps: dict[Path, Tensor] = {}
-        self._is_bin = weights.kind == "bin"
         # A checkpoint much smaller than memory may stay in the page cache: the next run will be glad of it.
         self._drop_cache = self.nbytes > _physical_memory() // 4
 
@@ -139,15 +138,15 @@ class Checkpoint:
         Args:
             name: tensor name.
             mmap: map the file into memory instead of copying: nothing is read before it is used, and pages count as
-                resident once they are; for serving. The tensor must not be written to. ``.bin`` files and data that is
-                not aligned to its dtype are copied all the same.
+                resident once they are; for serving. The tensor must not be written to. Data that is not aligned to its
+                dtype, or does not lie in the order of its rows, is copied all the same.
 
         Raises:
             CheckpointError: no such tensor, a dtype torch lacks, or the file changed since it was opened.
         """
         info = self.info(name)
-        if self._is_bin:
-            return read_bin_tensor(info.file, name)
+        if info.strides is not None:
+            return self._gathered(info, info.begin, info.shape, info.strides)
         dtype = info.torch_dtype
         if mmap and info.nbytes and info.begin % dtype.itemsize == 0:
             return self._mapped(info).view(dtype).reshape(info.shape)
@@ -163,8 +162,9 @@ class Checkpoint:
         rows = info.shape[0] if info.shape else 0
         if not 0 <= lo <= hi <= rows:
             raise CheckpointError(f"has {rows} rows; {lo} to {hi} were asked for", file=info.file, tensor=name)
-        if self._is_bin:
-            return read_bin_tensor(info.file, name, slice(lo, hi))
+        if info.strides is not None:
+            begin = info.begin + lo * info.strides[0] * info.torch_dtype.itemsize
+            return self._gathered(info, begin, (hi - lo, *info.shape[1:]), info.strides)
         row_bytes = info.nbytes // rows if rows else 0
         data = self._pread(info, info.begin + lo * row_bytes, (hi - lo) * row_bytes)
         return data.view(info.torch_dtype).reshape(hi - lo, *info.shape[1:])
@@ -195,6 +195,14 @@ class Checkpoint:
         if info.end > whole.numel():
             raise CheckpointError("the file was cut off after it was opened", file=info.file, tensor=info.name)
         return whole[info.begin : info.end]
+
+    def _gathered(self, info: TensorInfo, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+        """Elements that do not lie in the order of rows, the first at byte ``begin``, put into that order."""
+        if 0 in shape:
+            return torch.empty(shape, dtype=info.torch_dtype)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        data = self._pread(info, begin, span * info.torch_dtype.itemsize).view(info.torch_dtype)
+        return data.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
 
     def _pread(self, info: TensorInfo, offset: int, size: int) -> Tensor:
         """``size`` bytes from ``offset``, uint8, in memory of their own."""

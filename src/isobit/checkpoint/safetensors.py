@@ -7,7 +7,7 @@ before a byte of data is touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
-_LARGEST_DIM = 2**48  # elements along one axis, and in all: more than any disk holds
+LARGEST_TENSOR = 2**48  # elements along one axis, and in all: more than any disk holds
 _MOST_AXES = 64  # what torch and numpy can hold
+LFS_POINTER = b"version https://git-lfs"  # what a file that was not fetched begins with
 
 # Safetensors dtype -> (bits per element, torch dtype name). None: torch, or isobit, has no such dtype.
 DTYPES: dict[str, tuple[int, str | None]] = {
@@ -59,8 +60,9 @@ class TensorInfo:
         dtype: safetensors dtype name, e.g. ``BF16``.
         shape: sizes; ``()`` for a scalar.
         file: the file it is in.
-        begin: offset of its first byte in the file (0 for tensors of ``.bin`` files).
-        end: offset behind its last byte in the file (their size for tensors of ``.bin`` files).
+        begin: offset of its first byte in the file.
+        end: offset behind its last byte in the file, if its elements lie in the order of its rows.
+        strides: None if they do; otherwise (in ``.bin`` files) elements from one to the next along each axis.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TensorInfo:
     file: Path
     begin: int
     end: int
+    strides: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -78,7 +81,7 @@ class TensorInfo:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return _product(self.shape)
+        return math.prod(self.shape)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -140,6 +143,8 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
         with open(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
+            require_no_pointer(file.read(len(LFS_POINTER)), path)
+            file.seek(0)
             if size < 8:
                 raise CheckpointError(f"the file has {size} bytes: too short for a safetensors header", file=path)
             length = int.from_bytes(file.read(8), "little")
@@ -158,6 +163,18 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
             return file.read(length), 8 + length, size
     except OSError as error:
         raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
+
+
+def require_no_pointer(start: bytes, path: Path) -> None:
+    """The file that begins with ``start`` must not be the text that Git LFS leaves in its place.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            "is only a pointer of Git LFS to the real file: run `git lfs pull` in the folder", file=path
+        )
 
 
 def _metadata(value: Any, path: Path) -> dict[str, str]:
@@ -191,10 +208,10 @@ def _tensor(name: str, entry: Any, path: Path, data_begin: int, file_size: int) 
         )
     if len(shape) > _MOST_AXES:
         raise wrong(f"shape {short(shape)} has {len(shape)} axes; {_MOST_AXES} are the most that can be read")
-    if any(size > _LARGEST_DIM for size in shape):  # before they are multiplied
+    if any(size > LARGEST_TENSOR for size in shape):  # before they are multiplied
         raise wrong(f"shape {short(shape)} is impossibly large")
-    numel = _product(shape)
-    if _product(max(size, 1) for size in shape) > _LARGEST_DIM:  # strides must be numbers, too
+    numel = math.prod(shape)
+    if math.prod(max(size, 1) for size in shape) > LARGEST_TENSOR:  # strides must be numbers, too
         raise wrong(f"shape {short(shape)} is impossibly large")
     bits = numel * DTYPES[dtype][0]
     if bits % 8 or bits // 8 != end - begin:
@@ -214,17 +231,10 @@ def _check_layout(infos: list[TensorInfo], path: Path, data_begin: int, file_siz
                 file=path,
                 tensor=info.name,
             )
-        position, previous = info.end, f"tensor {info.name!r}"
+        position, previous = info.end, f"tensor {short(info.name)}"
     if position != file_size:
         raise CheckpointError(f"{file_size - position} bytes behind {previous} belong to no tensor", file=path)
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _product(shape: Iterable[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
