@@ -70,7 +70,7 @@ def storages(linear: BoundLinear, also: object = None) -> int:
             pending += one.values()
         elif isinstance(one, (list, tuple)):
             pending += one
-        elif type(one).__module__.startswith("isobit.kernels.gpu.triton") and hasattr(one, "__dict__"):
+        elif type(one).__module__.startswith("isobit.kernels.gpu") and hasattr(one, "__dict__"):
             pending += vars(one).values()
     return sum(held.values())
 
