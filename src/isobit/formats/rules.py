@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from isobit.errors import SchemeError
+from isobit.formats.patterns import PatternError, compiled
 from isobit.formats.schemes import Scheme, scheme
 
 ModuleKind = Literal["linear", "lm_head", "embedding", "router", "norm", "other"]
@@ -27,7 +27,7 @@ class Rule:
         action: a scheme name, or ``keep`` to leave the module as it is.
 
     Raises:
-        SchemeError: the pattern is no regular expression, or the action neither ``keep`` nor a scheme.
+        SchemeError: the pattern is no regular expression or takes forever, or the action no scheme.
     """
 
     pattern: str
@@ -35,9 +35,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise SchemeError(f"rule pattern {self.pattern!r} is not a regular expression: {error}") from None
+            compiled(self.pattern, search=True)
+        except PatternError as error:
+            raise SchemeError(f"rule pattern {self.pattern!r}: {error}") from None
         if self.action.lower() != KEEP:
             scheme(self.action)
 
@@ -48,7 +48,7 @@ class Rule:
 
     def matches(self, module: str) -> bool:
         """Whether this rule is about ``module``, e.g. ``model.layers.0.mlp.down_proj``."""
-        return re.search(self.pattern, module) is not None
+        return compiled(self.pattern, search=True).found_in(module)
 
 
 def parse_rule(text: str) -> Rule:
