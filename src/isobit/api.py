@@ -127,6 +127,7 @@ class Model:
         Args:
             prompt: text, or token ids.
             sampling: fields of :class:`isobit.engine.sampling.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
+                Where nothing is given, what the model's generation_config.json asks for holds (:attr:`sampling`).
         """
         return self._generator.generate(prompt, self._params(sampling))
 
@@ -137,22 +138,27 @@ class Model:
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know who use this checkpoint: what of it isobit, or another engine, does otherwise."""
-        return tuple(self._generator.model.notes)
+        return tuple(self._generator.notes)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What :meth:`generate` takes from the model's generation_config.json; empty for greedy decoding."""
+        return dict(self._generator.tokenizer.defaults.choose({}).used)
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, with ``encode`` and ``decode``."""
         return self._generator.tokenizer
 
-    @staticmethod
-    def _params(sampling: dict[str, Any]) -> Any:
+    def _params(self, sampling: dict[str, Any]) -> Any:
         from isobit.engine.sampling import SamplingParams
 
         unknown = sorted(set(sampling) - set(SamplingParams.__dataclass_fields__))
         if unknown:
             known = ", ".join(SamplingParams.__dataclass_fields__)
             raise UsageError(f"unknown sampling option {', '.join(unknown)}; the options are: {known}")
-        return replace(SamplingParams(), **sampling)
+        replace(SamplingParams(), **sampling)  # checks what was given before anything is made of it
+        return SamplingParams(**self._generator.tokenizer.defaults.choose(sampling).settings)
 
 
 def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None, device: str = "cpu") -> Model:

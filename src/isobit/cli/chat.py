@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes, slow_path
-from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
+from isobit.cli import notes, slow_path, text_input
+from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import CapacityError, IsobitError, UsageError
 
 if TYPE_CHECKING:
-    from isobit.engine.generate import Completion, Generator
+    from isobit.engine.generate import Completion, Generator, Piece
     from isobit.engine.sampling import SamplingParams
 
 HELP = """/reset   forget the conversation (the system message stays)
@@ -56,15 +56,17 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read messages until the end of input, and answer each."""
-    params = sampling_params(args)
-    given = None if args.template is None else read_template(args.template)
+    given = given_options(args)
+    own = None if args.template is None else text_input.file(args.template, "the chat template")
+    system = None if args.system is None else text_input.argument(args.system, "the system message")
+    text_input.standard_input("messages")
 
     from isobit.checkpoint.source import resolve
     from isobit.engine.generate import load_generator
     from isobit.engine.tokenizer import Tokenizer
 
     folder = resolve(args.model, revision=args.revision)
-    template = given if given is not None else Tokenizer.from_folder(folder).chat_template
+    template = own if own is not None else Tokenizer.from_folder(folder).chat_template
     if template is None:
         raise UsageError(
             f"{args.model} has no chat template: it is a base model, trained to go on with a text and not to answer. "
@@ -72,27 +74,23 @@ def run(args: argparse.Namespace) -> int:
         )
     options = {"enable_thinking": False} if args.no_thinking else {}
     generator = load_generator(folder, dtype=args.dtype, device=args.device)
-    notes.show(generator.model.notes)
+    notes.show(generator.notes)
+    params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)
-    session = Session(generator, template, args.system, params, options)
-    converse(session, quiet=args.json)
-    if args.json:
-        document = {"model": args.model, "messages": session.messages, "turns": session.turns}
-        json.dump(document | {"notes": generator.model.notes}, sys.stdout, indent=2)
-        print()
-    return 0
-
-
-def read_template(path: Path) -> str:
-    """A chat template from a file.
-
-    Raises:
-        UsageError: it cannot be read as text.
-    """
+    session = Session(generator, template, system, params, options)
+    error: IsobitError | None = None
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the chat template {path} cannot be read: {error}") from None
+        converse(session, quiet=args.json)
+    except IsobitError as raised:  # what was said until then is kept
+        error = raised
+    if args.json:
+        document = {"model": args.model, "messages": session.messages, "turns": session.turns, "sampling": shown}
+        document |= {"notes": generator.notes, "error": error and str(error), "unanswered": session.unanswered}
+        json.dump(document, sys.stdout, indent=2)
+        print(flush=True)
+    if error is not None:
+        raise error
+    return 0
 
 
 class Session:
@@ -113,6 +111,7 @@ class Session:
         self._first = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, Any]] = list(self._first)
         self.turns: list[dict[str, Any]] = []
+        self.unanswered: str | None = None  # the message that could not be answered
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -127,6 +126,7 @@ class Session:
         """
         from isobit.engine import chat
 
+        self.unanswered = text
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self._generator.tokenizer
         prompt = chat.render(self._template, messages, special_tokens=tokenizer.special_tokens, **self._options)
@@ -134,7 +134,7 @@ class Session:
             print(BARE, file=sys.stderr)
         said: list[str] = []
         completion: Completion | None = None
-        pieces = self._generator.stream(tokenizer.encode(prompt, add_special=False), self._params)
+        pieces = self._pieces(tokenizer.encode(prompt, add_special=False))
         try:
             for piece in pieces:
                 said.append(piece.text)
@@ -147,6 +147,19 @@ class Session:
             print(flush=True)
         self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
         self.turns.append(_turn(completion))
+        self.unanswered = None
+
+    def _pieces(self, ids: list[int]) -> Iterator[Piece]:
+        from isobit.engine.generate import doubled_bos
+
+        doubled = None if self.turns else doubled_bos(ids, self._generator.tokenizer, "the chat template writes both")
+        notes.show([doubled] if doubled else [])
+        try:
+            return self._generator.stream(ids, self._params)
+        except CapacityError as error:
+            if not self.turns:
+                raise
+            raise CapacityError(f"the conversation does not fit the context any more: {error}") from None
 
 
 def adds_nothing(prompt: str, messages: Sequence[dict[str, Any]], special: Iterable[str]) -> bool:
@@ -172,10 +185,11 @@ def converse(session: Session, *, quiet: bool = False) -> None:
 
     In a terminal, an error of one message is shown and the conversation goes on; piped input ends with it.
     """
-    interactive = sys.stdin.isatty()
+    stream = text_input.standard_input("messages")
+    interactive = stream.isatty()
     if interactive:
         print("Type a message; /help for help.", file=sys.stderr)
-    while (line := _next_line(interactive)) is not None:
+    for line in _typed() if interactive else text_input.lines(stream, "a message"):
         text = line.strip()
         if text == "/exit":
             return
@@ -189,17 +203,17 @@ def converse(session: Session, *, quiet: bool = False) -> None:
             except IsobitError as error:
                 if not interactive:
                     raise
-                hint = " (/reset starts a new conversation)" if isinstance(error, CapacityError) else ""
+                hint = " (/reset starts a new conversation)" if session.turns else ""
                 print(f"isobit: error: {error}{hint}", file=sys.stderr)
 
 
-def _next_line(interactive: bool) -> str | None:
-    """A line of input; None at its end. Ctrl-C at an empty prompt leaves, as in other chat programs."""
-    if not interactive:
-        line = sys.stdin.readline()
-        return line or None
-    try:
-        return input("> ")
-    except (EOFError, KeyboardInterrupt):
-        print(file=sys.stderr)
-        return None
+def _typed() -> Iterator[str]:
+    """Lines from a terminal. Ctrl-C at an empty prompt leaves, as in other chat programs."""
+    while True:
+        try:
+            yield input("> ")
+        except UnicodeDecodeError:
+            print("isobit: error: this line is not UTF-8 text", file=sys.stderr)
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes, slow_path
-from isobit.cli.sampling_options import add_model_argument, add_sampling_options, sampling_params
+from isobit.cli import notes, slow_path, text_input
+from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,18 +55,21 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Complete, and print text on stdout; the timing goes to stderr when that is a terminal."""
     prompt = read_prompt(args.prompt, args.file)
-    params = sampling_params(args)
+    given = given_options(args)
 
     from isobit.checkpoint.source import resolve
-    from isobit.engine.generate import load_generator
+    from isobit.engine.generate import doubled_bos, load_generator
 
     generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype, device=args.device)
-    notes.show(generator.model.notes)
+    doubled = doubled_bos(generator.tokenizer.encode(prompt), generator.tokenizer)
+    found = (*generator.notes, *([doubled] if doubled else []))
+    notes.show(found)
+    params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)
     if args.json:
         completion = generator.generate(prompt, params)
-        document = as_json(args.model, prompt, completion, generator.tokenizer) | {"notes": generator.model.notes}
-        json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+        document = as_json(args.model, prompt, completion, generator.tokenizer)
+        json.dump(document | {"sampling": shown, "notes": found}, sys.stdout, indent=2, ensure_ascii=False)
         print()
         return 0
     completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo)
@@ -81,18 +84,16 @@ def read_prompt(text: str | None, file: Path | None) -> str:
     """The prompt from the argument, the file or standard input.
 
     Raises:
-        UsageError: there is none, or the file cannot be read as text.
+        UsageError: there is none, or it cannot be read as text.
     """
     if text is not None:
-        return text
-    if file is None and sys.stdin.isatty():
+        return text_input.argument(text, "the prompt")
+    if file is not None:
+        return text_input.file(file, "the prompt")
+    stream = text_input.standard_input("the prompt")
+    if stream.isatty():
         raise UsageError("no prompt: give it as an argument, with --file FILE, or on standard input")
-    try:
-        return sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"the prompt in {file or 'standard input'} is not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"the prompt file {file} cannot be read: {error.strerror}") from None
+    return text_input.whole(stream, "the prompt")
 
 
 def print_answer(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
+from isobit.cli import text_input
+from isobit.errors import printable
+
 if TYPE_CHECKING:
+    from isobit.checkpoint.text.generation import Defaults
     from isobit.engine.sampling import SamplingParams
 
 # option, type, metavar, help. The names are SamplingParams' fields, which says what they mean exactly.
@@ -36,21 +41,46 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The options of OPTIONS, --stop and --ignore-eos."""
-    group = parser.add_argument_group("sampling")
+    group = parser.add_argument_group(
+        "sampling", "what the model's generation_config.json asks for is used, and shown, where no option is given"
+    )
     for name, kind, metavar, help in OPTIONS:
         group.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=help)
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
     group.add_argument("--ignore-eos", action="store_true", help="go on after end-of-text tokens")
 
 
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """The parameters that the options ask for.
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that options give, checked, by their names in ``SamplingParams``.
 
     Raises:
         UsageError: a value cannot be used.
     """
     from isobit.engine.sampling import SamplingParams
 
-    given = {name: getattr(args, name) for name, *_ in OPTIONS if getattr(args, name) is not None}
-    logprobs = getattr(args, "logprobs", None)
-    return SamplingParams(**given, stop=tuple(args.stop), ignore_eos=args.ignore_eos, logprobs=logprobs)
+    names = (*(name for name, *_ in OPTIONS), "logprobs")
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if args.stop:
+        given["stop"] = tuple(text_input.argument(text, "the text of --stop") for text in args.stop)
+    SamplingParams(**given, ignore_eos=args.ignore_eos)
+    return given | {"ignore_eos": args.ignore_eos}
+
+
+def choose(given: dict[str, Any], defaults: Defaults) -> tuple[SamplingParams, dict[str, Any]]:
+    """How tokens are chosen: what is given, then what the model asks for, which is said on standard error.
+
+    Args:
+        given: of :func:`given_options`.
+        defaults: of the model.
+
+    Returns:
+        the parameters, and the same for a JSON document: the settings, and which of them come from the model.
+    """
+    from isobit.engine.sampling import SamplingParams
+
+    chosen = defaults.choose(given)
+    for sentence in chosen.sentences():
+        print(f"isobit: {printable(sentence)}", file=sys.stderr)
+    params = SamplingParams(**chosen.settings)
+    shown = {name: getattr(params, name) for name in (*(name for name, *_ in OPTIONS), "stop", "ignore_eos")}
+    return params, shown | {"from_generation_config": sorted(chosen.used)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from isobit.checkpoint.text.generation import Defaults
 from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, TokenLogprob, token_logprob
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.errors import CapacityError, UsageError
@@ -70,6 +72,7 @@ class Completion:
         finish_reason: "stop" at an end-of-text token or stop string, "length" at max_tokens or the context's end.
         stop: what stopped it: the stop string, or the id of the end-of-text token; None for "length".
         logprobs: one per token of ``token_ids`` if asked for.
+        notes: what a person should know about this prompt, as sentences.
     """
 
     text: str
@@ -79,6 +82,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None
     usage: Usage
     timings: Timings
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,14 @@ class Generator:
 
     Attributes:
         chunk: tokens of a prompt that go through the model at once.
+        notes: what a person should know about this model and its tokenizer, as sentences.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.chunk = prefill_chunk(model.place.target)
+        self.notes = (*model.notes, *tokenizer.notes)
 
     @property
     def context_length(self) -> int:
@@ -118,7 +124,7 @@ class Generator:
             params: how; greedy by default.
 
         Raises:
-            UsageError: the prompt is empty, has impossible ids, or leaves no room for max_tokens.
+            UsageError: the prompt is empty, no text, has impossible ids, or leaves no room for max_tokens.
             CapacityError: the prompt alone is longer than the context.
             IsobitError: the model's logits are NaN.
         """
@@ -130,8 +136,9 @@ class Generator:
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
         """Complete a prompt piece by piece; takes and raises what :meth:`generate` does, before the first piece."""
         params = params or SamplingParams()
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(id) for id in prompt]
-        limit = room(ids, params.max_tokens, self.context_length, self._vocab_size())
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else given_ids(prompt)
+        require_known(ids, self._vocab_size(), self.tokenizer)
+        limit = room(ids, params.max_tokens, self.context_length, self.tokenizer.defaults)
         return _Answer(self, ids, params, limit).pieces()
 
     def prefill(self, ids: Sequence[int], cache: Any) -> Tensor:
@@ -155,18 +162,55 @@ class Generator:
         return int(self.model.config.vocab_size)
 
 
-def room(ids: Sequence[int], max_tokens: int | None, context: int, vocab: int) -> int:
-    """How many tokens the answer may have.
+def given_ids(prompt: Iterable[int]) -> list[int]:
+    """Token ids that a person gave, as Python integers.
 
     Raises:
-        UsageError: no prompt, an id outside the vocabulary, or max_tokens larger than what the context leaves.
+        UsageError: they are no integers.
+    """
+    found: list[int] = []
+    wrong: object = prompt
+    try:
+        for id in () if isinstance(prompt, (bytes, bytearray)) else prompt:
+            wrong = id
+            found.append(operator.index(id))
+            if isinstance(id, bool):
+                raise TypeError
+        if not isinstance(prompt, (bytes, bytearray)):
+            return found
+    except TypeError:
+        pass
+    raise UsageError(f"a prompt is a text or a list of token ids (integers); {type(wrong).__name__} given")
+
+
+def require_known(ids: Sequence[int], vocabulary: int, tokenizer: Tokenizer) -> None:
+    """The model must have every token of a prompt: what lies beyond its embedding is no memory of it.
+
+    Raises:
+        UsageError: one is outside the model's vocabulary; names the token.
+    """
+    wrong = next((id for id in ids if not 0 <= id < vocabulary), None)
+    if wrong is not None:
+        name = tokenizer.name_of(wrong)
+        called = "" if name is None else f" ({name!r}, which the tokenizer knows and the model does not)"
+        raise UsageError(f"token id {wrong}{called} is outside the model's vocabulary of {vocabulary} tokens")
+
+
+def room(ids: Sequence[int], max_tokens: int | None, context: int, defaults: Defaults) -> int:
+    """How many tokens the answer may have.
+
+    Args:
+        ids: the prompt.
+        max_tokens: what was asked for; None leaves it to the model and to us.
+        context: the most tokens that the model reads.
+        defaults: of the model.
+
+    Raises:
+        UsageError: no prompt, or max_tokens larger than what the context leaves.
         CapacityError: the prompt fills the context.
     """
     if not ids:
         raise UsageError("the prompt is empty: give some text (this tokenizer adds no begin-of-text token by itself)")
-    wrong = next((id for id in ids if not 0 <= id < vocab), None)
-    if wrong is not None:
-        raise UsageError(f"token id {wrong} is outside the model's vocabulary of {vocab} tokens")
     left = context - len(ids)
     if left < 1:
         raise CapacityError(
@@ -178,7 +222,22 @@ def room(ids: Sequence[int], max_tokens: int | None, context: int, vocab: int) -
             f"max_tokens={max_tokens} does not fit: the context holds {context} tokens and the prompt has {len(ids)}; "
             f"use max_tokens={left} or less"
         )
-    return max_tokens if max_tokens is not None else min(left, DEFAULT_MAX_TOKENS)
+    if max_tokens is not None:
+        return max_tokens
+    if defaults.max_tokens is None and defaults.max_length is not None and defaults.max_length > len(ids):
+        left = min(left, defaults.max_length - len(ids))
+    return min(left, defaults.max_tokens or DEFAULT_MAX_TOKENS)
+
+
+PROMPT_AND_TOKENIZER = "the prompt begins with it and the tokenizer adds one, so leave it out of the prompt"
+
+
+def doubled_bos(ids: Sequence[int], tokenizer: Tokenizer, why: str = PROMPT_AND_TOKENIZER) -> str | None:
+    """What to say of a prompt that begins with two begin-of-text tokens; None for others."""
+    if tokenizer.bos_id is None or list(ids[:2]) != [tokenizer.bos_id] * 2:
+        return None
+    token = tokenizer.special_tokens["bos_token"]
+    return f"the model reads {token!r} twice at the beginning, as in transformers: {why}"
 
 
 class _Answer:
@@ -248,6 +307,7 @@ class _Answer:
             logprobs=None if self._params.logprobs is None else tuple(self._logprobs),
             usage=Usage(len(self._prompt), len(self._tokens)),
             timings=timings,
+            notes=tuple(note for note in [doubled_bos(self._prompt, self._generator.tokenizer)] if note),
         )
 
     def _rate(self, seconds: float) -> float | None:

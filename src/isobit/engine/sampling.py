@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isobit.checkpoint.text.ranges import INTEGERS, MAX_STOP_STRINGS, NUMBERS, problem
 from isobit.engine.draw import Floats, draw, largest, weights
 from isobit.errors import IsobitError, UsageError
 
-MAX_LOGPROBS = 100
-MAX_STOP_STRINGS = 64
+_OPTIONAL = ("seed", "max_tokens", "logprobs")  # None is a value of these
 
 
 @dataclass(frozen=True)
@@ -71,28 +71,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        for name, low, high, rule in (
-            ("temperature", 0.0, 100.0, "between 0 (greedy) and 100"),
-            ("top_p", math.ulp(0.0), 1.0, "above 0 and at most 1"),
-            ("min_p", 0.0, 1.0, "between 0 and 1"),
-            ("repetition_penalty", 1e-3, 1e3, "between 0.001 and 1000; 1 is none"),
-            ("presence_penalty", -2.0, 2.0, "between -2 and 2"),
-            ("frequency_penalty", -2.0, 2.0, "between -2 and 2"),
-        ):
+        for name in (*NUMBERS, *INTEGERS):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise UsageError(f"{name} must be a number {rule}, not {value!r}")
-        for name, lowest, highest, optional in (
-            ("top_k", 0, 2**31 - 1, False),
-            ("seed", -(2**63), 2**64 - 1, True),
-            ("max_tokens", 1, 2**31 - 1, True),
-            ("logprobs", 0, MAX_LOGPROBS, True),
-        ):
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-                raise UsageError(f"{name} must be an integer between {lowest} and {highest}, not {value!r}")
+            reason = None if value is None and name in _OPTIONAL else problem(name, value)
+            if reason is not None:
+                raise UsageError(reason)
         if not isinstance(self.ignore_eos, bool):
             raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from isobit.checkpoint.jsonfile import read_json
-from isobit.errors import CheckpointError, UsageError
+from isobit.checkpoint.text.fast import Fast, flag, guarded, read_fast, some
+from isobit.checkpoint.text.generation import Defaults, eos_ids, read_defaults
+from isobit.checkpoint.text.templates import chat_templates
+from isobit.checkpoint.text.tokens import optional_json
+from isobit.errors import UsageError
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-LARGEST_TEMPLATE = 16 << 20  # bytes
-TOKEN_OPTIONS = ("lstrip", "rstrip", "single_word", "normalized")
-OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
+# What clean_up_tokenization_spaces replaces, in this order.
+_CLEANED = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+_UNSETTLED = 4 * len(_CLEANED)  # characters at the end that what follows may still change: 4 for each replacement
+_CLEANS_ANYWAY = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
 class Tokenizer:
@@ -29,6 +35,9 @@ class Tokenizer:
         eos_ids: ids that end an answer: of generation_config.json, config.json and the tokenizer together.
         chat_templates: chat templates by name; the usual one is ``default``.
         vocab_size: the number of tokens, added ones included.
+        defaults: what generation_config.json asks for.
+        notes: what a person should know about these files, as sentences.
+        cleans_up: whether spaces before punctuation go when text is decoded (``clean_up_tokenization_spaces``).
     """
 
     def __init__(
@@ -38,15 +47,23 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         eos_ids: Iterable[int] = (),
         chat_templates: Mapping[str, str] | None = None,
+        defaults: Defaults | None = None,
+        special_ids: frozenset[int] | None = None,
+        cleans_up: bool = False,
+        file: Path | None = None,
     ) -> None:
         self._fast = fast
+        self._file = file
         self.special_tokens = dict(special_tokens or {})
         self.bos_id: int | None = self._id_of("bos_token")
         own_eos = self._id_of("eos_token")
         self.eos_ids = frozenset(eos_ids) | (frozenset() if own_eos is None else {own_eos})
         self.chat_templates = dict(chat_templates or {})
+        self.defaults = defaults or Defaults()
+        self.notes: tuple[str, ...] = ()
+        self.cleans_up = cleans_up
         self.vocab_size: int = fast.get_vocab_size(with_added_tokens=True)
-        self._special_ids = frozenset(id for id, token in fast.get_added_tokens_decoder().items() if token.special)
+        self._special_ids = _special_ids(fast) if special_ids is None else special_ids
         self._byte_ids = frozenset(id for token, id in fast.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
 
     @classmethod
@@ -55,24 +72,27 @@ class Tokenizer:
 
         As in transformers 5, tokenizer.json alone says whether encoding adds a bos or eos token
         (``add_bos_token`` in tokenizer_config.json is not asked), and chat_template.jinja wins over a template in
-        tokenizer_config.json.
+        tokenizer_config.json. Which tokens join is told in :mod:`isobit.checkpoint.text.tokens`.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
         folder = Path(path)
-        fast = _read_fast(folder)
-        config = _read_optional(folder / "tokenizer_config.json")
-        _add_listed_tokens(fast, config)
-        eos_ids: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            eos_ids |= _eos_ids(folder / name)
-        return cls(
-            fast,
-            special_tokens=_special_tokens(folder, config),
-            eos_ids=eos_ids,
-            chat_templates=_chat_templates(folder, config),
+        read = read_fast(folder)
+        defaults = read_defaults(folder)
+        config = optional_json(folder / "config.json")
+        tokenizer = cls(
+            read.tokenizer,
+            special_tokens=read.files.named,
+            eos_ids=defaults.eos_ids | eos_ids(folder / "config.json", config),
+            chat_templates=chat_templates(folder, read.files.config),
+            defaults=defaults,
+            special_ids=read.special,
+            cleans_up=_cleans_up(folder, read),
+            file=folder / "tokenizer.json",
         )
+        tokenizer.notes = (*read.notes, *_notes(tokenizer, _vocabulary(config)), *defaults.notes)
+        return tokenizer
 
     @property
     def chat_template(self) -> str | None:
@@ -91,8 +111,21 @@ class Tokenizer:
             text: special tokens written in it become those tokens.
             add_special: let the tokenizer add what it puts around a text (usually bos). False for rendered chat
                 templates, which contain it already.
+
+        Raises:
+            UsageError: the text has a lone surrogate.
+            CheckpointError: the tokenizer has no token for a part of the text.
         """
-        ids: list[int] = self._fast.encode(text, add_special_tokens=add_special).ids
+        place = _lone_surrogate(text)
+        if place is not None:
+            raise UsageError(
+                f"this text has a lone surrogate (U+{ord(text[place]):04X}, character {place + 1}), which is no "
+                "character: it comes from bytes that are not UTF-8, or from a JSON or Jinja escape"
+            )
+        encoded = guarded(
+            self._file, "the tokenizer cannot encode this text", self._fast.encode, text, add_special_tokens=add_special
+        )
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -102,10 +135,28 @@ class Tokenizer:
             UsageError: an id is negative or too large for any vocabulary.
         """
         try:
-            text: str = self._fast.decode(list(ids), skip_special_tokens=skip_special)
-        except OverflowError:
-            raise UsageError(f"token ids must lie between 0 and {self.vocab_size - 1}") from None
-        return text
+            text: str = guarded(
+                self._file,
+                "the tokenizer cannot decode these tokens",
+                self._fast.decode,
+                list(ids),
+                skip_special_tokens=skip_special,
+            )
+        except (OverflowError, TypeError):
+            raise UsageError(f"token ids must be integers between 0 and {self.vocab_size - 1}") from None
+        return cleaned_up(text) if self.cleans_up else text
+
+    def added(self) -> list[tuple[int, str]]:
+        """The tokens that were added to the vocabulary, by id."""
+        return [(id, token.content) for id, token in sorted(self._fast.get_added_tokens_decoder().items())]
+
+    def name_of(self, id: int) -> str | None:
+        """What a token is called in the vocabulary; None for an id that it lacks."""
+        try:
+            name: str | None = self._fast.id_to_token(id)
+        except (OverflowError, TypeError):
+            return None
+        return name
 
     def token_text(self, id: int) -> str:
         """The text of one token by itself, special tokens included, for showing logprobs."""
@@ -123,6 +174,20 @@ class Tokenizer:
         token = self.special_tokens.get(name)
         id: int | None = None if token is None else self._fast.token_to_id(token)
         return id
+
+
+def cleaned_up(text: str) -> str:
+    """The text without spaces before punctuation, as ``clean_up_tokenization_spaces`` asks."""
+    for spaced, close in _CLEANED:
+        text = text.replace(spaced, close)
+    return text
+
+
+def _cleans_up(folder: Path, read: Fast) -> bool:
+    """As in transformers 5, the setting has no effect on BPE: there it would take spaces that the text has."""
+    if not flag(folder, read.files.config, "clean_up_tokenization_spaces"):
+        return False
+    return type(read.tokenizer.model).__name__ != "BPE" or flag(folder, read.files.config, _CLEANS_ANYWAY)
 
 
 class DecodeStream:
@@ -146,6 +211,8 @@ class DecodeStream:
         self._ids.append(id)
         if self._tokenizer.is_byte(id) or (self._skip_special and self._tokenizer.is_special(id)):
             return ""  # a special token that is left out does not end a run of bytes
+        if self._tokenizer.cleans_up:
+            return self._settled()
         before = self._decode(self._ids[self._window : self._done])
         text = self._decode(self._ids[self._window :])
         if text.endswith(REPLACEMENT) or not text.startswith(before) or len(text) == len(before):
@@ -160,92 +227,52 @@ class DecodeStream:
         self._emitted += len(rest)
         return rest
 
+    def _settled(self) -> str:
+        """With spaces cleaned up: what no later token can change."""
+        text = self._decode(self._ids)
+        final = "" if text.endswith(REPLACEMENT) else text[self._emitted : -_UNSETTLED]
+        self._emitted += len(final)
+        return final
+
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, self._skip_special) if ids else ""
 
 
-def _read_fast(folder: Path) -> FastTokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        others = [name for name in OTHER_TOKENIZERS if (folder / name).is_file()]
-        found = f"only {', '.join(others)}" if others else "no tokenizer file at all"
-        raise CheckpointError(
-            f"there is no tokenizer.json but {found}. Convert once with transformers: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it",
-            file=folder,
-        )
+def _lone_surrogate(text: str) -> int | None:
+    """Where a text has a character that UTF-8 cannot hold; None if it has none."""
     try:
-        fast = FastTokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception for every kind of damage
-        raise CheckpointError(f"this is not a tokenizer that can be read: {error}", file=path) from None
-    fast.no_truncation()
-    fast.no_padding()
-    return fast
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _special_ids(fast: FastTokenizer) -> frozenset[int]:
+    return frozenset(id for id, token in fast.get_added_tokens_decoder().items() if token.special)
 
 
-def _add_listed_tokens(fast: FastTokenizer, config: Mapping[str, Any]) -> None:
-    """Add tokens that tokenizer_config.json lists and tokenizer.json lacks, in the order of their ids."""
-    listed = config.get("added_tokens_decoder") or {}
-    for id in sorted(listed, key=int):
-        token = listed[id]
-        if isinstance(token, dict) and fast.token_to_id(token["content"]) is None:
-            options = {key: bool(token[key]) for key in TOKEN_OPTIONS if key in token}
-            added = AddedToken(token["content"], special=bool(token.get("special")), **options)
-            (fast.add_special_tokens if token.get("special") else fast.add_tokens)([added])
+def _vocabulary(config: Mapping[str, Any]) -> int | None:
+    """The model's number of tokens, where config.json says it."""
+    size = config.get("vocab_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """``*_token`` entries as text; special_tokens_map.json counts where the config has no list of added tokens."""
-    merged = dict(config)
-    if "added_tokens_decoder" not in config:
-        merged.update(_read_optional(folder / "special_tokens_map.json"))
-    found: dict[str, str] = {}
-    for key, value in merged.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            found[key] = content
-    return found
-
-
-def _eos_ids(path: Path) -> set[int]:
-    value = _read_optional(path).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-        raise CheckpointError(f"eos_token_id must be an integer or a list of integers, not {value!r}", file=path)
-    return set(ids)
-
-
-def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Templates by name: files win over tokenizer_config.json, where a template is a string or a list of named ones."""
-    files = {"default": folder / "chat_template.jinja"}
-    files.update({path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
-    found = {name: _read_template(path) for name, path in files.items() if path.is_file()}
-    if found:
-        return found
-    where = folder / "tokenizer_config.json"
-    value = config.get("chat_template")
-    if value is None and (legacy := folder / "chat_template.json").is_file():
-        where, value = legacy, read_json(legacy).get("chat_template")
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        return {"default": value}
-    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
-        return dict(value)
-    try:
-        return {str(entry["name"]): str(entry["template"]) for entry in value}
-    except (TypeError, KeyError):
-        raise CheckpointError("chat_template must be a text or a list of {name, template}", file=where) from None
-
-
-def _read_template(path: Path) -> str:
-    if path.stat().st_size > LARGEST_TEMPLATE:
-        raise CheckpointError(f"this chat template is larger than {LARGEST_TEMPLATE} bytes", file=path)
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError("this chat template is not UTF-8 text", file=path) from None
+def _notes(tokenizer: Tokenizer, vocabulary: int | None) -> Iterator[str]:
+    """What of a tokenizer does not fit its model, as sentences."""
+    if vocabulary is not None:
+        beyond = [f"{token!r} ({id})" for id, token in tokenizer.added() if id >= vocabulary]
+        if beyond:
+            yield (
+                f"the model has {vocabulary} tokens, so prompts with these added tokens are refused "
+                f"(their ids lie beyond it): {some(beyond)}"
+            )
+    usable = [id for id in tokenizer.eos_ids if vocabulary is None or 0 <= id < vocabulary]
+    if not usable:
+        named = tokenizer.special_tokens.get("eos_token")
+        reason = "no file names an end-of-text token"
+        if tokenizer.eos_ids:
+            ids = some(str(id) for id in sorted(tokenizer.eos_ids))
+            reason = f"the model of {vocabulary} tokens cannot write its end-of-text token" + (
+                f" {named!r} ({ids})" if named else f" ({ids})"
+            )
+        yield f"{reason}: answers end at their longest, or at a --stop text"

@@ -1,0 +1,148 @@
+"""tokenizer.json with the tokens of the files beside it: the library's tokenizer, and what a person should know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+
+from isobit.checkpoint.files import is_there, read_file
+from isobit.checkpoint.jsonfile import LARGEST_JSON, short
+from isobit.checkpoint.text.tokens import FLAGS, Token, TokenFiles, read_tokens
+from isobit.errors import CheckpointError
+
+OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
+_REASON = 300  # characters of the library's own words in a message
+_SHOWN = 4  # tokens named in a note
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Fast:
+    """A tokenizer as the files of a folder describe it.
+
+    Attributes:
+        tokenizer: the library's object, without truncation and padding.
+        files: what the small files say.
+        special: ids that decoding leaves out. A token stays special once a file said so.
+        notes: what a person should know, as sentences.
+    """
+
+    tokenizer: FastTokenizer
+    files: TokenFiles
+    special: frozenset[int]
+    notes: tuple[str, ...]
+
+
+def read_fast(folder: Path) -> Fast:
+    """Reads tokenizer.json and the small files beside it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not is_there(path):
+        raise CheckpointError(_missing(folder), file=folder)
+    fast = guarded(
+        path, "this is not a tokenizer that can be read", FastTokenizer.from_buffer, read_file(path, LARGEST_JSON)
+    )
+    own = {id: _own(token) for id, token in fast.get_added_tokens_decoder().items()}
+    padding = fast.padding
+    files = read_tokens(folder, own, padding.get("pad_token") if padding else None)
+    fast.no_truncation()
+    fast.no_padding()
+    if files.added:
+        guarded(
+            path,
+            "this tokenizer does not take the tokens listed beside it",
+            fast.add_tokens,
+            [_added(t) for t in files.added],
+        )
+    special = {id for id, token in own.items() if token.special}
+    special |= {id for token in files.added if token.special and (id := fast.token_to_id(token.text)) is not None}
+    split = flag(folder, files.config, "split_special_tokens")
+    if split:
+        fast.encode_special_tokens = True
+    return Fast(fast, files, frozenset(special), tuple(_notes(fast, files, split)))
+
+
+def flag(folder: Path, config: Mapping[str, Any], key: str) -> bool:
+    """A setting of tokenizer_config.json that is true or false (the default).
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        reason = f"{key} must be true or false, not {short(value)}"
+        raise CheckpointError(reason, file=folder / "tokenizer_config.json")
+    return bool(value)
+
+
+def guarded(path: Path | None, what: str, call: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Calls the tokenizers library, which raises bare exceptions, and panics, for every kind of damage.
+
+    Raises:
+        CheckpointError: it failed; ``what`` says what that means, and the library's own reason follows.
+    """
+    try:
+        return call(*args, **kwargs)
+    except (OverflowError, TypeError, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{what}: {_reason(error)}", file=path) from None
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:_REASON]
+
+
+def _missing(folder: Path) -> str:
+    others = [name for name in OTHER_TOKENIZERS if is_there(folder / name)]
+    found = f"only {', '.join(others)}" if others else "no tokenizer file at all"
+    return (
+        f"there is no tokenizer.json but {found}. Convert once with transformers: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+    )
+
+
+def _own(token: AddedToken) -> Token:
+    return Token(token.content, file="tokenizer.json", **{name: bool(getattr(token, name)) for name in FLAGS})
+
+
+def _added(token: Token) -> AddedToken:
+    flags = {name: value for name in FLAGS if (value := getattr(token, name)) is not None}
+    return AddedToken(token.text, **flags)
+
+
+def _notes(fast: FastTokenizer, files: TokenFiles, split: bool) -> Iterator[str]:
+    moved = [
+        f"{token.text!r} is listed as {token.listed_id} and is {fast.token_to_id(token.text)}"
+        for token in files.added
+        if token.listed_id is not None and fast.token_to_id(token.text) != token.listed_id
+    ]
+    if moved:
+        yield f"token ids that the tokenizer's files do not agree on, taken as transformers takes them: {some(moved)}"
+    unknown = {token.text: token.file for token in files.unasked if token.text and fast.token_to_id(token.text) is None}
+    if unknown:
+        yield (
+            f"tokens that only {', '.join(sorted(set(unknown.values())))} names are not used, as in transformers "
+            f"(tokenizer_config.json lists the added tokens itself): {some(map(repr, unknown))}"
+        )
+    if split:
+        yield "split_special_tokens is true in tokenizer_config.json: special tokens written in a prompt are plain text"
+
+
+def some(items: Iterable[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    listed = list(items)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(item[:120] for item in listed[:_SHOWN]) + more

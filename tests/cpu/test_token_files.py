@@ -1,0 +1,190 @@
+"""Tokens that only the small files beside tokenizer.json name: ids and text as transformers' AutoTokenizer has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer
+
+from isobit.engine.tokenizer import DecodeStream, Tokenizer
+
+LETTERS = [chr(code) for code in range(32, 127)]
+BASE = {token: id for id, token in enumerate(["<unk>", "<s>", "</s>", *LETTERS])}
+SIZE = len(BASE)
+
+
+def one_by_one(*added: AddedToken, vocab: dict[str, int] | None = None) -> FastTokenizer:
+    """A token for each printable ASCII character."""
+    tokenizer = FastTokenizer(models.WordLevel(vocab or BASE, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+def folder_with(folder: Path, tokenizer: FastTokenizer | None = None, **files: dict[str, Any]) -> Path:
+    """tokenizer.json and small files; ``config`` is tokenizer_config.json, the others are named without ``.json``."""
+    (tokenizer or one_by_one()).save(str(folder / "tokenizer.json"))
+    files.setdefault("config", {})
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    files["config"] = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **files["config"]}
+    for name, content in files.items():
+        path = folder / ("tokenizer_config.json" if name == "config" else f"{name}.json")
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def token(content: str, **flags: bool) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False, **flags}
+
+
+def typed(content: str, **flags: bool) -> dict[str, Any]:
+    return {"__type": "AddedToken", **token(content, **flags)}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "added_tokens.json": {"added_tokens": {"<tool>": SIZE}},
+    "added_tokens.json, another id": {"added_tokens": {"<tool>": SIZE + 40, "<img>": SIZE + 7}},
+    "added_tokens.json, special through the map": {
+        "added_tokens": {"<tool>": SIZE, "<img>": SIZE + 1},
+        "special_tokens_map": {"pad_token": "<tool>", "additional_special_tokens": ["<img>"]},
+    },
+    "added_tokens.json beside a list": {"added_tokens": {"<tool>": SIZE}, "config": {"added_tokens_decoder": {}}},
+    "additional_special_tokens": {"config": {"additional_special_tokens": ["<tool>", "<img>"]}},
+    "additional_special_tokens as objects": {"config": {"additional_special_tokens": [typed("<tool>", special=True)]}},
+    "additional_special_tokens, no special flag": {"config": {"additional_special_tokens": [typed("<tool>")]}},
+    "extra_special_tokens, a list": {"config": {"extra_special_tokens": ["<tool>"]}},
+    "extra_special_tokens, named": {"config": {"extra_special_tokens": {"image_token": "<img>", "x_token": "<tool>"}}},
+    "extra wins over additional": {
+        "config": {"extra_special_tokens": ["<img>"], "additional_special_tokens": ["<tool>"]}
+    },
+    "extra is empty": {"config": {"extra_special_tokens": [], "additional_special_tokens": ["<tool>"]}},
+    "a model's own name": {"config": {"image_token": "<img>", "tool_token": typed("<tool>"), "add_bos_token": True}},
+    "special_tokens_map.json": {"special_tokens_map": {"additional_special_tokens": ["<tool>"], "eos_token": "<img>"}},
+    "special_tokens_map.json, objects": {"special_tokens_map": {"pad_token": token("<tool>", rstrip=True)}},
+    "special_tokens_map.json beside a list": {
+        "special_tokens_map": {"eos_token": "<tool>"},
+        "config": {"added_tokens_decoder": {}},
+    },
+    "the map wins over the config": {"special_tokens_map": {"eos_token": "<tool>"}, "config": {"eos_token": "<img>"}},
+    "eos_token is new": {"config": {"eos_token": "<tool>", "pad_token": "<img>"}},
+    "eos_token is an object": {"config": {"eos_token": typed("<tool>", lstrip=True, normalized=True)}},
+    "eos_token is a letter": {"config": {"eos_token": "b"}},
+    "no eos_token": {"config": {"eos_token": None}},
+    "added_tokens_decoder": {"config": {"added_tokens_decoder": {str(SIZE): token("<tool>", special=False)}}},
+    "added_tokens_decoder, out of order": {
+        "config": {
+            "added_tokens_decoder": {str(SIZE + 9): token("<tool>"), str(SIZE + 2): token("<img>", special=True)}
+        }
+    },
+    "added_tokens_decoder names eos": {
+        "config": {"eos_token": "<img>", "added_tokens_decoder": {str(SIZE): token("<img>", special=False)}}
+    },
+    "strips": {"config": {"added_tokens_decoder": {str(SIZE): token("<tool>", lstrip=True, rstrip=True)}}},
+    "single words": {"config": {"added_tokens_decoder": {str(SIZE): token("tool", single_word=True)}}},
+    "special tokens are split": {"config": {"split_special_tokens": True, "pad_token": "<tool>"}},
+    "spaces are cleaned up": {"config": {"clean_up_tokenization_spaces": True}},
+    "an empty token": {"config": {"pad_token": "", "additional_special_tokens": ["", "<tool>"]}},
+    "a token longer than others": {"config": {"additional_special_tokens": ["<to", "<tool>", "<tool><img>"]}},
+}
+PROMPTS = (
+    "a<tool>b<img>c", " <tool> <img> ", "tool atoolb tool", "<s>x</s>y", "b <unk> don ' t he 's here . or , what ! ?",
+    "<tool><img><tool>", "", " ", "é<tool>é", "<TOOL>",
+)  # fmt: skip
+
+
+def same(ours: Tokenizer, theirs: Any, prompts: tuple[str, ...] = PROMPTS) -> None:
+    for prompt in prompts:
+        for add in (True, False):
+            ids = ours.encode(prompt, add)
+            assert ids == theirs.encode(prompt, add_special_tokens=add), prompt
+            for skip in (True, False):
+                text = ours.decode(ids, skip)
+                assert text == theirs.decode(ids, skip_special_tokens=skip), prompt
+                stream = DecodeStream(ours, skip)
+                assert "".join(stream.push(id) for id in ids) + stream.finish() == text
+    assert ours.vocab_size == len(theirs)
+    assert ours.special_tokens == theirs.special_tokens_map
+    assert ours.eos_ids == ({theirs.eos_token_id} if theirs.eos_token else set())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_source_of_tokens_counts_as_in_transformers(case: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, **CASES[case])
+    same(Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_token_is_special_if_either_file_says_so(tmp_path: Path) -> None:
+    for listed, written in ((True, False), (False, True)):
+        tokenizer = one_by_one(AddedToken("<|end|>", special=written, normalized=False))
+        listing = {"added_tokens_decoder": {str(SIZE): token("<|end|>", special=listed)}}
+        folder = folder_with(tmp_path, tokenizer, config=listing)
+        ours = Tokenizer.from_folder(folder)
+        same(ours, AutoTokenizer.from_pretrained(folder), ("c<|end|>d",))
+        assert ours.decode([BASE["c"], SIZE, BASE["d"]]) == "cd"
+        assert ours.is_special(SIZE)
+
+
+def random_files(rng: random.Random) -> tuple[FastTokenizer, dict[str, Any]]:
+    """A tokenizer whose files name a few tokens in any of the places there are."""
+    texts = ["<tool>", "<img>", "<a>", "<b>", "x", "</s>", "<s>"]
+
+    def flags() -> dict[str, bool]:
+        names = ("special", "lstrip", "rstrip", "single_word", "normalized")
+        return {name: rng.random() < 0.4 for name in names if rng.random() < 0.6}
+
+    def entry() -> Any:
+        text = rng.choice(texts)
+        return text if rng.random() < 0.6 else {"__type": "AddedToken", "content": text, **flags()}
+
+    config: dict[str, Any] = {}
+    for key in ("eos_token", "pad_token", "cls_token", "image_token"):
+        if rng.random() < 0.3:
+            config[key] = entry()
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        if rng.random() < 0.3:
+            config[key] = [entry() for _ in range(rng.randrange(3))]
+    if rng.random() < 0.2:
+        config["extra_special_tokens"] = {"audio_token": rng.choice(texts), "eos_token": rng.choice(texts)}
+    if rng.random() < 0.4:
+        places = [SIZE, SIZE + 1, SIZE + 2, 9, SIZE + 30]
+        config["added_tokens_decoder"] = {
+            str(id): {"content": rng.choice(texts), **flags()} for id in rng.sample(places, rng.randrange(4))
+        }
+    files: dict[str, Any] = {"config": config}
+    if rng.random() < 0.4:
+        files["special_tokens_map"] = {
+            key: rng.choice(texts) if rng.random() < 0.6 else {"content": rng.choice(texts), **flags()}
+            for key in ("bos_token", "eos_token", "mask_token", "audio_token")
+            if rng.random() < 0.4
+        }
+        if rng.random() < 0.4:
+            files["special_tokens_map"][rng.choice(["additional_special_tokens", "extra_special_tokens"])] = [
+                rng.choice(texts) for _ in range(rng.randrange(3))
+            ]
+    if rng.random() < 0.3:
+        files["added_tokens"] = {rng.choice(texts): SIZE + place for place in range(rng.randrange(3))}
+    own = [AddedToken(rng.choice(texts), **flags()) for _ in range(rng.randrange(3))]
+    return one_by_one(*own), files
+
+
+def test_any_mixture_of_files_counts_as_in_transformers(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    compared = 0
+    for _ in range(int(os.environ.get("MIXTURES", "150"))):
+        for name in ("special_tokens_map", "added_tokens"):
+            (tmp_path / f"{name}.json").unlink(missing_ok=True)
+        tokenizer, files = random_files(rng)
+        folder = folder_with(tmp_path, tokenizer, **files)
+        theirs = AutoTokenizer.from_pretrained(folder)
+        same(Tokenizer.from_folder(folder), theirs, ("a<tool>b <img> <a>x <b></s>y", "<s> x <tool><a>"))
+        compared += 1
+    assert compared
