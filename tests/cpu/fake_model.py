@@ -14,7 +14,7 @@ class FakeModel:
 
     def __init__(self, vocab: int, rule: Callable[[list[int]], Tensor], context: int = 128) -> None:
         self.place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
-        self.config = SimpleNamespace(vocab_size=vocab, max_position_embeddings=context)
+        self.config = SimpleNamespace(vocab_size=vocab, max_context=context)
         self.notes = ()
         self._rule = rule
         self.calls: list[int] = []

@@ -126,11 +126,11 @@ def test_torch_threads_are_put_back(tmp_path: Path) -> None:
 
 
 def test_config_keeps_everything_and_gains_the_quantization(tmp_path: Path) -> None:
-    source = write(tmp_path / "src", custom_key={"kept": "ä"})
+    source = write(tmp_path / "src", unsloth_note={"kept": "ä"})
     run(source, tmp_path / "out", "fp8")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     quantization = config.pop("quantization_config")
-    assert config == CONFIG | {"custom_key": {"kept": "ä"}}
+    assert config == CONFIG | {"unsloth_note": {"kept": "ä"}}
     assert quantization["quant_method"] == "compressed-tensors" and "lm_head" in quantization["ignore"]
 
 

@@ -127,9 +127,33 @@ def test_bad_architectures(names: Any) -> None:
         ModelConfig.from_hf(BASE | {"architectures": names})
 
 
-def test_an_unknown_architecture_gets_the_list_and_the_nearest() -> None:
-    with pytest.raises(ModelError, match="MistralForCausalLM.*Did you mean Qwen3ForCausalLM"):
-        read("Qwen4ForCausalLM")
+OTHER_FAMILIES = (
+    "MixtralForCausalLM Qwen2MoeForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM Qwen3_5ForCausalLM"
+    " Qwen4ForCausalLM QwenForCausalLM Llama4ForCausalLM LlamaModel LlamaForSequenceClassification"
+    " LlamaForTokenClassification MistralModel Mistral3ForConditionalGeneration Ministral3ForCausalLM"
+    " MinistralForCausalLM Mistral4ForCausalLM MistralForSequenceClassification GemmaForCausalLM GlmForCausalLM"
+    " Olmo2ForCausalLM Qwen2VLForConditionalGeneration LlamaForCausalLMEagle3 SmolLM3ForCausalLM"
+    " xLlamaForCausalLM"
+).split()
+MISSPELT = {
+    "LLaMAForCausalLM": "LlamaForCausalLM", "llamaforcausallm": "LlamaForCausalLM", "Llama": "LlamaForCausalLM",
+    "LlamaForCasualLM": "LlamaForCausalLM", "MistralForCausalLLM": "MistralForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "QWen2ForCausalLM": "Qwen2ForCausalLM", "qwen3_for_causal_lm": "Qwen3ForCausalLM", "Qwen2": "Qwen2ForCausalLM",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*OTHER_FAMILIES, "", "x" * 100_000, "Llama\x1b[31m"])
+def test_another_architecture_gets_the_list_and_no_guess(name: str) -> None:
+    with pytest.raises(ModelError, match="isobit runs LlamaForCausalLM, .*, Qwen3ForCausalLM") as error:
+        read(name)
+    assert "mean" not in str(error.value) and len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(("name", "meant"), MISSPELT.items())
+def test_a_misspelt_architecture_gets_the_right_name(name: str, meant: str) -> None:
+    with pytest.raises(ModelError, match=f"Did you mean {meant}\\?"):
+        read(name)
 
 
 def test_model_type_alone_is_enough() -> None:

@@ -113,8 +113,8 @@ class Generator:
 
     @property
     def context_length(self) -> int:
-        """The most tokens of prompt and answer together (max_position_embeddings)."""
-        return int(self.model.config.max_position_embeddings)
+        """The most tokens of prompt and answer together."""
+        return int(self.model.config.max_context)
 
     def generate(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Completion:
         """Complete a prompt.

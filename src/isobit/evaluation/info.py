@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from isobit.checkpoint import methods
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
-from isobit.errors import CheckpointError, IsobitError
+from isobit.errors import CheckpointError, IsobitError, ModelError
 from isobit.evaluation import wording
 from isobit.evaluation.modules import Module, find_modules
+from isobit.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     except IsobitError as error:
         quantization = None
         notes.append(str(error))
+    with suppress(ModelError):  # checkpoints that isobit cannot run are described, too
+        notes += ModelConfig.from_hf(checkpoint.config).notes
     modules = find_modules(checkpoint, quantization)
     file_bytes = sum(file.stat().st_size for file in checkpoint.files)
     parameters = sum(module.weights for module in modules)

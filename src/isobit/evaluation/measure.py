@@ -155,7 +155,7 @@ def choose_ctx(subject: Subject, ctx: int | None) -> int:
     Raises:
         UsageError: it is longer than the model can read.
     """
-    longest = subject.model.config.max_position_embeddings
+    longest = subject.model.config.max_context
     if ctx is None:
         return min(DEFAULT_CTX, longest)
     if ctx > longest:

@@ -52,7 +52,7 @@ class Workload:
         tied: whether the output projection is the embedding.
         windows: per layer, how many of the latest tokens it attends to; None for all.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
-        notes: what people should know about that checkpoint, whatever runs it.
+        notes: what people should know about the model and its checkpoint, whatever runs it.
     """
 
     title: str

@@ -88,8 +88,9 @@ class _Loader:
         norm = self._norm("model.norm")
         head = self._head(table)
         self._require_all_used()
+        notes = (*self.config.notes, *self.ck.notes)
         return Decoder(
-            self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype, self.place, self.ck.notes
+            self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype, self.place, notes
         ).eval()
 
     def _layer(self, index: int) -> Layer:

@@ -12,6 +12,7 @@ from isobit.checkpoint.methods import refuse_unread
 from isobit.errors import ModelError
 from isobit.legalize.workload import Stored, Tensor, Workload
 from isobit.models.config import ModelConfig
+from isobit.models.fields import shown
 from isobit.models.shapes import classify, expected_tensors
 
 _LAYER = re.compile(r"\.layers\.\d+\.")
@@ -54,11 +55,11 @@ def workload(config: Mapping[str, Any], folder: Path | None = None, names: Itera
         hidden=model.hidden_size,
         intermediate=model.intermediate_size,
         vocab=model.vocab_size,
-        max_context=model.max_position_embeddings,
+        max_context=model.max_context,
         tied=model.tie_word_embeddings,
         windows=model.windows,
         stored=stored if quantization is not None else None,
-        notes=quantization.notes if quantization is not None else (),
+        notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
     )
 
 
@@ -84,12 +85,12 @@ def _tensors(model: ModelConfig) -> tuple[Tensor, ...]:
 
 def _dtype(config: Mapping[str, Any]) -> str:
     """The dtype of the weights; old configurations call it torch_dtype, and some do not say."""
-    named = config.get("dtype", config.get("torch_dtype"))
+    named = config.get("dtype") or config.get("torch_dtype")
     if named is None:
         return "bfloat16"
-    dtype = _DTYPES.get(str(named).removeprefix("torch."))
+    dtype = _DTYPES.get(named.removeprefix("torch.")) if isinstance(named, str) else None
     if dtype is None:
         raise ModelError(
-            f"config.json: dtype = {named!r}: isobit reads weights in {', '.join(sorted(set(_DTYPES.values())))}"
+            f"config.json: dtype = {shown(named)}: isobit reads weights in {', '.join(sorted(set(_DTYPES.values())))}"
         )
     return dtype

@@ -78,7 +78,7 @@ def input_scales(ck: Checkpoint, modules: Set[str], text: str) -> InputScales:
     from isobit.models.weights import load_model
 
     model = load_model(ck)
-    windows = list(_windows(_tokens(ck, text), min(WINDOW, model.config.max_position_embeddings)))
+    windows = list(_windows(_tokens(ck, text), min(WINDOW, model.config.max_context)))
     largest: dict[str, float] = {}
     hooks = []
     for name, linear in model.linears():

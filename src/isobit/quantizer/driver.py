@@ -205,7 +205,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     if len(dropped) > 1:
         notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
-    notes += [*validate.advice(assigned), *ck.notes]
+    notes += [*validate.advice(assigned), *model.notes, *ck.notes]
     return _Plan(ck, model, jobs, shards, _config(ck, policy, assigned), companions, tuple(notes))
 
 

@@ -1,18 +1,20 @@
 """The families isobit runs: architecture name (``config.json``) -> the file here that reads it.
 
-A new family is one file with ``from_hf(fields) -> ModelConfig`` and ``tiny() -> dict`` (the keys of a tiny random test
-model), and its line in this table.
+A new family is one file with ``from_hf(fields) -> ModelConfig``, which ends in :func:`isobit.models.hf.read_common`,
+and ``tiny() -> dict`` (the keys of a tiny random test model), and its line in this table.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from isobit.errors import ModelError
-from isobit.models.config import Fields, ModelConfig
+from isobit.models.config import ModelConfig
+from isobit.models.fields import Fields, shown
 
 ARCHS: dict[str, str] = {
     "LlamaForCausalLM": "llama",
@@ -20,6 +22,9 @@ ARCHS: dict[str, str] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+
+
+_END = "forcausallm"
 
 
 def family(name: str) -> Any:
@@ -31,26 +36,47 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """The configuration of a ``config.json``, whatever its family.
 
     Raises:
-        ModelError: the architecture is unknown, or a key is missing, wrong or asks for what is not implemented.
+        ModelError: the architecture is unknown, or keys are missing, wrong or ask for what is not implemented.
     """
-    architecture = _architecture(config)
-    if architecture not in ARCHS:
-        close = difflib.get_close_matches(architecture, ARCHS, n=1, cutoff=0.8)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ModelError(
-            f"config.json: architecture {architecture!r} is not implemented; isobit runs {', '.join(ARCHS)}.{hint}"
-        )
-    return family(ARCHS[architecture]).from_hf(Fields(config))  # type: ignore[no-any-return]
+    if not isinstance(config, Mapping):
+        raise ModelError(f"config.json: expected an object, not {shown(config)}")
+    return family(ARCHS[_architecture(config)]).from_hf(Fields(config))  # type: ignore[no-any-return]
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     if names is None:
-        by_type = {kind: architecture for architecture, kind in ARCHS.items()}
         kind = config.get("model_type")
-        if isinstance(kind, str) and kind in by_type:
-            return by_type[kind]
-        raise ModelError(f"config.json: architectures is missing and model_type is {kind!r}: nothing says what this is")
+        for architecture, name in ARCHS.items():
+            if name == kind:
+                return architecture
+        raise ModelError(
+            f"config.json: architectures is missing and model_type is {shown(kind)}: nothing says what this is;"
+            f" isobit runs {', '.join(ARCHS)}"
+        )
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise ModelError(f"config.json: architectures = {names!r}: expected a list with one name")
-    return names[0]
+        raise ModelError(f"config.json: architectures = {shown(names)}: expected a list with one name")
+    if names[0] in ARCHS:
+        return names[0]
+    meant = misspelt(names[0])
+    hint = f" Did you mean {meant}? Then correct the name in config.json." if meant else ""
+    raise ModelError(
+        f"config.json: architecture {shown(names[0])} is not implemented; isobit runs {', '.join(ARCHS)}.{hint}"
+    )
+
+
+def misspelt(name: str) -> str | None:
+    """The architecture that a name means in spite of its spelling: other capitals, or an end that is missing or wrong.
+
+    One letter or digit of its beginning makes another family (Mixtral, Qwen2Moe, Llama4), so that has to be right.
+    """
+    letters = re.sub(r"[\W_]", "", name[:80]).lower()
+    for architecture in ARCHS:
+        stem = architecture.lower().removesuffix(_END)
+        end = letters.removeprefix(stem)
+        if end == letters or re.search(r"\d", end):
+            continue
+        close = end.startswith("for") and difflib.SequenceMatcher(None, end, _END).ratio() >= 0.9
+        if stem and (not end or close):
+            return architecture
+    return None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import Common, Fields, ModelConfig, read_common
+from isobit.models.config import ModelConfig
+from isobit.models.fields import Fields
+from isobit.models.hf import Common, read_common, without_windows
 
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a LlamaForCausalLM configuration."""
+    without_windows(fields)
     bias = fields.flag("attention_bias", False)
     return read_common(fields, "llama", Common(), qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import Common, Fields, ModelConfig, read_common, read_windows
+from isobit.models.config import ModelConfig
+from isobit.models.fields import Fields
+from isobit.models.hf import Common, read_common, read_windows
 
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a MistralForCausalLM configuration."""
     windows = read_windows(fields, enabled=True, default_window=4096, first_full=0)
-    return read_common(fields, "mistral", Common(kv_heads=8, max_positions=131072), windows=windows)
+    fields.raw("max_window_layers")  # Qwen's; meaningless without use_sliding_window
+    if any(windows):
+        fields.only("use_sliding_window", (True,), "way to switch windows off; write sliding_window: null")
+    notes: tuple[str, ...] = ()
+    if len(set(windows)) > 1 or (fields.raw("layer_types") is not None and not any(windows)):
+        notes = ("windows are as layer_types says; transformers 5 ignores it in this architecture, vLLM does not",)
+    return read_common(fields, "mistral", Common(kv_heads=8, max_positions=131072), windows=windows, notes=notes)
 
 
 def tiny() -> dict[str, Any]:

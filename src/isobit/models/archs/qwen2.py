@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import Common, Fields, ModelConfig, read_common, read_windows
+from isobit.models.config import ModelConfig
+from isobit.models.fields import Fields
+from isobit.models.hf import Common, read_common, read_windows
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -15,6 +17,9 @@ def from_hf(fields: Fields) -> ModelConfig:
         default_window=4096,
         first_full=fields.integer("max_window_layers", 28, low=0),
     )
+    # transformers looks at neither; whether the biases are there is checked at loading.
+    for key in ("attention_bias", "qkv_bias"):
+        fields.flag(key, True)
     return read_common(fields, "qwen2", Common(kv_heads=32, max_positions=32768), windows=windows, qkv_bias=True)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import Common, Fields, ModelConfig, read_common, read_windows
+from isobit.models.config import ModelConfig
+from isobit.models.fields import Fields
+from isobit.models.hf import Common, read_common, read_windows
 
 
 def from_hf(fields: Fields) -> ModelConfig:
