@@ -220,7 +220,7 @@ def evaluate(
 
 
 def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
-    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and loads no weights."""
+    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and scales, no weights."""
     from isobit.checkpoint.source import resolve
     from isobit.evaluation.info import describe
 

@@ -193,7 +193,7 @@ def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Checkpoint, "read", noting)
     describe(path)
-    assert read == ["model.layers.0.mlp.up_proj.weight_shape"]
+    assert read == [f"model.layers.0.mlp.up_proj.{part}" for part in ("weight_shape", "weight_scale")]
 
 
 # ---------------------------------------------------------------------- the command

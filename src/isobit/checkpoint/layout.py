@@ -18,6 +18,7 @@ from torch import Tensor
 from isobit.checkpoint.ctrender import compression_format
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.small import INTEGERS, PLAIN_DTYPES, read_vector, read_weight_shape, short_list, unreadable
 from isobit.errors import CheckpointError, FormatError
 from isobit.formats import pack
 from isobit.formats.qtensor import QTensor
@@ -38,8 +39,7 @@ PARTS = (
     "input_zero_point",
     "bias",
 )
-PLAIN_DTYPES = ("BF16", "F16", "F32")
-_CODE_DTYPES = {"F8_E4M3": "e4m3fn", "F8_E5M2": "e5m2", "I8": "int8"}
+CODE_DTYPES = {"F8_E4M3": "e4m3fn", "F8_E5M2": "e5m2", "I8": "int8"}
 _SCALES = ("weight_scale", "weight_scale_inv")
 _INPUT_SCALES = ("input_scale", "activation_scale")
 
@@ -131,12 +131,14 @@ class _LinearReader:
         if not self.present & {"weight", "weight_packed"}:
             raise self.error("weight", "is missing from this checkpoint")
         packed = "weight_packed" in self.present
-        bias = self.take("bias") if "bias" in self.present else None
         if not packed and self.info("weight").dtype in PLAIN_DTYPES:
-            return LinearWeight(self.plain(), bias=bias, names=tuple(self.used))
+            weight = self.plain()
+            return LinearWeight(weight, bias=self.bias(weight.shape[0]), names=tuple(self.used))
+        if not packed and self.info("weight").dtype not in CODE_DTYPES:
+            raise self.error("weight", unreadable(self.info("weight").dtype))
         spec, activations = self.from_config("weight_packed" if packed else "weight")
         qt = self.packed(spec) if packed else self.bytes(spec)
-        input_scale = self.input_scale(activations)
+        input_scale, bias = self.input_scale(activations), self.bias(qt.shape[0])
         self.refuse_leftovers()
         return LinearWeight(qt, activations, input_scale, bias, tuple(self.used))
 
@@ -154,7 +156,15 @@ class _LinearReader:
         self.used.append(name)
         return self.ck.read(name, mmap=self.mmap)
 
+    def bias(self, n: int) -> Tensor | None:
+        """The bias ``[N]``; None if there is none."""
+        if "bias" not in self.present:
+            return None
+        self.used.append(f"{self.prefix}.bias")
+        return read_vector(self.ck, f"{self.prefix}.bias", n)
+
     def plain(self) -> Tensor:
+        self.matrix("weight")
         scales = [part for part in _SCALES if part in self.present]
         if scales:
             raise self.error(
@@ -181,10 +191,7 @@ class _LinearReader:
     def bytes(self, spec: WeightSpec) -> QTensor:
         """An 8-bit weight: one byte per code."""
         info = self.info("weight")
-        found = _CODE_DTYPES.get(info.dtype)
-        if found is None:
-            raise self.error("weight", f"weights of dtype {info.dtype} cannot be read")
-        wanted = element(spec.element)
+        found, wanted = CODE_DTYPES[info.dtype], element(spec.element)
         narrow = found == "int8" and wanted.kind == "int" and wanted.signed and wanted.bits < 8  # one code per byte
         if found != wanted.name and not narrow:
             raise self.error("weight", f"is {info.dtype}, but quantization_config says {spec.element}")
@@ -211,8 +218,6 @@ class _LinearReader:
 
     def packed(self, spec: WeightSpec) -> QTensor:
         """A weight of 2 to 8 bits in int32 words."""
-        if "weight_g_idx" in self.present:
-            self.refuse_act_order(spec)
         row = element(spec.element)
         if row.kind != "int" and row.bits == 8:
             raise self.error("weight_packed", f"packed weights of {row.name} cannot be read")
@@ -221,12 +226,14 @@ class _LinearReader:
         n, words = self.matrix("weight_packed")
         if "weight_shape" not in self.present:
             raise self.error("weight_shape", "is missing: without it the number of inputs is unknown")
-        shape = [int(size) for size in self.take("weight_shape").reshape(-1)]
+        shape = read_weight_shape(self.ck, self.prefix, self.used)
         if len(shape) != 2 or shape[0] != n or shape[1] < 1 or pack.words_per_row(shape[1], row) != words:
             raise self.error(
-                "weight_packed", f"[{n}, {words}] does not hold {row.bits}-bit codes of weight_shape {shape}"
+                "weight_packed", f"[{n}, {words}] does not hold {row.bits}-bit codes of weight_shape {list(shape)}"
             )
         k = shape[1]
+        if "weight_g_idx" in self.present:
+            self.refuse_act_order(spec, k)
         if "weight_scale" not in self.present:
             raise self.error("weight_packed", "has no weight_scale: its values are unknown")
         words_tensor = self.take("weight_packed")
@@ -242,7 +249,7 @@ class _LinearReader:
     def matrix(self, part: str) -> tuple[int, int]:
         shape = self.info(part).shape
         if len(shape) != 2 or 0 in shape:
-            raise self.error(part, f"has shape {list(shape)}; a quantized weight is a matrix")
+            raise self.error(part, f"has shape {short_list(shape)}; a weight is a matrix")
         return shape[0], shape[1]
 
     def scale(self, part: str, spec: WeightSpec, n: int, k: int) -> Tensor:
@@ -261,7 +268,8 @@ class _LinearReader:
                 spec.granularity, spec.granularity
             )
             raise self.error(
-                part, f"has shape {list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}"
+                part,
+                f"has shape {short_list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}",
             )
         scale = self.take(part)
         if info.dtype == "F8_E8M0":
@@ -288,17 +296,25 @@ class _LinearReader:
             return signed.to(torch.uint8)
         raise self.error(
             "weight_zero_point",
-            f"is {info.dtype} {list(info.shape)}; zero points of a [{n}, {k}] weight are I32"
+            f"is {info.dtype} {short_list(info.shape)}; zero points of a [{n}, {k}] weight are I32"
             f" {[pack.words_per_row(n, row), shape[1]]} (packed) or I8 {list(shape)}",
         )
 
     def symmetric_zero_point(self, spec: WeightSpec) -> None:
         """Symmetric weights may come with zero points that are all zero."""
-        if "weight_zero_point" in self.present and bool(self.take("weight_zero_point").float().any()):
+        if "weight_zero_point" in self.present and self.holds_numbers("weight_zero_point"):
             raise self.error("weight_zero_point", "is not zero, but quantization_config says the weight is symmetric")
 
-    def refuse_act_order(self, spec: WeightSpec) -> None:
-        index = self.take("weight_g_idx").to(torch.int64).reshape(-1)
+    def holds_numbers(self, part: str) -> bool:
+        """Whether a tensor holds anything but zeros."""
+        tensor = self.take(part)
+        return bool((tensor if tensor.is_complex() else tensor.float()).any())
+
+    def refuse_act_order(self, spec: WeightSpec, k: int) -> None:
+        info = self.info("weight_g_idx")
+        if info.dtype not in INTEGERS or info.shape != (k,):
+            raise self.error("weight_g_idx", f"is {info.dtype} {short_list(info.shape)}; group indexes are I32 [{k}]")
+        index = self.take("weight_g_idx").to(torch.int64)
         in_order = spec.group is not None and torch.equal(index, torch.arange(index.numel()) // spec.group)
         if not in_order and bool((index >= 0).any()):
             raise self.error(
@@ -314,11 +330,13 @@ class _LinearReader:
         if part is None:
             raise self.error("input_scale", "is missing, but quantization_config says activations have a static scale")
         if self.info(part).numel != 1:
-            raise self.error(part, f"has shape {list(self.info(part).shape)}; a static scale is one number")
+            raise self.error(part, f"has shape {short_list(self.info(part).shape)}; a static scale is one number")
+        if self.info(part).dtype not in PLAIN_DTYPES:
+            raise self.error(part, f"scales of dtype {self.info(part).dtype} cannot be read")
         scale = self.take(part).to(torch.float32).reshape(1)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise self.error(part, f"is {float(scale)}: a scale is a positive number")
-        if "input_zero_point" in self.present and bool(self.take("input_zero_point").float().any()):
+        if "input_zero_point" in self.present and self.holds_numbers("input_zero_point"):
             raise self.error("input_zero_point", "is not zero: asymmetric activations cannot be run")
         return scale
 

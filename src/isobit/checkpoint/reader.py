@@ -5,9 +5,12 @@ Opening reads headers only and checks all of them. Tensors are then read one at 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,18 @@ class Checkpoint:
         config = read_json(config_path, _LARGEST_CONFIG)
         weights = folder.weight_files(path)
         return cls(path, config, weights, _headers(weights))
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same checkpoint with some tensors under other names.
+
+        Args:
+            names: name now -> name to be; no two may come to have the same one.
+        """
+        twin = copy.copy(self)
+        twin.tensors = {
+            new: replace(info, name=new) for old, info in self.tensors.items() for new in (names.get(old, old),)
+        }
+        return twin
 
     @property
     def nbytes(self) -> int:

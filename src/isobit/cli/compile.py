@@ -83,6 +83,7 @@ def _pack(args: argparse.Namespace) -> int:
     from isobit.checkpoint.source import resolve
     from isobit.kernels.gpu.compile.processes import triton_version
     from isobit.kernels.gpu.packs.write import write_pack
+    from isobit.models.contents import contents
     from isobit.models.pack import requests
     from isobit.targets.detect import usable_cores
 
@@ -90,9 +91,9 @@ def _pack(args: argparse.Namespace) -> int:
     if len(targets) != 1:
         raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
     triton_version()  # says how to get it, before anything large is read
-    folder = resolve(args.model, revision=args.revision)
-    wanted, dtype = requests(folder, targets[0], args.dtype)
-    notes.show(Checkpoint.open(folder).notes)
+    held = contents(Checkpoint.open(resolve(args.model, revision=args.revision)))
+    wanted, dtype = requests(held, targets[0], args.dtype)
+    notes.show(held.notes)
     with tqdm(total=len(wanted), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
         made = write_pack(
             args.out,

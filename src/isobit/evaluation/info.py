@@ -1,4 +1,4 @@
-"""What is in a checkpoint: read from its headers and its configuration, without loading a weight.
+"""What is in a checkpoint: read from its headers, its configuration and its scales, without loading a weight.
 
 What a module holds is decided from the names, dtypes and shapes of its tensors, as when it is loaded; the quantization
 config is asked only for what the tensors can't say: how activations are rounded. Checkpoints of other tools and of
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, IsobitError, ModelError
 from isobit.evaluation import wording
 from isobit.evaluation.modules import Module, find_modules
-from isobit.models.config import ModelConfig
+from isobit.evaluation.scales import odd_scales
+from isobit.models.contents import require_all, resolve
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SchemeUse:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.weights
+        return 8 * self.nbytes / max(1, self.weights)
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,14 @@ def describe(path: Path | str) -> CheckpointInfo:
 
 def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     """Describe an opened checkpoint."""
-    notes: list[str] = []
+    named, unneeded, notes = _as_a_model(checkpoint)
     try:
         quantization = checkpoint.quantization
-        notes += checkpoint.notes
-    except IsobitError as error:
+    except IsobitError:  # a note says so
         quantization = None
-        notes.append(str(error))
-    with suppress(ModelError):  # checkpoints that isobit cannot run are described, too
-        notes += ModelConfig.from_hf(checkpoint.config).notes
-    modules = find_modules(checkpoint, quantization)
+    modules = find_modules(named, quantization)
     file_bytes = sum(file.stat().st_size for file in checkpoint.files)
-    parameters = sum(module.weights for module in modules)
+    parameters = sum(module.weights for module in modules) - sum(named.tensors[name].numel for name in unneeded)
     linears = [module for module in modules if module.kind == "linear"]
     return CheckpointInfo(
         path=str(checkpoint.path),
@@ -134,12 +130,33 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         file_bits_per_parameter=8 * file_bytes / max(1, parameters),
         schemes=_schemes(modules),
         dtypes=_dtypes(checkpoint.tensors.values()),
-        notes=tuple(notes),
+        notes=(*notes, *odd_scales(checkpoint)),
         tensors=tuple(
             TensorRow(info.name, info.dtype, tuple(info.shape), info.nbytes, info.file.name)
             for info in checkpoint.tensors.values()
         ),
     )
+
+
+def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tuple[str, ...]]:
+    """The checkpoint under a model's own names, the tensors that no model needs, and what is to be said of it.
+
+    What isobit cannot run is described all the same, under the names that it has.
+    """
+    said: tuple[str, ...] = ()
+    try:
+        said = checkpoint.notes
+        found = resolve(checkpoint)
+    except ModelError:  # another architecture: nothing is wrong with it
+        return checkpoint, (), said
+    except IsobitError as error:
+        return checkpoint, (), (*said, str(error))
+    unneeded = (*found.left_out, *found.kv_scales)
+    try:
+        require_all(found)
+    except CheckpointError as error:
+        return found.ck, unneeded, (*found.notes, f"isobit does not load this: {error}")
+    return found.ck, unneeded, found.notes
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from isobit.evaluation.layers import layer_errors
 from isobit.evaluation.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
 from isobit.evaluation.results import Method, Results, SchemeResult, SourceResult, Speed
 from isobit.evaluation.statistics import RESAMPLES
+from isobit.models.contents import TABLE, contents
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.targets.detect import detect
@@ -26,8 +27,6 @@ from isobit.version import __version__
 
 LAYER_TOKENS = 1024
 """About how many tokens the error by layer is measured on: hidden states vary far less than single tokens' KL."""
-
-_EMBEDDING = "model.embed_tokens."
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,12 @@ def load_subject(path: Path, name: str | None = None) -> Subject:
 
 
 def bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Stored bytes that decoding one token reads: everything but an embedding table of its own."""
-    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
-    return sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if tied or not name.startswith(_EMBEDDING))
+    """Stored bytes that decoding one token reads: all that the model needs but an embedding table of its own."""
+    found = contents(checkpoint)
+    unread = {*found.left_out, *found.kv_scales}
+    if not found.config.tie_word_embeddings:
+        unread |= {name for name in found.ck.tensors if name.startswith(TABLE)}
+    return sum(tensor.nbytes for name, tensor in found.ck.tensors.items() if name not in unread)
 
 
 def evaluate(

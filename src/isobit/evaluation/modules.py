@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from isobit.checkpoint.ctconfig import Quantization
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
-from isobit.errors import SchemeError
+from isobit.checkpoint.small import read_weight_shape
+from isobit.errors import CheckpointError, SchemeError
 from isobit.formats.schemes import GROUPED, SCHEMES, ActSpec, Scheme, WeightSpec, scheme
 from isobit.formats.table import ELEMENTS
 
@@ -158,8 +159,10 @@ def _spec(
     scale = parts.get("weight_scale") or parts.get("weight_scale_inv")
     shape: tuple[int, ...]
     if "weight_packed" in parts:
+        if len(parts["weight_packed"].shape) != 2:
+            return parts["weight_packed"].shape, None
         n, words = parts["weight_packed"].shape
-        shape = (n, int(checkpoint.read(f"{prefix}.weight_shape")[1])) if "weight_shape" in parts else (n, words * 8)
+        shape = (n, _width(prefix, checkpoint) if "weight_shape" in parts else words * 8)
         bits = next((b for b in _PACKED_BITS if -(-shape[1] * b // 32) == words), None)
         element = None if bits is None else f"int{bits}"
         said = None if configured is None else ELEMENTS[configured.element]
@@ -168,7 +171,7 @@ def _spec(
     else:
         shape = tuple(parts["weight"].shape)
         element = ELEMENT_OF_DTYPE.get(parts["weight"].dtype)
-    if element is None or scale is None or len(shape) != 2:
+    if element is None or scale is None or len(shape) != 2 or 0 in (*shape, *scale.shape):
         return shape, None
     # Integers below 8 bits may be stored one per byte: then the dtype shows int8, and the config their width.
     possible = ("int8", "int4", "int3", "int2") if element == "int8" else (element,)
@@ -178,6 +181,15 @@ def _spec(
         return shape, _granularity(element, shape, tuple(scale.shape), "weight_zero_point" not in parts)
     except SchemeError:  # such as int8 with a zero point: described by its dtypes instead
         return shape, None
+
+
+def _width(prefix: str, checkpoint: Checkpoint) -> int:
+    """The number of inputs that ``weight_shape`` gives; 0 where it gives none, for a weight that fits no format."""
+    try:
+        shape = read_weight_shape(checkpoint, prefix, [])
+    except CheckpointError:
+        return 0
+    return max(0, shape[1]) if len(shape) == 2 else 0
 
 
 def _fits(spec: WeightSpec, shape: tuple[int, ...], scale: TensorInfo) -> bool:
@@ -231,7 +243,9 @@ def _foreign(storage: Storage, codes: TensorInfo, checkpoint: Checkpoint) -> tup
     """Name and number of weights of a layout that isobit doesn't run."""
     if storage.codes_per_byte is not None:
         return str(storage.label), codes.nbytes * storage.codes_per_byte
-    config = checkpoint.config.get("quantization_config") or {}
-    bits = config.get("bits") or config.get("w_bit") or 4
+    config = checkpoint.config.get("quantization_config")
+    config = config if isinstance(config, dict) else {}
+    bits = config.get("bits") or config.get("w_bit")
+    bits = bits if isinstance(bits, int) and 1 <= bits <= 8 else 4
     method = config.get("quant_method", storage.label)
-    return f"{method} {bits}-bit", codes.nbytes * 8 // int(bits)
+    return f"{method} {bits}-bit", codes.nbytes * 8 // bits

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isobit.checkpoint.kvscales import KvScales
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import backends
@@ -91,11 +92,22 @@ class Embedding(nn.Module):
 
 
 class Attention(Part):
-    """Grouped-query attention with rotary embedding, optional query-key norms and an optional window."""
+    """Grouped-query attention with rotary embedding, optional query-key norms and an optional window.
 
-    def __init__(self, config: ModelConfig, layer: int, parts: dict[str, nn.Module]) -> None:
+    Attributes:
+        layer: its number.
+        kv_scales: the checkpoint's scales for a quantized cache, if it has any; nothing applies them yet.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        parts: dict[str, nn.Module],
+        kv_scales: KvScales = KvScales(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.kv_scales = layer, kv_scales
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[f"{name}_proj"] for name in "qkvo")
         self.q_norm, self.k_norm = parts.get("q_norm"), parts.get("k_norm")
         q_norm, k_norm = (norm.weight if isinstance(norm, RMSNorm) else None for norm in (self.q_norm, self.k_norm))

@@ -1,8 +1,10 @@
-"""Plans from what a user names: a model, targets, schemes. Reads a `config.json` and nothing else."""
+"""Plans from what a user names: a model, targets, schemes. Reads a `config.json`, and headers of weights beside it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,44 @@ def tensor_names(folder: Path | None) -> Iterable[str]:
         return read_header(weights.files[0])[0].keys() if weights.kind == "safetensors" else ()
     except (CheckpointError, OSError):
         return ()
+
+
+_CACHE_SCALE = re.compile(r"\.([kvq]|kv|output)_(scale|zero_point)$")
+
+
+def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
+    """The workload of a configuration, as the weights beside it have it, where there are any.
+
+    Args:
+        config: the contents of a ``config.json``.
+        folder: where the model lies; None when there is nothing but the configuration.
+    """
+    names = list(tensor_names(folder))
+    work = workload(config, folder, names)
+    if folder is None or not (_is_bin(folder) or _telling(names, work.tied)):
+        return work
+    from isobit.checkpoint.reader import Checkpoint
+    from isobit.models.contents import resolve as resolved
+
+    try:
+        found = resolved(Checkpoint.open(folder))
+    except CheckpointError:  # whoever needs the weights will say what is wrong with them
+        return work
+    return replace(workload(config, folder, names, untied=not found.config.tie_word_embeddings), notes=found.notes)
+
+
+def _telling(names: list[str], tied: bool) -> bool:
+    """Whether tensors of these names may say more than a configuration: to look at them needs torch."""
+    head = tied and any(name.partition("lm_head.")[1] for name in names)
+    others = bool(names) and not any(name.startswith("model.") for name in names)
+    return head or others or any(_CACHE_SCALE.search(name) for name in names)
+
+
+def _is_bin(folder: Path) -> bool:
+    try:
+        return weight_files(folder).kind == "bin"
+    except (CheckpointError, OSError):
+        return False
 
 
 def machines(names: Iterable[str]) -> list[Machine]:
@@ -152,7 +192,7 @@ def plans(
         IsobitError: something named does not exist, or the model is not one that isobit runs.
     """
     config, folder = (model, None) if isinstance(model, Mapping) else locate(model, revision)
-    work = workload(config, folder, tensor_names(folder))
+    work = described(config, folder)
     if batch < 1 or (context is not None and context < 1):
         raise UsageError("context and batch are whole numbers above 0")
     if context is not None and context > work.max_context:

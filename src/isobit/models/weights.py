@@ -1,4 +1,4 @@
-"""Weights of a model: whether a checkpoint has all tensors it needs, and loading them into a Decoder."""
+"""Loading the weights of a checkpoint into a Decoder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from isobit.checkpoint import layout
+from isobit.checkpoint.kvscales import KvScales, read_kv_scales
 from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.small import read_vector
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
-from isobit.models.config import ModelConfig
+from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder, Layer
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
 from isobit.models.place import Place, place
-from isobit.models.shapes import expected_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,9 +25,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # together stay below this: a small model then decodes at memory speed, while a large one is decoded in bounded memory.
 # Rounding points are the same either way.
 KEEP_VALUES_BELOW = 1 << 30  # bytes
-
-# Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 
 def load_model(
@@ -59,39 +57,34 @@ def load_model(
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
     ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
-    ck.quantization  # noqa: B018 -- refuses by name what isobit does not read, before tensors are missed
     where = place(device, lowering)
     stored = str(ck.config.get("dtype") or ck.config.get("torch_dtype")).removeprefix("torch.")
     chosen = DTYPES[dtype or where.default_dtype(stored)]
-    return _Loader(ck, ModelConfig.from_hf(ck.config), chosen, keep_values, where).decoder()
+    return _Loader(contents(ck), chosen, keep_values, where).decoder()
 
 
 class _Loader:
     """Reads every tensor of a model exactly once."""
 
-    def __init__(
-        self, ck: Checkpoint, config: ModelConfig, dtype: torch.dtype, keep_values: bool | None, where: Place
-    ) -> None:
-        self.ck, self.config, self.dtype, self.place = ck, config, dtype, where
-        self.expected = expected_tensors(config)
+    def __init__(self, found: Contents, dtype: torch.dtype, keep_values: bool | None, where: Place) -> None:
+        self.found, self.ck, self.config, self.expected = found, found.ck, found.config, found.expected
+        self.dtype, self.place = dtype, where
         weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
         in_place = where.device != "cpu" or backends.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
         self.keep_values = small if keep_values is None else keep_values
-        self.used: set[str] = set()
+        self.kv_scales = read_kv_scales(self.ck, found.kv_scales, self.config.num_kv_heads)
+        self.used = {*found.left_out, *found.kv_scales}
 
     def decoder(self) -> Decoder:
-        self._require_modules()
         table = self._weight("model.embed_tokens")
         table = layout.LinearWeight(self.place.weight(self._plain_on_gpu(table.weight)))
         layers = [self._layer(index) for index in range(self.config.num_layers)]
-        norm = self._norm("model.norm")
+        norm = self._norm("model.norm", self.config.hidden_size)
         head = self._head(table)
         self._require_all_used()
-        notes = (*self.config.notes, *self.ck.notes)
-        return Decoder(
-            self.config, Embedding(table.weight, self.dtype), layers, norm, head, self.dtype, self.place, notes
-        ).eval()
+        embedding = Embedding(table.weight, self.dtype)
+        return Decoder(self.config, embedding, layers, norm, head, self.dtype, self.place, self.found.notes).eval()
 
     def _layer(self, index: int) -> Layer:
         prefix = f"model.layers.{index}."
@@ -99,22 +92,21 @@ class _Loader:
             f"{name}_proj": self._linear(f"{prefix}self_attn.{name}_proj") for name in "qkvo"
         }
         if self.config.qk_norm == "head":
-            attention |= {name: self._norm(f"{prefix}self_attn.{name}") for name in ("q_norm", "k_norm")}
+            width = self.config.head_dim
+            attention |= {name: self._norm(f"{prefix}self_attn.{name}", width) for name in ("q_norm", "k_norm")}
         mlp: dict[str, nn.Module] = {
             f"{name}_proj": self._linear(f"{prefix}mlp.{name}_proj") for name in ("gate", "up", "down")
         }
         return Layer(
-            Attention(self.config, index, attention),
+            Attention(self.config, index, attention, self.kv_scales.get(index, KvScales())),
             GatedMLP(mlp),
-            self._norm(f"{prefix}input_layernorm"),
-            self._norm(f"{prefix}post_attention_layernorm"),
+            self._norm(f"{prefix}input_layernorm", self.config.hidden_size),
+            self._norm(f"{prefix}post_attention_layernorm", self.config.hidden_size),
         )
 
     def _head(self, table: layout.LinearWeight) -> Linear:
         if not self.config.tie_word_embeddings:
             return self._linear("lm_head")
-        # Some tools store a tied output projection as well: it is the same matrix and is not needed.
-        self.used |= {name for name in self.ck.tensors if name.rpartition(".")[0] == "lm_head"}
         return self._bind(layout.LinearWeight(table.weight))
 
     def _linear(self, module: str) -> Linear:
@@ -145,14 +137,13 @@ class _Loader:
         self._require_shape(f"{module}.weight", tuple(read.weight.shape))
         return read
 
-    def _norm(self, module: str) -> RMSNorm:
+    def _norm(self, module: str, width: int) -> RMSNorm:
         name = f"{module}.weight"
         self.used.add(name)
-        weight = self.ck.read(name)
-        self._require_shape(name, tuple(weight.shape))
-        return RMSNorm(self.place.tensor(weight), self.config.norm_eps)
+        return RMSNorm(self.place.tensor(read_vector(self.ck, name, width)), self.config.norm_eps)
 
     def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
+        """A packed weight shows its width only when it is read."""
         if shape != self.expected[tensor]:
             raise CheckpointError(
                 f"has shape {list(shape)}, but config.json makes it {list(self.expected[tensor])}",
@@ -160,16 +151,8 @@ class _Loader:
                 tensor=tensor,
             )
 
-    def _require_modules(self) -> None:
-        """Every module has a tensor, before anything large is read."""
-        there = {name.rpartition(".")[0] for name in self.ck.tensors}
-        missing = sorted({name.rpartition(".")[0] for name in self.expected} - there)
-        if missing:
-            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise CheckpointError(f"there are no tensors of {listed}, which config.json asks for", file=self.ck.path)
-
     def _require_all_used(self) -> None:
-        left = sorted(name for name in self.ck.tensors if name not in self.used and not name.endswith(IGNORED_SUFFIXES))
+        left = sorted(name for name in self.ck.tensors if name not in self.used)
         if left:
             listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
             raise CheckpointError(f"has tensors that config.json has no use for: {listed}", file=self.ck.path)

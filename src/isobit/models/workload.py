@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ _LAYER = re.compile(r"\.layers\.\d+\.")
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
 
 
-def workload(config: Mapping[str, Any], folder: Path | None = None, names: Iterable[str] = ()) -> Workload:
+def workload(
+    config: Mapping[str, Any], folder: Path | None = None, names: Iterable[str] = (), *, untied: bool = False
+) -> Workload:
     """The workload of a Hugging Face ``config.json``.
 
     Args:
         config: its contents.
         folder: where the model lies, if it does: other tools say in other files that weights are quantized.
         names: of its tensors, as far as they are known; they tell, too.
+        untied: its output projection is a matrix of its own, whatever the configuration says.
 
     Raises:
         ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
@@ -35,6 +39,8 @@ def workload(config: Mapping[str, Any], folder: Path | None = None, names: Itera
     refuse_unread(config, folder, names)
     quantization = ctconfig.parse(config)
     model = ModelConfig.from_hf(config)
+    if untied:
+        model = replace(model, tie_word_embeddings=False)
 
     def stored(module: str) -> Stored:
         assert quantization is not None

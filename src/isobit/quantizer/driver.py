@@ -26,7 +26,8 @@ from isobit.errors import UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import backends
 from isobit.models.config import ModelConfig
-from isobit.models.shapes import classify, expected_tensors
+from isobit.models.contents import Contents, contents
+from isobit.models.shapes import classify
 from isobit.quantizer import calibrate, grid, validate
 from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
@@ -194,9 +195,9 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     validate.check_paths(source, out)
     ck = Checkpoint.open(source)
     validate.check_not_quantized(ck)
-    model = ModelConfig.from_hf(ck.config)
-    companions = tuple(ck.companions)
-    tensors, dropped = validate.needed(ck, expected_tensors(model), model.tie_word_embeddings)
+    found, companions = contents(ck), tuple(ck.companions)
+    ck, model, dropped = found.ck, found.config, (*found.left_out, *found.kv_scales)
+    tensors = [info for name, info in ck.tensors.items() if name in found.expected]
     validate.check_schemes(tensors, classify, policy)
     jobs = list(plan_jobs(tensors, classify, policy, settings.search))
     shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
@@ -205,13 +206,15 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     if len(dropped) > 1:
         notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
-    notes += [*validate.advice(assigned), *model.notes, *ck.notes]
-    return _Plan(ck, model, jobs, shards, _config(ck, policy, assigned), companions, tuple(notes))
+    notes += [*found.notes, *validate.advice(assigned)]
+    return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 
 
-def _config(ck: Checkpoint, policy: Policy, assigned: dict[str, Any]) -> bytes:
-    """``config.json`` of the output: that of the source, with what changed."""
-    config = dict(ck.config)
+def _config(found: Contents, policy: Policy, assigned: dict[str, Any]) -> bytes:
+    """``config.json`` of the output: that of the source, with what changed, and tied only if the tensors are."""
+    config = dict(found.ck.config)
+    if config.get("tie_word_embeddings") and not found.config.tie_word_embeddings:
+        config["tie_word_embeddings"] = False
     if policy.default.dtype is not None:
         config["dtype" if "dtype" in config else "torch_dtype"] = policy.default.dtype
     quantization = ctrender.render(assigned)

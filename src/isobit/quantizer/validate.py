@@ -8,15 +8,12 @@ from pathlib import Path
 from isobit.checkpoint.cttargets import fused_conflicts
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.small import WIDE
 from isobit.errors import CheckpointError, SchemeError, UsageError
 from isobit.formats.rules import ModuleKind, Policy
 from isobit.formats.schemes import Scheme, check_shape
-from isobit.models.weights import IGNORED_SUFFIXES
+from isobit.models.contents import listing
 from isobit.quantizer.jobs import FLOATS, is_weight, module_of, scheme_of
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-_LISTED = 8  # problems shown in full; the rest is counted
 
 
 def check_paths(source: Path, out: Path) -> None:
@@ -43,44 +40,12 @@ def check_not_quantized(ck: Checkpoint) -> None:
         )
     for info in ck.tensors.values():
         if is_weight(info) and info.dtype not in FLOATS:
+            more = "save the model in float32 or bfloat16" if info.dtype in WIDE else advice
             raise CheckpointError(
-                f"its dtype is {info.dtype}; weights are read from {', '.join(FLOATS)}; {advice}",
+                f"its dtype is {info.dtype}; weights are read from {', '.join(FLOATS)}; {more}",
                 file=info.file,
                 tensor=info.name,
             )
-
-
-def is_dropped(name: str, tied: bool) -> bool:
-    """Whether no model needs this tensor: a buffer that old checkpoints stored, or a second copy of a tied matrix."""
-    return name.endswith(IGNORED_SUFFIXES) or (tied and name.startswith("lm_head."))
-
-
-def needed(ck: Checkpoint, expected: Shapes, tied: bool) -> tuple[list[TensorInfo], list[str]]:
-    """Checks the tensors against what the model's configuration asks for.
-
-    Args:
-        ck: the source.
-        expected: tensor name -> shape.
-        tied: the output projection is the embedding matrix.
-
-    Returns:
-        the tensors to process, in the order of their bytes, and the names of those that are dropped.
-
-    Raises:
-        CheckpointError: tensors are missing, surplus or of another shape.
-    """
-    dropped = [name for name in ck.tensors if is_dropped(name, tied) and name not in expected]
-    kept = {name: info for name, info in ck.tensors.items() if name not in dropped}
-    problems: list[tuple[str, str]] = []  # (tensor, what is wrong)
-    for name, shape in expected.items():
-        if name not in kept:
-            problems.append((name, "is missing"))
-        elif kept[name].shape != tuple(shape):
-            problems.append((name, f"has shape {list(kept[name].shape)}, config.json asks for {list(shape)}"))
-    problems += [(name, "is not a part of this model") for name in kept if name not in expected]
-    if problems:
-        raise _checkpoint_error(ck, problems)
-    return list(kept.values()), dropped
 
 
 def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind], policy: Policy) -> None:
@@ -101,7 +66,8 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
         except SchemeError as error:
             problems.setdefault((chosen.name, info.shape[1]), []).append(f"scheme {chosen.name}: {error}")
     if problems:
-        raise SchemeError(_listing([found[0] + _and_more(len(found) - 1) for found in problems.values()]))
+        found_here = [found[0] + _and_more(len(found) - 1) for found in problems.values()]
+        raise SchemeError(found_here[0] if len(found_here) == 1 else listing(found_here, len(found_here)))
     modules = {module_of(info.name) for info in tensors}
     idle = [rule.pattern for rule in policy.rules if not any(rule.matches(module) for module in modules)]
     if idle:
@@ -135,24 +101,5 @@ def advice(assigned: Mapping[str, Scheme | None]) -> list[str]:
     return fused_conflicts(assigned)
 
 
-def _checkpoint_error(ck: Checkpoint, problems: list[tuple[str, str]]) -> CheckpointError:
-    name, reason = problems[0]
-    file = ck.tensors[name].file if name in ck.tensors else ck.path
-    if len(problems) == 1:
-        return CheckpointError(reason, file=file, tensor=name)
-    in_file = {tensor: f" ({ck.tensors[tensor].file.name})" for tensor, _ in problems if tensor in ck.tensors}
-    listed = _listing([f"tensor {tensor!r}{in_file.get(tensor, '')} {what}" for tensor, what in problems])
-    return CheckpointError(f"{len(problems)} tensors do not fit config.json:\n{listed}", file=ck.path)
-
-
 def _and_more(others: int) -> str:
     return "" if others == 0 else f" ({others} more {'module has' if others == 1 else 'modules have'} the same K)"
-
-
-def _listing(problems: list[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    lines = [f"  - {problem}" for problem in problems[:_LISTED]]
-    if len(problems) > _LISTED:
-        lines.append(f"  - and {len(problems) - _LISTED} more")
-    return "\n".join(lines)

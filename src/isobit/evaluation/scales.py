@@ -1,0 +1,34 @@
+"""Weight scales that are unusual: other tools write zeros (empty rows) and negative ones; both compute as they are."""
+
+from __future__ import annotations
+
+import torch
+
+from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.small import PLAIN_DTYPES
+
+_SCALES = (".weight_scale", ".weight_scale_inv")
+_READ = (*PLAIN_DTYPES, "F8_E8M0")
+
+
+def odd_scales(checkpoint: Checkpoint) -> list[str]:
+    """A sentence for each kind of unusual scale: how many there are, and where the first of them is."""
+    counts = {"zero": 0, "negative": 0, "NaN or infinite": 0}
+    first: dict[str, str] = {}
+    for name, info in checkpoint.tensors.items():
+        if not name.endswith(_SCALES) or info.dtype not in _READ:
+            continue
+        scale = checkpoint.read(name).to(torch.float32)
+        finite = scale.isfinite()
+        kinds = {"zero": scale == 0, "negative": finite & (scale < 0), "NaN or infinite": ~finite}
+        for kind, where in kinds.items():
+            if count := int(where.sum()):
+                counts[kind] += count
+                first.setdefault(kind, name)
+    what = {"NaN or infinite": "isobit refuses them"}
+    return [
+        f"{count} weight scale{'s are' if count > 1 else ' is'} {kind}"
+        f" ({first[kind]}{' and others' if count > 1 else ''}): {what.get(kind, 'they are used as they are')}"
+        for kind, count in counts.items()
+        if count
+    ]

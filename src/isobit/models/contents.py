@@ -1,0 +1,195 @@
+"""A checkpoint as a model: its tensors under a model's own names, held against its configuration, before any is used.
+
+Loading, quantizing, packing and describing a checkpoint all begin here, so that they agree on which tensors there are:
+under which prefix, whether the output projection is the embedding, and what is missing, misshapen or surplus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from isobit.checkpoint import kvscales
+from isobit.checkpoint.layout import CODE_DTYPES, PARTS
+from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.small import PLAIN_DTYPES, short_list, unreadable
+from isobit.errors import CheckpointError
+from isobit.models.config import ModelConfig
+from isobit.models.names import renamed
+from isobit.models.shapes import Shapes, expected_tensors
+
+# Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+
+TABLE, HEAD = "model.embed_tokens.", "lm_head."
+_CODES = ("weight", "weight_packed")
+_LISTED, _LISTED_OF_A_KIND = 8, 4  # problems shown in full; the rest is counted
+_COMPARED = 1 << 22  # numbers of two matrices compared at once
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds of a model.
+
+    Attributes:
+        ck: the checkpoint, its tensors under a model's own names.
+        config: what the model is; ``tie_word_embeddings`` as the tensors have it.
+        expected: every tensor of the unquantized model with its shape.
+        left_out: tensors that no model needs: a second copy of a tied matrix, buffers of old checkpoints.
+        kv_scales: tensors that are scales of a key-value cache.
+        notes: what a person should know.
+    """
+
+    ck: Checkpoint
+    config: ModelConfig
+    expected: Shapes
+    left_out: tuple[str, ...]
+    kv_scales: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def contents(ck: Checkpoint) -> Contents:
+    """What a checkpoint holds, checked by its headers; of the data at most two matrices are compared.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus, of a shape that config.json does not ask for or of a dtype that
+            no such tensor has: all of them are listed. Or the quantization config is malformed.
+        ModelError: the architecture or a setting is not implemented.
+        Unsupported: the checkpoint is quantized by a method that isobit does not read.
+    """
+    found = resolve(ck)
+    require_all(found)
+    return found
+
+
+def require_all(found: Contents) -> None:
+    """That every tensor is there and fits.
+
+    Raises:
+        CheckpointError: as :func:`contents` says.
+    """
+    problems = _problems(found)
+    if problems:
+        raise listed(found.ck, problems)
+
+
+def resolve(ck: Checkpoint) -> Contents:
+    """The same without the check that every tensor is there and fits; see :func:`contents`."""
+    said = ck.notes  # what nobody can read is refused first: its tensors have names of their own
+    config = ModelConfig.from_hf(ck.config)
+    notes = [*config.notes, *said]
+    names = renamed(ck.tensors)
+    if names:
+        stored = next(iter(names))
+        notes.append(f"tensors are read under other names than they have: {stored} as {names[stored]}, and so on")
+        ck = ck.renamed(names)
+    ck, config, copies = _output_projection(ck, config, notes)
+    scales = kvscales.kv_names(ck.tensors, config.num_layers)
+    notes += [kvscales.NOTE] if scales else []
+    left_out = (*copies, *(name for name in ck.tensors if name.endswith(IGNORED_SUFFIXES)))
+    return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes))
+
+
+def _output_projection(
+    ck: Checkpoint, config: ModelConfig, notes: list[str]
+) -> tuple[Checkpoint, ModelConfig, tuple[str, ...]]:
+    """Whether the output projection is the embedding: config.json says so, and the tensors do not say otherwise.
+
+    Two different matrices stay two. Of two equal ones the output projection's is a copy. A single one may have either
+    name.
+    """
+    table, head = (_parts(ck, prefix) for prefix in (TABLE, HEAD))
+    if not config.tie_word_embeddings or not head & {*_CODES}:
+        return ck, config, ()
+    if not table:
+        return ck.renamed({HEAD + part: TABLE + part for part in head}), config, ()
+    if table == head == {"weight"} and same_matrix(ck, TABLE + "weight", HEAD + "weight"):
+        return ck, config, (HEAD + "weight",)
+    notes.append(
+        "config.json says that the output projection is the embedding (tie_word_embeddings), but lm_head holds another"
+        " matrix: both are used, as transformers does; vLLM would use the embedding for both"
+    )
+    return ck, replace(config, tie_word_embeddings=False), ()
+
+
+def _parts(ck: Checkpoint, prefix: str) -> set[str]:
+    return {name.removeprefix(prefix) for name in ck.tensors if name.startswith(prefix)}
+
+
+def same_matrix(ck: Checkpoint, one: str, other: str) -> bool:
+    """Whether two plain matrices have the same shape and hold the same numbers; they are read a few rows at a time."""
+    infos = ck.info(one), ck.info(other)
+    plain = all(info.dtype in PLAIN_DTYPES and len(info.shape) == 2 for info in infos)
+    if not plain or infos[0].shape != infos[1].shape:
+        return False
+    rows, columns = infos[0].shape
+    step = max(1, _COMPARED // max(columns, 1))
+    for begin in range(0, rows, step):
+        part, same = (ck.read_rows(name, begin, min(begin + step, rows)) for name in (one, other))
+        wide = torch.promote_types(part.dtype, same.dtype) if part.dtype != same.dtype else part.dtype
+        if not torch.equal(part.to(wide), same.to(wide)):
+            return False
+    return True
+
+
+# ---------------------------------------------------------------------- what does not fit
+
+
+def _problems(found: Contents) -> list[tuple[str, str]]:
+    """(tensor, what is wrong with it), those that are missing first."""
+    tensors, expected = found.ck.tensors, found.expected
+    problems = [(name, why) for name, shape in expected.items() if (why := _misfit(tensors, name, shape))]
+    known = {*expected, *found.left_out, *found.kv_scales}
+    matrices = {name.rpartition(".")[0] for name, shape in expected.items() if len(shape) == 2}
+    known |= {f"{module}.{part}" for module in matrices for part in PARTS if part != "bias"}
+    return problems + [(name, "is surplus: it is not a part of this model") for name in tensors if name not in known]
+
+
+def _misfit(tensors: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> str | None:
+    """Why a tensor is not what the configuration asks for; None if it is, or is stored quantized."""
+    info, matrix = tensors.get(name), len(shape) == 2
+    if info is None:
+        packed = tensors.get(f"{name.removesuffix('weight')}weight_packed") if matrix else None
+        if packed is None:
+            return "is missing"
+        if len(packed.shape) == 2 and packed.shape[0] == shape[0]:
+            return None
+        return f"has shape {short_list(packed.shape)} (packed), config.json asks for {shape[0]} rows"
+    if info.shape != shape:
+        return f"has shape {short_list(info.shape)}, config.json asks for {list(shape)}"
+    return None if info.dtype in PLAIN_DTYPES or (matrix and info.dtype in CODE_DTYPES) else unreadable(info.dtype)
+
+
+def listed(ck: Checkpoint, problems: list[tuple[str, str]]) -> CheckpointError:
+    """One error for all problems: the first of each kind in full, the rest counted."""
+    name, reason = problems[0]
+    file = ck.tensors[name].file if name in ck.tensors else ck.path
+    if len(problems) == 1:
+        return CheckpointError(reason, file=file, tensor=name)
+    lines = [
+        f"tensor {tensor!r}{f' ({ck.tensors[tensor].file.name})' if tensor in ck.tensors else ''} {what}"
+        for tensor, what in _first_of_each_kind(problems)
+    ]
+    text = listing(lines, len(problems))
+    return CheckpointError(f"{len(problems)} tensors do not fit config.json:\n{text}", file=ck.path)
+
+
+def _first_of_each_kind(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if len(problems) <= _LISTED:
+        return problems
+    shown: list[tuple[str, str]] = []
+    for problem in problems:
+        if sum(problem[1].split()[:2] == other[1].split()[:2] for other in shown) < _LISTED_OF_A_KIND:
+            shown.append(problem)
+        if len(shown) == _LISTED:
+            break
+    return shown
+
+
+def listing(problems: Iterable[str], total: int) -> str:
+    """Lines of a list, at most eight, and how many there are besides."""
+    lines = [f"  - {problem}" for problem in [*problems][:_LISTED]]
+    return "\n".join([*lines, f"  - and {total - len(lines)} more"] if total > len(lines) else lines)

@@ -1,0 +1,37 @@
+"""Under which names a checkpoint holds a model's tensors: one prefix in front of all of them, found once.
+
+A model's own names begin with ``model.`` and ``lm_head.``. Exports of the base model (Qwen3-Embedding) leave out the
+first, wrappers (``torch.compile``, multimodal models) put something in front of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_ANCHOR = "layers.0.input_layernorm.weight"  # every decoder has it, and nothing of it is ever quantized
+_INNER = ("embed_tokens.", "layers.", "norm.")
+_HEAD = "lm_head."
+
+
+def renamed(names: Iterable[str]) -> dict[str, str]:
+    """What to call tensors so that they have a model's own names: stored name -> name, those that differ.
+
+    Names that belong to no part of a decoder stay as they are, and so do all where the prefix is not clear.
+    """
+    names = list(names)
+    prefixes = {name.removesuffix(_ANCHOR) for name in names if _is_part(name, _ANCHOR)}
+    if len(prefixes) != 1 or "model." in prefixes:
+        return {}
+    prefix = prefixes.pop()
+    found = {}
+    for name in names:
+        inner, head = name.removeprefix(prefix), name.partition(_HEAD)
+        if name.startswith(prefix) and inner.startswith(_INNER):
+            found[name] = f"model.{inner}"
+        elif head[1] and head[0].endswith(".") and prefix.startswith(head[0]):  # ``language_model.lm_head.weight``
+            found[name] = _HEAD + head[2]
+    return found if len({*found.values()} | {*names} - {*found}) == len(names) else {}
+
+
+def _is_part(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
