@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint.durable import sync_folder
-from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.files import is_there, open_regular
+from isobit.checkpoint.jsonfile import read_json, short
 from isobit.errors import CheckpointError, UsageError
 
 PARTIAL = ".isobit-partial"
 REPORT, CONFIG = "isobit_report.json", "config.json"
+_LONGEST_JOB = 1 << 20  # bytes of a journal's first line
 
 
 def require_free(path: Path, overwrite: bool) -> None:
@@ -32,6 +34,35 @@ def require_free(path: Path, overwrite: bool) -> None:
         )
     shown = ", ".join(entries[:3]) + (", ..." if len(entries) > 3 else "")
     raise UsageError(f"the output folder {path} is not empty ({shown}): name another one, or empty it")
+
+
+def require_finished(path: Path) -> None:
+    """A folder that is to be read must not be an output under construction: nothing in it is whole yet.
+
+    Raises:
+        CheckpointError: it is one; says how to finish it.
+    """
+    inside = path.name == PARTIAL
+    if not inside and (not is_there(path / PARTIAL) or is_there(path / CONFIG)):
+        return
+    partial = path if inside else path / PARTIAL
+    scheme = _scheme_of(partial / "journal")
+    raise CheckpointError(
+        f"this is an unfinished output of isobit quantize{f' ({scheme})' if scheme else ''}, or one still being written. "
+        "Run the same isobit quantize command again: it goes on where it stopped",
+        file=partial.parent,
+    )
+
+
+def _scheme_of(journal: Path) -> str | None:
+    """The scheme that an unfinished run writes, if its journal says so; it may be in any state."""
+    try:
+        with open(open_regular(journal), "rb") as file:
+            job = json.loads(file.readline(_LONGEST_JOB))
+    except (CheckpointError, OSError, ValueError, RecursionError):
+        return None
+    scheme = job.get("scheme") if isinstance(job, dict) else None
+    return short(scheme) if isinstance(scheme, str) else None
 
 
 def another_job(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:

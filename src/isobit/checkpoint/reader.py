@@ -22,6 +22,7 @@ from isobit.checkpoint import ctconfig, folder, methods
 from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.legacy import read_bin_header
+from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.safetensors import TensorInfo, read_header
 from isobit.errors import CheckpointError
 
@@ -61,6 +62,7 @@ class Checkpoint:
         path = Path(path)
         if not is_folder(path):
             raise CheckpointError("is not a folder" if is_there(path) else "there is no such folder", file=path)
+        require_finished(path)
         config_path = path / "config.json"
         if not is_there(config_path):
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)

@@ -12,6 +12,7 @@ from typing import NoReturn
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import BIN_INDEX, COMPANIONS, SAFETENSORS_INDEX
 from isobit.checkpoint.methods import SIDE_FILES
+from isobit.checkpoint.occupant import require_finished
 from isobit.errors import SourceError
 
 BUNDLED = "bundled"
@@ -33,10 +34,12 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
 
     Raises:
         SourceError: it cannot be found or downloaded; says what to do.
+        CheckpointError: it is an unfinished output of ``isobit quantize``.
     """
     name = str(model)
     path = expanded(model)
     if is_folder(path):
+        require_finished(path)
         return path
     if name == BUNDLED:
         return _bundled()

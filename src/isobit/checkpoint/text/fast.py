@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.jsonfile import LARGEST_JSON, short
+from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.text.tokens import FLAGS, Token, TokenFiles, read_tokens
 from isobit.errors import CheckpointError
 
@@ -47,6 +48,7 @@ def read_fast(folder: Path) -> Fast:
     """
     path = folder / "tokenizer.json"
     if not is_there(path):
+        require_finished(folder)
         raise CheckpointError(_missing(folder), file=folder)
     fast = guarded(
         path, "this is not a tokenizer that can be read", FastTokenizer.from_buffer, read_file(path, LARGEST_JSON)
