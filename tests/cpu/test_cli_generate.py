@@ -16,7 +16,7 @@ from tokenizers_for_tests import byte_level, write_folder
 from isobit.cli import chat, generate
 from isobit.engine.generate import Generator
 from isobit.engine.tokenizer import Tokenizer
-from isobit.errors import CheckpointError, UsageError
+from isobit.errors import CapacityError, CheckpointError, TemplateError, UsageError
 
 SAYS = " = 42 🙂"
 
@@ -207,3 +207,143 @@ def test_in_a_terminal_an_error_does_not_end_the_conversation(
     captured = capsys.readouterr()
     assert captured.out == SAYS + "\n"
     assert "refuses these messages: no" in captured.err
+
+
+def test_the_model_s_sampling_is_used_and_shown_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "chat_template.jinja").write_text(QWEN2, encoding="utf-8")
+    asked = {"do_sample": True, "temperature": 0.01, "top_p": 0.95, "max_new_tokens": 3, "num_beams": 4}
+    (folder / "generation_config.json").write_text(json.dumps(asked))
+    used = "sampling: temperature 0.01, top_k 50, top_p 0.95, max_tokens 3"
+    assert conversation(folder, "one\ntwo\n", monkeypatch, "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.err.count(used) == 1 and captured.err.count("num_beams 4") == 1
+    document = json.loads(captured.out)
+    assert document["sampling"]["temperature"] == 0.01
+    assert document["sampling"]["from_generation_config"] == ["max_tokens", "temperature", "top_k", "top_p"]
+    assert "num_beams 4" in document["notes"][0] and document["error"] is None
+    assert [turn["completion_tokens"] for turn in document["turns"]] == [3, 3]
+    args = parse("generate", str(folder), "x", "--temperature", "0", "--max-tokens", "5", "--json")
+    args.run(args)
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert "sampling:" not in captured.err and "num_beams 4" in captured.err
+    assert document["sampling"]["temperature"] == 0 and document["sampling"]["from_generation_config"] == []
+    assert document["usage"]["completion_tokens"] == 5
+
+
+def test_a_length_that_the_context_does_not_have_is_no_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 5000}))
+    args = parse("generate", str(folder), "x", "--ignore-eos", "--json")
+    args.run(args)
+    assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] == 999  # the context holds 1000
+
+
+def test_a_begin_of_text_token_read_twice_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(folder, byte_level(bos=True))
+    for prompt, times in (("<s>x", 1), ("x", 0), ("x<s><s>", 0)):
+        args = parse("generate", str(folder), prompt, "--json")
+        args.run(args)
+        captured = capsys.readouterr()
+        assert captured.err.count("reads '<s>' twice at the beginning") == times
+        assert len(json.loads(captured.out)["notes"]) == times
+
+
+def test_a_template_that_writes_it_twice_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "t.jinja").write_text("<s><s>{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    conversation(folder, "a\nb\n", monkeypatch, "--template", str(folder / "t.jinja"))
+    assert capsys.readouterr().err.count("twice at the beginning, as in transformers: the chat template") == 1
+
+
+def test_a_conversation_that_outgrows_the_context_is_not_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "chat_template.jinja").write_text(QWEN2, encoding="utf-8")
+    long = "x " * 700
+    with pytest.raises(CapacityError, match="the conversation does not fit the context any more"):
+        conversation(folder, f"one\n{long}\nthree\n", monkeypatch, "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert [message["content"] for message in document["messages"][-2:]] == ["one", SAYS]
+    assert "the model's context holds 1000" in document["error"] and document["unanswered"] == long.strip()
+    with pytest.raises(CapacityError, match="^the prompt has"):
+        conversation(folder, f"{long}\n", monkeypatch, "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert document["turns"] == [] and document["unanswered"] == long.strip()
+
+
+def test_a_template_error_keeps_the_conversation_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "t.jinja").write_text("{{ raise_exception('no') if 'bad' in messages[-1].content else '[ok]' }}")
+    with pytest.raises(TemplateError):
+        conversation(folder, "good\nbad\n", monkeypatch, "--template", str(folder / "t.jinja"), "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["turns"]) == 1 and "refuses these messages: no" in document["error"]
+    assert document["unanswered"] == "bad"
+
+
+class Bytes(io.StringIO):
+    """Standard input with bytes behind it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.buffer = io.BytesIO(data)
+
+
+@pytest.mark.parametrize("data", [b"h\xe9", b"\xed\xa0\x80", b"ok \xff\xfe", b"\x80"])
+def test_input_that_is_not_utf_8_is_one_error(
+    folder: Path, data: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", Bytes(data))
+    with pytest.raises(UsageError, match="standard input is not UTF-8 text"):
+        generate.run(parse("generate", str(folder)))
+    (folder / "chat_template.jinja").write_text(QWEN2, encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", Bytes(b"one\n" + data))
+    with pytest.raises(UsageError, match="standard input is not UTF-8 text"):
+        chat.run(parse("chat", str(folder)))
+    assert capsys.readouterr().out == SAYS + "\n"  # what came before is answered
+    argument = data.decode("utf-8", "surrogateescape")
+    with pytest.raises(UsageError, match="the prompt is not UTF-8 text"):
+        generate.run(parse("generate", str(folder), argument))
+    with pytest.raises(UsageError, match="the system message is not UTF-8 text"):
+        chat.run(parse("chat", str(folder), "--system", argument))
+    with pytest.raises(UsageError, match="--stop is not UTF-8 text"):
+        generate.run(parse("generate", str(folder), "x", "--stop", argument))
+    (folder / "t.jinja").write_bytes(data)
+    with pytest.raises(UsageError, match="the chat template.*is not UTF-8 text"):
+        chat.run(parse("chat", str(folder), "--template", str(folder / "t.jinja")))
+
+
+def test_an_argument_s_bytes_count_in_a_locale_without_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_c = "d\udcc3\udca9j\udcc3\udca0"  # what Python hands over for "déjà" under LC_ALL=C without coercion
+    assert generate.read_prompt(in_c, None) == "déjà"
+
+
+def test_a_closed_standard_input_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "chat_template.jinja").write_text(QWEN2, encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", None)
+    for command in (generate, chat):
+        with pytest.raises(UsageError, match="standard input is closed"):
+            command.run(parse(command.__name__.rpartition(".")[2], str(folder)))
+    args = parse("generate", str(folder), "x")
+    assert args.run(args) == 0  # a prompt that is given needs no input
+
+
+@pytest.mark.parametrize("where", ["message", "template", "tokenizer_config"])
+def test_half_a_character_in_a_conversation_is_an_error(
+    where: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "t.jinja").write_text(
+        "[{{ messages[-1].content }}" + ("{{ '\\ud800' }}]" if where == "template" else "]")
+    )
+    if where == "tokenizer_config":
+        write_folder(folder, byte_level(), chat_template="[\udc00]")
+        with pytest.raises(CheckpointError, match=r"tokenizer_config\.json.*half a character"):
+            conversation(folder, "x\n", monkeypatch)
+        return
+    said = "\ud83d" if where == "message" else "x"
+    with pytest.raises(TemplateError, match="half a character"):
+        conversation(folder, f"{said}\n", monkeypatch, "--template", str(folder / "t.jinja"))

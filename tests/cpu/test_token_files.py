@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.errors import CheckpointError
 
 LETTERS = [chr(code) for code in range(32, 127)]
 BASE = {token: id for id, token in enumerate(["<unk>", "<s>", "</s>", *LETTERS])}
@@ -131,6 +132,111 @@ def test_a_token_is_special_if_either_file_says_so(tmp_path: Path) -> None:
         same(ours, AutoTokenizer.from_pretrained(folder), ("c<|end|>d",))
         assert ours.decode([BASE["c"], SIZE, BASE["d"]]) == "cd"
         assert ours.is_special(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "config",
+            {"added_tokens_decoder": True},
+            "added_tokens_decoder must be an object of ids and tokens, not True",
+        ),
+        ("config", {"added_tokens_decoder": "x"}, "added_tokens_decoder must be an object"),
+        ("config", {"added_tokens_decoder": [1]}, "added_tokens_decoder must be an object"),
+        ("config", {"added_tokens_decoder": {"5": {}}}, r"added_tokens_decoder\[5\] must be a text, or an object"),
+        ("config", {"added_tokens_decoder": {"5": "<z>"}}, r"added_tokens_decoder\[5\] must be an object"),
+        ("config", {"added_tokens_decoder": {"abc": {"content": "<z>"}}}, "keys are token ids, not 'abc'"),
+        ("config", {"added_tokens_decoder": {"-1": {"content": "<z>"}}}, "keys are token ids, not '-1'"),
+        ("config", {"added_tokens_decoder": {"9" * 400: {"content": "<z>"}}}, r"keys are token ids, not '9+\.\.\.9+'"),
+        ("config", {"added_tokens_decoder": {"5": {"content": 3}}}, r"added_tokens_decoder\[5\] must be"),
+        (
+            "config",
+            {"added_tokens_decoder": {"5": {"content": "<z>", "lstrip": "no"}}},
+            r"\[5\]: lstrip must be true or",
+        ),
+        (
+            "config",
+            {"added_tokens_decoder": {"5": {"content": "<z>", "special": None}}},
+            r"\[5\]: special must be true",
+        ),
+        ("config", {"bos_token": 5}, "bos_token must be a text"),
+        ("config", {"bos_token": "\ud800"}, "half a character"),
+        ("config", {"added_tokens_decoder": {"5": {"content": "\udfff"}}}, "half a character"),
+        ("config", {"extra_special_tokens": 3}, "extra_special_tokens must be a list"),
+        ("config", {"extra_special_tokens": {"a": 3}}, r"extra_special_tokens\['a'\] must be a text"),
+        ("config", {"additional_special_tokens": ["<a>", None]}, r"additional_special_tokens\[1\] must be a text"),
+        ("config", {"split_special_tokens": "yes"}, "split_special_tokens must be true or false"),
+        ("config", {"clean_up_tokenization_spaces": 1}, "clean_up_tokenization_spaces must be true or false"),
+        ("special_tokens_map", {"eos_token": ["</s>"]}, "eos_token must be a text"),
+        ("special_tokens_map", {"eos_token": "\udc80"}, "half a character"),
+        ("added_tokens", {"<z>": "5"}, "'?<z>'? must be a token id, not '5'"),
+        ("added_tokens", {"<z>": True}, "must be a token id, not True"),
+        ("added_tokens", {"<z>": -1}, "must be a token id, not -1"),
+        ("added_tokens", {"\ud83d": 5}, "half a character"),
+    ],
+)
+def test_a_malformed_entry_is_named(name: str, content: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, **{name: content})
+    file = "tokenizer_config" if name == "config" else name
+    with pytest.raises(CheckpointError, match=rf"{file}\.json: .*{said}") as caught:
+        Tokenizer.from_folder(folder)
+    assert len(str(caught.value)) < 600
+
+
+def test_no_junk_in_the_small_files_is_a_traceback(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    junk = [None, True, 0, -1, 10**20, 1e300, "", "x", "\ud800", [], ["x"], [[]], {}, {"content": "x"}, {"content": 1}]
+    for _ in range(300):
+        _, files = random_files(rng)
+        broken = rng.choice(list(files))
+        target = files[broken]
+        while isinstance(target, dict) and target and rng.random() < 0.7:
+            key = rng.choice(list(target))
+            if not isinstance(target[key], dict) or rng.random() < 0.5:
+                target[key] = rng.choice(junk)
+                break
+            target = target[key]
+        else:
+            key = rng.choice(["eos_token", "added_tokens_decoder", "extra_special_tokens", "chat_template", "7"])
+            if isinstance(target, dict):
+                target[key] = rng.choice(junk)
+        try:
+            Tokenizer.from_folder(folder_with(tmp_path, **files)).encode("a<tool>")
+        except CheckpointError as error:
+            assert ".json" in str(error)
+        for name in ("special_tokens_map", "added_tokens"):
+            (tmp_path / f"{name}.json").unlink(missing_ok=True)
+
+
+def test_what_does_not_fit_the_model_is_said(tmp_path: Path) -> None:
+    config = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<tool>"]}
+    folder = folder_with(tmp_path, config=config)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": SIZE}))
+    notes = " ".join(Tokenizer.from_folder(folder).notes)
+    assert f"the model has {SIZE} tokens" in notes and f"'<tool>' ({SIZE + 1})" in notes
+    assert f"cannot write its end-of-text token '<|im_end|>' ({SIZE})" in notes
+    (folder / "config.json").write_text(json.dumps({"vocab_size": SIZE + 2}))
+    assert Tokenizer.from_folder(folder).notes == ()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    assert "no file names an end-of-text token" in Tokenizer.from_folder(folder).notes[0]
+
+
+def test_ids_that_the_files_do_not_agree_on_are_said(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, config={"added_tokens_decoder": {str(SIZE + 9): token("<tool>")}})
+    assert f"'<tool>' is listed as {SIZE + 9} and is {SIZE}" in Tokenizer.from_folder(folder).notes[0]
+
+
+def test_tokens_of_files_that_do_not_count_are_said(tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path,
+        config={"added_tokens_decoder": {}},
+        added_tokens={"<tool>": SIZE},
+        special_tokens_map={"eos_token": "</s>", "additional_special_tokens": ["<img>"]},
+    )
+    (note,) = Tokenizer.from_folder(folder).notes
+    assert "added_tokens.json, special_tokens_map.json" in note and "'<img>'" in note and "'<tool>'" in note
+    assert "</s>" not in note
 
 
 def random_files(rng: random.Random) -> tuple[FastTokenizer, dict[str, Any]]:

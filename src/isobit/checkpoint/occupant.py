@@ -48,8 +48,8 @@ def require_finished(path: Path) -> None:
     partial = path if inside else path / PARTIAL
     scheme = _scheme_of(partial / "journal")
     raise CheckpointError(
-        f"this is an unfinished output of isobit quantize{f' ({scheme})' if scheme else ''}, or one still being written. "
-        "Run the same isobit quantize command again: it goes on where it stopped",
+        f"this is an unfinished output of isobit quantize{f' ({scheme})' if scheme else ''}, or one still being "
+        "written. Run the same isobit quantize command again: it goes on where it stopped",
         file=partial.parent,
     )
 

@@ -98,8 +98,24 @@ def render(
     request = {"template": template, "variables": _plain(variables), "max_output": limits.output}
     reply = _worker(limits).ask(json.dumps(request))
     if "text" in reply:
-        return str(reply["text"])
+        return _whole_characters(str(reply["text"]))
     raise TemplateError(FAILURES[reply["error"]].format(message=reply.get("message", ""), limits=limits))
+
+
+def _whole_characters(text: str) -> str:
+    """The text, if every character of it is one.
+
+    Raises:
+        TemplateError: it holds half a surrogate pair; messages and templates can write those as escapes.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TemplateError(
+            f"the rendered conversation holds half a character (U+{ord(text[error.start]):04X}, a lone surrogate): "
+            "it stands in a message or in the chat template, perhaps as an escape"
+        ) from None
+    return text
 
 
 def _require_dicts(what: str, items: Sequence[Any]) -> None:

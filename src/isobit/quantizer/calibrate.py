@@ -12,8 +12,8 @@ from torch import Tensor
 
 import isobit
 from isobit.checkpoint.files import is_there, read_file
-from isobit.checkpoint.jsonfile import LARGEST_JSON
 from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.text.fast import guarded, read_fast
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
@@ -127,20 +127,14 @@ def _bfloat16_above(scale: Tensor) -> float:
 
 def _tokens(ck: Checkpoint, text: str) -> Tensor:
     """Token ids of ``text``, int64 ``[T]``."""
-    from tokenizers import Tokenizer
-
     path = ck.path / "tokenizer.json"
     if not is_there(path):
         raise CheckpointError(
             "is missing: without it there is no way to calibrate activation scales on text", file=path
         )
-    data = read_file(path, LARGEST_JSON)
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # tokenizers raises plain Exception for everything
-        raise CheckpointError(f"is no tokenizer: {error}", file=path) from None
-    tokenizer.no_truncation()
-    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=True).ids, dtype=torch.int64)
+    tokenizer = read_fast(ck.path).tokenizer
+    encoded = guarded(path, "this tokenizer cannot encode the calibration text", tokenizer.encode, text)
+    ids = torch.tensor(encoded.ids, dtype=torch.int64)
     vocabulary = ck.config.get("vocab_size", 0)
     if ids.numel() == 0 or int(ids.max()) >= vocabulary:
         raise CheckpointError(f"gives token ids beyond the model's vocabulary of {vocabulary}", file=path)

@@ -21,6 +21,7 @@ from isobit.checkpoint import ctrender
 from isobit.checkpoint.occupant import CONFIG, REPORT
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
+from isobit.checkpoint.text.check import check_companions
 from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import UsageError
 from isobit.formats.rules import Policy
@@ -205,8 +206,9 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]
     if len(dropped) > 1:
         notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]
+    about_text = check_companions(ck.path, companions)
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
-    notes += [*found.notes, *validate.advice(assigned)]
+    notes += [*found.notes, *validate.advice(assigned), *about_text]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 
 

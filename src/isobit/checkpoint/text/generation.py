@@ -102,7 +102,7 @@ class Defaults:
             if self.sampled:
                 own.setdefault("top_k", _TOP_K)
         used: dict[str, Any] = {
-            name: value for name, value in own.items() if name not in given and value != _OFF.get(name)
+            name: own[name] for name in _OFF if name in own and name not in given and own[name] != _OFF[name]
         }
         if self.stop and not given.get("stop"):
             used["stop"] = self.stop
