@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -45,6 +46,31 @@ def test_frequencies_equal_transformers(name: str, theta: float) -> None:
         wanted, wanted_factor = LlamaRotaryEmbedding(theirs).inv_freq, 1.0
     else:
         wanted, wanted_factor = ROPE_INIT_FUNCTIONS[kind](theirs)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    assert factor == pytest.approx(wanted_factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_both_spellings_at_once_equal_transformers(name: str) -> None:
+    old = {("type" if key == "rope_type" else key): value for key, value in ROPES[name].items()}
+    keys = {"rope_theta": 5e5, "rope_scaling": old, "rope_parameters": ROPES[name] | {"rope_theta": 5e5}}
+    ours = ModelConfig.from_hf({"architectures": ["LlamaForCausalLM"]} | SIZES | copy.deepcopy(keys))
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**SIZES, **copy.deepcopy(keys)))
+    found, factor = frequencies(ours.rope, ours.head_dim)
+    torch.testing.assert_close(found, theirs.inv_freq, rtol=1e-6, atol=0)
+    assert factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"beta_fast": 0, "beta_slow": None}, {"beta_fast": 1e-5}, {"beta_fast": 1e6, "beta_slow": 1e-5},
+                {"beta_fast": 1.0, "beta_slow": 32.0}, {"mscale": 0, "mscale_all_dim": 0}, {"mscale": 2.0},
+                {"factor": None}, {"truncate": None}, {"factor": 0.5}],
+)  # fmt: skip
+def test_odd_numbers_of_yarn_mean_what_they_mean_to_transformers(changes: dict[str, Any]) -> None:
+    keys = SIZES | {"rope_parameters": YARN | {"rope_theta": 1e4} | changes}
+    ours = ModelConfig.from_hf({"architectures": ["LlamaForCausalLM"]} | copy.deepcopy(keys))
+    wanted, wanted_factor = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(**keys))
+    found, factor = frequencies(ours.rope, ours.head_dim)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
     assert factor == pytest.approx(wanted_factor, rel=1e-12)
 

@@ -92,6 +92,17 @@ def test_an_unknown_rope_type_is_refused(kind: Any) -> None:
         ({"rope_type": "linear"}, "factor"),
         ({"rope_type": "linear", "factor": 0}, "factor"),
         ({"rope_type": "yarn", "factor": 4.0, "truncate": "no"}, "truncate"),
+        ({"rope_type": "yarn", "factor": "4.0"}, "factor"),
+        ({"rope_type": "yarn", "factor": 10**400}, "factor"),
+        ({"rope_type": "yarn", "factor": math.nan}, "factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 1e-320}, "beta_fast"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": -1}, "beta_slow"),
+        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0}, "attention_factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": "1"}, "mscale"),
+        ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 1.5}, "attn_factor"),
+        ({"rope_type": "default", "factor": 8.0}, "factor"),
+        ({"rope_type": "linear", "factor": 4.0, "beta_fast": 32}, "beta_fast"),
+        ({"full_attention": {"rope_type": "default"}}, "full_attention"),
         ({"rope_type": "yarn", "factor": 4.0, "mrope_section": [1, 2, 3]}, "mrope_section"),
         ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}, "low_freq_factor"),
     ],
@@ -101,9 +112,95 @@ def test_bad_rope_parameters_are_named(scaling: dict[str, Any], named: str) -> N
         read(rope_scaling=scaling)
 
 
-def test_two_rope_sections_that_disagree_are_refused() -> None:
-    with pytest.raises(ModelError, match="rope_scaling.*rope_parameters"):
-        read(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_type": "default"})
+KINDS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "linear": {"partial_rotary_factor": 1.0},
+    "llama3": {"partial_rotary_factor": 1},
+    "yarn": {"beta_fast": 32, "beta_slow": 1.0, "attention_factor": None, "mscale": 0, "truncate": True},
+}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rope_in_both_spellings_that_agree_is_read(arch: str, kind: str) -> None:
+    new = KINDS[kind] | {"rope_type": kind, "rope_theta": 5e5}
+    whole = {key: int(value) for key, value in KINDS[kind].items()}
+    wanted = read(arch, num_key_value_heads=4, rope_parameters=new).rope
+    for scaling in (
+        KINDS[kind] | {"type": kind},
+        KINDS[kind] | {"rope_type": kind, "type": kind},
+        whole | {"type": kind},
+        DEFAULTS[kind] | KINDS[kind] | {"rope_type": kind, "rope_theta": 500000},
+    ):
+        for parameters in (None, new, new | DEFAULTS[kind], whole | {"rope_type": kind}, {}):
+            beside = {"rope_theta": 500000, "rope_scaling": scaling, "rope_parameters": parameters}
+            assert read(arch, num_key_value_heads=4, **beside).rope == wanted
+    assert read(arch, num_key_value_heads=4, rope_parameters=new, rope_theta=5e5, rope_scaling=None).rope == wanted
+
+
+OLD, NEW = KINDS["yarn"] | {"type": "yarn"}, KINDS["yarn"] | {"rope_type": "yarn"}
+DISAGREEMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "kinds": ({"rope_scaling": OLD, "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+              ("rope_type yarn against linear",)),
+    "default": ({"rope_scaling": OLD, "rope_parameters": {"rope_type": "default"}},
+                ("rope_type yarn against default",)),
+    "factors": ({"rope_scaling": OLD, "rope_parameters": NEW | {"factor": 2.0}}, ("factor 4.0 against 2.0",)),
+    "contexts": ({"rope_scaling": OLD, "rope_parameters": NEW | {"original_max_position_embeddings": 64}},
+                 ("original_max_position_embeddings 32 against 64",)),
+    "betas": ({"rope_scaling": OLD, "rope_parameters": NEW | {"beta_fast": 16}}, ("beta_fast 32.0 against 16.0",)),
+    "truncation": ({"rope_scaling": OLD, "rope_parameters": NEW | {"truncate": False}},
+                   ("truncate True against False",)),
+    # transformers takes rope_scaling with the rope_theta beside it, which is 10000 where there is none
+    "theta in one": ({"rope_scaling": OLD, "rope_parameters": NEW | {"rope_theta": 5e5}},
+                     ("rope_theta 10000.0 against 500000.0",)),
+    "theta beside": ({"rope_theta": 1e6, "rope_scaling": OLD | {"rope_theta": 5e5}}, ("500000.0", "1000000.0")),
+    "theta beside new": ({"rope_theta": 1e6, "rope_parameters": NEW | {"rope_theta": 5e5}}, ("500000.0", "1000000.0")),
+    "context beside": ({"original_max_position_embeddings": 64, "rope_scaling": OLD}, ("= 32", "= 64")),
+    "names": ({"rope_scaling": OLD | {"rope_type": "linear"}}, ("rope_type 'linear'", "type 'yarn'")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISAGREEMENTS)
+def test_ropes_that_disagree_are_refused_with_both_values(name: str) -> None:
+    changes, named = DISAGREEMENTS[name]
+    with pytest.raises(ModelError) as error:
+        read(**changes)
+    assert all(part in str(error.value) for part in named)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said", "allowed"),
+    [
+        # Qwen's recipe, as it stands in its READMEs and as people write it
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 32768, 131072),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 40960, 131072),
+        ({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768}, 131072, 131072),
+        ({"rope_type": "yarn", "factor": 4.0}, 32768, 131072),
+        ({"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 32768}, 32768, 81920),
+        ({"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 1000}, 32768, 32768),
+        ({"rope_type": "yarn", "factor": 1e6, "original_max_position_embeddings": 1 << 30}, 32768, 1 << 30),
+        ({"type": "linear", "factor": 4.0}, 4096, 16384),  # Vicuna 16k; DeepSeek-Coder writes 16384 for the same
+        ({"type": "linear", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384, 16384),
+        (KINDS["llama3"] | {"rope_type": "llama3", "original_max_position_embeddings": 8192}, 131072, 131072),
+        (KINDS["llama3"] | {"rope_type": "llama3", "original_max_position_embeddings": 8192}, 8192, 8192),
+        ({"rope_type": "default"}, 4096, 4096),
+    ],
+)
+def test_the_longest_context(rope: dict[str, Any], said: int, allowed: int) -> None:
+    for key in ("rope_scaling", "rope_parameters"):
+        config = read("Qwen3ForCausalLM", num_key_value_heads=4, max_position_embeddings=said, **{key: rope})
+        assert config.max_context == allowed and config.max_position_embeddings == said
+        assert bool(config.notes) == (said != allowed) and all(str(allowed) in note for note in config.notes)
+
+
+def test_a_context_beside_the_rope_is_read_as_one_within() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    inside = read(rope_scaling=yarn | {"original_max_position_embeddings": 32})
+    assert read(rope_scaling=yarn, original_max_position_embeddings=32).rope == inside.rope
 
 
 @pytest.mark.parametrize(

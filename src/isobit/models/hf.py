@@ -13,7 +13,7 @@ from isobit.models.hf_keys import refuse_unread
 ACTIVATIONS = ("silu", "swish")
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
 MOST_LAYERS = 10_000
-SLOWEST, FASTEST = 1e-6, 1e6  # turns over the original context that bound yarn's band: beyond them logarithms overflow
+TINY, HUGE = 1e-6, 1e6  # of a factor or of yarn's turns: beyond them frequencies overflow
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -165,12 +165,12 @@ def _rope(config: Fields, section: Fields, common: Common) -> Rope:
         return Rope(theta=theta)
     if kind == "linear":
         known = config.raw(ORIGINAL) is not None or section.raw(ORIGINAL) is not None
-        return Rope("linear", theta, section.number("factor"), original if known else 0)
+        return Rope("linear", theta, section.number("factor", None, TINY, HUGE), original if known else 0)
     if kind == "llama3":
-        low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
+        low, high = (section.number(key, None, TINY, HUGE) for key in ("low_freq_factor", "high_freq_factor"))
         if section.sound and low >= high:
             section.problem("low_freq_factor", f"must be below high_freq_factor = {high:g}")
-        return Rope("llama3", theta, section.number("factor"), original, low, high)
+        return Rope("llama3", theta, section.number("factor", None, TINY, HUGE), original, low, high)
     return _yarn(section, theta, original, context)
 
 
@@ -205,15 +205,19 @@ def _yarn(section: Fields, theta: float, original: int, context: int) -> Rope:
     return Rope(
         "yarn",
         theta,
-        section.number("factor", context / original),
+        section.number("factor", context / original, TINY, HUGE),
         original,
-        beta_fast=section.optional("beta_fast", SLOWEST, FASTEST) or 32.0,
-        beta_slow=section.optional("beta_slow", SLOWEST, FASTEST) or 1.0,
-        attention_factor=None if section.raw("attention_factor") is None else section.number("attention_factor"),
-        mscale=section.optional("mscale"),
-        mscale_all_dim=section.optional("mscale_all_dim"),
+        beta_fast=section.optional("beta_fast", TINY, HUGE) or 32.0,
+        beta_slow=section.optional("beta_slow", TINY, HUGE) or 1.0,
+        attention_factor=_optional(section, "attention_factor"),
+        mscale=section.optional("mscale", TINY, HUGE),
+        mscale_all_dim=section.optional("mscale_all_dim", TINY, HUGE),
         truncate=section.flag("truncate", "truncate" not in section),  # null means no, to transformers and vLLM
     )
+
+
+def _optional(section: Fields, key: str) -> float | None:
+    return None if section.raw(key) is None else section.number(key, None, TINY, HUGE)
 
 
 def read_windows(config: Fields, *, enabled: bool, default_window: int, first_full: int) -> tuple[int | None, ...]:
