@@ -11,9 +11,11 @@ Importing isobit is quick: torch is imported by the first call that needs it.
 
 from __future__ import annotations
 
-from typing import Any
-
 from isobit.version import __version__
+
+TYPE_CHECKING = False  # typing itself takes longer to import than all of this
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["__version__", "evaluate", "info", "load", "quantize"]
 

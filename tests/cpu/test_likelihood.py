@@ -147,7 +147,7 @@ def test_intervals_cover_the_truth_although_tokens_of_a_window_are_correlated() 
         covered += estimate.low <= 0 <= estimate.high
         naive = 1.96 * values.std() / math.sqrt(values.size)
         too_narrow += abs(values.mean()) > naive
-    assert 180 <= covered <= 199  # 95 % of 200 is 190; the bootstrap of 40 windows is a little narrow
+    assert 182 <= covered <= 198  # 95 % of 200 is 190
     assert too_narrow > 80  # treating tokens as independent would be wrong about half of the time
 
 
@@ -157,7 +157,6 @@ def test_quantile_is_the_one_of_the_sorted_values() -> None:
     estimate = WindowBootstrap(window).quantile(values, 0.99)
     assert estimate.value == np.sort(values)[989]
     assert estimate.low <= estimate.value <= estimate.high
-    assert {estimate.low, estimate.high} <= set(values) or estimate.low in values
 
 
 def test_resampled_quantiles_equal_those_of_resampled_tokens() -> None:
@@ -168,14 +167,13 @@ def test_resampled_quantiles_equal_those_of_resampled_tokens() -> None:
     for draw in bootstrap._draws.astype(int):
         tokens = np.concatenate([np.tile(values[window == w], times) for w, times in enumerate(draw) if times])
         direct.append(np.quantile(tokens, 0.9, method="inverted_cdf"))
-    expected = np.quantile(direct, [0.025, 0.975])
+    reach = 2.5706 * np.log(direct).std() * math.sqrt(6 / 5)  # Student's t of 5 degrees of freedom
     estimate = bootstrap.quantile(values, 0.9)
-    assert [estimate.low, estimate.high] == pytest.approx(list(expected))
+    assert math.log(estimate.high / estimate.value) == pytest.approx(reach, rel=1e-3)
+    assert math.log(estimate.value / estimate.low) == pytest.approx(reach, rel=1e-3)
 
 
-def test_the_bootstrap_repeats_and_needs_two_windows() -> None:
-    values, window = np.arange(30.0), np.repeat(np.arange(3), 10)
+def test_the_bootstrap_repeats() -> None:
+    values, window = np.arange(40.0), np.repeat(np.arange(4), 10)
     assert WindowBootstrap(window, seed=7).mean(values) == WindowBootstrap(window, seed=7).mean(values)
-    alone = WindowBootstrap(np.zeros(30, dtype=np.int64)).mean(values)
-    assert (alone.value, alone.low, alone.high) == (14.5, None, None)
     assert window_of_tokens(windows(list(range(20)), 10)).tolist() == [0] * 9 + [1] * 9

@@ -85,6 +85,7 @@ def describe(found: Demo) -> str:
         wording.table(wording.COLUMNS, wording.rows(results)),
         "",
         "KL: divergence of the next-token distribution from the source's, in nats; p99: 1 token in 100 has more.",
+        *map(wording.wrap, filter(None, [wording.doubt(own.windows)])),
         "",
         "How fast each decodes, with one request:",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from dataclasses import asdict
@@ -15,14 +16,14 @@ from isobit.errors import UsageError
 
 if TYPE_CHECKING:
     from isobit.evaluation.measure import Evaluation
-    from isobit.evaluation.statistics import Estimate
 
 EPILOG = """examples:
   isobit eval bundled-int4 --against bundled
   isobit eval bundled-int4 --against bundled --text my.py --report report.html
 
 Both models read the same windows of the text. KL is the divergence of the model's next-token distribution from its
-source's, in nats per token: 0 means that nothing was lost. Intervals are 95 %, from a bootstrap over whole windows.
+source's, in nats per token: 0 means that nothing was lost. Intervals are 95 %, from how far whole windows of the text
+lie apart; with fewer than 4 windows there are none.
 """
 
 
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 def as_json(found: Evaluation) -> dict[str, Any]:
     """What was measured, as JSON."""
-    errors = None if found.results is None else found.results.schemes[0].layer_errors
+    errors = None if found.results is None else [_finite(e) for e in found.results.schemes[0].layer_errors]
     return {
         "model": found.model,
         "likelihood": asdict(found.likelihood),
@@ -108,6 +109,11 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         "method": asdict(found.method),
         "notes": found.notes,
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: the error of a state is one where the source's is all zeros."""
+    return value if math.isfinite(value) else None
 
 
 def check_report(path: Path, against: str | None) -> None:
@@ -152,32 +158,5 @@ def show_progress(done: int, total: int) -> None:
 
 def summary(found: Evaluation, against: str | None) -> str:
     """What was measured, a line each, with intervals."""
-    from isobit.evaluation import wording
-
-    own, method = found.likelihood, found.method
-    lines = [
-        f"{found.model} on {method.text}: {own.tokens:,} tokens scored in {own.windows} windows of {method.ctx}",
-        "",
-    ]
-    facts: list[tuple[str, Estimate, Any]] = [
-        ("perplexity", own.perplexity, lambda v: f"{v:.4f}"),
-        ("bits per byte", own.bits_per_byte, lambda v: f"{v:.4f}"),
-    ]
-    if found.fidelity is not None:
-        lost = found.fidelity
-        facts += [
-            ("perplexity of source", lost.source_perplexity, lambda v: f"{v:.4f}"),
-            ("perplexity ratio", lost.perplexity_ratio, lambda v: f"{v:.5f}"),
-            ("KL mean (nats)", lost.kl_mean, wording.significant),
-            ("KL p99 (nats)", lost.kl_p99, wording.significant),
-            ("top-1 agreement", lost.top1, wording.percent_exact),
-        ]
-    width = max(len(name) for name, _, _ in facts)
-    for name, estimate, show in facts:
-        span = wording.interval(estimate, show)
-        lines.append(f"{name:<{width}}  {show(estimate.value):>10}" + (f"   95 %: {span}" if span else ""))
-    if own.windows < 2:
-        lines.append("\nOne window only: no confidence intervals. Use a longer text or a smaller --ctx.")
-    if against is None:
-        lines.append("\nGive the model it was made from with --against to see what it lost.")
-    return "\n".join(lines)
+    hint = "" if against is not None else "\n\nGive the model it was made from with --against to see what it lost."
+    return f"{found}{hint}"

@@ -122,6 +122,10 @@ def sample(
             "intervals. Give a longer file with --text"
         )
     every = [window for ids in encoded if len(ids) > 1 for window in windows(ids, ctx, stride)]
+    if not every:
+        raise UsageError(
+            f"{corpus.name}: none of its files has two tokens; a token is scored by what stands before it in its file"
+        )
     return Sample(tuple(spread(every, tokens)), total, corpus.num_bytes / plain, ctx, stride or ctx)
 
 

@@ -12,7 +12,6 @@ those of :mod:`isobit.evaluation.statistics`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,7 +32,7 @@ from isobit.evaluation.likelihood import (
     summarize,
     window_of_tokens,
 )
-from isobit.evaluation.statistics import Estimate, Floats, WindowBootstrap
+from isobit.evaluation.statistics import POSITIVE, Estimate, Floats, WindowBootstrap, exp
 
 Progress = Callable[[int, int], None]
 """Called with (windows done, windows in all)."""
@@ -45,7 +44,7 @@ class Fidelity:
 
     Attributes:
         tokens: scored tokens.
-        windows: windows they came from; the intervals resample these.
+        windows: windows they came from; the intervals resample these, and there are none below ``LEAST_WINDOWS``.
         kl_mean: mean KL(source || model).
         kl_p99: 99th percentile of the KL over tokens: how far off the model is when it is far off.
         top1: share of tokens where both models find the same token most probable.
@@ -101,6 +100,7 @@ def compare_all(
     *,
     bytes_per_token: float,
     seed: int = 0,
+    name: str = "source",
     progress: Progress | None = None,
 ) -> tuple[Likelihood, dict[str, Fidelity]]:
     """Several models against one source, which reads each window once for all of them.
@@ -112,6 +112,7 @@ def compare_all(
         vocab: size of the vocabulary that all of them share.
         bytes_per_token: UTF-8 bytes of the text per token of it.
         seed: of the bootstrap.
+        name: what to call the source in an error.
         progress: called after each batch.
 
     Returns:
@@ -128,17 +129,16 @@ def compare_all(
         reference = batch_logits(source, batch)
         parts = [log_probabilities(reference[rows]) for rows in row_chunks(*reference.shape)]
         nll = _nll(parts, targets)
-        require_finite(nll, "the likelihood", "source")
+        require_finite(nll, "the likelihood", name)
         source_nll.append(nll.numpy())
-        for name, other in others.items():
-            _add(collected[name], parts, batch_logits(other, batch), targets, name)
+        for key, other in others.items():
+            _add(collected[key], parts, batch_logits(other, batch), targets, key)
         if progress is not None:
             progress(indices[-1] + 1, len(chosen))
     bootstrap = WindowBootstrap(window_of_tokens(chosen), seed=seed)
     nll_source = np.concatenate(source_nll)
-    own = summarize(
-        bootstrap.mean(nll_source), tokens=nll_source.size, num_windows=len(chosen), bytes_per_token=bytes_per_token
-    )
+    mean = bootstrap.mean(nll_source, POSITIVE)
+    own = summarize(mean, tokens=nll_source.size, num_windows=len(chosen), bytes_per_token=bytes_per_token)
     return own, {name: _fidelity(bootstrap, own, nll_source, rows, bytes_per_token) for name, rows in collected.items()}
 
 
@@ -174,15 +174,19 @@ def _fidelity(
     bootstrap: WindowBootstrap, own: Likelihood, source_nll: Floats, rows: _PerToken, bytes_per_token: float
 ) -> Fidelity:
     nll, kl = np.concatenate(rows.nll), np.concatenate(rows.kl)
-    theirs = summarize(bootstrap.mean(nll), tokens=own.tokens, num_windows=own.windows, bytes_per_token=bytes_per_token)
+    theirs = summarize(
+        bootstrap.mean(nll, POSITIVE), tokens=own.tokens, num_windows=own.windows, bytes_per_token=bytes_per_token
+    )
+    # Two models without any difference are the same on every text: an agreement of 1, and no doubt about it.
+    agreement = bootstrap.share(np.concatenate(rows.same)) if kl.any() else bootstrap.mean(np.concatenate(rows.same))
     return Fidelity(
         tokens=own.tokens,
         windows=own.windows,
-        kl_mean=bootstrap.mean(kl),
+        kl_mean=bootstrap.mean(kl, POSITIVE),
         kl_p99=bootstrap.quantile(kl, 0.99),
-        top1=bootstrap.mean(np.concatenate(rows.same)),
+        top1=agreement,
         perplexity=theirs.perplexity,
         source_perplexity=own.perplexity,
-        perplexity_ratio=bootstrap.mean(nll - source_nll).map(math.exp),
+        perplexity_ratio=bootstrap.mean(nll - source_nll).map(exp),
         bits_per_byte=theirs.bits_per_byte,
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isobit.errors import ModelError, UsageError
-from isobit.evaluation.statistics import Estimate, Floats, WindowBootstrap
+from isobit.evaluation.statistics import LARGEST_LOG, POSITIVE, Estimate, Floats, WindowBootstrap, exp
 
 DEFAULT_CTX = 512
 DEFAULT_TOKENS = 32_768
@@ -226,15 +226,24 @@ def likelihood(
         name: what to call the model in an error.
     """
     nll = -token_logprobs(model, chosen, vocab, name)
-    mean = WindowBootstrap(window_of_tokens(chosen), seed=seed).mean(nll)
+    mean = WindowBootstrap(window_of_tokens(chosen), seed=seed).mean(nll, POSITIVE)
     return summarize(mean, tokens=nll.size, num_windows=len(chosen), bytes_per_token=bytes_per_token)
 
 
 def summarize(mean_nll: Estimate, *, tokens: int, num_windows: int, bytes_per_token: float) -> Likelihood:
-    """A likelihood from its mean in nats per token."""
+    """A likelihood from its mean in nats per token.
+
+    Raises:
+        ModelError: it is so low that its perplexity is beyond what a float64 holds.
+    """
+    if mean_nll.value > LARGEST_LOG:
+        raise ModelError(
+            f"the likelihood is too low for a perplexity: {mean_nll.value:.1f} nats per token; the model's weights or "
+            "scales are damaged"
+        )
     return Likelihood(
         tokens=tokens,
         windows=num_windows,
-        perplexity=mean_nll.map(math.exp),
+        perplexity=mean_nll.map(exp),
         bits_per_byte=mean_nll.map(lambda nats: nats / math.log(2) / bytes_per_token),
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.tokenizer import Tokenizer
-from isobit.errors import UsageError
+from isobit.errors import CheckpointError, UsageError
+from isobit.evaluation import text
 from isobit.evaluation.corpus import Corpus, Sample, require_same_tokens, sample
 from isobit.evaluation.fidelity import Fidelity, Progress, compare_all
 from isobit.evaluation.info import CheckpointInfo, describe_checkpoint
@@ -57,8 +59,11 @@ class Evaluation:
     likelihood: Likelihood
     fidelity: Fidelity | None
     method: Method
-    results: Results | None
+    results: Results | None = field(repr=False)
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return text.describe(self)
 
 
 def load_subject(path: Path, name: str | None = None) -> Subject:
@@ -115,40 +120,77 @@ def evaluate(
         require_same_tokens(corpus, tokenizer, Tokenizer.from_folder(against), (name, source_name))
     subject = load_subject(path, name)
     chosen = sample(corpus, tokenizer, choose_ctx(subject, ctx), stride=stride, tokens=tokens)
-    if against is None:
-        own, _ = compare_all(
-            subject.model,
-            {},
-            chosen.windows,
-            subject.vocab,
-            bytes_per_token=chosen.bytes_per_token,
-            seed=seed,
-            progress=progress,
-        )
-        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None, subject.model.notes)
-    source = load_subject(against, source_name)
-    require_same_vocabulary(source, subject)
+    require_known_ids(chosen, subject, path)
+    source = subject
+    if against is not None:
+        source = load_subject(against, source_name)
+        require_same_vocabulary(source, subject)
+        choose_ctx(source, chosen.ctx)
     own, found = compare_all(
         source.model,
-        {name: subject.model},
+        {} if against is None else {name: subject.model},
         chosen.windows,
         subject.vocab,
         bytes_per_token=chosen.bytes_per_token,
         seed=seed,
+        name=source.name,
         progress=progress,
     )
-    errors, layer_tokens = errors_by_layer(source, [subject], chosen)
-    method = describe_method(corpus, chosen, seed, command, layer_tokens)
-    fidelity = found[name]
-    results = Results(
-        source_result(source, own),
-        (scheme_result(subject, fidelity, note=_schemes(subject.info), layers=errors[0]),),
-        (),
-        method,
+    if against is None:
+        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None, subject.model.notes)
+    return _compared(
+        source, subject, own, found[name], chosen, lambda n: describe_method(corpus, chosen, seed, command, n)
     )
-    likelihood = Likelihood(fidelity.tokens, fidelity.windows, fidelity.perplexity, fidelity.bits_per_byte)
+
+
+def _compared(
+    source: Subject,
+    subject: Subject,
+    own: Likelihood,
+    fidelity: Fidelity,
+    chosen: Sample,
+    method_of: Callable[[int], Method],
+) -> Evaluation:
+    """The evaluation of a model against its source; ``method_of`` takes the tokens the layers were compared on."""
     notes = (*subject.model.notes, *(f"{source.name}: {note}" for note in source.model.notes))
-    return Evaluation(name, likelihood, fidelity, method, results, notes)
+    errors: tuple[float, ...] = ()
+    layer_tokens = 0
+    if (reason := other_layers(source, subject)) is None:
+        (errors,), layer_tokens = errors_by_layer(source, [subject], chosen)
+    else:
+        notes += (f"error by layer: not measured, for {reason}",)
+    method = method_of(layer_tokens)
+    row = scheme_result(subject, fidelity, note=_schemes(subject.info), layers=errors)
+    likelihood = Likelihood(fidelity.tokens, fidelity.windows, fidelity.perplexity, fidelity.bits_per_byte)
+    results = Results(source_result(source, own), (row,), (), method)
+    return Evaluation(subject.name, likelihood, fidelity, method, results, notes)
+
+
+def other_layers(source: Subject, subject: Subject) -> str | None:
+    """Why the hidden states of two models cannot be compared layer by layer; None if they can."""
+    shapes = [(len(one.model.layers), one.model.config.hidden_size) for one in (source, subject)]
+    if shapes[0] == shapes[1]:
+        return None
+    words = [
+        f"{one.name} has {layers} layers of width {width}"
+        for one, (layers, width) in zip((source, subject), shapes, strict=True)
+    ]
+    return " and ".join(words)
+
+
+def require_known_ids(chosen: Sample, subject: Subject, path: Path) -> None:
+    """Check that a tokenizer's tokens are the model's.
+
+    Raises:
+        CheckpointError: there is one behind the end of the model's vocabulary.
+    """
+    largest = max(max(window.ids) for window in chosen.windows)
+    if largest >= subject.vocab:
+        raise CheckpointError(
+            f"it makes token {largest} of the text, and {subject.name} has {subject.vocab} tokens (0 to "
+            f"{subject.vocab - 1}): tokenizer and weights are not of the same model",
+            file=path / "tokenizer.json",
+        )
 
 
 def choose_ctx(subject: Subject, ctx: int | None) -> int:

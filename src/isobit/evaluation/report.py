@@ -15,8 +15,10 @@ from markupsafe import Markup
 
 from isobit.evaluation import plots, summary, wording
 from isobit.evaluation.results import Method, Results, SchemeResult
-from isobit.evaluation.statistics import CONFIDENCE
+from isobit.evaluation.statistics import CONFIDENCE, LEAST_WINDOWS
 from isobit.version import __version__
+
+_LEVEL = f"{100 * CONFIDENCE:.0f} %"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def render(results: Results) -> str:
         rows=_rows(results),
         speed_columns=wording.SPEED_COLUMNS,
         speed_rows=wording.speed_rows(results),
+        intervals=_LEVEL if _has_intervals(results) else None,
+        doubt=wording.doubt(results.source.likelihood.windows),
         speed_note=wording.speed_note(results),
         plots=_plots(results),
         completions=results.completions,
@@ -142,8 +146,8 @@ def _plots(results: Results) -> list[Plot]:
     drawn = (
         (
             "Fidelity against size",
-            "Lower is more faithful, further left is smaller: formats near the lower left corner are the ones to want. "
-            "Bars are 95 % confidence intervals.",
+            "Lower is more faithful, further left is smaller: formats near the lower left corner are the ones to want."
+            + (f" Bars are {_LEVEL} confidence intervals." if _has_intervals(results) else ""),
             plots.fidelity_against_size,
         ),
         (
@@ -171,11 +175,24 @@ def _plots(results: Results) -> list[Plot]:
     return found
 
 
+def _has_intervals(results: Results) -> bool:
+    return results.source.likelihood.windows >= LEAST_WINDOWS
+
+
+def _intervals(method: Method, windows: int) -> str:
+    """How the intervals were made."""
+    if windows < LEAST_WINDOWS:
+        return f"none: {windows} window{'s' if windows > 1 else ''}, and at least {LEAST_WINDOWS} are needed"
+    return (
+        f"{_LEVEL}: Student's t with {windows - 1} degrees of freedom times the standard error over "
+        f"{_thousands(method.resamples)} bootstrap resamples of whole windows, seed {method.seed}"
+    )
+
+
 def _how(results: Results) -> list[tuple[str, str]]:
     """How it was measured, a line per fact."""
     method, own = results.method, results.source.likelihood
     overlap = "without overlap" if method.stride == method.ctx else f"one every {method.stride} tokens"
-    intervals = f"the middle {100 * CONFIDENCE:.0f} % of {_thousands(method.resamples)} bootstrap resamples"
     found = [
         ("text", f"{method.text}: {wording.size(method.text_bytes)}, {_thousands(method.text_tokens)} tokens"),
         (
@@ -184,7 +201,7 @@ def _how(results: Results) -> list[tuple[str, str]]:
             f"{_thousands(own.tokens)} tokens scored, each once, never a window's first without context",
         ),
         ("comparison", "both models read the same windows; log-probabilities and KL(source || model) in float64"),
-        ("intervals", f"{intervals} of whole windows, seed {method.seed}"),
+        ("intervals", _intervals(method, own.windows)),
     ]
     if method.layer_tokens:
         found.append(("error by layer", f"on {_thousands(method.layer_tokens)} tokens of the same text"))

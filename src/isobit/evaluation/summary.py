@@ -37,8 +37,8 @@ TERMS = (
     ),
     (
         "confidence interval",
-        "Where the value would fall in 95 of 100 repetitions on other passages of such text, by resampling whole "
-        "windows, because neighbouring tokens are not independent.",
+        "Holds the value for all text of this kind in about 95 of 100 such measurements. It is made of how far whole "
+        "windows lie apart, because neighbouring tokens are not independent, and is wide where windows are few.",
     ),
     (
         "relative error",

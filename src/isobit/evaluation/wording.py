@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from isobit.evaluation.results import Results, Speed
-from isobit.evaluation.statistics import Estimate
+from isobit.evaluation.statistics import FEW_WINDOWS, LEAST_WINDOWS, Estimate
 
 UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
@@ -42,8 +42,15 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def perplexity(value: float) -> str:
-    """A perplexity with four or so significant digits: ``5.873``, ``12.40``, ``149.9``."""
+    """A perplexity with four or so significant digits: ``5.873``, ``12.40``, ``149.9``, ``1.234e+07``."""
+    if value >= 1e6:
+        return f"{value:.3e}"
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
+
+
+def decimals(digits: int) -> Callable[[float], str]:
+    """Writes numbers with so many decimals; those of a million and more with a power of ten."""
+    return lambda value: f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.{digits}e}"
 
 
 def percent(share: float) -> str:
@@ -67,6 +74,17 @@ def interval(estimate: Estimate, show: Callable[[float], str] = significant) -> 
     if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
         return ""
     return f"{show(estimate.low)} to {show(estimate.high)}"
+
+
+def doubt(windows: int) -> str | None:
+    """What a number of windows means for the intervals: that there are none, or that they are wide; None if neither."""
+    if windows >= FEW_WINDOWS:
+        return None
+    more = "More tokens of text, or a smaller context, make more windows."
+    shown = "One window" if windows == 1 else f"{windows} windows"
+    if windows < LEAST_WINDOWS:
+        return f"{shown} only: no confidence intervals, which need at least {LEAST_WINDOWS}. {more}"
+    return f"{shown} only: the intervals hold, but are wide for that reason. {more}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""An evaluation in plain text, a line for every figure: what `isobit eval` prints, and `print(evaluation)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from isobit.evaluation import wording
+from isobit.evaluation.statistics import CONFIDENCE, Estimate
+
+if TYPE_CHECKING:
+    from isobit.evaluation.measure import Evaluation
+
+
+def describe(found: Evaluation) -> str:
+    """What was measured, with intervals where there are some, and what is to be said about them."""
+    own, method = found.likelihood, found.method
+    windows = f"{own.windows} window{'s' if own.windows > 1 else ''} of {method.ctx}"
+    lines = [f"{found.model} on {method.text}: {own.tokens:,} tokens scored in {windows}", ""]
+    rows = facts(found)
+    width = max(len(name) for name, _, _ in rows)
+    for name, estimate, show in rows:
+        span = wording.interval(estimate, show)
+        told = f"   {100 * CONFIDENCE:.0f} %: {span}" if span else ""
+        lines.append(f"{name:<{width}}  {show(estimate.value):>10}{told}")
+    if (doubt := wording.doubt(own.windows)) is not None:
+        lines += ["", doubt]
+    return "\n".join(lines)
+
+
+def facts(found: Evaluation) -> list[tuple[str, Estimate, Callable[[float], str]]]:
+    """(name, estimate, how to write it) of every figure."""
+    own, lost = found.likelihood, found.fidelity
+    rows: list[tuple[str, Estimate, Callable[[float], str]]] = [
+        ("perplexity", own.perplexity, wording.decimals(4)),
+        ("bits per byte", own.bits_per_byte, wording.decimals(4)),
+    ]
+    if lost is None:
+        return rows
+    return [
+        *rows,
+        ("perplexity of source", lost.source_perplexity, wording.decimals(4)),
+        ("perplexity ratio", lost.perplexity_ratio, wording.decimals(5)),
+        ("KL mean (nats)", lost.kl_mean, wording.significant),
+        ("KL p99 (nats)", lost.kl_p99, wording.significant),
+        ("top-1 agreement", lost.top1, wording.percent_exact),
+    ]
