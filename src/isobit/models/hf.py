@@ -232,7 +232,8 @@ def read_windows(config: Fields, *, enabled: bool, default_window: int, first_fu
     layers = config.integer("num_hidden_layers", high=MOST_LAYERS)
     if config.raw("sliding_window") is None and "sliding_window" in config:
         enabled = False
-    window = config.integer("sliding_window", default_window, high=LARGEST_CONTEXT) if enabled else None
+    length = config.integer("sliding_window", default_window, low=1 if enabled else 0, high=LARGEST_CONTEXT)
+    window = length if enabled else None
     types = config.raw("layer_types")
     if types is None:
         return tuple(window if layer >= first_full else None for layer in range(layers))
@@ -249,8 +250,8 @@ def read_windows(config: Fields, *, enabled: bool, default_window: int, first_fu
 
 def without_windows(config: Fields) -> None:
     """Refuses windows in a family that has none in transformers, which ignores them, while vLLM may use them."""
-    used = config.flag("use_sliding_window", True) and config.raw("sliding_window") is not None
-    types = config.raw("layer_types")
+    window, types = config.raw("sliding_window"), config.raw("layer_types")
+    used = config.flag("use_sliding_window", True) and window is not None
     config.raw("max_window_layers")
     if types is not None:
         if not isinstance(types, list) or any(name != "full_attention" for name in types):

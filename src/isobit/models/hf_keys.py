@@ -95,6 +95,7 @@ MEANINGS = (
     ("dual_chunk", "dual chunk attention, for contexts longer than the model was trained for"),
     ("softcap", "soft capping of logits"), ("soft_cap", "soft capping of logits"),
     ("sliding_window", "attention to a window of tokens"), ("layer_types", "layers of different kinds"),
+    ("topk_", "a mixture of experts"), ("n_group", "a mixture of experts"),
     ("expert", "a mixture of experts"), ("moe", "a mixture of experts"), ("router", "a mixture of experts"),
     ("lora_rank", "latent attention (MLA)"), ("qk_nope", "latent attention (MLA)"),
     ("qk_rope", "latent attention (MLA)"), ("v_head_dim", "latent attention (MLA)"),

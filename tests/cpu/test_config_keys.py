@@ -1,0 +1,82 @@
+"""The keys of transformers' own configuration classes are read, harmless or refused; other families are not ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import transformers
+from transformers.generation import GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+from isobit.errors import ModelError
+from isobit.models.archs import ARCHS, misspelt
+from isobit.models.config import ModelConfig
+from isobit.models.hf_keys import ELSEWHERE, INERT, INERT_ENDINGS
+
+WRONG = {"no": ["such", "value"]}  # of a type that no key has
+
+# Those of transformers' text models whose configuration has no key that a Llama has not: what differs is in their code
+# and in the tensors that they have.
+NO_KEY_OF_THEIR_OWN = {
+    "ernie4_5", "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "llama", "olmo", "olmo2", "phi3", "qwen2",
+    "qwen3", "seed_oss",
+}  # fmt: skip
+
+
+def as_json(model_type: str) -> dict[str, Any]:
+    """The whole configuration that transformers would write, with its defaults."""
+    content = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])().to_dict()
+    return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("architecture", ARCHS)
+def test_what_transformers_writes_is_read(architecture: str) -> None:
+    written = as_json(ARCHS[architecture]) | {"architectures": [architecture]}
+    assert ModelConfig.from_hf(written).family == ARCHS[architecture]
+
+
+@pytest.mark.parametrize("architecture", ARCHS)
+def test_every_key_of_transformers_is_known(architecture: str) -> None:
+    written = as_json(ARCHS[architecture]) | {"architectures": [architecture]}
+    for key in written:
+        changed = written | {key: WRONG}
+        try:
+            ModelConfig.from_hf(changed)
+        except ModelError as error:
+            assert re.match(rf"config\.json: {key}( =|:)", str(error)) and "does not know" not in str(error), key
+        else:
+            assert key in INERT | ELSEWHERE or key.endswith(INERT_ENDINGS), key
+
+
+def test_leftovers_of_generation_are_harmless() -> None:
+    assert set(GenerationConfig._get_default_generation_params()) <= INERT
+
+
+def test_configurations_of_other_families_are_refused_under_the_name_of_a_llama() -> None:
+    accepted = set()
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            written = as_json(model_type)
+        except Exception:  # not all of transformers' classes can be made without arguments
+            continue
+        written.pop("model_type")
+        try:
+            ModelConfig.from_hf(written | {"architectures": ["LlamaForCausalLM"]})
+        except ModelError:
+            continue
+        accepted.add(model_type)
+    assert accepted == NO_KEY_OF_THEIR_OWN
+
+
+def test_no_architecture_of_transformers_is_taken_for_a_misspelt_one() -> None:
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES):
+        for names in mapping.values():
+            for name in (names,) if isinstance(names, str) else names:
+                assert name in ARCHS or misspelt(name) is None, name
+    everything = [name for name in dir(transformers) if name.endswith(("Model", "LM", "Classification", "Generation"))]
+    assert len(everything) > 500
+    assert not [name for name in everything if name not in ARCHS and misspelt(name)]
