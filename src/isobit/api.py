@@ -28,6 +28,7 @@ def quantize(
     scheme: str = "fp8",
     *,
     rules: Iterable[tuple[str, str]] = (),
+    allow_mixed_fused: bool = False,
     search: str | None = None,
     calibration: str | Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -47,6 +48,8 @@ def quantize(
         out: the folder to write; by default the model's name and the scheme's, in the current folder.
         scheme: what the linear layers become: any name or alias in :mod:`isobit.formats.schemes`.
         rules: ``(regex, scheme or "keep")`` pairs over module names; the first match wins.
+        allow_mixed_fused: let rules give different schemes to layers that engines fuse (q, k and v; gate and up):
+            isobit and transformers compute what is stored, vLLM does not.
         search: ``"absmax"`` or ``"mse"``; by default absmax for 8-bit formats and mse below.
         calibration: a text file that static activation scales are calibrated on.
         max_shard_bytes: the largest weight file, in bytes.
@@ -73,6 +76,7 @@ def quantize(
         search=search,
         calibration=None if calibration is None else Path(calibration),
         max_shard_bytes=max_shard_bytes,
+        allow_mixed_fused=allow_mixed_fused,
         threads=threads,
         overwrite=overwrite,
         resume=resume,
@@ -86,6 +90,7 @@ def predict(
     scheme: str = "fp8",
     *,
     rules: Iterable[tuple[str, str]] = (),
+    allow_mixed_fused: bool = False,
     revision: str | None = None,
 ) -> Prediction:
     """What :func:`quantize` would write: tensors, bytes, bits per weight. Reads headers and writes nothing.
@@ -96,7 +101,8 @@ def predict(
     from isobit.quantizer.driver import predict as run
 
     policy = make_policy(scheme, rules)
-    return run(resolve(model, revision=revision), output_folder(model, out, policy), policy)
+    folder = resolve(model, revision=revision)
+    return run(folder, output_folder(model, out, policy), policy, allow_mixed_fused=allow_mixed_fused)
 
 
 def make_policy(scheme: str, rules: Iterable[tuple[str, str]]) -> Policy:

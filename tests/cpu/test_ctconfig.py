@@ -104,13 +104,21 @@ def test_compact_lists_match_exactly_what_they_should() -> None:
 
 
 def test_fused_layers_quantized_differently_are_named() -> None:
-    assigned: dict[str, Scheme | None] = dict.fromkeys(linears(), scheme("int8"))
+    assigned: dict[str, str | None] = dict.fromkeys(linears(), "int8")
     assert fused_conflicts(assigned) == []
     assigned["model.layers.1.self_attn.k_proj"] = None
-    assigned["model.layers.0.mlp.up_proj"] = scheme("fp8")
-    first, second = fused_conflicts(assigned)
-    assert first.startswith("model.layers.0.mlp: gate_proj int8, up_proj fp8")
-    assert second.startswith("model.layers.1.self_attn: q_proj int8, k_proj keep, v_proj int8")
+    assigned["model.layers.0.mlp.up_proj"] = "fp8"
+    first, second = sorted(fused_conflicts(assigned))
+    assert str(first) == "model.layers.0.mlp: gate_proj int8, up_proj fp8"
+    assert "gives all of them the scheme of gate_proj" in first.consequence
+    assert str(second) == "model.layers.1.self_attn: q_proj int8, k_proj not quantized, v_proj int8"
+    assert "refuses to load" in second.consequence
+    everywhere = {name: "fp8" if name.endswith("up_proj") else "int8" for name in linears()}
+    assert [str(one) for one in fused_conflicts(everywhere)] == [
+        "model.layers.0.mlp and 1 more: gate_proj int8, up_proj fp8"
+    ]
+    experts = {f"model.layers.0.experts.{i}.{w}": w if i == 3 else "int4" for i in range(5) for w in ("w1", "w2", "w3")}
+    assert [one.parents for one in fused_conflicts(experts)] == [("model.layers.0.experts.3",)]
 
 
 KIMI = {  # as published with Kimi-K2-Thinking

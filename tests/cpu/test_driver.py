@@ -163,9 +163,12 @@ def test_rules_quantize_what_is_kept_by_default_and_mix_schemes(tmp_path: Path) 
     assert dtypes["lm_head.weight"] == "I8" and dtypes["model.layers.0.self_attn.q_proj.weight"] == "F8_E4M3"
 
 
-def test_what_vllm_will_refuse_is_said(tmp_path: Path) -> None:
-    report = run(write(tmp_path / "src"), tmp_path / "out", "fp8", ("q_proj", "int8"))
-    assert "vLLM fuses" in report.notes[0]
+def test_what_vllm_makes_of_mixed_groups_is_said(tmp_path: Path) -> None:
+    policy = Policy(scheme("fp8"), (Rule("q_proj", "int8"), Rule("up_proj", "keep")))
+    report = quantize(write(tmp_path / "src"), tmp_path / "out", policy, progress=False, allow_mixed_fused=True)
+    attention, mlp = report.notes
+    assert attention.startswith("model.layers.0.self_attn and 1 more: q_proj int8, k_proj fp8, v_proj fp8: vLLM fuses")
+    assert "without a word" in attention and "refuses to load" in mlp
 
 
 def test_old_buffers_are_dropped_with_a_note(tmp_path: Path) -> None:

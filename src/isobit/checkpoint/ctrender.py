@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from isobit.checkpoint.ctconfig import ACT_ELEMENTS, METHOD, WEIGHT_ELEMENTS
+from isobit.checkpoint.ctargs import ACT_ELEMENTS, WEIGHT_ELEMENTS
+from isobit.checkpoint.ctconfig import METHOD
 from isobit.checkpoint.cttargets import compact, module_class
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from typing import NamedTuple
 
+from isobit.errors import CheckpointError
+from isobit.formats.patterns import Pattern, PatternError, compiled, require_bounded
 from isobit.formats.schemes import Scheme
 
+PATTERN = "re:"
+
 # Layers that engines fuse into one matrix, and which must therefore be quantized alike to load there.
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 
 
 def module_class(module: str) -> str:
@@ -17,24 +21,68 @@ def module_class(module: str) -> str:
     return "Embedding" if "embed" in module.rpartition(".")[2] else "Linear"
 
 
-def matches(target: str, module: str, exactness: str) -> bool:
-    """Whether a target or ignore entry is about a module.
+def classes(module: str) -> tuple[str, ...]:
+    """The class names that reach a module: its class and what that is derived from, in the order of their letters."""
+    return (module_class(module), "Module")
+
+
+class Lookup:
+    """Which entry of a list of targets or ignored modules is about a module, as compressed-tensors 0.20 decides it.
+
+    A name comes before patterns, a pattern before classes; of several patterns the first in the order of their letters,
+    wherever they stand in the file. A pattern must match the beginning of the name.
 
     Args:
-        target: a module name, ``re:`` and a pattern that the beginning of the name must match, or a class name.
-        module: a module name.
-        exactness: which of the three to consider: ``name``, ``pattern`` or ``class``.
+        entries: names, ``re:`` patterns and class names, in the order of the file.
+        what: the list, for errors.
+
+    Raises:
+        CheckpointError: a pattern is no regular expression, or all of them are too much work.
     """
-    if exactness == "pattern":
-        return target.startswith("re:") and _compiled(target[3:]).match(module) is not None
-    if exactness == "class":
-        return target == module_class(module)
-    return target == module
+
+    def __init__(self, entries: Iterable[str], what: str) -> None:
+        places = {entry: place for place, entry in reversed(list(enumerate(dict.fromkeys(entries))))}
+        self._places = {entry: place for entry, place in places.items() if not entry.startswith(PATTERN)}
+        found = [(entry, _pattern(entry, what), place) for entry, place in places.items() if entry.startswith(PATTERN)]
+        try:
+            require_bounded(pattern for _, pattern, _ in found)
+        except PatternError as error:
+            raise CheckpointError(f"{what}: {error}") from None
+        self._by_letters = sorted(found, key=lambda one: one[0])
+        self._by_place = sorted(found, key=lambda one: one[2])
+
+    def find(self, module: str) -> str | None:
+        """The entry that decides about a module; None if none is about it."""
+        if module in self._places:
+            return module
+        for entry, pattern, _ in self._by_letters:
+            if pattern.found_in(module):
+                return entry
+        return next((name for name in classes(module) if name in self._places), None)
+
+    def first(self, module: str) -> str | None:
+        """The entry that vLLM takes: of names and patterns the first in the file, then a class."""
+        place = self._places.get(module)
+        for entry, pattern, where in self._by_place:
+            if place is not None and where > place:
+                break
+            if pattern.found_in(module):
+                return entry
+        return module if place is not None else next((name for name in classes(module) if name in self._places), None)
+
+    def idle(self, modules: Iterable[str]) -> list[str]:
+        """The names and patterns that are about none of these modules; class names are left out."""
+        known = list(modules)
+        names = set(known)
+        found = [entry for entry in self._places if entry not in names]
+        return found + [e for e, pattern, _ in self._by_place if not any(pattern.found_in(name) for name in known)]
 
 
-@lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+def _pattern(entry: str, what: str) -> Pattern:
+    try:
+        return compiled(entry.removeprefix(PATTERN))
+    except PatternError as error:
+        raise CheckpointError(f"{what}: {entry!r}: {error}") from None
 
 
 def compact(modules: Iterable[str], assignments: Mapping[str, Scheme | None]) -> list[str]:
@@ -50,7 +98,7 @@ def compact(modules: Iterable[str], assignments: Mapping[str, Scheme | None]) ->
     for family, members in families.items():
         chosen = [module for module in members if module in wanted]
         if len(members) > 1 and len(chosen) == len(members):
-            result.append(f"re:{family}$")
+            result.append(f"{PATTERN}{family}$")
         else:
             result.extend(chosen)
     return result
@@ -61,17 +109,50 @@ def _family(module: str) -> str:
     return r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in module.split("."))
 
 
-def fused_conflicts(assignments: Mapping[str, Scheme | None]) -> list[str]:
-    """Sentences about layers that vLLM fuses (q/k/v, gate/up) but that are not quantized alike: it refuses those."""
-    found = []
-    for module in assignments:
+# ---------------------------------------------------------------------- fused layers
+
+
+class Conflict(NamedTuple):
+    """Layers that engines fuse and that are not quantized alike.
+
+    Attributes:
+        parents: the modules that have them; all alike.
+        schemes: each layer's last name with its scheme; None where it is not quantized.
+    """
+
+    parents: tuple[str, ...]
+    schemes: tuple[tuple[str, str | None], ...]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.parents) - 1} more" if len(self.parents) > 1 else ""
+        parts = ", ".join(f"{part} {'not quantized' if name is None else name}" for part, name in self.schemes)
+        return f"{self.parents[0]}{more}: {parts}"
+
+    @property
+    def consequence(self) -> str:
+        """What becomes of it in vLLM 0.32."""
+        if any(name is None for _, name in self.schemes):
+            return "vLLM fuses these layers and refuses to load them"
+        return (
+            f"vLLM fuses these layers and gives all of them the scheme of {self.schemes[0][0]} without a word, "
+            "which makes its results garbage; isobit and transformers compute what is stored"
+        )
+
+
+def fused_conflicts(schemes: Mapping[str, str | None]) -> list[Conflict]:
+    """What engines fuse but is not quantized alike.
+
+    Args:
+        schemes: modules with the names of their schemes; None where a module is not quantized.
+    """
+    found: dict[tuple[tuple[str, str | None], ...], list[str]] = {}
+    for module in schemes:
         parent, _, last = module.rpartition(".")
         for parts in FUSED:
             if last != parts[0]:
                 continue
-            siblings = {part: assignments[f"{parent}.{part}"] for part in parts if f"{parent}.{part}" in assignments}
-            formats = {None if chosen is None else (chosen.weights, chosen.activations) for chosen in siblings.values()}
-            if len(formats) > 1:
-                names = ", ".join(f"{part} {'keep' if s is None else s.name}" for part, s in siblings.items())
-                found.append(f"{parent}: {names}; vLLM fuses these layers and refuses different schemes for them")
-    return found
+            siblings = {part: f"{parent}.{part}" if parent else part for part in parts}
+            chosen = tuple((part, schemes[name]) for part, name in siblings.items() if name in schemes)
+            if len({name for _, name in chosen}) > 1:
+                found.setdefault(chosen, []).append(parent)
+    return [Conflict(tuple(parents), chosen) for chosen, parents in found.items()]

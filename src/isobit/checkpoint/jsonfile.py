@@ -61,8 +61,17 @@ def parse_json(data: bytes, path: Path, what: str) -> dict[str, Any]:
 
 def short(value: object, length: int = 80) -> str:
     """A value from a file as it may stand in a message: escaped, and cut to about ``length`` characters."""
-    text = _SHORT.repr(value)
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = f"a {type(value).__name__} without end"
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def bare(value: object, length: int = 80) -> str:
+    """A value as :func:`short` has it, a text without its quotes: a name within a sentence."""
+    shown = short(value, length)
+    return shown[1:-1] if isinstance(value, str) else shown
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

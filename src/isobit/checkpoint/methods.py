@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint.files import is_there
-from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.jsonfile import bare, read_json, short
 from isobit.errors import CheckpointError, Unsupported
 
 READ = ("compressed-tensors", "fp8")
@@ -88,7 +88,7 @@ def section(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
         for key in SECTIONS:
             found = holder.get(key) if isinstance(holder, Mapping) else None
             if found is not None and not isinstance(found, dict):
-                raise CheckpointError(f"{key} must be a JSON object, not {shown(found)}")
+                raise CheckpointError(f"{key} must be a JSON object, not {short(found)}")
             if found:
                 return key, found
     return None
@@ -104,7 +104,7 @@ def method_name(key: str, found: Mapping[str, Any]) -> str | None:
     if name is None:
         return READ[0] if "config_groups" in found or key == "compression_config" else None
     if not isinstance(name, str):
-        raise CheckpointError(f"{key}: quant_method must be a text, not {shown(name)}")
+        raise CheckpointError(f"{key}: quant_method must be a text, not {short(name)}")
     return name.strip().lower()
 
 
@@ -128,7 +128,7 @@ class Finding:
         known = self.row.title if self.row is not None else ""
         if self.name is None:
             return known or "that isobit does not know"
-        return f"{shown(self.name)} ({known})" if known and known != self.name else shown(self.name)
+        return f"{short(self.name)} ({known})" if known and known != self.name else short(self.name)
 
 
 def unread(config: Mapping[str, Any], folder: Path | None = None, tensors: Iterable[str] = ()) -> Finding | None:
@@ -152,7 +152,7 @@ def unread(config: Mapping[str, Any], folder: Path | None = None, tensors: Itera
         if evidence:
             return Finding(None, row, evidence)
     if config.get("quantization"):
-        return Finding(None, None, f"config.json says quantization = {shown(config['quantization'])}")
+        return Finding(None, None, f"config.json says quantization = {short(config['quantization'])}")
     return None
 
 
@@ -174,15 +174,6 @@ def refuse_unread(config: Mapping[str, Any], folder: Path | None = None, tensors
     )
 
 
-def shown(value: object) -> str:
-    """A value from a configuration for a message: printable and short."""
-    try:
-        text = ascii(value)
-    except (ValueError, RecursionError):  # numbers of thousands of digits, lists without end
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _by_section(name: str | None, part: Mapping[str, Any]) -> Method | None:
     """The row of a section's method; without a name, the row whose keys it has."""
     if name is not None:
@@ -199,9 +190,9 @@ def _evidence(row: Method, config: Mapping[str, Any], folder: Path | None, tenso
     for pattern in row.files if folder is not None else ():
         file = _file(folder, pattern)  # type: ignore[arg-type]
         if file is not None:
-            return f"{shown(file.name)[1:-1]} lies beside config.json"
+            return f"{bare(file.name)} lies beside config.json"
     tensor = next((name for name in tensors if name.endswith(row.tensors)), None) if row.tensors else None
-    return f"it has tensors like {shown(tensor)}" if tensor is not None else ""
+    return f"it has tensors like {short(tensor)}" if tensor is not None else ""
 
 
 def _file(folder: Path, pattern: str) -> Path | None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobit.checkpoint import ctconfig, folder, methods
+from isobit.checkpoint import ctreview, folder
+from isobit.checkpoint.ctconfig import Quantization
 from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.legacy import read_bin_header
@@ -114,7 +115,7 @@ class Checkpoint:
         return folder.strays(self.path)
 
     @cached_property
-    def quantization(self) -> ctconfig.Quantization | None:
+    def quantization(self) -> Quantization | None:
         """What ``config.json`` says about quantization, or None.
 
         Raises:
@@ -122,8 +123,8 @@ class Checkpoint:
             Unsupported: it, other files or its tensors tell of a method that isobit does not read.
         """
         try:
-            methods.refuse_unread(self.config, self.path, self.tensors)
-            return ctconfig.parse(self.config)
+            dtypes = {name: info.dtype for name, info in self.tensors.items()}
+            return ctreview.read(self.config, self._matrices(), folder=self.path, tensors=dtypes)
         except CheckpointError as error:
             raise CheckpointError(str(error), file=self.path / "config.json") from None
 
@@ -137,6 +138,14 @@ class Checkpoint:
             CheckpointError, Unsupported: as for :attr:`quantization`.
         """
         return self.quantization.notes if self.quantization is not None else ()
+
+    def _matrices(self) -> list[str]:
+        """Names of the modules with a weight of two dimensions."""
+        split = ((name.rpartition("."), info) for name, info in self.tensors.items())
+        return [
+            module for (module, _, part), info in split
+            if module and part in ("weight", "weight_packed") and len(info.shape) == 2
+        ]  # fmt: skip
 
     def info(self, name: str) -> TensorInfo:
         """Header entry of a tensor.

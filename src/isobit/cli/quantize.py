@@ -54,6 +54,12 @@ def register(subparsers: Any) -> None:
         "lm_head, embeddings, routers and norms are kept unless a rule names them",
     )
     parser.add_argument(
+        "--allow-mixed-fused",
+        action="store_true",
+        help="let rules give different schemes to layers that engines fuse (q, k and v; gate and up): isobit and "
+        "transformers compute what is stored, vLLM refuses it or, worse, computes garbage",
+    )
+    parser.add_argument(
         "--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)"
     )
     parser.add_argument(
@@ -88,7 +94,14 @@ def run(args: argparse.Namespace) -> int:
 
     rules = [parse_rule(text) for text in args.rule]
     if args.dry_run:
-        prediction = api.predict(args.model, args.out, args.scheme, rules=rules, revision=args.revision)
+        prediction = api.predict(
+            args.model,
+            args.out,
+            args.scheme,
+            rules=rules,
+            allow_mixed_fused=args.allow_mixed_fused,
+            revision=args.revision,
+        )
         print(json.dumps(asdict(prediction), indent=2) if args.json else foresight(prediction))
         return 0
     report = api.quantize(
@@ -96,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         args.scheme,
         rules=rules,
+        allow_mixed_fused=args.allow_mixed_fused,
         search=args.search,
         calibration=args.calibration,
         max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,

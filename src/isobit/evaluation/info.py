@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint import methods
+from isobit.checkpoint.jsonfile import bare
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, IsobitError, ModelError
@@ -178,7 +179,7 @@ def _method(checkpoint: Checkpoint) -> str | None:
     if found is None:
         return None
     layout = found[1].get("format")
-    return f"{methods.method_name(*found)}{f' ({methods.shown(layout)[1:-1]})' if isinstance(layout, str) else ''}"
+    return f"{methods.method_name(*found)}{f' ({bare(layout)})' if isinstance(layout, str) else ''}"
 
 
 def _bits_per_weight(modules: list[Module]) -> float | None:

@@ -209,7 +209,7 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
 
     Returns:
         codes ``[..., K]`` and float32 scales that multiply them: ``[..., 1]`` per token and for static scales (a token
-        with a NaN or an infinity has its own NaN), ``[1]`` per tensor, ``[..., K / group]`` per group.
+        with a NaN or an infinity has its own NaN), ``[..., K / group]`` per group.
 
     Raises:
         FormatError: K is not a multiple of the group, a static scale is missing, surplus or not positive, or the dtype
@@ -220,15 +220,13 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     shared = x.float()  # exact; the last axis is what shares a scale
     if spec.group is not None:
         shared = shared.reshape(*x.shape[:-1], x.shape[-1] // spec.group, spec.group)
-    amax = _absmax(shared, whole=spec.dynamic and spec.granularity == "tensor")
+    amax = shared.abs().amax(dim=-1, keepdim=True)
     scale = _activation_scale(amax, row, static_scale)
     quotient = shared / scale
     quotient.masked_fill_(scale.isnan(), 0.0)
     quotient.clamp_(-row.max, row.max)
     codes = encode(quotient.reshape(x.shape), row)
-    if spec.group is not None:
-        return codes, scale.squeeze(-1)
-    return codes, scale.reshape(1) if spec.granularity == "tensor" and spec.dynamic else scale
+    return codes, scale if spec.group is None else scale.squeeze(-1)
 
 
 def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> None:
@@ -240,14 +238,6 @@ def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) ->
         raise FormatError(f"K = {x.shape[-1]} activations are not a multiple of the group size {spec.group}")
     if spec.dynamic != (static_scale is None):
         raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
-
-
-def _absmax(x: Tensor, whole: bool) -> Tensor:
-    """max |x| along the last axis, kept, or over the whole tensor. NaN if any value is."""
-    magnitude = x.abs()
-    if not whole:
-        return magnitude.amax(dim=-1, keepdim=True)
-    return magnitude.amax() if x.numel() else x.new_zeros(())
 
 
 def _activation_scale(amax: Tensor, row: Element, static_scale: Tensor | None) -> Tensor:

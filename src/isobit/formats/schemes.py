@@ -105,8 +105,8 @@ class ActSpec:
 
     Attributes:
         element: element format of the codes.
-        granularity: what shares a scale: ``token`` (one row of K values), ``tensor`` (everything), ``group``
-            (a run of ``group`` values along K of one token).
+        granularity: what shares a scale: ``token`` (one row of K values), ``tensor`` (everything; stored scales only),
+            ``group`` (a run of ``group`` values along K of one token). Dynamic scales never depend on other tokens.
         group: values per scale, for ``group``.
         dynamic: scales come from the values at hand; False when one calibrated scale is stored (``tensor`` only).
 
@@ -125,6 +125,10 @@ class ActSpec:
         _require(self.granularity in known, f"granularity {self.granularity!r} is none of {', '.join(known)}")
         _require_group(self.granularity, self.group)
         _require(self.dynamic or self.granularity == "tensor", "a stored activation scale is one per tensor")
+        _require(
+            not self.dynamic or self.granularity != "tensor",
+            "a dynamic activation scale is one per token: for the whole tensor it would depend on the other tokens",
+        )
         _require(row.signed and row.has_zero, f"activations need a signed format with a zero, not {row.name}")
 
 
@@ -301,6 +305,21 @@ def _with_group(base: Scheme, group: int) -> Scheme:
             return row
     note = re.sub(r"(a scale\b.*? per) \d+", rf"\g<1> {group}", base.note)
     return replace(base, name=f"{base.name}-g{group}", weights=weights, aliases=(), note=note)
+
+
+def name_of(weights: WeightSpec, activations: ActSpec | None) -> str:
+    """The name of the scheme with these weights and activations, or a description of them."""
+    rows = list(_ROWS)
+    if weights.group is not None:
+        rows += [_with_group(SCHEMES[name], weights.group) for name in GROUPED]
+    for row in rows:
+        if (row.weights, row.activations) == (weights, activations):
+            return row.name
+    size = weights.group or ("x".join(map(str, weights.block)) if weights.block else "")
+    words = f"{weights.element} per {weights.granularity}{f' {size}' if size else ''}"
+    if activations is None:
+        return words
+    return f"{words} with activations {activations.element} per {activations.granularity}"
 
 
 def _unknown(name: str, key: str) -> str:

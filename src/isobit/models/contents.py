@@ -78,14 +78,15 @@ def require_all(found: Contents) -> None:
 
 def resolve(ck: Checkpoint) -> Contents:
     """The same without the check that every tensor is there and fits; see :func:`contents`."""
-    said = ck.notes  # what nobody can read is refused first: its tensors have names of their own
+    ck.quantization  # noqa: B018 -- what nobody can read is refused first: its tensors have names of their own
     config = ModelConfig.from_hf(ck.config)
-    notes = [*config.notes, *said]
+    notes: list[str] = []
     names = renamed(ck.tensors)
     if names:
         stored = next(iter(names))
         notes.append(f"tensors are read under other names than they have: {stored} as {names[stored]}, and so on")
         ck = ck.renamed(names)
+    notes = [*config.notes, *ck.notes, *notes]
     ck, config, copies = _output_projection(ck, config, notes)
     scales = kvscales.kv_names(ck.tensors, config.num_layers)
     notes += [kvscales.NOTE] if scales else []

@@ -59,20 +59,22 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     return read_json(folder / "config.json", LARGEST_CONFIG), folder
 
 
-def tensor_names(folder: Path | None) -> Iterable[str]:
-    """Names of a folder's tensors, as far as they can be had from headers: none where there are none, or damaged ones.
+def tensor_dtypes(folder: Path | None) -> dict[str, str]:
+    """A folder's tensors with their dtypes, as far as headers tell: none where there are none, or damaged ones.
 
     A plan does not need the weights; it only must not contradict those that are there.
     """
     if folder is None:
-        return ()
+        return {}
     try:
         weights = weight_files(folder)
         if weights.weight_map is not None:
-            return weights.weight_map.keys()
-        return read_header(weights.files[0])[0].keys() if weights.kind == "safetensors" else ()
+            return dict.fromkeys(weights.weight_map, "")
+        if weights.kind == "safetensors":
+            return {name: info.dtype for name, info in read_header(weights.files[0])[0].items()}
     except (CheckpointError, OSError):
-        return ()
+        pass
+    return {}
 
 
 _CACHE_SCALE = re.compile(r"\.([kvq]|kv|output)_(scale|zero_point)$")
@@ -85,8 +87,8 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         config: the contents of a ``config.json``.
         folder: where the model lies; None when there is nothing but the configuration.
     """
-    names = list(tensor_names(folder))
-    work = workload(config, folder, names)
+    dtypes = tensor_dtypes(folder)
+    work, names = workload(config, folder, dtypes), list(dtypes)
     if folder is None or not (_is_bin(folder) or _telling(names, work.tied)):
         return work
     from isobit.checkpoint.reader import Checkpoint
@@ -96,7 +98,7 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         found = resolved(Checkpoint.open(folder))
     except CheckpointError:  # whoever needs the weights will say what is wrong with them
         return work
-    return replace(workload(config, folder, names, untied=not found.config.tie_word_embeddings), notes=found.notes)
+    return replace(workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings), notes=found.notes)
 
 
 def _telling(names: list[str], tied: bool) -> bool:

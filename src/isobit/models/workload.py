@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from isobit.checkpoint import ctconfig
+from isobit.checkpoint import ctconfig, ctreview
 from isobit.checkpoint.methods import refuse_unread
 from isobit.errors import ModelError
 from isobit.legalize.workload import Stored, Tensor, Workload
@@ -21,14 +22,18 @@ _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "
 
 
 def workload(
-    config: Mapping[str, Any], folder: Path | None = None, names: Iterable[str] = (), *, untied: bool = False
+    config: Mapping[str, Any],
+    folder: Path | None = None,
+    dtypes: Mapping[str, str] = MappingProxyType({}),
+    *,
+    untied: bool = False,
 ) -> Workload:
     """The workload of a Hugging Face ``config.json``.
 
     Args:
         config: its contents.
         folder: where the model lies, if it does: other tools say in other files that weights are quantized.
-        names: of its tensors, as far as they are known; they tell, too.
+        dtypes: its tensors with their dtypes (nothing where unknown), as far as they are known; they tell, too.
         untied: its output projection is a matrix of its own, whatever the configuration says.
 
     Raises:
@@ -36,11 +41,13 @@ def workload(
         CheckpointError: its quantization config is malformed.
         Unsupported: its quantization is one that isobit cannot run.
     """
-    refuse_unread(config, folder, names)
-    quantization = ctconfig.parse(config)
+    refuse_unread(config, folder, dtypes)
+    ctconfig.parse(config)  # what is wrong with it is said before what is wrong with the model
     model = ModelConfig.from_hf(config)
     if untied:
         model = replace(model, tie_word_embeddings=False)
+    matrices = [name.rpartition(".")[0] for name, shape in expected_tensors(model).items() if len(shape) == 2]
+    quantization = ctreview.read(config, matrices, folder=folder, tensors=dtypes)
 
     def stored(module: str) -> Stored:
         assert quantization is not None

@@ -48,6 +48,7 @@ def quantize(
     search: str | None = None,
     calibration: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    allow_mixed_fused: bool = False,
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -64,6 +65,7 @@ def quantize(
         calibration: a text file that static activation scales are calibrated on; None for the text that comes
             with isobit for that purpose.
         max_shard_bytes: tensor bytes per weight file.
+        allow_mixed_fused: layers that engines fuse (q, k and v; gate and up) may get different schemes.
         threads: computing threads; None for every core this process may use.
         overwrite: replace a finished checkpoint of isobit's in ``out``.
         resume: take up an unfinished run of the same job in ``out``; otherwise start over.
@@ -83,10 +85,11 @@ def quantize(
     begin = time.monotonic()
     shown = make_progress(progress) if isinstance(progress, bool) else progress
     workers = _threads(threads)
-    settings = _Settings(policy, _search(search), max_shard_bytes, calibrate.read_text(calibration, policy))
+    text = calibrate.read_text(calibration, policy)
+    settings = _Settings(policy, _search(search), max_shard_bytes, text, allow_mixed_fused)
     plan = _plan(Path(source), Path(out), settings)
-    for text in plan.notes:
-        shown.note(f"note: {text}")
+    for said in plan.notes:
+        shown.note(f"note: {said}")
     with OutputFolder(
         Path(out),
         _description(plan, settings),
@@ -146,10 +149,12 @@ def predict(
     search: str | None = None,
     calibration: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    allow_mixed_fused: bool = False,
 ) -> Prediction:
     """What :func:`quantize` would do; reads headers, writes nothing, and raises what it would raise before writing."""
     text = calibrate.read_text(calibration, policy)
-    plan = _plan(Path(source), Path(out), _Settings(policy, _search(search), max_shard_bytes, text))
+    settings = _Settings(policy, _search(search), max_shard_bytes, text, allow_mixed_fused)
+    plan = _plan(Path(source), Path(out), settings)
     written = {job.name: sum(tensor.nbytes for tensor in job.outputs) for job in plan.jobs}
     few_bit = [job for job in plan.jobs if job.spec is not None]
     weights = sum(job.source.numel for job in few_bit)
@@ -176,6 +181,7 @@ class _Settings:
     search: grid.Search | None
     max_shard_bytes: int
     calibration_text: str | None  # None unless a scheme needs it
+    allow_mixed_fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,8 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
         notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]
     about_text = check_companions(ck.path, companions)
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
-    notes += [*found.notes, *validate.advice(assigned), *about_text]
+    mixed = validate.mixed_fused(assigned, settings.allow_mixed_fused)
+    notes += [*found.notes, *mixed, *about_text]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 
 

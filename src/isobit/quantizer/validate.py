@@ -10,7 +10,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.small import WIDE
 from isobit.errors import CheckpointError, SchemeError, UsageError
-from isobit.formats.rules import ModuleKind, Policy
+from isobit.formats.rules import QUANTIZABLE_KINDS, ModuleKind, Policy
 from isobit.formats.schemes import Scheme, check_shape
 from isobit.models.contents import listing
 from isobit.quantizer.jobs import FLOATS, is_weight, module_of, scheme_of
@@ -53,7 +53,7 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
 
     Raises:
         SchemeError: group or block sizes that don't divide; lists the sizes that do.
-        UsageError: a rule matches nothing.
+        UsageError: a rule does nothing; see :func:`check_rules`.
     """
     problems: dict[tuple[str, int], list[str]] = {}  # one entry per scheme and K, not one per layer
     for info in tensors:
@@ -68,11 +68,37 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
     if problems:
         found_here = [found[0] + _and_more(len(found) - 1) for found in problems.values()]
         raise SchemeError(found_here[0] if len(found_here) == 1 else listing(found_here, len(found_here)))
-    modules = {module_of(info.name) for info in tensors}
-    idle = [rule.pattern for rule in policy.rules if not any(rule.matches(module) for module in modules)]
-    if idle:
-        shown = ", ".join(sorted(modules)[:4])
-        raise UsageError(f"rules that match no module: {', '.join(map(repr, idle))}. Modules are named like {shown}")
+    check_rules({module_of(info.name): kinds(info.name) for info in tensors}, policy)
+
+
+def check_rules(modules: Mapping[str, ModuleKind], policy: Policy) -> None:
+    """Every rule must do something.
+
+    Args:
+        modules: every module with what it is.
+        policy: which module gets which scheme.
+
+    Raises:
+        UsageError: a rule matches no module, none that can be quantized, or only those that a rule before it takes.
+    """
+    matrices = [module for module, kind in modules.items() if kind in QUANTIZABLE_KINDS]
+    taken: set[str] = set()
+    problems = []
+    for rule in policy.rules:
+        reached = {module for module in matrices if rule.matches(module)}
+        vectors = [] if reached else [module for module in modules if rule.matches(module)]
+        if reached <= taken and reached:
+            problems.append(f"rule {rule.pattern!r}: an earlier rule takes every module that it matches; put it first")
+        elif vectors and rule.scheme is not None:
+            problems.append(
+                f"rule {rule.pattern!r}: {vectors[0]} and what else it matches cannot be quantized: a scheme is for "
+                "linear layers, embeddings, routers and lm_head"
+            )
+        elif not reached and not vectors:
+            problems.append(f"rule {rule.pattern!r} matches no module; they are named like {', '.join(matrices[:4])}")
+        taken |= reached
+    if problems:
+        raise UsageError(problems[0] if len(problems) == 1 else f"useless rules:\n{listing(problems, len(problems))}")
 
 
 def assignments(
@@ -96,9 +122,23 @@ def assignments(
     return found
 
 
-def advice(assigned: Mapping[str, Scheme | None]) -> list[str]:
-    """Sentences about what other engines will refuse although isobit does not."""
-    return fused_conflicts(assigned)
+def mixed_fused(assigned: Mapping[str, Scheme | None], allowed: bool) -> list[str]:
+    """What other engines make of layers that they fuse and that get different schemes.
+
+    Raises:
+        SchemeError: there are such layers and they are not ``allowed``; names them, their schemes and both remedies.
+    """
+    names = {module: None if row is None or row.weights is None else row.name for module, row in assigned.items()}
+    conflicts = fused_conflicts(names)
+    if conflicts and not allowed:
+        lines = listing((f"{conflict}: {conflict.consequence}" for conflict in conflicts), len(conflicts))
+        parts = "|".join(part for part, _ in conflicts[0].schemes)
+        raise SchemeError(
+            f"layers that engines fuse would get different schemes:\n{lines}\n"
+            f"  instead: rules for whole groups, for example '({parts})=SCHEME'; or, for isobit and transformers "
+            "alone, insist with --allow-mixed-fused (Python: allow_mixed_fused=True)"
+        )
+    return [f"{conflict}: {conflict.consequence}" for conflict in conflicts]
 
 
 def _and_more(others: int) -> str:

@@ -26,8 +26,6 @@ def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str 
     rounded = element(activations.element).name
     if rounded not in ACTIVATIONS:
         return f"no CPU kernel rounds activations to {rounded}"
-    if activations.granularity == "tensor" and activations.dynamic:
-        return "no CPU kernel has one dynamic scale for all tokens: it would depend on the other rows of a batch"
     along_k = weights.group or (weights.block[1] if weights.block else None)
     if activations.group is not None and activations.group != along_k:
         return f"activations in groups of {activations.group} need weights with scales of {activations.group} along K"

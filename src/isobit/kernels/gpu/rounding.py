@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobit.errors import FormatError, Unsupported
+from isobit.errors import FormatError
 from isobit.formats.pack import code_dtype
 from isobit.formats.schemes import ActSpec
 from isobit.formats.table import element
@@ -30,8 +30,6 @@ class Rounding:
     def __init__(self, spec: ActSpec, static_scale: Tensor | None, operand: str, target: Target) -> None:
         if spec.dynamic != (static_scale is None):
             raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
-        if spec.granularity == "tensor" and spec.dynamic:
-            raise Unsupported("dynamic activations with one scale for the tensor", ["no GPU kernel rounds them"])
         self.spec, self.static_scale, self.target = spec, static_scale, target
         self.row = element(spec.element)
         self.wide = operand in _WIDE

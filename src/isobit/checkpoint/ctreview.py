@@ -1,0 +1,158 @@
+"""A quantization config held against the modules of a model: what is refused, and what people should know.
+
+Pure: from names alone, so that a plan of ``config.json`` and a checkpoint that is loaded say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from isobit.checkpoint import ctconfig
+from isobit.checkpoint.ctconfig import Group, Quantization, rounds_inputs_only
+from isobit.checkpoint.cttargets import fused_conflicts, module_class
+from isobit.checkpoint.jsonfile import bare
+from isobit.checkpoint.methods import refuse_unread
+from isobit.errors import CheckpointError
+from isobit.formats.schemes import name_of
+
+_SCALED = (".weight_scale", ".weight_scale_inv", ".weight_packed")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_PLAIN_DTYPES = ("BF16", "F16", "F32", "F64", "")
+_LISTED = 3
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def read(
+    config: Mapping[str, Any],
+    modules: Iterable[str],
+    *,
+    folder: Path | None = None,
+    tensors: Mapping[str, str] = _NONE,
+) -> Quantization | None:
+    """What a model's ``config.json`` says about quantization, with notes; None if it says nothing.
+
+    Args:
+        config: its contents.
+        modules: names of the modules that have a matrix.
+        folder: where the model lies, if it does.
+        tensors: its tensors with their dtypes as safetensors spells them (empty: unknown), as far as they are known.
+
+    Raises:
+        CheckpointError: the config is malformed, or the tensors are not what it says.
+        Unsupported: a method that isobit does not read, or something that it does not run.
+    """
+    refuse_unread(config, folder, tensors)
+    found = ctconfig.parse(config)
+    if found is None:
+        return None
+    known = list(dict.fromkeys(modules))
+    _refuse(found, known, tensors)
+    notes = (*found.notes, *_overlaps(found, known), *_attention(found, known), *_fused(found, known))
+    return replace(found, notes=(*notes, *_idle(found, known)))
+
+
+def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str, str]) -> None:
+    plain = []
+    for module in modules:
+        group = quantization.group_for(module)
+        if group is None:
+            continue
+        if group.inputs_only:
+            raise rounds_inputs_only(f"the quantization of {bare(module)}")
+        if group.weights is not None and _is_plain(module, tensors) and not _may_be_plain(quantization, module):
+            plain.append(module)
+    if plain:
+        more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
+        raise CheckpointError(
+            f"quantization_config says that {bare(plain[0])}{more} are quantized, but their weights are stored as they "
+            "are, without scales: the two do not belong together. If the weights were converted back, remove "
+            "quantization_config; other tools cannot load this folder as it is either"
+        )
+
+
+def _is_plain(module: str, tensors: Mapping[str, str]) -> bool:
+    plain = tensors.get(f"{module}.weight", "none") in _PLAIN_DTYPES
+    return plain and not any(module + part in tensors for part in _SCALED)
+
+
+def _may_be_plain(quantization: Quantization, module: str) -> bool:
+    """Output projections and routers: engines never quantize those for the class name alone."""
+    last = module.rpartition(".")[2]
+    by_class = quantization.targets.find(module) in ("Linear", "Module")
+    return by_class and last in ("lm_head", "gate", "router", "shared_expert_gate")
+
+
+def _name(group: Group | None) -> str | None:
+    return None if group is None or group.weights is None else name_of(group.weights, group.activations)
+
+
+def _overlaps(quantization: Quantization, modules: list[str]) -> list[str]:
+    """Modules for which compressed-tensors, whose rule isobit follows, and vLLM choose different formats."""
+    differ = []
+    for module in modules:
+        target, first = quantization.targets.find(module), quantization.targets.first(module)
+        if target is None or first is None or target == first or quantization.ignores(module):
+            continue
+        ours, theirs = (_name(quantization.owner[entry]) for entry in (target, first))
+        if ours != theirs:
+            differ.append((module, target, ours or "not quantized", first, theirs or "not quantized"))
+    if not differ:
+        return []
+    module, target, ours, first, theirs = (bare(part) for part in differ[0])
+    more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
+    return [
+        f"targets of config_groups overlap: {module}{more}: isobit takes '{target}' ({ours}) as compressed-tensors "
+        f"and transformers do, by the order of letters; vLLM takes the first in the file, '{first}' ({theirs})"
+    ]
+
+
+def _attention(quantization: Quantization, modules: list[str]) -> list[str]:
+    """Groups that round queries, keys and values."""
+    found = [
+        target
+        for group in quantization.groups
+        for target in group.targets
+        if group.outputs or (group.inputs_only and _meets_attention(quantization, target, modules))
+    ]
+    if not found:
+        return []
+    listed = ", ".join(bare(target) for target in found[:_LISTED])
+    return [
+        f"the checkpoint asks for rounded queries, keys or values ({listed}); isobit computes attention, and keeps its "
+        "KV cache, in the model's dtype"
+    ]
+
+
+def _attentions(modules: list[str]) -> list[str]:
+    """The attention modules, which are those that have projections of their own."""
+    split = (module.rpartition(".") for module in modules)
+    return list(dict.fromkeys(parent for parent, _, last in split if last in _ATTENTION and parent))
+
+
+def _meets_attention(quantization: Quantization, target: str, modules: list[str]) -> bool:
+    attentions = _attentions(modules)
+    return target.endswith("Attention") or any(quantization.targets.find(name) == target for name in attentions)
+
+
+def _fused(quantization: Quantization, modules: list[str]) -> list[str]:
+    """Layers that engines fuse and that are not quantized alike."""
+    schemes = {module: _name(quantization.group_for(module)) for module in modules}
+    return [f"{conflict}: {conflict.consequence}" for conflict in fused_conflicts(schemes)]
+
+
+def _idle(quantization: Quantization, modules: list[str]) -> list[str]:
+    """Targets that no module of this model has."""
+    if quantization.method != ctconfig.METHOD or not modules:
+        return []
+    left = quantization.targets.idle([*modules, *_attentions(modules)])
+    classes = {"Module", *(module_class(module) for module in modules)}
+    left = [target for target in left if target not in classes and not target.endswith("Attention")]
+    if not left:
+        return []
+    listed = ", ".join(f"'{bare(target)}'" for target in left[:_LISTED])
+    more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
+    return [f"targets of config_groups that match no layer of this model: {listed}{more}"]
