@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from isobit.engine.sampling import SamplingParams, TokenLogprob
     from isobit.engine.tokenizer import Tokenizer
 
+_BEGIN = 1024  # characters that hold the first two tokens, however long the prompt is
+
 EPILOG = """examples:
   isobit generate bundled "def fib(n):" --max-tokens 64
   isobit generate ./model-int4 --file prompt.txt --temperature 0.7 --top-p 0.9 --seed 1
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from isobit.engine.generate import doubled_bos, load_generator
 
     generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype, device=args.device)
-    doubled = doubled_bos(generator.tokenizer.encode(prompt), generator.tokenizer)
+    doubled = doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer)
     found = (*generator.notes, *([doubled] if doubled else []))
     notes.show(found)
     params, shown = choose(given, generator.tokenizer.defaults)

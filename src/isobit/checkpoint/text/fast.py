@@ -104,7 +104,7 @@ def guarded(path: Path | None, what: str, call: Callable[..., Result], *args: An
 
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:_REASON]
+    return lines[0].removeprefix("Cannot instantiate Tokenizer from buffer: ")[:_REASON]
 
 
 def _missing(folder: Path) -> str:
