@@ -6,12 +6,14 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_model import FakeModel, writes
 from tokenizers_for_tests import byte_level, write_folder
 
-from isobit.engine.generate import Generator
+from isobit.checkpoint.text.generation import Defaults
+from isobit.engine.generate import Generator, room
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError, IsobitError, UsageError
@@ -142,8 +144,62 @@ def test_prompts_that_cannot_be_used(tokenizer: Tokenizer) -> None:
     generator = generator_that_says("x", tokenizer)
     with pytest.raises(UsageError, match="prompt is empty"):
         generator.generate("")
-    with pytest.raises(UsageError, match=f"token id {tokenizer.vocab_size} is outside"):
-        generator.generate([1, tokenizer.vocab_size])
+    for wrong in (tokenizer.vocab_size, -1, 2**40, -(2**70)):
+        with pytest.raises(UsageError, match=f"token id {wrong} is outside the model's vocabulary of"):
+            generator.generate([1, wrong])
+    for odd in (b"abc", [1.5], ["1"], [True], [[1]], 7, None, [None], torch.ones(2, 2), torch.ones(2)):
+        with pytest.raises(UsageError, match="a prompt is a text or a list of token ids"):
+            generator.generate(odd)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"lone surrogate \(U\+DC80, character 2\)"):
+        generator.generate("a\udc80")
+
+
+def test_token_ids_may_be_of_any_integer_type(tokenizer: Tokenizer) -> None:
+    generator = generator_that_says("x", tokenizer)
+    once = SamplingParams(max_tokens=1)
+    for ids in ([3, 4], (3, 4), np.array([3, 4], np.int32), torch.tensor([3, 4]), range(3, 5)):
+        assert generator.generate(ids, once).usage.prompt_tokens == 2  # type: ignore[arg-type]
+
+
+def test_a_token_that_only_the_tokenizer_knows_is_refused_by_name(tokenizer: Tokenizer) -> None:
+    size = tokenizer.encode("<|end|>")[0]
+    model = FakeModel(size, lambda ids: torch.zeros(size))
+    with pytest.raises(UsageError, match=rf"token id {size} \('<\|end\|>', which the tokenizer knows and the model"):
+        Generator(model, tokenizer).generate("a<|end|>")
+
+
+@pytest.mark.parametrize("prompt", [" ", "\x00", "a\x00b", "<s>", "</s></s>", "\ufeff", "\u2028", "🙂"])
+def test_odd_prompts_are_prompts(prompt: str, tokenizer: Tokenizer) -> None:
+    generator = generator_that_says("x", tokenizer)
+    answer = generator.generate(prompt, SamplingParams(max_tokens=2))
+    assert answer.usage.prompt_tokens == len(tokenizer.encode(prompt)) > 0
+
+
+def test_a_prompt_of_hundreds_of_kilobytes_is_too_long_and_no_more(tokenizer: Tokenizer) -> None:
+    generator = generator_that_says("x", tokenizer)
+    with pytest.raises(CapacityError, match="the model's context holds 128"):
+        generator.generate("ab \n\x00" * 2**16)
+
+
+def test_the_model_s_own_length_counts_as_far_as_the_context_goes(tokenizer: Tokenizer) -> None:
+    ids = [1] * 10
+    assert room(ids, None, 1000, Defaults()) == 256
+    assert room(ids, None, 1000, Defaults(max_tokens=700)) == 700
+    assert room(ids, None, 100, Defaults(max_tokens=700)) == 90
+    assert room(ids, None, 1000, Defaults(max_length=60)) == 50
+    assert room(ids, None, 1000, Defaults(max_length=60, max_tokens=70)) == 70  # as in transformers
+    assert room(ids, None, 1000, Defaults(max_length=10)) == 256
+    assert room(ids, 5, 1000, Defaults(max_length=12, max_tokens=3)) == 5
+
+
+def test_a_begin_of_text_token_read_twice_is_noted(tmp_path: Path) -> None:
+    own = Tokenizer.from_folder(write_folder(tmp_path, byte_level(bos=True)))
+    generator = generator_that_says("x", own)
+    once = SamplingParams(max_tokens=1)
+    assert generator.generate("x", once).notes == ()
+    (note,) = generator.generate("<s>x", once).notes
+    assert "reads '<s>' twice" in note
+    assert generator.generate([own.bos_id, own.bos_id, 5], once).notes == (note,)  # type: ignore[list-item]
 
 
 def test_nan_logits_are_an_error_and_no_token(tokenizer: Tokenizer) -> None:
