@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from checkpoints import hashes, write
 
+from isobit.checkpoint import room
 from isobit.checkpoint.occupant import CONFIG
 from isobit.errors import CapacityError, UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.quantizer.driver import quantize
+from isobit.quantizer.driver import predict, quantize
 from isobit.quantizer.report import QuantizeReport
 
 # The kernel itself refuses here: no file of the child may grow beyond so many bytes.
@@ -26,6 +27,8 @@ from isobit.cli.main import main
 
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if sys.argv[4] == "False":  # as if the limit were the file system's own, which nobody can ask for
+    resource.getrlimit = lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 sys.exit(main(["quantize", sys.argv[1], "--out", sys.argv[2], "--scheme", "fp8", "--quiet"]))
 """
 
@@ -34,7 +37,14 @@ def run(source: Path, out: Path) -> QuantizeReport:
     return quantize(source, out, Policy(scheme("fp8")), progress=False, commit_bytes=1)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+WORDS = {
+    errno.ENOSPC: r"the disk is full .*needs [\d,]+ bytes more, [\d,]+ are free\. Free some",
+    errno.EDQUOT: r"the quota of this user .*needs [\d,]+ bytes more\. Remove some files of yours",
+    errno.EFBIG: r"a file would become larger .*needs [\d,]+ bytes more\. Raise the limit",
+}
+
+
+@pytest.mark.parametrize("code", WORDS)
 @pytest.mark.parametrize("allowed", [0, 10_000, 60_000, 110_000])
 def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, allowed: int, code: int) -> None:
     source, out = write(tmp_path / "src"), tmp_path / "out"
@@ -52,7 +62,7 @@ def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, allowed: int
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", limited)
-        with pytest.raises(CapacityError, match=r"needs [\d,]+ bytes more.*[\d,]+ are free.*goes on where it stopped"):
+        with pytest.raises(CapacityError, match=f"{WORDS[code]}.*goes on where it stopped"):
             run(source, out)
     assert not (out / CONFIG).exists()
     report = run(source, out)
@@ -60,12 +70,17 @@ def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, allowed: int
     assert (report.resumed_from > 0) == (allowed > 20_000)
 
 
-def test_the_kernel_refuses_to_write_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("known", "message"), [("True", "may write files of at most 50,000 bytes"), ("False", "a file would become larger")]
+)
+def test_the_kernel_refuses_to_write_more(tmp_path: Path, known: str, message: str) -> None:
     source, out = write(tmp_path / "src"), tmp_path / "out"
-    command = [sys.executable, "-c", CHILD, str(source), str(out), "50000"]
+    command = [sys.executable, "-c", CHILD, str(source), str(out), "50000", known]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "isobit: error: writing to" in done.stderr and "bytes more" in done.stderr
+    assert f"isobit: error: {'this process' if known == 'True' else 'writing to'}" in done.stderr
+    assert message in done.stderr and "ulimit -f" in done.stderr
+    assert out.exists() == (known == "False")
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert not (out / CONFIG).exists()
     run(source, out)
@@ -86,3 +101,40 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
     source = write(tmp_path / "src")
     with pytest.raises(UsageError, match="cannot write to the output"):
         run(source, Path("/proc/isobit-test-output"))
+
+
+def test_what_is_copied_is_counted_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write(tmp_path / "src"), tmp_path / "out"
+    with open(source / "tokenizer.json", "wb") as file:
+        file.write(b"{}")
+        file.truncate(5_000_000)
+    monkeypatch.setattr(room, "free_bytes", lambda path: 4_900_000)
+    with pytest.raises(CapacityError, match=r"lacks space: the output needs 5,\d\d\d,\d\d\d bytes more, 4,900,000 are"):
+        run(source, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("n" * 256, "a name of 256 bytes; names have at most 255"),
+        ("ä" * 128, "a name of 256 bytes"),
+        ("/".join(["d" * 200] * 21), "paths of .* bytes; 4095 are the most"),
+        ("a\0b", "a NUL character"),
+        ("a\ud800", "not text"),
+    ],
+)
+def test_names_that_no_folder_can_have_are_refused_before_anything_is_done(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    source = write(tmp_path / "src")
+    for command in (run, lambda source, out: predict(source, out, Policy(scheme("fp8")))):
+        with pytest.raises(UsageError, match=message) as caught:
+            command(source, tmp_path / name)
+        assert len(str(caught.value)) < 400
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_a_name_of_every_letter_that_a_folder_can_have(tmp_path: Path) -> None:
+    run(write(tmp_path / "src"), tmp_path / "a\nb\x1b[31m ä 😀" / ("n" * 255))
+    assert (tmp_path / "a\nb\x1b[31m ä 😀" / ("n" * 255) / CONFIG).exists()

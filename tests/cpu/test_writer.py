@@ -12,13 +12,13 @@ import torch
 from checkpoints import hashes
 from safetensors import safe_open
 
-from isobit.checkpoint import durable, writer
+from isobit.checkpoint import durable, room
 from isobit.checkpoint.journal import Journal
 from isobit.checkpoint.occupant import CONFIG, PARTIAL, REPORT
 from isobit.checkpoint.safetensors import read_header
 from isobit.checkpoint.shards import PlannedShard, PlannedTensor, index_json, plan_shards
 from isobit.checkpoint.writer import OutputFolder
-from isobit.errors import CheckpointError, UsageError
+from isobit.errors import CapacityError, CheckpointError, UsageError
 
 TENSORS = {
     "a.weight": torch.arange(15, dtype=torch.uint8).reshape(3, 5),  # an odd size: what follows could be misaligned
@@ -291,8 +291,8 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "free_bytes", lambda path: 3)
-    with pytest.raises(writer.CapacityError, match="lacks space: the output needs .* 3 are free"):
+    monkeypatch.setattr(room, "free_bytes", lambda path: 3)
+    with pytest.raises(CapacityError, match="lacks space: the output needs .* 3 are free"):
         run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

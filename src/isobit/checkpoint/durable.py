@@ -1,4 +1,4 @@
-"""Writing that is on the disk when it says so: files, folders, and the lock on a folder."""
+"""Writing that is on the disk when it says so: files, folders and the lock on a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from isobit.checkpoint.files import is_folder
 from isobit.errors import UsageError
 
 
@@ -40,8 +41,12 @@ def sync_folder(path: Path) -> None:
 
 def free_bytes(path: Path) -> int:
     """Free space on the disk of ``path``, which need not exist."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_folder(path)).free
+
+
+def existing_folder(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    return next((folder for folder in (path, *path.absolute().parents) if is_folder(folder)), Path("/"))
 
 
 def lock_folder(folder: Path, name: str, what: str) -> int:

@@ -1,18 +1,24 @@
 """An append-only file of JSON lines that survives being killed at any moment.
 
 A line counts once its newline is in the file. A torn last line is what a kill leaves behind: it is cut off. The first
-line describes the job, so that lines of different jobs never mix.
+line describes the job, so that lines of different jobs never mix. Each begins with its CRC-32, so that a flipped bit in
+what it says is noticed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from isobit.checkpoint.durable import pwrite
+from isobit.checkpoint.files import is_there, read_file
 from isobit.errors import CheckpointError
+
+_LARGEST = 1 << 30  # bytes
 
 
 class Journal:
@@ -45,11 +51,11 @@ class Journal:
         Raises:
             CheckpointError: a line other than the last is damaged.
         """
-        if not path.exists():
+        if not is_there(path):
             return None
-        data = path.read_bytes()
+        data = read_file(path, _LARGEST)
         size = data.rfind(b"\n") + 1
-        lines = [_parse(line, path) for line in data[:size].splitlines()]
+        lines = [_parse(line, path) for line in data[:size].split(b"\n")[:-1]]
         return cls(path, lines[0], lines[1:], size) if lines else None
 
     def append(self, entries: Iterable[dict[str, Any]]) -> None:
@@ -67,20 +73,32 @@ class Journal:
         os.close(self._descriptor)
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        data = b"".join(json.dumps(entry, sort_keys=True).encode() + b"\n" for entry in entries)
-        position = self._size
-        while data:
-            count = os.pwrite(self._descriptor, data, position)
-            data, position = data[count:], position + count
+        data = b"".join(_line(entry) for entry in entries)
+        pwrite(self._descriptor, data, self._size)
         os.fsync(self._descriptor)
-        self._size = position
+        self._size += len(data)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    text = json.dumps(entry, sort_keys=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """What a line without its end says; None if it is damaged."""
+    text = line[9:]
+    if line[:9] != b"%08x " % zlib.crc32(text):
+        return None
+    value = json.loads(text)
+    return value if isinstance(value, dict) else None
 
 
 def _parse(line: bytes, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise CheckpointError("this journal of an unfinished run is damaged: start over without resuming", file=path)
+    value = entry_of(line)
+    if value is None:
+        raise CheckpointError(
+            "this journal of an unfinished run is damaged, or of another version of isobit:"
+            " start over without resuming (--no-resume)",
+            file=path,
+        )
     return value

@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from isobit.checkpoint.durable import sync_folder
+from isobit.checkpoint.durable import existing_folder, sync_folder
 from isobit.checkpoint.files import is_there, open_regular
+from isobit.checkpoint.journal import entry_of
 from isobit.checkpoint.jsonfile import read_json, short
 from isobit.errors import CheckpointError, UsageError
 
 PARTIAL = ".isobit-partial"
 REPORT, CONFIG = "isobit_report.json", "config.json"
 _LONGEST_JOB = 1 << 20  # bytes of a journal's first line
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, where the file system does not say; it has no longer paths
+
+
+def require_name(path: Path, longest: str) -> None:
+    """A folder can have this name, and files in it as long a name as ``longest``.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    shown = short(str(path), 120)
+    try:
+        parts = [os.fsencode(part) for part in path.absolute().parts]
+    except UnicodeEncodeError:
+        raise UsageError(f"the output folder {shown} has a name that is not text: name another one") from None
+    if any(b"\0" in part for part in parts):
+        raise UsageError(f"the output folder {shown} has a NUL character in its name: name another one")
+    limit = _name_limit(path)
+    if too_long := next((part for part in parts if len(part) > limit), None):
+        raise UsageError(
+            f"the output folder {shown} has a name of {len(too_long)} bytes; names have at most {limit} here:"
+            " name another one"
+        )
+    size = sum(len(part) + 1 for part in parts) + len(PARTIAL) + 1 + len(longest)
+    if size > _LONGEST_PATH:
+        raise UsageError(
+            f"the output folder {shown} gives its files paths of {size} bytes; {_LONGEST_PATH} are the most:"
+            " name a shorter one"
+        )
+
+
+def _name_limit(path: Path) -> int:
+    try:
+        return os.pathconf(existing_folder(path), "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return _LONGEST_NAME
 
 
 def require_free(path: Path, overwrite: bool) -> None:
@@ -27,6 +64,7 @@ def require_free(path: Path, overwrite: bool) -> None:
         return
     finished = REPORT in entries and CONFIG in entries
     if finished and overwrite:
+        _files_of(path / REPORT)  # what is to be removed at the end is known now, or never
         return
     if finished:
         raise UsageError(
@@ -58,24 +96,24 @@ def _scheme_of(journal: Path) -> str | None:
     """The scheme that an unfinished run writes, if its journal says so; it may be in any state."""
     try:
         with open(open_regular(journal), "rb") as file:
-            job = json.loads(file.readline(_LONGEST_JOB))
+            job = entry_of(file.readline(_LONGEST_JOB).rstrip(b"\n"))
     except (CheckpointError, OSError, ValueError, RecursionError):
         return None
-    scheme = job.get("scheme") if isinstance(job, dict) else None
+    scheme = None if job is None else job.get("scheme")
     return short(scheme) if isinstance(scheme, str) else None
 
 
 def another_job(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """What to say of an unfinished run of the job ``old`` in the folder where ``new`` is to go."""
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    shown = "; ".join(f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now" for key in differing)
+    shown = "; ".join(f"{key}: {_value(old.get(key))} then, {_value(new.get(key))} now" for key in differing)
     return (
         f"{path} holds an unfinished run of another job ({shown}). Run the same command as then to finish it,"
         " start over (--no-resume), or name another output folder"
     )
 
 
-def _short(value: Any) -> str:
+def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return text if len(text) <= 48 else text[:45] + "..."
 
@@ -101,6 +139,6 @@ def remove_old(path: Path) -> None:
 
 def _files_of(report: Path) -> list[str]:
     files = read_json(report).get("files")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
+    if not isinstance(files, dict) or any("\0" in name for name in files):
         raise CheckpointError("does not list the files of the checkpoint to replace: remove that yourself", file=report)
     return list(files)

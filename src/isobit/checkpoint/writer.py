@@ -8,11 +8,9 @@ any moment, even in the middle of that step, is taken up where it stopped.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,15 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.durable import free_bytes, lock_folder, pwrite, sync_folder, write_file
+from isobit.checkpoint.checksums import Claim, WrittenSums, claims, damaged_modules
+from isobit.checkpoint.durable import lock_folder, pwrite, sync_folder, write_file
+from isobit.checkpoint.files import is_folder, is_there, read_file
 from isobit.checkpoint.journal import Journal
-from isobit.checkpoint.occupant import CONFIG, PARTIAL, another_job, remove_old, require_free
+from isobit.checkpoint.occupant import CONFIG, PARTIAL, another_job, remove_old, require_free, require_name
+from isobit.checkpoint.room import Room
 from isobit.checkpoint.shards import PlannedShard
-from isobit.errors import CapacityError, CheckpointError, UsageError
+from isobit.errors import CheckpointError, UsageError
 
 COMMIT_BYTES = 64 << 20  # written between two syncs: what a kill costs, and what the disk must swallow at once
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGEST_COMPANION = 4 << 30  # bytes of a file that is copied as it is
+
 _JOURNAL, _DONE, _LOCK = "journal", "done", "lock"
 
 
@@ -44,15 +46,18 @@ class OutputFolder:
         resume: take up an unfinished run of the same job; else throw it away and start over.
         overwrite: replace a finished checkpoint of isobit's that is in ``path``.
         commit_bytes: sync after so many bytes.
+        small_files: sizes of the other files that :meth:`finish` will write: they must find room, too.
 
     Attributes:
-        done: module -> record, for every module whose data is durable.
+        done: module -> record, for every module whose data is durable, and still what was written.
+        sources: module -> what the caller said about its source, for the same modules.
+        damaged: modules that an unfinished run had done, and whose bytes are no longer what it wrote: to do again.
         resumed: whether an unfinished run was taken up.
         finished: the last run did everything and was killed while tidying up: nothing is left to do.
 
     Raises:
         UsageError: ``path`` is something else's, in use, finished, or holds an unfinished run of another job.
-        CapacityError: the disk lacks the space; nothing was written.
+        CapacityError: the disk lacks the space, or no file may be as large as planned; nothing was written.
         CheckpointError: the unfinished run in ``path`` is damaged.
     """
 
@@ -65,30 +70,38 @@ class OutputFolder:
         resume: bool = True,
         overwrite: bool = False,
         commit_bytes: int = COMMIT_BYTES,
+        small_files: Sequence[int] = (),
     ) -> None:
+        require_name(path, max((shard.name for shard in shards), key=len))
         self.path = path
         self.partial = path / PARTIAL
         self._plan = tuple(shards)
         self._shards = {name: shard for shard in shards for name in shard.tensors}
         self._commit_bytes = commit_bytes
+        self._room = Room(path, (self.partial, path), self._plan, tuple(small_files))
+        self._sums = WrittenSums()
+        self.damaged: tuple[str, ...] = ()
         self._current: tuple[PlannedShard, int] | None = None  # (shard, descriptor)
         self._waiting: list[dict[str, Any]] = []  # written, not yet durable
         self._unsynced = 0
-        if path.exists() and not path.is_dir():
+        if is_there(path) and not is_folder(path):
             raise UsageError(f"the output {path} exists and is not a folder: name another one")
-        self._made = not path.exists()
+        self._made = not is_there(path)
         self._abandoned = False
-        with self._disk_errors():
+        with self._room.disk_errors():
             self._lock = lock_folder(self.partial, _LOCK, str(path))
         try:
-            self._journal = self._take_up(job, resume, overwrite)
+            with self._room.disk_errors():
+                self._journal = self._take_up(job, resume, overwrite)
         except BaseException:
             self._release(remove_path=self._made)
             raise
         entries = self._journal.entries if self._journal else []
         self.finished = self._journal is None
         self.resumed = bool(entries) or self.finished
-        self.done: dict[str, dict[str, Any]] = {entry["done"]: entry["record"] for entry in entries if "done" in entry}
+        said = {entry["done"]: entry for entry in entries if "done" in entry and entry["done"] not in self.damaged}
+        self.done: dict[str, dict[str, Any]] = {module: entry["record"] for module, entry in said.items()}
+        self.sources: dict[str, Any] = {module: entry["source"] for module, entry in said.items()}
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -114,16 +127,16 @@ class OutputFolder:
         journal = Journal.open(self.partial / _JOURNAL)
         if journal is None:
             require_free(self.path, overwrite)
-            self._require_space()
-            with self._disk_errors():
-                return self._new_journal(job)
+            self._room.require()
+            return self._new_journal(job)
         try:
             if journal.job != job:
                 raise UsageError(another_job(self.path, journal.job, job))
             if not journal.has("finishing"):
                 require_free(self.path, overwrite)
                 self._require_shards(journal)
-                self._require_space()
+                self._room.require()
+            self._compare(journal)
         except BaseException:
             journal.close()
             raise
@@ -192,20 +205,29 @@ class OutputFolder:
         """
         shard = self._shards[name]
         planned = shard.tensors[name]
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        tensor = tensor.contiguous()
+        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         if tensor.element_size() != planned.itemsize or offset + len(data) > planned.nbytes:
             raise ValueError(
                 f"{name}: {len(data)} bytes at {offset} of {tensor.dtype} are not what was planned: {planned}"
             )
-        with self._disk_errors():
+        with self._room.disk_errors():
             pwrite(self._descriptor(shard), data, shard.offsets[name] + offset)
+        self._sums.add(name, offset, tensor)
         self._unsynced += len(data)
         return len(data)
 
-    def complete(self, module: str, record: dict[str, Any]) -> None:
-        """All tensors of ``module`` are written: note it in the journal at the next sync."""
+    def complete(self, module: str, record: dict[str, Any], source: Any = None) -> None:
+        """All tensors of ``module`` are written: note it in the journal at the next sync.
+
+        Args:
+            module: its name in the plan.
+            record: what to say about it in the report.
+            source: what a later run needs to tell whether its source is still the same, as JSON.
+        """
         assert self._current is not None
-        self._waiting.append({"done": module, "shard": self._current[0].name, "record": record})
+        entry = {"done": module, "shard": self._current[0].name, "record": record, "source": source}
+        self._waiting.append(entry | {"sums": self._sums.take()})
         self.done[module] = record
         if self._unsynced >= self._commit_bytes:
             self.commit()
@@ -215,7 +237,7 @@ class OutputFolder:
         if not self._waiting and not self._unsynced:
             return
         assert self._journal is not None
-        with self._disk_errors():
+        with self._room.disk_errors():
             if self._current is not None:
                 os.fsync(self._current[1])
             self._journal.append(self._waiting)
@@ -234,7 +256,7 @@ class OutputFolder:
     def note(self, entry: dict[str, Any]) -> None:
         """Keeps something for a later run, durably; see :meth:`noted`."""
         assert self._journal is not None
-        with self._disk_errors():
+        with self._room.disk_errors():
             self._journal.append([entry])
 
     def noted(self, key: str) -> Any:
@@ -254,11 +276,11 @@ class OutputFolder:
         self.commit()
         assert self._journal is not None
         names = [*(shard.name for shard in self._plan), *copies, *(name for name in files if name != CONFIG), CONFIG]
-        with self._disk_errors():
+        with self._room.disk_errors():
             for name, content in files.items():
                 write_file(self.partial / name, content)
             for name, source in copies.items():
-                write_file(self.partial / name, source.read_bytes())
+                write_file(self.partial / name, read_file(source, LARGEST_COMPANION))
             sync_folder(self.partial)
             if not self._journal.has("finishing"):
                 self._journal.append([{"finishing": names}])
@@ -296,22 +318,41 @@ class OutputFolder:
                     "is not what the journal beside it says: start over without resuming it", file=path
                 )
 
-    def _require_space(self) -> None:
-        need, free = self._missing_bytes(), free_bytes(self.path)
-        if need > free:
-            raise CapacityError(
-                f"the disk of {self.path} lacks space: the output needs {need:,} bytes more, {free:,} are free;"
-                " free some, or write to another disk"
-            )
+    def _compare(self, journal: Journal) -> None:
+        """Finds what is damaged: headers are written anew, modules are left out of what is done.
 
-    def _missing_bytes(self) -> int:
-        """Bytes still to be written, by what the shards occupy now (they are sparse until written)."""
-        missing = 0
-        for shard in self._plan:
-            found = [folder / shard.name for folder in (self.partial, self.path) if (folder / shard.name).exists()]
-            present = found[0].stat().st_blocks * 512 if found else 0
-            missing += max(shard.nbytes - present, 0)
-        return missing
+        Raises:
+            CheckpointError: something is damaged after the files began to move up.
+        """
+        said: dict[str, list[Claim]] = {}
+        shards = {shard.name: shard for shard in self._plan}
+        # A module that was done twice is listed twice, with the same bytes.
+        for entry in (entry for entry in journal.entries if "done" in entry):
+            about = claims(shards[entry["shard"]], entry["done"], entry["sums"])
+            said.setdefault(entry["shard"], []).extend(about)
+        damaged: set[str] = set()
+        for name, about in said.items():
+            path = next(folder / name for folder in (self.partial, self.path) if is_there(folder / name))
+            damaged |= damaged_modules(path, about)
+            header = shards[name].header
+            with open(path, "rb") as file:
+                if file.read(len(header)) != header:
+                    self._restore_header(path, header)
+        if damaged and journal.has("finishing"):
+            raise CheckpointError(
+                f"the data of {sorted(damaged)[0]} in this unfinished output is damaged: start over without resuming"
+                " (--no-resume)",
+                file=self.path,
+            )
+        self.damaged = tuple(sorted(damaged))
+
+    def _restore_header(self, path: Path, header: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            pwrite(descriptor, header, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _descriptor(self, shard: PlannedShard) -> int:
         """The open file of ``shard``; made with its header and final size if it is new."""
@@ -328,17 +369,3 @@ class OutputFolder:
         os.fsync(descriptor)
         sync_folder(self.partial)
         return descriptor
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _DISK_FULL:
-                raise UsageError(f"cannot write to the output {self.path}: {error.strerror or error}") from error
-            reason = os.strerror(error.errno)
-            raise CapacityError(
-                f"writing to {self.path} stopped: {reason}. The output needs {self._missing_bytes():,} bytes more,"
-                f" {free_bytes(self.path):,} are free. Free some and run the same command again:"
-                " it goes on where it stopped"
-            ) from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from isobit.checkpoint import ctrender
-from isobit.checkpoint.occupant import CONFIG, REPORT
+from isobit.checkpoint.occupant import CONFIG, REPORT, require_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
 from isobit.checkpoint.text.check import check_companions
@@ -33,7 +33,7 @@ from isobit.quantizer import calibrate, grid, validate
 from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
 from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
-from isobit.quantizer.stream import stream
+from isobit.quantizer.stream import source_sums, stream
 from isobit.version import __version__
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -97,12 +97,14 @@ def quantize(
         resume=resume,
         overwrite=overwrite,
         commit_bytes=commit_bytes,
+        small_files=_small_files(plan),
     ) as output:
         if output.finished:
             shown.note(f"{out} was finished by the last run, all but the tidying up")
             return from_json((Path(out) / REPORT).read_bytes(), str(out), time.monotonic() - begin)
         resumed_from = len(output.done)
-        jobs = _with_input_scales(plan, settings, output, shown)
+        _compare(plan, output, workers, shown)
+        jobs = _with_input_scales(plan, settings, output, workers, shown)
         read, written = _stream(plan.ck, jobs, output, workers, shown)
         return _finish(
             plan,
@@ -199,6 +201,7 @@ class _Plan:
 
 def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     policy = settings.policy
+    require_name(out, INDEX)
     validate.check_paths(source, out)
     ck = Checkpoint.open(source)
     validate.check_not_quantized(ck)
@@ -249,17 +252,48 @@ def _description(plan: _Plan, settings: _Settings) -> dict[str, Any]:
     }
 
 
-def _with_input_scales(plan: _Plan, settings: _Settings, output: OutputFolder, shown: Progress) -> list[Job]:
+def _small_files(plan: _Plan) -> list[int]:
+    """Sizes of the files beside the weights; the report has some 400 bytes for a tensor, the journal 600."""
+    sizes = [path.stat().st_size for path in plan.companions]
+    return [*sizes, len(plan.config), len(index_json(plan.shards) or b""), 400 * len(plan.jobs), 600 * len(plan.jobs)]
+
+
+def _compare(plan: _Plan, output: OutputFolder, workers: int, shown: Progress) -> None:
+    """Holds what an earlier run did against the output's bytes and the source's, before going on.
+
+    Raises:
+        UsageError: the source has other weights than then.
+    """
+    if output.damaged:
+        names = ", ".join(output.damaged[:5]) + (", ..." if len(output.damaged) > 5 else "")
+        shown.note(f"damaged since the last run, and done again: {len(output.damaged)} tensors ({names})")
+    known: dict[str, list[int]] = (output.noted(_INPUT_SCALES) or {}).get("source", {}) | output.sources
+    jobs = [job for job in plan.jobs if job.name in known]
+    now = source_sums(plan.ck, jobs, workers)
+    changed = next((job for job in jobs if now[job.name] != known[job.name]), None)
+    if changed is not None:
+        raise UsageError(
+            f"{output.path} holds an unfinished run of another source: {changed.name} in {changed.source.file} has"
+            " other weights than then, though the file has the same size and time. Start over (--no-resume), or name"
+            " another output folder"
+        )
+
+
+def _with_input_scales(
+    plan: _Plan, settings: _Settings, output: OutputFolder, workers: int, shown: Progress
+) -> list[Job]:
     """The jobs with their static activation scales: those an earlier run measured, or measured now."""
     static = [job for job in plan.jobs if job.input_scale is not None]
     if not static:
         return plan.jobs
-    scales: InputScales | None = output.noted(_INPUT_SCALES)
-    if scales is None:
+    noted = output.noted(_INPUT_SCALES)
+    if noted is None:
         assert settings.calibration_text is not None
         shown.note("calibrating activation scales")
-        scales = calibrate.input_scales(plan.ck, {job.module for job in static}, settings.calibration_text)
-        output.note({_INPUT_SCALES: scales})
+        measured = calibrate.input_scales(plan.ck, {job.module for job in static}, settings.calibration_text)
+        noted = {"scales": measured, "source": source_sums(plan.ck, plan.jobs, workers)}
+        output.note({_INPUT_SCALES: noted})
+    scales: InputScales = noted["scales"]
     return [job if job.input_scale is None else replace(job, input_scale=scales[job.module]) for job in plan.jobs]
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from isobit.checkpoint.checksums import checksum
 from isobit.checkpoint.layout import module_tensors
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo, dtype_name
 from isobit.checkpoint.shards import PlannedTensor
@@ -154,11 +155,13 @@ class Piece:
         parts: (output name, byte offset, data).
         signal: sum of the squared source weights.
         noise: sum of the squared differences.
+        source: checksum of the source bytes.
     """
 
     parts: tuple[tuple[str, int, Tensor], ...]
     signal: float = 0.0
     noise: float = 0.0
+    source: int = 0
 
 
 def module_of(tensor: str) -> str:
@@ -222,9 +225,9 @@ def work(job: Job, rows: tuple[int, int], data: Tensor) -> Piece:
         CheckpointError: NaN or infinite values, or values beyond the dtype to cast to; names file and tensor.
     """
     try:
-        if job.spec is None:
-            return _cast(job, rows[0], data)
-        return _quantize(job, rows[0], data, job.spec)
+        source = checksum(data)
+        piece = _cast(job, rows[0], data) if job.spec is None else _quantize(job, rows[0], data, job.spec)
+        return replace(piece, source=source)
     except FormatError as error:
         raise DamagedWeights(str(error), file=job.source.file, tensor=job.name) from None
 

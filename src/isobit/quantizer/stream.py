@@ -12,7 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from isobit.checkpoint.checksums import checksum
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.writer import OutputFolder
 from isobit.quantizer.jobs import PIECE_BYTES, Job, Piece, work
@@ -47,7 +49,7 @@ def stream(ck: Checkpoint, jobs: list[Job], output: OutputFolder, workers: int, 
                 for rows in job.pieces:
                     size = _piece_bytes(job, rows)
                     pipeline.enter(size)
-                    data = ck.read(job.name) if len(job.pieces) == 1 else ck.read_rows(job.name, *rows)
+                    data = _read(ck, job, rows)
                     read += size
                     computed = computing.submit(work, job, rows, data)
                     del data  # the piece belongs to its computing thread now
@@ -70,7 +72,8 @@ class _Pipeline:
         self._changed = threading.Condition()
         self._in_flight = 0
         self._error: BaseException | None = None
-        self._sums: dict[str, tuple[float, float]] = {}  # of jobs with pieces to come: (signal, noise)
+        # Of jobs with pieces to come: (signal, noise, checksums of the source's pieces).
+        self._sums: dict[str, tuple[float, float, list[int]]] = {}
 
     def enter(self, size: int) -> None:
         """Waits until ``size`` more source bytes may be on their way; one piece always may."""
@@ -107,12 +110,26 @@ class _Pipeline:
     def _write(self, job: Job, rows: tuple[int, int], piece: Piece) -> None:
         for name, offset, tensor in piece.parts:
             self.written += self._output.write(name, tensor, offset)
-        signal, noise = self._sums.pop(job.name, (0.0, 0.0))
-        signal, noise = signal + piece.signal, noise + piece.noise
+        signal, noise, source = self._sums.pop(job.name, (0.0, 0.0, []))
+        signal, noise, source = signal + piece.signal, noise + piece.noise, [*source, piece.source]
         if rows == job.pieces[-1]:
-            self._output.complete(job.name, record(job, signal, noise))
+            self._output.complete(job.name, record(job, signal, noise), source)
         else:
-            self._sums[job.name] = (signal, noise)
+            self._sums[job.name] = (signal, noise, source)
+
+
+def source_sums(ck: Checkpoint, jobs: list[Job], workers: int) -> dict[str, list[int]]:
+    """Job name -> checksum of each of its pieces, read anew: what :func:`stream` tells the output about its sources."""
+    pieces = [(job, rows) for job in jobs for rows in job.pieces]
+    found: dict[str, list[int]] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for (job, _), known in zip(pieces, pool.map(lambda piece: checksum(_read(ck, *piece)), pieces), strict=True):
+            found.setdefault(job.name, []).append(known)
+    return found
+
+
+def _read(ck: Checkpoint, job: Job, rows: tuple[int, int]) -> Tensor:
+    return ck.read(job.name) if len(job.pieces) == 1 else ck.read_rows(job.name, *rows)
 
 
 def _piece_bytes(job: Job, rows: tuple[int, int]) -> int:
