@@ -89,7 +89,10 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
     text = line[9:]
     if line[:9] != b"%08x " % zlib.crc32(text):
         return None
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return value if isinstance(value, dict) else None
 
 
