@@ -25,7 +25,7 @@ TOKENS = (1, 18)
 
 
 def weight(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> QTensor:
-    """Random codes (no NaN) with random scales."""
+    """Random codes (no NaN) with random scales, some of them negative or zero, as other tools write them."""
     row = element(spec.element)
     if row.kind == "int":
         codes = torch.randint(row.codes.start, row.codes.stop, (n, k), generator=generator)
@@ -35,6 +35,8 @@ def weight(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> QTen
         codes = finite[torch.randint(0, len(finite), (n, k), generator=generator)].to(torch.uint8)
     shape = spec.scale_shape(n, k)
     scale = (torch.rand(shape, generator=generator) + 0.5).to(torch.bfloat16)
+    scale.view(-1)[::3] *= -1
+    scale.view(-1)[4::7] = 0
     zero = None if spec.symmetric else torch.randint(0, 16, shape, generator=generator).to(torch.uint8)
     return QTensor(spec, (n, k), pack(codes, row) if row.bits < 8 else codes, scale, zero)
 

@@ -55,7 +55,7 @@ def unreadable(dtype: str) -> str:
     """What is said of a weight, bias or norm of a dtype that is neither plain nor one of codes."""
     advice = "; save the model in float32 or bfloat16" if dtype in WIDE else ""
     readable = f"{', '.join(PLAIN_DTYPES)} or codes of a quantized weight"
-    return f"weights of dtype {dtype} cannot be read: they are {readable}{advice}"
+    return f"is of dtype {dtype}, which cannot be read: weights are {readable}{advice}"
 
 
 def short_list(shape: tuple[int, ...]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.checked import check_linear
 
 CHUNK_BYTES = 32 << 20  # of float32 weights decoded at a time
 
@@ -37,7 +38,11 @@ def bind(
         input_scale: float32 ``[1]`` for static activations.
         bias: ``[N]``.
         keep_values: decode the weight once and keep it in float32 instead of decoding it at every call.
+
+    Raises:
+        FormatError: shapes, dtypes or devices do not fit together.
     """
+    check_linear(weight, activations, input_scale, bias)
     if not isinstance(weight, QTensor):
         return lambda x: _plain(x, weight, bias)
     matrix = _Matrix(weight, scaled=activations is None, keep=keep_values)

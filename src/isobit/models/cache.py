@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobit.errors import CapacityError
+from isobit.errors import CapacityError, UsageError
 from isobit.models.config import ModelConfig
 
 
@@ -23,6 +23,7 @@ class KVCache:
         self.length = 0
         self.max_len = max_len
         shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
+        self._shape, self._dtype = shape, dtype
         try:
             self._keys, self._values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         except RuntimeError:
@@ -31,6 +32,20 @@ class KVCache:
                 f"the key-value cache of {batch} x {max_len} tokens needs {size / 2**30:.1f} GiB, which cannot be had;"
                 " use a shorter context or a smaller batch"
             ) from None
+
+    def require(self, config: ModelConfig, batch: int, dtype: torch.dtype) -> None:
+        """That this is a cache for so many sequences of such a model.
+
+        Raises:
+            UsageError: it was made for others.
+        """
+        shape = (config.num_layers, batch, config.num_kv_heads, self.max_len, config.head_dim)
+        if self._shape != shape or self._dtype != dtype:
+            made = "x".join(map(str, self._shape))
+            raise UsageError(
+                f"this key-value cache ({made}, {self._dtype}) was not made for {batch} sequences of this model"
+                f" ({'x'.join(map(str, shape))}, {dtype})"
+            )
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores ``[B, kv_heads, T, head_dim]`` behind what the layer holds; returns everything it then holds.

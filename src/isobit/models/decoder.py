@@ -107,9 +107,13 @@ class Decoder(nn.Module):
         else:
             assert embeds is not None
             x = embeds.to(self.place.tensors, self.dtype)
+        if x.dim() != 3 or x.shape[-1] != self.config.hidden_size or x.shape[0] == 0:
+            raise UsageError(f"expected token ids [B, T], or embeddings [B, T, {self.config.hidden_size}]")
         tokens = x.shape[1]
         if tokens == 0:
             raise UsageError("there are no tokens to run the model on")
+        if cache is not None:
+            cache.require(self.config, x.shape[0], x.dtype)
         begin = 0 if cache is None else cache.length
         ops = self.layer_ops(x.dtype, x.device.type)
         cos, sin = (part.to(x.dtype) for part in self._rotary.at(begin, begin + tokens))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isobit.checkpoint.kvscales import KvScales
+from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels import backends
@@ -83,12 +84,24 @@ class Embedding(nn.Module):
         self.weight, self.dtype = weight, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids ``[B, T]`` to ``[B, T, hidden]``."""
+        """Token ids ``[B, T]`` to ``[B, T, hidden]``.
+
+        Raises:
+            UsageError: an id beyond the vocabulary (on GPUs, a plain table is not checked).
+        """
         if isinstance(self.weight, Tensor):
-            return F.embedding(ids, self.weight).to(self.dtype)
+            try:
+                return F.embedding(ids, self.weight).to(self.dtype)
+            except IndexError:
+                raise self._beyond() from None
         unique, places = torch.unique(ids, return_inverse=True)  # a pause for the host on a GPU
+        if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.weight.shape[0]:
+            raise self._beyond()
         rows = torch.cat([self.weight.dequantize(slice(row, row + 1)) for row in unique.tolist()])
         return rows[places].to(self.dtype)
+
+    def _beyond(self) -> UsageError:
+        return UsageError(f"there are token ids beyond the vocabulary of {self.weight.shape[0]}")
 
 
 class Attention(Part):

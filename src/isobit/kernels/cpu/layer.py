@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu.library import check
 from isobit.kernels.heads import AttentionSpec
@@ -47,9 +48,21 @@ def _lib() -> ctypes.CDLL:
     return library
 
 
+def _like(x: Tensor, *others: Tensor) -> None:
+    """That all are float32 of one shape, one value after the other, on the CPU.
+
+    Raises:
+        FormatError: they aren't.
+    """
+    for other in (x, *others):
+        check_on_cpu("part of a layer", other, tuple(x.shape))
+
+
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm of the rows of ``x [..., K]``."""
     k, y = x.shape[-1], torch.empty_like(x)
+    _like(x)
+    check_on_cpu("weight of a norm", weight, (k,))
     check(_lib().isobit_cpu_rms_norm(x.data_ptr(), None, weight.data_ptr(), eps, x.numel() // k, k, None, y.data_ptr()))
     return y
 
@@ -57,6 +70,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add(x: Tensor, delta: Tensor) -> Tensor:
     """``x + delta``. PyTorch's own threads would go on spinning behind it and slow down the kernel that follows."""
     k, total = x.shape[-1], torch.empty_like(x)
+    _like(x, delta)
     check(
         _lib().isobit_cpu_rms_norm(x.data_ptr(), delta.data_ptr(), None, 0.0, x.numel() // k, k, total.data_ptr(), None)
     )
@@ -66,6 +80,8 @@ def add(x: Tensor, delta: Tensor) -> Tensor:
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x + delta`` and its norm, in one pass."""
     k, total, y = x.shape[-1], torch.empty_like(x), torch.empty_like(x)
+    _like(x, delta)
+    check_on_cpu("weight of a norm", weight, (k,))
     check(
         _lib().isobit_cpu_rms_norm(
             x.data_ptr(),
@@ -84,6 +100,7 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up``, both ``[..., K]``."""
     k, y = gate.shape[-1], torch.empty_like(gate)
+    _like(gate, up)
     check(_lib().isobit_cpu_silu_mul(gate.data_ptr(), up.data_ptr(), gate.numel() // k, k, k, y.data_ptr()))
     return y
 
@@ -121,6 +138,14 @@ def attention(
     """
     batch, tokens, width = q.shape
     out, shared = torch.empty_like(q), heads.kv_heads * heads.dim
+    for what, part, shape in (
+        ("queries", q, (batch, tokens, heads.heads * heads.dim)), ("keys", k, (batch, tokens, shared)),
+        ("values", v, (batch, tokens, shared)), ("cosines", cos, (tokens, heads.dim)),
+        ("sines", sin, (tokens, heads.dim)), ("cached keys", keys, (batch, heads.kv_heads, keys.shape[2], heads.dim)),
+        ("cached values", values, tuple(keys.shape)), ("norm of queries", heads.q_norm, (heads.dim,)),
+        ("norm of keys", heads.k_norm, (heads.dim,)),
+    ):  # fmt: skip
+        check_on_cpu(what, part, shape)
     arguments = _Attention(
         batch,
         tokens,

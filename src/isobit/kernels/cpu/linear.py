@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isobit.errors import Unsupported
+from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.formats.table import element
+from isobit.kernels.checked import check_linear
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu.formats import ACTIVATIONS, FLOAT_FORMATS, FORMATS
 from isobit.kernels.cpu.library import check, isa, isas, last_error, library, set_threads, threads, use_isa
@@ -67,8 +68,8 @@ class CpuLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """``x W^T + b``; ``x`` ``[..., K]`` of any floating-point dtype is computed with as float32."""
         shape, k, n = x.shape, self.k, self.n
-        if shape[-1] != k:
-            raise ValueError(f"the input has {shape[-1]} values a row, the weight {k}")
+        if shape[-1] != k or not x.is_cpu:
+            raise ValueError(f"the input on {x.device.type} has {shape[-1]} values a row, the weight on the CPU {k}")
         values = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
         m = values.numel() // k
         y = torch.empty(*shape[:-1], n)
@@ -88,7 +89,7 @@ def linears(bound: Sequence[CpuLinear], x: Tensor) -> list[Tensor]:
         ``[..., N]`` of each, in the dtype of ``x``.
     """
     count, k = len(bound), bound[0].k
-    if any(linear.k != k for linear in bound) or x.shape[-1] != k:
+    if any(linear.k != k for linear in bound) or x.shape[-1] != k or not x.is_cpu:
         raise ValueError(f"linears of {[linear.k for linear in bound]} inputs do not share one of {x.shape[-1]}")
     values = x.float().contiguous()
     m = values.numel() // k
@@ -120,8 +121,12 @@ def bind(
 
     Raises:
         Unsupported: the weight holds codes that the kernels do not decode, or is of a dtype that they do not know.
+        FormatError: shapes, dtypes or devices do not fit together.
     """
     del keep_values
+    check_linear(weight, activations, input_scale, bias)
+    if (weight.codes if isinstance(weight, QTensor) else weight).device.type != "cpu":
+        raise FormatError(f"a linear of shape {list(weight.shape)}: the CPU kernels read this machine's memory")
     struct = _Struct(n=weight.shape[0], k=weight.shape[1])
     if activations is not None:
         struct.activations = ACTIVATIONS[element(activations.element).name]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.cpu.linear import CpuLinear
 from isobit.kernels.heads import AttentionSpec
@@ -64,6 +65,7 @@ class CpuStack:
 
     def __init__(self, layers: Sequence[LayerParts]) -> None:
         self._kept = tuple(layers)  # memory that the structs point to
+        self._heads, self._hidden = layers[0].heads, layers[0].linears[0].k
         self._structs = (_Layer * len(layers))(*(_struct(parts) for parts in layers))
         self._call = library().isobit_cpu_layers
         self._call.argtypes = (_POINTER, _SIZE, ctypes.POINTER(_Step), _POINTER)
@@ -82,6 +84,12 @@ class CpuStack:
             stride: values from one layer's keys to the next one's; 0 when all may use the same memory.
         """
         batch, tokens, _ = x.shape
+        dim, cache = self._heads.dim, (batch, self._heads.kv_heads, capacity, self._heads.dim)
+        check_on_cpu("the residual stream", x, (batch, tokens, self._hidden))
+        check_on_cpu("cosines", cos, (tokens, dim))
+        check_on_cpu("sines", sin, (tokens, dim))
+        check_on_cpu("cached keys", keys, (*keys.shape[:-4], *cache))
+        check_on_cpu("cached values", values, tuple(keys.shape))
         y = x.clone()
         pointers = cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr()
         step = _Step(batch, tokens, past, capacity, *pointers, stride)
@@ -90,7 +98,11 @@ class CpuStack:
 
 
 def _struct(parts: LayerParts) -> _Layer:
-    heads = parts.heads
+    heads, hidden = parts.heads, parts.linears[0].k
+    check_on_cpu("the norm before the attention", parts.input_norm, (hidden,))
+    check_on_cpu("the norm before the MLP", parts.post_norm, (hidden,))
+    check_on_cpu("the norm of queries", heads.q_norm, (heads.dim,))
+    check_on_cpu("the norm of keys", heads.k_norm, (heads.dim,))
     return _Layer(
         *(linear.address for linear in parts.linears),
         parts.input_norm.data_ptr(),

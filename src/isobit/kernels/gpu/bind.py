@@ -10,6 +10,7 @@ from torch import Tensor
 from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.checked import check_linear
 from isobit.kernels.gpu import fits, layouts, library, selection
 from isobit.kernels.gpu.operands import Operands
 from isobit.kernels.gpu.packs import record
@@ -44,7 +45,9 @@ def bind(
 
     Raises:
         Unsupported: no kernel takes these formats on the target; has every reason.
+        FormatError: shapes, dtypes or devices do not fit together.
     """
+    check_linear(weight, activations, input_scale, bias)
     spec = weight.spec if isinstance(weight, QTensor) else None
     reason = selection.unsupported(spec, activations)
     if reason:
