@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from isobit.errors import CheckpointError
-from isobit.formats.patterns import Pattern, PatternError, compiled, require_bounded
+from isobit.formats.patterns import PatternError, compiled_all
 from isobit.formats.schemes import Scheme
 
 PATTERN = "re:"
@@ -43,11 +43,12 @@ class Lookup:
     def __init__(self, entries: Iterable[str], what: str) -> None:
         places = {entry: place for place, entry in reversed(list(enumerate(dict.fromkeys(entries))))}
         self._places = {entry: place for entry, place in places.items() if not entry.startswith(PATTERN)}
-        found = [(entry, _pattern(entry, what), place) for entry, place in places.items() if entry.startswith(PATTERN)]
+        listed = [entry for entry in places if entry.startswith(PATTERN)]
         try:
-            require_bounded(pattern for _, pattern, _ in found)
+            patterns = compiled_all([entry.removeprefix(PATTERN) for entry in listed])
         except PatternError as error:
             raise CheckpointError(f"{what}: {error}") from None
+        found = [(entry, pattern, places[entry]) for entry, pattern in zip(listed, patterns, strict=True)]
         self._by_letters = sorted(found, key=lambda one: one[0])
         self._by_place = sorted(found, key=lambda one: one[2])
 
@@ -76,13 +77,6 @@ class Lookup:
         names = set(known)
         found = [entry for entry in self._places if entry not in names]
         return found + [e for e, pattern, _ in self._by_place if not any(pattern.found_in(name) for name in known)]
-
-
-def _pattern(entry: str, what: str) -> Pattern:
-    try:
-        return compiled(entry.removeprefix(PATTERN))
-    except PatternError as error:
-        raise CheckpointError(f"{what}: {entry!r}: {error}") from None
 
 
 def compact(modules: Iterable[str], assignments: Mapping[str, Scheme | None]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +36,7 @@ class Pattern:
 
     Attributes:
         text: the pattern.
-        work: about how much work one name is, for :func:`require_bounded`.
+        work: about how much work one name is, for :func:`compiled_all`.
     """
 
     def __init__(self, text: str, *, search: bool) -> None:
@@ -45,7 +45,7 @@ class Pattern:
             raise PatternError(f"it has {len(text):,} characters; {LONGEST_PATTERN:,} are read")
         try:
             self._tree = _parser.parse(text)
-            self._re = re.compile(text)
+            self._re: re.Pattern[str] = _compiler.compile(self._tree)
             choices = _choices(self._tree) + search
         except re.error as error:
             raise PatternError(f"not a regular expression: {error}") from None
@@ -84,17 +84,25 @@ def compiled(text: str, *, search: bool = False) -> Pattern:
     return Pattern(text, search=search)
 
 
-def require_bounded(patterns: Iterable[Pattern]) -> None:
-    """Checks that all patterns of a list together are not too much work.
+def compiled_all(texts: Sequence[str]) -> list[Pattern]:
+    """The patterns of a list, each to match at the beginning of a name, checked to be not too much work together.
 
     Raises:
-        PatternError: they are.
+        PatternError: they are, or one of them is none; says which.
     """
-    work = count = 0
-    for pattern in patterns:
-        work, count = work + pattern.work, count + 1
+    found: list[Pattern] = []
+    work = 0 if len(texts) <= MOST_WORK else MOST_WORK + 1
+    for text in texts if not work else ():
+        try:
+            found.append(compiled(text))
+        except PatternError as error:
+            raise PatternError(f"{text!r}: {error}") from None
+        work += found[-1].work
         if work > MOST_WORK:
-            raise PatternError(f"the first {count:,} patterns are more than isobit looks at: write names instead")
+            break
+    if work > MOST_WORK:
+        raise PatternError(f"{len(texts):,} patterns are more than isobit looks at: write names instead")
+    return found
 
 
 # ---------------------------------------------------------------------- what re may be trusted with
