@@ -54,8 +54,6 @@ def read_common(
     Raises:
         ModelError: keys are missing, wrong, or ask for what is not implemented; all of them are named.
     """
-    if config.raw("model_type") not in (None, family):
-        config.problem("model_type", f"architectures says {family}, and other programs go by model_type: correct one")
     config.only("hidden_act", ACTIVATIONS, "activation")
     config.only("partial_rotary_factor", (1,), "partial rotary embedding")
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -80,11 +78,20 @@ def read_common(
         "windows": windows if windows is not None else (None,) * layers,
         **flags,
     }
-    own_code = _own_code(config)
+    said = (*notes, *_own_code(config))
+    _check_heads(config, values)
     refuse_unread(config, values)
     config.check()
     model = ModelConfig(**values)
-    return replace(model, notes=(*notes, *own_code, *_stretched(model)))
+    return replace(model, notes=(*said, *_stretched(model)))
+
+
+def _check_heads(config: Fields, values: dict[str, Any]) -> None:
+    """The numbers of heads and their width, as :class:`ModelConfig` wants them."""
+    if config.sound and values["num_heads"] % values["num_kv_heads"]:
+        config.problem("num_attention_heads", f"is not a multiple of num_key_value_heads = {values['num_kv_heads']}")
+    if config.sound and values["head_dim"] % 2:
+        config.complain(f"head_dim = {values['head_dim']} is odd; rotary embeddings need pairs")
 
 
 def _positions(config: Fields, common: Common) -> int:

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from isobit.errors import ModelError
@@ -40,7 +41,23 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     if not isinstance(config, Mapping):
         raise ModelError(f"config.json: expected an object, not {shown(config)}")
-    return family(ARCHS[_architecture(config)]).from_hf(Fields(config))  # type: ignore[no-any-return]
+    name, fields = ARCHS[_architecture(config)], Fields(config)
+    notes = _model_type(fields, name)
+    model: ModelConfig = family(name).from_hf(fields)
+    return replace(model, notes=(*notes, *model.notes)) if notes else model
+
+
+def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
+    """What it means that model_type names another family than architectures does."""
+    named = fields.raw("model_type")
+    if named is None or named == name:
+        return ()
+    if named not in ARCHS.values():
+        fields.problem("model_type", f"architectures says {name}, and other programs go by model_type: correct one")
+        return ()
+    return (
+        f"architectures says {name} and model_type says {named}: isobit goes by the first, transformers by the other",
+    )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
