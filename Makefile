@@ -6,6 +6,7 @@
 #   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
 #   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 and with parts of it (2 minutes on 2 cores)
 #   make support the same, and writes what was found into docs/support.md
+#   make wheel   the source distribution and the wheel in dist/, checked in an environment of its own (2 minutes on 2 cores)
 #   make bench   benchmarks that need no accelerator: about 15 minutes, 25 GB of disk (docs/benchmarks.md)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ INSTALL = $(PIP) install --constraint constraints.txt
 PURE   := -m isobit.errors -m isobit.formats.spec -m isobit.formats.table -m isobit.formats.schemes -m isobit.formats.rules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sanitize proof emulate support bench clean
+.PHONY: help demo test check sanitize proof emulate support wheel bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +65,9 @@ support: $(VENV)/isobit-test
 
 emulate: $(VENV)/isobit
 	tests/native/emulate.sh $(BIN)/python
+
+wheel: $(VENV)/isobit-test
+	$(BIN)/python dev/check_wheel.py --out dist
 
 bench: $(VENV)/isobit-test
 	$(BIN)/python benchmarks/cpu_linear.py

@@ -17,9 +17,9 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path(__file__).parent / "src" / "isobit" / "kernels" / "cpu" / "cpp"
 
 
-def load_builder():
-    """The build module of the kernels, by its path: the package itself cannot be imported yet."""
-    spec = importlib.util.spec_from_file_location("isobit_cpu_build", SOURCES / "build.py")
+def load(name):
+    """A module beside the kernels' sources, by its path: the package itself cannot be imported yet."""
+    spec = importlib.util.spec_from_file_location(f"isobit_cpu_{name}", SOURCES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -33,7 +33,7 @@ class BuildKernels(build_ext):
         return f"{fullname.replace('.', '/')}.so"  # no Python version in it: it has nothing to do with Python
 
     def build_extension(self, ext: Extension) -> None:
-        builder, library = load_builder(), Path(self.get_ext_fullpath(ext.name))
+        builder, library = load("build"), Path(self.get_ext_fullpath(ext.name))
         try:
             builder.build(library)
         except builder.BuildError as error:
@@ -54,11 +54,29 @@ class BuildKernels(build_ext):
         return [*super().get_outputs(), *(str(Path(self.build_lib, "isobit/kernels/cpu/_cpu.json")),)]
 
 
-class PlatformWheel(bdist_wheel):
-    """One wheel for every Python version of a platform: the library is called through ctypes."""
+class Wheel(bdist_wheel):
+    """A wheel for every Python version, since the library is called through ctypes; its tag says what is in it.
+
+    With the kernels it is for the systems on which they run, without them for any: pip must never take one without
+    kernels for one with them.
+    """
+
+    def run(self) -> None:
+        self.run_command("build_ext")  # before it is decided where files go
+        if self._library() is None:
+            self.root_is_pure, self.distribution.ext_modules = True, []  # Python files and no more
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        local, library = super().get_tag()[2], self._library()
+        if library is None:
+            return "py3", "none", "any" if self.root_is_pure else local
+        return "py3", "none", load("tags").platform_tag(library.read_bytes(), local)
+
+    def _library(self) -> Path | None:
+        """The library that was built; None if there is none."""
+        path = Path(self.get_finalized_command("build_ext").get_ext_fullpath("isobit.kernels.cpu._cpu"))
+        return path if path.exists() else None
 
 
 setup(
@@ -69,5 +87,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

@@ -31,6 +31,18 @@ COMPILERS = ("c++", "g++", "clang++")  # the first that is there, unless CXX nam
 # exact divisions. Contraction to fused multiply-adds is what the kernels are written for.
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-pthread")
 
+# What makes the library run on older systems than the one that builds it: the C++ library inside, and old versions of
+# what the C library has in two (OLDEST_SOURCE). Tried first; where a linker cannot, the library is linked plainly.
+OLDEST_SOURCE = "oldest.cpp"
+_WRAPPED = ("pthread_create", "pthread_join", "pthread_once", "pthread_mutex_trylock", "__pthread_key_create")
+PORTABLE_LINK = (
+    "-static-libstdc++",
+    "-Wl,--gc-sections",  # or parts of it come that nothing here calls, with needs of their own
+    "-Wl,--exclude-libs,ALL",
+    "-Wl,-z,defs",
+    *(f"-Wl,--wrap={name}" for name in _WRAPPED),
+)
+
 
 @dataclass(frozen=True)
 class Isa:
@@ -144,7 +156,7 @@ def build(
             list(pool.map(compile_one, sources, objects))
         linked = output.with_name(f"{output.name}.{os.getpid()}.new")  # beside it: a rename must not cross file systems
         try:
-            _run([*command, "-shared", "-pthread", *flags, *map(str, objects), "-o", str(linked)])
+            _link([*command, "-shared", "-pthread", *flags], objects, linked)
             digest = _digest(linked)
             linked.replace(output)
         finally:
@@ -153,6 +165,21 @@ def build(
     built = Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
     write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=digest)
     return built
+
+
+def _link(command: list[str], objects: list[Path], output: Path) -> None:
+    """Links the library so that it runs on older systems too, or plainly where that cannot be done.
+
+    Sanitizers bring libraries of their own that everything has to go through.
+    """
+    if not any(word.startswith("-fsanitize") for word in command):
+        try:
+            _run([*command, *map(str, objects), *PORTABLE_LINK, "-o", str(output)])
+            return
+        except BuildError:
+            pass
+    plain = [str(path) for path in objects if path.stem != Path(OLDEST_SOURCE).stem]
+    _run([*command, *plain, "-o", str(output)])
 
 
 def write_note(library: Path, **facts: object) -> None:
