@@ -176,6 +176,8 @@ def test_a_quantized_checkpoint_is_planned_as_it_is() -> None:
         ({}, {"scheme_names": ["int5"]}, IsobitError, "Did you mean"),
         ({}, {"kv": "fp5"}, FormatError, "unknown element format"),
         ({}, {"batch": 0}, UsageError, "above 0"),
+        ({}, {"batch": 10**400}, UsageError, "batch up to"),
+        ({}, {"context": 10**400}, UsageError, "longest is 4096"),
         ({}, {"context": 10**6}, UsageError, "longest is 4096"),
         ({"quantization_config": {"quant_method": "gptq"}}, {}, IsobitError, "gptq"),
     ],

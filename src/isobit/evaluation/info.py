@@ -148,8 +148,9 @@ def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tu
     try:
         said = checkpoint.notes
         found = resolve(checkpoint)
-    except ModelError:  # another architecture: nothing is wrong with it
-        return checkpoint, (), said
+    except ModelError as error:  # nothing is wrong with it; without sizes config.json describes no model at all
+        why = (f"isobit does not run this: {error}",) if "hidden_size" in checkpoint.config else ()
+        return checkpoint, (), (*said, *why)
     except IsobitError as error:
         return checkpoint, (), (*said, str(error))
     unneeded = (*found.left_out, *found.kv_scales)

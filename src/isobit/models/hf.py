@@ -8,7 +8,7 @@ from typing import Any
 
 from isobit.models.config import LARGEST_CONTEXT, ModelConfig, Rope, RopeKind
 from isobit.models.fields import Fields, Number, shown
-from isobit.models.hf_keys import refuse_unread
+from isobit.models.hf_keys import complain_of_unread
 
 ACTIVATIONS = ("silu", "swish")
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
@@ -80,7 +80,7 @@ def read_common(
     }
     said = (*notes, *_own_code(config))
     _check_heads(config, values)
-    refuse_unread(config, values)
+    complain_of_unread(config, values)
     config.check()
     model = ModelConfig(**values)
     return replace(model, notes=(*said, *_stretched(model)))

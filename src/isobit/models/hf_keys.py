@@ -140,7 +140,7 @@ def _attention_scale(value: Any, head_dim: int) -> bool:
     return isinstance(value, float) and abs(value - usual) <= 1e-6 * usual
 
 
-def refuse_unread(fields: Fields, read: dict[str, Any]) -> None:
+def complain_of_unread(fields: Fields, read: dict[str, Any]) -> None:
     """Complains about every key that nobody read and that may change the computation."""
     for key, value in fields.unread():
         if not isinstance(key, str):

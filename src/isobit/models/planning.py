@@ -26,6 +26,7 @@ from isobit.targets.table import TARGETS, lookup, reference_board
 
 LARGEST_CONFIG = 16 << 20  # bytes
 DEFAULT_CONTEXT = 4096
+LARGEST_BATCH = 1 << 30  # sequences
 _PLAIN_CACHES = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32"}
 
 Machine = tuple[Target, Board]
@@ -195,8 +196,8 @@ def plans(
     """
     config, folder = (model, None) if isinstance(model, Mapping) else locate(model, revision)
     work = described(config, folder)
-    if batch < 1 or (context is not None and context < 1):
-        raise UsageError("context and batch are whole numbers above 0")
+    if not 1 <= batch <= LARGEST_BATCH or (context is not None and context < 1):
+        raise UsageError(f"context and batch are whole numbers above 0, batch up to {LARGEST_BATCH}")
     if context is not None and context > work.max_context:
         raise UsageError(f"a context of {context} tokens: this model's longest is {work.max_context}")
     request = Request(context or min(DEFAULT_CONTEXT, work.max_context), batch, cache_format(kv), allow_relaxed)
