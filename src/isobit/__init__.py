@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["__version__", "evaluate", "info", "load", "quantize"]
+__all__ = ["__version__", "evaluate", "info", "load", "plan", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

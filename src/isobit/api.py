@@ -1,13 +1,17 @@
-"""The Python interface: quantize, load, evaluate, info. The command line goes through here too."""
+"""The Python interface: plan, quantize, load, evaluate, info. The commands of the same names call these functions.
+
+What is wrong with an argument is said here, by its name, before anything is read (:mod:`isobit.arguments`).
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit import arguments
 from isobit.errors import CheckpointWarning, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme as scheme_named
@@ -16,10 +20,46 @@ if TYPE_CHECKING:
     from isobit.engine.generate import Completion, Generator
     from isobit.evaluation.info import CheckpointInfo
     from isobit.evaluation.measure import Evaluation
+    from isobit.legalize.plan import Plan
+    from isobit.legalize.workload import Workload
     from isobit.quantizer.driver import Prediction
     from isobit.quantizer.report import QuantizeReport
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
+SEARCHES = ("absmax", "mse")
+LARGEST_SEED = 2**64 - 1
+MOST_THREADS = 4096
+
+
+def find(model: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder of a model: what every function here that takes one begins with.
+
+    Args:
+        model: a local folder, a Hugging Face id, which is downloaded once, or ``"bundled"``.
+        revision: branch, tag or commit of a Hugging Face id.
+        weights: False is content with configuration and tokenizer.
+
+    Raises:
+        UsageError: ``model`` is no name that a model can have, or a revision is given of what has none.
+        SourceError: there is no such model.
+    """
+    from isobit.checkpoint.source import resolve
+
+    return resolve(_model("model", model, revision), revision=revision, weights=weights)
+
+
+def _model(name: str, model: object, revision: object = None) -> str:
+    """The name of a model, checked."""
+    found = arguments.path(name, model)
+    arguments.optional_text("revision", revision)
+    here = found == "bundled" or Path(found).expanduser().exists()
+    if here and revision is not None:
+        what = "comes with isobit" if found == "bundled" else "is on this machine"
+        reason = f"{found} {what}, and only models of the Hugging Face hub have revisions"
+        raise UsageError(f"revision {revision!r}: {reason}; leave it out")
+    return found
 
 
 def quantize(
@@ -65,19 +105,21 @@ def quantize(
     Raises:
         IsobitError: bad input, an unusable scheme, or too little memory or disk; the message says what to do.
     """
-    from isobit.checkpoint.source import resolve
     from isobit.quantizer.driver import quantize as run
 
-    policy = make_policy(scheme, rules)
+    name, policy = _model("model", model, revision), make_policy(scheme, rules)
+    target, settings = output_folder(name, out, policy), _settings(search, calibration, max_shard_bytes)
+    workers = arguments.optional_whole("threads", threads, 1, MOST_THREADS)
+    flags = {"overwrite": overwrite, "resume": resume, "progress": progress, "allow_mixed_fused": allow_mixed_fused}
+    for flag, value in flags.items():
+        arguments.flag(flag, value)
     return run(
-        resolve(model, revision=revision),
-        output_folder(model, out, policy),
+        find(name, revision=revision),
+        target,
         policy,
-        search=search,
-        calibration=None if calibration is None else Path(calibration),
-        max_shard_bytes=max_shard_bytes,
+        **settings,
         allow_mixed_fused=allow_mixed_fused,
-        threads=threads,
+        threads=workers,
         overwrite=overwrite,
         resume=resume,
         progress=progress,
@@ -91,28 +133,43 @@ def predict(
     *,
     rules: Iterable[tuple[str, str]] = (),
     allow_mixed_fused: bool = False,
+    search: str | None = None,
+    calibration: str | Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     revision: str | None = None,
 ) -> Prediction:
     """What :func:`quantize` would write: tensors, bytes, bits per weight. Reads headers and writes nothing.
 
     Takes and raises what :func:`quantize` does before it writes.
     """
-    from isobit.checkpoint.source import resolve
     from isobit.quantizer.driver import predict as run
 
-    policy = make_policy(scheme, rules)
-    folder = resolve(model, revision=revision)
-    return run(folder, output_folder(model, out, policy), policy, allow_mixed_fused=allow_mixed_fused)
+    name, policy = _model("model", model, revision), make_policy(scheme, rules)
+    target, settings = output_folder(name, out, policy), _settings(search, calibration, max_shard_bytes)
+    arguments.flag("allow_mixed_fused", allow_mixed_fused)
+    return run(find(name, revision=revision), target, policy, **settings, allow_mixed_fused=allow_mixed_fused)
+
+
+def _settings(search: str | None, calibration: str | Path | None, max_shard_bytes: int) -> dict[str, Any]:
+    """What :func:`quantize` and :func:`predict` hand over alike, checked."""
+    text = arguments.optional_path("calibration", calibration)
+    return {
+        "search": arguments.optional_choice("search", search, SEARCHES),
+        "calibration": None if text is None else Path(text),
+        "max_shard_bytes": arguments.whole("max_shard_bytes", max_shard_bytes, 1),
+    }
 
 
 def make_policy(scheme: str, rules: Iterable[tuple[str, str]]) -> Policy:
     """The policy of a default scheme and ``(regex, scheme or "keep")`` pairs."""
-    return Policy(scheme_named(scheme), tuple(Rule(pattern, action) for pattern, action in rules))
+    checked = arguments.pairs("rules", rules)
+    return Policy(scheme_named(arguments.text("scheme", scheme)), tuple(Rule(*pair) for pair in checked))
 
 
 def output_folder(model: str | Path, out: str | Path | None, policy: Policy) -> Path:
     """The folder to write: what the user named, or the model's name and the scheme's."""
-    return Path(out) if out is not None else Path(f"{default_name(model)}-{policy.default.name}")
+    named = arguments.optional_path("out", out)
+    return Path(named if named is not None else f"{default_name(model)}-{policy.default.name}")
 
 
 def default_name(model: str | Path) -> str:
@@ -134,12 +191,15 @@ class Model:
             prompt: text, or token ids.
             sampling: fields of :class:`isobit.engine.sampling.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
                 Where nothing is given, what the model's generation_config.json asks for holds (:attr:`sampling`).
+
+        Raises:
+            UsageError: a prompt or an option that cannot be used.
         """
-        return self._generator.generate(prompt, self._params(sampling))
+        return self._generator.generate(arguments.prompt(prompt), self._params(sampling))
 
     def stream(self, prompt: str | list[int], **sampling: Any) -> Iterator[Any]:
         """Complete a prompt piece by piece; takes what :meth:`generate` takes."""
-        return self._generator.stream(prompt, self._params(sampling))
+        return self._generator.stream(arguments.prompt(prompt), self._params(sampling))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -179,13 +239,22 @@ def load(model: str | Path, *, dtype: str | None = None, revision: str | None = 
     Warns:
         CheckpointWarning: what people should know about this checkpoint; :attr:`Model.notes` has it, too.
     """
-    from isobit.checkpoint.source import resolve
-    from isobit.engine.generate import load_generator
-
-    loaded = Model(load_generator(resolve(model, revision=revision), dtype=dtype, device=device))
+    loaded = Model(generator(model, dtype=dtype, revision=revision, device=device))
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
     return loaded
+
+
+def generator(
+    model: str | Path, *, dtype: str | None = None, revision: str | None = None, device: str = "cpu"
+) -> Generator:
+    """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same."""
+    arguments.optional_choice("dtype", dtype, DTYPES)
+    arguments.choice("device", device, DEVICES)
+    folder = find(model, revision=revision)
+    from isobit.engine.generate import load_generator
+
+    return load_generator(folder, dtype=dtype, device=device)
 
 
 def evaluate(
@@ -194,8 +263,11 @@ def evaluate(
     *,
     text: str | Path | None = None,
     ctx: int | None = None,
+    stride: int | None = None,
     tokens: int | None = None,
     seed: int = 0,
+    command: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure how well a model predicts a text, and what it lost against the model it was made from.
 
@@ -203,31 +275,95 @@ def evaluate(
         model: a local folder, a Hugging Face id, or ``"bundled"``.
         against: the source to compare with; without it there is perplexity but no KL divergence.
         text: a UTF-8 file or a folder of them; held-out Python code if None.
-        ctx: tokens per window; 512 or what the model can read if None.
+        ctx: tokens per window, at least 2; 512 or what the model can read if None.
+        stride: tokens from one window to the next, at most ``ctx``, which it is if None: windows do not overlap.
         tokens: about how many tokens to score, spread over the text; 32768 if None, all of them if 0.
-        seed: of the bootstrap behind the confidence intervals.
+        seed: of the bootstrap behind the confidence intervals, at least 0.
+        command: the command line that measures the same, for reports.
+        progress: called with (windows done, windows in all) as they are done.
 
     Returns:
         The likelihood and, given a source, the fidelity: mean and 99th-percentile KL divergence in nats, top-1
-        agreement and perplexities, each with a 95 % confidence interval.
+        agreement and perplexities, each with a 95 % confidence interval if there are enough windows.
+
+    Raises:
+        IsobitError: bad input, models that cannot be compared, or one that gives NaN; the message says what to do.
     """
-    from isobit.checkpoint.source import resolve
+    names = _model("model", model), "" if against is None else _model("against", against)
+    file = arguments.optional_path("text", text)
+    if arguments.optional_whole("ctx", ctx, 0) in (0, 1):
+        raise UsageError(f"ctx: a context of {ctx} tokens scores nothing; use at least 2")
+    arguments.optional_whole("stride", stride, 1)
+    if not isinstance(tokens, bool) and isinstance(tokens, int) and tokens < 0:
+        raise UsageError(f"tokens: {tokens} tokens to score; give at least 1, or 0 for the whole text")
+    count = arguments.optional_whole("tokens", tokens, 0)
+    arguments.whole("seed", seed, 0, LARGEST_SEED)
+    if progress is not None and not callable(progress):
+        raise UsageError(f"progress must be a function of (windows done, windows in all), not {progress!r}")
+
     from isobit.evaluation import corpus, measure
     from isobit.evaluation.likelihood import DEFAULT_TOKENS
 
     return measure.evaluate(
-        resolve(model),
-        corpus.heldout() if text is None else corpus.read_corpus(Path(text)),
-        against=None if against is None else resolve(against),
+        find(model),
+        corpus.heldout() if file is None else corpus.read_corpus(Path(file)),
+        against=None if against is None else find(against),
         ctx=ctx,
-        tokens=DEFAULT_TOKENS if tokens is None else tokens or None,
+        stride=stride,
+        tokens=DEFAULT_TOKENS if count is None else count or None,
         seed=seed,
+        command=command,
+        names=(default_name(names[0]), default_name(names[1]) if names[1] else ""),
+        progress=progress,
     )
 
 
 def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
-    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and scales, no weights."""
-    from isobit.checkpoint.source import resolve
+    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and loads no weights."""
+    folder = find(model, revision=revision)
     from isobit.evaluation.info import describe
 
-    return describe(resolve(model, revision=revision))
+    return describe(folder)
+
+
+def plan(
+    model: str | Path | Mapping[str, Any],
+    *,
+    targets: Iterable[str] = ("here",),
+    schemes: Iterable[str] = (),
+    context: int | None = None,
+    batch: int = 1,
+    kv: str | None = None,
+    allow_relaxed: bool = False,
+    revision: str | None = None,
+) -> tuple[Workload, list[list[Plan]]]:
+    """What happens to a model under every scheme on every target, without weights, GPU or torch.
+
+    Args:
+        model: a ``config.json``, its contents, a folder with one, a Hugging Face id, or ``"bundled"``.
+        targets: names of targets and boards, ``"all"``, ``"here"``.
+        schemes: names of schemes, or ``"all"``; none for what the checkpoint holds if it is quantized, else all.
+        context: tokens of a sequence; by default 4096, or the model's longest context if that is shorter.
+        batch: sequences at once.
+        kv: format of the cache; by default that of the activations.
+        allow_relaxed: whether a rounding point may be dropped where nothing else works.
+        revision: branch, tag or commit of a Hugging Face id.
+
+    Returns:
+        The model, and the plans of each machine, a scheme each.
+
+    Raises:
+        IsobitError: something named does not exist, or the model is not one that isobit runs.
+    """
+    from isobit.models.planning import plans
+
+    return plans(
+        model if isinstance(model, Mapping) else _model("model", model, revision),
+        targets=arguments.texts("targets", targets),
+        scheme_names=arguments.texts("schemes", schemes),
+        context=arguments.optional_whole("context", context, 1),
+        batch=arguments.whole("batch", batch, 1),
+        kv=arguments.optional_text("kv", kv),
+        allow_relaxed=arguments.flag("allow_relaxed", allow_relaxed),
+        revision=revision,
+    )

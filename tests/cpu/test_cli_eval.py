@@ -10,8 +10,9 @@ import pytest
 import tiny
 import torch
 
+from isobit.api import default_name
 from isobit.checkpoint.reader import Checkpoint
-from isobit.cli.evaluate import command_line, short_name
+from isobit.cli.evaluate import command_line
 from isobit.cli.main import build_parser, main
 from isobit.errors import UsageError
 from isobit.evaluation import corpus, measure
@@ -231,9 +232,9 @@ def test_the_command_line_of_the_report_measures_the_same_again() -> None:
 
 
 def test_names_of_models() -> None:
-    assert short_name("org/model") == "model"
-    assert short_name("./a/b/") == "b"
-    assert short_name(".") == Path.cwd().name
+    assert default_name("org/model") == "model"
+    assert default_name("./a/b/") == "b"
+    assert default_name(".") == Path.cwd().name
 
 
 def test_subjects_know_their_checkpoint(int4: Path) -> None:

@@ -203,6 +203,20 @@ def test_the_report_on_the_disk_is_about_the_result_and_not_about_the_run(tmp_pa
     assert set(stored["files"]) == set(hashes(tmp_path / "out")) - {"isobit_report.json"}
 
 
+@pytest.mark.parametrize(("name", "exponent"), [("int8", 80), ("fp8", 80), ("int8", -90), ("fp8-e5m2", -90)])
+def test_the_relative_error_does_not_depend_on_how_large_the_weights_are(
+    tmp_path: Path, name: str, exponent: int
+) -> None:
+    """Squares of such weights leave float32: inf / inf was shown as nan, and errors of small ones as 0."""
+    source = tensors()
+    scaled = {key: value * 2.0**exponent if "_proj" in key else value for key, value in source.items()}
+    wanted = run(write(tmp_path / "plain"), tmp_path / "a", name).relative_squared_error
+    found = run(write(tmp_path / "scaled", scaled), tmp_path / "b", name).relative_squared_error
+    assert found == pytest.approx(wanted, rel=1e-3) and wanted > 0
+    zero = {key: torch.zeros_like(value) if "_proj" in key else value for key, value in source.items()}
+    assert run(write(tmp_path / "zero", zero), tmp_path / "c", name).relative_squared_error == 0
+
+
 def test_biases_pass_through(tmp_path: Path) -> None:
     weights = tensors()
     for layer in range(2):

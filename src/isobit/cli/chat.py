@@ -61,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
     system = None if args.system is None else text_input.argument(args.system, "the system message")
     text_input.standard_input("messages")
 
-    from isobit.checkpoint.source import resolve
-    from isobit.engine.generate import load_generator
+    from isobit import api
     from isobit.engine.tokenizer import Tokenizer
 
-    folder = resolve(args.model, revision=args.revision)
+    folder = api.find(args.model, revision=args.revision)
     template = own if own is not None else Tokenizer.from_folder(folder).chat_template
     if template is None:
         raise UsageError(
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             f'Use `isobit generate {args.model} "PROMPT"`, or give a template with --template FILE'
         )
     options = {"enable_thinking": False} if args.no_thinking else {}
-    generator = load_generator(folder, dtype=args.dtype, device=args.device)
+    generator = api.generator(folder, dtype=args.dtype, device=args.device)
     notes.show(generator.notes)
     params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)

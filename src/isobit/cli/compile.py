@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from isobit import api
     from isobit.checkpoint.reader import Checkpoint
-    from isobit.checkpoint.source import resolve
     from isobit.kernels.gpu.compile.processes import triton_version
     from isobit.kernels.gpu.packs.write import write_pack
     from isobit.models.contents import contents
@@ -91,7 +91,7 @@ def _pack(args: argparse.Namespace) -> int:
     if len(targets) != 1:
         raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
     triton_version()  # says how to get it, before anything large is read
-    held = contents(Checkpoint.open(resolve(args.model, revision=args.revision)))
+    held = contents(Checkpoint.open(api.find(args.model, revision=args.revision)))
     wanted, dtype = requests(held, targets[0], args.dtype)
     notes.show(held.notes)
     with tqdm(total=len(wanted), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:

@@ -68,24 +68,22 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the report if one was asked for."""
     if args.report is not None:
         check_report(args.report, args.against)
-    from isobit.checkpoint.source import resolve
-    from isobit.evaluation import corpus, measure, report
-    from isobit.evaluation.likelihood import DEFAULT_TOKENS
+    from isobit import api
 
-    text = corpus.heldout() if args.text is None else corpus.read_corpus(args.text)
-    found = measure.evaluate(
-        resolve(args.model),
-        text,
-        against=None if args.against is None else resolve(args.against),
+    found = api.evaluate(
+        args.model,
+        args.against,
+        text=args.text,
         ctx=args.ctx,
         stride=args.stride,
-        tokens=DEFAULT_TOKENS if args.tokens is None else args.tokens or None,
+        tokens=args.tokens,
         seed=args.seed,
         command=command_line(args),
-        names=(short_name(args.model), short_name(args.against or "")),
         progress=None if args.quiet else show_progress,
     )
     if args.report is not None and found.results is not None:
+        from isobit.evaluation import report
+
         report.write(found.results, args.report)
     notes.show(found.notes)
     if args.json:
@@ -128,12 +126,6 @@ def check_report(path: Path, against: str | None) -> None:
         raise UsageError(f"--report {path}: the folder {path.absolute().parent} does not exist")
     if path.is_dir():
         raise UsageError(f"--report {path}: this is a folder; name a file, for example {path / 'report.html'}")
-
-
-def short_name(model: str) -> str:
-    """The last part of a path or Hugging Face id."""
-    name = model.rstrip("/").rpartition("/")[2]
-    return name if name not in ("", ".", "..") else Path(model).resolve().name
 
 
 def command_line(args: argparse.Namespace) -> str:

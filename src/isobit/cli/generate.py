@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args.prompt, args.file)
     given = given_options(args)
 
-    from isobit.checkpoint.source import resolve
-    from isobit.engine.generate import doubled_bos, load_generator
+    from isobit import api
+    from isobit.engine.generate import doubled_bos
 
-    generator = load_generator(resolve(args.model, revision=args.revision), dtype=args.dtype, device=args.device)
+    generator = api.generator(args.model, dtype=args.dtype, revision=args.revision, device=args.device)
     doubled = doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer)
     found = (*generator.notes, *([doubled] if doubled else []))
     notes.show(found)

@@ -25,10 +25,9 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    from isobit.checkpoint.source import resolve
-    from isobit.evaluation import info
+    from isobit import api
 
-    found = info.describe(resolve(args.model, revision=args.revision))
+    found = api.info(args.model, revision=args.revision)
     if args.json:
         shown = asdict(found)
         if not args.tensors:
@@ -36,5 +35,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(shown, sys.stdout, indent=2)
         print()
     else:
+        from isobit.evaluation import info
+
         print(info.text(found, tensors=args.tensors))
     return 0

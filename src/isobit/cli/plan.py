@@ -53,14 +53,14 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plans; the status is 0 whatever they say."""
+    from isobit import api
     from isobit.kernels.cpu import library as cpu_library
     from isobit.legalize import text
-    from isobit.models.planning import plans
 
-    work, found = plans(
+    work, found = api.plan(
         args.model,
         targets=_names(args.target),
-        scheme_names=_names(args.scheme),
+        schemes=_names(args.scheme),
         context=args.context,
         batch=args.batch,
         kv=args.kv,

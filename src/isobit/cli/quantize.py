@@ -100,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
             args.scheme,
             rules=rules,
             allow_mixed_fused=args.allow_mixed_fused,
+            search=args.search,
+            calibration=args.calibration,
+            max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
             revision=args.revision,
         )
         print(json.dumps(asdict(prediction), indent=2) if args.json else foresight(prediction))

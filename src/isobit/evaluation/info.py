@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class CheckpointInfo:
     schemes: tuple[SchemeUse, ...]
     dtypes: tuple[DtypeUse, ...]
     notes: tuple[str, ...]
-    tensors: tuple[TensorRow, ...]
+    tensors: tuple[TensorRow, ...] = field(repr=False)
 
 
 def describe(path: Path | str) -> CheckpointInfo:

@@ -245,6 +245,10 @@ def _quantize(job: Job, begin: int, data: Tensor, spec: WeightSpec) -> Piece:
         if begin == 0 or not job.is_whole(name)
     )
     signal, noise = _errors(data, quantized)
+    if not math.isfinite(noise):
+        raise FormatError(
+            f"the tensor contains {float(data.abs().max()):.6g}, which {spec.element} rounds beyond float32"
+        )
     return Piece(parts, signal, noise)
 
 
@@ -258,9 +262,17 @@ def _errors(data: Tensor, quantized: QTensor) -> tuple[float, float]:
         rows = slice(begin, min(begin + step, data.shape[0]))
         exact = data[rows].float().reshape(-1)
         error = quantized.dequantize(rows).reshape(-1).sub_(exact)
-        signal += float(torch.dot(exact, exact))
-        noise += float(torch.dot(error, error))
+        signal += _sum_of_squares(exact)
+        noise += _sum_of_squares(error)
     return signal, noise
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    """The sum of the squares of float32 values, also where these leave float32."""
+    found = float(torch.dot(values, values))
+    if 1e-30 < found < math.inf or not values.any():
+        return found
+    return float(torch.dot(doubles := values.double(), doubles))
 
 
 def _cast(job: Job, begin: int, data: Tensor) -> Piece:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from isobit.quantizer.jobs import Job
@@ -21,7 +21,8 @@ class ModuleRecord:
         shape: shape of the source tensor; [N, K] for weights.
         source_bytes: its size in the source.
         bytes: its size in the output, scales and zero points included.
-        relative_squared_error: sum of squared differences over sum of squared weights; None if not quantized.
+        relative_squared_error: sum of squared differences over sum of squared weights, 0 where all weights are 0; None
+            if not quantized.
     """
 
     name: str
@@ -66,8 +67,8 @@ class QuantizeReport:
 
     out: str
     scheme: str
-    modules: tuple[ModuleRecord, ...]
-    files: dict[str, int]
+    modules: tuple[ModuleRecord, ...] = field(repr=False)
+    files: dict[str, int] = field(repr=False)
     source_bytes: int
     output_bytes: int
     bits_per_weight: float | None
