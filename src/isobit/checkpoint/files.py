@@ -12,6 +12,8 @@ from pathlib import Path
 
 from isobit.errors import CheckpointError
 
+_MORE = 1 << 20  # bytes
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -34,10 +36,13 @@ def read_file(path: Path | str, limit: int) -> bytes:
     descriptor = open_regular(path)
     try:
         with open(descriptor, "rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(descriptor).st_size
+            data = b"" if size > limit else file.read(size + 1)  # not limit + 1, for which memory would be set aside
+            while len(data) > size and len(data) <= limit and (more := file.read(_MORE)):
+                data += more  # it is growing, or a file of /proc, which says that it has no bytes
     except OSError as error:
         raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
-    if len(data) > limit:
+    if max(size, len(data)) > limit:
         raise CheckpointError(f"this file is larger than {limit:,} bytes", file=path)
     return data
 

@@ -146,7 +146,7 @@ def _extent(file: IO[bytes], member: zipfile.ZipInfo) -> _Extent:
 
 def _read_old(file: IO[bytes], size: int) -> tuple[object, dict[str, _Extent]]:
     """Five pickles (magic number, protocol, the writer's machine, the dictionary, the storages' names), then data."""
-    start = io.BytesIO(file.read(LARGEST_PICKLE))
+    start = io.BytesIO(file.read(min(size, LARGEST_PICKLE)))
     if read_pickle(start) != _MAGIC or read_pickle(start) != _PROTOCOL:
         raise Damaged("it is no file of torch's")
     machine = read_pickle(start)

@@ -26,6 +26,7 @@ from isobit.checkpoint.legacy import read_bin_header
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.safetensors import TensorInfo, read_header
 from isobit.errors import CheckpointError
+from isobit.shortage import explain
 
 _LARGEST_CONFIG = 16 << 20  # bytes
 _LARGEST_READ = 1 << 30  # bytes in one system call: Linux stops at 2 GiB
@@ -216,6 +217,8 @@ class Checkpoint:
                 size = info.file.stat().st_size
                 whole = torch.from_file(str(info.file), shared=False, size=size, dtype=torch.uint8)
             except (OSError, RuntimeError) as error:
+                if explain(error) is not None:
+                    raise  # memory does not suffice: nothing is wrong with the file
                 raise CheckpointError(f"cannot be mapped: {error}", file=info.file, tensor=info.name) from None
             whole = self._maps.setdefault(info.file, whole)
         if info.end > whole.numel():

@@ -5,18 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-# How other libraries spell "no memory", in the text of RuntimeError, ImportError, OSError or an error of their own.
-_NO_MEMORY = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "unable to allocate",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "failed to map segment",
-    "cudaerrormemoryallocation",
-)
-_NO_THREADS = ("can't start new thread", "resource temporarily unavailable", "thread constructor failed")
+from isobit import shortage
 
 
 def explain(error: BaseException) -> str | None:
@@ -25,28 +14,13 @@ def explain(error: BaseException) -> str | None:
     Args:
         error: what reached the end of the command.
     """
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or (_of_a_library(error) and any(words in text for words in _NO_MEMORY)):
-        return (
-            f"memory does not suffice{_said(error)}: close other programs, raise the limit (ulimit -v, the "
-            "container's), or use a smaller model, context or format"
-        )
-    if _of_a_library(error) and any(words in text for words in _NO_THREADS):
-        return f"no thread could be started{_said(error)}: raise the limits of processes and memory (ulimit -u, -v)"
+    if (line := shortage.explain(error)) is not None:
+        return line
     if isinstance(error, RecursionError):
         return "the input is nested too deeply to be read"
     if isinstance(error, OSError) and error.errno is not None:
         return _system(error)
     return None
-
-
-def _of_a_library(error: BaseException) -> bool:
-    return isinstance(error, (RuntimeError, OSError, ImportError)) or type(error).__module__.split(".")[0] != "builtins"
-
-
-def _said(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f" ({first[:200]})" if first else ""
 
 
 def _system(error: OSError) -> str:

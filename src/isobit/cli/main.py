@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _guarded(argv)
+    import isobit.cli.failures  # noqa: F401  (now, and not when memory is short)
     from isobit.cli import signals
 
     signals.take()
@@ -94,9 +95,12 @@ def _command(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     if argv is None and args.run.__module__ not in _WITHOUT_TORCH:
         from isobit.cli import openmp
+        from isobit.shortage import require_address_space
         from isobit.targets.cores import cores
 
-        os.environ.update(openmp.settings(os.environ, cores()))
+        found = cores()
+        require_address_space(found.count)
+        os.environ.update(openmp.settings(os.environ, found))
     return int(args.run(args))
 
 

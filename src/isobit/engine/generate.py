@@ -17,6 +17,7 @@ from isobit.checkpoint.text.generation import Defaults
 from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, TokenLogprob, token_logprob
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.errors import CapacityError, UsageError
+from isobit.shortage import shortages
 from isobit.targets.prefill import prefill_chunk
 
 DEFAULT_MAX_TOKENS = 256
@@ -256,6 +257,7 @@ class _Answer:
         self._text: list[str] = []
 
     @torch.inference_mode()
+    @shortages()
     def _step(self, feed: Callable[[], Tensor]) -> int:
         """Feed tokens, choose the next."""
         logits = feed()
@@ -268,7 +270,8 @@ class _Answer:
     def pieces(self) -> Iterator[Piece]:
         """The answer; ends with the piece that has the completion."""
         eos = frozenset() if self._params.ignore_eos else self._generator.tokenizer.eos_ids
-        cache = self._generator.model.new_cache(1, len(self._prompt) + self._limit)
+        with shortages():
+            cache = self._generator.model.new_cache(1, len(self._prompt) + self._limit)
         started = time.perf_counter()
         token = self._step(lambda: self._generator.prefill(self._prompt, cache))
         prefill = time.perf_counter() - started
@@ -314,6 +317,7 @@ class _Answer:
         return (len(self._tokens) - 1) / seconds if len(self._tokens) > 1 and seconds > 0 else None
 
 
+@shortages()
 def load_generator(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Generator:
     """Load a checkpoint folder, quantized or not, for generation.
 

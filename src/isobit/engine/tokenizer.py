@@ -9,11 +9,12 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from isobit.checkpoint.text.fast import Fast, flag, guarded, read_fast, some
+from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, Fast, flag, guarded, read_fast, some
 from isobit.checkpoint.text.generation import Defaults, eos_ids, read_defaults
 from isobit.checkpoint.text.templates import chat_templates
 from isobit.checkpoint.text.tokens import optional_json
 from isobit.errors import UsageError
+from isobit.shortage import require_headroom
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -116,6 +117,7 @@ class Tokenizer:
             UsageError: the text has a lone surrogate.
             CheckpointError: the tokenizer has no token for a part of the text.
         """
+        require_headroom(ENCODING_BYTES * len(text) + SPARE_BYTES, "splitting this text into tokens")
         place = _lone_surrogate(text)
         if place is not None:
             raise UsageError(

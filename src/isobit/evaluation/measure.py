@@ -24,6 +24,7 @@ from isobit.evaluation.statistics import RESAMPLES
 from isobit.models.contents import TABLE, contents
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
+from isobit.shortage import shortages
 from isobit.targets.detect import detect
 from isobit.version import __version__
 
@@ -83,6 +84,7 @@ def bytes_per_token(checkpoint: Checkpoint) -> int:
     return sum(tensor.nbytes for name, tensor in found.ck.tensors.items() if name not in unread)
 
 
+@shortages()
 def evaluate(
     path: Path,
     corpus: Corpus,

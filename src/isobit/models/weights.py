@@ -18,6 +18,7 @@ from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder, Layer
 from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
 from isobit.models.place import Place, place
+from isobit.shortage import shortages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 KEEP_VALUES_BELOW = 1 << 30  # bytes
 
 
+@shortages()
 def load_model(
     source: Path | str | Checkpoint,
     *,

@@ -13,12 +13,13 @@ from torch import Tensor
 import isobit
 from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.text.fast import guarded, read_fast
+from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, guarded, read_fast
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
 from isobit.quantizer.jobs import InputScales
+from isobit.shortage import require_headroom
 
 WINDOW, WINDOWS = 512, 16  # tokens per window, and windows taken, evenly spread over the text
 _LARGEST_TEXT = 64 << 20  # bytes
@@ -133,6 +134,7 @@ def _tokens(ck: Checkpoint, text: str) -> Tensor:
             "is missing: without it there is no way to calibrate activation scales on text", file=path
         )
     tokenizer = read_fast(ck.path).tokenizer
+    require_headroom(ENCODING_BYTES * len(text) + SPARE_BYTES, "splitting the calibration text into tokens")
     encoded = guarded(path, "this tokenizer cannot encode the calibration text", tokenizer.encode, text)
     ids = torch.tensor(encoded.ids, dtype=torch.int64)
     vocabulary = ck.config.get("vocab_size", 0)

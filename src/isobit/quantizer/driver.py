@@ -34,12 +34,14 @@ from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
 from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
 from isobit.quantizer.stream import source_sums, stream
+from isobit.shortage import shortages
 from isobit.version import __version__
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _INPUT_SCALES = "input_scales"  # key of the journal entry
 
 
+@shortages()
 def quantize(
     source: Path,
     out: Path,
@@ -143,6 +145,7 @@ class Prediction:
     notes: tuple[str, ...]
 
 
+@shortages()
 def predict(
     source: Path,
     out: Path,

@@ -15,8 +15,11 @@ from isobit.checkpoint.jsonfile import LARGEST_JSON, short
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.text.tokens import FLAGS, Token, TokenFiles, read_tokens
 from isobit.errors import CheckpointError
+from isobit.shortage import require_headroom
 
 OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
+# Memory that the library takes, measured: it ends the process where that lacks.
+READING_BYTES, ENCODING_BYTES, SPARE_BYTES = 20, 200, 4 << 20  # per byte of tokenizer.json, per character of text
 _REASON = 300  # characters of the library's own words in a message
 _SHOWN = 4  # tokens named in a note
 
@@ -50,9 +53,9 @@ def read_fast(folder: Path) -> Fast:
     if not is_there(path):
         require_finished(folder)
         raise CheckpointError(_missing(folder), file=folder)
-    fast = guarded(
-        path, "this is not a tokenizer that can be read", FastTokenizer.from_buffer, read_file(path, LARGEST_JSON)
-    )
+    data = read_file(path, LARGEST_JSON)
+    require_headroom(READING_BYTES * len(data) + SPARE_BYTES, f"reading {path}")
+    fast = guarded(path, "this is not a tokenizer that can be read", FastTokenizer.from_buffer, data)
     own = {id: _own(token) for id, token in fast.get_added_tokens_decoder().items()}
     padding = fast.padding
     files = read_tokens(folder, own, padding.get("pad_token") if padding else None)
