@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from isobit.errors import FormatError
@@ -209,24 +210,26 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
 
     Returns:
         codes ``[..., K]`` and float32 scales that multiply them: ``[..., 1]`` per token and for static scales (a token
-        with a NaN or an infinity has its own NaN), ``[..., K / group]`` per group.
+        with a NaN or an infinity has its own NaN), ``[..., ceil(K / group)]`` per group, of which the last may be
+        shorter.
 
     Raises:
-        FormatError: K is not a multiple of the group, a static scale is missing, surplus or not positive, or the dtype
-            of ``x`` is another one.
+        FormatError: a static scale is missing, surplus or not positive, or the dtype of ``x`` is another one.
     """
     _check_activations(x, spec, static_scale)
     row = lookup(spec.element)
     shared = x.float()  # exact; the last axis is what shares a scale
     if spec.group is not None:
-        shared = shared.reshape(*x.shape[:-1], x.shape[-1] // spec.group, spec.group)
+        groups = -(-x.shape[-1] // spec.group)
+        shared = F.pad(shared, (0, -x.shape[-1] % spec.group)).unflatten(-1, (groups, spec.group))
     amax = shared.abs().amax(dim=-1, keepdim=True)
     scale = _activation_scale(amax, row, static_scale)
     quotient = shared / scale
     quotient.masked_fill_(scale.isnan(), 0.0)
     quotient.clamp_(-row.max, row.max)
-    codes = encode(quotient.reshape(x.shape), row)
-    return codes, scale if spec.group is None else scale.squeeze(-1)
+    if spec.group is None:
+        return encode(quotient, row), scale
+    return encode(quotient.flatten(-2)[..., : x.shape[-1]], row), scale.squeeze(-1)
 
 
 def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> None:
@@ -234,8 +237,6 @@ def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) ->
         raise FormatError(f"activations are float32, bfloat16 or float16, not {x.dtype}")
     if x.dim() == 0 or x.shape[-1] == 0:
         raise FormatError(f"activations of shape {list(x.shape)} have no values along K")
-    if spec.group is not None and x.shape[-1] % spec.group:
-        raise FormatError(f"K = {x.shape[-1]} activations are not a multiple of the group size {spec.group}")
     if spec.dynamic != (static_scale is None):
         raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
 

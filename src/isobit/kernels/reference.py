@@ -112,7 +112,10 @@ def _rounded(
         weight_scale = matrix.weight.scale.float()
         y *= weight_scale if weight_scale.numel() == 1 else weight_scale.squeeze(-1)
     else:
-        y = torch.cat([_by_runs(values, scale, part, matrix.weight, rows, run) for rows, part in matrix.pieces()], -1)
+        pieces = matrix.pieces()
+        y = torch.cat(
+            [_by_runs(values, scale, activations, part, matrix.weight, rows, run) for rows, part in pieces], -1
+        )
     return _add_bias(y, bias, x.dtype)
 
 
@@ -123,13 +126,15 @@ def _run_length(weight: QTensor, activations: ActSpec) -> int | None:
     return math.gcd(*known) if known else None
 
 
-def _by_runs(values: Tensor, scale: Tensor, part: Tensor, weight: QTensor, rows: slice, run: int) -> Tensor:
+def _by_runs(
+    values: Tensor, scale: Tensor, activations: ActSpec, part: Tensor, weight: QTensor, rows: slice, run: int
+) -> Tensor:
     """Partial sums over runs of K, each with its scales applied, added in float32: ``[..., n]``."""
     total = torch.zeros(*values.shape[:-1], part.shape[0])
     for begin in range(0, values.shape[-1], run):
         columns = slice(begin, min(begin + run, values.shape[-1]))
         partial = F.linear(values[..., columns], part[:, columns])
-        of_group = scale if scale.shape[-1] == 1 else scale[..., begin // (values.shape[-1] // scale.shape[-1]), None]
+        of_group = scale if activations.group is None else scale[..., begin // activations.group, None]
         total += partial * of_group * _weight_scale(weight, rows, begin)
     return total
 

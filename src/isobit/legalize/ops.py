@@ -31,6 +31,7 @@ class Op:
         count: how often it is there.
         bias: whether a linear adds one.
         scale_dtype: what scales are stored in.
+        given: whether the weight is quantized already, so that nothing is asked but whether kernels take it.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class Op:
     count: int = 1
     bias: bool = False
     scale_dtype: str = "bfloat16"
+    given: bool = False
 
     @property
     def a(self) -> str:

@@ -50,7 +50,8 @@ def decide(op: Op, target: Target, *, allow_relaxed: bool = False, rules: tuple[
 
 
 def _shape_problems(op: Op) -> tuple[str, ...]:
-    if op.weights is None:
+    """Why a scheme cannot hold a weight; a checkpoint's own last block of columns may be narrower than the others."""
+    if op.weights is None or (op.given and op.weights.block is not None):
         return ()
     try:
         check_shape(op.weights, op.n, op.k, op.name, op.activations)

@@ -118,7 +118,7 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
             weights, activations = workload.formats(tensor, scheme)
             name = tensor.module.rpartition(".*.")[2]
             found.append(Op("linear", name, n, k, weights, activations, dtype, kept, count=tensor.count,
-                            bias=tensor.module in biased, scale_dtype=scales))  # fmt: skip
+                            bias=tensor.module in biased, scale_dtype=scales, given=scheme is None))  # fmt: skip
     if workload.tied:
         found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
     found.insert(

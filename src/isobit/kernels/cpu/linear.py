@@ -197,7 +197,7 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     values = x.float().contiguous()
     m = values.numel() // k
     codes = torch.empty(x.shape, dtype=torch.int8 if name == "int8" else torch.uint8)
-    scales = torch.empty(*x.shape[:-1], k // spec.group if spec.group else 1)
+    scales = torch.empty(*x.shape[:-1], -(-k // spec.group) if spec.group else 1)
     given = 0.0 if static_scale is None else float(static_scale)
     arguments = (ACTIVATIONS[name], spec.group or 0, given, values.data_ptr(), m, k)
     if m:
