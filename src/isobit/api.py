@@ -78,7 +78,7 @@ def quantize(
     resume: bool = True,
     progress: bool = True,
 ) -> QuantizeReport:
-    """Quantize a checkpoint into a folder that isobit, vLLM and transformers load.
+    """Quantize a checkpoint into a folder in the compressed-tensors layout (docs/interop.md: which engines load what).
 
     Memory stays bounded whatever the model's size. Interrupted at any moment, the same call goes on where it stopped
     and gives the same bytes.

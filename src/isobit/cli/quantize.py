@@ -1,4 +1,4 @@
-"""`isobit quantize`: write a quantized checkpoint that isobit, vLLM and transformers load."""
+"""`isobit quantize`: write a quantized checkpoint in the compressed-tensors layout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def register(subparsers: Any) -> None:
     rows = "\n".join(f"  {name:<{width}}  {row.note}" for name, row in SCHEMES.items())
     parser = subparsers.add_parser(
         "quantize",
-        help="write a quantized checkpoint that isobit, vLLM and transformers load",
+        help="write a quantized checkpoint, and say which other engines load it",
         description="Quantize a checkpoint tensor by tensor, in bounded memory.",
         epilog=EPILOG.format(schemes=rows),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from isobit.checkpoint import ctrender
+from isobit.checkpoint import ctrender, engines
 from isobit.checkpoint.occupant import CONFIG, REPORT, require_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
@@ -221,7 +221,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     about_text = check_companions(ck.path, companions)
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
     mixed = validate.mixed_fused(assigned, settings.allow_mixed_fused)
-    notes += [*found.notes, *mixed, *about_text]
+    notes += [*found.notes, *mixed, *about_text, *map(str, engines.answers(assigned))]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 
 

@@ -1,0 +1,157 @@
+"""What other engines do with a checkpoint of isobit's: rows, and the sentences that `isobit quantize` prints.
+
+The rows hold for the versions in ENGINES. They were made by running the engines (benchmarks/interop.py, whose results
+a test compares with them); docs/interop.md says it in words, and what is known about GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from isobit.checkpoint.cttargets import fused_conflicts, module_class
+from isobit.formats.schemes import Scheme
+from isobit.formats.table import element
+
+# What can become of a checkpoint, from best to worst; who refuses computes nothing wrong.
+LOADS, DIFFERS, GARBAGE, REFUSES = VERDICTS = ("loads", "activations not rounded", "garbage", "refuses")
+
+ENGINES = {
+    "transformers": "transformers 5.23.0 with compressed-tensors 0.20.0",
+    "vllm": "vLLM 0.32.0 on a CPU",
+}
+
+Assignments = Mapping[str, Scheme | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that an engine does not do as isobit does.
+
+    Attributes:
+        engine: a key of ENGINES.
+        verdict: what becomes of a checkpoint that has this.
+        met: whether a module with this scheme is such a case.
+        words: what is the matter, with a place for the schemes' names.
+        instead: a word of advice.
+    """
+
+    engine: str
+    verdict: str
+    met: Callable[[str, Scheme], bool]
+    words: str
+    instead: str = ""
+
+
+def _weights(*elements: str, activations: bool | None = None) -> Callable[[str, Scheme], bool]:
+    """Modules whose weights have one of these element formats, with or without rounded activations."""
+
+    def met(module: str, chosen: Scheme) -> bool:
+        assert chosen.weights is not None
+        rounded = chosen.activations is not None
+        return chosen.weights.element in elements and (activations is None or activations == rounded)
+
+    return met
+
+
+def _embedding(module: str, chosen: Scheme) -> bool:
+    return module_class(module) == "Embedding"
+
+
+def _unknown_float(module: str, chosen: Scheme) -> bool:
+    row = element(chosen.weights.element) if chosen.weights else None
+    return row is not None and row.kind == "float" and row.name != "e4m3fn"
+
+
+def _asymmetric(module: str, chosen: Scheme) -> bool:
+    return chosen.weights is not None and not chosen.weights.symmetric
+
+
+def _static(module: str, chosen: Scheme) -> bool:
+    return chosen.activations is not None and not chosen.activations.dynamic
+
+
+def _blocks(module: str, chosen: Scheme) -> bool:
+    return chosen.weights is not None and chosen.weights.granularity == "block"
+
+
+ROWS = (
+    Row("transformers", REFUSES, _unknown_float, "{schemes} is no format of compressed-tensors", "isobit runs it"),
+    Row(
+        "transformers",
+        REFUSES,
+        _asymmetric,
+        "zero points ({schemes}), in checkpoints of compressed-tensors itself too",
+        "transformers 5.19 with compressed-tensors 0.17 loads them, and 5.23 with dequantize=True",
+    ),
+    Row("transformers", REFUSES, _embedding, "it runs no quantized embedding ({schemes})", "keep embed_tokens"),
+    Row("vllm", REFUSES, _unknown_float, "{schemes} is no format of compressed-tensors", "isobit runs it"),
+    Row("vllm", REFUSES, _embedding, "it looks for no scales of an embedding ({schemes})", "keep embed_tokens"),
+    Row("vllm", REFUSES, _static, "its operator for {schemes} fails there", "use fp8"),
+    Row("vllm", REFUSES, _blocks, "its kernel for {schemes} needs AMX instructions", "use fp8"),
+    Row("vllm", REFUSES, _weights("e4m3fn", activations=False), "it has no kernel for {schemes} there", "use fp8"),
+    Row("vllm", REFUSES, _weights("int8", activations=False), "it has no kernel for {schemes} there", "use int8"),
+    Row("vllm", REFUSES, _weights("int2", "int3"), "it has no kernel for {schemes} there", "use int4"),
+    Row(
+        "vllm",
+        DIFFERS,
+        _weights("int4", activations=True),
+        "it does not round the activations of {schemes}: its answers are those of int4",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine does with a checkpoint.
+
+    Attributes:
+        engine: a key of ENGINES.
+        verdict: one of VERDICTS.
+        reasons: a sentence for each thing that it does not do as isobit does.
+    """
+
+    engine: str
+    verdict: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for people."""
+        name = ENGINES[self.engine]
+        if self.verdict == LOADS:
+            return f"{name} loads this checkpoint"
+        says = {DIFFERS: "loads it, but", REFUSES: "refuses it:", GARBAGE: "loads it and can compute garbage:"}
+        return f"{name} {says[self.verdict]} {'; '.join(self.reasons)} (docs/interop.md)"
+
+
+def answers(assigned: Assignments) -> tuple[Answer, ...]:
+    """What each engine does with a checkpoint whose modules are quantized as ``assigned`` says.
+
+    Args:
+        assigned: every linear, lm_head, router and embedding by module name, with its scheme; None (or a scheme that
+            does not quantize) for those that are kept.
+    """
+    return tuple(_answer(engine, assigned) for engine in ENGINES)
+
+
+def _answer(engine: str, assigned: Assignments) -> Answer:
+    quantized = {module: chosen for module, chosen in assigned.items() if chosen is not None and chosen.weights}
+    found: list[tuple[str, str]] = []
+    for row in (row for row in ROWS if row.engine == engine):
+        names = dict.fromkeys(chosen.name for module, chosen in quantized.items() if row.met(module, chosen))
+        if names:
+            advice = f" ({row.instead})" if row.instead else ""
+            found.append((row.verdict, row.words.format(schemes=", ".join(names)) + advice))
+    if engine == "vllm":
+        found += _mixed(assigned)
+    worst = max((verdict for verdict, _ in found), key=VERDICTS.index, default=LOADS)
+    return Answer(engine, worst, tuple(words for verdict, words in found if verdict == worst))
+
+
+def _mixed(assigned: Assignments) -> Iterator[tuple[str, str]]:
+    """What vLLM makes of layers that it fuses but that are quantized differently."""
+    names = {module: chosen.name if chosen and chosen.weights else None for module, chosen in assigned.items()}
+    for conflict in fused_conflicts(names):
+        kept = any(name is None for _, name in conflict.schemes)
+        parts = ", ".join(part for part, _ in conflict.schemes)
+        yield REFUSES if kept else GARBAGE, f"{parts} are one matrix there and need one scheme"
