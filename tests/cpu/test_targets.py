@@ -179,7 +179,7 @@ def test_plain_tensors_under_a_config_that_calls_them_quantized_are_refused() ->
         read(config_of((["Linear", "lm_head"], W4)), tensors=stored)
     plain = {f"{module}.weight": "F32" for module in LINEARS}
     for one in (section, {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": [128, 128]}):
-        with pytest.raises(CheckpointError, match="layers.0.self_attn.q_proj and 20 more"):
+        with pytest.raises(CheckpointError, match="layers.0.mlp.down_proj and 20 more"):
             read(one, tensors=plain)
     skips = {"quant_method": "fp8", "modules_to_not_convert": ["self_attn", r"model.layers.\d+.mlp", "embed_tokens"]}
     assert read(skips, tensors=plain).group_for(LINEARS[0]) is None

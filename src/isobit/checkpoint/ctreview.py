@@ -42,14 +42,15 @@ def read(
         tensors: its tensors with their dtypes as safetensors spells them (empty: unknown), as far as they are known.
 
     Raises:
-        CheckpointError: the config is malformed, or the tensors are not what it says.
+        CheckpointError: the config is malformed, or it and the tensors contradict each other.
         Unsupported: a method that isobit does not read, or something that it does not run.
     """
     refuse_unread(config, folder, tensors)
     found = ctconfig.parse(config)
+    known = sorted(set(modules))
+    _require_agreement(found, known, tensors)
     if found is None:
         return None
-    known = list(dict.fromkeys(modules))
     _refuse(found, known, tensors)
     notes = (*found.notes, *_overlaps(found, known), *_attention(found, known), *_fused(found, known))
     return replace(found, notes=(*notes, *_idle(found, known)))
@@ -72,6 +73,27 @@ def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str
             "are, without scales: the two do not belong together. If the weights were converted back, remove "
             "quantization_config; other tools cannot load this folder as it is either"
         )
+
+
+def _require_agreement(quantization: Quantization | None, modules: list[str], tensors: Mapping[str, str]) -> None:
+    """What is stored quantized, the config must call quantized: it alone says how inputs are rounded."""
+    for module in modules:
+        part = next((part for part in _SCALED if module + part in tensors), None)
+        if part is None:
+            continue
+        dtype = tensors.get(f"{module}.weight", "")
+        shown = module + part if part == ".weight_packed" else f"{module}.weight"
+        if part != ".weight_packed" and dtype in _PLAIN_DTYPES[:-1]:
+            raise CheckpointError(
+                f"there is a scale for a weight that is not quantized ({dtype})", tensor=module + part
+            )
+        stored = f"is quantized{f' ({tensors[shown]})' if tensors.get(shown) else ''}"
+        if quantization is None:
+            why = "but config.json has no quantization_config, so that nothing says how its activations are rounded"
+            raise CheckpointError(f"{stored} {why}", tensor=shown)
+        group = quantization.group_for(module)
+        if group is None or (group.weights is None and not group.inputs_only):
+            raise CheckpointError(f"{stored}, but quantization_config says that this module is not", tensor=shown)
 
 
 def _is_plain(module: str, tensors: Mapping[str, str]) -> bool:

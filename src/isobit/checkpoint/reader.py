@@ -9,7 +9,8 @@ import copy
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobit.checkpoint import ctreview, folder
+from isobit.checkpoint import ctconfig, ctreview, folder, methods
 from isobit.checkpoint.ctconfig import Quantization
 from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
 from isobit.checkpoint.jsonfile import read_json
@@ -82,6 +83,8 @@ class Checkpoint:
         twin.tensors = {
             new: replace(info, name=new) for old, info in self.tensors.items() for new in (names.get(old, old),)
         }
+        for derived in ("quantization", "notes"):  # of names, which have changed
+            twin.__dict__.pop(derived, None)
         return twin
 
     @property
@@ -123,9 +126,20 @@ class Checkpoint:
             CheckpointError: the quantization config is malformed.
             Unsupported: it, other files or its tensors tell of a method that isobit does not read.
         """
-        try:
-            dtypes = {name: info.dtype for name, info in self.tensors.items()}
+        dtypes = {name: info.dtype for name, info in self.tensors.items()}
+        with self._in_config():
             return ctreview.read(self.config, self._matrices(), folder=self.path, tensors=dtypes)
+
+    def require_readable(self) -> None:
+        """Refuses what isobit does not read, whatever its tensors are called; raises as :attr:`quantization` does."""
+        with self._in_config():
+            methods.refuse_unread(self.config, self.path, self.tensors)
+            ctconfig.parse(self.config)
+
+    @contextmanager
+    def _in_config(self) -> Iterator[None]:
+        try:
+            yield
         except CheckpointError as error:
             raise CheckpointError(str(error), file=self.path / "config.json") from None
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isobit.checkpoint import methods
+from isobit.checkpoint import ctconfig, methods
+from isobit.checkpoint.ctconfig import Quantization
 from isobit.checkpoint.jsonfile import bare
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
@@ -113,9 +114,9 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     """Describe an opened checkpoint."""
     named, unneeded, notes = _as_a_model(checkpoint)
     try:
-        quantization = checkpoint.quantization
+        quantization = named.quantization
     except IsobitError:  # a note says so
-        quantization = None
+        quantization = _as_configured(checkpoint)
     modules = find_modules(named, quantization)
     file_bytes = sum(file.stat().st_size for file in checkpoint.files)
     parameters = sum(module.weights for module in modules) - sum(named.tensors[name].numel for name in unneeded)
@@ -144,21 +145,34 @@ def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tu
 
     What isobit cannot run is described all the same, under the names that it has.
     """
-    said: tuple[str, ...] = ()
     try:
-        said = checkpoint.notes
         found = resolve(checkpoint)
     except ModelError as error:  # nothing is wrong with it; without sizes config.json describes no model at all
         why = (f"isobit does not run this: {error}",) if "hidden_size" in checkpoint.config else ()
-        return checkpoint, (), (*said, *why)
+        return checkpoint, (), (*_notes(checkpoint), *why)
     except IsobitError as error:
-        return checkpoint, (), (*said, str(error))
+        return checkpoint, (), (str(error),)
     unneeded = (*found.left_out, *found.kv_scales)
     try:
         require_all(found)
     except CheckpointError as error:
         return found.ck, unneeded, (*found.notes, f"isobit does not load this: {error}")
     return found.ck, unneeded, found.notes
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    try:
+        return checkpoint.notes
+    except IsobitError as error:
+        return (str(error),)
+
+
+def _as_configured(checkpoint: Checkpoint) -> Quantization | None:
+    """What the configuration says of a checkpoint whose tensors contradict it: the rest can be described."""
+    try:
+        return ctconfig.parse(checkpoint.config)
+    except IsobitError:
+        return None
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def require_all(found: Contents) -> None:
 
 def resolve(ck: Checkpoint) -> Contents:
     """The same without the check that every tensor is there and fits; see :func:`contents`."""
-    ck.quantization  # noqa: B018 -- what nobody can read is refused first: its tensors have names of their own
+    ck.require_readable()  # what nobody can read is refused first: its tensors have names of their own
     config = ModelConfig.from_hf(ck.config)
     notes: list[str] = []
     names = renamed(ck.tensors)

@@ -89,7 +89,11 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         folder: where the model lies; None when there is nothing but the configuration.
     """
     dtypes = tensor_dtypes(folder)
-    work, names = workload(config, folder, dtypes), list(dtypes)
+    try:
+        work, names = workload(config, folder, dtypes), list(dtypes)
+    except CheckpointError as error:
+        where = None if folder is None or error.file is not None else folder / "config.json"
+        raise CheckpointError(str(error), file=where) from None
     if folder is None or not (_is_bin(folder) or _telling(names, work.tied)):
         return work
     from isobit.checkpoint.reader import Checkpoint
