@@ -48,6 +48,15 @@ def test_a_null_number_of_key_value_heads_is_that_of_the_heads(arch: str) -> Non
     assert read(arch, num_key_value_heads=None).num_kv_heads == 4
 
 
+@pytest.mark.parametrize(
+    ("keys", "dtype"),
+    [({}, "bfloat16"), ({"torch_dtype": "float16"}, "float16"), ({"dtype": "torch.float32"}, "float32"),
+     ({"dtype": None, "torch_dtype": "half"}, "float16"), ({"dtype": "float16", "torch_dtype": "float32"}, "float16")],
+)  # fmt: skip
+def test_the_dtype_in_old_and_new_spelling(keys: dict[str, Any], dtype: str) -> None:
+    assert read(**keys).dtype == dtype
+
+
 def test_windows() -> None:
     qwen = {"sliding_window": 8, "max_window_layers": 3, "num_key_value_heads": 2}
     assert read("MistralForCausalLM", sliding_window=8, num_key_value_heads=2).windows == (8,) * 4

@@ -36,7 +36,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "per_layer_config": ({"0": {"num_key_value_heads": 1}},), "text_config": ({"hidden_size": 64},),
     "vision_config": ({"depth": 32},), "audio_config": ({"layers": 2},), "num_nextn_predict_layers": (1,),
     "num_kv_shared_layers": (20,), "n_layer": (5,), "d_model": (99,), "head_size": (99,), "pruned_heads": ({"0": [1]},),
-    "model_type": ("gemma2", "llama4", 3), "auto_map": (["code"],), "something_new": (1, "x", True, {"a": 0}, [0]),
+    "model_type": ("gemma2", "llama4", 3), "auto_map": (["code"],), "dtype": ("float8", "auto", 16, True),
+    "torch_dtype": ("int8", ["bfloat16"]), "something_new": (1, "x", True, {"a": 0}, [0]),
 }  # fmt: skip
 
 
@@ -98,10 +99,10 @@ def test_all_of_them_are_named_in_one_error(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_null_and_what_means_none_of_it_is_harmless(family: str) -> None:
     plain = ModelConfig.from_hf(FAMILIES[family])
-    wanted = set(SAME) | set(NEUTRAL)
+    strict = {*SAME, *NEUTRAL, "hidden_act", "model_type", "auto_map", "partial_rotary_factor", "dtype", "torch_dtype"}
     for key in REFUSED:
         assert ModelConfig.from_hf(FAMILIES[family] | {key: None}) == plain
-        if key not in wanted and key not in ("hidden_act", "model_type", "auto_map", "partial_rotary_factor"):
+        if key not in strict:
             for value in (False, 0, 0.0, "", [], {}):
                 assert ModelConfig.from_hf(FAMILIES[family] | {key: value}) == plain
     for key, values in NEUTRAL.items():

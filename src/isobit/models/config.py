@@ -64,6 +64,7 @@ class ModelConfig:
         qkv_bias, o_bias, mlp_bias: which projections have a bias.
         qk_norm: ``head``: an RMSNorm over each query and key head, before the rotary embedding.
         windows: per layer, how many of the latest tokens (itself included) a token attends to; None for all.
+        dtype: torch dtype of the weights that are not quantized, as config.json has it.
         notes: what a user should know about how config.json was understood.
     """
 
@@ -84,6 +85,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: QkNorm = "none"
+    dtype: str = "bfloat16"
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:

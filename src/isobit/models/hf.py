@@ -10,6 +10,7 @@ from isobit.models.config import LARGEST_CONTEXT, ModelConfig, Rope, RopeKind
 from isobit.models.fields import Fields, Number, shown
 from isobit.models.hf_keys import complain_of_unread
 
+DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
 ACTIVATIONS = ("silu", "swish")
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
 MOST_LAYERS = 10_000
@@ -75,6 +76,7 @@ def read_common(
         "max_position_embeddings": _positions(config, common),
         "tie_word_embeddings": config.flag("tie_word_embeddings", False),
         "rope": read_rope(config, common),
+        "dtype": _dtype(config),
         "windows": windows if windows is not None else (None,) * layers,
         **flags,
     }
@@ -108,6 +110,19 @@ def _stretched(model: ModelConfig) -> tuple[str, ...]:
     else:
         why = f"{rope.kind} stretches by {rope.factor:g}, and config.json does not say whether that is counted already"
     return (f"contexts of up to {model.max_context} tokens are allowed (max_position_embeddings = {said}): {why}",)
+
+
+def _dtype(config: Fields) -> str:
+    """What weights are stored in where nothing else says so; old files call it torch_dtype, and some do not say."""
+    for key in ("dtype", "torch_dtype"):
+        named = config.raw(key)
+        if named is not None:
+            dtype = DTYPES.get(named.removeprefix("torch.")) if isinstance(named, str) else None
+            if dtype is None:
+                config.problem(key, f"isobit reads weights in {', '.join(dict.fromkeys(DTYPES.values()))}")
+            config.raw("torch_dtype")
+            return dtype or "bfloat16"
+    return "bfloat16"
 
 
 def _own_code(config: Fields) -> tuple[str, ...]:

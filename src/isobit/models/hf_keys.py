@@ -13,7 +13,7 @@ from typing import Any
 from isobit.models.fields import Fields, equals_one_of
 
 ELSEWHERE = frozenset(
-    "architectures model_type dtype torch_dtype quantization quantization_config compression_config bos_token_id"
+    "architectures model_type quantization quantization_config compression_config bos_token_id"
     " eos_token_id pad_token_id".split()
 )
 

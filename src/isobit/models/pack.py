@@ -14,6 +14,7 @@ from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.packs.record import recording
+from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.targets.spec import Target
 
@@ -42,7 +43,7 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
     from isobit.kernels.gpu.bind import bind
 
     held = contents(Checkpoint.open(source)) if isinstance(source, Path) else source
-    name = dtype or _stored_dtype(held.ck)
+    name = dtype or _stored_dtype(held.config)
     if name not in _DTYPES:
         raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")
     found: dict[str, Request] = {}
@@ -59,9 +60,8 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
     return found, name
 
 
-def _stored_dtype(ck: Checkpoint) -> str:
-    stored = ck.config.get("torch_dtype") or ck.config.get("dtype")
-    return stored if isinstance(stored, str) and stored in ("bfloat16", "float16") else "bfloat16"
+def _stored_dtype(config: ModelConfig) -> str:
+    return config.dtype if config.dtype in ("bfloat16", "float16") else "bfloat16"
 
 
 def _kinds(found: Contents) -> Iterator[layout.LinearWeight]:

@@ -60,9 +60,9 @@ def load_model(
         raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
     ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
     where = place(device, lowering)
-    stored = str(ck.config.get("dtype") or ck.config.get("torch_dtype")).removeprefix("torch.")
-    chosen = DTYPES[dtype or where.default_dtype(stored)]
-    return _Loader(contents(ck), chosen, keep_values, where).decoder()
+    found = contents(ck)
+    chosen = DTYPES[dtype or where.default_dtype(found.config.dtype)]
+    return _Loader(found, chosen, keep_values, where).decoder()
 
 
 class _Loader:

@@ -11,14 +11,11 @@ from typing import Any
 
 from isobit.checkpoint import ctconfig, ctreview
 from isobit.checkpoint.methods import refuse_unread
-from isobit.errors import ModelError
 from isobit.legalize.workload import Stored, Tensor, Workload
 from isobit.models.config import ModelConfig
-from isobit.models.fields import shown
 from isobit.models.shapes import classify, expected_tensors
 
 _LAYER = re.compile(r"\.layers\.\d+\.")
-_DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
 
 
 def workload(
@@ -59,7 +56,7 @@ def workload(
     parameters = f"{size / 1e9:.2f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
     return Workload(
         title=f"{model.family}, {parameters} parameters, {model.num_layers} layers",
-        dtype=_dtype(config),
+        dtype=model.dtype,
         tensors=tensors,
         layers=model.num_layers,
         heads=model.num_heads,
@@ -94,16 +91,3 @@ def _tensors(model: ModelConfig) -> tuple[Tensor, ...]:
         module, _, part = name.rpartition(".")
         found.append(Tensor(module, part, classify(name), shape, count))
     return tuple(found)
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    """The dtype of the weights; old configurations call it torch_dtype, and some do not say."""
-    named = config.get("dtype") or config.get("torch_dtype")
-    if named is None:
-        return "bfloat16"
-    dtype = _DTYPES.get(named.removeprefix("torch.")) if isinstance(named, str) else None
-    if dtype is None:
-        raise ModelError(
-            f"config.json: dtype = {shown(named)}: isobit reads weights in {', '.join(sorted(set(_DTYPES.values())))}"
-        )
-    return dtype
