@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ def test_json_is_one_document_with_everything(folder: Path, capsys: pytest.Captu
     assert first["logprob"] == first["top"][0]["logprob"] < 0 and len(first["top"]) == 2
     assert document["logprobs"][-1]["text"] == "</s>"
     assert set(document["timings"]) == {"prefill_seconds", "decode_seconds", "tokens_per_second"}
+
+
+def test_json_is_json_where_the_output_is_ascii(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(data, encoding="ascii", errors="backslashreplace"))
+    args = parse("generate", str(folder), "é", "--json")
+    args.run(args)
+    sys.stdout.flush()
+    document = json.loads(data.getvalue())
+    assert (document["prompt"], document["text"]) == ("é", SAYS)
 
 
 def test_logprobs_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

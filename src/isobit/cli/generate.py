@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 from pathlib import Path
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         completion = generator.generate(prompt, params)
         document = as_json(args.model, prompt, completion, generator.tokenizer)
-        json.dump(document | {"sampling": shown, "notes": found}, sys.stdout, indent=2, ensure_ascii=False)
+        # Where the terminal cannot show a character, its JSON escape stands for it.
+        escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+        json.dump(document | {"sampling": shown, "notes": found}, sys.stdout, indent=2, ensure_ascii=escaped)
         print()
         return 0
     completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo)
