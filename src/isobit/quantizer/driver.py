@@ -23,7 +23,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
 from isobit.checkpoint.text.check import check_companions
 from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
-from isobit.errors import UsageError
+from isobit.errors import IsobitError, UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import backends
 from isobit.models.config import ModelConfig
@@ -293,7 +293,11 @@ def _with_input_scales(
     if noted is None:
         assert settings.calibration_text is not None
         shown.note("calibrating activation scales")
-        measured = calibrate.input_scales(plan.ck, {job.module for job in static}, settings.calibration_text)
+        try:
+            measured = calibrate.input_scales(plan.ck, {job.module for job in static}, settings.calibration_text)
+        except IsobitError:
+            output.abandon()  # nothing is written yet, and the text or the source must change first
+            raise
         noted = {"scales": measured, "source": source_sums(plan.ck, plan.jobs, workers)}
         output.note({_INPUT_SCALES: noted})
     scales: InputScales = noted["scales"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +57,8 @@ def read_fast(folder: Path) -> Fast:
         raise CheckpointError(_missing(folder), file=folder)
     data = read_file(path, LARGEST_JSON)
     require_headroom(READING_BYTES * len(data) + SPARE_BYTES, f"reading {path}")
-    fast = guarded(path, "this is not a tokenizer that can be read", FastTokenizer.from_buffer, data)
+    with _quiet():
+        fast = guarded(path, "this is not a tokenizer that can be read", _tried, data)
     own = {id: _own(token) for id, token in fast.get_added_tokens_decoder().items()}
     padding = fast.padding
     files = read_tokens(folder, own, padding.get("pad_token") if padding else None)
@@ -74,6 +77,34 @@ def read_fast(folder: Path) -> Fast:
     if split:
         fast.encode_special_tokens = True
     return Fast(fast, files, frozenset(special), tuple(_notes(fast, files, split)))
+
+
+def _tried(data: bytes) -> FastTokenizer:
+    """The library's tokenizer, once used: some that are read end in a panic whatever they are given."""
+    fast = FastTokenizer.from_buffer(data)
+    for text in ("", "a b"):
+        try:
+            fast.decode(fast.encode(text).ids, skip_special_tokens=False)
+        except Exception:  # it may just not know these letters
+            continue
+    return fast
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what is written on standard error: a panic says where it happened there before it is an exception here."""
+    try:
+        kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # no standard error, or no room for two more files: nothing to drop, or no way to
+        yield
+        return
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def flag(folder: Path, config: Mapping[str, Any], key: str) -> bool:
