@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers_for_tests import byte_fallback, byte_level
 from transformers import AutoTokenizer
 
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
@@ -132,6 +133,86 @@ def test_a_token_is_special_if_either_file_says_so(tmp_path: Path) -> None:
         same(ours, AutoTokenizer.from_pretrained(folder), ("c<|end|>d",))
         assert ours.decode([BASE["c"], SIZE, BASE["d"]]) == "cd"
         assert ours.is_special(SIZE)
+
+
+def qwen() -> FastTokenizer:
+    """Split as Qwen's tokenizers are."""
+    tokenizer = byte_level()
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+"
+    )
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+def llama(scheme: str) -> FastTokenizer:
+    """Split as SentencePiece does, in the newer spelling."""
+    tokenizer = byte_fallback()
+    tokenizer.normalizer = None  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)  # type: ignore[arg-type]
+    return tokenizer
+
+
+def gpt2() -> FastTokenizer:
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+LLAMA_3 = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("named", [{}, LLAMA_3, {"eos_token": "<|im_end|>"}, {"eos_token": None, "pad_token": None}])
+@pytest.mark.parametrize("extra", [{}, {"additional_special_tokens": ["<tool>"]}])
+@pytest.mark.parametrize(
+    ("given", "family", "make"),
+    [
+        ("Qwen2Tokenizer", "qwen2", qwen), ("Qwen2TokenizerFast", "qwen3", qwen), (None, "qwen2", qwen),
+        (None, "qwen3", qwen), ("PreTrainedTokenizerFast", "qwen2", qwen), ("PreTrainedTokenizerFast", "qwen3", qwen),
+        ("GPT2Tokenizer", "llama", gpt2), ("LlamaTokenizerFast", "llama", lambda: llama("first")),
+        ("LlamaTokenizer", "mistral", byte_fallback), ("LlamaTokenizer", "llama", byte_level),
+        ("CodeLlamaTokenizer", "llama", lambda: llama("first")), (None, "llama", byte_level), (None, "mistral", byte_level),
+        ("GPT2Tokenizer", "mistral", byte_level), ("TokenizersBackend", "mistral", byte_fallback),
+    ],
+)  # fmt: skip
+def test_what_a_class_of_transformers_brings_counts(
+    given: str | None, family: str, make: Any, named: dict[str, Any], extra: dict[str, Any], tmp_path: Path
+) -> None:
+    make().save(str(tmp_path / "tokenizer.json"))
+    config = {**named, **extra, **({"tokenizer_class": given} if given else {})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    same(
+        ours, theirs, ("a<tool>b", "def fib(n): return n<|im_end|>", "1234 naïve don't", "<s>x</s>\n\n y <|endoftext|>")
+    )
+    assert not any("splits texts otherwise" in note for note in ours.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "family", "make", "more"),
+    [
+        ("Qwen2Tokenizer", "qwen2", byte_level, {}), ("PreTrainedTokenizerFast", "qwen2", one_by_one, {}),
+        ("GPT2Tokenizer", "llama", qwen, {}), ("LlamaTokenizer", "llama", byte_fallback, {"add_prefix_space": False}),
+        ("LlamaTokenizer", "llama", one_by_one, {}), ("LlamaTokenizerFast", "llama", byte_fallback, {"legacy": False}),
+        ("LlamaTokenizer", "llama", lambda: llama("always"), {}),
+    ],
+)  # fmt: skip
+def test_a_class_that_splits_otherwise_than_the_file_is_said(
+    given: str, family: str, make: Any, more: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = folder_with(tmp_path, make(), config={"tokenizer_class": given, **more})
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    assert any(ours.encode(text) != theirs.encode(text) for text in ("a  b", "return n  ", "</s>x", "e\u0301"))
+    assert f"as {type(theirs).__name__}, which splits texts otherwise" in ours.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.jsonfile import LARGEST_JSON, short
 from isobit.checkpoint.occupant import require_finished
-from isobit.checkpoint.text.tokens import FLAGS, Token, TokenFiles, read_tokens
+from isobit.checkpoint.text.classes import disagreement, splits_into_bytes, tokenizer_class
+from isobit.checkpoint.text.tokens import CONFIG, FLAGS, Token, TokenFiles, optional_json, read_tokens
 from isobit.errors import CheckpointError
 from isobit.shortage import require_headroom
 
@@ -61,7 +63,13 @@ def read_fast(folder: Path) -> Fast:
         fast = guarded(path, "this is not a tokenizer that can be read", _tried, data)
     own = {id: _own(token) for id, token in fast.get_added_tokens_decoder().items()}
     padding = fast.padding
-    files = read_tokens(folder, own, padding.get("pad_token") if padding else None)
+    normalizer, pre_tokenizer = _as_json(fast.normalizer), _as_json(fast.pre_tokenizer)
+    config = optional_json(folder / CONFIG)
+    found = tokenizer_class(config, optional_json(folder / "config.json"), splits_into_bytes(pre_tokenizer))
+    brought = dict(found.named)
+    if padding and "pad_token" in padding:
+        brought["pad_token"] = padding["pad_token"]
+    files = read_tokens(folder, config, own, brought)
     fast.no_truncation()
     fast.no_padding()
     if files.added:
@@ -76,7 +84,9 @@ def read_fast(folder: Path) -> Fast:
     split = flag(folder, files.config, "split_special_tokens")
     if split:
         fast.encode_special_tokens = True
-    return Fast(fast, files, frozenset(special), tuple(_notes(fast, files, split)))
+    unlike = disagreement(found, config, normalizer, pre_tokenizer)
+    notes = (*([unlike] if unlike else []), *_notes(fast, files, split))
+    return Fast(fast, files, frozenset(special), notes)
 
 
 def _tried(data: bytes) -> FastTokenizer:
@@ -148,6 +158,11 @@ def _missing(folder: Path) -> str:
         f"there is no tokenizer.json but {found}. Convert once with transformers: "
         "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
     )
+
+
+def _as_json(part: Any) -> Any:
+    """A part of a tokenizer as JSON has it; None for none."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _own(token: AddedToken) -> Token:

@@ -75,18 +75,20 @@ def optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if is_there(path) else {}
 
 
-def read_tokens(folder: Path, own: Mapping[int, Token], pad: str | None = None) -> TokenFiles:
+def read_tokens(
+    folder: Path, config: Mapping[str, Any], own: Mapping[int, Token], brought: Mapping[str, str]
+) -> TokenFiles:
     """Reads what the small files of a folder say.
 
     Args:
         folder: the model's folder.
+        config: its tokenizer_config.json.
         own: the added tokens of tokenizer.json by id.
-        pad: the padding token of tokenizer.json, which counts as ``pad_token`` where no file gives one.
+        brought: named tokens where no file says otherwise, a file's null included.
 
     Raises:
         CheckpointError: a file is damaged, or an entry has the wrong type; names file and key.
     """
-    config = optional_json(folder / CONFIG)
     reader = _Reader(folder, config)
     listed = reader.listed()
     if listed is None:
@@ -95,8 +97,7 @@ def read_tokens(folder: Path, own: Mapping[int, Token], pad: str | None = None) 
         unasked: tuple[Token, ...] = ()
     else:
         unasked = tuple(_unasked(folder))
-    if pad and reader.named.get("pad_token") is None:
-        reader.named["pad_token"] = Token(pad, plain=True, file="tokenizer.json")
+    reader.bring(brought)
     named = reader.ordered()
     known = {token.text for token in own.values()} | {token.text for token in listed.values()}
     added = [listed[id] for id in sorted(listed)]
@@ -180,6 +181,14 @@ class _Reader:
             is_special = text in special
             found[id] = Token(text, is_special, normalized=not is_special, listed_id=id, file=ADDED)
         return found
+
+    def bring(self, named: Mapping[str, str]) -> None:
+        """Named tokens where no file says otherwise."""
+        for key, text in named.items():
+            if key in NAMED:
+                self.named.setdefault(key, Token(text, plain=True))
+            elif key not in self._texts:
+                self._typed.setdefault(key, Token(text, plain=True))
 
     def ordered(self) -> dict[str, Token]:
         """Every named token, in the order in which they join the vocabulary; ``extra`` is whole from then on."""
