@@ -178,7 +178,8 @@ LLAMA_3 = {"bos_token": "<s>", "eos_token": "</s>"}
         (None, "qwen3", qwen), ("PreTrainedTokenizerFast", "qwen2", qwen), ("PreTrainedTokenizerFast", "qwen3", qwen),
         ("GPT2Tokenizer", "llama", gpt2), ("LlamaTokenizerFast", "llama", lambda: llama("first")),
         ("LlamaTokenizer", "mistral", byte_fallback), ("LlamaTokenizer", "llama", byte_level),
-        ("CodeLlamaTokenizer", "llama", lambda: llama("first")), (None, "llama", byte_level), (None, "mistral", byte_level),
+        ("CodeLlamaTokenizer", "llama", lambda: llama("first")), (None, "llama", byte_level),
+        (None, "mistral", byte_level),
         ("GPT2Tokenizer", "mistral", byte_level), ("TokenizersBackend", "mistral", byte_fallback),
     ],
 )  # fmt: skip
