@@ -128,8 +128,8 @@ class Conflict(NamedTuple):
         if any(name is None for _, name in self.schemes):
             return "vLLM fuses these layers and refuses to load them"
         return (
-            f"vLLM fuses these layers and gives all of them the scheme of {self.schemes[0][0]} without a word, "
-            "which makes its results garbage; isobit and transformers compute what is stored"
+            f"vLLM fuses these layers and gives all of them the scheme of {self.schemes[0][0]} without a word, so that it "
+            "may compute garbage; isobit and transformers compute what is stored"
         )
 
 
