@@ -124,12 +124,13 @@ class Conflict(NamedTuple):
 
     @property
     def consequence(self) -> str:
-        """What becomes of it in vLLM 0.32."""
+        """What becomes of it in vLLM 0.32, as it was seen there."""
         if any(name is None for _, name in self.schemes):
             return "vLLM fuses these layers and refuses to load them"
         return (
-            f"vLLM fuses these layers and gives all of them the scheme of {self.schemes[0][0]} without a word, so that it "
-            "may compute garbage; isobit and transformers compute what is stored"
+            f"vLLM fuses these layers and gives all of them the scheme of {self.schemes[0][0]} without a word: what it "
+            "computes is wrong, up to garbage, or it stops while loading where one is packed and another is not; isobit "
+            "and transformers compute what is stored"
         )
 
 
