@@ -129,7 +129,7 @@ class Conflict(NamedTuple):
             return "vLLM fuses these layers and refuses to load them"
         return (
             f"vLLM fuses these layers and gives all of them the scheme of {self.schemes[0][0]} without a word: what it "
-            "computes is wrong, up to garbage, or it stops while loading where one is packed and another is not; isobit "
+            "computes is wrong, up to garbage, or it stops while loading where one is packed and another not; isobit "
             "and transformers compute what is stored"
         )
 
