@@ -94,6 +94,19 @@ def test_every_command_that_reads_text_names_the_broken_file(
         isobit.load(model)
 
 
+def test_a_measurement_says_which_ids_it_is_of(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(
+        model / "tokenizer_config.json",
+        tokenizer_class="GPT2Tokenizer",
+        added_tokens_decoder={"999": {"content": "<t>"}},
+    )
+    edit(model / "generation_config.json", num_beams=4)  # no matter here: nothing is generated
+    assert main(["eval", str(model), "--tokens", "600", "--json"]) == 0
+    captured = capsys.readouterr()
+    (note,) = json.loads(captured.out)["notes"]
+    assert "'<t>' is listed as 999 and is 257" in note and note in captured.err
+
+
 def test_a_whole_model_gives_no_notes(model: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

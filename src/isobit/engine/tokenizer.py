@@ -38,6 +38,7 @@ class Tokenizer:
         vocab_size: the number of tokens, added ones included.
         defaults: what generation_config.json asks for.
         notes: what a person should know about these files, as sentences.
+        id_notes: those of them that are about which ids a text has, which matter to measurements, too.
         cleans_up: whether spaces before punctuation go when text is decoded (``clean_up_tokenization_spaces``).
     """
 
@@ -62,6 +63,7 @@ class Tokenizer:
         self.chat_templates = dict(chat_templates or {})
         self.defaults = defaults or Defaults()
         self.notes: tuple[str, ...] = ()
+        self.id_notes: tuple[str, ...] = ()
         self.cleans_up = cleans_up
         self.vocab_size: int = fast.get_vocab_size(with_added_tokens=True)
         self._special_ids = _special_ids(fast) if special_ids is None else special_ids
@@ -92,6 +94,7 @@ class Tokenizer:
             cleans_up=_cleans_up(folder, read),
             file=folder / "tokenizer.json",
         )
+        tokenizer.id_notes = read.notes
         tokenizer.notes = (*read.notes, *_notes(tokenizer, _vocabulary(config)), *defaults.notes)
         return tokenizer
 

@@ -138,10 +138,11 @@ def evaluate(
         name=source.name,
         progress=progress,
     )
+    notes = (*subject.model.notes, *tokenizer.id_notes)
     if against is None:
-        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None, subject.model.notes)
+        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None, notes)
     return _compared(
-        source, subject, own, found[name], chosen, lambda n: describe_method(corpus, chosen, seed, command, n)
+        source, subject, own, found[name], chosen, lambda n: describe_method(corpus, chosen, seed, command, n), notes
     )
 
 
@@ -152,9 +153,13 @@ def _compared(
     fidelity: Fidelity,
     chosen: Sample,
     method_of: Callable[[int], Method],
+    notes: tuple[str, ...],
 ) -> Evaluation:
-    """The evaluation of a model against its source; ``method_of`` takes the tokens the layers were compared on."""
-    notes = (*subject.model.notes, *(f"{source.name}: {note}" for note in source.model.notes))
+    """The evaluation of a model against its source.
+
+    ``method_of`` takes the tokens the layers were compared on; ``notes`` are those of the model, without its source's.
+    """
+    notes = (*notes, *(f"{source.name}: {note}" for note in source.model.notes))
     errors: tuple[float, ...] = ()
     layer_tokens = 0
     if (reason := other_layers(source, subject)) is None:
