@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,7 +130,13 @@ KINDS: dict[str, dict[str, Any]] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "linear": {"partial_rotary_factor": 1.0},
     "llama3": {"partial_rotary_factor": 1},
-    "yarn": {"beta_fast": 32, "beta_slow": 1.0, "attention_factor": None, "mscale": 0, "truncate": True},
+    "yarn": {
+        "beta_fast": 32,
+        "beta_slow": 1.0,
+        "attention_factor": 0.1 * math.log(4) + 1,
+        "mscale": 0,
+        "truncate": True,
+    },
 }
 
 
@@ -147,7 +154,8 @@ def test_rope_in_both_spellings_that_agree_is_read(arch: str, kind: str) -> None
     ):
         for parameters in (None, new, new | DEFAULTS[kind], whole | {"rope_type": kind}, {}):
             beside = {"rope_theta": 500000, "rope_scaling": scaling, "rope_parameters": parameters}
-            assert read(arch, num_key_value_heads=4, **beside).rope == wanted
+            rope = read(arch, num_key_value_heads=4, **beside).rope
+            assert replace(rope, attention_factor=None) == wanted and rope.scale == pytest.approx(wanted.scale)
     assert read(arch, num_key_value_heads=4, rope_parameters=new, rope_theta=5e5, rope_scaling=None).rope == wanted
 
 
@@ -161,6 +169,8 @@ DISAGREEMENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "contexts": ({"rope_scaling": OLD, "rope_parameters": NEW | {"original_max_position_embeddings": 64}},
                  ("original_max_position_embeddings 32 against 64",)),
     "betas": ({"rope_scaling": OLD, "rope_parameters": NEW | {"beta_fast": 16}}, ("beta_fast 32.0 against 16.0",)),
+    "attention": ({"rope_scaling": OLD, "rope_parameters": NEW | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+                  ("attention_factor 1.1386", "against 1.0")),
     "truncation": ({"rope_scaling": OLD, "rope_parameters": NEW | {"truncate": False}},
                    ("truncate True against False",)),
     # transformers takes rope_scaling with the rope_theta beside it, which is 10000 where there is none

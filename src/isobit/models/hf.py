@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -157,19 +158,27 @@ def read_rope(config: Fields, common: Common) -> Rope:
                 section.problem(key, "isobit does not implement this for this rope type")
     if {rope.kind for rope in found} == {"linear"}:  # the original context changes no frequency here
         found = [replace(rope, original_context=max(one.original_context for one in found)) for rope in found]
-    if config.sound and found[0] != found[-1]:
+    differences = _differences(found[0], found[-1])
+    if config.sound and differences:
         config.complain(
-            f"rope_scaling and rope_parameters disagree: {_differences(*found)}; write all of it into one of them"
+            f"rope_scaling and rope_parameters disagree: {differences}; write all of it into one of them"
             " (transformers 5 reads rope_scaling, and the rope_theta beside it, when both are there)"
         )
     return found[0]
 
 
 def _differences(scaling: Rope, parameters: Rope) -> str:
-    """Where two rotary embeddings differ, with both values."""
+    """Where two rotary embeddings differ, with both values; empty where they compute the same."""
     names = {"kind": "rope_type", "theta": "rope_theta", "original_context": ORIGINAL}
-    pairs = [(field.name, getattr(scaling, field.name), getattr(parameters, field.name)) for field in fields(Rope)]
-    return ", ".join(f"{names.get(name, name)} {one} against {other}" for name, one, other in pairs if one != other)
+    derived = ("attention_factor", "mscale", "mscale_all_dim")  # three ways to say one number
+    pairs = [
+        (names.get(field.name, field.name), getattr(scaling, field.name), getattr(parameters, field.name))
+        for field in fields(Rope)
+        if field.name not in derived
+    ]
+    if not math.isclose(scaling.scale, parameters.scale, rel_tol=1e-6):
+        pairs.append(("attention_factor", scaling.scale, parameters.scale))
+    return ", ".join(f"{name} {one} against {other}" for name, one, other in pairs if one != other)
 
 
 def _rope(config: Fields, section: Fields, common: Common) -> Rope:

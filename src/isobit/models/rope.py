@@ -49,24 +49,12 @@ def _yarn(rope: Rope, head_dim: int, wavelengths: Tensor) -> tuple[Tensor, float
     width = high - low if high != low else 0.001  # no division by zero
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     kept = 1 - ramp
-    return (1.0 / (rope.factor * wavelengths)) * (1 - kept) + (1.0 / wavelengths) * kept, _yarn_attention_factor(rope)
+    return (1.0 / (rope.factor * wavelengths)) * (1 - kept) + (1.0 / wavelengths) * kept, rope.scale
 
 
 def _yarn_dimension(rope: Rope, head_dim: int, turns: float) -> float:
     """The dimension that turns so many times over the original context."""
     return head_dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-
-def _yarn_attention_factor(rope: Rope) -> float:
-    if rope.attention_factor is not None:
-        return rope.attention_factor
-    if rope.mscale and rope.mscale_all_dim:
-        return _mscale(rope.factor, rope.mscale) / _mscale(rope.factor, rope.mscale_all_dim)
-    return _mscale(rope.factor, 1.0)
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 class RotaryTable:
