@@ -339,6 +339,9 @@ def test_a_closed_standard_input_is_an_error(folder: Path, monkeypatch: pytest.M
     for command in (generate, chat):
         with pytest.raises(UsageError, match="standard input is closed"):
             command.run(parse(command.__name__.rpartition(".")[2], str(folder)))
+    with pytest.raises(UsageError, match="no message came"):
+        conversation(folder, "", monkeypatch)
+    assert conversation(folder, "\n", monkeypatch) == 0
     args = parse("generate", str(folder), "x")
     assert args.run(args) == 0  # a prompt that is given needs no input
 

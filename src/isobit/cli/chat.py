@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, slow_path, text_input
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
-from isobit.errors import CapacityError, IsobitError, UsageError
+from isobit.errors import CapacityError, IsobitError, UsageError, printable
 
 if TYPE_CHECKING:
     from isobit.engine.generate import Completion, Generator, Piece
@@ -183,12 +183,18 @@ def converse(session: Session, *, quiet: bool = False) -> None:
     """Read lines until /exit or the end of input, and answer each.
 
     In a terminal, an error of one message is shown and the conversation goes on; piped input ends with it.
+
+    Raises:
+        UsageError: piped input is empty, or no text.
+        IsobitError: a piped message cannot be answered.
     """
     stream = text_input.standard_input("messages")
     interactive = stream.isatty()
     if interactive:
         print("Type a message; /help for help.", file=sys.stderr)
+    came = interactive
     for line in _typed() if interactive else text_input.lines(stream, "a message"):
+        came = True
         text = line.strip()
         if text == "/exit":
             return
@@ -203,7 +209,9 @@ def converse(session: Session, *, quiet: bool = False) -> None:
                 if not interactive:
                     raise
                 hint = " (/reset starts a new conversation)" if session.turns else ""
-                print(f"isobit: error: {error}{hint}", file=sys.stderr)
+                print(f"isobit: error: {printable(error)}{hint}", file=sys.stderr)
+    if not came:
+        raise UsageError("no message came: standard input is empty or closed")
 
 
 def _typed() -> Iterator[str]:

@@ -15,8 +15,18 @@ if TYPE_CHECKING:
 
 # option, type, metavar, help. The names are SamplingParams' fields, which says what they mean exactly.
 OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
-    ("max_tokens", int, "N", "most tokens of the answer (default: 256, or fewer if the context ends before)"),
-    ("temperature", float, "T", "0 is greedy, the default; 1 is the model's own distribution"),
+    (
+        "max_tokens",
+        int,
+        "N",
+        "most tokens of the answer (default: what the model asks for, or 256, as far as the context goes)",
+    ),
+    (
+        "temperature",
+        float,
+        "T",
+        "0 is greedy, the default where the model asks for no sampling; 1 is its own distribution",
+    ),
     ("top_k", int, "K", "keep the K most probable tokens"),
     ("top_p", float, "P", "keep the most probable tokens that together reach probability P"),
     ("min_p", float, "P", "drop tokens less probable than P times the most probable one"),
@@ -42,7 +52,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The options of OPTIONS, --stop and --ignore-eos."""
     group = parser.add_argument_group(
-        "sampling", "what the model's generation_config.json asks for is used, and shown, where no option is given"
+        "sampling", "Where no option is given, what the model's generation_config.json asks for is used, and shown."
     )
     for name, kind, metavar, help in OPTIONS:
         group.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=help)
