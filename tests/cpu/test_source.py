@@ -94,6 +94,19 @@ def test_bin_files_only_without_safetensors(hub: Hub) -> None:
     assert hub.calls[1]["allow_patterns"] == ["config.json"]
 
 
+def test_files_that_say_how_weights_are_quantized_come_with_the_configuration(hub: Hub) -> None:
+    hub.files = [
+        "config.json",
+        "quantize_config.json",
+        "hf_quant_config.json",
+        "model.safetensors",
+        "qmodel.pt",
+        "a.gguf",
+    ]
+    source.resolve("o/n", weights=False)
+    assert hub.calls[0]["allow_patterns"] == ["config.json", "quantize_config.json", "hf_quant_config.json"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

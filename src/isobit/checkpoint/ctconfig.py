@@ -36,7 +36,7 @@ _FP8_KEYS = frozenset(
      "modules_to_not_convert", "modules_to_convert", "expert_dtype", "kv_cache_scheme", "kv_cache_quant_method")
 )  # fmt: skip
 _FP8_LISTS = ("ignored_layers", "modules_to_not_convert", "modules_to_convert")
-_KV_CACHE = "the checkpoint asks for a quantized KV cache; isobit keeps the KV cache in the model's dtype"
+KV_CACHE = "the checkpoint asks for a quantized KV cache; isobit keeps the KV cache in the model's dtype"
 _WHOLE_MODEL = ("Linear", "Embedding", "Module")
 _MOST_GROUPS = 10_000
 
@@ -172,7 +172,7 @@ def _parse_compressed_tensors(part: dict[str, Any]) -> Quantization:
     groups = tuple(_group(name, value, notes) for name, value in named.items())
     _refuse_extras(part, any(group.weights is not None for group in groups))
     if part.get("kv_cache_scheme"):
-        notes.append(_KV_CACHE)
+        notes.append(KV_CACHE)
     notes += _ignored_keys(key for key in part if key not in _KEYS)
     return Quantization(
         groups=groups,
@@ -287,7 +287,7 @@ def _parse_fp8(part: dict[str, Any]) -> Quantization:
     if text(part.get("scale_fmt"), "", "scale_fmt") == "ue8m0":
         notes.append("the model was trained with activation scales that are powers of two; isobit uses exact ones")
     if part.get("kv_cache_scheme") or part.get("kv_cache_quant_method"):
-        notes.append(_KV_CACHE)
+        notes.append(KV_CACHE)
     listed = {key: _names(part.get(key), key) for key in _FP8_LISTS}
     return Quantization(
         groups=(Group(("Linear", *listed["modules_to_convert"]), weights, activations),),

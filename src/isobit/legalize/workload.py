@@ -25,6 +25,7 @@ class Tensor:
         kind: what the module is.
         shape: of one of them.
         count: how many layers have it.
+        first: the name of the first of those modules, layer number and all.
     """
 
     module: str
@@ -32,6 +33,7 @@ class Tensor:
     kind: ModuleKind
     shape: tuple[int, ...]
     count: int
+    first: str = ""
 
     @property
     def is_matrix(self) -> bool:
@@ -87,7 +89,7 @@ class Workload:
         if not tensor.is_matrix:
             return None, None
         if scheme is None:
-            return self.stored(tensor.module.replace("*", "0")) if self.stored else (None, None)
+            return self.stored(tensor.first or tensor.module) if self.stored else (None, None)
         return (scheme.weights, scheme.activations) if tensor.kind == "linear" else (None, None)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from isobit.checkpoint import kvscales
+from isobit.checkpoint.ctconfig import KV_CACHE
 from isobit.checkpoint.layout import CODE_DTYPES, PARTS
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
@@ -89,7 +90,8 @@ def resolve(ck: Checkpoint) -> Contents:
     notes = [*config.notes, *ck.notes, *notes]
     ck, config, copies = _output_projection(ck, config, notes)
     scales = kvscales.kv_names(ck.tensors, config.num_layers)
-    notes += [kvscales.NOTE] if scales else []
+    if scales:  # which says more than that the configuration asks for such a cache
+        notes = [*(note for note in notes if note != KV_CACHE), kvscales.NOTE]
     left_out = (*copies, *(name for name in ck.tensors if name.endswith(IGNORED_SUFFIXES)))
     return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -51,7 +51,7 @@ def workload(
         group = quantization.group_for(module)
         return (None, None) if group is None else (group.weights, group.activations)
 
-    tensors = _tensors(model)
+    tensors = _tensors(model, stored if quantization is not None else None)
     size = sum(_numbers(tensor) for tensor in tensors)
     parameters = f"{size / 1e9:.2f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
     return Workload(
@@ -80,14 +80,15 @@ def _numbers(tensor: Tensor) -> int:
     return size
 
 
-def _tensors(model: ModelConfig) -> tuple[Tensor, ...]:
-    """Every tensor, those of all layers that agree in name and shape as one."""
-    counts: dict[tuple[str, tuple[int, ...]], int] = {}
+def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tuple[Tensor, ...]:
+    """Every tensor, those of all layers that agree in name, shape and the way they are stored as one."""
+    alike: dict[tuple[str, tuple[int, ...], Stored], list[str]] = {}
     for name, shape in expected_tensors(model).items():
-        key = (_LAYER.sub(".layers.*.", name), shape)
-        counts[key] = counts.get(key, 0) + 1
+        formats = stored(name.rpartition(".")[0]) if stored is not None else (None, None)
+        alike.setdefault((_LAYER.sub(".layers.*.", name), shape, formats), []).append(name)
     found = []
-    for (name, shape), count in counts.items():
+    for (name, shape, _), members in alike.items():
         module, _, part = name.rpartition(".")
-        found.append(Tensor(module, part, classify(name), shape, count))
+        first = members[0].rpartition(".")[0]
+        found.append(Tensor(module, part, classify(name), shape, len(members), first))
     return tuple(found)
