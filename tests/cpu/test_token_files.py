@@ -166,11 +166,14 @@ def gpt2() -> FastTokenizer:
     return tokenizer
 
 
-LLAMA_3 = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-@pytest.mark.parametrize("named", [{}, LLAMA_3, {"eos_token": "<|im_end|>"}, {"eos_token": None, "pad_token": None}])
-@pytest.mark.parametrize("extra", [{}, {"additional_special_tokens": ["<tool>"]}])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"additional_special_tokens": ["<tool>"]},
+        {"bos_token": "<s>", "eos_token": "</s>", "extra_special_tokens": ["<tool>"]},
+        {"eos_token": None, "pad_token": None, "sep_token": "<|im_end|>"},
+    ],
+)
 @pytest.mark.parametrize(
     ("given", "family", "make"),
     [
@@ -184,10 +187,10 @@ LLAMA_3 = {"bos_token": "<s>", "eos_token": "</s>"}
     ],
 )  # fmt: skip
 def test_what_a_class_of_transformers_brings_counts(
-    given: str | None, family: str, make: Any, named: dict[str, Any], extra: dict[str, Any], tmp_path: Path
+    given: str | None, family: str, make: Any, named: dict[str, Any], tmp_path: Path
 ) -> None:
     make().save(str(tmp_path / "tokenizer.json"))
-    config = {**named, **extra, **({"tokenizer_class": given} if given else {})}
+    config = {**named, **({"tokenizer_class": given} if given else {})}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
@@ -269,7 +272,7 @@ def test_a_malformed_entry_is_named(name: str, content: dict[str, Any], said: st
 def test_no_junk_in_the_small_files_is_a_traceback(tmp_path: Path) -> None:
     rng = random.Random(3)
     junk = [None, True, 0, -1, 10**20, 1e300, "", "x", "\ud800", [], ["x"], [[]], {}, {"content": "x"}, {"content": 1}]
-    for _ in range(300):
+    for _ in range(200):
         _, files = random_files(rng)
         broken = rng.choice(list(files))
         target = files[broken]
@@ -367,7 +370,7 @@ def random_files(rng: random.Random) -> tuple[FastTokenizer, dict[str, Any]]:
 def test_any_mixture_of_files_counts_as_in_transformers(tmp_path: Path) -> None:
     rng = random.Random(11)
     compared = 0
-    for _ in range(int(os.environ.get("MIXTURES", "150"))):
+    for _ in range(int(os.environ.get("MIXTURES", "100"))):
         for name in ("special_tokens_map", "added_tokens"):
             (tmp_path / f"{name}.json").unlink(missing_ok=True)
         tokenizer, files = random_files(rng)

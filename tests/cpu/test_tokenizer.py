@@ -99,6 +99,15 @@ def test_a_folder_with_another_kind_of_tokenizer_says_what_to_do(tmp_path: Path)
         Tokenizer.from_folder(tmp_path)
 
 
+def test_a_file_that_makes_the_library_panic_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(byte_level(bos=True).to_str())
+    content["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: this is not a tokenizer that can be read"):
+        Tokenizer.from_folder(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_truncation_and_padding_saved_in_the_file_are_not_applied(tmp_path: Path) -> None:
     tokenizer = byte_level()
     tokenizer.enable_truncation(2)
