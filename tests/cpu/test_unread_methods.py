@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from families import make_model, save
 from safetensors.torch import load_file, save_file
 from tiny import save_model
 
 from isobit.checkpoint.methods import METHODS
 from isobit.cli.main import main
 from isobit.errors import CheckpointError, IsobitError, Unsupported
+from isobit.models.archs import ARCHS
 from isobit.models.pack import requests
 from isobit.models.planning import plans
+from isobit.models.weights import load_model
 from isobit.targets.table import TARGETS
 
 COMMANDS = ("plan", "info", "generate", "chat", "eval", "quantize", "compile")
@@ -108,12 +111,41 @@ def test_every_command_refuses_by_the_same_name(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     change, words = CASES[case]
     folder = changed(plain, tmp_path / "m", change)
-    commands = [name for name in COMMANDS if not (change.get("bin") and name == "plan")]  # unpickling needs torch
-    answers = {command: answer(command, folder, capsys) for command in commands}
+    answers = {command: answer(command, folder, capsys) for command in COMMANDS}
     first = answers["generate"]
     assert first.startswith("quantization method") and words in first, first
     assert "instead: quantize the original model with isobit" in first
     assert answers == dict.fromkeys(answers, first)
+
+
+SECTIONS: list[dict[str, Any]] = [
+    {"quant_method": "bitnet", "quantization_mode": "online"},
+    {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {"g": {"targets": ["re:.*mlp.*"],
+        "input_activations": {"num_bits": 4, "type": "int", "strategy": "token", "dynamic": True}}}},
+    {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"targets": ["Linear"],
+        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("architecture", ARCHS)
+def test_plain_weights_are_never_taken_for_what_a_config_asks_for(tmp_path: Path, architecture: str, kind: str) -> None:
+    """Every family, both kinds of files: loading and planning refuse alike."""
+    folder = save(make_model(architecture), tmp_path)
+    if kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    load_model(folder)
+    for section in SECTIONS:
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
+        words = []
+        for ask in (lambda: load_model(folder), lambda: plans(folder, targets=["a6000"])):
+            with pytest.raises(IsobitError) as found:
+                ask()
+            words.append(str(found.value))
+        assert words[0] == words[1]
 
 
 def test_info_names_the_method_of_files_beside_the_configuration(plain: Path, tmp_path: Path) -> None:

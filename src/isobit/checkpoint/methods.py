@@ -190,7 +190,7 @@ def _evidence(row: Method, config: Mapping[str, Any], folder: Path | None, tenso
     for pattern in row.files if folder is not None else ():
         file = _file(folder, pattern)  # type: ignore[arg-type]
         if file is not None:
-            return f"{bare(file.name)} lies beside config.json"
+            return f"{bare(file.name)} lies beside config.json (if the weights are plain, remove that file)"
     tensor = next((name for name in tensors if name.endswith(row.tensors)), None) if row.tensors else None
     return f"it has tensors like {short(tensor)}" if tensor is not None else ""
 

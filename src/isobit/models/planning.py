@@ -89,11 +89,7 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         folder: where the model lies; None when there is nothing but the configuration.
     """
     dtypes = tensor_dtypes(folder)
-    try:
-        work, names = workload(config, folder, dtypes), list(dtypes)
-    except CheckpointError as error:
-        where = None if folder is None or error.file is not None else folder / "config.json"
-        raise CheckpointError(str(error), file=where) from None
+    work, names = _workload(config, folder, dtypes), list(dtypes)
     if folder is None or not (_is_bin(folder) or _telling(names, work.tied)):
         return work
     from isobit.checkpoint.reader import Checkpoint
@@ -101,9 +97,23 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
 
     try:
         found = resolved(Checkpoint.open(folder))
-    except CheckpointError:  # whoever needs the weights will say what is wrong with them
-        return work
-    return replace(workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings), notes=found.notes)
+    except CheckpointError as error:
+        if error.file == str(folder / "config.json"):
+            raise
+        return work  # whoever needs the weights will say what is wrong with them
+    dtypes = {name: info.dtype for name, info in found.ck.tensors.items()}
+    work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings)
+    return replace(work, notes=found.notes)
+
+
+def _workload(
+    config: Mapping[str, Any], folder: Path | None, dtypes: Mapping[str, str], *, untied: bool = False
+) -> Workload:
+    try:
+        return workload(config, folder, dtypes, untied=untied)
+    except CheckpointError as error:
+        where = None if folder is None or error.file is not None else folder / "config.json"
+        raise CheckpointError(str(error), file=where) from None
 
 
 def _telling(names: list[str], tied: bool) -> bool:
