@@ -54,7 +54,10 @@ def _model(name: str, model: object, revision: object = None) -> str:
     """The name of a model, checked."""
     found = arguments.path(name, model)
     arguments.optional_text("revision", revision)
-    here = found == "bundled" or Path(found).expanduser().exists()
+    try:
+        here = found == "bundled" or Path(found).expanduser().exists()
+    except RuntimeError:
+        raise UsageError(f"{name} {found}: there is no user of this name, or no home folder is known") from None
     if here and revision is not None:
         what = "comes with isobit" if found == "bundled" else "is on this machine"
         reason = f"{found} {what}, and only models of the Hugging Face hub have revisions"

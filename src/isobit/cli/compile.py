@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes
+from isobit.cli import notes, output
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump([_as_json(one) for one in outcomes], sys.stdout, indent=1)
         print()
     else:
-        print("\n".join(table(outcomes)))
+        output.write("\n".join(table(outcomes)))
     failed = [one for one in outcomes if one.problems]
     if args.support is not None and not _support(args.support, outcomes, targets, check=args.check):
         return 1
@@ -105,8 +105,8 @@ def _pack(args: argparse.Namespace) -> int:
             progress=lambda: bar.update() and None,
         )
     size = sum((args.out / kernel.file).stat().st_size for kernel in made.kernels)
-    print(f"{args.out}: {len(made.kernels)} kernels for {args.model} on {made.target}, {size / 1e6:.1f} MB")
-    print(f"Next: set ISOBIT_PACK={args.out} where the model runs on that GPU")
+    output.write(f"{args.out}: {len(made.kernels)} kernels for {args.model} on {made.target}, {size / 1e6:.1f} MB")
+    output.write(f"Next: set ISOBIT_PACK={args.out} where the model runs on that GPU")
     return 0
 
 

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit.cli import output
+
 if TYPE_CHECKING:
     from isobit.evaluation.demo import Demo
     from isobit.evaluation.results import CompletionResult
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(asdict(found.results), sys.stdout, indent=2)
         print()
     else:
-        print(describe(found))
+        output.write(describe(found))
     return 0
 
 

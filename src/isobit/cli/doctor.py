@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from isobit.cli import output
 from isobit.kernels.cpu.status import CpuKernels, cpu_kernels
 from isobit.targets.detect import Machine, detect
 from isobit.targets.here import display_devices, gpu_machine, gpus, here
@@ -40,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
         document = {"machine": asdict(machine), "cpu_kernels": own, "targets": targets, "advice": missing}
         print(json.dumps(document, indent=2))
         return 0
-    print("\n".join(columns(machine_rows(machine) + kernel_rows(kernels))))
+    output.write("\n".join(columns(machine_rows(machine) + kernel_rows(kernels))))
     for row, board in found:
-        print("\n" + "\n".join(table(row, board)))
+        output.write("\n" + "\n".join(table(row, board)))
         if row.name.startswith("cpu-") and not kernels.used:
             print("  note: the CPU kernels are not in use, see above: each scheme keeps its numerics, and is slow")
-    print("\n" + "\n".join(f"Missing: {line}" for line in missing) if missing else "\nNothing is missing.")
+    output.write("\n" + "\n".join(f"Missing: {line}" for line in missing) if missing else "\nNothing is missing.")
     return 0
 
 

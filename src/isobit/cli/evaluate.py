@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes
+from isobit import arguments
+from isobit.cli import notes, output
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
         json.dump(as_json(found), sys.stdout, indent=2, allow_nan=False)
         print()
     else:
-        print(summary(found, args.against))
+        output.write(summary(found, args.against))
         if args.report is not None:
-            print(f"\nreport: {args.report}")
+            output.write(f"\nreport: {args.report}")
     return 0
 
 
@@ -122,8 +123,11 @@ def check_report(path: Path, against: str | None) -> None:
     """
     if against is None:
         raise UsageError("--report compares a model with its source: give the source with --against")
+    arguments.path("--report", path)
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--report {path}: the folder {path.absolute().parent} does not exist")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"--report {path}: this is a pipe or a device; name a file")
     if path.is_dir():
         raise UsageError(f"--report {path}: this is a folder; name a file, for example {path / 'report.html'}")
 

@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from isobit.cli import output
+
 
 def register(subparsers: Any) -> None:
     """Add the command and its options."""
@@ -37,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         from isobit.evaluation import info
 
-        print(info.text(found, tensors=args.tensors))
+        output.write(info.text(found, tensors=args.tensors))
     return 0

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from isobit.cli import notes
+from isobit.cli import notes, output
 
 
 def register(subparsers: Any) -> None:
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
         json.dump({"model": model, "plans": machines}, sys.stdout, indent=2)
         print()
         return 0
-    print(f"{work.title}, context up to {work.max_context} tokens\n")
+    output.write(f"{work.title}, context up to {work.max_context} tokens\n")
     if len(found) > 2 and not args.verbose:
         lines = text.overview(found)
     else:
         lines = [line for plans in found for line in (*text.describe(plans, verbose=args.verbose), "")][:-1]
-    print("\n".join([*lines, "", *text.legend()]))
+    output.write("\n".join([*lines, "", *text.legend()]))
     return 0
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit import arguments
+from isobit.cli import output
 from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
@@ -93,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from isobit import api
 
     rules = [parse_rule(text) for text in args.rule]
+    arguments.optional_whole("threads", args.threads, 1, api.MOST_THREADS)  # a prediction uses none
     if args.dry_run:
         prediction = api.predict(
             args.model,
@@ -105,7 +109,10 @@ def run(args: argparse.Namespace) -> int:
             max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
             revision=args.revision,
         )
-        print(json.dumps(asdict(prediction), indent=2) if args.json else foresight(prediction))
+        if args.json:
+            print(json.dumps(asdict(prediction), indent=2))
+        else:
+            output.write(foresight(prediction))
         return 0
     report = api.quantize(
         args.model,
@@ -126,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(asdict(report), sys.stdout, indent=2, default=str)
         print()
     else:
-        print(summary(report))
+        output.write(summary(report))
     return 0
 
 
@@ -148,7 +155,10 @@ def parse_size(text: str) -> int:
     unit = text[len(number) :].strip().upper()
     if unit not in SIZE_UNITS or not number.strip().replace(".", "", 1).isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")
-    size = int(float(number) * SIZE_UNITS[unit])
+    bytes_ = float(number) * SIZE_UNITS[unit]
+    if bytes_ >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r}: no file is so large")
+    size = int(bytes_)
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a shard needs at least one byte")
     return size
@@ -186,5 +196,6 @@ def summary(report: QuantizeReport) -> str:
     if report.resumed_from:
         lines.append(f"  resumed   {report.resumed_from} tensors had been done before the interruption")
     lines += [f"  note      {note}" for note in report.notes]
-    lines.append(f"Next: isobit eval {report.out} --against SOURCE, or isobit generate {report.out} 'a prompt'")
+    out = shlex.quote(report.out)
+    lines.append(f"Next: isobit eval {out} --against SOURCE, or isobit generate {out} 'a prompt'")
     return "\n".join(lines)

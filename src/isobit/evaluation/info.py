@@ -18,7 +18,7 @@ from isobit.checkpoint.ctconfig import Quantization
 from isobit.checkpoint.jsonfile import bare
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
-from isobit.errors import CheckpointError, IsobitError, ModelError
+from isobit.errors import CheckpointError, IsobitError, ModelError, printable
 from isobit.evaluation import wording
 from isobit.evaluation.modules import Module, find_modules
 from isobit.evaluation.scales import odd_scales
@@ -245,8 +245,8 @@ def text(info: CheckpointInfo, tensors: bool = False) -> str:
         ("bits per weight", f"{bits}, {info.file_bits_per_parameter:.2f} over the whole files"),
     ]
     width = max(len(name) for name, _ in facts)
-    lines = [f"{name:<{width}}  {value}" for name, value in facts]
-    lines += [f"{'note':<{width}}  {note}" for note in info.notes]
+    lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts]
+    lines += [f"{'note':<{width}}  {printable(note)}" for note in info.notes]
     cells = [
         [
             use.kind,

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from isobit.errors import printable
 from isobit.evaluation.results import Results, Speed
 from isobit.evaluation.statistics import FEW_WINDOWS, LEAST_WINDOWS, Estimate
 
@@ -85,6 +86,10 @@ def doubt(windows: int) -> str | None:
     if windows < LEAST_WINDOWS:
         return f"{shown} only: no confidence intervals, which need at least {LEAST_WINDOWS}. {more}"
     return f"{shown} only: the intervals hold, but are wide for that reason. {more}"
+
+
+LONGEST_CELL = 200
+"""Characters; one name of a megabyte would make every line of its table as long."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,8 @@ def wrap(paragraph: str, width: int = 100) -> str:
 
 def table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:
     """An aligned plain-text table with a rule under its headings."""
-    lines = [[column.heading for column in columns], *cells]
+    lines = [[column.heading for column in columns]]
+    lines += [[printable(cell, LONGEST_CELL) for cell in row] for row in cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
 
     def align(line: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import IO, Protocol
 
+from isobit.errors import printable
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -76,7 +78,7 @@ class Bar:
         """A line above the bar."""
         from tqdm import tqdm
 
-        tqdm.write(text, file=self._stream)
+        tqdm.write(printable(text), file=self._stream)
 
     def close(self) -> None:
         """Leave the bar where it is and go to the next line."""
@@ -122,7 +124,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """A line."""
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         """The last line."""
