@@ -17,7 +17,7 @@ from isobit.errors import SchemeError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import GROUPED, SCHEMES, check_shape, scheme
-from isobit.kernels import reference, registry
+from isobit.kernels import backends, reference
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
@@ -62,7 +62,7 @@ def test_what_is_written_is_read_and_runs(tmp_path: Path, name: str) -> None:
         assert found.weight.spec == expected.spec or expected.shape[0] == 1, (module, expected.shape)
         assert torch.equal(found.weight.dequantize(), expected.dequantize()), expected.shape
         x = torch.randn(3, expected.shape[1], generator=generator)
-        run = registry.bind(found.weight, found.activations, found.input_scale, None, device="cpu").run
+        run = backends.bind(found.weight, found.activations, found.input_scale, None, device="cpu").run
         wanted = reference.linear(x, found.weight, found.activations, found.input_scale)
         assert float((run(x) - wanted).norm()) <= 1e-4 * float(wanted.norm()), expected.shape
     assert held

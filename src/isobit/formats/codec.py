@@ -221,7 +221,7 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     shared = x.float()  # exact; the last axis is what shares a scale
     if spec.group is not None:
         groups = -(-x.shape[-1] // spec.group)
-        shared = F.pad(shared, (0, -x.shape[-1] % spec.group)).unflatten(-1, (groups, spec.group))
+        shared = F.pad(shared, (0, -x.shape[-1] % spec.group)).reshape(*x.shape[:-1], groups, spec.group)
     amax = shared.abs().amax(dim=-1, keepdim=True)
     scale = _activation_scale(amax, row, static_scale)
     quotient = shared / scale

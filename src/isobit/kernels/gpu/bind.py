@@ -49,7 +49,7 @@ def bind(
     """
     check_linear(weight, activations, input_scale, bias)
     spec = weight.spec if isinstance(weight, QTensor) else None
-    reason = selection.unsupported(spec, activations) or fits.narrow_block(fits.Matrix(*weight.shape, spec))
+    reason = selection.unsupported(spec, activations) or fits.narrow_block(spec, int(weight.shape[1]))
     if reason:
         raise Unsupported(f"a linear with {spec or 'plain'} weights and {activations or 'plain'} activations", [reason])
     return BoundLinear(weight, activations, input_scale, bias, target or here(), out_dtype)

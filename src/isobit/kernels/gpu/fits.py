@@ -56,7 +56,7 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
     """Why a weight does not suit a variant that the target can run, or None."""
     if row.library:
         return _misfit_of_library(row, matrix)
-    if (narrow := narrow_block(matrix)) is not None:
+    if (narrow := narrow_block(matrix.spec, matrix.k)) is not None:
         return narrow
     if row.reads_units and not unit(row, matrix, target):
         return f"groups of {matrix.group} do not make up its units of K = {matrix.k}"
@@ -67,10 +67,10 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
     return _misfit_of_lanes(row, matrix) if ":linear_lanes" in row.entry else None
 
 
-def narrow_block(matrix: Matrix) -> str | None:
+def narrow_block(spec: WeightSpec | None, k: int) -> str | None:
     """Why no GPU kernel takes a weight whose last block of columns is narrower than the others; None if it is not."""
-    width = matrix.spec.block[1] if matrix.spec is not None and matrix.spec.block is not None else 1
-    return f"K = {matrix.k} is not a multiple of the block width {width}" if matrix.k % width else None
+    width = spec.block[1] if spec is not None and spec.block is not None else 1
+    return f"K = {k} is not a multiple of the block width {width}" if k % width else None
 
 
 def _misfit_of_library(row: Variant, matrix: Matrix) -> str | None:
