@@ -54,7 +54,7 @@ def register(subparsers: Any) -> None:
         default=[],
         metavar="REGEX=SCHEME",
         help="modules whose name matches get this scheme, or `keep` to leave them as they are; the first match wins. "
-        "lm_head, embeddings, routers and norms are kept unless a rule names them",
+        "lm_head, embeddings and routers are kept unless a rule names them; norms are always kept",
     )
     parser.add_argument(
         "--allow-mixed-fused",
