@@ -1,6 +1,7 @@
 """Every error isobit raises on purpose.
 
-The command line prints these as one clear message and exits with status 2; a traceback means a bug in isobit.
+The command line prints these as one clear message and exits with status 2; anything else is a bug in isobit, which it
+calls an internal error (status 70, ISOBIT_TRACEBACK=1 shows where).
 
     IsobitError
     ├── UsageError        an option or argument cannot be used as given

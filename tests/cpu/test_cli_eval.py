@@ -171,6 +171,74 @@ def test_models_with_other_tokens_are_not_compared(
     assert "source has a vocabulary of 300 tokens and wider one of 320" in err
 
 
+def change(folder: Path, **tensors: torch.Tensor) -> Path:
+    """Replaces tensors of a checkpoint; underscores of a name that is an argument stand for its dots."""
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(folder / "model.safetensors")
+    assert set(tensors) <= set(held)
+    save_file(held | tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_models_of_other_depth_are_compared_but_not_layer_by_layer(
+    source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shallow = tiny.save_model(tmp_path / "shallow")
+    config = json.loads((shallow / "config.json").read_text())
+    (shallow / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(shallow / "model.safetensors")
+    save_file({name: t for name, t in held.items() if ".layers.1." not in name}, shallow / "model.safetensors")
+    options = ("--text", text, "--ctx", 64, "--tokens", 300, "-q", "--report", tmp_path / "r.html", "--json")
+    status, out, err = evaluate(capsys, shallow, "--against", source, *options)
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["fidelity"]["kl_mean"]["value"] > 0.1 and found["layer_errors"] == []
+    assert "error by layer: not measured, for source has 2 layers of width 640 and shallow has 1 layers" in err
+    assert "Error by layer" not in (tmp_path / "r.html").read_text()
+    assert found["method"]["layer_tokens"] == 0
+
+
+def test_what_a_model_cannot_read_is_refused(
+    source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = tiny.save_model(tmp_path / "fewer", vocab=100)  # the tokenizer has 257 tokens
+    status, out, err = evaluate(capsys, fewer, "--text", text, "-q")
+    assert (status, out) == (2, "")
+    assert "tokenizer" in err and "fewer" in err and "100" in err
+    short = tiny.save_model(tmp_path / "short", context=32)
+    status, out, err = evaluate(capsys, source, "--against", short, "--text", text, "--ctx", 64, "-q")
+    assert (status, out) == (2, "")
+    assert "context of 64 tokens is more than short can read: at most 32" in err
+
+
+def test_a_text_of_single_tokens_scores_nothing(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(70):
+        (tmp_path / "text" / f"{number:02}").write_text("x")
+    status, out, err = evaluate(capsys, source, "--text", tmp_path / "text")
+    assert (status, out) == (2, "")
+    assert "none of its files has two tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"), [(3e38, "the likelihood is NaN or infinite for"), (1e6, "the likelihood is too low for a")]
+)
+def test_a_model_whose_outputs_are_useless_is_called_by_its_name(
+    source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float, words: str
+) -> None:
+    broken = tiny.save_model(tmp_path / "broken")
+    change(broken, **{"model.norm.weight": torch.full((tiny.HIDDEN,), scale).bfloat16()})
+    for options in ((), ("--against", source)):
+        status, out, err = evaluate(capsys, broken, "--text", text, "--tokens", 300, "-q", *options)
+        assert (status, out) == (2, "")
+        assert f"broken: {words}" in err
+
+
 def test_a_model_that_gives_nan_is_refused(
     source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ class Fidelity:
 class _PerToken:
     """What one model did at each token, collected batch by batch."""
 
+    name: str
     nll: list[Floats] = field(default_factory=list)
     kl: list[Floats] = field(default_factory=list)
     same: list[Floats] = field(default_factory=list)
@@ -122,7 +123,7 @@ def compare_all(
         ModelError: a model's outputs are NaN or infinite.
     """
     source_nll: list[Floats] = []
-    collected = {name: _PerToken() for name in others}
+    collected = {key: _PerToken(key) for key in others}
     for indices in batches(chosen, vocab):
         batch = [chosen[i] for i in indices]
         targets = scored_ids(batch)
@@ -138,8 +139,8 @@ def compare_all(
     bootstrap = WindowBootstrap(window_of_tokens(chosen), seed=seed)
     nll_source = np.concatenate(source_nll)
     mean = bootstrap.mean(nll_source, POSITIVE)
-    own = summarize(mean, tokens=nll_source.size, num_windows=len(chosen), bytes_per_token=bytes_per_token)
-    return own, {name: _fidelity(bootstrap, own, nll_source, rows, bytes_per_token) for name, rows in collected.items()}
+    own = summarize(mean, tokens=nll_source.size, num_windows=len(chosen), bytes_per_token=bytes_per_token, name=name)
+    return own, {key: _fidelity(bootstrap, own, nll_source, rows, bytes_per_token) for key, rows in collected.items()}
 
 
 def _nll(log_p: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -175,7 +176,11 @@ def _fidelity(
 ) -> Fidelity:
     nll, kl = np.concatenate(rows.nll), np.concatenate(rows.kl)
     theirs = summarize(
-        bootstrap.mean(nll, POSITIVE), tokens=own.tokens, num_windows=own.windows, bytes_per_token=bytes_per_token
+        bootstrap.mean(nll, POSITIVE),
+        tokens=own.tokens,
+        num_windows=own.windows,
+        bytes_per_token=bytes_per_token,
+        name=rows.name,
     )
     # Two models without any difference are the same on every text: an agreement of 1, and no doubt about it.
     agreement = bootstrap.share(np.concatenate(rows.same)) if kl.any() else bootstrap.mean(np.concatenate(rows.same))

@@ -227,10 +227,12 @@ def likelihood(
     """
     nll = -token_logprobs(model, chosen, vocab, name)
     mean = WindowBootstrap(window_of_tokens(chosen), seed=seed).mean(nll, POSITIVE)
-    return summarize(mean, tokens=nll.size, num_windows=len(chosen), bytes_per_token=bytes_per_token)
+    return summarize(mean, tokens=nll.size, num_windows=len(chosen), bytes_per_token=bytes_per_token, name=name)
 
 
-def summarize(mean_nll: Estimate, *, tokens: int, num_windows: int, bytes_per_token: float) -> Likelihood:
+def summarize(
+    mean_nll: Estimate, *, tokens: int, num_windows: int, bytes_per_token: float, name: str = "model"
+) -> Likelihood:
     """A likelihood from its mean in nats per token.
 
     Raises:
@@ -238,7 +240,7 @@ def summarize(mean_nll: Estimate, *, tokens: int, num_windows: int, bytes_per_to
     """
     if mean_nll.value > LARGEST_LOG:
         raise ModelError(
-            f"the likelihood is too low for a perplexity: {mean_nll.value:.1f} nats per token; the model's weights or "
+            f"{name}: the likelihood is too low for a perplexity: {mean_nll.value:.1f} nats per token; its weights or "
             "scales are damaged"
         )
     return Likelihood(
