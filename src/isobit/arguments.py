@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from isobit.errors import UsageError
@@ -117,6 +118,10 @@ def path(name: str, value: object) -> str:
             f"{name}: {found[:80]!r}... is too long for a file's name: at most {_LONGEST_NAME} bytes between slashes, "
             f"{_LONGEST_PATH} in all"
         )
+    try:
+        Path(found).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{name}: nobody has a home folder here that {found!r} could mean") from None
     return found
 
 

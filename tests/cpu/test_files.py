@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import write
 
+import isobit
 from isobit.checkpoint.files import is_file, is_folder, is_there, read_file
 from isobit.checkpoint.jsonfile import parse_json, short
 from isobit.checkpoint.reader import Checkpoint
@@ -202,3 +203,11 @@ def test_shapes_without_end(tmp_path: Path, shape: str, message: str) -> None:
 def test_many_axes_of_one_are_read(tmp_path: Path) -> None:
     source = write(tmp_path / "src", {"t": torch.ones([1] * 64)})
     assert Checkpoint.open(source).read("t").shape == (1,) * 64
+
+
+def test_a_home_folder_of_nobody() -> None:
+    for command in (isobit.info, isobit.load, lambda name: isobit.quantize(name, "out")):
+        with pytest.raises(IsobitError, match="home folder"):
+            command("~nobody-of-that-name/model")
+    with pytest.raises(IsobitError, match="home folder"):
+        read_config("~nobody-of-that-name/model")

@@ -14,6 +14,7 @@ from checkpoints import hashes, write
 from isobit.checkpoint import room
 from isobit.checkpoint.occupant import CONFIG
 from isobit.errors import CapacityError, UsageError
+from isobit.evaluation import demo, report
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.quantizer.driver import predict, quantize
@@ -131,6 +132,32 @@ def test_names_that_no_folder_can_have_are_refused_before_anything_is_done(
             command(source, tmp_path / name)
         assert len(str(caught.value)) < 400
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (errno.ENOSPC, CapacityError, "the disk is full"),
+        (errno.EDQUOT, CapacityError, "the quota of this user"),
+        (errno.EFBIG, CapacityError, "ulimit -f"),
+        (errno.EACCES, UsageError, "cannot write .*r.html: Permission denied"),
+    ],
+)
+def test_a_report_that_cannot_be_written(
+    tmp_path: Path, code: int, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(kind, match=words):
+        report.write_file(tmp_path / "r.html", "text")
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "a\0b"])
+def test_other_folders_that_no_file_system_has(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="the output folder"):
+        demo.make_folder(tmp_path / name)
 
 
 def test_a_name_of_every_letter_that_a_folder_can_have(tmp_path: Path) -> None:

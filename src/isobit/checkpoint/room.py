@@ -13,7 +13,7 @@ from pathlib import Path
 from isobit.checkpoint.durable import free_bytes
 from isobit.checkpoint.files import is_file, why
 from isobit.checkpoint.shards import PlannedShard
-from isobit.errors import CapacityError, UsageError
+from isobit.errors import CapacityError, IsobitError, UsageError
 
 # Errors that mean that no more can be written -> (what they mean, what helps).
 _NO_MORE = {
@@ -25,6 +25,22 @@ _NO_MORE = {
     ),
 }
 _BLOCK = 4096  # bytes: a small file occupies at least this
+
+
+def cannot_write(path: Path, error: OSError) -> IsobitError:
+    """What to raise when a file or folder of ours could not be written.
+
+    Args:
+        path: it.
+        error: what the system said.
+    """
+    known = _NO_MORE.get(error.errno or 0)
+    if known is None:
+        return UsageError(f"cannot write {path}: {why(error)}")
+    meaning, cure = known
+    return CapacityError(
+        f"writing {path} stopped: {meaning} ({os.strerror(error.errno or 0)}). {cure} and run the same command again"
+    )
 
 
 @dataclass(frozen=True)

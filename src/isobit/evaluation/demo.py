@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isobit.bundled import model_path
+from isobit.checkpoint.occupant import require_name
 from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ def run(
     results = measure_all(subject, candidates, Tokenizer.from_folder(path), tokens=tokens, command=command, tell=tell)
     paths = out / "report.html", out / "results.json"
     report.write(results, paths[0])
-    paths[1].write_text(json.dumps(asdict(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    report.write_file(paths[1], json.dumps(asdict(results), indent=2, allow_nan=False) + "\n")
     return Demo(results, *paths, {row.name: out / row.name for row in chosen}, time.monotonic() - begin)
 
 
@@ -137,6 +138,7 @@ def make_folder(out: Path) -> None:
     Raises:
         UsageError: it is a file, or can't be made.
     """
+    require_name(out, "model.safetensors.index.json")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

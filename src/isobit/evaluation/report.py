@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from isobit.checkpoint.room import cannot_write
 from isobit.evaluation import plots, summary, wording
 from isobit.evaluation.results import Method, Results, SchemeResult
 from isobit.evaluation.statistics import CONFIDENCE, LEAST_WINDOWS
@@ -42,8 +43,20 @@ class Plot:
 
 
 def write(results: Results, path: Path) -> None:
-    """Write the report to a file; its folder must exist."""
-    path.write_text(render(results), encoding="utf-8")
+    """Write the report to a file; its folder must exist.
+
+    Raises:
+        UsageError, CapacityError: it cannot be written.
+    """
+    write_file(path, render(results))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text as UTF-8; raises as :func:`write` does."""
+    try:
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def render(results: Results) -> str:

@@ -14,7 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from isobit.checkpoint.durable import sync_folder, write_file
-from isobit.errors import CapacityError, IsobitError, Unsupported, UsageError
+from isobit.checkpoint.files import is_file, is_there
+from isobit.checkpoint.occupant import require_name
+from isobit.checkpoint.room import cannot_write
+from isobit.errors import IsobitError, Unsupported, UsageError
 from isobit.kernels.gpu.compile.processes import compilers, triton_version
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest, PackedKernel, digest
@@ -38,13 +41,14 @@ def write_pack(
 
     Raises:
         Unsupported: Triton is not installed, the target is not NVIDIA's, or a kernel does not compile; names each.
-        UsageError: the folder exists and is no pack.
-        CapacityError: the disk cannot be written.
+        UsageError: the folder exists and is no pack, or cannot be written.
+        CapacityError: the disk takes no more.
     """
     version = triton_version()
     if target.vendor != "nvidia":
         raise Unsupported(f"a kernel pack for {target.name}", ["packs are launched on NVIDIA GPUs only so far"])
-    if folder.exists() and not (folder / MANIFEST).is_file():
+    require_name(folder, MANIFEST)
+    if is_there(folder) and not is_file(folder / MANIFEST):
         raise UsageError(f"{folder} exists and is no kernel pack: name another folder")
     codes = _compile(requests, version, processes, progress)
     kernels = tuple(kernel for kernel, _ in codes)
@@ -52,7 +56,7 @@ def write_pack(
     try:
         _publish(folder, manifest, {kernel.file: code for kernel, code in codes})
     except OSError as error:
-        raise CapacityError(f"cannot write the kernel pack {folder}: {error}") from error
+        raise cannot_write(folder, error) from error
     return manifest
 
 
@@ -117,7 +121,7 @@ def parameter_sizes(ptx: str) -> tuple[int, ...]:
 def _publish(folder: Path, manifest: Manifest, codes: Mapping[str, bytes]) -> None:
     """Writes a folder beside the final one and gives it its name at the end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    work = Path(tempfile.mkdtemp(prefix=".isobit-pack-", dir=folder.parent))
     try:
         os.chmod(work, 0o755)
         for name, code in codes.items():
@@ -125,7 +129,7 @@ def _publish(folder: Path, manifest: Manifest, codes: Mapping[str, bytes]) -> No
         write_file(work / MANIFEST, (json.dumps(manifest.as_json(), indent=1) + "\n").encode())
         sync_folder(work)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            old = Path(tempfile.mkdtemp(prefix=".isobit-pack-", dir=folder.parent))
             os.replace(folder, old)
             os.replace(work, folder)
             shutil.rmtree(old)
