@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from isobit.bundled import heldout_path
-from isobit.checkpoint.files import is_folder, read_file
+from isobit.checkpoint.files import is_file, is_folder, read_file
 from isobit.errors import CheckpointError, UsageError
 from isobit.evaluation.likelihood import Window, spread, windows
 
@@ -67,7 +67,7 @@ def read_corpus(path: Path) -> Corpus:
         UsageError: it can't be read, is not UTF-8, or is empty; names the file.
     """
     if is_folder(path):
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in path.rglob("*") if is_file(file))
         if not files:
             raise UsageError(f"{path}: the folder has no files to read")
         return Corpus(str(path), tuple(_read(file) for file in files))
