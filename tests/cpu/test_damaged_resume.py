@@ -153,6 +153,10 @@ def test_damage_after_the_files_began_to_move_up_is_refused(
     with pytest.raises(CheckpointError, match="damaged: start over without resuming"):
         run(source, out)
     flip(path, path.stat().st_size - 1)
+    path.rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="has vanished from the unfinished output.*--no-resume"):
+        run(source, out)
+    (tmp_path / "away").rename(path)
     run(source, out)
     assert hashes(out) == wanted
 

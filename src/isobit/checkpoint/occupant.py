@@ -36,13 +36,13 @@ def require_name(path: Path, longest: str) -> None:
     if too_long := next((part for part in parts if len(part) > limit), None):
         raise UsageError(
             f"the output folder {shown} has a name of {len(too_long)} bytes; names have at most {limit} here:"
-            " name another one"
+            " name another one (--out)"
         )
     size = sum(len(part) + 1 for part in parts) + len(PARTIAL) + 1 + len(longest)
     if size > _LONGEST_PATH:
         raise UsageError(
             f"the output folder {shown} gives its files paths of {size} bytes; {_LONGEST_PATH} are the most:"
-            " name a shorter one"
+            " name a shorter one (--out)"
         )
 
 

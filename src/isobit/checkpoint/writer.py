@@ -20,7 +20,7 @@ from torch import Tensor
 
 from isobit.checkpoint.checksums import Claim, WrittenSums, claims, damaged_modules
 from isobit.checkpoint.durable import lock_folder, pwrite, sync_folder, write_file
-from isobit.checkpoint.files import is_folder, is_there, read_file
+from isobit.checkpoint.files import is_file, is_folder, is_there, read_file
 from isobit.checkpoint.journal import Journal
 from isobit.checkpoint.occupant import CONFIG, PARTIAL, another_job, remove_old, require_free, require_name
 from isobit.checkpoint.room import Room
@@ -31,6 +31,7 @@ COMMIT_BYTES = 64 << 20  # written between two syncs: what a kill costs, and wha
 
 LARGEST_COMPANION = 4 << 30  # bytes of a file that is copied as it is
 
+_VANISHED = "has vanished from the unfinished output: start over without resuming it (--no-resume)"
 _JOURNAL, _DONE, _LOCK = "journal", "done", "lock"
 
 
@@ -301,9 +302,7 @@ class OutputFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
         elif not target.exists():
-            raise CheckpointError(
-                "has vanished from the unfinished output: start over without resuming it", file=source
-            )
+            raise CheckpointError(_VANISHED, file=source)
         sync_folder(target.parent)
 
     # ------------------------------------------------------------------ checks
@@ -332,7 +331,9 @@ class OutputFolder:
             said.setdefault(entry["shard"], []).extend(about)
         damaged: set[str] = set()
         for name, about in said.items():
-            path = next(folder / name for folder in (self.partial, self.path) if is_there(folder / name))
+            path = next((folder / name for folder in (self.partial, self.path) if is_file(folder / name)), None)
+            if path is None:
+                raise CheckpointError(_VANISHED, file=self.partial / name)
             damaged |= damaged_modules(path, about)
             header = shards[name].header
             with open(path, "rb") as file:
