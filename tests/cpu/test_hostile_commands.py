@@ -238,6 +238,17 @@ NUMBERS = ["-1", "1.5", "", "nan", "9" * 5000, "-" + "9" * 30, "1e9", "0x10", "9
 Lines = Callable[[str, str], list[list[str]]]
 
 
+def outputs(name: str, model: str) -> list[list[str]]:
+    """Names that no file can have."""
+    return [
+        ["quantize", model, "-s", "int8", "-o", name, "--dry-run"],
+        ["eval", model, "--against", model, "--report", name],
+        ["demo", "--out", name, "--schemes", "int8"],
+        ["compile", model, "-o", name, "--target", "sm_86"],
+        ["compile", "--listings", name, "--variant", "none"],
+    ]
+
+
 def with_name(name: str, model: str) -> list[list[str]]:
     return [
         ["info", name],
@@ -250,6 +261,7 @@ def with_name(name: str, model: str) -> list[list[str]]:
         ["eval", model, "--against", name],
         ["eval", model, "--text", name],
         ["compile", name, "-o", "pack", "--target", "sm_86"],
+        *([] if name.startswith(("~", "/dev", "\x1b", "owner", "\udcff")) else outputs(name, model)),
     ]
 
 

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, slow_path, text_input
+from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import CapacityError, IsobitError, UsageError, printable
 
@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
     )
     add_model_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument("--template", type=Path, metavar="FILE", help="a Jinja chat template instead of the model's")
+    parser.add_argument("--template", type=path, metavar="FILE", help="a Jinja chat template instead of the model's")
     parser.add_argument("--no-thinking", action="store_true", help="pass enable_thinking=false to the template")
     add_sampling_options(parser)
     parser.add_argument("--json", action="store_true", help="print the conversation as one JSON document at the end")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
+from isobit.cli.parser import path
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--variant", metavar="PATTERN", help="only kernels whose name matches, e.g. 'many*e4m3*'")
     parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="processes (default: the usable cores)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--listings", type=Path, metavar="DIR", help="write every kernel's disassembly to this folder")
-    parser.add_argument("--support", type=Path, metavar="FILE", help="write the result as a page (docs/support.md)")
+    parser.add_argument("--listings", type=path, metavar="DIR", help="write every kernel's disassembly to this folder")
+    parser.add_argument("--support", type=path, metavar="FILE", help="write the result as a page (docs/support.md)")
     parser.add_argument("--check", action="store_true", help="with --support: only check that the page is current")
-    parser.add_argument("-o", "--out", type=Path, metavar="PACK", help="the kernel pack to write, a folder")
+    parser.add_argument("-o", "--out", type=path, metavar="PACK", help="the kernel pack to write, a folder")
     parser.add_argument("--dtype", help="of the pack's activations: bfloat16, float16 (default: the checkpoint's)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.set_defaults(run=run)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import output
+from isobit.cli.parser import path
 
 if TYPE_CHECKING:
     from isobit.evaluation.demo import Demo
@@ -28,7 +29,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=path,
         default=Path("isobit-demo"),
         metavar="DIR",
         help="the folder to write (default: isobit-demo)",

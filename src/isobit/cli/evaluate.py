@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit import arguments
 from isobit.cli import notes, output
+from isobit.cli.parser import path
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--against", metavar="SOURCE", help="the model it was made from; without it, perplexity alone")
     parser.add_argument(
         "--text",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="a UTF-8 text file or a folder of them (default: held-out Python code)",
     )
@@ -59,7 +59,7 @@ def register(subparsers: Any) -> None:
         help="about how many tokens to score, spread over the text; 0 for all (default: 32768)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots; needs --against")
+    parser.add_argument("--report", type=path, metavar="FILE.html", help="write a report with plots; needs --against")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
@@ -123,7 +123,6 @@ def check_report(path: Path, against: str | None) -> None:
     """
     if against is None:
         raise UsageError("--report compares a model with its source: give the source with --against")
-    arguments.path("--report", path)
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--report {path}: the folder {path.absolute().parent} does not exist")
     if path.exists() and not path.is_file() and not path.is_dir():

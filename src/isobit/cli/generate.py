@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, slow_path, text_input
+from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import UsageError
 
@@ -41,7 +42,7 @@ def register(subparsers: Any) -> None:
     add_model_argument(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to complete (default: standard input)")
-    source.add_argument("--file", type=Path, metavar="FILE", help="read the prompt from a file")
+    source.add_argument("--file", type=path, metavar="FILE", help="read the prompt from a file")
     add_sampling_options(parser)
     parser.add_argument("--logprobs", type=int, metavar="N", help="give log-probabilities of each token and the N best")
     parser.add_argument(

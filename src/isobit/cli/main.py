@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _guarded(argv)
-    import isobit.cli.failures  # noqa: F401  (now, and not when memory is short)
     from isobit.cli import signals
 
     signals.take()
     try:
+        import isobit.cli.failures  # noqa: F401  (now, and not when memory is short)
         from isobit.cli import streams
 
         problem = streams.prepare()

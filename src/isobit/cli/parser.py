@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
-from isobit.errors import printable
+from isobit import arguments
+from isobit.errors import UsageError, printable
+
+
+def path(text: str) -> Path:
+    """The type of options that name a file or a folder: one that can be."""
+    try:
+        return Path(arguments.path("it", text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,11 +7,11 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
 from isobit.cli import output
+from isobit.cli.parser import path
 from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
     parser.add_argument("-s", "--scheme", required=True, help="the scheme of the linear layers, e.g. fp8, int8, int4")
-    parser.add_argument("-o", "--out", type=Path, help="the folder to write (default: MODEL's name and the scheme's)")
+    parser.add_argument("-o", "--out", type=path, help="the folder to write (default: MODEL's name and the scheme's)")
     parser.add_argument(
         "--rule",
         action="append",
@@ -66,7 +66,7 @@ def register(subparsers: Any) -> None:
         "--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)"
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="text to calibrate static activation scales on (fp8-static)"
+        "--calibration", type=path, metavar="FILE", help="text to calibrate static activation scales on (fp8-static)"
     )
     parser.add_argument(
         "--max-shard-size",
