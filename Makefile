@@ -2,7 +2,7 @@
 #   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
 #   make test    the whole test suite
 #   make check   ruff, mypy --strict on the pure floors, import-linter
-#   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits (2 minutes on 2 cores)
+#   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits, models (3 minutes on 2 cores)
 #   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
 #   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 and with parts of it (2 minutes on 2 cores)
 #   make support the same, and writes what was found into docs/support.md
@@ -54,7 +54,7 @@ check: $(VENV)/isobit-check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-sanitize: $(VENV)/isobit
+sanitize: $(VENV)/isobit-test
 	tests/native/sanitize.sh $(BIN)/python
 
 proof: $(VENV)/isobit-test

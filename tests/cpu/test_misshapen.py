@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.archs import ARCHS, family
 from isobit.models.config import ModelConfig
+from isobit.models.ops import Step
 from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
@@ -234,3 +236,25 @@ def test_a_model_takes_its_own_cache_and_its_own_tokens(
     for beyond in (40, -1):
         with pytest.raises(UsageError, match="beyond the vocabulary of 40"):
             small.forward(torch.tensor([[1, beyond]]))
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_all_layers_in_one_call_take_what_fits_them(tmp_path: Path) -> None:
+    model = load_model(store(tmp_path / "model", "safetensors", "LlamaForCausalLM", {}))
+    model.forward(torch.tensor([[1, 2]]))
+    stack = model._stacks["cpu"]
+    assert stack is not None
+    step = Step(model.layer_ops(), 0, torch.ones(2, 16), torch.ones(2, 16), {}, None)
+    stack(torch.ones(1, 2, 64), step)
+    for bad in (torch.ones(1, 2, 63), torch.ones(1, 2, 64).bfloat16(), torch.ones(1, 2, 64, device="meta")):
+        with pytest.raises(FormatError, match="the residual stream"):
+            stack(bad, step)
+    cache = model.new_cache(2, 4)
+    with pytest.raises(FormatError, match="cached keys"):
+        stack(torch.ones(1, 2, 64), replace(step, cache=cache))
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        other = load_model(tmp_path / "model")
+        getattr(other.layers[1], name).weight = torch.ones(63)
+        with pytest.raises(FormatError, match="norm before"):
+            other.forward(torch.tensor([[1, 2]]))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer, and, without those, sizes
-# beyond 32 bits.
+# beyond 32 bits; then models of the test suite on the first of these.
 #     tests/native/sanitize.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -32,3 +32,4 @@ $out/pool
 setarch -R $out/threads without-fork
 END
 $out/large_test  # alone: it uses all cores
+tests/native/asan_models.sh "$python" $out/_cpu.so

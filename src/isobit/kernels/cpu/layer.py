@@ -108,6 +108,7 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
 def exp(x: Tensor) -> Tensor:
     """``exp(x)`` as the attention and the gate compute it, for tests."""
     y = torch.empty_like(x)
+    _like(x)
     check(_lib().isobit_cpu_exp(x.data_ptr(), x.numel(), y.data_ptr()))
     return y
 
