@@ -148,7 +148,7 @@ def show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         print(f"\rmeasuring: window {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done == total:
-        print(f"measured {total} windows", file=sys.stderr)
+        print(f"measured {total} window{'s' if total > 1 else ''}", file=sys.stderr)
 
 
 def summary(found: Evaluation, against: str | None) -> str:
