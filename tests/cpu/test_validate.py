@@ -139,8 +139,8 @@ def test_an_output_that_is_the_source(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_the_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isobit.checkpoint.writer.free_bytes", lambda path: 100_000)
-    refuse(write(tmp_path / "src"), "fp8", CapacityError, r"needs 11\d,\d\d\d bytes more, 100,000 are free")
+    monkeypatch.setattr("isobit.checkpoint.room.free_bytes", lambda path: 100_000)
+    refuse(write(tmp_path / "src"), "fp8", CapacityError, r"needs 15\d,\d\d\d bytes more, 100,000 are free")
 
 
 @pytest.mark.parametrize(
