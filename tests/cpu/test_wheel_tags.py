@@ -184,6 +184,7 @@ def test_a_wheel_with_kernels_says_what_they_need(tmp_path: Path) -> None:
     assert re.search(r"-py3-none-manylinux_2_28_\w+\.whl$", made.name), made.name
     kernels = made / "isobit" / "kernels" / "cpu"
     assert (kernels / "_cpu.so").read_bytes() == LIBRARY.read_bytes()
+    assert '"compiler": "quick 1.0"' in (kernels / "_cpu.json").read_text()
     assert not (kernels / "cpp").exists(), "sources are for source distributions"
     assert not is_pure(made)
     names = set(made.root.namelist())
