@@ -1,5 +1,6 @@
 // Attention on every instruction set, against float64: prompts and single tokens, grouped heads, odd sizes, windows, caches with room
 // to spare, in exact memory and at odd addresses. Options: isas.h.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <iterator>
@@ -21,7 +22,8 @@ const Shape SHAPES[] = {
     {2, 5, 509, 4, 4, 16, 2, 0, false},   {1, 16, 600, 2, 1, 48, 0, 70, true},  {1, 17, 0, 4, 2, 64, 0, 0, false},
     {2, 17, 47, 6, 2, 10, 3, 0, true},    {1, 33, 0, 3, 1, 256, 0, 0, false},   {1, 70, 131, 8, 2, 20, 1, 0, true},
     {1, 130, 0, 4, 1, 32, 0, 0, false},   {1, 130, 70, 2, 2, 6, 4, 40, true},   {2, 100, 0, 2, 1, 64, 0, 64, false},
-    {1, 2, 3, 100, 1, 8, 0, 0, false},    {1, 40, 201, 2, 1, 14, 0, 500, true},
+    {1, 2, 3, 100, 1, 8, 0, 0, false},    {1, 40, 201, 2, 1, 14, 0, 500, true},  {1, 40, 500, 2, 2, 64, 0, 0, false},
+    {1, 90, 960, 3, 3, 70, 0, 90, true},
 };
 
 bool near(const std::vector<double> &exact, const Values<float> &values, int64_t at, double most) {
@@ -95,12 +97,29 @@ bool same_elsewhere(const Attention &t, uint32_t seed) {
     return true;
 }
 
+// Tokens give the same bits in one call, one after the other, and some at a time.
+bool same_in_parts(const Attention &t, uint32_t seed) {
+    if (t.s.batch > 1) return true;
+    for (const int64_t at_once : {1, 2, 18}) {
+        state() = seed;
+        Attention other(t.s, 3);
+        for (int64_t at = 0; at < t.s.tokens; at += at_once) {
+            isobit_attention a = other.a;
+            a.tokens = std::min(at_once, t.s.tokens - at), a.past += at;
+            a.q += at * a.ldq, a.k += at * a.ldk, a.v += at * a.ldv, a.out += at * a.ldo, a.cos += at * a.dim, a.sin += at * a.dim;
+            if (isobit_cpu_attention(&a)) return false;
+        }
+        if (!other.keys.same(t.keys) || !other.out.same(t.out)) return std::printf("%d tokens at a time\n", int(at_once)), false;
+    }
+    return true;
+}
+
 bool right(const Shape &s) {
     const uint32_t seed = state();
     const Attention before(s, 3);
     state() = seed;
     Attention t(s, 3);
-    return !isobit_cpu_attention(&t.a) && prepares(t, before) && attends(t) && same_elsewhere(t, seed);
+    return !isobit_cpu_attention(&t.a) && prepares(t, before) && attends(t) && same_elsewhere(t, seed) && same_in_parts(t, seed);
 }
 
 bool all_shapes() {

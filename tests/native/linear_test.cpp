@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -207,6 +208,49 @@ bool together_and_apart() {
     return true;
 }
 
+// A row gives the same bits alone and among any number of others where activations are rounded, so that what is rounded next does not
+// depend on it. Without rounding, and where a block of int4 codes has several groups, that is promised for few rows only.
+bool rows_alone() {
+    constexpr int64_t n = 37;
+    for (const Case &c : CASES)
+        for (const int64_t k : {31, 384, 640, 1100}) {
+            if (!fits(c, k)) continue;
+            const int64_t most = !c.activations ? 12 : c.bits == 4 && c.group < 128 ? 24 : 300;
+            const Linear l(c, n, k);
+            Values<float> x(101 * k), alone(101 * n), y(101 * n);
+            fill(x);
+            for (int64_t row = 0; row < std::min<int64_t>(most, 101); ++row)
+                if (isobit_cpu_linear(&l.w, x.data() + row * k, 1, k, alone.data() + row * n, n)) return false;
+            for (const int64_t m : {2, 3, 4, 5, 7, 8, 11, 12, 16, 17, 24, 25, 33, 40, 66, 101}) {
+                if (m > most) continue;
+                if (isobit_cpu_linear(&l.w, x.data(), m, k, y.data(), n)) return false;
+                if (std::memcmp(y.data(), alone.data(), static_cast<size_t>(m * n) * 4))
+                    return std::printf("%s: %d rows of %d are not what each is alone\n", c.name, int(m), int(k)), false;
+            }
+        }
+    return true;
+}
+
+// CPUs with AVX-512 that lack its extensions: the same checks without BF16, and without VBMI the same bits.
+bool without_parts(const std::string &isa) {
+    constexpr int64_t n = 37, k = 1100, m = 45;
+    if (isobit_cpu_use_isa((isa + "-vnni").c_str())) return true;
+    bool good = rows_alone();
+    for (const int32_t format : {ISOBIT_E4M3FN, ISOBIT_E5M2}) {
+        const Linear l(case_of(format, format == ISOBIT_E4M3FN ? ISOBIT_ACT_E4M3FN : ISOBIT_ACT_E5M2), n, k);
+        Values<float> x(m * k), y(m * n), wanted(m * n);
+        fill(x);
+        for (const int64_t rows : {int64_t{1}, int64_t{5}, m}) {
+            good = !isobit_cpu_use_isa(isa.c_str()) && !isobit_cpu_linear(&l.w, x.data(), rows, k, wanted.data(), n) && good;
+            good = !isobit_cpu_use_isa((isa + "-bf16").c_str()) && !isobit_cpu_linear(&l.w, x.data(), rows, k, y.data(), n) && good;
+            if (std::memcmp(y.data(), wanted.data(), static_cast<size_t>(rows * n) * 4)) good = false, std::printf("%s: without VBMI\n", l.c.name);
+        }
+        isobit_cpu_use_isa((isa + "-vnni").c_str());
+        good = error_of(l, x) <= MOST && good;
+    }
+    return !isobit_cpu_use_isa(isa.c_str()) && good;
+}
+
 // Activations of any size, and next to one that is a million times larger and meets a zero weight, count in full.
 bool sizes_of_activations() {
     constexpr int64_t n = 5, k = 384, large = 200;
@@ -291,10 +335,11 @@ const Check CHECKS[] = {
     {"long rows", long_rows},
     {"largest digits", largest_digits},
     {"several linears, several threads", together_and_apart},
+    {"rows alone", rows_alone},
 };
 
 }  // namespace
 
 int main(int count, char **arguments) {
-    return on_every_isa(count, arguments, [](const std::string &isa) { return errors(isa) && run_all(isa, "codes, rounding, NaN, several at once", CHECKS); });
+    return on_every_isa(count, arguments, [](const std::string &isa) { return errors(isa) && run_all(isa, "codes, rounding, NaN, several at once, alone", CHECKS) && without_parts(isa); });
 }

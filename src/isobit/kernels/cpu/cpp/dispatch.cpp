@@ -188,9 +188,9 @@ bool rows_alike(const Isa &isa, const isobit_linear &w, const Layout &l, Input &
 
 // Rows of weights that a thread takes at a time when so many bytes are left: pieces become smaller towards the end, so that
 // the threads end together.
-int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes) {
+int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes, int64_t together) {
     const int64_t piece = std::max(SMALL_PIECE, std::min(PIECE, bytes_left / (3 * threads())));
-    return std::max<int64_t>(4, piece / row_bytes / 4 * 4);
+    return std::max(together, piece / row_bytes / together * together);
 }
 
 // Linears of one input that take it laid out in the same way.
@@ -204,7 +204,7 @@ void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, cons
     for (int64_t i = 0; i < count; ++i) left += w[i]->n * w[i]->row_bytes;
     for (int64_t i = 0; i < count; ++i)
         for (int64_t n = 0, step; n < w[i]->n; n += step) {
-            step = l.many ? isa.panel : rows_at_once(left, w[i]->row_bytes);
+            step = l.many ? isa.panel : rows_at_once(left, w[i]->row_bytes, l.rows);
             step = std::min(step, w[i]->n - n);
             left -= step * w[i]->row_bytes;
             pieces.push_back({w[i], n, n + step, y[i] + in.first * ldy[i], ldy[i]});
@@ -268,8 +268,11 @@ ISOBIT_EXPORT const char *isobit_cpu_isas(void) {
 }
 
 ISOBIT_EXPORT int isobit_cpu_use_isa(const char *name) {
+    const std::string wanted = name ? name : "", base = wanted.substr(0, wanted.find('-'));
+    const int parts = wanted == base ? 2 : wanted == base + "-bf16" ? 1 : wanted == base + "-vnni" ? 0 : -1;
     for (const Isa *isa : ISAS)
-        if (name && !std::strcmp(isa->name, name) && isa->available()) {
+        if (parts >= 0 && base == isa->name && isa->available() && (isa->use_parts || wanted == base)) {
+            if (isa->use_parts) isa->use_parts(parts);
             current() = isa;
             return 0;
         }

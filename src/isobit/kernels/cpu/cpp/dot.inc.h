@@ -137,8 +137,8 @@ void arrange_int4(const Layout &l, const Loose *values, int64_t k, void *out) {
 
 constexpr int INT4_ROWS = W >= 8 ? 2 : 1;  // of weights that share the loads of one row of activations
 
-// N rows of weights by M rows of activations. `several`: a block has several groups, each of some lanes.
-template <int N, int M, bool several>
+// N rows of weights by M rows of activations, where a block has several groups, each of some lanes.
+template <int N, int M>
 inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *codes, const float *const *scales, const int8_t *x,
                       float out[N][M]) {
     F total[N][M] = {};
@@ -154,7 +154,7 @@ inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *co
     const int64_t per_span = l.per_span;
     const int lanes = l.lanes;
     const auto scale_of = [&](int n, int64_t span) ISOBIT_LAMBDA {
-        return several ? spread(scales[n] + span * per_span, lanes) : splat(scales[n][span]);
+        return spread(scales[n] + span * per_span, lanes);
     };
     int64_t b = 0;
     F scale[N];
@@ -177,6 +177,101 @@ inline void int4_rows(const isobit_linear &w, const Layout &l, const uint8_t *co
         for (int m = 0; m < M; ++m) out[n][m] = sum(total[n][m]);
 }
 
+// The same where a span is one group: its sum is exact, as with many rows, and the groups follow each other as they do there. W spans
+// of one block or two (B; 0: any number) are added up together. What lanes of integers come to does not depend on an order.
+template <int N, int M, int B>
+class Int4Groups {
+  public:
+    float out[N][M];
+
+    Int4Groups(const isobit_linear &w, const Layout &l, const uint8_t *codes, const float *const *scales, const int8_t *x)
+        : w_(w), l_(l), codes_(codes), x_(x), ahead_(ahead_of<N>(codes, w.row_bytes)), blocks_(B ? B : l.span / l.block) {
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) out[n][m] = 0;
+        int64_t span = 0;
+        for (; (span + W) * l.span <= w.k; span += W)
+            add(fold<1>([&](int i) ISOBIT_LAMBDA { return whole(span + i); }, 0), scales, span, W);
+        if (span < l.spans) add(rest(span), scales, span, static_cast<int>(l.spans - span));
+    }
+
+  private:
+    struct Sums { I of[N][M]; };
+
+    // Sums of the lanes of what `part` gives for W numbers, one in each lane.
+    template <int step, class Part>
+    ISOBIT_INLINE Sums fold(Part part, int i) const {
+        if constexpr (step == W) {
+            return part(i);
+        } else {
+            Sums a = fold<2 * step>(part, i), b = fold<2 * step>(part, i + step);
+            unroll<N>([&](auto n) ISOBIT_LAMBDA {
+                unroll<M>([&](auto m) ISOBIT_LAMBDA {
+                    exchange<step>(a.of[n][m], b.of[n][m], std::make_integer_sequence<int, W>{});
+                    a.of[n][m] += b.of[n][m];
+                });
+            });
+            return a;
+        }
+    }
+
+    ISOBIT_INLINE void step(const uint8_t *from, int64_t apart, int64_t b, Sums &sums) const {
+        unroll<N>([&](auto n) ISOBIT_LAMBDA {
+            unroll<M>([&](auto m) ISOBIT_LAMBDA { sums.of[n][m] += Int4::step(from + n * apart, x_ + m * l_.row_size + b * INT4_BLOCK); });
+        });
+    }
+
+    ISOBIT_INLINE Sums whole(int64_t span) const {
+        Sums sums{};
+        const auto block = [&](int64_t b) ISOBIT_LAMBDA {
+            prefetch_for<N>(ahead_, b * (4 * W), 4 * W);
+            step(codes_ + b * (4 * W), w_.row_bytes, b, sums);
+        };
+        if constexpr (B > 0) unroll<B>([&](auto i) ISOBIT_LAMBDA { block(span * B + i); });
+        else for (int64_t b = span * blocks_; b < (span + 1) * blocks_; ++b) block(b);
+        return sums;
+    }
+
+    // Fewer than W spans, or with a block that ends early.
+    __attribute__((noinline)) Sums rest(int64_t span) const {
+        const int64_t whole_blocks = w_.k / l_.block;
+        I parts[N][M][W] = {};
+        for (int64_t i = 0; span + i < l_.spans; ++i) {
+            Sums sums{};
+            for (int64_t b = (span + i) * blocks_; b < (span + i + 1) * blocks_ && b * l_.block < w_.k; ++b) {
+                if (b < whole_blocks) {
+                    step(codes_ + b * (4 * W), w_.row_bytes, b, sums);
+                    continue;
+                }
+                uint8_t copy[N][4 * W] = {};
+                for (int n = 0; n < N; ++n)
+                    __builtin_memcpy(copy[n], codes_ + n * w_.row_bytes + b * (4 * W), static_cast<size_t>((w_.k - b * l_.block + 1) / 2));
+                step(copy[0], 4 * W, b, sums);
+            }
+            for (int n = 0; n < N; ++n)
+                for (int m = 0; m < M; ++m) parts[n][m][i] = sums.of[n][m];
+        }
+        Sums all;
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) all.of[n][m] = sums_of(parts[n][m]);
+        return all;
+    }
+
+    ISOBIT_INLINE void add(const Sums &sums, const float *const *scales, int64_t span, int count) {
+        float values[N][M][W];
+        unroll<N>([&](auto n) ISOBIT_LAMBDA { unroll<M>([&](auto m) ISOBIT_LAMBDA { store(values[n][m], to_floats(sums.of[n][m])); }); });
+        for (int i = 0; i < count; ++i)
+            for (int n = 0; n < N; ++n)
+                for (int m = 0; m < M; ++m) out[n][m] = multiply_add(values[n][m][i], scales[n][span + i], out[n][m]);
+    }
+
+    const isobit_linear &w_;
+    const Layout &l_;
+    const uint8_t *codes_;
+    const int8_t *x_;
+    const uint8_t *ahead_;
+    const int64_t blocks_;
+};
+
 template <int N>
 inline void few_int4_rows(const isobit_linear &w, const Layout &l, ScaleReader *readers, const int8_t *x, int64_t m, int64_t row,
                           const Output &out) {
@@ -189,11 +284,23 @@ inline void few_int4_rows(const isobit_linear &w, const Layout &l, ScaleReader *
     int64_t at = 0;
     const auto put = [&](auto rows_of_weights, auto rows, int first) ISOBIT_LAMBDA {
         constexpr int C = rows_of_weights, M = rows;
-        float sums[C][M];
-        const auto rows_of = l.per_span > 1 ? int4_rows<C, M, true> : int4_rows<C, M, false>;
-        rows_of(w, l, codes_of(w, row + first), scales + first, x + at * l.row_size, sums);
-        for (int n = 0; n < C; ++n)
-            for (int i = 0; i < M; ++i) out.put(at + i, row + first + n, sums[n][i]);
+        const uint8_t *codes = codes_of(w, row + first);
+        const int8_t *rows_from = x + at * l.row_size;
+        const auto put_all = [&](const float (&sums)[C][M]) ISOBIT_LAMBDA {
+            for (int n = 0; n < C; ++n)
+                for (int i = 0; i < M; ++i) out.put(at + i, row + first + n, sums[n][i]);
+        };
+        if (l.per_span > 1) {
+            float sums[C][M];
+            int4_rows<C, M>(w, l, codes, scales + first, rows_from, sums);
+            put_all(sums);
+        } else if (l.span == l.block) {
+            put_all(Int4Groups<C, M, 1>(w, l, codes, scales + first, rows_from).out);
+        } else if (l.span == 2 * l.block) {
+            put_all(Int4Groups<C, M, 2>(w, l, codes, scales + first, rows_from).out);
+        } else {
+            put_all(Int4Groups<C, M, 0>(w, l, codes, scales + first, rows_from).out);
+        }
     };
     for (; m - at >= 2; at += 2)
         for (int n = 0; n < N; ++n) put(std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{}, n);

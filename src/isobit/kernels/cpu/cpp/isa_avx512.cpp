@@ -1,6 +1,7 @@
 // AVX-512 (F, BW, DQ, VL, VNNI): sixteen floats.
 #include <immintrin.h>
 
+#include <atomic>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -12,6 +13,8 @@ namespace isobit {
 namespace {
 
 constexpr int W = 16;
+// Of what some CPUs with AVX-512 have beside it, what is used: nothing, BF16, VBMI too (isobit_cpu_use_isa).
+std::atomic<int> extensions{2};
 typedef float F __attribute__((vector_size(64)));
 typedef int32_t I __attribute__((vector_size(64)));
 
@@ -190,6 +193,17 @@ struct Bfloat16Bytes {
 template <int exponent_bits>
 constexpr Bfloat16Bytes<exponent_bits> BFLOAT16_BYTES{};
 
+// Of lower bytes and the upper ones behind them, those of two codes of each lane, from the `first` on.
+template <int first>
+struct LanePairs {
+    alignas(64) uint8_t bytes[64];
+    constexpr LanePairs() : bytes{} {
+        for (int i = 0; i < 64; ++i) bytes[i] = static_cast<uint8_t>(i / 4 * 4 + first + i % 4 / 2 + i % 2 * 64);
+    }
+};
+template <int first>
+constexpr LanePairs<first> LANE_PAIRS{};
+
 // vpdpbusd multiplies unsigned by signed bytes: weights are taken as w + 128.
 struct Int8 {
     typedef int8_t X;
@@ -205,34 +219,23 @@ struct Int8 {
 
     // Not every machine with AVX-512 has them: the instruction is written out, so that the file needs no flag for it.
     struct Pairs {
-        static bool available() { return __builtin_cpu_supports("avx512bf16"); }
+        static bool available() { return extensions > 0 && __builtin_cpu_supports("avx512bf16"); }
+        static bool looks_up() { return extensions > 1 && __builtin_cpu_supports("avx512vbmi"); }
         static ISOBIT_INLINE F dot(F acc, F a, F b) {
             __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
             return acc;
         }
-        // vpermi2b looks up the bytes of 128 magnitudes; lanes of 16 codes are interleaved, eight after eight.
-        static bool decodes() { return __builtin_cpu_supports("avx512vbmi"); }
-        static constexpr int source(int i) { return i % 32 / 8 * 16 + i / 32 * 8 + i % 8; }
-        template <int exponent_bits>
-        static ISOBIT_INLINE void block(const uint8_t *from, F out[2]) {
-            const Bfloat16Bytes<exponent_bits> &bytes = BFLOAT16_BYTES<exponent_bits>;
-            const __m512i codes = load64(from), signs = _mm512_set1_epi8(static_cast<char>(0x80));
-            const __m512i upper = _mm512_ternarylogic_epi32(look_up(codes, bytes.upper), codes, signs, 0xf8);  // a | (b & c)
-            const __m512i lower = look_up(codes, bytes.lower);
-            out[0] = as_f(_mm512_castsi512_ps(_mm512_unpacklo_epi8(lower, upper)));
-            out[1] = as_f(_mm512_castsi512_ps(_mm512_unpackhi_epi8(lower, upper)));
-        }
-        // Of 128 bytes those that the lowest seven bits name.
-        static ISOBIT_INLINE __m512i look_up(__m512i places, const uint8_t *table) {
-            __asm__("vpermi2b %2, %1, %0" : "+v"(places) : "v"(load64(table)), "v"(load64(table + 64)));
-            return places;
+        static ISOBIT_INLINE F dot(F acc, F a, const uint8_t *b) {
+            __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*reinterpret_cast<const int32_t *>(b)));
+            return acc;
         }
 
-        // Exponents move from one bias to the other; subnormals, which are normal bfloat16 numbers, come from a table.
+        // Exponents move from one bias to the other; subnormals, which are normal bfloat16 numbers, come from a table. Of words
+        // with a code below.
         template <int exponent_bits>
-        static ISOBIT_INLINE F widen(const uint8_t *codes) {
+        static ISOBIT_INLINE F widen(__m512i words) {
             constexpr int mantissa = 7 - exponent_bits, bias = 128 - (1 << (exponent_bits - 1)), count = 1 << mantissa;
-            const __m512i words = _mm512_cvtepu8_epi16(load32(codes)), sizes = _mm512_and_si512(words, _mm512_set1_epi16(0x7f));
+            const __m512i sizes = _mm512_and_si512(words, _mm512_set1_epi16(0x7f));
             const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(sizes, 7 - mantissa), _mm512_set1_epi16(bias << 7));
             const __m512i subnormals = load64(SUBNORMALS<exponent_bits>.values);
             const __mmask32 small = _mm512_cmplt_epu16_mask(sizes, _mm512_set1_epi16(count));
@@ -240,6 +243,37 @@ struct Int8 {
             const __m512i signs = _mm512_slli_epi16(_mm512_and_si512(words, _mm512_set1_epi16(0x80)), 8);
             return as_f(_mm512_castsi512_ps(_mm512_or_si512(all, signs)));
         }
+        template <int exponent_bits>
+        static ISOBIT_INLINE F widen(const uint8_t *codes) { return widen<exponent_bits>(_mm512_cvtepu8_epi16(load32(codes))); }
+
+        struct Widen {
+            template <int exponent_bits>
+            static ISOBIT_INLINE void split(F fours, F out[2]) {
+                const __m512i codes = reinterpret_cast<__m512i>(fours), low = _mm512_set1_epi32(0xff), high = _mm512_set1_epi32(0xff0000);
+                const auto words = [&](__m512i a, __m512i b) ISOBIT_LAMBDA { return _mm512_or_si512(_mm512_and_si512(a, low), _mm512_and_si512(b, high)); };
+                out[0] = widen<exponent_bits>(words(codes, _mm512_slli_epi32(codes, 8)));
+                out[1] = widen<exponent_bits>(words(_mm512_srli_epi32(codes, 16), _mm512_srli_epi32(codes, 8)));
+            }
+        };
+
+        // vpermi2b looks up the bytes of 128 magnitudes, and brings upper and lower ones together.
+        struct Look {
+            template <int exponent_bits>
+            static ISOBIT_INLINE void split(F fours, F out[2]) {
+                const Bfloat16Bytes<exponent_bits> &bytes = BFLOAT16_BYTES<exponent_bits>;
+                const __m512i codes = reinterpret_cast<__m512i>(fours), signs = _mm512_set1_epi8(static_cast<char>(0x80));
+                const __m512i found = look_up(codes, load64(bytes.upper), load64(bytes.upper + 64));
+                const __m512i upper = _mm512_ternarylogic_epi32(found, codes, signs, 0xf8);  // a | (b & c)
+                const __m512i lower = look_up(codes, load64(bytes.lower), load64(bytes.lower + 64));
+                out[0] = as_f(_mm512_castsi512_ps(look_up(load64(LANE_PAIRS<0>.bytes), lower, upper)));
+                out[1] = as_f(_mm512_castsi512_ps(look_up(load64(LANE_PAIRS<2>.bytes), lower, upper)));
+            }
+            // Of 128 bytes those that the lowest seven bits name.
+            static ISOBIT_INLINE __m512i look_up(__m512i places, __m512i low, __m512i high) {
+                __asm__("vpermi2b %2, %1, %0" : "+v"(places) : "v"(low), "v"(high));
+                return places;
+            }
+        };
     };
 };
 
@@ -266,6 +300,8 @@ struct Int4 {
 #include "kernels.inc.h"
 #include "layer.inc.h"
 
+void use(int parts) { extensions = parts; }
+
 bool available() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2") &&
@@ -274,7 +310,7 @@ bool available() {
 
 }  // namespace
 
-const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even};
+const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, use};
 const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -191,7 +191,7 @@ bool available() {
 
 }  // namespace
 
-const Isa neon_isa = {"neon", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even};
+const Isa neon_isa = {"neon", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
 const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
 
 }  // namespace isobit

@@ -61,7 +61,8 @@ const char *isobit_cpu_built(void);
 const char *isobit_cpu_compiler(void);
 // Which instruction sets this machine and this build have, best first, e.g. "avx512,avx2,portable"; the first is in use.
 const char *isobit_cpu_isas(void);
-// Use this one from now on (tests run each of them). Fails if it cannot run here.
+// Use this one from now on (tests run each of them). Fails if it cannot run here. "avx512-bf16" is AVX-512 as on CPUs without
+// VBMI, "avx512-vnni" as on those without BF16 too.
 int isobit_cpu_use_isa(const char *name);
 const char *isobit_cpu_isa(void);
 // Threads of the pool, the caller included; at least 1. The pool is made at the first parallel call.

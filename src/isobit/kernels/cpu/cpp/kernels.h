@@ -85,6 +85,7 @@ struct Layout {
     int64_t span_bytes;   // bytes of a span's codes
     int64_t width;        // spans * padded_span: values of a row of activations
     int64_t row_size;     // bytes of a row of activations as laid out, a multiple of 64
+    int64_t rows;         // of weights that few rows of activations take at a time, at most
 };
 
 struct Isa {
@@ -108,6 +109,8 @@ struct Isa {
     void (*round)(int32_t activations, const float *x, int64_t n, float scale, float *out);
     uint64_t (*read)(const void *data, int64_t bytes);
     bool (*even)(const Layout &, const float *values, int64_t k);
+    // Uses no more of what CPUs may have beside the instruction set than those do that stop at part so many; NULL: no parts.
+    void (*use_parts)(int parts);
 };
 
 extern const Isa portable_isa;

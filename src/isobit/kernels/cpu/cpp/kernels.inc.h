@@ -19,8 +19,8 @@
 #include "dot.inc.h"
 #include "digits.inc.h"
 #include "many.inc.h"
+#include "chains.inc.h"
 #include "pairs.inc.h"
-#include "few_pairs.inc.h"
 
 template <int zero, class Function>
 inline auto with_int4(const Layout &l, Function f) {
@@ -51,7 +51,7 @@ inline bool is_wide(const isobit_linear &w) {
 }
 
 inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
-    if (many ? by_pairs(w) : few_by_pairs<Int8>(w)) return Kind::PAIRS;
+    if (by_pairs<Int8>(w)) return Kind::PAIRS;
     if (digits && !many && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
@@ -72,7 +72,6 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
         case Kind::PAIRS: return 32;
         default: break;
     }
-    if (by_pairs(w)) return 4;
     if (W < 8 || bits_of(w.format) < 8) return 12;
     const int64_t cached = (int64_t{1} << 20) / w.k;  // rows of activations that stay in the second and third cache
     return smaller(W >= 16 ? 256 : 32, cached < 12 ? 12 : cached);
@@ -103,9 +102,10 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
         case Kind::INT8: l.row_size = int8_row_size(w.k, l.many); break;
         case Kind::INT4_INT8: l.row_size = int4_row_size(l); break;
         case Kind::DIGITS: l.row_size = digits_row_size(l); break;
-        case Kind::PAIRS: l.row_size = l.many ? pairs_row_size(l) : few_pairs_row_size(w, l); break;
+        case Kind::PAIRS: l.row_size = pairs_row_size(l); break;
     }
     l.row_size = round_up(l.row_size, 64);
+    l.rows = l.kind == Kind::PAIRS ? NR : 4;
     if (l.many) l.row_size |= 64;  // an odd number of lines: rows a power of two apart would share the places of a cache
     return l;
 }
@@ -119,7 +119,7 @@ void arrange(const isobit_linear &w, const Layout &l, const float *values, const
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
         case Kind::INT4_INT8: return arrange_int4(l, values, w.k, out);
         case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros, out);
-        case Kind::PAIRS: return (l.many ? arrange_pairs : arrange_few_pairs<Int8>)(l, values, w.k, group_scales, out);
+        case Kind::PAIRS: return arrange_pairs(l, values, w.k, group_scales, out);
     }
 }
 
@@ -143,7 +143,11 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
     switch (l.kind) {
         case Kind::FLOATS:
             return with_decoder(w.format, l, [&](auto d) {
-                many_rows<FloatPanels<decltype(d)>>(w, l, rows, m, begin, end, out);
+                typedef decltype(d) D;
+                // What is rounded next must not depend on how many rows there are.
+                if constexpr (D::bits == 8)
+                    if (w.activations) return many_chains<FloatChains<D>>(w, l, rows, m, begin, end, out);
+                many_rows<FloatPanels<D>>(w, l, rows, m, begin, end, out);
             });
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);
         case Kind::INT4_INT8: return many_rows<Int4Panels>(w, l, rows, m, begin, end, out);

@@ -36,8 +36,8 @@ const LayerIsa &current_layer() {
 constexpr int64_t VALUES = 1 << 13;   // values a thread takes at a time: fewer are not worth waking it
 constexpr int64_t PRODUCTS = 1 << 17; // the same for multiplications of attention
 constexpr int64_t ROWS = 96;          // query rows of a piece: what is read of the keys serves all of them
-constexpr int64_t FEW_TOKENS = 16;    // up to here the keys are cut into pieces, beyond the queries are enough
-constexpr int64_t CHUNK = 512;        // keys of such a piece
+constexpr int64_t FEW_TOKENS = 16;    // up to here chunks of keys are shared out among threads, beyond the queries are enough
+constexpr int64_t CHUNK = 512;        // keys of a chunk: a token's sums are those of chunks, merged
 
 }  // namespace
 
@@ -79,18 +79,19 @@ void prepare(const LayerIsa &isa, const isobit_attention &a) {
     });
 }
 
-// How an attention is cut: blocks of tokens, and, for few tokens, chunks of keys. It depends on shapes only.
+// How an attention is cut: blocks of tokens, and chunks of keys, which begin at the same keys whatever is asked for, so that a token's
+// result does not depend on how many tokens come with it.
 struct Plan {
-    int64_t group, tokens, blocks, chunk, chunks, count;
+    int64_t group, tokens, blocks, first, chunks, rows, padded;
 
-    explicit Plan(const isobit_attention &a) {
+    explicit Plan(const LayerIsa &isa, const isobit_attention &a) {
         group = a.heads / a.kv_heads;
         tokens = std::max<int64_t>(1, std::min(a.tokens, ROWS / group));
         blocks = (a.tokens + tokens - 1) / tokens;
-        chunk = a.tokens <= FEW_TOKENS ? CHUNK : round_up(a.past + a.tokens, KEYS);
-        const int64_t begin = first_key(a, 0);
-        chunks = (a.past + a.tokens - begin + chunk - 1) / chunk;
-        count = a.batch * a.kv_heads * blocks * chunks;
+        first = first_key(a, 0) / CHUNK;
+        chunks = (a.past + a.tokens + CHUNK - 1) / CHUNK - first;
+        rows = tokens * group;
+        padded = isa.padded_dim(a.dim);
     }
 
     // The block of keys that the window of a token begins in.
@@ -99,58 +100,87 @@ struct Plan {
         return begin > 0 ? begin / KEYS * KEYS : 0;
     }
 
-    // The pieces of a block follow each other; blocks of later tokens, which see more keys, come first.
+    // A block of tokens of the heads of one key-value head, with all keys; later tokens, which see more keys, come first.
     Piece piece(const isobit_attention &a, int64_t at) const {
         Piece p;
-        const int64_t part = at % chunks, block = blocks - 1 - at / chunks / (a.batch * a.kv_heads);
-        const int64_t head = at / chunks % (a.batch * a.kv_heads);
+        const int64_t block = blocks - 1 - at / (a.batch * a.kv_heads), head = at % (a.batch * a.kv_heads);
         p.sequence = head / a.kv_heads, p.kv_head = head % a.kv_heads;
         p.first = block * tokens, p.tokens = std::min(tokens, a.tokens - p.first);
-        p.begin = first_key(a, p.first) + part * chunk;
-        p.end = std::min(a.past + p.first + p.tokens, p.begin + chunk);
+        p.begin = first_key(a, p.first);
+        p.end = a.past + p.first + p.tokens;
         return p;
+    }
+
+    // Its part in one chunk; false if it has none.
+    bool part(Piece &p, int64_t chunk) const {
+        p.begin = std::max(p.begin, (first + chunk) * CHUNK);
+        p.end = std::min(p.end, (first + chunk + 1) * CHUNK);
+        return p.begin < p.end;
+    }
+
+    int64_t partial_size() const { return rows * (padded + 2); }
+    Partial partial(float *memory, int64_t at) const {
+        float *out = memory + at * partial_size();
+        return {out, out + rows * padded, out + rows * (padded + 1)};
     }
 };
 
-Partial partial_at(float *memory, int64_t at, int64_t rows, int64_t padded) {
-    float *out = memory + at * rows * (padded + 2);
-    return {out, out + rows * padded, out + rows * (padded + 1)};
-}
-
-void finish(const LayerIsa &isa, const isobit_attention &a, const Plan &plan, const Piece &p, const Partial *parts) {
+// Merges the parts of a piece that lie one after the other.
+void finish(const LayerIsa &isa, const isobit_attention &a, const Plan &plan, const Piece &p, const Partial *parts, int64_t count) {
     for (int64_t row = 0; row < p.tokens * plan.group; ++row) {
         const int64_t token = p.sequence * a.tokens + p.first + row / plan.group;
         const int64_t head = p.kv_head * plan.group + row % plan.group;
-        isa.merge(parts, plan.chunks, row, a.dim, a.out + token * a.ldo + head * a.dim);
+        isa.merge(parts, count, row, a.dim, a.out + token * a.ldo + head * a.dim);
+    }
+}
+
+// Whole pieces: each thread attends to chunk after chunk and merges them.
+void attend_whole(const LayerIsa &isa, const isobit_attention &a, const Plan &plan) {
+    const int64_t work = plan.rows * (a.past + a.tokens) * a.dim;
+    parallel(a.batch * a.kv_heads * plan.blocks, std::max<int64_t>(1, PRODUCTS / work), [&](int64_t begin, int64_t end) {
+        static thread_local Buffer own;
+        static thread_local std::vector<Partial> parts;
+        float *memory = own.floats(plan.chunks * plan.partial_size());
+        for (int64_t at = begin; at < end; ++at) {
+            parts.clear();
+            for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+                Piece p = plan.piece(a, at);
+                if (!plan.part(p, chunk)) continue;
+                parts.push_back(plan.partial(memory, chunk));
+                isa.attend(a, p, parts.back());
+            }
+            finish(isa, a, plan, plan.piece(a, at), parts.data(), static_cast<int64_t>(parts.size()));
+        }
+    });
+}
+
+// Few tokens, whose pieces are not enough for all threads: chunks are attended to on their own.
+void attend_chunks(const LayerIsa &isa, const isobit_attention &a, const Plan &plan) {
+    static thread_local Buffer shared;
+    static thread_local std::vector<Partial> kept;
+    std::vector<Partial> &parts = kept;
+    const int64_t pieces = a.batch * a.kv_heads * plan.blocks, work = plan.rows * CHUNK * a.dim;
+    float *memory = shared.floats(pieces * plan.chunks * plan.partial_size());
+    parallel(pieces * plan.chunks, std::max<int64_t>(1, PRODUCTS / work), [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin; at < end; ++at) {
+            Piece p = plan.piece(a, at / plan.chunks);
+            if (plan.part(p, at % plan.chunks)) isa.attend(a, p, plan.partial(memory, at));
+        }
+    });
+    for (int64_t at = 0; at < pieces; ++at) {
+        parts.clear();
+        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+            Piece p = plan.piece(a, at);
+            if (plan.part(p, chunk)) parts.push_back(plan.partial(memory, at * plan.chunks + chunk));
+        }
+        finish(isa, a, plan, plan.piece(a, at), parts.data(), static_cast<int64_t>(parts.size()));
     }
 }
 
 void run_attention(const LayerIsa &isa, const isobit_attention &a) {
-    static thread_local Buffer shared;
-    const Plan plan(a);
-    const int64_t rows = plan.tokens * plan.group, padded = isa.padded_dim(a.dim);
-    const int64_t work = rows * std::min(plan.chunk, a.past + a.tokens) * a.dim, grain = std::max<int64_t>(1, PRODUCTS / work);
-    if (plan.chunks == 1) {
-        parallel(plan.count, grain, [&](int64_t begin, int64_t end) {
-            static thread_local Buffer own;
-            const Partial part = partial_at(own.floats(rows * (padded + 2)), 0, rows, padded);
-            for (int64_t at = begin; at < end; ++at) {
-                const Piece p = plan.piece(a, at);
-                isa.attend(a, p, part);
-                finish(isa, a, plan, p, &part);
-            }
-        });
-        return;
-    }
-    float *memory = shared.floats(plan.count * rows * (padded + 2));
-    parallel(plan.count, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; ++at) isa.attend(a, plan.piece(a, at), partial_at(memory, at, rows, padded));
-    });
-    std::vector<Partial> parts(static_cast<size_t>(plan.chunks));
-    for (int64_t at = 0; at < plan.count; at += plan.chunks) {
-        for (int64_t i = 0; i < plan.chunks; ++i) parts[static_cast<size_t>(i)] = partial_at(memory, at + i, rows, padded);
-        finish(isa, a, plan, plan.piece(a, at), parts.data());
-    }
+    const Plan plan(isa, a);
+    if (a.tokens <= FEW_TOKENS && plan.chunks > 1) attend_chunks(isa, a, plan);
+    else attend_whole(isa, a, plan);
 }
 
 // Runs `body` and turns what it throws into an error code.

@@ -147,6 +147,45 @@ inline void product(const float *a, int64_t lda, int64_t rows, const float *b, i
         });
 }
 
+// Of W lanes the one that comes at place i where sum() adds them up: with its half first, and so on.
+constexpr int lane_at(int i) {
+    int lane = 0;
+    for (int bit = 1, half = W / 2; half; bit *= 2, half /= 2) lane += i & bit ? half : 0;
+    return lane;
+}
+
+// Scores of M queries with columns of keys [dim, KEYS], added up as dot_products() below does: what belongs to a lane there, and
+// then the lanes.
+template <int M>
+inline void scores_by_lanes(const float *queries, const float *keys, int64_t dim, float *scores) {
+    constexpr int V = TILE_VECTORS;
+    const int64_t whole = dim / W * W;
+    const auto add = [&](F (&acc)[M][V], int64_t d, int64_t column) ISOBIT_LAMBDA {
+        F right[V];
+        unroll<V>([&](auto v) ISOBIT_LAMBDA { right[v] = load(keys + d * KEYS + column + v * W); });
+        unroll<M>([&](auto m) ISOBIT_LAMBDA {
+            const F left = splat(queries[m * dim + d]);
+            unroll<V>([&](auto v) ISOBIT_LAMBDA { acc[m][v] += left * right[v]; });
+        });
+    };
+    for (int64_t column = 0; column < KEYS; column += V * W) {
+        F levels[W][M][V];  // sums of 1, 2, 4 ... lanes that wait for as many more
+        F acc[M][V];
+        for (int i = 0; i < W; ++i) {
+            unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<V>([&](auto v) ISOBIT_LAMBDA { acc[m][v] = F{}; }); });
+            for (int64_t d = lane_at(i); d < whole; d += W) add(acc, d, column);
+            int level = 0;
+            for (; i >> level & 1; ++level)
+                unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<V>([&](auto v) ISOBIT_LAMBDA { acc[m][v] += levels[level][m][v]; }); });
+            unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<V>([&](auto v) ISOBIT_LAMBDA { levels[level][m][v] = acc[m][v]; }); });
+        }
+        for (int64_t d = whole; d < dim; ++d) add(acc, d, column);
+        unroll<M>([&](auto m) ISOBIT_LAMBDA {
+            unroll<V>([&](auto v) ISOBIT_LAMBDA { store(scores + m * KEYS + column + v * W, acc[m][v]); });
+        });
+    }
+}
+
 // Keys [count, dim] to columns [dim, KEYS]; the columns of keys that are not there are zero.
 inline void transpose_keys(const Loose *keys, int64_t count, int64_t dim, float *out) {
     for (int64_t j = 0; j < KEYS; j += W) {
@@ -181,18 +220,8 @@ inline float largest_lane(F value) {
     else return folded[0];
 }
 
-// Sums of the lanes of W vectors, one in each lane.
-template <int step = W / 2>
-inline F sums_of(F rows[W]) {
-    unroll<step>([&](auto i) {
-        exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, W>{});
-        rows[i] += rows[i + step];
-    });
-    if constexpr (step > 1) return sums_of<step / 2>(rows);
-    else return rows[0];
-}
-
-// Scores of one query with the keys as they lie: for one or two queries transposing would take longer.
+// Scores of one query with the keys as they lie: for one or two queries transposing would take longer. A lane adds up every W-th
+// dimension.
 inline void dot_products(const float *query, const float *keys, int64_t count, int64_t dim, float *scores) {
     for (int64_t j = 0; j < KEYS; j += W) {
         F acc[W] = {};
@@ -256,6 +285,24 @@ struct Workspace {
     }
 };
 
+// Scores of rows of queries with one block of keys. How the products of a score are added up depends on the heads alone: where one
+// token has no more than two rows, as it is best for those.
+inline void put_scores(const float *queries, int64_t rows, int64_t group, const float *keys, int64_t count, int64_t dim, const Workspace &space) {
+    if (rows <= 2) {
+        for (int64_t i = 0; i < rows; ++i) dot_products(queries + i * dim, keys, count, dim, space.scores + i * KEYS);
+        return;
+    }
+    transpose_keys(keys, count, dim, space.keys);
+    if (group > 2) return product(queries, dim, rows, space.keys, KEYS, KEYS, dim, 0, nullptr, space.scores, KEYS);
+    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t row = rows * i / tiles, next = rows * (i + 1) / tiles;
+        with_number<TILE_ROWS>(next - row, [&](auto height) {
+            scores_by_lanes<height()>(queries + row * dim, space.keys, dim, space.scores + row * KEYS);
+        });
+    }
+}
+
 // Which keys a token sees: from `begin` to `end`.
 struct Seen {
     int64_t begin, end;
@@ -273,13 +320,7 @@ inline void attend_block(const isobit_attention &a, const Piece &p, const Worksp
     while (first < last && Seen(a, last - 1).begin >= block + count) --last;
     if (first == last) return;
     const int64_t row = (first - p.first) * group, rows = (last - first) * group;
-    if (rows <= 2) {
-        for (int64_t i = row; i < row + rows; ++i)
-            dot_products(space.queries + i * a.dim, keys, count, a.dim, space.scores + (i - row) * KEYS);
-    } else {
-        transpose_keys(keys, count, a.dim, space.keys);
-        product(space.queries + row * a.dim, a.dim, rows, space.keys, KEYS, KEYS, a.dim, 0, nullptr, space.scores, KEYS);
-    }
+    put_scores(space.queries + row * a.dim, rows, group, keys, count, a.dim, space);
     for (int64_t i = 0; i < rows; ++i) {
         const Seen seen(a, first + i / group);
         const int64_t begin = seen.begin > block ? seen.begin - block : 0, end = smaller(seen.end - block, count);

@@ -17,12 +17,13 @@ constexpr int MR = W >= 16 ? 12 : W >= 8 ? 6 : 4;
 //   vectors      of W units in a chunk, what is decoded at a time
 //   chunk(row's reader, codes, unit, out)
 //   dot(acc, panel, unit)
+//   WAYS         sums of every so-manieth unit that are added up on their own and then together, panel by panel
 
 template <class D>
 struct FloatPanels {
     typedef F Acc;
     static constexpr bool grouped = false, scaled_sums = false;
-    static constexpr int vectors = D::codes / W;
+    static constexpr int WAYS = 1, vectors = D::codes / W;
     static int64_t units(const Layout &l) { return l.width; }
     static int64_t depth(const Layout &) { return KC; }
     static float factor() { return D::factor; }
@@ -63,6 +64,7 @@ struct FloatPanels {
 
 struct IntegerPanels {
     typedef I Acc;
+    static constexpr int WAYS = 1;
     static float factor() { return 1; }
     static float offset() { return 0; }
     static ISOBIT_INLINE I dot(I acc, F panel, const float *unit) {
@@ -146,9 +148,9 @@ struct SpanGroups {
 };
 
 // R rows of activations by the units from `begin` to `end` of a panel.
-template <class P, int R>
+template <class P, int R, int step = 1>
 ISOBIT_INLINE void add_units(typename P::Acc (&acc)[R][2], const float *x, int64_t ldx, const float *panel, int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
+    for (int64_t k = begin; k < end; k += step) {
         const F first = load(panel + k * NR), second = load(panel + k * NR + W);
         for (int i = 0; i < R; ++i) {
             acc[i][0] = P::dot(acc[i][0], first, x + i * ldx + k);
@@ -162,7 +164,20 @@ template <class P, int R>
 ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t depth, float *c, const SpanGroups &g) {
     typedef typename P::Acc Acc;
     Acc acc[R][2];
-    if constexpr (P::grouped) {
+    if constexpr (P::WAYS > 1) {
+        Acc first[R][2];
+        for (int way = 0; way < P::WAYS; ++way) {
+            for (int i = 0; i < R; ++i) acc[i][0] = acc[i][1] = Acc{};
+            add_units<P, R, P::WAYS>(acc, x, ldx, panel, way, depth);
+            for (int i = 0; i < R; ++i)
+                for (int h = 0; h < 2; ++h) {
+                    float *to = c + i * NR + h * W;
+                    if (way + 1 < P::WAYS && P::grouped) first[i][h] = acc[i][h];
+                    else if (!P::grouped) store(to, load(to) + acc[i][h]);
+                    else store(to, load(to) + P::last(first[i][h] + acc[i][h], g.of_rows[i * ldx]) * load(g.scales + h * W));
+                }
+        }
+    } else if constexpr (P::grouped) {
         const int64_t units = g.parts > 1 ? g.lanes * P::UNITS_OF_LANE : depth;
         for (int64_t p = 0; p < g.parts; ++p) {
             for (int i = 0; i < R; ++i) acc[i][0] = acc[i][1] = P::first(g.of_rows[i * ldx + p]);
@@ -212,34 +227,36 @@ inline void begin_sums(const Layout &l, const uint8_t *rows, int64_t m, float *c
 template <class P>
 inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t row, int64_t end, const Output &out) {
     const int count = static_cast<int>(smaller(NR, end - row));
-    float scales[NR], bias[NR];
+    float scales[NR] = {}, bias[NR] = {};
     for (int n = 0; n < count; ++n) {
         if constexpr (P::scaled_sums) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0);
         else scales[n] = 1;
         bias[n] = out.bias(row + n);
     }
     for (int64_t i = 0; i < m; ++i) {
-        const float act_scale = out.act_scales ? out.act_scales[i] : 1;
-        const float *sums = c + i * NR;
+        const F act_scale = splat(out.act_scales ? out.act_scales[i] : 1);
         Loose *y = out.y + i * out.ldy + row;
-        for (int n = 0; n < count; ++n) {
-            float value = sums[n];
-            if constexpr (std::is_same_v<P, Int8Panels>) {
-                int32_t total;
-                __builtin_memcpy(&total, sums + n, 4);
-                value = static_cast<float>(total);
-            }
-            y[n] = value * scales[n] * act_scale + bias[n];
+        for (int n = 0; n < count; n += W) {
+            F value = load(c + i * NR + n);
+            if constexpr (std::is_same_v<P, Int8Panels>) value = to_floats(as_ints(value));
+            value = rounded(value * load(scales + n) * act_scale) + load(bias + n);
+            if (n + W <= count) store(y + n, value);
+            else __builtin_memcpy(y + n, &value, static_cast<size_t>(count - n) * 4);
         }
     }
 }
 
 // scales[parts][NR]: those of NR rows and of the groups from `group` on; zeros behind the last group.
 inline void put_scales(const isobit_linear &w, const Layout &l, int64_t row, int64_t end, int64_t group, int64_t parts, float *scales) {
-    for (int r = 0; r < NR; ++r) {
-        const int64_t n = smaller(row + r, end - 1), at = (w.block_rows ? n / w.block_rows : 0) * l.groups;
+    const auto scales_of = [&](int r) { return (w.block_rows ? smaller(row + r, end - 1) / w.block_rows : 0) * l.groups; };
+    const bool shared = scales_of(0) == scales_of(NR - 1);
+    for (int r = 0; r < (shared ? 1 : NR); ++r) {
+        const int64_t at = scales_of(r);
         for (int64_t p = 0; p < parts; ++p) scales[p * NR + r] = group + p < l.groups ? scale_at(w, at + group + p) : 0;
     }
+    if (!shared) return;
+    for (int64_t p = 0; p < parts; ++p)
+        for (int r = 0; r < NR; r += W) store(scales + p * NR + r, splat(scales[p * NR]));
 }
 
 template <class P>

@@ -20,7 +20,7 @@ struct RowScales {
 
 class ScaleReader {
   public:
-    // `which` of the readers of a thread that are in use at the same time, 0 to 3.
+    // `which` of the readers of a thread that are in use at the same time, 0 to W - 1.
     ScaleReader(const isobit_linear &w, const Layout &l, float offset, float factor, int which = 0)
         : w_(w), l_(l), offset_(offset), factor_(factor), entries_(round_up(l.width / smaller(l.group, l.span) + W, W)) {
         if (l.one_scale) return;
@@ -39,7 +39,7 @@ class ScaleReader {
 
   private:
     static Buffer &buffer(int which) {
-        static thread_local Buffer kept[4];
+        static thread_local Buffer kept[W];
         return kept[which];
     }
 
@@ -70,6 +70,20 @@ class ScaleReader {
     float *space_ = nullptr;
 };
 
+// Readers of as many rows at a time.
+template <int N>
+struct ScaleReaders {
+    ScaleReader all[N];
+
+    ScaleReaders(const isobit_linear &w, const Layout &l, float offset, float factor)
+        : ScaleReaders(w, l, offset, factor, std::make_integer_sequence<int, N>{}) {}
+
+  private:
+    template <int... which>
+    ScaleReaders(const isobit_linear &w, const Layout &l, float offset, float factor, std::integer_sequence<int, which...>)
+        : all{{w, l, offset, factor, which}...} {}
+};
+
 // What each lane of span `s` is multiplied with.
 ISOBIT_INLINE F lanes_of(const float *values, int64_t s, int64_t per_span, int lanes) {
     return per_span == 1 ? splat(values[s]) : spread(values + s * per_span, lanes);
@@ -93,6 +107,6 @@ struct Output {
 
     void put(int64_t m, int64_t n, float value) const {
         if (act_scales) value *= act_scales[m];
-        y[m * ldy + n] = w.bias ? value + bias(n) : value;
+        y[m * ldy + n] = rounded(value) + bias(n);
     }
 };

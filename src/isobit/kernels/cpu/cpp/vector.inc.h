@@ -57,11 +57,22 @@ ISOBIT_INLINE auto sum(V value) {
 }
 
 // Swaps blocks of `step` lanes between a and b: one step of a transposition.
-template <int step, int... lane>
-ISOBIT_INLINE void exchange(F &a, F &b, std::integer_sequence<int, lane...>) {
-    const F first = a;
+template <int step, class V, int... lane>
+ISOBIT_INLINE void exchange(V &a, V &b, std::integer_sequence<int, lane...>) {
+    const V first = a;
     a = __builtin_shufflevector(first, b, (lane / step % 2 ? W + lane - step : lane)...);
     b = __builtin_shufflevector(first, b, (lane / step % 2 ? W + lane : lane + step)...);
+}
+
+// Sums of the lanes of W vectors, one in each lane: each what sum() gives.
+template <int step = W / 2, class V>
+ISOBIT_INLINE V sums_of(V rows[W]) {
+    unroll<step>([&](auto i) ISOBIT_LAMBDA {
+        exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, W>{});
+        rows[i] += rows[i + step];
+    });
+    if constexpr (step > 1) return sums_of<step / 2>(rows);
+    else return rows[0];
 }
 
 template <int step = W / 2>
@@ -90,6 +101,33 @@ ISOBIT_INLINE float from_f16(uint16_t half) {
     if (size >= 0x7c00u) return from_bits(sign | 0x7f800000u | (size & 0x3ffu) << 13);
     // With the exponent of a float32 in place a float16 is 2^112 too small: exact, subnormals included.
     return from_bits(from_bits(size << 13) == 0 ? sign : sign | as_bits(from_bits(size << 13) * 5.192296858534828e33f));
+}
+
+// A product as it is, rounded: one that is contracted with the sum behind it here and not there would give results that depend on
+// which function computes them.
+template <class V>
+ISOBIT_INLINE V rounded(V product) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(product));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(product));
+#else
+    volatile V kept = product;
+    product = kept;
+#endif
+    return product;
+}
+
+// acc + a * b as vectors compute it: contracted where the machine can. Left to the compiler a loop of them might become products
+// first and then sums.
+ISOBIT_INLINE float multiply_add(float a, float b, float acc) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, acc);
+#else
+    return acc + rounded(a * b);
+#endif
 }
 
 // What the memory gives to a reader.
