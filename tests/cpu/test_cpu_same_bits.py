@@ -13,7 +13,9 @@ from torch import Tensor
 from isobit.errors import IsobitError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import SCHEMES, scheme
-from isobit.kernels import cpu, cpu_formats, cpu_library
+from isobit.kernels.cpu import formats as cpu_formats
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu import linear as cpu
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
@@ -87,7 +89,7 @@ def test_a_row_is_the_same_among_any_number_of_others(name: str) -> None:
             cpu_library.set_threads(before)
 
 
-# Heads of every kind: one query head for each of keys, whose scores are added up by lanes; several, with norms; windows.
+# Heads of every kind: one query head for each of keys, scores then added up by lanes; several; norms; windows.
 MODELS = {
     "LlamaForCausalLM": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32},
     "Qwen3ForCausalLM": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 96},

@@ -11,7 +11,8 @@
 //     source(i) which code of a block the i-th decoded value is
 //     block(const uint8_t *codes, F out[codes / W])
 // and Int8 and Int4, the steps of integer products (dot.inc.h). Products contract to fused multiply-adds; sums are float32
-// in a fixed order, so that a result depends neither on the number of threads nor on the other rows of a call.
+// in a fixed order, so that a result depends neither on the number of threads nor on what the other rows of a call hold; nor, where
+// activations are rounded, on how many there are (docs/numerics.md section 6).
 #include "vector.inc.h"
 #include "activations.inc.h"
 #include "rows.inc.h"
@@ -146,7 +147,7 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
                 typedef decltype(d) D;
                 // What is rounded next must not depend on how many rows there are.
                 if constexpr (D::bits == 8)
-                    if (w.activations) return many_chains<FloatChains<D>>(w, l, rows, m, begin, end, out);
+                    if (w.activations) return many_chains<D>(w, l, rows, m, begin, end, out);
                 many_rows<FloatPanels<D>>(w, l, rows, m, begin, end, out);
             });
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);
