@@ -14,6 +14,7 @@ import csv
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def weight_bytes(weight: QTensor | torch.Tensor) -> int:
 def from_codes(bound: Any, x: torch.Tensor) -> Callable[[], Any]:
     """One launch of the linear alone: its activations rounded before."""
     run = bound._run(x.shape[0], x.dtype)
-    y = torch.empty(x.shape[0], bound.n, dtype=x.dtype, device="cuda")
+    y = torch.empty(x.shape[0], bound.held.n, dtype=x.dtype, device="cuda")
     if run.rounding is not None:
         rounded = run.rounding(x)
         run.rounding = lambda _: rounded
@@ -221,8 +222,8 @@ def steps_of_large(results: Results) -> None:
             bound = bind(random_weight(scheme, n, k), None, None, None, target=target("sm_90"))
             run = bound._run(m, x.dtype)
             steps: dict[str, Callable[[], Any]] = {"all": lambda: run(x, y), "widen": run.widened}  # noqa: B023
-            if run.halved is not None:
-                steps["narrow"] = lambda: run.halved(x)  # noqa: B023
+            if run.narrowed is not None:
+                steps["narrow"] = lambda: run.narrowed(x)  # noqa: B023
             for name, step in steps.items():
                 us = timed(lambda: [step() for _ in range(4)], 10) / 4  # noqa: B023
                 results.add(f"step: {scheme} {name}", "sm_90", run.row.name, m, n, k, us, us, "us")
@@ -230,21 +231,22 @@ def steps_of_large(results: Results) -> None:
 
 def crossover(results: Results) -> None:
     """From how many tokens on the rows for very many tokens win: what ``tiles.LARGE`` is to be chosen from."""
-    n, k, usual, library = 4096, 4096, selection.LARGE, selection.LIBRARY_FROM
-    selection.LIBRARY_FROM = {}
+    n, k, usual = 4096, 4096, selection.VARIANTS
     for scheme, lowering in (("bf16", "sm_90"), ("fp8", "sm_90"), ("fp8", "sm_86"), ("fp8-w8a16", "sm_90"),
                              ("int4", "sm_90"), ("int4", "sm_86")):  # fmt: skip
         bound = bind(random_weight(scheme, n, k), SCHEMES[scheme].activations, None, None, target=target(lowering))
         for m in (17, 32, 64, 128, 256, 512, 1024, 2048):
             x = torch.randn(m, k, device="cuda").bfloat16()
-            for selection.LARGE in (17, 1 << 30):
-                bound.forget()
-                row = bound.variant(m, x.dtype)
+            for first in (17, 1 << 30):
+                selection.VARIANTS = tuple(
+                    replace(row, tokens=(first, None)) if row.family == "large" else row for row in usual
+                )
+                row = bound.on(bound.machine).variant(m, x.dtype)
                 call = from_codes(bound, x)
                 us = timed(lambda: [call() for _ in range(8)], 8) / 8  # noqa: B023
                 name = row.name if row else "torch"
                 results.add(f"crossover: {scheme}", lowering, name, m, n, k, us, 2 * m * n * k / us / 1e6, "TFLOP/s")
-    selection.LARGE, selection.LIBRARY_FROM = usual, library
+    selection.VARIANTS = usual
 
 
 def main() -> None:

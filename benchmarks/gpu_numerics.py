@@ -24,6 +24,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
+from isobit.kernels.gpu import card
 from isobit.kernels.gpu.bind import bind
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.selection import unsupported
@@ -240,7 +241,7 @@ def rounding(table: Table, lowerings: list[str], name: str) -> None:
             for lowering in lowerings:
                 if dtype == torch.bfloat16 and lowering == "sm_75":
                     continue
-                ours, scales = Rounding(spec, static, "*u8", target(lowering))(x)
+                ours, scales = Rounding(spec, static, "*u8", card.machine(target(lowering)))(x)
                 same = torch.equal(ours, codes)
                 same &= torch.equal(scales.reshape(-1).nan_to_num(7e8), scale.reshape(-1).nan_to_num(7e8))
                 what = f"rounding {name} {spec.granularity} {str(dtype)[6:]}"

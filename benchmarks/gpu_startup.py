@@ -63,7 +63,7 @@ def child(checkpoint: str) -> None:
     loaded, digest = time.monotonic(), 0.0
     for tokens in TOKENS:
         for linear in linears:
-            x = torch.linspace(-2, 2, tokens * linear.k, device="cuda").view(tokens, linear.k).bfloat16()
+            x = torch.linspace(-2, 2, tokens * linear.held.k, device="cuda").view(tokens, linear.held.k).bfloat16()
             digest += float(linear(x).double().abs().sum())
     torch.cuda.synchronize()
     done = time.monotonic()

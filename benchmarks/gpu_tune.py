@@ -54,7 +54,7 @@ class Case:
         if self.w:
             config = replace(config, signature={**config.signature, "w": self.w})
         if "EVEN_K" in config.constexprs:
-            words = k // variant(self.variant).per_word
+            words = k // variant(self.variant).layout.per_word
             config = config.with_constants(EVEN_K=words % int(config.constexprs["BLOCK_K"]) == 0)
         return config
 
@@ -252,15 +252,16 @@ class Operands:
 def measure(case: Case, operands: Operands, n: int, k: int) -> float:
     """Microseconds a launch, in a CUDA graph over all matrices, the median of replays."""
 
+    from isobit.kernels.gpu import card
     from isobit.kernels.gpu.launch import Kernel
     from isobit.kernels.gpu.rows import variant
     from isobit.targets.table import target
 
     config = case.config(k)
-    kernel = Kernel(variant(case.variant).entry, config, target(case.target))
+    kernel = Kernel(variant(case.variant).entry, config, card.machine(target(case.target)))
     constants, m = config.constexprs, case.tokens
     rows = -(-n // int(constants["BLOCK_N"]))
-    words = k // variant(case.variant).per_word
+    words = k // variant(case.variant).layout.per_word
     arguments = {"x": operands.x, "token_scale": operands.token_scale, "scale": operands.scale, "zero": operands.zero,
                  "bias": operands.scale, "y": operands.y, "work": operands.work, "arrived": operands.arrived, "M": m,
                  "N": n, "K": words, "gain": 1.0}  # fmt: skip

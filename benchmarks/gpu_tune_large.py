@@ -41,22 +41,21 @@ NARROWS = ((0, True, 0), (4096, False, 8), (4096, False, 4), (2048, False, 4))
 def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, int],
          narrow: tuple[int, bool, int]) -> Callable[[], None]:  # fmt: skip
     """A call of a bound linear with these tiles."""
-    bound.forget()
-    run, where = bound._run(x.shape[0], x.dtype), bound.target
+    run, where = bound.on(bound.machine)._run(x.shape[0], x.dtype), bound.machine
     assert run.row.name == "large-int4-bf16", run.row.name
     n, m, k, warps, stages, band = tile
     changed = run.config.with_constants(BLOCK_N=n, BLOCK_M=m, BLOCK_K=k, BAND=band, EVEN_K=True)
     run.config = replace(changed, num_warps=warps, num_stages=stages)
     run.kernel = Kernel(run.row.entry, run.config, where)
     units, warps = fold
-    config = run.widened.kernel._config.with_constants(UNITS=units)
-    run.widened.grid = (bound.n, -(-bound.k // (units * int(config.constexprs["UNIT"]))))
-    run.widened.kernel = Kernel(run.widened.kernel._entry, replace(config, num_warps=warps), where)
+    config = run.widened.kernel.config.with_constants(UNITS=units)
+    run.widened.grid = (bound.held.n, -(-bound.held.k // (units * int(config.constexprs["UNIT"]))))
+    run.widened.kernel = Kernel(run.widened.kernel.entry, replace(config, num_warps=warps), where)
     block, once, warps = narrow
     if block:
-        config = run.halved.kernel._config.with_constants(BLOCK_K=block, ONCE=once)
-        run.halved.kernel = Kernel(run.halved.kernel._entry, replace(config, num_warps=warps), where)
-    y = torch.empty(x.shape[0], bound.n, dtype=x.dtype, device="cuda")
+        config = run.narrowed.kernel.config.with_constants(BLOCK_K=block, ONCE=once)
+        run.narrowed.kernel = Kernel(run.narrowed.kernel.entry, replace(config, num_warps=warps), where)
+    y = torch.empty(x.shape[0], bound.held.n, dtype=x.dtype, device="cuda")
     return lambda: run(x, y)
 
 

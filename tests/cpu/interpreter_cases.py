@@ -6,6 +6,7 @@ The interpreter rounds float8 wrongly and multiplies bfloat16 wrongly, so everyt
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import assembly
 import torch
@@ -17,11 +18,14 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.bind import BoundLinear, bind
+from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.rows import VARIANTS
 from isobit.targets.table import target
 
 SHAPES = ((5, 160), (70, 256))  # (N, K): N no multiple of a tile, K one or no multiple of a step
 TOKENS = (1, 18)
+MACHINE = Machine.imagined(target("sm_86"))
 
 
 def weight(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> QTensor:
@@ -102,7 +106,7 @@ def linears() -> None:
 def large() -> None:
     """Weights widened once per call; the number of tokens from which they are is lowered, to be fast."""
     generator = torch.Generator().manual_seed(3)
-    selection.LARGE = 20
+    selection.VARIANTS = tuple(replace(row, tokens=(20, None)) if row.widen else row for row in VARIANTS)
     for name in ("fp8", "fp8-e5m2", "fp8-static", "fp8-w8a16", "int8-w8a16", "int4", "int4-g32"):
         spec, acts, _ = LINEARS[name]
         for n, k in ((5, 160), (70, 384)) if spec.group is None else ((70, 384),):
@@ -206,7 +210,7 @@ def rounding() -> None:
     x[2, :256] = torch.arange(256) * 0.5
     x[7] = -0.0
     long = torch.randn(2, 17000, generator=torch.Generator().manual_seed(6))  # more than a program holds
-    ours, scale = Rounding(ActSpec("int8", "token"), None, "*i32", target("sm_86"))(long)
+    ours, scale = Rounding(ActSpec("int8", "token"), None, "*i32", MACHINE)(long)
     codes, law = codec.quantize_activations(long, ActSpec("int8", "token"), None)
     same = torch.equal(ours, codes) and torch.equal(scale.reshape(-1), law.reshape(-1))
     print(json.dumps(["rounding of long tokens", 0.0 if same else 1.0]), flush=True)
@@ -215,7 +219,7 @@ def rounding() -> None:
             for operand in ("*fp16", "*u8", "*bf16"):
                 for dtype in (torch.float32, torch.float16):
                     static = None if spec.dynamic else torch.tensor([0.4375])
-                    ours, scale = Rounding(spec, static, operand, target("sm_86"))(x.to(dtype))
+                    ours, scale = Rounding(spec, static, operand, MACHINE)(x.to(dtype))
                     codes, law = codec.quantize_activations(x.to(dtype), spec, static)
                     wide = {"*fp16": torch.float16, "*bf16": torch.bfloat16}.get(operand)
                     want = codes if wide is None else codec.decode(codes, name, wide)

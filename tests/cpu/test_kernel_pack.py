@@ -23,10 +23,11 @@ from isobit.formats.schemes import scheme
 from isobit.formats.table import element
 from isobit.kernels.gpu.bind import bind
 from isobit.kernels.gpu.compile.request import Request
+from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs import cuda, loaded
 from isobit.kernels.gpu.packs.loaded import load_pack
 from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest
-from isobit.kernels.gpu.packs.record import recording
+from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.packs.write import parameter_sizes, write_pack
 from isobit.models.pack import TOKENS
 from isobit.targets.table import TARGETS
@@ -40,8 +41,9 @@ def recorded(name: str, tokens: int, multiprocessors: int = 84, k: int = K) -> d
     assert row.weights is not None
     codes = torch.zeros(N, k, dtype=code_dtype(element(row.weights.element)))
     weight = QTensor(row.weights, (N, k), codes, torch.ones(N, 1))
-    with recording(multiprocessors) as recorder:
-        bind(weight, row.activations, None, None, target=SM_86)(torch.zeros(tokens, k, dtype=torch.float16))
+    recorder = Recorder()
+    machine = Machine.imagined(SM_86, multiprocessors, recorder)
+    bind(weight, row.activations, None, None, machine=machine)(torch.zeros(tokens, k, dtype=torch.float16))
     return recorder.requests
 
 

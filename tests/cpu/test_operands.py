@@ -16,7 +16,8 @@ from isobit.formats.schemes import scheme
 from isobit.formats.table import element
 from isobit.kernels.gpu import fits, layouts, library
 from isobit.kernels.gpu.bind import BoundLinear, bind
-from isobit.kernels.gpu.packs.record import recording
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.rows import variant
 from isobit.legalize.memory import tensor_bytes
 from isobit.legalize.workload import Tensor
@@ -45,13 +46,12 @@ def weight(name: str, n: int = N, k: int = K) -> QTensor:
 def bound(given: QTensor, name: str, lowering: str = "sm_90") -> BoundLinear:
     acts = scheme(name).activations
     static = None if acts is None or acts.dynamic else torch.tensor([0.5])
-    return bind(given, acts, static, None, target=target(lowering))
+    return bind(given, acts, static, None, machine=Machine.imagined(target(lowering), 132, Recorder()))
 
 
 def call(linear: BoundLinear, dtype: torch.dtype, *tokens: int) -> None:
-    with recording(132):
-        for count in tokens:
-            linear(torch.zeros(count, linear.k, dtype=dtype))
+    for count in tokens:
+        linear(torch.zeros(count, linear.held.k, dtype=dtype))
 
 
 def storages(linear: BoundLinear, also: object = None) -> int:
@@ -99,7 +99,7 @@ def test_the_codes_as_stored_are_let_go_of_at_once(name: str) -> None:
     del given
     gc.collect()
     assert codes() is None and scale() is None
-    assert linear.operands is not None and linear.operands.unit is not None
+    assert linear.held.operands is not None and linear.held.operands.unit is not None
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -118,13 +118,13 @@ def test_a_weight_comes_back_as_it_was_given(name: str) -> None:
 
 def test_another_order_replaces_the_one_before() -> None:
     linear = bound(weight("int4"), "int4")
-    assert linear.operands is not None
+    assert linear.held.operands is not None
     call(linear, torch.float16, 1)
     before = storages(linear)
     call(linear, torch.float32, 1)
-    assert linear.operands.unit is None and storages(linear) <= 1.04 * before
+    assert linear.held.operands.unit is None and storages(linear) <= 1.04 * before
     call(linear, torch.float16, 1)
-    assert linear.operands.unit == 256 and storages(linear) <= before
+    assert linear.held.operands.unit == 256 and storages(linear) <= before
 
 
 @pytest.mark.parametrize("unit", [64, 128, 256])
@@ -178,8 +178,7 @@ def test_what_is_recorded_stands_for_aligned_memory() -> None:
     mapped = torch.zeros(16 * 1024 + 1, dtype=torch.bfloat16)[1:].view(16, 1024)
     bound, x = bind(mapped, None, None, None, target=target("sm_86")), torch.zeros(1, 1024, dtype=torch.bfloat16)
     row = bound.variant(1, torch.bfloat16)
-    assert row is not None and "lanes" not in row.name
-    with recording(84) as recorder:
-        bound.forget()
-        bound(x)
+    assert row is not None and row.way != "lanes"
+    recorder = Recorder()
+    bind(mapped, None, None, None, machine=Machine.imagined(target("sm_86"), 84, recorder))(x)
     assert [request.entry.rpartition(":")[2] for request in recorder.requests.values()] == ["linear_lanes"]

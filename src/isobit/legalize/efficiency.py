@@ -5,14 +5,39 @@ A row measured on one board is used for others of its kind too; then the plan ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from isobit.kernels.gpu.rows import BY_NAME
+from isobit.kernels.gpu.variant import Variant
 from isobit.legalize.exact import bits
 from isobit.legalize.ops import Lowering, Op
 from isobit.targets.spec import Target
 
 Phase = Literal["decode", "prefill"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Some of the GPU kernels, by fields of their rows; an empty one says nothing."""
+
+    family: str = ""
+    way: str = ""
+    weights: str = ""
+    granularity: str = ""
+    compute: str = ""
+    rounded: bool | None = None
+
+    def covers(self, row: Variant) -> bool:
+        """Whether a kernel is one of these."""
+        return (
+            self.family in ("", row.family)
+            and self.way in ("", row.way)
+            and self.weights in ("", row.weights)
+            and self.granularity in ("", row.granularity)
+            and self.compute in ("", row.compute)
+            and self.rounded in (None, row.activations is not None)
+        )
 
 
 @dataclass(frozen=True)
@@ -29,7 +54,7 @@ class Efficiency:
         source: which measurement, or why it is assumed.
         formats: of the weights; empty for any of that width.
         granularity: what shares a weight scale; empty for any.
-        kernel: how the name of one of the kernels begins; empty for any.
+        kernel: which kernel one of those that run is; None for any.
         group: of weights that share a scale; 0 for any.
         targets: names of those it is for; empty for all of the vendors.
         kind: of the op; empty for any.
@@ -44,7 +69,7 @@ class Efficiency:
     source: str
     formats: tuple[str, ...] = ()
     granularity: str = ""
-    kernel: str = ""
+    kernel: Kind | None = None
     group: int = 0
     targets: tuple[str, ...] = ()
     kind: str = ""
@@ -60,18 +85,19 @@ class Efficiency:
             and self.action in ("", lowering.action)
             and (not self.formats or op.w in self.formats)
             and self.granularity in ("", granularity)
-            and (not self.kernel or any(name.startswith(self.kernel) for name in _kernels(phase, lowering)))
+            and (self.kernel is None or any(self.kernel.covers(row) for row in _rows(phase, lowering)))
             and self.group in (0, group)
             and (not self.targets or target.name in self.targets)
             and self.kind in ("", op.kind)
         )
 
 
-def _kernels(phase: Phase, lowering: Lowering) -> tuple[str, ...]:
-    """What runs one token; of a prompt, what runs very many."""
-    if phase == "decode" or not lowering.sizes:
-        return lowering.kernels
-    return (*lowering.kernels, lowering.sizes[-1][1])
+def _rows(phase: Phase, lowering: Lowering) -> list[Variant]:
+    """What runs one token; of a prompt, what runs very many, too. GPU kernels alone have rows."""
+    names = lowering.kernels
+    if phase == "prefill" and lowering.sizes:
+        names = (*names, lowering.sizes[-1][1])
+    return [BY_NAME[name] for name in names if name in BY_NAME]
 
 
 GPU_LINEAR_AT, GPU_BEFORE_AT = "a09db62", "f098648"  # the commits of the rows of gpu_linear.csv that are used here
@@ -87,9 +113,18 @@ _CPU = "2 cores EPYC (AVX-512), matrices of 4096x4096, of the read rate beside i
 _CPU_MM = "2 cores EPYC (AVX-512), 512 tokens, of 1536 G integer operations/s (benchmarks/results/cpu_linear.csv)"
 _H200_2048 = f"H200, 2048 tokens by 4096x4096, of 989 (float16) TFLOP/s ({_BEFORE})"
 _H200_7B = f"H200, a prompt of 4096 through a Llama-2-7B, of 989 (float16) or 1979 (8 bits) TFLOP/s ({_WHOLE})"
-_WIDENED_LANES, _E4M3_LANES = "vector-e4m3fn-lanes-widened", "vector-e4m3fn-lanes"
-_E5M2_LANES, _INT4_LANES = "vector-e5m2-lanes", "vector-int4-lanes"
-_UINT4_LANES, _INT8_LANES, _BLOCK_LANES = "vector-uint4-lanes", "vector-int8-lanes", "vector-block-lanes"
+_BF16_LANES, _F16_LANES = (Kind(way="lanes", weights="float", compute=compute) for compute in ("bf16", "f16"))
+_E4M3_LANES = Kind(way="lanes", weights="e4m3fn", granularity="row")
+_WIDENED_LANES, _E4M3_BY_FLOATS = replace(_E4M3_LANES, rounded=True, compute="f16"), replace(_E4M3_LANES, rounded=False)
+_BLOCK_LANES = Kind(way="lanes", granularity="block")
+_E5M2_LANES, _INT8_LANES, _INT4_LANES, _UINT4_LANES = (
+    Kind(way="lanes", weights=element) for element in ("e5m2", "int8", "int4", "uint4")
+)
+_FEW_E4M3, _FEW_INT8, _FEW_UINT4 = (
+    Kind("few", weights=element, compute="bf16", rounded=False) for element in ("e4m3fn", "int8", "uint4")
+)
+_BF16_LIBRARY, _F16_LIBRARY = (Kind(way="library", weights="float", compute=compute) for compute in ("bf16", "f16"))
+_E4M3_LIBRARY, _LARGE_INT4 = Kind(way="library", weights="e4m3fn"), Kind("large", weights="int4")
 _GPUS = ("nvidia", "amd")
 _HOPPER = ("sm_90",)
 _MEASURED_CPUS = ("cpu-avx2", "cpu-avx512")
@@ -128,8 +163,8 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
         f"{_H200_7B}: attention 214, counted as if no token saw what comes behind it",
         kind="attention",
     ),
-    Efficiency("decode", _GPUS, (16, 32), "", 0.85, _HOPPER, f"{_H200}: bf16 4.09 TB/s", (), "", "vector-bf16-lanes"),
-    Efficiency("decode", _GPUS, (16, 32), "", 0.85, _HOPPER, f"{_H200}: bf16 4.09 TB/s", (), "", "vector-f16-lanes"),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.85, _HOPPER, f"{_H200}: bf16 4.09 TB/s", (), "", _BF16_LANES),
+    Efficiency("decode", _GPUS, (16, 32), "", 0.85, _HOPPER, f"{_H200}: bf16 4.09 TB/s", (), "", _F16_LANES),
     Efficiency("decode", _GPUS, (16, 32), "", 0.75, _HOPPER, f"{_H200_FIRST}: bf16 3.62 TB/s"),
     Efficiency("decode", _GPUS, (8,), "native", 0.65, _HOPPER, f"{_H200}: int8 3.13", ("int8",), targets=_HOPPER),
     Efficiency("decode", _GPUS, (8,), "native", 0.60, _HOPPER, f"{_H200}: int8, sm_86 2.88 TB/s", ("int8",)),
@@ -145,11 +180,11 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
         f"{_H200}: e4m3 by bf16 3.48 TB/s",
         (),
         "",
-        f"{_E4M3_LANES}-",
+        _E4M3_BY_FLOATS,
         targets=_HOPPER,
     ),
     Efficiency(
-        "decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 by bf16, sm_86 3.11 TB/s", (), "", f"{_E4M3_LANES}-"
+        "decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 by bf16, sm_86 3.11 TB/s", (), "", _E4M3_BY_FLOATS
     ),
     Efficiency("decode", _GPUS, (8,), "", 0.65, _HOPPER, f"{_H200}: e4m3 3.10", (), "", _E4M3_LANES, targets=_HOPPER),
     Efficiency("decode", _GPUS, (8,), "", 0.57, _HOPPER, f"{_H200}: e4m3, sm_89 2.73 TB/s", (), "", _E4M3_LANES),
@@ -160,8 +195,8 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     ),
     Efficiency("decode", _GPUS, (8,), "", 0.58, _HOPPER, f"{_H200}: blocks, sm_86 2.79 TB/s", (), "", _BLOCK_LANES),
     Efficiency("decode", _GPUS, (8,), "native", 0.49, _HOPPER, f"{_H200_FEW}: e4m3 in blocks 2.40 TB/s"),
-    Efficiency("decode", _GPUS, (8,), "", 0.47, _HOPPER, f"{_H200_FEW}: e4m3 by bf16 2.24", (), "", "few-e4m3fn-bf16"),
-    Efficiency("decode", _GPUS, (8,), "", 0.49, _HOPPER, f"{_H200_FEW}: int8 by bf16 2.35", (), "", "few-int8-bf16"),
+    Efficiency("decode", _GPUS, (8,), "", 0.47, _HOPPER, f"{_H200_FEW}: e4m3 by bf16 2.24", (), "", _FEW_E4M3),
+    Efficiency("decode", _GPUS, (8,), "", 0.49, _HOPPER, f"{_H200_FEW}: int8 by bf16 2.35", (), "", _FEW_INT8),
     Efficiency("decode", _GPUS, (8,), "", 0.39, _HOPPER, f"{_H200_FIRST}: e4m3 by integer decoding 1.87 TB/s"),
     Efficiency(
         "decode",
@@ -195,7 +230,7 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("decode", _GPUS, (4,), "", 0.53, _HOPPER, f"{_H200}: int4, sm_86 2.54 TB/s", (), "", _INT4_LANES),
     Efficiency("decode", _GPUS, (4,), "", 0.52, _HOPPER, f"{_H200}: uint4 2.48", (), "", _UINT4_LANES, targets=_HOPPER),
     Efficiency("decode", _GPUS, (4,), "", 0.46, _HOPPER, f"{_H200}: uint4, sm_86 2.20 TB/s", (), "", _UINT4_LANES),
-    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200_FEW}: uint4 1.48 TB/s", (), "", "few-uint4-bf16"),
+    Efficiency("decode", _GPUS, (4,), "", 0.30, _HOPPER, f"{_H200_FEW}: uint4 1.48 TB/s", (), "", _FEW_UINT4),
     Efficiency("decode", _GPUS, _SUB_BYTE, "", 0.23, _HOPPER, f"{_H200_FIRST}: int4 1.10 TB/s"),
     Efficiency("decode", ("cpu",), (8,), "native", 0.88, _MEASURED_CPUS, f"{_CPU}: int8 by int8"),
     Efficiency("decode", ("cpu",), (8,), "", 0.70, _MEASURED_CPUS, f"{_CPU}: e4m3 in float32"),
@@ -206,19 +241,19 @@ EFFICIENCIES: tuple[Efficiency, ...] = (
     Efficiency("decode", ("cpu",), (2,), "", 0.28, ("cpu-avx512",), f"{_CPU}: int2"),
     Efficiency("decode", ("cpu",), _SUB_BYTE, "", 0.60, _MEASURED_CPUS, f"{_CPU}: int4 in float32"),
     Efficiency("decode", ("cpu",), (16, 32), "", 0.73, _MEASURED_CPUS, f"{_CPU}: bfloat16"),
-    Efficiency("prefill", _GPUS, (16, 32), "native", 0.79, _HOPPER, f"{_H200_7B}: bf16 784", (), "", "large-bf16-lib"),
-    Efficiency("prefill", _GPUS, (16, 32), "native", 0.79, _HOPPER, f"{_H200_7B}: bf16 784", (), "", "large-f16-lib"),
+    Efficiency("prefill", _GPUS, (16, 32), "native", 0.79, _HOPPER, f"{_H200_7B}: bf16 784", (), "", _BF16_LIBRARY),
+    Efficiency("prefill", _GPUS, (16, 32), "native", 0.79, _HOPPER, f"{_H200_7B}: bf16 784", (), "", _F16_LIBRARY),
     Efficiency("prefill", _GPUS, (16, 32), "native", 0.68, _HOPPER, f"{_H200_MM}: bf16 673"),
     Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_MM}: int8 1113", ("int8",)),
     Efficiency("prefill", _GPUS, (8,), "native", 0.31, _HOPPER, f"{_H200_MM}: e4m3 in blocks 622", (), "block"),
-    Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_7B}: e4m3 1110", (), "", "large-e4m3fn-lib"),
+    Efficiency("prefill", _GPUS, (8,), "native", 0.56, _HOPPER, f"{_H200_7B}: e4m3 1110", (), "", _E4M3_LIBRARY),
     Efficiency("prefill", _GPUS, (8,), "native", 0.46, _HOPPER, f"{_H200_MM}: e5m2 916"),
     Efficiency("prefill", _GPUS, (8,), "", 0.60, _HOPPER, f"{_H200_2048}: e4m3 by bf16 599", targets=_HOPPER),
     Efficiency("prefill", _GPUS, (8,), "", 0.38, _HOPPER, f"{_H200_2048}: e4m3 on sm_86 376"),
     Efficiency(
-        "prefill", _GPUS, (4,), "", 0.57, _HOPPER, f"{_H200_7B}: int4 564", (), "", "large-int4", targets=_HOPPER
+        "prefill", _GPUS, (4,), "", 0.57, _HOPPER, f"{_H200_7B}: int4 564", (), "", _LARGE_INT4, targets=_HOPPER
     ),
-    Efficiency("prefill", _GPUS, (4,), "", 0.37, _HOPPER, f"{_H200_2048}: int4 on sm_86 361", (), "", "large-int4"),
+    Efficiency("prefill", _GPUS, (4,), "", 0.37, _HOPPER, f"{_H200_2048}: int4 on sm_86 361", (), "", _LARGE_INT4),
     Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.34, _HOPPER, f"{_H200_MM}: uint4 336", ("uint4",)),
     Efficiency("prefill", _GPUS, _SUB_BYTE, "", 0.35, _HOPPER, f"{_H200_2048}: int4 decoded in registers 343"),
     Efficiency("prefill", _GPUS, tuple(range(2, 33)), "", 0.5, (), "assumed for arithmetic outside matrix units"),

@@ -11,8 +11,9 @@ from isobit.kernels.backends import LINEAR_KERNELS
 from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix, misfit
-from isobit.kernels.gpu.rows import VARIANTS, Variant
-from isobit.kernels.gpu.tiles import LARGE, LIBRARY_FROM
+from isobit.kernels.gpu.rows import VARIANTS
+from isobit.kernels.gpu.tiles import LARGE
+from isobit.kernels.gpu.variant import Variant
 from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
@@ -88,16 +89,14 @@ def find(op: Op, target: Target) -> Found:
 
 def _matrix(op: Op) -> Matrix:
     """The weight as binding will find it: aligned, with scales in the usual range, and PyTorch's products at hand."""
-    return Matrix(op.n, op.k, op.weights, op.bias, foldable=op.scale_dtype == "bfloat16")
+    return Matrix(op.n, op.k, op.weights, op.bias, foldable=op.scale_dtype == "bfloat16", scale=op.scale_dtype)
 
 
 def _chosen(op: Op, target: Target, tokens: int, matrix: Matrix) -> tuple[list[Kernel], tuple[str, ...]]:
     """The kernel of isobit's that would be bound, if there is one; PyTorch's products are told of apart."""
     rows, reasons = selection.choose(op.weights, op.activations, op.dtype, tokens, target)
     ours = next((row for row in rows if not row.library and misfit(row, matrix, target) is None), None)
-    parts = (reason.partition(": ") for reason in reasons)
-    # What is only faster than others that come behind it is no reason for a refusal.
-    told = tuple(reason for name, _, reason in parts if name not in LIBRARY_FROM and "-lanes" not in name)
+    told = tuple(reason for row, reason in reasons if not row.optional)
     if ours is None:
         refusals = ((row, misfit(row, matrix, target)) for row in rows if not row.library)
         return [], (*told, *(refusal for _, refusal in refusals if refusal))
@@ -118,7 +117,7 @@ def _rounding_problem(op: Op, target: Target) -> str | None:
     """Why no kernel rounds the activations on a target; None if one does or none are rounded."""
     if op.activations is None:
         return None
-    rows = [row for row in VARIANTS if row.family == "quantize" and row.activations == op.activations.element]
+    rows = [row for row in VARIANTS if row.way == "rounding" and row.activations == op.activations.element]
     if not rows:
         return f"no kernel rounds activations to {op.activations.element}"
     # The rows are compiled for bfloat16 inputs; the same kernels take float16 ones where that is missing.

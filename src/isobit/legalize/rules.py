@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.gpu.rows import Variant
-from isobit.kernels.gpu.selection import first_tokens
+from isobit.kernels.gpu.variant import Variant
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op
@@ -246,7 +245,7 @@ def _lowering(
     # A unit for two formats runs at the rate of the wider one.
     compute = kernel.compute if kernel.compute != NATIVE else max(unit.a, unit.b, key=bits) if unit else "float32"
     notes = (unit.note,) if unit is not None and unit.note else ()
-    widened_first = found.large is not None and found.large.widen != ""
+    widened_first = found.large is not None and found.large.widen is not None
     return Lowering(
         action=action,
         rule=rule,
@@ -260,7 +259,7 @@ def _lowering(
         notes=notes + _format_notes(op, target) + _large_notes(found.large),
         rounds=op.rounds,
         workspace=2 * op.n * op.k if widened_first else 0,
-        narrowed=found.large is not None and found.large.narrow != "",
+        narrowed=found.large is not None and found.large.narrow is not None,
         sizes=tuple((first, row.name) for first, row in found.by_tokens),
     )
 
@@ -269,7 +268,7 @@ def _large_notes(large: Variant | None) -> tuple[str, ...]:
     """What changes for calls of very many tokens."""
     if large is None:
         return ()
-    first = first_tokens(large.name)
+    first = large.tokens[0]
     if large.library:
         return (f"from {first} tokens in a call on: PyTorch's own product (cuBLAS), summed in full",)
     note = f"from {first} tokens in a call on: weights are widened once per call, exactly, into a workspace"

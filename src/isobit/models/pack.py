@@ -13,7 +13,8 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu.compile.request import Request
-from isobit.kernels.gpu.packs.record import recording
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.packs.record import Recorder
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.targets.spec import Target
@@ -50,13 +51,14 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
     for read in _kinds(held):
         weight = read.weight if isinstance(read.weight, QTensor) else read.weight.to(_DTYPES[name])
         bias = None if read.bias is None else read.bias.to(_DTYPES[name])
-        bound = bind(weight, read.activations, read.input_scale, bias, target=target)
-        for multiprocessors in _MULTIPROCESSORS:
-            bound.forget()
-            with recording(multiprocessors) as recorder:
-                for tokens in TOKENS:
-                    bound(torch.zeros(tokens, weight.shape[1], dtype=_DTYPES[name]))
-            found |= recorder.requests
+        recorder = Recorder()
+        machines = [Machine.imagined(target, count, recorder) for count in _MULTIPROCESSORS]
+        bound = bind(weight, read.activations, read.input_scale, bias, machine=machines[0])
+        for machine in machines:
+            bound.on(machine)
+            for tokens in TOKENS:
+                bound(torch.zeros(tokens, weight.shape[1], dtype=_DTYPES[name]))
+        found |= recorder.requests
     return found, name
 
 

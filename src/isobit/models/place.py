@@ -11,6 +11,9 @@ from torch import Tensor
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.qtensor import QTensor
+from isobit.kernels.gpu import card
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.workspace import Workspace
 from isobit.legalize.kernels import activation_dtype
 from isobit.targets.spec import Target
 from isobit.targets.table import target as lookup
@@ -25,17 +28,19 @@ class Place:
     Attributes:
         device: whose kernels run it: ``cpu`` or ``cuda``.
         tensors: where its tensors are.
-        target: whose lowering runs on a GPU; None on a CPU.
+        machine: the GPU and whose lowering runs on it; None on a CPU.
+        workspace: memory that the kernels of one model share; None on a CPU.
     """
 
     device: str = "cpu"
     tensors: torch.device = torch.device("cpu")
-    target: Target | None = None
+    machine: Machine | None = None
+    workspace: Workspace | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What the binders of this device take besides."""
-        return {} if self.target is None else {"target": self.target}
+        return {} if self.machine is None else {"machine": self.machine, "workspace": self.workspace}
 
     def tensor(self, value: Tensor) -> Tensor:
         """A tensor here."""
@@ -54,9 +59,9 @@ class Place:
         Args:
             stored: the dtype in config.json.
         """
-        if self.target is None:
+        if self.machine is None:
             return "float32"
-        return activation_dtype(self.target, stored if stored in ("bfloat16", "float16") else "bfloat16")
+        return activation_dtype(self.machine.target, stored if stored in ("bfloat16", "float16") else "bfloat16")
 
 
 def place(device: str = "cpu", lowering: str | None = None) -> Place:
@@ -84,16 +89,14 @@ def place(device: str = "cpu", lowering: str | None = None) -> Place:
     if os.environ.get("TRITON_INTERPRET") == "1":
         if lowering is None:
             raise UsageError("under Triton's interpreter there is no GPU: name a lowering")
-        return Place(device, torch.device("cpu"), lookup(lowering))
+        return _on(device, torch.device("cpu"), lookup(lowering))
     if not torch.cuda.is_available():
         why = "PyTorch is built for CPUs only" if torch.version.cuda is None else "PyTorch sees none"
         raise Unsupported(
             "running on a GPU", [why], "run on the CPU (--device cpu); `isobit doctor` says what is missing"
         )
-    return Place(device, torch.device("cuda"), lookup(lowering) if lowering else _own())
+    return _on(device, torch.device("cuda"), lookup(lowering) if lowering else None)
 
 
-def _own() -> Target:
-    from isobit.kernels.gpu.bind import here
-
-    return here()
+def _on(device: str, tensors: torch.device, target: Target | None) -> Place:
+    return Place(device, tensors, card.machine(target), Workspace(tensors))

@@ -3,33 +3,78 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from isobit.errors import UsageError
+from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.compile.request import specialize
-from isobit.kernels.gpu.rows import Variant
+from isobit.kernels.gpu.configure import POINTERS, Call, configure, rounding
+from isobit.kernels.gpu.fits import Matrix
+from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, Config
+from isobit.kernels.gpu.variant import Variant, has_halves
 from isobit.proof.matrix import Claim
 from isobit.proof.operands import precise
 from isobit.targets.spec import Target
 
 _COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}  # what is multiplied; else the weights' own format
+_DTYPES = {pointer: dtype for dtype, pointer in POINTERS.items()}
+
+# The weights that kernels are proved for: sizes of a 7B model, the groups of the schemes, and both sides of the number
+# of rows at which the tiles of the lanes change.
+_ROWS, _INPUTS = 4096, 4096
+_GROUPS = {"int3": 40, "int2": 32}
+_INPUTS_OF_40 = 5120  # a multiple of 40
 
 
 def claims(variants: Iterable[Variant], targets: Iterable[Target]) -> list[Claim]:
-    """Every pair that the rows say can run, target by target; PyTorch's products, which are not ours, left out."""
+    """What the rows say of every target that they can run on; PyTorch's products, which are not ours, left out."""
     variants = tuple(one for one in variants if not one.library)
-    return [claim(one, target) for target in targets for one in variants if one.requires(target) is None]
+    found = (claims_of(one, target) for target in targets for one in variants if one.requires(target) is None)
+    return [claim for several in found for claim in several]
 
 
-def claim(variant: Variant, target: Target) -> Claim:
-    """What a row says about one target that it can run on."""
-    config = variant.config(target)
-    pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
-    whole = tuple(name for name in config.divisible if name in config.signature)
-    request = specialize(variant.entry, config, target, (*pointers, *whole))
+def claims_of(variant: Variant, target: Target) -> list[Claim]:
+    """What a row says about one target that it can run on: a claim for each configuration that is launched there."""
     operand = _COMPUTE.get(variant.compute, variant.weights)
     promises = tuple(precise(promise, operand) for promise in variant.promises(target))
-    return Claim(variant.name, target.name, request, promises, target.shared_memory)
+    requests = {}
+    for config in configurations(variant, target):
+        pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
+        whole = tuple(name for name in config.divisible if name in config.signature)
+        request = specialize(variant.entry, config, target, (*pointers, *whole))
+        requests[request.name()] = request
+    return [Claim(variant.name, target.name, request, promises, target.shared_memory) for request in requests.values()]
+
+
+def configurations(row: Variant, target: Target) -> Iterator[Config]:
+    """What is launched of a row on a target for usual weights, as ``kernels/gpu`` configures it."""
+    machine = Machine.imagined(target)
+    if row.way == "rounding":
+        codes = row.config(target).signature["codes"]
+        for static in (False, True) if row.activations == "e4m3fn" and row.granularity is None else (False,):
+            yield rounding(row, "bfloat16", codes, machine, k=_INPUTS, group=BLOCK, static=static)
+        return
+    dtypes = [_DTYPES.get(row.operand, "bfloat16"), *(() if has_halves(target) else row.without_units[:1])]
+    for dtype in dtypes:
+        for rows in (_ROWS, WIDE_ROWS) if row.way == "lanes" else (_ROWS,):
+            for tokens in (NARROW, FEW) if row.family == "few" else (row.tokens[1] or LARGE,):
+                yield configure(row, Call(_weight(row, rows), dtype, tokens), machine)
+
+
+def _weight(row: Variant, rows: int) -> Matrix:
+    """A usual weight that a row reads."""
+    if row.weights in (None, "float"):
+        return Matrix(rows, _INPUTS, None)
+    assert row.weights is not None
+    if row.granularity == "block":
+        return Matrix(rows, _INPUTS, WeightSpec(row.weights, "block", block=(BLOCK, BLOCK)))
+    if row.granularity == "row":
+        return Matrix(rows, _INPUTS, WeightSpec(row.weights, "channel"))
+    group = _GROUPS.get(row.weights, 32 if row.way == "stream" else BLOCK)
+    inputs = _INPUTS if _INPUTS % group == 0 else _INPUTS_OF_40
+    return Matrix(rows, inputs, WeightSpec(row.weights, "group", group, symmetric=row.weights != "uint4"))
 
 
 def select(variants: Sequence[Variant], pattern: str | None) -> tuple[Variant, ...]:

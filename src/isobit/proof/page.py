@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from isobit.proof.matrix import Outcome
 from isobit.targets.spec import Target
@@ -33,11 +33,13 @@ machine code: `tests/gpu/test_library.py` holds them against float64 on the card
 _KERNELS = """
 ## Kernels
 
-One table per target. *Hot loop*: matrix instructions of the innermost loop that does the work, most frequent first;
-"-" means that it has none (vector kernels multiply in ordinary arithmetic, and so does all on sm_70 and sm_75, for
-which Triton emits no matrix instructions). *Spills*: instructions that move registers to or from local memory, in hot
-loops + elsewhere; a number other than 0 before the plus fails CI. Registers are per thread (AMD: vector registers);
-shared memory is in bytes per block. The code for sm_70 was read in PTX, because nothing disassembles it any more.
+One table per target. A kernel is compiled as it is launched for usual weights, in each of its configurations (8 tokens
+and 16, few rows of weights and many); where these differ, what they show stands side by side. *Hot loop*: matrix
+instructions of the innermost loop that does the work, most frequent first; "-" means that it has none (vector kernels
+multiply in ordinary arithmetic, and so does all on sm_70 and sm_75, for which Triton emits no matrix instructions).
+*Spills*: instructions that move registers to or from local memory, in hot loops + elsewhere; a number other than 0
+before the plus fails CI. Registers are per thread (AMD: vector registers); shared memory is in bytes per block. The
+code for sm_70 was read in PTX, because nothing disassembles it any more.
 """
 
 
@@ -80,16 +82,27 @@ def _actions(actions: Mapping[str, Mapping[str, str]], targets: Sequence[Target]
 
 def _kernels(outcomes: Sequence[Outcome]) -> list[str]:
     rows = [["kernel", "hot loop", "registers", "shared", "spills"]]
+    by_kernel: dict[str, list[Outcome]] = {}
     for one in outcomes:
-        found = one.evidence
-        if found is None:
-            rows.append([one.claim.variant, "**does not compile**", "", "", ""])
+        by_kernel.setdefault(one.claim.variant, []).append(one)
+    for name, several in by_kernel.items():
+        found = [one.evidence for one in several if one.evidence is not None]
+        if len(found) < len(several):
+            rows.append([name, "**does not compile**", "", "", ""])
             continue
-        elsewhere = found.spills - found.loop_spills
-        spills = f"{found.loop_spills} + {elsewhere}" if found.spills else "0"
-        shown = ", ".join(found.matrix()) or "-"
-        rows.append([one.claim.variant, shown, str(found.registers), str(found.shared), spills])
+        within, elsewhere = (
+            max(one.loop_spills for one in found), max(one.spills - one.loop_spills for one in found)
+        )  # fmt: skip
+        spills = f"{within} + {elsewhere}" if within or elsewhere else "0"
+        shown = _joined(", ".join(one.matrix()) or "-" for one in found)
+        rows.append([name, shown, _joined(str(one.registers) for one in found),
+                     _joined(str(one.shared) for one in found), spills])  # fmt: skip
     return _table(rows)
+
+
+def _joined(values: Iterable[str]) -> str:
+    """What the configurations of one kernel show, each once."""
+    return " / ".join(dict.fromkeys(values))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.lane_tiles import LANE_WORDS
-from isobit.kernels.gpu.rows import Variant
+from isobit.kernels.gpu.variant import Variant
 from isobit.targets.spec import Target
 
 _UNITS = (256, 128, 64)
@@ -23,6 +23,7 @@ class Matrix:
         bias: whether one is added.
         foldable: whether codes times scales are float16 numbers (``layouts.folding_scales``).
         aligned: whether it begins at a multiple of 16 bytes.
+        scale: dtype of its scales, as torch calls it.
         library: (entry of a row, why PyTorch's product cannot run here).
     """
 
@@ -32,6 +33,7 @@ class Matrix:
     bias: bool = False
     foldable: bool = True
     aligned: bool = True
+    scale: str = "bfloat16"
     library: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -42,7 +44,7 @@ class Matrix:
 
 def unit(row: Variant, matrix: Matrix, target: Target) -> int | None:
     """Codes of one step of a kernel of nibbles; None where no step fits, and for all other kernels."""
-    if not row.reads_units or matrix.spec is None:
+    if not row.layout.units or matrix.spec is None:
         return None
     largest = row.unit(target)
     for size in _UNITS:
@@ -58,13 +60,15 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
         return _misfit_of_library(row, matrix)
     if (narrow := narrow_block(matrix.spec, matrix.k)) is not None:
         return narrow
-    if row.reads_units and not unit(row, matrix, target):
+    if row.layout.units and not unit(row, matrix, target):
         return f"groups of {matrix.group} do not make up its units of K = {matrix.k}"
-    if row.widen == "fold-int4" and not matrix.foldable:
+    if row.widen and row.layout.units and not matrix.foldable:
         return "codes times scales are not all float16 numbers"
-    if row.name == "vector-int8-dp4a" and matrix.k % 4:
-        return f"K = {matrix.k} is not a multiple of 4"
-    return _misfit_of_lanes(row, matrix) if ":linear_lanes" in row.entry else None
+    if row.way == "lanes":
+        return _misfit_of_lanes(row, matrix)
+    if matrix.k % row.layout.per_word:
+        return f"K = {matrix.k} is not a multiple of {row.layout.per_word}"
+    return None
 
 
 def narrow_block(spec: WeightSpec | None, k: int) -> str | None:
@@ -76,7 +80,7 @@ def narrow_block(spec: WeightSpec | None, k: int) -> str | None:
 def _misfit_of_library(row: Variant, matrix: Matrix) -> str | None:
     if matrix.bias:
         return "PyTorch rounds a bias to the dtype of the result"
-    if row.entry.endswith(":scaled_mm") and (matrix.n % _FLOAT8_MULTIPLE or matrix.k % _FLOAT8_MULTIPLE):
+    if row.weights != "float" and (matrix.n % _FLOAT8_MULTIPLE or matrix.k % _FLOAT8_MULTIPLE):
         return (
             f"PyTorch multiplies float8 only where N = {matrix.n} and K = {matrix.k} are multiples of"
             f" {_FLOAT8_MULTIPLE}"
@@ -86,13 +90,13 @@ def _misfit_of_library(row: Variant, matrix: Matrix) -> str | None:
 
 def _misfit_of_lanes(row: Variant, matrix: Matrix) -> str | None:
     """Lanes read 16 bytes of a row each, and a step of a warp begins with a group."""
-    step = 16 * row.per_word
+    step = 16 * row.layout.per_word
     if matrix.k % step:
         return f"K = {matrix.k} is not a multiple of {step}"
     if not matrix.aligned:
         return "the weights do not begin at a multiple of 16 bytes"
-    if row.reads_units:
-        width = row.per_word * LANE_WORDS
+    if row.layout.units:
+        width = row.layout.per_word * LANE_WORDS
         if width % matrix.group:
             return f"groups of {matrix.group} are not parts of its steps of {width}"
     return None

@@ -23,38 +23,42 @@ class LaneTile:
 
 
 LANE_WORDS = 128  # of a warp: four for each lane
-_WIDE_ROWS = 8192  # from which there are programs enough to give each but one warp
-# Measured on an H200 (gpu_tune_lanes.csv): below and from _WIDE_ROWS on. What takes many instructions to decode wants
+WIDE_ROWS = 8192  # from which there are programs enough to give each but one warp
+# Measured on an H200 (gpu_tune_lanes.csv): below and from WIDE_ROWS on. What takes many instructions to decode wants
 # few warps that wait for each other; the others want much of K in flight.
-_LANE_TILES: Mapping[str, tuple[LaneTile, LaneTile]] = {
-    "f16": (LaneTile(4, 4, 1), LaneTile(4, 4, 1)), "bf16": (LaneTile(4, 4, 1), LaneTile(4, 4, 1)),
-    "hardware": (LaneTile(4, 4, 2), LaneTile(4, 4, 2)), "e5m2": (LaneTile(4, 4, 2), LaneTile(4, 4, 2)),
-    "e4m3fn": (LaneTile(4, 2, 1), LaneTile(4, 1, 1)), "nibbles": (LaneTile(4, 2, 2), LaneTile(4, 1, 1)),
-    "hardware by f16": (LaneTile(4, 4, 1), LaneTile(4, 2, 1)), "e4m3fn by f16": (LaneTile(4, 2, 1), LaneTile(4, 1, 4)),
-    "e4m3fn by bf16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)), "int8 by f16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)),
-    "int8 by bf16": (LaneTile(8, 4, 1), LaneTile(4, 4, 1)), "nibbles, quarters": (LaneTile(4, 2, 1), LaneTile(8, 1, 1)),
-    "nibbles, zero points": (LaneTile(4, 2, 1), LaneTile(8, 2, 1)),
-    "hardware, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
-    "e4m3fn, blocks": (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
+# Key: format of the codes; dtype of activations that are not rounded; what is particular about the scales.
+_LANE_TILES: Mapping[tuple[str, str, str], tuple[LaneTile, LaneTile]] = {
+    ("f16", "", ""): (LaneTile(4, 4, 1), LaneTile(4, 4, 1)), ("bf16", "", ""): (LaneTile(4, 4, 1), LaneTile(4, 4, 1)),
+    ("hardware", "", ""): (LaneTile(4, 4, 2), LaneTile(4, 4, 2)),
+    ("e5m2", "", ""): (LaneTile(4, 4, 2), LaneTile(4, 4, 2)),
+    ("e4m3fn", "", ""): (LaneTile(4, 2, 1), LaneTile(4, 1, 1)),
+    ("hardware", "f16", ""): (LaneTile(4, 4, 1), LaneTile(4, 2, 1)),
+    ("e4m3fn", "f16", ""): (LaneTile(4, 2, 1), LaneTile(4, 1, 4)),
+    ("e4m3fn", "bf16", ""): (LaneTile(8, 4, 1), LaneTile(4, 4, 1)),
+    ("int8", "f16", ""): (LaneTile(8, 4, 1), LaneTile(4, 4, 1)),
+    ("int8", "bf16", ""): (LaneTile(8, 4, 1), LaneTile(4, 4, 1)),
+    ("nibbles", "", ""): (LaneTile(4, 2, 2), LaneTile(4, 1, 1)),
+    ("nibbles", "", "groups of quarters"): (LaneTile(4, 2, 1), LaneTile(8, 1, 1)),
+    ("nibbles", "", "zero points"): (LaneTile(4, 2, 1), LaneTile(8, 2, 1)),
+    ("hardware", "", "blocks"): (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
+    ("e4m3fn", "", "blocks"): (LaneTile(8, 4, 1), LaneTile(4, 2, 2)),
 }  # fmt: skip
 
 
-def _kind(config: Config) -> str:
+def _kind(constants: Mapping[str, Constant]) -> tuple[str, str, str]:
     """Which of ``_LANE_TILES`` is for a configuration."""
-    constants = config.constexprs
     if "UNIT" in constants:
         if constants["HAS_ZERO"]:
-            return "nibbles, zero points"
+            return "nibbles", "", "zero points"
         quarters = int(constants["GROUP"] or 0) % (int(constants["UNIT"] or 0) // 2)
-        return "nibbles, quarters" if quarters else "nibbles"
-    if "GROUP" in constants:
-        return f"{constants['ELEMENT']}, blocks"
-    return f"{constants['ELEMENT']}{' by ' if constants['X'] else ''}{constants['X']}"
+        return "nibbles", "", "groups of quarters" if quarters else ""
+    blocks = "blocks" if "GROUP" in constants else ""
+    return str(constants["ELEMENT"]), str(constants.get("X", "")), blocks
 
 
 def for_rows(config: Config, n: int) -> Config:
     """A configuration of the lanes' kernels for a weight of ``n`` rows."""
-    tile = _LANE_TILES[_kind(config)][n >= _WIDE_ROWS]
+    tile = _LANE_TILES[_kind(config.constexprs)][n >= WIDE_ROWS]
     changed = config.with_constants(BLOCK_N=tile.n, BLOCK_K=LANE_WORDS * tile.warps, UNROLL=tile.unroll)
     return replace(changed, num_warps=tile.warps)
 

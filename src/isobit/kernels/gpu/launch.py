@@ -22,9 +22,9 @@ from triton.runtime.cache import get_cache_manager
 from isobit.errors import Unsupported
 from isobit.kernels.gpu.compile.build import compile_request
 from isobit.kernels.gpu.compile.request import Request, specialize
-from isobit.kernels.gpu.packs import loaded, record
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.packs import loaded
 from isobit.kernels.gpu.tiles import Config
-from isobit.targets.spec import Target
 
 
 def interpreting() -> bool:
@@ -35,8 +35,8 @@ def interpreting() -> bool:
 class Kernel:
     """One compiled kernel; call it with a grid and the arguments that are not constants."""
 
-    def __init__(self, entry: str, config: Config, target: Target) -> None:
-        self._entry, self._config, self._target = entry, config, target
+    def __init__(self, entry: str, config: Config, machine: Machine) -> None:
+        self.entry, self.config, self._machine = entry, config, machine
         self._function = _function(entry)
         self._names = tuple(self._function.arg_names)
         self._ready: dict[tuple[str, ...], Any] = {}  # by the arguments that are multiples of 16
@@ -46,12 +46,11 @@ class Kernel:
         shape = (*grid, 1, 1)[:3]
         if interpreting():
             given = {name: value for name, value in arguments.items() if name in self._names}
-            self._function[shape](**given, **_interpretable(self._config))
+            self._function[shape](**given, **_interpretable(self.config))
             return
         aligned = tuple(name for name, value in arguments.items() if self._is_aligned(name, value))
-        recorder = record.active()
-        if recorder is not None:
-            recorder.add(self._request(aligned))
+        if self._machine.recorder is not None:
+            self._machine.recorder.add(self._request(aligned))
             return
         kernel = self._ready.get(aligned)
         if kernel is None:
@@ -59,13 +58,13 @@ class Kernel:
         kernel[shape](*(arguments.get(name) for name in self._names))
 
     def _request(self, aligned: tuple[str, ...]) -> Request:
-        return specialize(self._entry, self._config, self._target, aligned)
+        return specialize(self.entry, self.config, self._machine.target, aligned)
 
     def _is_aligned(self, name: str, value: Any) -> bool:
         if isinstance(value, torch.Tensor):
             # What is recorded stands in for memory of a card, where every allocation is aligned.
-            return record.active() is not None or value.data_ptr() % 16 == 0
-        return name in self._config.divisible and value % 16 == 0
+            return self._machine.recorder is not None or value.data_ptr() % 16 == 0
+        return name in self.config.divisible and value % 16 == 0
 
 
 def _interpretable(config: Config) -> dict[str, Any]:

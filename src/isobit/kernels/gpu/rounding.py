@@ -1,4 +1,4 @@
-"""The rounding of activations on a GPU: the kernels of ``quantize.py`` bound to a scheme."""
+"""The rounding of activations on a GPU: the kernels of ``triton/quantize.py`` bound to a scheme."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from isobit.errors import FormatError
 from isobit.formats.pack import code_dtype
 from isobit.formats.schemes import ActSpec
 from isobit.formats.table import element
+from isobit.kernels.gpu import configure
 from isobit.kernels.gpu.launch import Kernel
-from isobit.kernels.gpu.tiles import Config, Constant, overlaps, whole_token
-from isobit.targets.spec import Target
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rows import VARIANTS
+from isobit.kernels.gpu.variant import Variant
 
-_TRITON = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _WIDE = {"*fp16": torch.float16, "*bf16": torch.bfloat16}
+_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.uint8: "*u8"}
 
 
 class Rounding:
@@ -24,58 +26,51 @@ class Rounding:
         spec: what the scheme says.
         static_scale: float32 ``[1]``, of static schemes.
         operand: the kernel's operand type: ``*fp16`` and ``*bf16`` ask for values of the codes.
-        target: whose lowering runs.
+        machine: what runs it.
     """
 
-    def __init__(self, spec: ActSpec, static_scale: Tensor | None, operand: str, target: Target) -> None:
+    def __init__(self, spec: ActSpec, static_scale: Tensor | None, operand: str, machine: Machine) -> None:
         if spec.dynamic != (static_scale is None):
             raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
-        self.spec, self.static_scale, self.target = spec, static_scale, target
-        self.row = element(spec.element)
-        self.wide = operand in _WIDE
-        self.dtype = _WIDE.get(operand, code_dtype(self.row))
+        self.spec, self.static_scale, self.machine = spec, static_scale, machine
+        self.element = element(spec.element)
+        self.dtype = _WIDE.get(operand, code_dtype(self.element))
         self.view = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}.get(operand)
-        self._kernels: dict[tuple[torch.dtype, int, bool, int], Kernel] = {}
+        self.row = _row(spec, wide=operand in _WIDE)
+        self._kernels: dict[tuple[torch.dtype, int], Kernel] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes ``[M, K]`` (or their values) and float32 scales ``[M]``, or ``[M, K / group]``."""
         tokens, k = x.shape
         codes = torch.empty(x.shape, dtype=self.dtype, device=x.device)
+        kernel, qmax = self._kernel(x.dtype, k), self.element.max
         if self.spec.group is not None:
-            scales = self._by_group(x, codes, tokens * k // self.spec.group).view(tokens, -1)
+            groups = tokens * k // self.spec.group
+            scales = torch.empty(groups, dtype=torch.float32, device=x.device)
+            at_once = int(kernel.config.constexprs["ROWS"] or 1)
+            kernel((-(-groups // at_once),), x=x, codes=codes, scales=scales, groups=groups, qmax=qmax)
+            scales = scales.view(tokens, -1)
         else:
             scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
             static = scales if self.static_scale is None else self.static_scale
-            kernel = self._kernel(x.dtype, whole_token(k, self.target))
-            kernel((tokens,), x=x, codes=codes, scales=scales, static_scale=static, K=k, qmax=self.row.max)
+            kernel((tokens,), x=x, codes=codes, scales=scales, static_scale=static, K=k, qmax=qmax)
         return codes if self.view is None else codes.view(self.view), scales
 
-    def _by_group(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
-        scales = torch.empty(groups, dtype=torch.float32, device=x.device)
-        kernel = self._kernel(x.dtype, (8, False, 4))
-        kernel((-(-groups // 8),), x=x, codes=codes, scales=scales, groups=groups, qmax=self.row.max)
-        return scales
-
-    def _kernel(self, dtype: torch.dtype, shape: tuple[int, bool, int]) -> Kernel:
-        key = (dtype, *shape)
+    def _kernel(self, dtype: torch.dtype, k: int) -> Kernel:
+        key = (dtype, k)
         if key not in self._kernels:
-            self._kernels[key] = self._made(*key)
+            config = configure.rounding(
+                self.row, str(dtype).removeprefix("torch."), _POINTERS[self.dtype], self.machine, k=k,
+                group=self.spec.group or k, static=self.static_scale is not None,
+            )  # fmt: skip
+            self._kernels[key] = Kernel(self.row.entry, config, self.machine)
         return self._kernels[key]
 
-    def _made(self, dtype: torch.dtype, block: int, once: bool, warps: int) -> Kernel:
-        codes = _TRITON[self.dtype] if self.wide else ("*i8" if self.dtype == torch.int8 else "*u8")
-        signature = {"x": _TRITON[dtype], "codes": codes, "scales": "*fp32", "qmax": "fp32"}
-        constants: dict[str, Constant] = {"ELEMENT": self.row.name, "WIDE": self.wide, "OVERLAP": overlaps(self.target)}
-        if self.spec.group is not None:
-            signature["groups"] = "i32"
-            constants |= {"GROUP": self.spec.group, "WIDTH": _power_of_two(self.spec.group), "ROWS": block}
-            entry = "isobit.kernels.gpu.triton.quantize:quantize_group"
-        else:
-            signature |= {"static_scale": "*fp32", "K": "i32"}
-            constants |= {"STATIC": self.static_scale is not None, "ONCE": once, "BLOCK_K": block}
-            entry = "isobit.kernels.gpu.triton.quantize:quantize_token"
-        return Kernel(entry, Config(signature, constants, warps, 1, ("K",)), self.target)
 
-
-def _power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
+def _row(spec: ActSpec, *, wide: bool) -> Variant:
+    """The row that rounds to a format."""
+    granularity = None if spec.group is None else "group"
+    return next(
+        row for row in VARIANTS
+        if row.way == "rounding" and (row.activations, row.granularity, row.wide) == (spec.element, granularity, wide)
+    )  # fmt: skip

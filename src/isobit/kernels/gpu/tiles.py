@@ -24,9 +24,7 @@ FEW = 16  # tokens: the widest tile of the "few" family
 LARGE = 1024
 # Tokens from which PyTorch's products are chosen, which need no workspace. Same measurement: float8 takes 13.5 us for
 # 256 tokens (ours 15.7 us) and 13.3 us for 128 (ours 11.8 us); bfloat16 10.6 us for 17 tokens (ours 47 us).
-LIBRARY_FROM: Mapping[str, int] = {
-    "large-e4m3fn-library": 256, "large-f16-library": FEW + 1, "large-bf16-library": FEW + 1
-}  # fmt: skip
+LIBRARY_FLOAT8_FROM, LIBRARY_FLOATS_FROM = 256, FEW + 1
 # Targets where PyTorch's own products were measured: full sums within 1.5e-4 of float64, and faster than our kernels
 # (float8 1253 to 1345 against 843 to 891, bfloat16 768 to 784 against 660 to 687 TFLOP/s; gpu_linear.csv).
 LIBRARY_MEASURED = ("sm_90",)
@@ -328,33 +326,32 @@ def whole_token(k: int, target: Target) -> tuple[int, bool, int]:
     return block, k <= block, max(4, min(block // 512, 1024 // threads))
 
 
-def rounding(element: str, wide: bool) -> Callable[[Target], Config]:
+def rounding(element: str, *, wide: bool) -> Callable[[Target], Config]:
+    """Configuration of ``quantize_token``, for bfloat16; ``wide`` leaves values of the codes in 16 bits."""
+
     def config(target: Target) -> Config:
         codes = "*fp16" if wide else ("*i8" if element == "int8" else "*u8")
         signature = {
-            "x": "*bf16",
-            "codes": codes,
-            "scales": "*fp32",
-            "static_scale": "*fp32",
-            "K": "i32",
-            "qmax": "fp32",
-        }
+            "x": "*bf16", "codes": codes, "scales": "*fp32", "qmax": "fp32", "static_scale": "*fp32", "K": "i32"
+        }  # fmt: skip
         constants: dict[str, Constant] = {
-            "ELEMENT": element, "WIDE": wide, "STATIC": False, "OVERLAP": overlaps(target), "ONCE": True,
+            "ELEMENT": element, "WIDE": wide, "OVERLAP": overlaps(target), "STATIC": False, "ONCE": True,
             "BLOCK_K": 4096,
         }  # fmt: skip
-        return Config(signature, constants, 8, 1)
+        return Config(signature, constants, 8, 1, divisible=("K",))
 
     return config
 
 
-def rounding_group(wide: bool) -> Callable[[Target], Config]:
+def rounding_group(*, wide: bool) -> Callable[[Target], Config]:
+    """Configuration of ``quantize_group``, for bfloat16 in groups of 128."""
+
     def config(target: Target) -> Config:
         codes = "*fp16" if wide else "*u8"
-        signature = {"x": "*bf16", "codes": codes, "scales": "*fp32", "groups": "i32", "qmax": "fp32"}
+        signature = {"x": "*bf16", "codes": codes, "scales": "*fp32", "qmax": "fp32", "groups": "i32"}
         constants: dict[str, Constant] = {
             "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": BLOCK, "WIDTH": BLOCK, "ROWS": 8
         }  # fmt: skip
-        return Config(signature, constants, 4, 1, divisible=())
+        return Config(signature, constants, 4, 1, divisible=("K",))
 
     return config

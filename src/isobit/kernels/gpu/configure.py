@@ -1,0 +1,163 @@
+"""One configuration for a row, a weight and a number of tokens: what is proved, packed and launched is this. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from isobit.formats.table import ELEMENTS
+from isobit.kernels.gpu.fits import Matrix, unit
+from isobit.kernels.gpu.lane_tiles import for_rows
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.tiles import NARROW, Config, Constant, whole_token
+from isobit.kernels.gpu.variant import Variant
+
+POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
+_SIZES = {"*fp16": 2, "*bf16": 2, "*fp32": 4}
+_MOST_PARTS = 8  # that K is split into
+
+
+@dataclass(frozen=True)
+class Call:
+    """What kernels are called with.
+
+    Attributes:
+        matrix: the weight.
+        dtype: of the activations, as torch calls it.
+        tokens: the largest number of tokens for which the same is launched (``selection.size_class``).
+        out_dtype: of the result; empty for that of the activations.
+    """
+
+    matrix: Matrix
+    dtype: str
+    tokens: int
+    out_dtype: str = ""
+
+
+def configure(row: Variant, call: Call, machine: Machine) -> Config:
+    """How a product, or what prepares it, is compiled for a call."""
+    config = row.config(machine.target)
+    finish = _FINISH.get(row.way)
+    return config if finish is None else finish(row, call, machine, config)
+
+
+def _scalar(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    constants = _common(row, call, machine, config)
+    return replace(config, signature=_types(row, call, config), constexprs=constants)
+
+
+def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    constants = _common(row, call, machine, config)
+    if row.family == "few" and call.tokens <= NARROW:
+        constants["BLOCK_M"] = NARROW
+    if constants.get("SPLIT", 1) != 1:
+        constants["SPLIT"] = _split(call.matrix, machine, config)
+    return replace(config, signature=_types(row, call, config), constexprs=constants)
+
+
+def _lanes(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    tiled = for_rows(replace(config, constexprs=_common(row, call, machine, config)), call.matrix.n)
+    constants = _common(row, call, machine, tiled)
+    return replace(tiled, signature=_types(row, call, config), constexprs=constants)
+
+
+def _stream(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    assert call.matrix.spec is not None
+    constants = _common(row, call, machine, config)
+    constants |= {"BITS": ELEMENTS[call.matrix.spec.element].bits, "GROUP": call.matrix.group}
+    types = _types(row, call, config)
+    if call.matrix.spec.symmetric:
+        types["zero"] = types["scale"]  # what is not read
+    return replace(config, signature=types, constexprs=constants)
+
+
+def _prepare(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    if row.weights is None:  # narrows activations
+        block, once, warps = whole_token(call.matrix.k, machine.target)
+        return replace(config.with_constants(BLOCK_K=block, ONCE=once), num_warps=warps)
+    if not row.layout.units:
+        return config
+    config = config.with_constants(GROUP=call.matrix.group, UNIT=unit(row, call.matrix, machine.target))
+    return replace(config, signature={**config.signature, "scale": POINTERS[call.matrix.scale]})
+
+
+_FINISH: Mapping[str, Callable[[Variant, Call, Machine, Config], Config]] = {
+    "scalar": _scalar, "matrix": _matrix, "lanes": _lanes, "stream": _stream, "prepare": _prepare
+}  # fmt: skip
+
+
+def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[str, Constant]:
+    """The constants with those that the weight's shape and format decide."""
+    known, matrix = config.constexprs, call.matrix
+    constants: dict[str, Constant] = {**known, "HAS_BIAS": matrix.bias}
+    if "UNIT" in known:
+        constants |= {"UNIT": unit(row, matrix, machine.target), "GROUP": matrix.group}
+    if "HAS_ZERO" in known:
+        constants["HAS_ZERO"] = matrix.spec is not None and not matrix.spec.symmetric
+    if "EVEN_K" in known:
+        constants["EVEN_K"] = matrix.k // row.layout.per_word % int(known["BLOCK_K"] or 1) == 0
+    return constants
+
+
+def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
+    """Types of the arguments: those of the row but where activations or scales come in several."""
+    types = {**config.signature, "y": POINTERS[call.out_dtype or call.dtype]}
+    if row.activations is None and row.layout.per_word == 1:
+        types["x"] = row.operand if row.narrow else POINTERS[call.dtype]
+    if row.widen:
+        types["w"] = row.operand
+    elif row.weights == "float" and row.layout.per_word == 1:
+        types["w"] = POINTERS[call.dtype]
+    types["scale"] = POINTERS[call.matrix.scale] if row.granularity == "group" and not row.widen else "*fp32"
+    return types
+
+
+def _split(matrix: Matrix, machine: Machine, config: Config) -> int:
+    """Parts of K: as many as fill what the multiprocessors hold at once, with at least four steps along K for each."""
+    constants = config.constexprs
+    n, m = int(constants["BLOCK_N"] or 1), NARROW
+    step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
+    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
+    stage = step * (n * bits // 8 + m * _SIZES.get(config.signature["x"], 1))
+    resident = max(1, machine.shared_memory // (stage * config.num_stages))
+    tiles, parts = -(-matrix.n // n), 1
+    most = resident * machine.multiprocessors
+    while parts < _MOST_PARTS and 2 * parts * tiles <= most and matrix.k >= 8 * parts * step:
+        parts *= 2
+    return parts
+
+
+def workspace_needs(row: Variant, call: Call, machine: Machine) -> tuple[int, int]:
+    """Bytes and counters that a call writes to between its own launches."""
+    matrix = call.matrix
+    if row.widen:
+        return 2 * matrix.n * matrix.k, 0  # the widened weight
+    constants = configure(row, call, machine).constexprs
+    parts = int(constants.get("SPLIT") or 1)
+    if parts == 1:
+        return 0, 0
+    block_n, block_m = int(constants["BLOCK_N"] or 1), int(constants["BLOCK_M"] or 1)
+    tiles = -(-matrix.n // block_n) * -(-call.tokens // block_m)
+    return 4 * tiles * parts * block_n * block_m, tiles
+
+
+def rounding(row: Variant, dtype: str, codes: str, machine: Machine, *, k: int, group: int, static: bool) -> Config:
+    """How the rounding of activations is compiled.
+
+    Args:
+        row: one that rounds.
+        dtype: of the activations.
+        codes: pointer of what leaves: codes, or values of the codes.
+        machine: for which.
+        k: values of a token.
+        group: values that share a scale; ``k`` for a token.
+        static: whether the scale is given.
+    """
+    config = row.config(machine.target)
+    types = {**config.signature, "x": POINTERS[dtype], "codes": codes}
+    if row.granularity == "group":
+        width = 1 << (group - 1).bit_length()
+        return replace(config, signature=types, constexprs={**config.constexprs, "GROUP": group, "WIDTH": width})
+    block, once, warps = whole_token(k, machine.target)
+    constants = {**config.constexprs, "STATIC": static, "ONCE": once, "BLOCK_K": block}
+    return replace(config, signature=types, constexprs=constants, num_warps=warps)
