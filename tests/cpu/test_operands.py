@@ -54,11 +54,11 @@ def call(linear: BoundLinear, dtype: torch.dtype, *tokens: int) -> None:
         linear(torch.zeros(count, linear.held.k, dtype=dtype))
 
 
-def storages(linear: BoundLinear, also: object = None) -> int:
-    """Bytes of all distinct memory that the binding and its runs keep alive."""
+def storages(linear: BoundLinear) -> int:
+    """Bytes of all distinct memory that the binding and its runs keep alive; the workspace is its model's."""
     held: dict[int, int] = {}
-    pending: list[object] = [linear, also]
-    seen: set[int] = set()
+    pending: list[object] = [linear]
+    seen: set[int] = {id(linear.workspace)}
     while pending:
         one = pending.pop()
         if id(one) in seen or one is None:

@@ -21,7 +21,7 @@ GROUPED_SHAPES = ((200, 1280), (4096, 4096), (4100, 11008), (33, 13824), (70, 12
 @pytest.fixture
 def machine(request: pytest.FixtureRequest):
     """The target whose lowering runs, with its lanes in use."""
-    from isobit.kernels.gpu.bind import here
+    from isobit.kernels.gpu.card import here
 
     found = here() if request.param == "here" else target(request.param)
     if found.backend is None or found.backend[0] != "cuda" or int(found.backend[1]) < 80:
@@ -46,7 +46,7 @@ def test_codes(scheme: str, machine, dtype: torch.dtype) -> None:
         scale = None if static is None else static.cuda()
         bound = bind(_cuda(weight), acts, scale, None, target=machine, out_dtype=torch.float32)
         row = bound.variant(1, dtype)
-        assert row is not None and "-lanes" in row.name
+        assert row is not None and row.way == "lanes"
         x = torch.randn(1, k, generator=generator).to(dtype)
         x[0, k // 3] *= 1000  # an outlier
         wanted = _expected(weight, acts, static, x)
@@ -64,7 +64,7 @@ def test_floats(machine, dtype: torch.dtype) -> None:
         w, x = torch.randn(n, k, generator=generator).to(dtype), torch.randn(1, k, generator=generator).to(dtype)
         bound = bind(w.cuda(), None, None, None, target=machine, out_dtype=torch.float32)
         row = bound.variant(1, dtype)
-        assert row is not None and "-lanes" in row.name
+        assert row is not None and row.way == "lanes"
         wanted = x.double() @ w.double().T
         error = (bound(x.cuda()).double().cpu() - wanted).norm() / wanted.norm()
         assert error <= TOLERANCE / 10, (n, k)

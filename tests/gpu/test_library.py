@@ -58,7 +58,8 @@ def _error_before_rounding(y: torch.Tensor, y64: torch.Tensor) -> float:
 @pytest.mark.parametrize("out", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", ["fp8", "fp8-static", "bf16", "f16"])
 def test_a_product_of_pytorchs_keeps_the_contract(scheme: str, out: torch.dtype) -> None:
-    from isobit.kernels.gpu.bind import bind, here
+    from isobit.kernels.gpu.bind import bind
+    from isobit.kernels.gpu.card import here
 
     if here().name not in LIBRARY_MEASURED:
         pytest.skip(f"not chosen on {here().name}")

@@ -13,7 +13,7 @@ from isobit.formats.schemes import ActSpec
 from isobit.kernels.checked import check_linear
 from isobit.kernels.gpu import card, selection
 from isobit.kernels.gpu.configure import Call, workspace_needs
-from isobit.kernels.gpu.fits import Matrix
+from isobit.kernels.gpu.fits import Matrix, narrow_block
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.run import Float32Product, LibraryProduct, Run
@@ -55,7 +55,7 @@ def bind(
     """
     check_linear(weight, activations, input_scale, bias)
     spec = weight.spec if isinstance(weight, QTensor) else None
-    reason = selection.unsupported(spec, activations) or fits.narrow_block(spec, int(weight.shape[1]))
+    reason = selection.unsupported(spec, activations) or narrow_block(spec, int(weight.shape[1]))
     if reason:
         raise Unsupported(f"a linear with {spec or 'plain'} weights and {activations or 'plain'} activations", [reason])
     machine = machine or card.machine(target)
