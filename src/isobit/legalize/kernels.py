@@ -13,7 +13,7 @@ from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix, misfit
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import LARGE
-from isobit.kernels.gpu.variant import Variant
+from isobit.kernels.gpu.variant import Variant, has_bf16
 from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
@@ -117,14 +117,10 @@ def _rounding_problem(op: Op, target: Target) -> str | None:
     """Why no kernel rounds the activations on a target; None if one does or none are rounded."""
     if op.activations is None:
         return None
-    rows = [row for row in VARIANTS if row.way == "rounding" and row.activations == op.activations.element]
-    if not rows:
+    if not any(row.way == "rounding" and row.activations == op.activations.element for row in VARIANTS):
         return f"no kernel rounds activations to {op.activations.element}"
-    # The rows are compiled for bfloat16 inputs; the same kernels take float16 ones where that is missing.
-    reasons = [row.requires(target) for row in rows]
-    if op.dtype != "bfloat16" or None in reasons:
-        return None
-    return f"activations cannot be rounded there: {reasons[0]}"
+    reason = has_bf16(target) if op.dtype == "bfloat16" else None
+    return f"activations cannot be rounded there: {reason}" if reason else None
 
 
 _CPU_DOTS = (("int8", "int8"), ("int4", "int8"))  # weights and activations that are multiplied as integers

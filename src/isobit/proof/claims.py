@@ -8,18 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from isobit.errors import UsageError
 from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.compile.request import specialize
-from isobit.kernels.gpu.configure import POINTERS, Call, configure, rounding
+from isobit.kernels.gpu.configure import Call, configure, rounding
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, Config
-from isobit.kernels.gpu.variant import Variant, has_halves
+from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves
 from isobit.proof.matrix import Claim
 from isobit.proof.operands import precise
 from isobit.targets.spec import Target
 
 _COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}  # what is multiplied; else the weights' own format
-_DTYPES = {pointer: dtype for dtype, pointer in POINTERS.items()}
 
 # The weights that kernels are proved for: sizes of a 7B model, the groups of the schemes, and both sides of the number
 # of rows at which the tiles of the lanes change.
@@ -51,20 +50,23 @@ def claims_of(variant: Variant, target: Target) -> list[Claim]:
 def configurations(row: Variant, target: Target) -> Iterator[Config]:
     """What is launched of a row on a target for usual weights, as ``kernels/gpu`` configures it."""
     machine = Machine.imagined(target)
+    usual = "bfloat16" if has_bf16(target) is None else "float16"  # what plans give activations there
     if row.way == "rounding":
-        codes = row.config(target).signature["codes"]
-        for static in (False, True) if row.activations == "e4m3fn" and row.granularity is None else (False,):
-            yield rounding(row, "bfloat16", codes, machine, k=_INPUTS, group=BLOCK, static=static)
+        wide = ("*fp16",) if flushes_small_codes(target) else ("*fp16", "*bf16")  # why it does not need them, or None
+        statics = (False, True) if row.activations == "e4m3fn" and row.granularity is None else (False,)
+        for codes in wide if row.wide else (row.config(target).signature["codes"],):
+            for static in statics:
+                yield rounding(row, usual, codes, machine, k=_INPUTS, group=BLOCK, static=static)
         return
-    dtypes = [_DTYPES.get(row.operand, "bfloat16"), *(() if has_halves(target) else row.without_units[:1])]
+    dtypes = [usual if usual in row.dtypes else row.dtypes[0], *(() if has_halves(target) else row.without_units[:1])]
     for dtype in dtypes:
         for rows in (_ROWS, WIDE_ROWS) if row.way == "lanes" else (_ROWS,):
             for tokens in (NARROW, FEW) if row.family == "few" else (row.tokens[1] or LARGE,):
-                yield configure(row, Call(_weight(row, rows), dtype, tokens), machine)
+                yield configure(row, Call(_weight(row, rows, target), dtype, tokens), machine)
 
 
-def _weight(row: Variant, rows: int) -> Matrix:
-    """A usual weight that a row reads."""
+def _weight(row: Variant, rows: int, target: Target) -> Matrix:
+    """A usual weight that a row reads: where there are no matrix units, streams read what units would read."""
     if row.weights in (None, "float"):
         return Matrix(rows, _INPUTS, None)
     assert row.weights is not None
@@ -72,7 +74,7 @@ def _weight(row: Variant, rows: int) -> Matrix:
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "block", block=(BLOCK, BLOCK)))
     if row.granularity == "row":
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "channel"))
-    group = _GROUPS.get(row.weights, 32 if row.way == "stream" else BLOCK)
+    group = _GROUPS.get(row.weights, 32 if row.way == "stream" and has_halves(target) else BLOCK)
     inputs = _INPUTS if _INPUTS % group == 0 else _INPUTS_OF_40
     return Matrix(rows, inputs, WeightSpec(row.weights, "group", group, symmetric=row.weights != "uint4"))
 

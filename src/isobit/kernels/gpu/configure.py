@@ -9,7 +9,7 @@ from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
 from isobit.kernels.gpu.machine import Machine
-from isobit.kernels.gpu.tiles import NARROW, Config, Constant, whole_token
+from isobit.kernels.gpu.tiles import NARROW, Config, Constant, stages_that_fit, takes_narrow_tiles, whole_token
 from isobit.kernels.gpu.variant import Variant
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
@@ -48,11 +48,12 @@ def _scalar(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
 
 def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     constants = _common(row, call, machine, config)
-    if row.family == "few" and call.tokens <= NARROW:
+    if row.family == "few" and call.tokens <= NARROW and takes_narrow_tiles(machine.target):
         constants["BLOCK_M"] = NARROW
     if constants.get("SPLIT", 1) != 1:
         constants["SPLIT"] = _split(call.matrix, machine, config)
-    return replace(config, signature=_types(row, call, config), constexprs=constants)
+    finished = replace(config, signature=_types(row, call, config), constexprs=constants)
+    return replace(finished, num_stages=stages_that_fit(finished))
 
 
 def _lanes(row: Variant, call: Call, machine: Machine, config: Config) -> Config:

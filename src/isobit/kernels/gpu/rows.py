@@ -229,13 +229,13 @@ def _rounding_rows() -> Iterator[Variant]:
         for wide in (False, True):
             name = f"quantize-{element}" + ("-wide" if wide else "")
             yield Variant(
-                name, "quantize", "rounding", f"{entry}_token", None, None, element, "f32", "*bf16", has_bf16,
+                name, "quantize", "rounding", f"{entry}_token", None, None, element, "f32", "*bf16", compiles,
                 tiles.rounding(element, wide=wide), wide=wide,
             )  # fmt: skip
     for wide in (False, True):
         name = "quantize-group" + ("-wide" if wide else "")
         yield Variant(
-            name, "quantize", "rounding", f"{entry}_group", None, "group", "e4m3fn", "f32", "*bf16", has_bf16,
+            name, "quantize", "rounding", f"{entry}_group", None, "group", "e4m3fn", "f32", "*bf16", compiles,
             tiles.rounding_group(wide=wide), wide=wide,
         )  # fmt: skip
 

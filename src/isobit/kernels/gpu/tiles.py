@@ -99,6 +99,25 @@ def _few_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     return Tile(64, FEW, 256 if bytes_w == 1 else 128, 4, 3 if bytes_w == 1 else 4)
 
 
+def takes_narrow_tiles(target: Target) -> bool:
+    """Whether kernels for a few tokens have tiles for ``NARROW`` of them.
+
+    AMD's matrix units take 16 tokens or, on some, a slow 4; for 8 the compiler leaves them out altogether.
+    """
+    return is_cuda(target)
+
+
+def stages_that_fit(config: Config) -> int:
+    """The depth of the pipeline of a configuration whose K is split as it will be.
+
+    Two warps that decode e5m2 for 16 tokens along the whole of K spill 4 registers in three stages (sm_86 and sm_89,
+    ``isobit compile``), and none in two.
+    """
+    constants = config.constexprs
+    spills = constants.get("ELEMENT") == "e5m2" and config.num_warps == 2 and constants.get("SPLIT") == 1
+    return 2 if spills and constants["BLOCK_M"] == FEW else config.num_stages
+
+
 def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     if target.unit("float16", "float16") is None:
         return replace(_SCALAR_TILE, m=32)
