@@ -1,6 +1,8 @@
-"""The GPU kernels: what there is (``rows``), which is taken (``choose``, ``fits``), how it is compiled (``tiles``,
-``lane_tiles``), how weights lie (``layouts``, ``operands``), and how it runs (``bind``, ``run``, ``launch``).
+"""The GPU kernels: what there is (``variant``, ``rows``), which is taken (``selection``, ``fits``), how it is compiled
+(``tiles``, ``lane_tiles``, ``configure``), how weights lie (``held``, ``layouts``, ``operands``), on what and with
+which memory (``machine``, ``card``, ``workspace``), and how it runs (``bind``, ``run``, ``prepare``, ``rounding``,
+``launch``).
 
 ``triton/`` has the functions that are compiled and nothing else; ``compile/`` turns one into machine code, ``packs/``
-does so ahead of time. What plans read (``rows``, ``choose``, ``fits``, ``tiles``, ``lane_tiles``) imports no torch.
+does so ahead of time. What plans read (``rows``, ``selection``, ``fits``, ``tiles``, ``configure``) imports no torch.
 """
