@@ -15,6 +15,7 @@ from tiny import save_model
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
+from isobit.kernels.gpu.machine import Machine
 from isobit.models.place import Place, place
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
@@ -66,4 +67,4 @@ def test_a_place_is_a_known_device() -> None:
      ("sm_86", "float16", "float16")],
 )  # fmt: skip
 def test_the_dtype_of_activations_on_a_gpu(target: str, stored: str, dtype: str) -> None:
-    assert Place("cuda", torch.device("cpu"), TARGETS[target]).default_dtype(stored) == dtype
+    assert Place("cuda", torch.device("cpu"), Machine.imagined(TARGETS[target])).default_dtype(stored) == dtype

@@ -38,6 +38,11 @@ class Place:
     workspace: Workspace | None = None
 
     @property
+    def target(self) -> Target | None:
+        """Whose lowering runs on a GPU; None on a CPU."""
+        return None if self.machine is None else self.machine.target
+
+    @property
     def options(self) -> dict[str, Any]:
         """What the binders of this device take besides."""
         return {} if self.machine is None else {"machine": self.machine, "workspace": self.workspace}
@@ -59,9 +64,9 @@ class Place:
         Args:
             stored: the dtype in config.json.
         """
-        if self.machine is None:
+        if self.target is None:
             return "float32"
-        return activation_dtype(self.machine.target, stored if stored in ("bfloat16", "float16") else "bfloat16")
+        return activation_dtype(self.target, stored if stored in ("bfloat16", "float16") else "bfloat16")
 
 
 def place(device: str = "cpu", lowering: str | None = None) -> Place:
