@@ -38,7 +38,7 @@ def child(checkpoint: str) -> None:
     from isobit.checkpoint.reader import Checkpoint
     from isobit.formats.qtensor import QTensor
     from isobit.kernels.gpu.bind import bind
-    from isobit.models.config import ModelConfig
+    from isobit.models.archs import model_config
     from isobit.models.shapes import expected_tensors
 
     compiled: list[str] = []
@@ -51,7 +51,7 @@ def child(checkpoint: str) -> None:
     torch.zeros(1, device="cuda")
     imported = time.monotonic()
     ck = Checkpoint.open(Path(checkpoint))
-    shapes = expected_tensors(ModelConfig.from_hf(ck.config))
+    shapes = expected_tensors(model_config(ck.config))
     linears = []
     for name, shape in shapes.items():
         if len(shape) == 2:

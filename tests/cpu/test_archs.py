@@ -15,8 +15,7 @@ from isobit.checkpoint.ctrender import render
 from isobit.checkpoint.layout import module_tensors
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
-from isobit.models.archs import ARCHS, family
-from isobit.models.config import ModelConfig
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.shapes import classify, expected_tensors
 from isobit.models.weights import load_model
 from isobit.quantizer.grid import default_search, quantize_weight, stored_scale_dtype
@@ -74,13 +73,13 @@ def test_the_last_position_alone_is_the_last_of_all(saved) -> None:
 def test_expected_tensors_are_what_transformers_saves(saved) -> None:
     _, _, folder = saved
     stored = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = model_config(json.loads((folder / "config.json").read_text()))
     assert expected_tensors(config) == stored
 
 
 def test_every_tensor_has_a_kind(saved) -> None:
     _, _, folder = saved
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = model_config(json.loads((folder / "config.json").read_text()))
     kinds = {name: classify(name) for name in expected_tensors(config)}
     assert "other" not in kinds.values()
     assert {name for name, kind in kinds.items() if kind == "linear"} == {name for name in kinds if "_proj." in name}

@@ -13,8 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from isobit.errors import ModelError
-from isobit.models.archs import ARCHS, misspelt
-from isobit.models.config import ModelConfig
+from isobit.models.archs import ARCHS, misspelt, model_config
 from isobit.models.hf_keys import ELSEWHERE, INERT, INERT_ENDINGS
 
 WRONG = {"no": ["such", "value"]}  # of a type that no key has
@@ -36,7 +35,7 @@ def as_json(model_type: str) -> dict[str, Any]:
 @pytest.mark.parametrize("architecture", ARCHS)
 def test_what_transformers_writes_is_read(architecture: str) -> None:
     written = as_json(ARCHS[architecture]) | {"architectures": [architecture]}
-    assert ModelConfig.from_hf(written).family == ARCHS[architecture]
+    assert model_config(written).family == ARCHS[architecture]
 
 
 @pytest.mark.parametrize("architecture", ARCHS)
@@ -45,7 +44,7 @@ def test_every_key_of_transformers_is_known(architecture: str) -> None:
     for key in written:
         changed = written | {key: WRONG}
         try:
-            ModelConfig.from_hf(changed)
+            model_config(changed)
         except ModelError as error:
             assert re.match(rf"config\.json: {key}( =|:)", str(error)) and "does not know" not in str(error), key
         else:
@@ -65,7 +64,7 @@ def test_configurations_of_other_families_are_refused_under_the_name_of_a_llama(
             continue
         written.pop("model_type")
         try:
-            ModelConfig.from_hf(written | {"architectures": ["LlamaForCausalLM"]})
+            model_config(written | {"architectures": ["LlamaForCausalLM"]})
         except ModelError:
             continue
         accepted.add(model_type)

@@ -17,8 +17,7 @@ from isobit.errors import IsobitError
 from isobit.evaluation import info
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.models.archs import ARCHS, family
-from isobit.models.config import ModelConfig
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.planning import plans
 from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
@@ -38,7 +37,7 @@ def bases(folder: Path, architecture: str) -> list[Path]:
     }  # fmt: skip
     (folder / "plain").mkdir()
     (folder / "plain/config.json").write_text(json.dumps(config))
-    shapes = expected_tensors(ModelConfig.from_hf(config))
+    shapes = expected_tensors(model_config(config))
     tensors = {name: (torch.rand(shape) - 0.4).bfloat16() for name, shape in shapes.items()}
     save_file(tensors, folder / "plain/model.safetensors", {"format": "pt"})
     for name in SCHEMES:

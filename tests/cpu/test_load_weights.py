@@ -15,7 +15,7 @@ from torch import Tensor
 from isobit.errors import CheckpointError, ModelError, UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import scheme
-from isobit.models.config import ModelConfig
+from isobit.models.archs import model_config
 from isobit.models.shapes import classify, expected_tensors
 from isobit.models.weights import load_model
 
@@ -130,8 +130,8 @@ def test_kinds(tensor: str, kind: str) -> None:
 
 def test_biases_and_norms_are_expected_where_flags_say() -> None:
     sizes = {key: value for key, value in CONFIG.items() if key not in ("architectures", "model_type")}
-    qwen2 = expected_tensors(ModelConfig.from_hf({"architectures": ["Qwen2ForCausalLM"]} | sizes))
-    qwen3 = expected_tensors(ModelConfig.from_hf({"architectures": ["Qwen3ForCausalLM"]} | sizes))
+    qwen2 = expected_tensors(model_config({"architectures": ["Qwen2ForCausalLM"]} | sizes))
+    qwen3 = expected_tensors(model_config({"architectures": ["Qwen3ForCausalLM"]} | sizes))
     attention = "model.layers.1.self_attn."
     assert qwen2[f"{attention}k_proj.bias"] == (64,) and f"{attention}o_proj.bias" not in qwen2
     assert qwen3[f"{attention}q_norm.weight"] == (32,) and f"{attention}k_proj.bias" not in qwen3

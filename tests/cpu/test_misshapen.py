@@ -24,10 +24,9 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
-from isobit.models.archs import ARCHS, family
-from isobit.models.config import ModelConfig
-from isobit.models.ops import Step
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.shapes import expected_tensors
+from isobit.models.step import Step
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 from isobit.quantizer.grid import quantize_weight
@@ -44,7 +43,7 @@ def made(architecture: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40, "dtype": "float32",
     }  # fmt: skip
     generator = torch.Generator().manual_seed(3)
-    shapes = expected_tensors(ModelConfig.from_hf(config))
+    shapes = expected_tensors(model_config(config))
     return config, {name: torch.rand(shape, generator=generator) - 0.4 for name, shape in shapes.items()}
 
 
@@ -216,7 +215,7 @@ def test_a_model_takes_its_own_cache_and_its_own_tokens(
     monkeypatch.setenv("ISOBIT_KERNEL", kernel)
     model = load_model(store(tmp_path / "model", "safetensors", "LlamaForCausalLM", {}))
     other = load_model(store(tmp_path / "other", "safetensors", "Qwen3ForCausalLM", {}, dtype="float32"))
-    other.config = ModelConfig.from_hf(made("Qwen3ForCausalLM")[0] | {"num_key_value_heads": 4})
+    other.config = model_config(made("Qwen3ForCausalLM")[0] | {"num_key_value_heads": 4})
     ids = torch.tensor([[1, 2, 3]])
     for cache in (model.new_cache(2, 8), other.new_cache(1, 8)):
         with pytest.raises(UsageError, match="was not made for 1 sequences"):

@@ -18,8 +18,7 @@ from isobit.formats.schemes import check_shape, scheme
 from isobit.kernels import backends
 from isobit.kernels.cpu import library
 from isobit.kernels.cpu.linear import quantize_activations
-from isobit.models.archs import ARCHS, family
-from isobit.models.config import ModelConfig
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.planning import plans
 from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
@@ -87,7 +86,7 @@ def checkpoint(folder: Path, architecture: str, kind: str, section: dict[str, An
     }  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, shape in expected_tensors(ModelConfig.from_hf(config)).items():
+    for name, shape in expected_tensors(model_config(config)).items():
         tensors[name] = torch.rand(shape, generator=generator) - 0.4
         if "_proj.weight" in name:
             suffix = "_scale_inv" if section["quant_method"] == "fp8" else "_scale"

@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from isobit.models.archs import model_config
 from isobit.models.config import ModelConfig
 from isobit.models.rope import RotaryTable, frequencies
 
@@ -33,7 +34,7 @@ SIZES = {"vocab_size": 8, "hidden_size": 64, "intermediate_size": 8, "num_hidden
 
 def configs(name: str, theta: float) -> tuple[ModelConfig, LlamaConfig]:
     keys = SIZES | {"rope_parameters": ROPES[name] | {"rope_theta": theta}}
-    return ModelConfig.from_hf({"architectures": ["LlamaForCausalLM"]} | keys), LlamaConfig(**keys)
+    return model_config({"architectures": ["LlamaForCausalLM"]} | keys), LlamaConfig(**keys)
 
 
 @pytest.mark.parametrize("theta", [10000.0, 5e5])
@@ -54,7 +55,7 @@ def test_frequencies_equal_transformers(name: str, theta: float) -> None:
 def test_both_spellings_at_once_equal_transformers(name: str) -> None:
     old = {("type" if key == "rope_type" else key): value for key, value in ROPES[name].items()}
     keys = {"rope_theta": 5e5, "rope_scaling": old, "rope_parameters": ROPES[name] | {"rope_theta": 5e5}}
-    ours = ModelConfig.from_hf({"architectures": ["LlamaForCausalLM"]} | SIZES | copy.deepcopy(keys))
+    ours = model_config({"architectures": ["LlamaForCausalLM"]} | SIZES | copy.deepcopy(keys))
     theirs = LlamaRotaryEmbedding(LlamaConfig(**SIZES, **copy.deepcopy(keys)))
     found, factor = frequencies(ours.rope, ours.head_dim)
     torch.testing.assert_close(found, theirs.inv_freq, rtol=1e-6, atol=0)
@@ -68,7 +69,7 @@ def test_both_spellings_at_once_equal_transformers(name: str) -> None:
 )  # fmt: skip
 def test_odd_numbers_of_yarn_mean_what_they_mean_to_transformers(changes: dict[str, Any]) -> None:
     keys = SIZES | {"rope_parameters": YARN | {"rope_theta": 1e4} | changes}
-    ours = ModelConfig.from_hf({"architectures": ["LlamaForCausalLM"]} | copy.deepcopy(keys))
+    ours = model_config({"architectures": ["LlamaForCausalLM"]} | copy.deepcopy(keys))
     wanted, wanted_factor = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(**keys))
     found, factor = frequencies(ours.rope, ours.head_dim)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)

@@ -18,7 +18,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import GROUPED, SCHEMES, check_shape, scheme
 from isobit.kernels import backends, reference
-from isobit.models.config import ModelConfig
+from isobit.models.archs import model_config
 from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
@@ -79,7 +79,7 @@ def test_a_model_of_a_few_rows_is_quantized_and_loads(tmp_path: Path, name: str)
     generator = torch.Generator().manual_seed(1)
     tensors = {
         tensor: torch.rand(shape, generator=generator).bfloat16()
-        for tensor, shape in expected_tensors(ModelConfig.from_hf(config)).items()
+        for tensor, shape in expected_tensors(model_config(config)).items()
     }
     (tmp_path / "source").mkdir()
     (tmp_path / "source/config.json").write_text(json.dumps(config))

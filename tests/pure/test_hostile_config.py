@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from isobit.errors import IsobitError
-from isobit.models.archs import ARCHS, family
-from isobit.models.config import ModelConfig
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.planning import plans
 
 CASES = 2000
@@ -83,7 +82,7 @@ def test_damaged_configurations() -> None:
     good = 0
     for case in range(CASES):
         config = damaged(rng)
-        good += only_isobit_complains(lambda config=config: ModelConfig.from_hf(config))
+        good += only_isobit_complains(lambda config=config: model_config(config))
         if case % PLANNED_EVERY == 0:
             only_isobit_complains(
                 lambda config=config: plans(config, targets=["a6000", "cpu-avx2"], scheme_names=["int8", "int4"])
@@ -100,11 +99,11 @@ def test_files_that_hold_no_configuration(text: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("value", [3, None, [], "config.json"])
 def test_what_is_no_object_is_refused(value: Any) -> None:
-    assert not only_isobit_complains(lambda: ModelConfig.from_hf(value))
+    assert not only_isobit_complains(lambda: model_config(value))
 
 
 def test_a_message_holds_no_megabytes() -> None:
     config = {"architectures": ["LlamaForCausalLM"], **{f"unknown_{index}": "x" * 1000 for index in range(1000)}}
     with pytest.raises(IsobitError) as error:
-        ModelConfig.from_hf(json.loads(json.dumps(config)))
+        model_config(json.loads(json.dumps(config)))
     assert "unknown_0 " in str(error.value) and "more" in str(error.value) and len(str(error.value)) < 8000

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from isobit.errors import ModelError
-from isobit.models.archs import ARCHS, family
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.config import ModelConfig, Rope
 
 BASE: dict[str, Any] = {
@@ -19,13 +19,13 @@ BASE: dict[str, Any] = {
 
 
 def read(arch: str = "LlamaForCausalLM", **changes: Any) -> ModelConfig:
-    return ModelConfig.from_hf(BASE | {"architectures": [arch]} | changes)
+    return model_config(BASE | {"architectures": [arch]} | changes)
 
 
 @pytest.mark.parametrize(("arch", "name"), ARCHS.items())
 def test_a_family_is_one_file_and_one_line(arch: str, name: str) -> None:
     module = family(name)
-    config = ModelConfig.from_hf({"architectures": [arch]} | module.tiny())
+    config = model_config({"architectures": [arch]} | module.tiny())
     assert callable(module.from_hf) and config.family == name
 
 
@@ -87,7 +87,7 @@ def test_a_bad_value_is_named(key: str, value: Any) -> None:
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ModelError, match=f"{key} is missing"):
-        ModelConfig.from_hf({name: value for name, value in BASE.items() if name != key})
+        model_config({name: value for name, value in BASE.items() if name != key})
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope", "proportional", 7, ["yarn"]])
@@ -240,7 +240,7 @@ def test_bad_layer_types(types: Any, window: int | None) -> None:
 @pytest.mark.parametrize("names", [[], "LlamaForCausalLM", [3], ["LlamaForCausalLM", "Qwen2ForCausalLM"]])
 def test_bad_architectures(names: Any) -> None:
     with pytest.raises(ModelError, match="architectures"):
-        ModelConfig.from_hf(BASE | {"architectures": names})
+        model_config(BASE | {"architectures": names})
 
 
 OTHER_FAMILIES = (
@@ -273,4 +273,4 @@ def test_a_misspelt_architecture_gets_the_right_name(name: str, meant: str) -> N
 
 
 def test_model_type_alone_is_enough() -> None:
-    assert ModelConfig.from_hf({k: v for k, v in BASE.items() if k != "architectures"} | {"model_type": "llama"}).family
+    assert model_config({k: v for k, v in BASE.items() if k != "architectures"} | {"model_type": "llama"}).family

@@ -8,8 +8,7 @@ import pytest
 from published_configs import LLAMA2, LLAMA31, MISTRAL1, PUBLISHED, QWEN2, QWEN3
 
 from isobit.errors import ModelError
-from isobit.models.archs import ARCHS
-from isobit.models.config import ModelConfig
+from isobit.models.archs import ARCHS, model_config
 from isobit.models.hf_keys import ELSEWHERE, INERT, NEUTRAL, SAME
 from isobit.models.planning import plans
 
@@ -43,7 +42,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration_is_read(name: str) -> None:
-    config = ModelConfig.from_hf(PUBLISHED[name])
+    config = model_config(PUBLISHED[name])
     assert config.family == PUBLISHED[name]["model_type"]
     assert bool(config.notes) == (name in SAID)
 
@@ -61,10 +60,10 @@ SAID = {
 
 @pytest.mark.parametrize("name", SAID)
 def test_what_is_not_as_it_stands_is_said(name: str) -> None:
-    notes = " ".join(ModelConfig.from_hf(PUBLISHED[name]).notes)
+    notes = " ".join(model_config(PUBLISHED[name]).notes)
     assert all(part in notes for part in SAID[name])
     work, _ = plans(PUBLISHED[name], targets=["h100"], scheme_names=["int4"])
-    assert set(ModelConfig.from_hf(PUBLISHED[name]).notes) <= set(work.notes)
+    assert set(model_config(PUBLISHED[name]).notes) <= set(work.notes)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5 Coder with yarn", "Qwen3 with yarn"])
@@ -78,7 +77,7 @@ def test_the_recipe_for_yarn_is_planned_at_its_whole_length(name: str) -> None:
 def test_a_key_that_changes_the_computation_is_refused_by_name(family: str, key: str) -> None:
     for value in REFUSED[key]:
         with pytest.raises(ModelError, match=rf"config\.json: {key} = "):
-            ModelConfig.from_hf(FAMILIES[family] | {key: value})
+            model_config(FAMILIES[family] | {key: value})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,34 +90,34 @@ def test_all_of_them_are_named_in_one_error(family: str) -> None:
         "head_dim": 7.5,
     }
     with pytest.raises(ModelError) as error:
-        ModelConfig.from_hf(FAMILIES[family] | wrong | {"rope_scaling": {"type": "yarn", "factor": -1, "odd": 3}})
+        model_config(FAMILIES[family] | wrong | {"rope_scaling": {"type": "yarn", "factor": -1, "odd": 3}})
     assert "7 reasons" in str(error.value)
     assert all(f"\n  - {key} = " in str(error.value) for key in (*wrong, "rope_scaling: factor", "rope_scaling: odd"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_null_and_what_means_none_of_it_is_harmless(family: str) -> None:
-    plain = ModelConfig.from_hf(FAMILIES[family])
+    plain = model_config(FAMILIES[family])
     strict = {*SAME, *NEUTRAL, "hidden_act", "model_type", "auto_map", "partial_rotary_factor", "dtype", "torch_dtype"}
     for key in REFUSED.keys() - {"torch_dtype"}:  # without it weights are bfloat16
-        assert ModelConfig.from_hf(FAMILIES[family] | {key: None}) == plain
+        assert model_config(FAMILIES[family] | {key: None}) == plain
         if key not in strict:
             for value in (False, 0, 0.0, "", [], {}):
-                assert ModelConfig.from_hf(FAMILIES[family] | {key: value}) == plain
+                assert model_config(FAMILIES[family] | {key: value}) == plain
     for key, values in NEUTRAL.items():
         for value in values:
-            assert ModelConfig.from_hf(FAMILIES[family] | {key: value}) == plain
+            assert model_config(FAMILIES[family] | {key: value}) == plain
     same = {"n_layers": plain.num_layers, "d_model": plain.hidden_size, "query_pre_attn_scalar": float(plain.head_dim)}
-    assert ModelConfig.from_hf(FAMILIES[family] | same | {"attention_multiplier": plain.head_dim**-0.5}) == plain
+    assert model_config(FAMILIES[family] | same | {"attention_multiplier": plain.head_dim**-0.5}) == plain
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inert_keys_are_inert_whatever_they_hold(family: str) -> None:
-    plain = ModelConfig.from_hf(FAMILIES[family])
+    plain = model_config(FAMILIES[family])
     read_here = {"architectures", "model_type"}
     for value in (7, "x", [1], {"a": 1}, True):
         everything = dict.fromkeys((INERT | ELSEWHERE) - read_here, value)
-        assert ModelConfig.from_hf(FAMILIES[family] | everything) == plain
+        assert model_config(FAMILIES[family] | everything) == plain
 
 
 WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
@@ -126,25 +125,25 @@ WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers"
 
 def test_windows_where_the_family_has_none() -> None:
     off = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
-    assert ModelConfig.from_hf(LLAMA31 | off).windows == (None,) * 32
-    assert ModelConfig.from_hf(LLAMA31 | {"layer_types": ["full_attention"] * 32, "sliding_window": 8})
+    assert model_config(LLAMA31 | off).windows == (None,) * 32
+    assert model_config(LLAMA31 | {"layer_types": ["full_attention"] * 32, "sliding_window": 8})
     with pytest.raises(ModelError, match="sliding_window = 8"):
-        ModelConfig.from_hf(LLAMA31 | {"sliding_window": 8})
+        model_config(LLAMA31 | {"sliding_window": 8})
     with pytest.raises(ModelError, match="layer_types"):
-        ModelConfig.from_hf(LLAMA31 | {"layer_types": ["sliding_attention"] * 32, "sliding_window": 8})
+        model_config(LLAMA31 | {"layer_types": ["sliding_attention"] * 32, "sliding_window": 8})
 
 
 def test_windows_of_mistral() -> None:
     with pytest.raises(ModelError, match="use_sliding_window = False"):
-        ModelConfig.from_hf(MISTRAL1 | {"use_sliding_window": False})
-    assert ModelConfig.from_hf(MISTRAL1 | WINDOWED).windows == (8,) * 32
-    mixed = ModelConfig.from_hf(MISTRAL1 | {"layer_types": ["sliding_attention", "full_attention"] * 16})
+        model_config(MISTRAL1 | {"use_sliding_window": False})
+    assert model_config(MISTRAL1 | WINDOWED).windows == (8,) * 32
+    mixed = model_config(MISTRAL1 | {"layer_types": ["sliding_attention", "full_attention"] * 16})
     assert mixed.windows == (4096, None) * 16 and "layer_types" in mixed.notes[0]
 
 
 @pytest.mark.parametrize("architecture", ARCHS)
 def test_where_model_type_and_architecture_disagree_the_latter_counts_and_it_is_said(architecture: str) -> None:
     for family in FAMILIES:
-        config = ModelConfig.from_hf(LLAMA2 | {"architectures": [architecture], "model_type": family})
+        config = model_config(LLAMA2 | {"architectures": [architecture], "model_type": family})
         assert config.family == ARCHS[architecture]
         assert bool(config.notes) == (family != config.family) and all(family in note for note in config.notes)

@@ -16,8 +16,8 @@ from torch import Tensor
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.cache import KVCache
 from isobit.models.decoder import Decoder
-from isobit.models.ops import Step
 from isobit.models.rope import rotate
+from isobit.models.step import Step
 
 SHORTEST = 256  # tokens of the first span; each further one is twice as long: a graph for each takes time to record
 

@@ -64,7 +64,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return text.describe(self)
+        return text.describe(self.model, self.likelihood, self.fidelity, self.method)
 
 
 def load_subject(path: Path, name: str | None = None) -> Subject:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from isobit.evaluation import wording
+from isobit.evaluation.fidelity import Fidelity
+from isobit.evaluation.likelihood import Likelihood
+from isobit.evaluation.results import Method
 from isobit.evaluation.statistics import CONFIDENCE, Estimate
 
-if TYPE_CHECKING:
-    from isobit.evaluation.measure import Evaluation
 
-
-def describe(found: Evaluation) -> str:
-    """What was measured, with intervals where there are some, and what is to be said about them."""
-    own, method = found.likelihood, found.method
+def describe(model: str, own: Likelihood, lost: Fidelity | None, method: Method) -> str:
+    """What was measured of a model, with intervals where there are some, and what is to be said about them."""
     windows = f"{own.windows} window{'s' if own.windows > 1 else ''} of {method.ctx}"
-    lines = [f"{found.model} on {method.text}: {own.tokens:,} tokens scored in {windows}", ""]
-    rows = facts(found)
+    lines = [f"{model} on {method.text}: {own.tokens:,} tokens scored in {windows}", ""]
+    rows = facts(own, lost)
     width = max(len(name) for name, _, _ in rows)
     for name, estimate, show in rows:
         span = wording.interval(estimate, show)
@@ -28,9 +26,8 @@ def describe(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def facts(found: Evaluation) -> list[tuple[str, Estimate, Callable[[float], str]]]:
+def facts(own: Likelihood, lost: Fidelity | None) -> list[tuple[str, Estimate, Callable[[float], str]]]:
     """(name, estimate, how to write it) of every figure."""
-    own, lost = found.likelihood, found.fidelity
     rows: list[tuple[str, Estimate, Callable[[float], str]]] = [
         ("perplexity", own.perplexity, wording.decimals(4)),
         ("bits per byte", own.bits_per_byte, wording.decimals(4)),

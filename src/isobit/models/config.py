@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from isobit.errors import ModelError
 
@@ -126,14 +125,3 @@ class ModelConfig:
             return self.max_position_embeddings
         original = self.rope.original_context or self.max_position_embeddings
         return max(self.max_position_embeddings, min(round(original * self.rope.factor), LARGEST_CONTEXT))
-
-    @staticmethod
-    def from_hf(config: Mapping[str, Any]) -> ModelConfig:
-        """The configuration of a Hugging Face ``config.json``.
-
-        Raises:
-            ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
-        """
-        from isobit.models.archs import model_config
-
-        return model_config(config)

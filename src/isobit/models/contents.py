@@ -18,6 +18,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.small import PLAIN_DTYPES, short_list, unreadable
 from isobit.errors import CheckpointError
+from isobit.models.archs import model_config
 from isobit.models.config import ModelConfig
 from isobit.models.names import renamed
 from isobit.models.shapes import Shapes, expected_tensors
@@ -80,7 +81,7 @@ def require_all(found: Contents) -> None:
 def resolve(ck: Checkpoint) -> Contents:
     """The same without the check that every tensor is there and fits; see :func:`contents`."""
     ck.require_readable()  # what nobody can read is refused first: its tensors have names of their own
-    config = ModelConfig.from_hf(ck.config)
+    config = model_config(ck.config)
     notes: list[str] = []
     names = renamed(ck.tensors)
     if names:

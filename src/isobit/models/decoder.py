@@ -10,27 +10,13 @@ from torch import Tensor, nn
 from isobit.errors import UsageError
 from isobit.models.cache import KVCache
 from isobit.models.config import ModelConfig
-from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
-from isobit.models.ops import LayerOps, Step, choose
-from isobit.models.parts import Listeners, Part
+from isobit.models.layers import Embedding, Layer, RMSNorm
+from isobit.models.linear import Linear
+from isobit.models.ops import choose
+from isobit.models.parts import Listeners
 from isobit.models.place import Place
 from isobit.models.rope import RotaryTable
-
-
-class Layer(Part):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
-
-    def __init__(self, attention: Attention, mlp: GatedMLP, before_attention: RMSNorm, before_mlp: RMSNorm) -> None:
-        super().__init__()
-        self.self_attn, self.mlp = attention, mlp
-        self.input_layernorm, self.post_attention_layernorm = before_attention, before_mlp
-
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """``[B, T, hidden]`` to the same."""
-        before, behind, ops = self.input_layernorm, self.post_attention_layernorm, step.ops
-        mixed = self.self_attn(ops.norm(x, before.weight, before.eps), step)
-        x, normed = ops.add_norm(x, mixed, behind.weight, behind.eps)
-        return ops.add(x, self.mlp(normed, step))
+from isobit.models.step import LayerOps, Step
 
 
 class Decoder(nn.Module):
@@ -129,7 +115,7 @@ class Decoder(nn.Module):
         """All layers in one call where the row can, unless somebody listens to a part of them."""
         name = step.ops.name
         if name not in self._stacks:
-            self._stacks[name] = step.ops.stack(list(self.layers))  # type: ignore[arg-type]
+            self._stacks[name] = step.ops.stack(self.layers)
         stack = self._stacks[name]
         if stack is not None and not self._listeners.any():
             return stack(x, step)

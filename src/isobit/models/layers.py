@@ -1,4 +1,4 @@
-"""The parts of a decoder layer: linear with a bound kernel, norm, attention, gated MLP."""
+"""A decoder layer and its parts: norm, embedding, attention, gated MLP."""
 
 from __future__ import annotations
 
@@ -9,59 +9,10 @@ from torch import Tensor, nn
 from isobit.checkpoint.kvscales import KvScales
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import ActSpec
-from isobit.kernels import backends
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.config import ModelConfig
-from isobit.models.ops import Step
 from isobit.models.parts import Part
-from isobit.models.place import Place
-
-
-class Linear(Part):
-    """``y = x W^T + b`` through the kernel that the registry chose for its formats.
-
-    Attributes:
-        weight: ``[N, K]``, quantized or not; where a kernel holds it in another order, made anew when asked for.
-        activations: how inputs are rounded; None when they are not.
-        input_scale: float32 ``[1]`` of static activations, else None.
-        bias: ``[N]`` in the compute dtype, or None.
-        kernel: the registry's row that runs it.
-        reasons: why no faster row does.
-        bound: the function that runs it.
-    """
-
-    def __init__(
-        self,
-        weight: QTensor | Tensor,
-        activations: ActSpec | None = None,
-        input_scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        *,
-        keep_values: bool = False,
-        dtype: torch.dtype = torch.float32,
-        place: Place = Place(),  # noqa: B008 - frozen
-    ) -> None:
-        super().__init__()
-        weight = place.weight(weight)
-        self.activations = activations
-        self.input_scale = None if input_scale is None else place.tensor(input_scale)
-        self.bias = None if bias is None else place.tensor(bias).to(dtype)
-        bound = backends.bind(
-            weight, activations, self.input_scale, self.bias,
-            device=place.device, keep_values=keep_values, **place.options,
-        )  # fmt: skip
-        self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
-        self._given = weight if place.device == "cpu" else None  # GPU kernels own theirs: nothing is held twice
-
-    @property
-    def weight(self) -> QTensor | Tensor:
-        """``[N, K]``."""
-        return self.bound.weight if self._given is None else self._given  # type: ignore[attr-defined]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
-        return self.bound(x)  # type: ignore[no-any-return]
+from isobit.models.step import Step
 
 
 class RMSNorm(Part):
@@ -144,3 +95,19 @@ class GatedMLP(Part):
         """``[B, T, hidden]`` to the same."""
         gate, up = step.ops.project((self.gate_proj, self.up_proj), x)  # type: ignore[arg-type]
         return self.down_proj(step.ops.gate(gate, up))  # type: ignore[no-any-return]
+
+
+class Layer(Part):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, attention: Attention, mlp: GatedMLP, before_attention: RMSNorm, before_mlp: RMSNorm) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm, self.post_attention_layernorm = before_attention, before_mlp
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """``[B, T, hidden]`` to the same."""
+        before, behind, ops = self.input_layernorm, self.post_attention_layernorm, step.ops
+        mixed = self.self_attn(ops.norm(x, before.weight, before.eps), step)
+        x, normed = ops.add_norm(x, mixed, behind.weight, behind.eps)
+        return ops.add(x, self.mlp(normed, step))

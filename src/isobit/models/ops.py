@@ -8,13 +8,11 @@ variable ``ISOBIT_KERNEL``, which forces a row of linear kernels by name, decide
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from isobit.errors import Unsupported
 from isobit.kernels import backends
@@ -22,65 +20,10 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
-from isobit.models.cache import KVCache
+from isobit.models.layers import Layer
+from isobit.models.linear import Linear
 from isobit.models.rope import rotate
-
-if TYPE_CHECKING:
-    from isobit.models.decoder import Layer
-    from isobit.models.layers import Linear
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the layers share in one call of the model.
-
-    Attributes:
-        ops: the row that runs them.
-        past: tokens in the cache.
-        cos, sin: ``[T, head_dim]`` of the new tokens, in the dtype of the activations.
-        masks: for each window of a layer the additive mask ``[T, past + T]``, or None; for the reference only.
-        cache: keys and values so far, or None.
-    """
-
-    ops: LayerOps
-    past: int
-    cos: Tensor
-    sin: Tensor
-    masks: Mapping[int | None, Tensor | None]
-    cache: KVCache | None
-
-
-@dataclass(frozen=True)
-class LayerOps:
-    """One way to run the parts of a layer.
-
-    Attributes:
-        name: what ISOBIT_KERNEL and ``Decoder.layer_ops`` call it.
-        needs_masks: whether ``attend`` reads ``Step.masks``.
-        accepts: why it cannot run a dtype on a device with heads of some width, or None.
-        priority: the highest that accepts is chosen.
-        norm: (x, weight, eps) to the RMS norm of ``[..., K]``.
-        add: (x, delta) to their sum.
-        add_norm: (x, delta, weight, eps) to the sum and its norm.
-        gate: (gate, up) to ``silu(gate) * up``.
-        project: several linears of one input.
-        attend: (heads, layer, q, k, v ``[B, T, heads * dim]``, step) to the same; fills the cache.
-        stack: all layers in one function (x, step) to the residual stream behind them, where the row has one and these
-            layers can run in it; else None.
-    """
-
-    name: str
-    needs_masks: bool
-    accepts: Callable[[torch.dtype, str, int], str | None]
-    priority: int
-    norm: Callable[[Tensor, Tensor, float], Tensor]
-    add: Callable[[Tensor, Tensor], Tensor]
-    add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    gate: Callable[[Tensor, Tensor], Tensor]
-    project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
-    attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
-    stack: Callable[[Sequence[Layer]], Callable[[Tensor, Step], Tensor] | None] = lambda layers: None
-
+from isobit.models.step import LayerOps, Step
 
 # ---------------------------------------------------------------------- reference
 
@@ -138,10 +81,11 @@ def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tenso
     return cpu_layer.attention(heads, q, k, v, step.cos, step.sin, keys, values, step.past)
 
 
-def _cpu_stack(layers: Sequence[Layer]) -> Callable[[Tensor, Step], Tensor] | None:
+def _cpu_stack(layers: nn.ModuleList) -> Callable[[Tensor, Step], Tensor] | None:
     """One call for all layers, unless one of their linears runs elsewhere."""
     parts = []
     for layer in layers:
+        assert isinstance(layer, Layer)
         attention, mlp = layer.self_attn, layer.mlp
         modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]

@@ -15,8 +15,9 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
 from isobit.models.contents import Contents, contents
-from isobit.models.decoder import Decoder, Layer
-from isobit.models.layers import Attention, Embedding, GatedMLP, Linear, RMSNorm
+from isobit.models.decoder import Decoder
+from isobit.models.layers import Attention, Embedding, GatedMLP, Layer, RMSNorm
+from isobit.models.linear import Linear
 from isobit.models.place import Place, place
 from isobit.shortage import shortages
 

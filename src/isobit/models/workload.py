@@ -12,6 +12,7 @@ from typing import Any
 from isobit.checkpoint import ctconfig, ctreview
 from isobit.checkpoint.methods import refuse_unread
 from isobit.legalize.workload import Stored, Tensor, Workload
+from isobit.models.archs import model_config
 from isobit.models.config import ModelConfig
 from isobit.models.shapes import classify, expected_tensors
 
@@ -40,7 +41,7 @@ def workload(
     """
     refuse_unread(config, folder, dtypes)
     ctconfig.parse(config)  # what is wrong with it is said before what is wrong with the model
-    model = ModelConfig.from_hf(config)
+    model = model_config(config)
     if untied:
         model = replace(model, tie_word_embeddings=False)
     matrices = [name.rpartition(".")[0] for name, shape in expected_tensors(model).items() if len(shape) == 2]

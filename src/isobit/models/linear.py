@@ -1,0 +1,58 @@
+"""A linear layer with a bound kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec
+from isobit.kernels import backends
+from isobit.models.parts import Part
+from isobit.models.place import Place
+
+
+class Linear(Part):
+    """``y = x W^T + b`` through the kernel that the registry chose for its formats.
+
+    Attributes:
+        weight: ``[N, K]``, quantized or not; where a kernel holds it in another order, made anew when asked for.
+        activations: how inputs are rounded; None when they are not.
+        input_scale: float32 ``[1]`` of static activations, else None.
+        bias: ``[N]`` in the compute dtype, or None.
+        kernel: the registry's row that runs it.
+        reasons: why no faster row does.
+        bound: the function that runs it.
+    """
+
+    def __init__(
+        self,
+        weight: QTensor | Tensor,
+        activations: ActSpec | None = None,
+        input_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        keep_values: bool = False,
+        dtype: torch.dtype = torch.float32,
+        place: Place = Place(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        weight = place.weight(weight)
+        self.activations = activations
+        self.input_scale = None if input_scale is None else place.tensor(input_scale)
+        self.bias = None if bias is None else place.tensor(bias).to(dtype)
+        bound = backends.bind(
+            weight, activations, self.input_scale, self.bias,
+            device=place.device, keep_values=keep_values, **place.options,
+        )  # fmt: skip
+        self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
+        self._given = weight if place.device == "cpu" else None  # GPU kernels own theirs: nothing is held twice
+
+    @property
+    def weight(self) -> QTensor | Tensor:
+        """``[N, K]``."""
+        return self.bound.weight if self._given is None else self._given  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
+        return self.bound(x)  # type: ignore[no-any-return]
