@@ -1,6 +1,7 @@
 # Every target installs what it needs into .venv by itself.
 #   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
-#   make test    the whole test suite
+#   make test    the test suite (4 minutes on 2 idle cores)
+#   make slow    its long runs of the GPU kernels in Triton's interpreter (3 minutes on 2 cores)
 #   make check   ruff, mypy --strict on the pure floors, import-linter
 #   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits, models (3 minutes on 2 cores)
 #   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
@@ -17,7 +18,7 @@ INSTALL = $(PIP) install --constraint constraints.txt
 PURE   := -m isobit.errors -m isobit.formats.spec -m isobit.formats.table -m isobit.formats.schemes -m isobit.formats.rules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sanitize proof emulate support wheel bench clean
+.PHONY: help demo test slow check sanitize proof emulate support wheel bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,7 +47,10 @@ demo: $(VENV)/isobit
 	$(BIN)/isobit demo --out demo-out
 
 test: $(VENV)/isobit-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'
+
+slow: $(VENV)/isobit-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow
 
 check: $(VENV)/isobit-check
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from isobit.targets.table import TARGETS
 APART = {"int4": 5e-3, "fp8": 2.5e-2}
 
 
+@pytest.mark.slow
 def test_whole_models_run_on_the_gpu_kernels(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     source, folder = save_model(tmp_path / "tiny"), tmp_path / "checkpoints"
@@ -34,9 +35,7 @@ def test_whole_models_run_on_the_gpu_kernels(tmp_path: Path) -> None:
         quantize(source, folder / name, Policy(scheme(name)), progress=False)
     program = Path(__file__).with_name("interpreter_decoder.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, str(program), str(folder)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert {name for name, *_ in results} == set(APART)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.slow
 TOLERANCE = 5e-6  # float32 sums of a few hundred products; the contract allows 5e-4
 
 
@@ -18,7 +19,7 @@ TOLERANCE = 5e-6  # float32 sums of a few hundred products; the contract allows 
 def results() -> dict[str, float]:
     cases = Path(__file__).with_name("interpreter_cases.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(cases)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, str(cases)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 

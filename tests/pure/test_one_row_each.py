@@ -61,7 +61,7 @@ def ask(root: Path, *words: str) -> Any:
     program = "import sys; from isobit.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], env=environment, cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, *words], env=environment, cwd=root, capture_output=True, text=True
     )
     assert "Traceback" not in done.stderr and done.stdout, done.stderr
     return json.loads(done.stdout)
