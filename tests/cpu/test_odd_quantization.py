@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_targets import mutated
+from test_config_targets import mutated
 from tiny import save_model
 
 import isobit
