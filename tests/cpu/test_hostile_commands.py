@@ -24,7 +24,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from isobit.cli import failures, signals
+from isobit.cli import failures, signals, text_input
 from isobit.cli import main as command
 from isobit.cli.main import main
 from isobit.errors import LONGEST_MESSAGE
@@ -102,6 +102,39 @@ def test_a_pipe_that_does_not_block_gets_everything(source: Path) -> None:
         with open(read, encoding="utf-8") as stream:
             assert "byte for byte" in stream.read()
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("generate bundled --file", "the prompt in /dev/zero"),
+        ("chat bundled --template", "the chat template in /dev/zero"),
+        ("generate bundled", "the prompt in standard input"),
+        ("chat bundled", "a message in standard input"),
+    ],
+)
+def test_what_never_ends_is_refused(
+    line: str, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(text_input, "MOST_BYTES", 3 << 20)
+    with open("/dev/zero", encoding="utf-8") as endless:
+        monkeypatch.setattr("sys.stdin", endless)
+        assert main([*line.split(), *(["/dev/zero"] if "/dev" in what else [])]) == 2
+    assert f"isobit: error: {what} is longer than 3,145,728 bytes\n" in capsys.readouterr().err
+
+
+def test_line_ends_of_a_file_are_those_of_text(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"a\r\nb\rc\n\xc3\xa9")
+    assert text_input.file(tmp_path / "f", "x") == "a\nb\nc\n\u00e9"
+
+
+def test_an_option_may_have_two_dashes_for_its_text(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(source), "a", "--max-tokens", "1", "--stop=--"]) == 0
+    assert main(["generate", str(source), "--file=--"]) == 2
+    assert "the prompt file -- cannot be read: No such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["generate", str(source), "a", "--seed=--"])
+    assert "argument --seed: " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- signals

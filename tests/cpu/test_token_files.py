@@ -219,6 +219,72 @@ def test_a_class_that_splits_otherwise_than_the_file_is_said(
     assert f"as {type(theirs).__name__}, which splits texts otherwise" in ours.notes[0]
 
 
+def with_tokens(make: Any, *added: AddedToken) -> FastTokenizer:
+    tokenizer: FastTokenizer = make()
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+def word_piece() -> FastTokenizer:
+    tokenizer = FastTokenizer(models.WordPiece({**BASE, "##b": SIZE}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always", split=False)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+ONLY_S = {"added_tokens_decoder": {"310": token("<s>", special=True)}}
+
+
+@pytest.mark.parametrize(
+    ("given", "family", "make", "config", "added"),
+    [
+        ("GPT2Tokenizer", "llama", gpt2, {"add_prefix_space": True}, None),
+        ("Qwen2Tokenizer", "qwen3", qwen, {"add_prefix_space": True}, None),
+        ("TokenizersBackend", "qwen2", qwen, {"add_prefix_space": True}, None),
+        ("LlamaTokenizer", "llama", word_piece, {"legacy": True}, None),
+        ("GPT2Tokenizer", "llama", gpt2, ONLY_S, None),
+        ("Qwen2Tokenizer", "qwen2", lambda: with_tokens(qwen, AddedToken("fox", lstrip=True)), ONLY_S, None),
+        ("Qwen2Tokenizer", "qwen2", lambda: with_tokens(qwen, AddedToken("a", rstrip=True)), {"pad_token": "a"}, None),
+        ("LlamaTokenizer", "llama", lambda: with_tokens(lambda: llama("first"), AddedToken("fox")), {}, {"<a>": 250}),
+    ],
+)  # fmt: skip
+def test_a_class_that_makes_other_tokens_of_the_file_is_said(
+    given: str, family: str, make: Any, config: dict[str, Any], added: dict[str, int] | None, tmp_path: Path
+) -> None:
+    more = {} if added is None else {"added_tokens": added}
+    folder = folder_with(tmp_path, make(), config={"tokenizer_class": given, **config}, **more)
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    texts = ("ab", " fox", "<s>a", "</s>x", "a  b", "<a>", "<|end|>")
+    assert any(ours.encode(text) != theirs.encode(text) for text in texts)
+    assert f"as {type(theirs).__name__}, which splits texts otherwise" in ours.notes[0]
+
+
+@pytest.mark.parametrize(("make", "given"), [(qwen, "Qwen2Tokenizer"), (gpt2, "GPT2Tokenizer")])
+def test_a_class_whose_tokens_are_all_listed_is_not_complained_about(make: Any, given: str, tmp_path: Path) -> None:
+    tokenizer = make()
+    listed = {
+        str(id): json.loads(entry.__getstate__()) if isinstance(entry.__getstate__(), str) else entry.__getstate__()
+        for id, entry in tokenizer.get_added_tokens_decoder().items()
+    }
+    folder = folder_with(tmp_path, tokenizer, config={"tokenizer_class": given, "added_tokens_decoder": listed})
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    same(ours, theirs, ("<s>a</s>", "x <|end|> y", "<unk>"))
+    assert not any("splits texts otherwise" in note for note in ours.notes)
+
+
+@pytest.mark.parametrize("flags", [{}, {"special": False}, {"special": True}])
+def test_typed_tokens_under_the_old_key_say_themselves_whether_they_are_special(
+    flags: dict[str, bool], tmp_path: Path
+) -> None:
+    listed = {"content": "<tool>", "__type": "AddedToken", **flags}
+    folder = folder_with(tmp_path, special_tokens_map={"additional_special_tokens": [listed]})
+    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    same(ours, theirs, ("a<tool>b",))
+    assert ours.decode(ours.encode("a<tool>b")) == ("ab" if flags.get("special") else "a<tool>b")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

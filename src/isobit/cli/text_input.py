@@ -11,6 +11,11 @@ from typing import TextIO
 from isobit.checkpoint.files import why
 from isobit.errors import UsageError
 
+MOST_BYTES = (
+    64 << 20
+)  # of a prompt, a message or a template: more than any context holds, and what never ends has an end
+_PIECE = 1 << 20
+
 
 def argument(text: str, what: str) -> str:
     """The text of an argument; in a locale that is not UTF-8 Python hands over its bytes as lone surrogates.
@@ -36,7 +41,12 @@ def file(path: Path, what: str) -> str:
         UsageError: it cannot be read as text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, "rb") as stream:
+            data = bytearray()
+            while piece := stream.read(_PIECE):
+                data += piece
+                _bounded(len(data), f"{what} in {path}")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} in {path} is not UTF-8 text ({_where(error)})") from None
     except (OSError, ValueError) as error:
@@ -61,7 +71,11 @@ def whole(stream: TextIO, what: str) -> str:
     Raises:
         UsageError: it is not UTF-8 text, or cannot be read.
     """
-    return "".join(lines(stream, what))
+    found = ""
+    for line in lines(stream, what):
+        found += line
+        _bounded(len(found), f"{what} in standard input")
+    return found
 
 
 def lines(stream: TextIO, what: str) -> Iterator[str]:
@@ -72,12 +86,19 @@ def lines(stream: TextIO, what: str) -> Iterator[str]:
     """
     bytes_of = getattr(stream, "buffer", None)  # line by line: what is wrong further down does not spoil this line
     try:
-        while line := stream.readline() if bytes_of is None else bytes_of.readline().decode("utf-8"):
+        while line := (stream if bytes_of is None else bytes_of).readline(MOST_BYTES + 1):
+            _bounded(len(line), f"{what} in standard input")
+            line = line if isinstance(line, str) else line.decode("utf-8")
             yield line.replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} in standard input is not UTF-8 text ({_where(error)})") from None
     except OSError as error:
         raise UsageError(f"standard input cannot be read: {why(error)}") from None
+
+
+def _bounded(size: int, what: str) -> None:
+    if size > MOST_BYTES:
+        raise UsageError(f"{what} is longer than {MOST_BYTES:,} bytes")
 
 
 def _where(error: UnicodeDecodeError) -> str:

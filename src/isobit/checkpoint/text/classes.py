@@ -6,9 +6,11 @@ special tokens that the class brings count here too, for they change the ids of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from isobit.checkpoint.text.tokens import FLAGS, Token, TokenFiles
 
 _TEXT = "<|endoftext|>"
 
@@ -23,6 +25,7 @@ class TokenizerClass:
         splits: ``"bytes"`` for byte-level splitting, ``"spaces"`` for that of SentencePiece; None is that of the file.
         patterns: the patterns that it splits at before the bytes.
         normalizer: the type of its normalizer; empty for none.
+        resets: whether it drops the flags of special tokens (spaces beside them, normalized text) at the end.
     """
 
     name: str = ""
@@ -30,6 +33,7 @@ class TokenizerClass:
     splits: str | None = None
     patterns: tuple[str, ...] = ()
     normalizer: str = ""
+    resets: bool = False
 
 
 GENERIC = TokenizerClass()
@@ -38,6 +42,8 @@ _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# What a class sets of its model whatever tokenizer.json says; all of it off, but for byte_fallback.
+SETTINGS = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _CODE = {"prefix": "▁<PRE>", "middle": "▁<MID>", "suffix": "▁<SUF>", "eot": "▁<EOT>", "fill": "<FILL_ME>"}
 CLASSES = {
@@ -48,7 +54,12 @@ CLASSES = {
             "CodeLlamaTokenizer", _LLAMA | {f"{name}_token": text for name, text in _CODE.items()}, "spaces"
         ),
         TokenizerClass(
-            "Qwen2Tokenizer", {"eos_token": _TEXT, "unk_token": _TEXT, "pad_token": _TEXT}, "bytes", (_QWEN,), "NFC"
+            "Qwen2Tokenizer",
+            {"eos_token": _TEXT, "unk_token": _TEXT, "pad_token": _TEXT},
+            "bytes",
+            (_QWEN,),
+            "NFC",
+            True,
         ),
         TokenizerClass("GPT2Tokenizer", {"bos_token": _TEXT, "eos_token": _TEXT, "unk_token": _TEXT}, "bytes"),
     )
@@ -78,20 +89,66 @@ def tokenizer_class(config: Mapping[str, Any], model: Mapping[str, Any], byte_le
     return CLASSES.get(named or "", GENERIC)
 
 
-def disagreement(found: TokenizerClass, config: Mapping[str, Any], normalizer: Any, pre_tokenizer: Any) -> str | None:
+def disagreement(
+    found: TokenizerClass,
+    parts: Mapping[str, Any],
+    own: Mapping[int, Token],
+    files: TokenFiles,
+    within: Callable[[str], int | None],
+) -> str | None:
     """What to say where the class would split otherwise than tokenizer.json, as a sentence.
 
     Args:
         found: the class.
-        config: tokenizer_config.json.
-        normalizer, pre_tokenizer: those of tokenizer.json, as its JSON has them; None for none.
+        parts: ``model`` (without its vocabulary), ``normalizer`` and ``pre_tokenizer`` of tokenizer.json, as its JSON
+            has them; None for none.
+        own: the added tokens of tokenizer.json by id.
+        files: what the files beside it say.
+        within: the id of a text that the vocabulary itself has, without added tokens.
     """
-    if found.splits is None or not _unlike(found, config, _parts(normalizer), _parts(pre_tokenizer)):
+    if found.splits is None:
+        return None
+    normal, split = _parts(parts["normalizer"]), _parts(parts["pre_tokenizer"])
+    alike = not _unlike(found, files.config, normal, split) and _merges(found, parts["model"])
+    if alike and not _tokens_unlike(found, own, files, within):
         return None
     return (
         f"transformers loads this tokenizer as {found.name}, which splits texts otherwise than tokenizer.json says; "
         "isobit follows the file, so token ids may differ"
     )
+
+
+def _merges(found: TokenizerClass, model: Mapping[str, Any]) -> bool:
+    """Whether the model is the one that the class makes of vocabulary and merges."""
+    plain = not any(model.get(key) for key in SETTINGS[:-1])
+    return model.get("type") == "BPE" and plain and bool(model.get("byte_fallback")) == (found.splits == "spaces")
+
+
+def _tokens_unlike(
+    found: TokenizerClass, own: Mapping[int, Token], files: TokenFiles, within: Callable[[str], int | None]
+) -> bool:
+    """Whether the class knows other added tokens: it takes those of ``added_tokens_decoder``, where that is there."""
+    texts = {token.text for token in own.values()}
+    if files.config.get("added_tokens_decoder") is None:
+        # All join in the order of their ids, those of tokenizer.json among them.
+        new = (token.listed_id for token in files.added if token.text not in texts and token.listed_id is not None)
+        if any(id < max(own, default=0) for id in new):
+            return True
+    else:
+        listed = {token.listed_id: token for token in files.added if token.listed_id is not None}
+        for id, token in own.items():
+            named = Token(token.text, special=True)  # what becomes of a name alone
+            again = named if token.text in files.asked and within(token.text) == id else None
+            if (other := listed.get(id, again)) is None or _flags(other) != _flags(token):
+                return True
+    asked = (token for token in (*own.values(), *files.added) if token.text in files.asked)
+    return found.resets and any(_flags(token) != _flags(Token(token.text, special=True)) for token in asked)
+
+
+def _flags(token: Token) -> tuple[Any, ...]:
+    """A token as the library has it."""
+    normalized = not token.special if token.normalized is None else token.normalized
+    return token.text, normalized, *(getattr(token, flag) for flag in FLAGS if flag != "normalized")
 
 
 def _unlike(found: TokenizerClass, config: Mapping[str, Any], normal: list[Any], split: list[Any]) -> bool:
@@ -100,6 +157,9 @@ def _unlike(found: TokenizerClass, config: Mapping[str, Any], normal: list[Any],
         patterns = tuple(part.get("pattern", {}).get("Regex") for part in split if part.get("type") == "Split")
         names = [part.get("type") for part in normal]
         wanted = [found.normalizer] if found.normalizer else []
+        prefixed = any(part.get("add_prefix_space") for part in split if part.get("type") == "ByteLevel")
+        if prefixed != bool(config.get("add_prefix_space")):
+            return True
         return "ByteLevel" not in types or patterns != found.patterns or names != wanted
     return "ByteLevel" in types or _prefixed(normal, split) != _prefix_of(config)
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.jsonfile import LARGEST_JSON, short
 from isobit.checkpoint.occupant import require_finished
-from isobit.checkpoint.text.classes import disagreement, splits_into_bytes, tokenizer_class
+from isobit.checkpoint.text.classes import SETTINGS, disagreement, splits_into_bytes, tokenizer_class
 from isobit.checkpoint.text.tokens import CONFIG, FLAGS, Token, TokenFiles, optional_json, read_tokens
 from isobit.errors import CheckpointError
 from isobit.shortage import require_headroom
@@ -84,7 +84,8 @@ def read_fast(folder: Path) -> Fast:
     split = flag(folder, files.config, "split_special_tokens")
     if split:
         fast.encode_special_tokens = True
-    unlike = disagreement(found, config, normalizer, pre_tokenizer)
+    parts = {"model": _model(fast), "normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    unlike = disagreement(found, parts, own, files, fast.model.token_to_id)
     notes = (*([unlike] if unlike else []), *_notes(fast, files, split))
     return Fast(fast, files, frozenset(special), notes)
 
@@ -163,6 +164,12 @@ def _missing(folder: Path) -> str:
 def _as_json(part: Any) -> Any:
     """A part of a tokenizer as JSON has it; None for none."""
     return None if part is None else json.loads(part.__getstate__())
+
+
+def _model(fast: FastTokenizer) -> dict[str, Any]:
+    """The settings of a tokenizer's model as JSON has them, without vocabulary and merges."""
+    model = fast.model
+    return {"type": type(model).__name__} | {key: getattr(model, key, None) for key in SETTINGS}
 
 
 def _own(token: AddedToken) -> Token:

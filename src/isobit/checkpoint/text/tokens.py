@@ -58,12 +58,14 @@ class TokenFiles:
         added: the tokens that join the vocabulary, in this order.
         named: ``bos_token``, ``eos_token``, ... and a model's own names as text: the variables of chat templates.
         unasked: tokens of files that do not count beside ``added_tokens_decoder``.
+        asked: what is named, and what is listed as extra tokens: all that is special to transformers.
     """
 
     config: Mapping[str, Any]
     added: tuple[Token, ...]
     named: Mapping[str, str]
     unasked: tuple[Token, ...]
+    asked: frozenset[str]
 
 
 def optional_json(path: Path) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def read_tokens(
         tuple(replace(token, special=True) if token.text in names else token for token in added if token.text),
         {key: token.text for key, token in named.items()},
         unasked,
+        frozenset(names | {token.text for token in reader.extra}),
     )
 
 
@@ -205,9 +208,11 @@ class _Reader:
             self._texts |= {name: self._token(file, f"{key}[{short(name)}]", token) for name, token in value.items()}
         elif isinstance(value, list):
             self._has_extra = True
-            self.extra += [
-                self._token(file, f"{key}[{place}]", token, special=file == MAP) for place, token in enumerate(value)
-            ]
+            for place, token in enumerate(value):
+                # An object says itself whether it is special where it comes under the old key with its type.
+                typed = key == _OLD_EXTRA and isinstance(token, dict) and token.get("__type") == "AddedToken"
+                special = file == MAP and not typed
+                self.extra.append(self._token(file, f"{key}[{place}]", token, special=special))
         else:
             self._wrong(file, key, "a list of tokens, or an object of names and tokens", value)
 
