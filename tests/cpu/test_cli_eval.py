@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_perplexity_alone_equals_transformers(source: Path, text: Path, capsys: 
     bits = total / count / math.log(2) / (len(TEXT.encode()) / len(ids))
     assert found["likelihood"]["bits_per_byte"]["value"] == pytest.approx(bits, rel=1e-4)
     assert found["fidelity"] is None
+
+
+def test_what_quantize_says_to_do_next_can_be_done(
+    source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = tmp_path / "a source"
+    named.symlink_to(source)
+    assert main(["quantize", str(named), "--scheme", "int8", "--out", str(tmp_path / "an int8"), "-q"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    words = shlex.split(line.removeprefix("Next: isobit ").split(", or isobit")[0])
+    assert words == ["eval", str(tmp_path / "an int8"), "--against", str(named)]
+    assert main([*words, "--text", str(text), "--ctx", "64", "--tokens", "200", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fidelity"]
 
 
 def test_against_its_source_a_quantized_model_loses_something(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,6 +91,17 @@ def test_every_option_answers_in_lines_that_fit(
 ) -> None:
     assert main(["plan", str(config), "--target", "sm_90,gfx90a", "--scheme", "all", *words]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
+def test_fast_machines_have_their_speed_in_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {**DEEPSEEK, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**small, "num_key_value_heads": 2}))
+    assert main(["plan", str(path), "--target", "sm_90,gfx942", "--scheme", "fp8,int4"]) == 0
+    out = capsys.readouterr().out
+    speeds = re.findall(r"about (\S+) tokens/s", out)
+    assert len(speeds) == 2 and all(speed.isdigit() and int(speed) >= 1000 for speed in speeds), out
+    assert all(f" {speed} " in f"{out.split('Figures')[0]} ".replace("\n", " ") for speed in speeds), out
 
 
 # ---------------------------------------------------------------------- figures

@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(asdict(report), sys.stdout, indent=2, default=str)
         print()
     else:
-        output.write(summary(report))
+        output.write(summary(report, args.model))
     return 0
 
 
@@ -179,8 +179,8 @@ def foresight(prediction: Prediction) -> str:
     return "\n".join(lines + [f"  note      {note}" for note in prediction.notes])
 
 
-def summary(report: QuantizeReport) -> str:
-    """The report in a few lines of plain text."""
+def summary(report: QuantizeReport, source: str) -> str:
+    """The report in a few lines of plain text; the last one can be run as it is, with the ``source`` that was given."""
     from isobit.quantizer.progress import format_bytes, format_seconds
 
     quantized = sum(module.quantized for module in report.modules)
@@ -197,5 +197,5 @@ def summary(report: QuantizeReport) -> str:
         lines.append(f"  resumed   {report.resumed_from} tensors had been done before the interruption")
     lines += [f"  note      {note}" for note in report.notes]
     out = shlex.quote(report.out)
-    lines.append(f"Next: isobit eval {out} --against SOURCE, or isobit generate {out} 'a prompt'")
+    lines.append(f"Next: isobit eval {out} --against {shlex.quote(source)}, or isobit generate {out} 'a prompt'")
     return "\n".join(lines)

@@ -110,12 +110,19 @@ def _is_alternative(plan: Plan) -> bool:
     return runs and divergence(scheme(plan.scheme)) <= _ACCEPTABLE
 
 
+def figure(value: float) -> str:
+    """A rate with the two or three figures that mean something, never as a power of ten."""
+    if value >= 1000:
+        return str(round(value, -2))[:-2]
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def in_short(plans: Sequence[Plan]) -> str:
     """What to do on one machine, in one line."""
     chosen = choose(plans)
     if chosen is None:
         return _nothing(plans)
-    speed = f", about {chosen.cost.decode:.3g} tokens/s" if chosen.cost else ""
+    speed = f", about {figure(chosen.cost.decode)} tokens/s" if chosen.cost else ""
     return f"{chosen.scheme}: {chosen.action}{speed}, {chosen.memory.spare / GIB:.1f} GiB free"
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from isobit.legalize.advice import GIB, in_short, recommendation
+from isobit.legalize.advice import GIB, figure, in_short, recommendation
 from isobit.legalize.ops import Decision, Lowering, Op, Refusal
 from isobit.legalize.plan import Plan
 from isobit.legalize.rules import short
@@ -53,7 +53,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
     memory, cost = plan.memory, plan.cost
     left = f"{memory.spare / GIB:.1f}" if memory.fits else f"lacks {-memory.spare / GIB:.1f}"
     sign = "" if cost is None or cost.measured else "~"
-    speeds = (f"{sign}{_figure(cost.decode)}", f"{sign}{_figure(cost.prefill)}") if cost else ("-", "-")
+    speeds = (f"{sign}{figure(cost.decode)}", f"{sign}{figure(cost.prefill)}") if cost else ("-", "-")
     return (
         plan.scheme,
         plan.action,
@@ -65,13 +65,6 @@ def _row(plan: Plan) -> tuple[str, ...]:
         str(memory.largest_batch),
         *speeds,
     )
-
-
-def _figure(value: float) -> str:
-    """Two or three figures that mean something."""
-    if value >= 1000:
-        return str(round(value, -2))[:-2]
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _remarks(plan: Plan) -> list[str]:
@@ -193,7 +186,7 @@ def _cell(plan: Plan) -> str:
     word = {"native": "native", "legalized": "legal.", "relaxed": "relaxed"}[plan.action]
     if not plan.memory.fits:
         return f"{word} -{-plan.memory.spare / GIB:.0f} GiB"
-    return f"{word} {_figure(plan.cost.decode)}" if plan.cost else word
+    return f"{word} {figure(plan.cost.decode)}" if plan.cost else word
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
