@@ -6,18 +6,18 @@ What is wrong with an argument is said here, by its name, before anything is rea
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
+from isobit.engine.loaded import Model
 from isobit.errors import CheckpointWarning, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme as scheme_named
 
 if TYPE_CHECKING:
-    from isobit.engine.generate import Completion, Generator
+    from isobit.engine.generate import Generator
     from isobit.evaluation.info import CheckpointInfo
     from isobit.evaluation.measure import Evaluation
     from isobit.legalize.plan import Plan
@@ -74,6 +74,8 @@ def quantize(
     allow_mixed_fused: bool = False,
     search: str | None = None,
     calibration: str | Path | None = None,
+    device: str = "cpu",
+    target: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     threads: int | None = None,
     revision: str | None = None,
@@ -94,7 +96,9 @@ def quantize(
         allow_mixed_fused: let rules give different schemes to layers that engines fuse (q, k and v; gate and up):
             isobit and transformers compute what is stored, vLLM does not.
         search: ``"absmax"`` or ``"mse"``; by default absmax for 8-bit formats and mse below.
-        calibration: a text file that static activation scales are calibrated on.
+        calibration: a text file that static activation scales are calibrated on; the bundled held-out text if None.
+        device: what runs the model to calibrate: ``"cpu"`` or ``"cuda"``; all else is computed on the CPU.
+        target: whose lowering calibrates on a GPU, e.g. ``"sm_86"``; the GPU's own if None.
         max_shard_bytes: the largest weight file, in bytes.
         threads: how many threads to use; every core this process may use if None.
         revision: branch, tag or commit of a Hugging Face id.
@@ -111,14 +115,15 @@ def quantize(
     from isobit.quantizer.driver import quantize as run
 
     name, policy = _model("model", model, revision), make_policy(scheme, rules)
-    target, settings = output_folder(name, out, policy), _settings(search, calibration, max_shard_bytes)
+    folder = output_folder(name, out, policy)
+    settings = _settings(policy, search, calibration, device, target, max_shard_bytes)
     workers = arguments.optional_whole("threads", threads, 1, MOST_THREADS)
     flags = {"overwrite": overwrite, "resume": resume, "progress": progress, "allow_mixed_fused": allow_mixed_fused}
     for flag, value in flags.items():
         arguments.flag(flag, value)
     return run(
         find(name, revision=revision),
-        target,
+        folder,
         policy,
         **settings,
         allow_mixed_fused=allow_mixed_fused,
@@ -138,6 +143,8 @@ def predict(
     allow_mixed_fused: bool = False,
     search: str | None = None,
     calibration: str | Path | None = None,
+    device: str = "cpu",
+    target: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     revision: str | None = None,
 ) -> Prediction:
@@ -148,19 +155,28 @@ def predict(
     from isobit.quantizer.driver import predict as run
 
     name, policy = _model("model", model, revision), make_policy(scheme, rules)
-    target, settings = output_folder(name, out, policy), _settings(search, calibration, max_shard_bytes)
+    folder = output_folder(name, out, policy)
+    settings = _settings(policy, search, calibration, device, target, max_shard_bytes)
     arguments.flag("allow_mixed_fused", allow_mixed_fused)
-    return run(find(name, revision=revision), target, policy, **settings, allow_mixed_fused=allow_mixed_fused)
+    return run(find(name, revision=revision), folder, policy, **settings, allow_mixed_fused=allow_mixed_fused)
 
 
-def _settings(search: str | None, calibration: str | Path | None, max_shard_bytes: int) -> dict[str, Any]:
-    """What :func:`quantize` and :func:`predict` hand over alike, checked."""
-    text = arguments.optional_path("calibration", calibration)
-    return {
+def _settings(
+    policy: Policy, search: str | None, text: str | Path | None, device: str, target: str | None, shard: int
+) -> dict[str, Any]:
+    """What :func:`quantize` and :func:`predict` hand over alike, checked before anything is fetched."""
+    from isobit.quantizer import calibrate
+
+    named = arguments.optional_path("calibration", text)
+    found: dict[str, Any] = {
         "search": arguments.optional_choice("search", search, SEARCHES),
-        "calibration": None if text is None else Path(text),
-        "max_shard_bytes": arguments.whole("max_shard_bytes", max_shard_bytes, 1),
+        "calibration": None if named is None else Path(named),
+        "max_shard_bytes": arguments.whole("max_shard_bytes", shard, 1),
+        "device": arguments.choice("device", device, DEVICES),
+        "lowering": arguments.optional_text("target", target),
     }
+    calibrate.prepare(found["calibration"], policy, device=device, lowering=target)
+    return found
 
 
 def make_policy(scheme: str, rules: Iterable[tuple[str, str]]) -> Policy:
@@ -179,55 +195,6 @@ def default_name(model: str | Path) -> str:
     """The last part of a folder's path or of a Hugging Face id, for naming an output folder."""
     name = str(model).rstrip("/").rpartition("/")[2]
     return name if name not in ("", ".", "..") else Path(model).resolve().name
-
-
-class Model:
-    """A loaded model that generates text. Made by :func:`load`."""
-
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
-
-    def generate(self, prompt: str | list[int], **sampling: Any) -> Completion:
-        """Complete a prompt.
-
-        Args:
-            prompt: text, or token ids.
-            sampling: fields of :class:`isobit.engine.sampling.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
-                Where nothing is given, what the model's generation_config.json asks for holds (:attr:`sampling`).
-
-        Raises:
-            UsageError: a prompt or an option that cannot be used.
-        """
-        return self._generator.generate(arguments.prompt(prompt), self._params(sampling))
-
-    def stream(self, prompt: str | list[int], **sampling: Any) -> Iterator[Any]:
-        """Complete a prompt piece by piece; takes what :meth:`generate` takes."""
-        return self._generator.stream(arguments.prompt(prompt), self._params(sampling))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What people should know who use this checkpoint: what of it isobit, or another engine, does otherwise."""
-        return tuple(self._generator.notes)
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What :meth:`generate` takes from the model's generation_config.json; empty for greedy decoding."""
-        return dict(self._generator.tokenizer.defaults.choose({}).used)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer, with ``encode`` and ``decode``."""
-        return self._generator.tokenizer
-
-    def _params(self, sampling: dict[str, Any]) -> Any:
-        from isobit.engine.sampling import SamplingParams
-
-        unknown = sorted(set(sampling) - set(SamplingParams.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(SamplingParams.__dataclass_fields__)
-            raise UsageError(f"unknown sampling option {', '.join(unknown)}; the options are: {known}")
-        replace(SamplingParams(), **sampling)  # checks what was given before anything is made of it
-        return SamplingParams(**self._generator.tokenizer.defaults.choose(sampling).settings)
 
 
 def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None, device: str = "cpu") -> Model:
@@ -253,11 +220,26 @@ def generator(
 ) -> Generator:
     """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same."""
     arguments.optional_choice("dtype", dtype, DTYPES)
-    arguments.choice("device", device, DEVICES)
+    _where(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_generator
 
     return load_generator(folder, dtype=dtype, device=device)
+
+
+def _where(device: str, target: str | None) -> dict[str, Any]:
+    """A device and whose lowering runs on it, as what loads models takes them; refused before anything is fetched.
+
+    Raises:
+        UsageError: there is no such device or target, or a target without a GPU.
+        Unsupported: there is no GPU that can be used.
+    """
+    arguments.choice("device", device, DEVICES)
+    if arguments.optional_text("target", target) is not None or device != "cpu":
+        from isobit.models.place import place
+
+        place(device, target)
+    return {"device": device, "lowering": target}
 
 
 def evaluate(
@@ -269,6 +251,8 @@ def evaluate(
     stride: int | None = None,
     tokens: int | None = None,
     seed: int = 0,
+    device: str = "cpu",
+    target: str | None = None,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -282,6 +266,9 @@ def evaluate(
         stride: tokens from one window to the next, at most ``ctx``, which it is if None: windows do not overlap.
         tokens: about how many tokens to score, spread over the text; 32768 if None, all of them if 0.
         seed: of the bootstrap behind the confidence intervals, at least 0.
+        device: what runs both models: ``"cpu"`` or ``"cuda"``. Figures hold for the path that was measured
+            (``Evaluation.method.paths``).
+        target: whose lowering runs on a GPU, e.g. ``"sm_86"`` on a newer one; the GPU's own if None.
         command: the command line that measures the same, for reports.
         progress: called with (windows done, windows in all) as they are done.
 
@@ -303,6 +290,7 @@ def evaluate(
     arguments.whole("seed", seed, 0, LARGEST_SEED)
     if progress is not None and not callable(progress):
         raise UsageError(f"progress must be a function of (windows done, windows in all), not {progress!r}")
+    where = _where(device, target)
 
     from isobit.evaluation import corpus, measure
     from isobit.evaluation.likelihood import DEFAULT_TOKENS
@@ -315,6 +303,7 @@ def evaluate(
         stride=stride,
         tokens=DEFAULT_TOKENS if count is None else count or None,
         seed=seed,
+        **where,
         command=command,
         names=(default_name(names[0]), default_name(names[1]) if names[1] else ""),
         progress=progress,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +14,17 @@ import torch
 from checkpoints import hashes, tensors, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from isobit.bundled import heldout_path
+import isobit
+from isobit.bundled import HELDOUT_NAME, heldout_path
 from isobit.checkpoint.layout import read_linear
+from isobit.checkpoint.occupant import REPORT
 from isobit.checkpoint.reader import Checkpoint
-from isobit.errors import CheckpointError, UsageError
+from isobit.errors import CheckpointError, Unsupported, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
 from isobit.models.weights import load_model
 from isobit.quantizer import calibrate
-from isobit.quantizer.driver import quantize
+from isobit.quantizer.driver import predict, quantize
 
 STATIC = Policy(scheme("fp8-static"))
 LAYER = "model.layers.0"
@@ -79,11 +85,67 @@ def test_the_users_text_is_what_counts(tmp_path: Path) -> None:
     assert hashes(tmp_path / "a")["model.safetensors"] != hashes(tmp_path / "b")["model.safetensors"]
 
 
-def test_the_default_text_is_not_the_evaluation_text() -> None:
-    text = calibrate.read_text(None, STATIC)
-    assert text is not None and len(text) > 20_000
-    lines = {line.strip() for line in heldout_path().read_text(encoding="utf-8").splitlines() if len(line.strip()) > 60}
-    assert not lines & {line.strip() for line in text.splitlines()}
+# Whoever changes the text changes every fp8-static checkpoint that is calibrated on it: say so in the changelog.
+HELDOUT_SHA256 = "568841d42441f0ee858a34012c8f1c6e2066e8eaa395ec534cf14ca716acfc63"
+
+
+def test_the_default_text_is_the_bundled_one_and_the_note_says_so(tmp_path: Path) -> None:
+    assert hashlib.sha256(heldout_path().read_bytes()).hexdigest() == HELDOUT_SHA256
+    assert calibrate.read_text(None, STATIC) == heldout_path().read_text(encoding="utf-8")
+    folder = source(tmp_path)
+    report = quantize(folder, tmp_path / "out", STATIC, progress=False)
+    named = quantize(folder, tmp_path / "named", STATIC, calibration=heldout_path(), progress=False)
+    weights = [hashes(tmp_path / name)["model.safetensors"] for name in ("out", "named")]
+    assert weights[0] == weights[1]
+    said = [note for note in report.notes if "calibrated" in note]
+    assert len(said) == 1 and HELDOUT_NAME in said[0] and "eval" in said[0] and "--calibration" in said[0]
+    assert said[0] in predict(folder, tmp_path / "next", STATIC).notes
+    assert not [note for note in named.notes if "calibrated" in note]
+
+
+def test_another_version_of_isobit_gives_the_same_bytes(tmp_path: Path) -> None:
+    """One whose own source code differs: the default text has nothing to do with it."""
+    folder, here = source(tmp_path), Path(isobit.__file__).parent
+    other = tmp_path / "site" / "isobit"
+    other.mkdir(parents=True)
+    for entry in here.iterdir():
+        if entry.name != "version.py" and entry.name != "__pycache__":
+            (other / entry.name).symlink_to(entry)
+    (other / "version.py").write_text('__version__ = "99.0"\n')
+    (other / "aaaa.py").write_text("ZZ = '" + "~" * 4000 + "'\n")
+    quantize(folder, tmp_path / "ours", STATIC, progress=False)
+    command = [
+        sys.executable,
+        "-m",
+        "isobit",
+        "quantize",
+        str(folder),
+        "-s",
+        "fp8-static",
+        "-o",
+        str(tmp_path / "theirs"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(other.parent)}
+    done = subprocess.run([*command, "-q", "--json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "99.0" in (tmp_path / "theirs" / REPORT).read_text()
+    ours, theirs = hashes(tmp_path / "ours"), hashes(tmp_path / "theirs")
+    assert {name for name in ours if ours[name] != theirs.get(name)} <= {REPORT} and ours.keys() == theirs.keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_is_refused_by_name_before_anything_is_read(tmp_path: Path) -> None:
+    missing = tmp_path / "no model"
+    for policy, place, error, words in (
+        (STATIC, {"device": "cuda"}, Unsupported, "running on a GPU"),
+        (STATIC, {"lowering": "sm_86"}, UsageError, "add --device cuda"),
+        (STATIC, {"device": "tpu"}, UsageError, "unknown device 'tpu'"),
+        (Policy(scheme("int4")), {"device": "cuda"}, UsageError, "no scheme here has"),
+    ):
+        for run in (quantize, predict):
+            with pytest.raises(error, match=words):
+                run(missing, tmp_path / "out", policy, **place)  # type: ignore[operator]
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_static_schemes_need_a_text(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.cli import demo as command
 from isobit.cli.main import build_parser, main
 from isobit.errors import SchemeError, UsageError
-from isobit.evaluation import demo, measure, speed, wording
+from isobit.evaluation import demo, measure, paths, wording
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_every_scheme_is_quantized_measured_and_timed(made: demo.Demo) -> None:
         assert row.size == sum(file.stat().st_size for file in checkpoint.files)
         assert row.speed is not None and row.speed.tokens_per_second > 0
         assert 0 < row.speed.rate and 0 < row.speed.memory_rate and 0 < row.speed.again_rate
-        assert row.speed.kernel == speed.kernel_path(measure.load_subject(made.folders[name]))
+        assert row.speed.kernel == paths.linear_kernels(measure.load_subject(made.folders[name]).model)
         assert row.fidelity.tokens == made.results.source.likelihood.tokens > 500
 
 

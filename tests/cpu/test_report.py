@@ -14,7 +14,15 @@ import pytest
 from isobit.evaluation import plots, report, svg, wording
 from isobit.evaluation.fidelity import Fidelity
 from isobit.evaluation.likelihood import Likelihood
-from isobit.evaluation.results import CompletionResult, Method, Results, SchemeResult, SourceResult, Speed
+from isobit.evaluation.results import (
+    CompletionResult,
+    ExecutionPath,
+    Method,
+    Results,
+    SchemeResult,
+    SourceResult,
+    Speed,
+)
 from isobit.evaluation.statistics import Estimate
 from isobit.evaluation.summary import summary
 
@@ -51,12 +59,18 @@ SCHEMES = (
 )
 
 
+PATHS = tuple(
+    ExecutionPath(name, "cpu", "cpu-avx2", "float32", "cpu (avx2)", "cpu")
+    for name in ("tiny", *(row.name for row in SCHEMES))
+)
+
+
 def results(schemes: tuple[SchemeResult, ...] = SCHEMES, name: str = "tiny") -> Results:
     source = SourceResult(
         name, 10_140_000, 16.0, 20_000_000, Likelihood(1000, 10, near(5.0), near(1.0)), speed_of(60.0)
     )
     method = Method(
-        "held-out text", 3000, 1100, 128, 128, 256, 0, 1000, "a machine", (("isobit", "0.1.0"),),
+        "held-out text", 3000, 1100, 128, 128, 256, 0, 1000, PATHS, "a machine", (("isobit", "0.1.0"),),
         "2026-01-02T03:04:05Z", "isobit demo",
     )  # fmt: skip
     completions = (CompletionResult("tiny", "def f(", "x):\n    return x"), CompletionResult("int4", "def f(", NASTY))

@@ -15,7 +15,7 @@ import pytest
 from isobit.cli import doctor
 from isobit.cli.main import main
 from isobit.errors import FormatError, IsobitError, ModelError, SourceError, UsageError
-from isobit.kernels.cpu.status import CpuKernels
+from isobit.kernels.status import CpuKernels
 from isobit.legalize import text
 from isobit.legalize.advice import choose
 from isobit.legalize.plan import Plan

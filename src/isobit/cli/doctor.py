@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from isobit.cli import output
-from isobit.kernels.cpu.status import CpuKernels, cpu_kernels
+from isobit.kernels.status import CpuKernels, cpu_kernels
 from isobit.targets.detect import Machine, detect
 from isobit.targets.here import display_devices, gpu_machine, gpus, here
 from isobit.targets.spec import Board, Target

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import path
+from isobit.cli.parser import add_device_arguments, path
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ EPILOG = """examples:
 
 Both models read the same windows of the text. KL is the divergence of the model's next-token distribution from its
 source's, in nats per token: 0 means that nothing was lost. Intervals are 95 %, from how far whole windows of the text
-lie apart; with fewer than 4 windows there are none.
+lie apart; with fewer than 4 windows there are none. Figures hold for what ran the models: device, target and kernels
+are printed with them.
 """
 
 
@@ -59,6 +60,7 @@ def register(subparsers: Any) -> None:
         help="about how many tokens to score, spread over the text; 0 for all (default: 32768)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add_device_arguments(parser, "what runs both models (default: cpu)")
     parser.add_argument("--report", type=path, metavar="FILE.html", help="write a report with plots; needs --against")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -79,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         stride=args.stride,
         tokens=args.tokens,
         seed=args.seed,
+        device=args.device,
+        target=args.target,
         command=command_line(args),
         progress=None if args.quiet else show_progress,
     )
@@ -140,6 +144,10 @@ def command_line(args: argparse.Namespace) -> str:
             parts += [f"--{option}", str(value)]
     if args.seed:
         parts += ["--seed", str(args.seed)]
+    if args.device != "cpu":
+        parts += ["--device", args.device]
+    if args.target is not None:
+        parts += ["--target", args.target]
     return shlex.join(parts)
 
 

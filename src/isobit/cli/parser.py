@@ -18,6 +18,14 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_device_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """--device and --target; ``what`` says what a device does in this command."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=what)
+    parser.add_argument(
+        "--target", metavar="TARGET", help="whose lowering runs on a GPU, e.g. sm_86 (default: the GPU's own)"
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """Those of the commands are made of this class, too."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
 from isobit.cli import output
-from isobit.cli.parser import path
+from isobit.cli.parser import add_device_arguments, path
 from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
@@ -66,8 +66,12 @@ def register(subparsers: Any) -> None:
         "--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)"
     )
     parser.add_argument(
-        "--calibration", type=path, metavar="FILE", help="text to calibrate static activation scales on (fp8-static)"
+        "--calibration",
+        type=path,
+        metavar="FILE",
+        help="text to calibrate static activation scales on (fp8-static; default: the bundled held-out Python code)",
     )
+    add_device_arguments(parser, "what runs the model to calibrate (default: cpu); all else is computed on the CPU")
     parser.add_argument(
         "--max-shard-size",
         type=parse_size,
@@ -106,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
             allow_mixed_fused=args.allow_mixed_fused,
             search=args.search,
             calibration=args.calibration,
+            device=args.device,
+            target=args.target,
             max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
             revision=args.revision,
         )
@@ -122,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         allow_mixed_fused=args.allow_mixed_fused,
         search=args.search,
         calibration=args.calibration,
+        device=args.device,
+        target=args.target,
         max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
         threads=args.threads,
         revision=args.revision,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from isobit.bundled import heldout_path
+from isobit.bundled import HELDOUT_NAME, heldout_path
 from isobit.checkpoint.files import is_file, is_folder, read_file
 from isobit.errors import CheckpointError, UsageError
 from isobit.evaluation.likelihood import Window, spread, windows
 
-HELDOUT_NAME = "the bundled held-out Python modules"
 MIN_TOKENS = 64
 LARGEST_TEXT = 1 << 30  # bytes of one file
 

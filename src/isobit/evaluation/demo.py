@@ -201,11 +201,12 @@ def measure_all(
         )
         for candidate, errors, found_speed in zip(candidates, layers, speeds[1:], strict=True)
     ]
+    subjects = [source, *(candidate.subject for candidate in candidates)]
     return Results(
         source=measure.source_result(source, own, speeds[0]),
         schemes=tuple(rows),
         completions=completions(source, candidates, tokenizer),
-        method=measure.describe_method(corpus, text, 0, command, layer_tokens),
+        method=measure.describe_method(corpus, text, 0, command, subjects, layer_tokens),
     )
 
 

@@ -126,12 +126,12 @@ def compare_all(
     collected = {key: _PerToken(key) for key in others}
     for indices in batches(chosen, vocab):
         batch = [chosen[i] for i in indices]
-        targets = scored_ids(batch)
         reference = batch_logits(source, batch)
+        targets = scored_ids(batch).to(reference.device)
         parts = [log_probabilities(reference[rows]) for rows in row_chunks(*reference.shape)]
         nll = _nll(parts, targets)
         require_finite(nll, "the likelihood", name)
-        source_nll.append(nll.numpy())
+        source_nll.append(nll.cpu().numpy())
         for key, other in others.items():
             _add(collected[key], parts, batch_logits(other, batch), targets, key)
         if progress is not None:
@@ -161,9 +161,9 @@ def _add(rows: _PerToken, log_p: Sequence[Tensor], logits: Tensor, targets: Tens
     same = torch.cat([p.argmax(dim=1) == q.argmax(dim=1) for p, q in zip(log_p, log_q, strict=True)])
     require_finite(nll, "the likelihood", name)
     require_finite(kl, "the KL divergence", name)
-    rows.nll.append(nll.numpy())
-    rows.kl.append(kl.numpy())
-    rows.same.append(same.double().numpy())
+    rows.nll.append(nll.cpu().numpy())
+    rows.kl.append(kl.cpu().numpy())
+    rows.same.append(same.double().cpu().numpy())
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

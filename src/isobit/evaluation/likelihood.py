@@ -135,7 +135,10 @@ def batches(chosen: Sequence[Window], vocab: int, limit: int = _BATCH_TOKENS) ->
 
 
 def batch_logits(model: LanguageModel, batch: Sequence[Window]) -> Tensor:
-    """Logits that predict the scored tokens of equally long windows, window after window: float32 [tokens, V]."""
+    """Logits that predict the scored tokens of equally long windows, window after window: float32 [tokens, V].
+
+    They are where the model is: what is computed of whole vocabularies is computed there.
+    """
     ids = torch.tensor([window.ids for window in batch], dtype=torch.int64)
     with torch.inference_mode():
         logits = model.forward(ids)
@@ -200,7 +203,8 @@ def token_logprobs(model: LanguageModel, chosen: Sequence[Window], vocab: int, n
     parts = []
     for indices in batches(chosen, vocab):
         batch = [chosen[i] for i in indices]
-        nll = negative_log_likelihood(batch_logits(model, batch), scored_ids(batch))
+        logits = batch_logits(model, batch)
+        nll = negative_log_likelihood(logits, scored_ids(batch).to(logits.device)).cpu()
         require_finite(nll, "the likelihood", name)
         parts.append(-nll.numpy())
     return np.concatenate(parts)

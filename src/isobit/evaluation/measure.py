@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CheckpointError, UsageError
-from isobit.evaluation import text
+from isobit.evaluation import paths, text
 from isobit.evaluation.corpus import Corpus, Sample, require_same_tokens, sample
 from isobit.evaluation.fidelity import Fidelity, Progress, compare_all
 from isobit.evaluation.info import CheckpointInfo, describe_checkpoint
@@ -23,10 +20,10 @@ from isobit.evaluation.results import Method, Results, SchemeResult, SourceResul
 from isobit.evaluation.statistics import RESAMPLES
 from isobit.models.contents import TABLE, contents
 from isobit.models.decoder import Decoder
+from isobit.models.place import place
 from isobit.models.weights import load_model
 from isobit.shortage import shortages
 from isobit.targets.detect import detect
-from isobit.version import __version__
 
 LAYER_TOKENS = 1024
 """About how many tokens the error by layer is measured on: hidden states vary far less than single tokens' KL."""
@@ -67,10 +64,17 @@ class Evaluation:
         return text.describe(self.model, self.likelihood, self.fidelity, self.method)
 
 
-def load_subject(path: Path, name: str | None = None) -> Subject:
-    """Load a checkpoint to be measured."""
+def load_subject(path: Path, name: str | None = None, *, device: str = "cpu", lowering: str | None = None) -> Subject:
+    """Load a checkpoint to be measured.
+
+    Args:
+        path: the folder.
+        name: what to call it; None for the folder's name.
+        device: what runs it: ``cpu`` or ``cuda``.
+        lowering: target whose lowering runs on the GPU; None for the GPU's own.
+    """
     checkpoint = Checkpoint.open(path)
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, device=device, lowering=lowering)
     info = describe_checkpoint(checkpoint)
     return Subject(name or path.resolve().name, model, info, model.config.vocab_size, bytes_per_token(checkpoint))
 
@@ -94,6 +98,8 @@ def evaluate(
     stride: int | None = None,
     tokens: int | None = DEFAULT_TOKENS,
     seed: int = 0,
+    device: str = "cpu",
+    lowering: str | None = None,
     command: str = "",
     names: tuple[str, str] | None = None,
     progress: Progress | None = None,
@@ -108,24 +114,28 @@ def evaluate(
         stride: how far apart windows begin; ``ctx`` if None.
         tokens: about how many tokens to score, spread evenly over the text; all if None.
         seed: of the bootstrap.
+        device: what runs both models: ``cpu`` or ``cuda``.
+        lowering: target whose lowering runs on the GPU; None for the GPU's own.
         command: the command line that does it again, for the report.
         names: what to call the model and its source.
         progress: called after each batch of windows.
 
     Raises:
         UsageError: the text is too short, the context too long, or the two models cannot be compared.
+        Unsupported: there is no such GPU, or it has no kernel for a model's formats.
         IsobitError: a checkpoint cannot be loaded, or gives NaN.
     """
+    place(device, lowering)  # refused before anything is read
     name, source_name = names or (path.resolve().name, against.resolve().name if against else "")
     tokenizer = Tokenizer.from_folder(path)
     if against is not None:
         require_same_tokens(corpus, tokenizer, Tokenizer.from_folder(against), (name, source_name))
-    subject = load_subject(path, name)
+    subject = load_subject(path, name, device=device, lowering=lowering)
     chosen = sample(corpus, tokenizer, choose_ctx(subject, ctx), stride=stride, tokens=tokens)
     require_known_ids(chosen, subject, path)
     source = subject
     if against is not None:
-        source = load_subject(against, source_name)
+        source = load_subject(against, source_name, device=device, lowering=lowering)
         require_same_vocabulary(source, subject)
         choose_ctx(source, chosen.ctx)
     own, found = compare_all(
@@ -140,10 +150,12 @@ def evaluate(
     )
     notes = (*subject.model.notes, *tokenizer.id_notes)
     if against is None:
-        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command), None, notes)
-    return _compared(
-        source, subject, own, found[name], chosen, lambda n: describe_method(corpus, chosen, seed, command, n), notes
-    )
+        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command, [subject]), None, notes)
+
+    def method(layer_tokens: int) -> Method:
+        return describe_method(corpus, chosen, seed, command, [source, subject], layer_tokens)
+
+    return _compared(source, subject, own, found[name], chosen, method, notes)
 
 
 def _compared(
@@ -275,9 +287,11 @@ def _schemes(info: CheckpointInfo) -> str:
     return ", ".join(use.scheme for use in info.schemes if use.kind == "linear")
 
 
-def describe_method(corpus: Corpus, chosen: Sample, seed: int, command: str, layer_tokens: int = 0) -> Method:
-    """How it was measured, with this machine and the versions of what measured it."""
-    machine = detect()
+def describe_method(
+    corpus: Corpus, chosen: Sample, seed: int, command: str, measured: Sequence[Subject], layer_tokens: int = 0
+) -> Method:
+    """How it was measured: with what ran each model, this machine, and the versions of what measured it."""
+    machine, one = detect(), measured[0].model
     return Method(
         text=corpus.name,
         text_bytes=corpus.num_bytes,
@@ -287,8 +301,9 @@ def describe_method(corpus: Corpus, chosen: Sample, seed: int, command: str, lay
         layer_tokens=layer_tokens,
         seed=seed,
         resamples=RESAMPLES,
-        hardware=f"{machine.cpu}, {machine.cores} usable cores, {machine.system}",
-        versions=(("isobit", __version__), ("torch", torch.__version__), ("Python", platform.python_version())),
+        paths=tuple(paths.execution_path(subject.name, subject.model, machine) for subject in measured),
+        hardware=paths.hardware(one, machine),
+        versions=paths.versions(one, machine),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
     )

@@ -218,6 +218,7 @@ def _how(results: Results) -> list[tuple[str, str]]:
     ]
     if method.layer_tokens:
         found.append(("error by layer", f"on {_thousands(method.layer_tokens)} tokens of the same text"))
+    found += [(f"execution path of {', '.join(models)}", path) for path, models in method.models_by_path().items()]
     found += [
         ("hardware", method.hardware),
         ("versions", ", ".join(f"{name} {version}" for name, version in method.versions)),

@@ -92,6 +92,30 @@ class CompletionResult:
 
 
 @dataclass(frozen=True)
+class ExecutionPath:
+    """What ran one of the models that were measured; figures hold for this path.
+
+    Attributes:
+        model: its name.
+        device: ``cpu`` or ``cuda``.
+        target: whose lowering ran: that of the GPU, or the one that was asked for; on a CPU, the target that it is.
+        dtype: what activations are computed in.
+        linears: the kernels of its linear layers; isobit's own on the CPU with the instruction set they use.
+        layers: what ran norms, rotation, attention and gates: ``cpu`` (isobit's own) or ``reference`` (PyTorch).
+    """
+
+    model: str
+    device: str
+    target: str
+    dtype: str
+    linears: str
+    layers: str
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.target}), {self.dtype}; linears: {self.linears}; other parts: {self.layers}"
+
+
+@dataclass(frozen=True)
 class Method:
     """How it was measured, so that it can be done again.
 
@@ -104,6 +128,7 @@ class Method:
         layer_tokens: tokens that the error by layer was measured on; 0 if it was not.
         seed: of the bootstrap.
         resamples: of the bootstrap.
+        paths: what ran each of the models.
         hardware: the machine.
         versions: (package, version).
         date: ISO 8601, UTC.
@@ -118,10 +143,18 @@ class Method:
     layer_tokens: int
     seed: int
     resamples: int
+    paths: tuple[ExecutionPath, ...]
     hardware: str
     versions: tuple[tuple[str, str], ...]
     date: str
     command: str
+
+    def models_by_path(self) -> dict[str, list[str]]:
+        """The paths in words -> the models that took them."""
+        found: dict[str, list[str]] = {}
+        for path in self.paths:
+            found.setdefault(str(path), []).append(path.model)
+        return found
 
 
 @dataclass(frozen=True)

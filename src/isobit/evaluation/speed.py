@@ -13,6 +13,7 @@ from isobit.engine.generate import Generator
 from isobit.engine.sampling import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.evaluation.measure import Subject
+from isobit.evaluation.paths import linear_kernels
 from isobit.evaluation.results import Speed
 from isobit.kernels import backends
 from isobit.kernels.cpu import library as cpu_library
@@ -89,14 +90,8 @@ def decode_speeds(
             memory,
             again,
             read_bytes=subject.read_bytes,
-            kernel=kernel_path(subject),
+            kernel=linear_kernels(subject.model),
             threads=cpu_library.threads() if _own_kernels() else torch.get_num_threads(),
         )
         for subject, (tokens_per_second, memory, again) in zip(subjects, medians, strict=True)
     ]
-
-
-def kernel_path(subject: Subject) -> str:
-    """The kernels that run a model's linear layers; isobit's own with the instruction set they use."""
-    names = sorted({linear.kernel.name for _, linear in subject.model.linears()})
-    return " + ".join(f"cpu ({cpu_library.isa()})" if name == "cpu" else name for name in names)

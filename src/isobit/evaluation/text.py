@@ -21,6 +21,9 @@ def describe(model: str, own: Likelihood, lost: Fidelity | None, method: Method)
         span = wording.interval(estimate, show)
         told = f"   {100 * CONFIDENCE:.0f} %: {span}" if span else ""
         lines.append(f"{name:<{width}}  {show(estimate.value):>10}{told}")
+    lines.append("")
+    for path, models in method.models_by_path().items():
+        lines.append(f"{', '.join(models)} ran on {path}")
     if (doubt := wording.doubt(own.windows)) is not None:
         lines += ["", doubt]
     return "\n".join(lines)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Set
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import isobit
+from isobit.bundled import HELDOUT_NAME, heldout_path
 from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, guarded, read_fast
@@ -18,11 +19,75 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
+from isobit.models.place import place
+from isobit.models.weights import load_model
 from isobit.quantizer.jobs import InputScales
 from isobit.shortage import require_headroom
 
 WINDOW, WINDOWS = 512, 16  # tokens per window, and windows taken, evenly spread over the text
 _LARGEST_TEXT = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What static activation scales are measured on.
+
+    Attributes:
+        text: what the source model reads.
+        own: whether it is the user's; else it is the one that comes with isobit.
+        device: what runs the source model: ``cpu`` or ``cuda``.
+        target: whose lowering runs on a GPU; None on a CPU.
+    """
+
+    text: str
+    own: bool
+    device: str = "cpu"
+    target: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the scales."""
+        said = []
+        if not self.own:
+            said.append(
+                f"activation scales are calibrated on {HELDOUT_NAME}, on which isobit eval measures, too, unless it is"
+                " given a text; --calibration FILE takes one of your own"
+            )
+        if self.target is not None:
+            said.append(
+                f"activation scales are calibrated on a GPU, by the lowering of {self.target}: a CPU, which sums in "
+                "another order and in float32, gives scales that may differ in their last bit"
+            )
+        return tuple(said)
+
+
+def prepare(
+    path: Path | None, policy: Policy, *, device: str = "cpu", lowering: str | None = None
+) -> Calibration | None:
+    """The text and the place to calibrate, checked; None if nothing is calibrated.
+
+    Args:
+        path: the user's text; None for the one that comes with isobit.
+        policy: decides whether there is something to calibrate.
+        device: what runs the source model: ``cpu`` or ``cuda``.
+        lowering: target whose lowering runs on the GPU; None for the GPU's own.
+
+    Raises:
+        UsageError: the text cannot be used, there is no such device, or one of the two is given although nothing is
+            calibrated.
+        Unsupported: there is no such GPU.
+    """
+    text = read_text(path, policy)
+    if text is None and (device, lowering) != ("cpu", None):
+        given = f"device {device}" if lowering is None else f"device {device}, target {lowering}"
+        raise UsageError(
+            f"{given}: quantizing computes on the CPU, and a GPU runs the model to calibrate static activation scales,"
+            " which no scheme here has: leave it out, or use fp8-static"
+        )
+    target = place(device, lowering).target
+    if text is None:
+        return None
+    return Calibration(text, path is not None, device, None if target is None else target.name)
 
 
 def needs_calibration(policy: Policy) -> bool:
@@ -35,8 +100,9 @@ def read_text(path: Path | None, policy: Policy) -> str | None:
     """The text to calibrate on; None if nothing needs one.
 
     Args:
-        path: the user's file; None for isobit's own source code, which is English and Python, always at hand, and no
-            part of what `isobit eval` measures on.
+        path: the user's file; None for the held-out text that comes with isobit: the same bytes in every version, so
+            that these give the same scales. What `isobit eval` measures on by default is this text, too: scales are
+            the largest of some millions of values, no fit, and who wants them of another text names one.
         policy: decides whether a text is needed.
 
     Raises:
@@ -50,7 +116,7 @@ def read_text(path: Path | None, policy: Policy) -> str | None:
             )
         return None
     if path is None:
-        return _own_source()
+        path = heldout_path()
     try:
         data = read_file(path, _LARGEST_TEXT)
     except CheckpointError as error:
@@ -61,13 +127,17 @@ def read_text(path: Path | None, policy: Policy) -> str | None:
     return text
 
 
-def input_scales(ck: Checkpoint, modules: Set[str], text: str) -> InputScales:
+def input_scales(
+    ck: Checkpoint, modules: Set[str], text: str, *, device: str = "cpu", lowering: str | None = None
+) -> InputScales:
     """Runs the source model over ``text`` and measures the inputs of ``modules``.
 
     Args:
         ck: the source.
         modules: names of linears.
         text: the text; windows of 512 tokens are taken from all over it.
+        device: what runs the model: ``cpu`` or ``cuda``.
+        lowering: target whose lowering runs on the GPU; None for the GPU's own.
 
     Returns:
         module -> scale: the largest absolute input over 448 (the largest e4m3fn value), rounded up to bfloat16.
@@ -75,10 +145,9 @@ def input_scales(ck: Checkpoint, modules: Set[str], text: str) -> InputScales:
     Raises:
         CheckpointError: the model has no tokenizer, or its activations are not finite.
         UsageError: a module that is no linear layer of the model.
+        Unsupported: there is no such GPU, or it has no kernel for the source's formats.
     """
-    from isobit.models.weights import load_model
-
-    model = load_model(ck)
+    model = load_model(ck, device=device, lowering=lowering)
     windows = list(_windows(_tokens(ck, text), min(WINDOW, model.config.max_context)))
     largest: dict[str, float] = {}
     hooks = []
@@ -151,10 +220,3 @@ def _windows(ids: Tensor, length: int) -> Iterator[Tensor]:
         window = ids[start : start + length].clone()
         window[0] = ids[0]
         yield window
-
-
-def _own_source() -> str:
-    """isobit's source files in the order of their names, without the bundled data."""
-    root = Path(isobit.__file__).parent
-    files = sorted(path for path in root.rglob("*.py") if "bundled" not in path.relative_to(root).parts)
-    return "\n".join(path.read_text(encoding="utf-8") for path in files)

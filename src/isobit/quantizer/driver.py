@@ -49,6 +49,8 @@ def quantize(
     *,
     search: str | None = None,
     calibration: Path | None = None,
+    device: str = "cpu",
+    lowering: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_mixed_fused: bool = False,
     threads: int | None = None,
@@ -64,8 +66,10 @@ def quantize(
         out: the folder to write; new, empty, or holding an unfinished run of the same job.
         policy: which module gets which scheme.
         search: ``absmax`` or ``mse``; None for each format's default.
-        calibration: a text file that static activation scales are calibrated on; None for the text that comes
-            with isobit for that purpose.
+        calibration: a text file that static activation scales are calibrated on; None for the held-out text
+            that comes with isobit.
+        device: what runs the source model to calibrate: ``cpu`` or ``cuda``; all else is computed on the CPU.
+        lowering: target whose lowering calibrates on the GPU; None for the GPU's own.
         max_shard_bytes: tensor bytes per weight file.
         allow_mixed_fused: layers that engines fuse (q, k and v; gate and up) may get different schemes.
         threads: computing threads; None for every core this process may use.
@@ -79,6 +83,7 @@ def quantize(
 
     Raises:
         UsageError: arguments or folders that cannot be used as given.
+        Unsupported: there is no such GPU.
         CheckpointError: the source is damaged, quantized already, or not what its configuration says.
         SchemeError: a scheme does not fit a weight.
         ModelError: an architecture that isobit does not know.
@@ -87,8 +92,8 @@ def quantize(
     begin = time.monotonic()
     shown = make_progress(progress) if isinstance(progress, bool) else progress
     workers = _threads(threads)
-    text = calibrate.read_text(calibration, policy)
-    settings = _Settings(policy, _search(search), max_shard_bytes, text, allow_mixed_fused)
+    calibrated = calibrate.prepare(calibration, policy, device=device, lowering=lowering)
+    settings = _Settings(policy, _search(search), max_shard_bytes, calibrated, allow_mixed_fused)
     plan = _plan(Path(source), Path(out), settings)
     for said in plan.notes:
         shown.note(f"note: {said}")
@@ -153,12 +158,14 @@ def predict(
     *,
     search: str | None = None,
     calibration: Path | None = None,
+    device: str = "cpu",
+    lowering: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_mixed_fused: bool = False,
 ) -> Prediction:
     """What :func:`quantize` would do; reads headers, writes nothing, and raises what it would raise before writing."""
-    text = calibrate.read_text(calibration, policy)
-    settings = _Settings(policy, _search(search), max_shard_bytes, text, allow_mixed_fused)
+    calibrated = calibrate.prepare(calibration, policy, device=device, lowering=lowering)
+    settings = _Settings(policy, _search(search), max_shard_bytes, calibrated, allow_mixed_fused)
     plan = _plan(Path(source), Path(out), settings)
     written = {job.name: sum(tensor.nbytes for tensor in job.outputs) for job in plan.jobs}
     few_bit = [job for job in plan.jobs if job.spec is not None]
@@ -185,7 +192,7 @@ class _Settings:
     policy: Policy
     search: grid.Search | None
     max_shard_bytes: int
-    calibration_text: str | None  # None unless a scheme needs it
+    calibration: calibrate.Calibration | None  # None unless a scheme needs it
     allow_mixed_fused: bool = False
 
 
@@ -221,7 +228,8 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     about_text = check_companions(ck.path, companions)
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
     mixed = validate.mixed_fused(assigned, settings.allow_mixed_fused)
-    notes += [*found.notes, *mixed, *about_text, *map(str, engines.answers(assigned))]
+    calibrated = () if settings.calibration is None else settings.calibration.notes
+    notes += [*found.notes, *calibrated, *mixed, *about_text, *map(str, engines.answers(assigned))]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 
 
@@ -241,7 +249,8 @@ def _config(found: Contents, policy: Policy, assigned: dict[str, Any]) -> bytes:
 def _description(plan: _Plan, settings: _Settings) -> dict[str, Any]:
     """Everything the output's bytes depend on: an unfinished run is taken up only by the very same job."""
     layout = hashlib.sha256(b"".join(shard.header for shard in plan.shards) + plan.config)
-    text = settings.calibration_text
+    calibrated = settings.calibration
+    on_gpu = {} if calibrated is None or calibrated.target is None else {"calibrated_by": calibrated.target}
     return {
         "isobit": __version__,
         "torch": torch.__version__,
@@ -250,8 +259,9 @@ def _description(plan: _Plan, settings: _Settings) -> dict[str, Any]:
         "rules": [[rule.pattern, rule.action] for rule in settings.policy.rules],
         "search": settings.search,
         "max_shard_bytes": settings.max_shard_bytes,
-        "calibration": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "calibration": None if calibrated is None else hashlib.sha256(calibrated.text.encode()).hexdigest(),
         "layout": layout.hexdigest(),
+        **on_gpu,
     }
 
 
@@ -291,10 +301,12 @@ def _with_input_scales(
         return plan.jobs
     noted = output.noted(_INPUT_SCALES)
     if noted is None:
-        assert settings.calibration_text is not None
+        on = settings.calibration
+        assert on is not None
         shown.note("calibrating activation scales")
+        modules = {job.module for job in static}
         try:
-            measured = calibrate.input_scales(plan.ck, {job.module for job in static}, settings.calibration_text)
+            measured = calibrate.input_scales(plan.ck, modules, on.text, device=on.device, lowering=on.target)
         except IsobitError:
             output.abandon()  # nothing is written yet, and the text or the source must change first
             raise
