@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -69,6 +69,7 @@ class Quantization:
         method: ``compressed-tensors`` or ``fp8``.
         format: the compression format, e.g. ``pack-quantized``.
         notes: what people should know: what the checkpoint asks for and isobit, or another engine, does otherwise.
+        stored: modules whose tensors have other names in their file, with their names there, which the config may use.
     """
 
     groups: tuple[Group, ...]
@@ -76,6 +77,12 @@ class Quantization:
     method: str
     format: str
     notes: tuple[str, ...] = ()
+    stored: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def names(self, module: str) -> tuple[str, ...]:
+        """What the config may call a module: its name in the file, and a model's own name for it."""
+        stored = self.stored.get(module, module)
+        return (module,) if stored == module else (stored, module)
 
     def group_for(self, module: str) -> Group | None:
         """The group of a module by its name (``model.layers.0.mlp.up_proj``); None if it is not quantized.
@@ -84,15 +91,15 @@ class Quantization:
         groups with the same target the last has it. All of this as in compressed-tensors 0.20.
         """
         if module not in self._found:
-            target = None if self.ignores(module) else self.targets.find(module)
+            target = None if self.ignores(module) else self.targets.find(*self.names(module))
             self._found[module] = None if target is None else self.owner[target]
         return self._found[module]
 
     def ignores(self, module: str) -> bool:
         """Whether the config says that a module is not quantized."""
         if self.method == "fp8":
-            return self._skips(module)
-        return self._ignored.find(module) is not None
+            return any(self._skips(name) for name in self.names(module))
+        return self._ignored.find(*self.names(module)) is not None
 
     @cached_property
     def targets(self) -> Lookup:

@@ -32,6 +32,7 @@ def read(
     *,
     folder: Path | None = None,
     tensors: Mapping[str, str] = _NONE,
+    stored: Mapping[str, str] = _NONE,
 ) -> Quantization | None:
     """What a model's ``config.json`` says about quantization, with notes; None if it says nothing.
 
@@ -40,6 +41,7 @@ def read(
         modules: names of the modules that have a matrix.
         folder: where the model lies, if it does.
         tensors: its tensors with their dtypes as safetensors spells them (empty: unknown), as far as they are known.
+        stored: names of modules -> names in the file, of those that differ: the config may use either.
 
     Raises:
         CheckpointError: the config is malformed, or it and the tensors contradict each other.
@@ -47,6 +49,7 @@ def read(
     """
     refuse_unread(config, folder, tensors)
     found = ctconfig.parse(config)
+    found = replace(found, stored=stored) if found is not None and stored else found
     known = sorted(set(modules))
     _require_agreement(found, known, tensors)
     if found is None:
@@ -104,7 +107,7 @@ def _is_plain(module: str, tensors: Mapping[str, str]) -> bool:
 def _may_be_plain(quantization: Quantization, module: str) -> bool:
     """Output projections and routers: engines never quantize those for the class name alone."""
     last = module.rpartition(".")[2]
-    by_class = quantization.targets.find(module) in ("Linear", "Module")
+    by_class = quantization.targets.find(*quantization.names(module)) in ("Linear", "Module")
     return by_class and last in ("lm_head", "gate", "router", "shared_expert_gate")
 
 
@@ -116,7 +119,8 @@ def _overlaps(quantization: Quantization, modules: list[str]) -> list[str]:
     """Modules for which compressed-tensors, whose rule isobit follows, and vLLM choose different formats."""
     differ = []
     for module in modules:
-        target, first = quantization.targets.find(module), quantization.targets.first(module)
+        names = quantization.names(module)
+        target, first = quantization.targets.find(*names), quantization.targets.first(*names)
         if target is None or first is None or target == first or quantization.ignores(module):
             continue
         ours, theirs = (_name(quantization.owner[entry]) for entry in (target, first))
@@ -156,7 +160,7 @@ def _attentions(modules: list[str]) -> list[str]:
 
 
 def _meets_attention(quantization: Quantization, target: str, modules: list[str]) -> bool:
-    attentions = _attentions(modules)
+    attentions = _attentions([name for module in modules for name in quantization.names(module)])
     return target.endswith("Attention") or any(quantization.targets.find(name) == target for name in attentions)
 
 
@@ -170,8 +174,9 @@ def _idle(quantization: Quantization, modules: list[str]) -> list[str]:
     """Targets that no module of this model has."""
     if quantization.method != ctconfig.METHOD or not modules:
         return []
-    left = quantization.targets.idle([*modules, *_attentions(modules)])
-    classes = {"Module", *(module_class(module) for module in modules)}
+    names = [name for module in modules for name in quantization.names(module)]
+    left = quantization.targets.idle([*names, *_attentions(names)])
+    classes = {"Module", *(module_class(name) for name in names)}
     left = [target for target in left if target not in classes and not target.endswith("Attention")]
     if not left:
         return []

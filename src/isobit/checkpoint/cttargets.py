@@ -52,24 +52,29 @@ class Lookup:
         self._by_letters = sorted(found, key=lambda one: one[0])
         self._by_place = sorted(found, key=lambda one: one[2])
 
-    def find(self, module: str) -> str | None:
-        """The entry that decides about a module; None if none is about it."""
-        if module in self._places:
-            return module
-        for entry, pattern, _ in self._by_letters:
-            if pattern.found_in(module):
-                return entry
-        return next((name for name in classes(module) if name in self._places), None)
+    def find(self, *names: str) -> str | None:
+        """The entry that decides about a module; None if none is about it.
 
-    def first(self, module: str) -> str | None:
-        """The entry that vLLM takes: of names and patterns the first in the file, then a class."""
-        place = self._places.get(module)
-        for entry, pattern, where in self._by_place:
-            if place is not None and where > place:
-                break
-            if pattern.found_in(module):
+        Args:
+            names: what the module may be called: its name in the file first, which gives its class.
+        """
+        exact = next((name for name in names if name in self._places), None)
+        if exact is not None:
+            return exact
+        for entry, pattern, _ in self._by_letters:
+            if any(pattern.found_in(name) for name in names):
                 return entry
-        return module if place is not None else next((name for name in classes(module) if name in self._places), None)
+        return next((name for name in classes(names[0]) if name in self._places), None)
+
+    def first(self, *names: str) -> str | None:
+        """What vLLM takes: of names and patterns the first in the file, then a class. Takes what :meth:`find` does."""
+        exact = min((name for name in names if name in self._places), key=self._places.__getitem__, default=None)
+        for entry, pattern, where in self._by_place:
+            if exact is not None and where > self._places[exact]:
+                break
+            if any(pattern.found_in(name) for name in names):
+                return entry
+        return exact or next((name for name in classes(names[0]) if name in self._places), None)
 
     def idle(self, modules: Iterable[str]) -> list[str]:
         """The names and patterns that are about none of these modules; class names are left out."""

@@ -42,6 +42,7 @@ class Checkpoint:
         config: the parsed ``config.json``.
         tensors: every tensor by name, ordered by file and position in it: the order to stream them in.
         files: the weight files.
+        stored: modules that were renamed -> what they are called in the files.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Checkpoint:
         self.config = config
         self.files = weights.files
         self.tensors = tensors
+        self.stored: Mapping[str, str] = {}
         self._maps: dict[Path, Tensor] = {}
         # A checkpoint much smaller than memory may stay in the page cache: the next run will be glad of it.
         self._drop_cache = self.nbytes > _physical_memory() // 4
@@ -83,6 +85,8 @@ class Checkpoint:
         twin.tensors = {
             new: replace(info, name=new) for old, info in self.tensors.items() for new in (names.get(old, old),)
         }
+        modules = {new.rpartition(".")[0]: old.rpartition(".")[0] for old, new in names.items()}
+        twin.stored = {**self.stored, **{new: self.stored.get(old, old) for new, old in modules.items()}}
         for derived in ("quantization", "notes"):  # of names, which have changed
             twin.__dict__.pop(derived, None)
         return twin
@@ -128,7 +132,7 @@ class Checkpoint:
         """
         dtypes = {name: info.dtype for name, info in self.tensors.items()}
         with self._in_config():
-            return ctreview.read(self.config, self._matrices(), folder=self.path, tensors=dtypes)
+            return ctreview.read(self.config, self._matrices(), folder=self.path, tensors=dtypes, stored=self.stored)
 
     def require_readable(self) -> None:
         """Refuses what isobit does not read, whatever its tensors are called; raises as :attr:`quantization` does."""

@@ -102,15 +102,13 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
             raise
         return work  # whoever needs the weights will say what is wrong with them
     dtypes = {name: info.dtype for name, info in found.ck.tensors.items()}
-    work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings)
+    work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings, renamed=found.ck.stored)
     return replace(work, notes=found.notes)
 
 
-def _workload(
-    config: Mapping[str, Any], folder: Path | None, dtypes: Mapping[str, str], *, untied: bool = False
-) -> Workload:
+def _workload(config: Mapping[str, Any], folder: Path | None, dtypes: Mapping[str, str], **beside: Any) -> Workload:
     try:
-        return workload(config, folder, dtypes, untied=untied)
+        return workload(config, folder, dtypes, **beside)
     except CheckpointError as error:
         where = None if folder is None or error.file is not None else folder / "config.json"
         raise CheckpointError(str(error), file=where) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,8 +81,8 @@ class _Loader:
         self.used = {*found.left_out, *found.kv_scales}
 
     def decoder(self) -> Decoder:
-        table = self._weight("model.embed_tokens")
-        table = layout.LinearWeight(self.place.weight(self._plain_on_gpu(table.weight)))
+        read = self._weight("model.embed_tokens")
+        table = replace(read, weight=self.place.weight(self._plain_on_gpu(read.weight)))
         layers = [self._layer(index) for index in range(self.config.num_layers)]
         norm = self._norm("model.norm", self.config.hidden_size)
         head = self._head(table)
@@ -110,6 +111,8 @@ class _Loader:
     def _head(self, table: layout.LinearWeight) -> Linear:
         if not self.config.tie_word_embeddings:
             return self._linear("lm_head")
+        if self.ck.stored.get("model.embed_tokens") == "lm_head":  # the config speaks of a linear, and of its inputs
+            return self._bind(table)
         return self._bind(layout.LinearWeight(table.weight))
 
     def _linear(self, module: str) -> Linear:

@@ -25,6 +25,7 @@ def workload(
     dtypes: Mapping[str, str] = MappingProxyType({}),
     *,
     untied: bool = False,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Workload:
     """The workload of a Hugging Face ``config.json``.
 
@@ -33,6 +34,7 @@ def workload(
         folder: where the model lies, if it does: other tools say in other files that weights are quantized.
         dtypes: its tensors with their dtypes (nothing where unknown), as far as they are known; they tell, too.
         untied: its output projection is a matrix of its own, whatever the configuration says.
+        renamed: modules that have other names in its files, with those.
 
     Raises:
         ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
@@ -45,7 +47,7 @@ def workload(
     if untied:
         model = replace(model, tie_word_embeddings=False)
     matrices = [name.rpartition(".")[0] for name, shape in expected_tensors(model).items() if len(shape) == 2]
-    quantization = ctreview.read(config, matrices, folder=folder, tensors=dtypes)
+    quantization = ctreview.read(config, matrices, folder=folder, tensors=dtypes, stored=renamed)
 
     def stored(module: str) -> Stored:
         assert quantization is not None
