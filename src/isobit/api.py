@@ -281,13 +281,16 @@ def evaluate(
     """
     names = _model("model", model), "" if against is None else _model("against", against)
     file = arguments.optional_path("text", text)
-    if arguments.optional_whole("ctx", ctx, 0) in (0, 1):
+    ctx = arguments.optional_whole("ctx", ctx, 0)
+    if ctx in (0, 1):
         raise UsageError(f"ctx: a context of {ctx} tokens scores nothing; use at least 2")
-    arguments.optional_whole("stride", stride, 1)
+    stride = arguments.optional_whole("stride", stride, 1)
     if not isinstance(tokens, bool) and isinstance(tokens, int) and tokens < 0:
         raise UsageError(f"tokens: {tokens} tokens to score; give at least 1, or 0 for the whole text")
     count = arguments.optional_whole("tokens", tokens, 0)
-    arguments.whole("seed", seed, 0, LARGEST_SEED)
+    seed = arguments.whole("seed", seed, 0, LARGEST_SEED)
+    if not isinstance(command, str):
+        raise UsageError(f"command must be text, not {command!r:.200}")
     if progress is not None and not callable(progress):
         raise UsageError(f"progress must be a function of (windows done, windows in all), not {progress!r}")
     where = _where(device, target)

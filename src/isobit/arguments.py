@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +68,14 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     """Some texts; a single one counts as a list of one."""
     if isinstance(value, str):
         return (text(name, value),)
-    if not isinstance(value, Iterable) or isinstance(value, bytes | dict):
-        raise _wrong(name, "a list of texts", value)
-    return tuple(text(f"{name}[{place}]", one) for place, one in enumerate(value))
+    listed = _listed(name, "a list of texts", value, unordered=True)
+    return tuple(text(f"{name}[{place}]", one) for place, one in enumerate(listed))
 
 
 def pairs(name: str, value: object) -> tuple[tuple[str, str], ...]:
     """Pairs of texts, such as rules."""
-    wanted = "a list of pairs like ('down_proj', 'keep')"
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
-        raise _wrong(name, wanted, value)
     found = []
-    for place, one in enumerate(value):
+    for place, one in enumerate(_listed(name, "a list of pairs like ('down_proj', 'keep')", value)):
         if not isinstance(one, tuple | list) or len(one) != 2:
             raise _wrong(f"{name}[{place}]", "a pair like ('down_proj', 'keep')", one)
         found.append((text(f"{name}[{place}][0]", one[0]), text(f"{name}[{place}][1]", one[1])))
@@ -90,9 +86,8 @@ def prompt(value: object) -> str | list[int]:
     """What a model is to go on with: text, or token ids (whole numbers; their range is the model's to say)."""
     if isinstance(value, str):
         return value
-    if not isinstance(value, Iterable) or isinstance(value, bytes | dict):
-        raise _wrong("prompt", "text or a list of token ids", value)
-    return [whole(f"prompt[{place}]", one, 0) for place, one in enumerate(value)]
+    listed = _listed("prompt", "text or a list of token ids", value)
+    return [whole(f"prompt[{place}]", one, 0) for place, one in enumerate(listed)]
 
 
 def path(name: str, value: object) -> str:
@@ -128,6 +123,17 @@ def path(name: str, value: object) -> str:
 def optional_path(name: str, value: object) -> str | None:
     """As :func:`path`, or None."""
     return None if value is None else path(name, value)
+
+
+def _listed(name: str, wanted: str, value: object, unordered: bool = False) -> list[Any]:
+    """The parts of a list; bytes are none, nor is a set where the order counts."""
+    kinds = (str, bytes, bytearray, memoryview, dict, *(() if unordered else (Set,)))
+    if isinstance(value, Iterable) and not isinstance(value, kinds):
+        try:
+            return list(value)
+        except TypeError:  # a tensor of no dimensions
+            pass
+    raise _wrong(name, wanted, value)
 
 
 def _wrong(name: str, wanted: str, value: Any) -> UsageError:

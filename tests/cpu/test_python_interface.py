@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 
 import isobit
 from isobit import api
@@ -107,6 +108,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"rules": [("a", None)]}, "rules[0][1] must be text"),
     ("quantize", {"rules": 3}, "rules must be a list of pairs"),
     ("quantize", {"rules": {"a": "keep"}}, "rules must be a list of pairs"),
+    ("quantize", {"rules": np.array(3)}, "rules must be a list of pairs"),
+    ("quantize", {"rules": {("a", "keep")}}, "rules must be a list of pairs"),
     ("quantize", {"search": "best"}, "search must be one of 'absmax', 'mse', not 'best'"),
     ("quantize", {"search": True}, "search must be one of"),
     ("quantize", {"calibration": 3}, "calibration must be a path"),
@@ -145,6 +148,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("evaluate", {"against": 3}, "against must be a path"),
     ("evaluate", {"against": ""}, "against must be a path"),
     ("evaluate", {"progress": True}, "progress must be a function"),
+    ("evaluate", {"command": b"isobit eval"}, "command must be text"),
     ("info", {"model": 1.5}, "model must be a path"),
     ("info", {"model": "x" * 9_000_000}, "too long for a file's name"),
     ("info", {"revision": "main"}, "is on this machine"),
@@ -152,6 +156,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("plan", {"batch": True}, "batch must be"),
     ("plan", {"context": 1.0}, "context must be"),
     ("plan", {"targets": 3}, "targets must be a list of texts"),
+    ("plan", {"targets": torch.tensor(3)}, "targets must be a list of texts"),
     ("plan", {"schemes": [None]}, "schemes[0] must be text"),
     ("plan", {"kv": 8}, "kv must be text"),
     ("plan", {"allow_relaxed": "no"}, "allow_relaxed must be True or False"),
@@ -186,6 +191,9 @@ def test_wrong_arguments_are_refused_by_name_before_anything_is_done(
         (3, {}, "prompt must be text or a list of token ids"),
         (None, {}, "prompt must be"),
         (b"bytes", {}, "prompt must be"),
+        (bytearray(b"bytes"), {}, "prompt must be"),
+        ({5, 6}, {}, "prompt must be"),
+        (np.array(3), {}, "prompt must be"),
         ([1, 2.5], {}, "prompt[1] must be a whole number"),
         ([1, "2"], {}, "prompt[1] must be"),
         ([True], {}, "prompt[0] must be"),
@@ -225,6 +233,9 @@ def test_what_means_the_same_is_taken(source: Path, tmp_path: Path) -> None:
     assert model.generate(ids, max_tokens=3).token_ids == model.generate([5, 6, 7], max_tokens=3).token_ids
     config = json.loads((source / "config.json").read_text())
     work, plans = isobit.plan(config, targets="sm_86", schemes=["int8", "fp8"])
+    odd: dict[str, Any] = {"tokens": np.int64(64), "ctx": torch.tensor(16), "seed": torch.tensor(3)}
+    plain = isobit.evaluate(tmp_path / "out", tokens=64, ctx=16, seed=3)
+    assert str(isobit.evaluate(tmp_path / "out", **odd)) == str(plain)
     assert work.parameters > 0 and [len(row) for row in plans] == [2]
 
 
