@@ -165,6 +165,8 @@ def test_options_that_cannot_be_used(
         (("--report", tmp_path / "r.html"), "--report compares a model with its source"),
         (("--against", source, "--report", tmp_path / "no" / "r.html"), "does not exist"),
         (("--against", source, "--report", tmp_path), "this is a folder"),
+        (("--against", source, "--report", source / "config.json"), "this file is there and is no report"),
+        (("--against", source, "--report", source / "model.safetensors"), "this file is there and is no report"),
     ):
         status, out, err = evaluate(capsys, source, *options)
         assert (status, out) == (2, ""), options
@@ -205,13 +207,15 @@ def test_models_of_other_depth_are_compared_but_not_layer_by_layer(
 
     held = load_file(shallow / "model.safetensors")
     save_file({name: t for name, t in held.items() if ".layers.1." not in name}, shallow / "model.safetensors")
+    (tmp_path / "r.html").write_text("<!doctype html>\n<p>an older one, which is replaced")
     options = ("--text", text, "--ctx", 64, "--tokens", 300, "-q", "--report", tmp_path / "r.html", "--json")
     status, out, err = evaluate(capsys, shallow, "--against", source, *options)
     assert status == 0, err
     found = json.loads(out)
     assert found["fidelity"]["kl_mean"]["value"] > 0.1 and found["layer_errors"] == []
     assert "error by layer: not measured, for source has 2 layers of width 640 and shallow has 1 layers" in err
-    assert "Error by layer" not in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "Error by layer" not in page and "older one" not in page
     assert found["method"]["layer_tokens"] == 0
 
 

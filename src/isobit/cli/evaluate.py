@@ -123,7 +123,7 @@ def check_report(path: Path, against: str | None) -> None:
     """Refuse a report that can't be written before anything is measured.
 
     Raises:
-        UsageError: there is no source to compare with, or no folder to write into.
+        UsageError: there is no source to compare with, no folder to write into, or another file of that name.
     """
     if against is None:
         raise UsageError("--report compares a model with its source: give the source with --against")
@@ -133,6 +133,18 @@ def check_report(path: Path, against: str | None) -> None:
         raise UsageError(f"--report {path}: this is a pipe or a device; name a file")
     if path.is_dir():
         raise UsageError(f"--report {path}: this is a folder; name a file, for example {path / 'report.html'}")
+    if path.exists() and not _may_be_replaced(path):
+        raise UsageError(f"--report {path}: this file is there and is no report; name another, or remove it")
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file is empty or a page, such as a report of before: a model's own files are not written over."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(15)
+    except OSError:
+        return True  # whether it can be written is said where it is
+    return not start or start.lower() == b"<!doctype html>"
 
 
 def command_line(args: argparse.Namespace) -> str:
