@@ -214,7 +214,7 @@ def test_scales_that_were_measured_on_other_weights_are_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        calibrate, "input_scales", lambda ck, modules, text: {module: 0.5 for module in sorted(modules)}
+        calibrate, "input_scales", lambda ck, modules, text, **place: {module: 0.5 for module in sorted(modules)}
     )
     folder, out = write(tmp_path / "src"), tmp_path / "out"
     killed(folder, out, 2, "fp8-static")  # the scales, and one tensor

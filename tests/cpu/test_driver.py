@@ -266,7 +266,8 @@ def test_a_finished_output_is_not_touched_without_being_asked(tmp_path: Path) ->
 def test_static_scales_are_measured_once_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def measured(ck: Checkpoint, modules: set[str], text: str) -> dict[str, float]:
+    def measured(ck: Checkpoint, modules: set[str], text: str, **place: object) -> dict[str, float]:
+        assert place == {"device": "cpu", "lowering": None}
         calls.append(text)
         return {module: 0.25 + i for i, module in enumerate(sorted(modules))}
 
