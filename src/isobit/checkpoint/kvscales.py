@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.small import PLAIN_DTYPES, short_list
+from isobit.checkpoint.safetensors import PLAIN_DTYPES
+from isobit.checkpoint.small import short_list
 from isobit.errors import CheckpointError
 
 _NAME = re.compile(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from isobit.checkpoint.ctrender import compression_format
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import TensorInfo
-from isobit.checkpoint.small import INTEGERS, PLAIN_DTYPES, read_vector, read_weight_shape, short_list, unreadable
+from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
+from isobit.checkpoint.small import INTEGERS, read_vector, read_weight_shape, short_list, unreadable
 from isobit.errors import CheckpointError, FormatError
 from isobit.formats import pack
 from isobit.formats.qtensor import QTensor

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
 LARGEST_TENSOR = 2**48  # elements along one axis, and in all: more than any disk holds
 _MOST_AXES = 64  # what torch and numpy can hold
+PLAIN_DTYPES = ("BF16", "F16", "F32")  # that weights, norms and biases which are not quantized are read from
 LFS_POINTER = b"version https://git-lfs"  # what a file that was not fetched begins with
 
 # Safetensors dtype -> (bits per element, torch dtype name). None: torch, or isobit, has no such dtype.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.safetensors import PLAIN_DTYPES
 from isobit.errors import CheckpointError
 
-PLAIN_DTYPES = ("BF16", "F16", "F32")
 WIDE = ("F64", "C64")  # not quantized either, and not computed with
 INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 _MOST_AXES = 8  # that a message shows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.small import PLAIN_DTYPES
+from isobit.checkpoint.safetensors import PLAIN_DTYPES
 
 _SCALES = (".weight_scale", ".weight_scale_inv")
 _READ = (*PLAIN_DTYPES, "F8_E8M0")

@@ -15,8 +15,8 @@ from isobit.checkpoint import kvscales
 from isobit.checkpoint.ctconfig import KV_CACHE
 from isobit.checkpoint.layout import CODE_DTYPES, PARTS
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import TensorInfo
-from isobit.checkpoint.small import PLAIN_DTYPES, short_list, unreadable
+from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
+from isobit.checkpoint.small import short_list, unreadable
 from isobit.errors import CheckpointError
 from isobit.models.archs import model_config
 from isobit.models.config import ModelConfig

@@ -11,7 +11,7 @@ from typing import Any
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.jsonfile import read_json
-from isobit.checkpoint.safetensors import read_header
+from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.source import expanded, resolve
 from isobit.errors import CheckpointError, SourceError, UsageError
 from isobit.formats.schemes import SCHEMES, Scheme
@@ -19,6 +19,8 @@ from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
+from isobit.models.archs import model_config
+from isobit.models.shapes import expected_tensors
 from isobit.models.workload import workload
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
@@ -60,22 +62,25 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     return read_json(folder / "config.json", LARGEST_CONFIG), folder
 
 
-def tensor_dtypes(folder: Path | None) -> dict[str, str]:
-    """A folder's tensors with their dtypes, as far as headers tell: none where there are none, or damaged ones.
+def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """A folder's tensors as their headers have them, and their dtypes (nothing where only an index names them).
 
-    A plan does not need the weights; it only must not contradict those that are there.
+    Both are empty where there are no weights, or damaged ones: a plan does not need them; it only must not contradict
+    those that are there. Old ``.bin`` files are not looked into.
     """
     if folder is None:
-        return {}
+        return {}, {}
     try:
         weights = weight_files(folder)
-        if weights.weight_map is not None:
-            return dict.fromkeys(weights.weight_map, "")
+    except (CheckpointError, OSError):
+        return {}, {}
+    try:
         if weights.kind == "safetensors":
-            return {name: info.dtype for name, info in read_header(weights.files[0])[0].items()}
+            infos = {name: info for file in weights.files for name, info in read_header(file)[0].items()}
+            return infos, {name: info.dtype for name, info in infos.items()}
     except (CheckpointError, OSError):
         pass
-    return {}
+    return {}, dict.fromkeys(weights.weight_map or {}, "")
 
 
 _CACHE_SCALE = re.compile(r"\.([kvq]|kv|output)_(scale|zero_point)$")
@@ -87,12 +92,17 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     Args:
         config: the contents of a ``config.json``.
         folder: where the model lies; None when there is nothing but the configuration.
+
+    Raises:
+        CheckpointError: whole weights are there, and tensors of them do not fit, as on loading.
     """
-    dtypes = tensor_dtypes(folder)
+    infos, dtypes = headers(folder)
     work, names = _workload(config, folder, dtypes), list(dtypes)
-    if folder is None or not (_is_bin(folder) or _telling(names, work.tied)):
+    odd = bool(infos) and work.stored is None and not _plain(config, infos)
+    if folder is None or not (odd or _is_bin(folder) or _telling(names, work.tied)):
         return work
     from isobit.checkpoint.reader import Checkpoint
+    from isobit.models.contents import require_all
     from isobit.models.contents import resolve as resolved
 
     try:
@@ -101,9 +111,18 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         if error.file == str(folder / "config.json"):
             raise
         return work  # whoever needs the weights will say what is wrong with them
+    require_all(found)
     dtypes = {name: info.dtype for name, info in found.ck.tensors.items()}
     work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings, renamed=found.ck.stored)
     return replace(work, notes=found.notes)
+
+
+def _plain(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether weights are just what a configuration asks for: to say what else they are needs torch."""
+    expected = expected_tensors(model_config(config))
+    return infos.keys() == expected.keys() and all(
+        infos[name].shape == shape and infos[name].dtype in PLAIN_DTYPES for name, shape in expected.items()
+    )
 
 
 def _workload(config: Mapping[str, Any], folder: Path | None, dtypes: Mapping[str, str], **beside: Any) -> Workload:
