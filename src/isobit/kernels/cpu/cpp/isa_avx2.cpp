@@ -26,6 +26,11 @@ ISOBIT_INLINE __m128i low(__m256i value) { return _mm256_castsi256_si128(value);
 ISOBIT_INLINE __m128i high(__m256i value) { return _mm256_extracti128_si256(value, 1); }
 ISOBIT_INLINE F halves(__m128i values) { return as_f(_mm256_cvtph_ps(values)); }
 
+constexpr bool FUSES = true;
+ISOBIT_INLINE F fused(F a, F b, F acc) {
+    return as_f(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(acc)));
+}
+
 constexpr int plain(int i) { return i; }
 
 struct DecodeF32 {

@@ -28,6 +28,11 @@ ISOBIT_INLINE F from_bytes(__m128i bytes) { return as_f(_mm512_cvtepi32_ps(_mm51
 
 ISOBIT_INLINE F halves(__m256i values) { return as_f(_mm512_cvtph_ps(values)); }
 
+constexpr bool FUSES = true;
+ISOBIT_INLINE F fused(F a, F b, F acc) {
+    return as_f(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(acc)));
+}
+
 constexpr int plain(int i) { return i; }
 // The even codes of 32, then the odd ones.
 constexpr int evens_first(int i) { return i < 16 ? 2 * i : 2 * (i - 16) + 1; }

@@ -27,6 +27,11 @@ ISOBIT_INLINE I dots(I acc, int8x16_t a, int8x16_t b) {
     return reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), a, b));
 }
 
+constexpr bool FUSES = true;
+ISOBIT_INLINE F fused(F a, F b, F acc) {
+    return as_f(vfmaq_f32(reinterpret_cast<float32x4_t>(acc), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+}
+
 // Eight halves to floats, exact: subnormal halves too, which no setting of the machine flushes in conversions.
 ISOBIT_INLINE void halves(int16x8_t values, F out[2]) {
     const float16x8_t eight = vreinterpretq_f16_s16(values);

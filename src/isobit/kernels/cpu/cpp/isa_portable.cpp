@@ -13,6 +13,7 @@ namespace {
 constexpr int W = 4;
 typedef float F __attribute__((vector_size(16)));
 typedef int32_t I __attribute__((vector_size(16)));
+constexpr bool FUSES = false;
 
 // Value of a sign-exponent-mantissa code; `top` is whether the top exponent means infinity and NaN.
 float small_float(int code, int exponent_bits, int mantissa_bits, int bias, bool top) {

@@ -10,7 +10,8 @@
 //     power     a power of two that activations are to be multiplied by (with `factor`)
 //     source(i) which code of a block the i-th decoded value is
 //     block(const uint8_t *codes, F out[codes / W])
-// and Int8 and Int4, the steps of integer products (dot.inc.h). Products contract to fused multiply-adds; sums are float32
+// and Int8 and Int4, the steps of integer products (dot.inc.h); FUSES, whether there are fused multiply-adds, and then
+// fused(a, b, acc) of vectors. Products contract to fused multiply-adds; sums are float32
 // in a fixed order, so that a result depends neither on the number of threads nor on what the other rows of a call hold; nor, where
 // activations are rounded, on how many there are (docs/numerics.md section 6).
 #include "vector.inc.h"

@@ -186,7 +186,7 @@ ISOBIT_INLINE void tile(const float *x, int64_t ldx, const float *panel, int64_t
             for (int i = 0; i < R; ++i)
                 for (int h = 0; h < 2; ++h) {
                     float *to = c + i * NR + h * W;
-                    store(to, load(to) + P::last(acc[i][h], g.of_rows[i * ldx + p]) * load(g.scales + p * NR + h * W));
+                    store(to, multiply_add(P::last(acc[i][h], g.of_rows[i * ldx + p]), load(g.scales + p * NR + h * W), load(to)));
                 }
         }
     } else {

@@ -120,14 +120,12 @@ ISOBIT_INLINE V rounded(V product) {
     return product;
 }
 
-// acc + a * b as vectors compute it: contracted where the machine can. Left to the compiler a loop of them might become products
-// first and then sums.
-ISOBIT_INLINE float multiply_add(float a, float b, float acc) {
-#if defined(__FMA__) || defined(__aarch64__)
-    return __builtin_fmaf(a, b, acc);
-#else
-    return acc + rounded(a * b);
-#endif
+// acc + a * b, fused where the machine can: by name, since a compiler contracts one expression and not another.
+template <class V>
+ISOBIT_INLINE V multiply_add(V a, V b, V acc) {
+    if constexpr (!FUSES) return acc + rounded(a * b);
+    else if constexpr (std::is_same_v<V, float>) return __builtin_fmaf(a, b, acc);
+    else return fused(a, b, acc);
 }
 
 // What the memory gives to a reader.
