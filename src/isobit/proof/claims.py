@@ -56,7 +56,9 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
         statics = (False, True) if row.activations == "e4m3fn" and row.granularity is None else (False,)
         for codes in wide if row.wide else (row.config(target).signature["codes"],):
             for static in statics:
-                yield rounding(row, usual, codes, machine, k=_INPUTS, group=BLOCK, static=static)
+                yield rounding(
+                    row, usual, codes, machine, element=str(row.activations), k=_INPUTS, group=BLOCK, static=static
+                )
         return
     dtypes = [usual if usual in row.dtypes else row.dtypes[0], *(() if has_halves(target) else row.without_units[:1])]
     for dtype in dtypes:

@@ -142,7 +142,9 @@ def workspace_needs(row: Variant, call: Call, machine: Machine) -> tuple[int, in
     return 4 * tiles * parts * block_n * block_m, tiles
 
 
-def rounding(row: Variant, dtype: str, codes: str, machine: Machine, *, k: int, group: int, static: bool) -> Config:
+def rounding(
+    row: Variant, dtype: str, codes: str, machine: Machine, *, element: str, k: int, group: int, static: bool
+) -> Config:
     """How the rounding of activations is compiled.
 
     Args:
@@ -150,6 +152,7 @@ def rounding(row: Variant, dtype: str, codes: str, machine: Machine, *, k: int, 
         dtype: of the activations.
         codes: pointer of what leaves: codes, or values of the codes.
         machine: for which.
+        element: format of the codes.
         k: values of a token.
         group: values that share a scale; ``k`` for a token.
         static: whether the scale is given.
@@ -158,7 +161,11 @@ def rounding(row: Variant, dtype: str, codes: str, machine: Machine, *, k: int, 
     types = {**config.signature, "x": POINTERS[dtype], "codes": codes}
     if row.granularity == "group":
         width = 1 << (group - 1).bit_length()
-        return replace(config, signature=types, constexprs={**config.constexprs, "GROUP": group, "WIDTH": width})
+        return replace(
+            config,
+            signature=types,
+            constexprs={**config.constexprs, "ELEMENT": element, "GROUP": group, "WIDTH": width},
+        )
     block, once, warps = whole_token(k, machine.target)
     constants = {**config.constexprs, "STATIC": static, "ONCE": once, "BLOCK_K": block}
     return replace(config, signature=types, constexprs=constants, num_warps=warps)

@@ -61,16 +61,17 @@ class Rounding:
         if key not in self._kernels:
             config = configure.rounding(
                 self.row, str(dtype).removeprefix("torch."), _POINTERS[self.dtype], self.machine, k=k,
-                group=self.spec.group or k, static=self.static_scale is not None,
+                element=self.spec.element, group=self.spec.group or k, static=self.static_scale is not None,
             )  # fmt: skip
             self._kernels[key] = Kernel(self.row.entry, config, self.machine)
         return self._kernels[key]
 
 
 def _row(spec: ActSpec, *, wide: bool) -> Variant:
-    """The row that rounds to a format."""
+    """The row that rounds to a format; in groups, which only e4m3fn has in schemes, one row rounds to any."""
     granularity = None if spec.group is None else "group"
     return next(
         row for row in VARIANTS
-        if row.way == "rounding" and (row.activations, row.granularity, row.wide) == (spec.element, granularity, wide)
+        if row.way == "rounding" and (row.granularity, row.wide) == (granularity, wide)
+        and (granularity == "group" or row.activations == spec.element)
     )  # fmt: skip
