@@ -101,20 +101,18 @@ def run(args: argparse.Namespace) -> int:
 
     rules = [parse_rule(text) for text in args.rule]
     arguments.optional_whole("threads", args.threads, 1, api.MOST_THREADS)  # a prediction uses none
+    job: dict[str, Any] = {
+        "rules": rules,
+        "allow_mixed_fused": args.allow_mixed_fused,
+        "search": args.search,
+        "calibration": args.calibration,
+        "device": args.device,
+        "target": args.target,
+        "max_shard_bytes": args.max_shard_size or api.DEFAULT_SHARD_BYTES,
+        "revision": args.revision,
+    }
     if args.dry_run:
-        prediction = api.predict(
-            args.model,
-            args.out,
-            args.scheme,
-            rules=rules,
-            allow_mixed_fused=args.allow_mixed_fused,
-            search=args.search,
-            calibration=args.calibration,
-            device=args.device,
-            target=args.target,
-            max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
-            revision=args.revision,
-        )
+        prediction = api.predict(args.model, args.out, args.scheme, **job)
         if args.json:
             print(json.dumps(asdict(prediction), indent=2))
         else:
@@ -124,15 +122,8 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         args.out,
         args.scheme,
-        rules=rules,
-        allow_mixed_fused=args.allow_mixed_fused,
-        search=args.search,
-        calibration=args.calibration,
-        device=args.device,
-        target=args.target,
-        max_shard_bytes=args.max_shard_size or api.DEFAULT_SHARD_BYTES,
+        **job,
         threads=args.threads,
-        revision=args.revision,
         overwrite=args.overwrite,
         resume=args.resume,
         progress=not args.quiet,

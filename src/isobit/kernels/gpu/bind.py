@@ -75,6 +75,7 @@ class BoundLinear:
     def __init__(self, held: Held, machine: Machine, workspace: Workspace, out_dtype: torch.dtype | None) -> None:
         self.held, self.machine, self.workspace, self.out_dtype = held, machine, workspace, out_dtype
         self._runs: dict[tuple[int, torch.dtype], Float32Product | LibraryProduct | Run] = {}
+        self._classes: dict[int, int] = {}  # of numbers of tokens: every call asks, and finding one goes over all rows
         self._arrange_for_16_bits()
         workspace.reserve(*_needs(held.matrix(), held.activations, machine))
 
@@ -110,10 +111,13 @@ class BoundLinear:
         assert machine.target == self.machine.target, "another target may want the weight in another order"
         self.machine = machine
         self._runs.clear()
+        self._classes.clear()
         return self
 
     def _run(self, tokens: int, dtype: torch.dtype) -> Float32Product | LibraryProduct | Run:
-        key = (selection.size_class(tokens), dtype)
+        if tokens not in self._classes:
+            self._classes[tokens] = selection.size_class(tokens)
+        key = (self._classes[tokens], dtype)
         if key not in self._runs:
             row, operands = self.variant(tokens, dtype), self.held.operands
             if operands is not None and operands.arrange(self.held.unit(row, self.machine.target)):
