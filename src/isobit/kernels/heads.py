@@ -16,6 +16,8 @@ class AttentionSpec:
         window: latest tokens that a token sees, itself included; None for all.
         q_norm, k_norm: RMS norms ``[dim]`` of each query and key head, or neither.
         eps: their epsilon.
+        scale: what scores are multiplied by; None for ``dim ** -0.5``.
+        softcap: scores become ``softcap * tanh(score / softcap)`` before what is hidden is left out; None: they stay.
     """
 
     heads: int
@@ -25,3 +27,10 @@ class AttentionSpec:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     eps: float = 0.0
+    scale: float | None = None
+    softcap: float | None = None
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by."""
+        return self.dim**-0.5 if self.scale is None else self.scale
