@@ -39,7 +39,7 @@ def child(checkpoint: str) -> None:
     from isobit.formats.qtensor import QTensor
     from isobit.kernels.gpu.bind import bind
     from isobit.models.archs import model_config
-    from isobit.models.shapes import expected_tensors
+    from isobit.models.blueprint import expected_tensors
 
     compiled: list[str] = []
 

@@ -118,7 +118,7 @@ def bytes_per_token(ck: object) -> int:
 def cache_bytes(model: Decoder, tokens: int) -> int:
     """Size of a key-value cache of so many tokens."""
     config = model.config
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * model.dtype.itemsize
+    return 2 * sum(one.attention.kv_heads * one.attention.dim for one in config.layers) * tokens * model.dtype.itemsize
 
 
 def time_prefill(model: Decoder, settings: RunSettings) -> dict[str, object]:
@@ -139,7 +139,7 @@ def time_prefill(model: Decoder, settings: RunSettings) -> dict[str, object]:
         times.append(seconds(lambda cache=cache: model.forward(ids, cache, last_only=True)))  # type: ignore[misc]
         if matrix is None:
             peak = memory()["peak"]
-            matrix = MatrixRate(settings.prefill, config.intermediate_size, config.hidden_size)
+            matrix = MatrixRate(settings.prefill, config.layers[0].mlp.size, config.hidden_size)
         rates.append(max(matrix() for _ in range(3)))
         shares.append(operations / times[-1] / rates[-1])
     return {

@@ -16,7 +16,7 @@ from isobit.checkpoint.layout import module_tensors
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
 from isobit.models.archs import ARCHS, family, model_config
-from isobit.models.shapes import classify, expected_tensors
+from isobit.models.blueprint import classifier, expected_tensors
 from isobit.models.weights import load_model
 from isobit.quantizer.grid import default_search, quantize_weight, stored_scale_dtype
 
@@ -80,7 +80,7 @@ def test_expected_tensors_are_what_transformers_saves(saved) -> None:
 def test_every_tensor_has_a_kind(saved) -> None:
     _, _, folder = saved
     config = model_config(json.loads((folder / "config.json").read_text()))
-    kinds = {name: classify(name) for name in expected_tensors(config)}
+    kinds = {name: classifier(config)(name) for name in expected_tensors(config)}
     assert "other" not in kinds.values()
     assert {name for name, kind in kinds.items() if kind == "linear"} == {name for name in kinds if "_proj." in name}
 
@@ -88,6 +88,8 @@ def test_every_tensor_has_a_kind(saved) -> None:
 def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
     """The model in a scheme, and the same with its dequantized weights as a plain float32 checkpoint."""
     tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    classify = classifier(model_config(config))
     packed, plain = {}, {}
     assert row.weights is not None
     for name, tensor in tensors.items():
@@ -104,7 +106,6 @@ def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
         module = name.removesuffix(".weight")
         packed |= module_tensors(module, qt, activations=row.activations, input_scale=scale)
         plain[name] = qt.dequantize()
-    config = json.loads((folder / "config.json").read_text())
     linears = {name.removesuffix(".weight"): row for name in tensors if classify(name) == "linear" and "weight" in name}
     kept = dict.fromkeys(("lm_head", "model.embed_tokens"))
     for path, content, extra in (

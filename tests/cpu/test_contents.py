@@ -154,7 +154,7 @@ def test_the_one_matrix_may_have_either_name(model: Any, kind: str, tmp_path: Pa
     assert describe(folder).notes == ()
 
 
-PREFIXES = ("", "language_model.model.", "_orig_mod.model.", "model.language_model.")
+PREFIXES = ("base.", "", "language_model.model.", "_orig_mod.model.", "model.language_model.")
 
 
 @pytest.mark.parametrize(("architecture", "prefix"), [*zip(ARCHS, PREFIXES, strict=True)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from tiny import save_model
 
 from isobit.engine import graphs
 from isobit.engine.graphs import FixedStep, span_of
-from isobit.models.config import ModelConfig
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 
@@ -30,20 +28,10 @@ def windowed(model: Decoder, window: int | None) -> Decoder:
     for index, layer in enumerate(model.layers):
         if index == 0:
             layer.self_attn.heads = replace(layer.self_attn.heads, window=window)  # type: ignore[union-attr]
-    windows = (window, *model.config.windows[1:])
-    fixed: Any = model
-    fixed.config = _Windows(model.config, windows)
+    first = model.config.layers[0]
+    other = replace(first, attention=replace(first.attention, window=window))
+    model.config = replace(model.config, layers=(other, *model.config.layers[1:]))
     return model
-
-
-class _Windows:
-    """A configuration with other windows."""
-
-    def __init__(self, config: ModelConfig, windows: tuple[int | None, ...]) -> None:
-        self._config, self.windows = config, windows
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -18,8 +18,8 @@ from isobit.evaluation import info
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.archs import ARCHS, family, model_config
+from isobit.models.blueprint import expected_tensors
 from isobit.models.planning import plans
-from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 

@@ -16,7 +16,7 @@ from isobit.errors import CheckpointError, ModelError, UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import scheme
 from isobit.models.archs import model_config
-from isobit.models.shapes import classify, expected_tensors
+from isobit.models.blueprint import classifier, expected_tensors
 from isobit.models.weights import load_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -120,12 +120,13 @@ def test_an_unknown_architecture_is_refused(source: Path, tmp_path: Path) -> Non
     [
         ("lm_head.weight", "lm_head"), ("model.embed_tokens.weight", "embedding"), ("model.norm.weight", "norm"),
         ("model.layers.0.self_attn.q_proj.bias", "linear"), ("model.layers.0.self_attn.q_norm.weight", "norm"),
-        ("model.layers.0.mlp.gate_proj.weight", "linear"), ("model.layers.3.mlp.gate.weight", "router"),
-        ("model.layers.3.mlp.experts.7.down_proj.weight", "linear"), ("model.something.weight", "other"),
+        ("model.layers.0.mlp.gate_proj.weight", "linear"), ("model.layers.99.mlp.gate_proj.weight", "other"),
+        ("model.layers.0.mlp.gate.weight", "other"), ("model.something.weight", "other"),
     ],
 )  # fmt: skip
 def test_kinds(tensor: str, kind: str) -> None:
-    assert classify(tensor) == kind
+    config = CONFIG | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    assert classifier(model_config(config))(tensor) == kind
 
 
 def test_biases_and_norms_are_expected_where_flags_say() -> None:

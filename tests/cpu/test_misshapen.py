@@ -25,7 +25,7 @@ from isobit.kernels.cpu import library
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.archs import ARCHS, family, model_config
-from isobit.models.shapes import expected_tensors
+from isobit.models.blueprint import expected_tensors
 from isobit.models.step import Step
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize

@@ -19,8 +19,8 @@ from isobit.kernels import backends
 from isobit.kernels.cpu import library
 from isobit.kernels.cpu.linear import quantize_activations
 from isobit.models.archs import ARCHS, family, model_config
+from isobit.models.blueprint import expected_tensors
 from isobit.models.planning import plans
-from isobit.models.shapes import expected_tensors
 from isobit.models.weights import load_model
 
 BLOCK = 128

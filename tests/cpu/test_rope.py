@@ -41,7 +41,7 @@ def configs(name: str, theta: float) -> tuple[ModelConfig, LlamaConfig]:
 @pytest.mark.parametrize("name", ROPES)
 def test_frequencies_equal_transformers(name: str, theta: float) -> None:
     ours, theirs = configs(name, theta)
-    found, factor = frequencies(ours.rope, ours.head_dim)
+    found, factor = frequencies(ours.layers[0].attention.rope, ours.layers[0].attention.dim)
     kind = ROPES[name]["rope_type"]
     if kind == "default":
         wanted, wanted_factor = LlamaRotaryEmbedding(theirs).inv_freq, 1.0
@@ -57,7 +57,7 @@ def test_both_spellings_at_once_equal_transformers(name: str) -> None:
     keys = {"rope_theta": 5e5, "rope_scaling": old, "rope_parameters": ROPES[name] | {"rope_theta": 5e5}}
     ours = model_config({"architectures": ["LlamaForCausalLM"]} | SIZES | copy.deepcopy(keys))
     theirs = LlamaRotaryEmbedding(LlamaConfig(**SIZES, **copy.deepcopy(keys)))
-    found, factor = frequencies(ours.rope, ours.head_dim)
+    found, factor = frequencies(ours.layers[0].attention.rope, ours.layers[0].attention.dim)
     torch.testing.assert_close(found, theirs.inv_freq, rtol=1e-6, atol=0)
     assert factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
 
@@ -71,7 +71,7 @@ def test_odd_numbers_of_yarn_mean_what_they_mean_to_transformers(changes: dict[s
     keys = SIZES | {"rope_parameters": YARN | {"rope_theta": 1e4} | changes}
     ours = model_config({"architectures": ["LlamaForCausalLM"]} | copy.deepcopy(keys))
     wanted, wanted_factor = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(**keys))
-    found, factor = frequencies(ours.rope, ours.head_dim)
+    found, factor = frequencies(ours.layers[0].attention.rope, ours.layers[0].attention.dim)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
     assert factor == pytest.approx(wanted_factor, rel=1e-12)
 
@@ -81,13 +81,13 @@ def test_cosines_and_sines_equal_transformers(name: str) -> None:
     ours, theirs = configs(name, 10000.0)
     positions = torch.arange(250)[None]
     wanted = LlamaRotaryEmbedding(theirs)(torch.zeros(1, dtype=torch.float32), positions)
-    for found, expected in zip(RotaryTable(ours.rope, 64).at(0, 250), wanted, strict=True):
+    for found, expected in zip(RotaryTable(ours.layers[0].attention.rope, 64).at(0, 250), wanted, strict=True):
         torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
 
 
 def test_the_table_grows_without_changing() -> None:
     ours, _ = configs("yarn", 10000.0)
-    table = RotaryTable(ours.rope, 64)
+    table = RotaryTable(ours.layers[0].attention.rope, 64)
     early = table.at(10, 20)[0].clone()
     table.at(5000, 5001)
     assert torch.equal(table.at(10, 20)[0], early)

@@ -19,7 +19,7 @@ from isobit.formats.rules import Policy
 from isobit.formats.schemes import GROUPED, SCHEMES, check_shape, scheme
 from isobit.kernels import backends, reference
 from isobit.models.archs import model_config
-from isobit.models.shapes import expected_tensors
+from isobit.models.blueprint import expected_tensors
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 from isobit.quantizer.grid import quantize_weight

@@ -10,7 +10,7 @@ import pytest
 
 from isobit.errors import ModelError
 from isobit.models.archs import ARCHS, family, model_config
-from isobit.models.config import ModelConfig, Rope
+from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Rope, SelfAttention
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
@@ -29,11 +29,15 @@ def test_a_family_is_one_file_and_one_line(arch: str, name: str) -> None:
     assert callable(module.from_hf) and config.family == name
 
 
+def rope_of(config: ModelConfig) -> Rope:
+    return config.layers[0].attention.rope
+
+
 def test_defaults_of_llama() -> None:
     config = read()
-    assert (config.num_kv_heads, config.head_dim, config.norm_eps) == (4, 16, 1e-6)
-    assert config.rope == Rope() and config.windows == (None,) * 4
-    assert not (config.tie_word_embeddings or config.qkv_bias or config.o_bias or config.mlp_bias)
+    assert config.layers == (LayerSpec(SelfAttention(4, 4, 16), GatedMlp(96)),) * 4
+    assert (config.norm_eps, config.norm_offset, config.embedding_factor, config.logit_softcap) == (1e-6, 0, 1, None)
+    assert not config.tie_word_embeddings
 
 
 def test_old_and_new_rope_spellings_are_one() -> None:
@@ -41,12 +45,12 @@ def test_old_and_new_rope_spellings_are_one() -> None:
     old = read(rope_theta=5e5, rope_scaling={"rope_type": "llama3"} | numbers)
     older = read(rope_theta=5e5, rope_scaling={"type": "llama3"} | numbers)
     new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5} | numbers)
-    assert old.rope == older.rope == new.rope == Rope("llama3", 5e5, 8.0, 32, 1.0, 4.0)
+    assert rope_of(old) == rope_of(older) == rope_of(new) == Rope("llama3", 5e5, 8.0, 32, 1.0, 4.0)
 
 
 @pytest.mark.parametrize("arch", ["MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 def test_a_null_number_of_key_value_heads_is_that_of_the_heads(arch: str) -> None:
-    assert read(arch, num_key_value_heads=None).num_kv_heads == 4
+    assert read(arch, num_key_value_heads=None).layers[0].attention.kv_heads == 4
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def test_rope_in_both_spellings_that_agree_is_read(arch: str, kind: str) -> None:
     new = KINDS[kind] | {"rope_type": kind, "rope_theta": 5e5}
     whole = {key: int(value) for key, value in KINDS[kind].items()}
-    wanted = read(arch, num_key_value_heads=4, rope_parameters=new).rope
+    wanted = rope_of(read(arch, num_key_value_heads=4, rope_parameters=new))
     for scaling in (
         KINDS[kind] | {"type": kind},
         KINDS[kind] | {"rope_type": kind, "type": kind},
@@ -154,9 +158,9 @@ def test_rope_in_both_spellings_that_agree_is_read(arch: str, kind: str) -> None
     ):
         for parameters in (None, new, new | DEFAULTS[kind], whole | {"rope_type": kind}, {}):
             beside = {"rope_theta": 500000, "rope_scaling": scaling, "rope_parameters": parameters}
-            rope = read(arch, num_key_value_heads=4, **beside).rope
+            rope = rope_of(read(arch, num_key_value_heads=4, **beside))
             assert replace(rope, attention_factor=None) == wanted and rope.scale == pytest.approx(wanted.scale)
-    assert read(arch, num_key_value_heads=4, rope_parameters=new, rope_theta=5e5, rope_scaling=None).rope == wanted
+    assert rope_of(read(arch, num_key_value_heads=4, rope_parameters=new, rope_theta=5e5, rope_scaling=None)) == wanted
 
 
 OLD, NEW = KINDS["yarn"] | {"type": "yarn"}, KINDS["yarn"] | {"rope_type": "yarn"}
@@ -219,7 +223,7 @@ def test_the_longest_context(rope: dict[str, Any], said: int, allowed: int) -> N
 def test_a_context_beside_the_rope_is_read_as_one_within() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0}
     inside = read(rope_scaling=yarn | {"original_max_position_embeddings": 32})
-    assert read(rope_scaling=yarn, original_max_position_embeddings=32).rope == inside.rope
+    assert rope_of(read(rope_scaling=yarn, original_max_position_embeddings=32)) == rope_of(inside)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ MISSPELT = {
 
 @pytest.mark.parametrize("name", [*OTHER_FAMILIES, "", "x" * 100_000, "Llama\x1b[31m"])
 def test_another_architecture_gets_the_list_and_no_guess(name: str) -> None:
-    with pytest.raises(ModelError, match="isobit runs LlamaForCausalLM, .*, Qwen3ForCausalLM") as error:
+    with pytest.raises(ModelError, match="isobit runs Gemma2ForCausalLM, .*, Qwen3ForCausalLM") as error:
         read(name)
     assert "mean" not in str(error.value) and len(str(error.value)) < 400 and str(error.value).isprintable()
 

@@ -35,7 +35,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "per_layer_config": ({"0": {"num_key_value_heads": 1}},), "text_config": ({"hidden_size": 64},),
     "vision_config": ({"depth": 32},), "audio_config": ({"layers": 2},), "num_nextn_predict_layers": (1,),
     "num_kv_shared_layers": (20,), "n_layer": (5,), "d_model": (99,), "head_size": (99,), "pruned_heads": ({"0": [1]},),
-    "model_type": ("gemma2", "llama4", 3), "auto_map": (["code"],), "dtype": ("float8", "auto", 16, True),
+    "model_type": ("gemma3", "llama4", 3), "auto_map": (["code"],), "dtype": ("float8", "auto", 16, True),
     "torch_dtype": ("int8", ["bfloat16"]), "something_new": (1, "x", True, {"a": 0}, [0]),
 }  # fmt: skip
 
@@ -107,8 +107,14 @@ def test_null_and_what_means_none_of_it_is_harmless(family: str) -> None:
     for key, values in NEUTRAL.items():
         for value in values:
             assert model_config(FAMILIES[family] | {key: value}) == plain
-    same = {"n_layers": plain.num_layers, "d_model": plain.hidden_size, "query_pre_attn_scalar": float(plain.head_dim)}
-    assert model_config(FAMILIES[family] | same | {"attention_multiplier": plain.head_dim**-0.5}) == plain
+    same = {
+        "n_layers": plain.num_layers,
+        "d_model": plain.hidden_size,
+        "query_pre_attn_scalar": float(plain.layers[0].attention.dim),
+    }
+    assert (
+        model_config(FAMILIES[family] | same | {"attention_multiplier": plain.layers[0].attention.dim ** -0.5}) == plain
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,6 +150,7 @@ def test_windows_of_mistral() -> None:
 @pytest.mark.parametrize("architecture", ARCHS)
 def test_where_model_type_and_architecture_disagree_the_latter_counts_and_it_is_said(architecture: str) -> None:
     for family in FAMILIES:
-        config = model_config(LLAMA2 | {"architectures": [architecture], "model_type": family})
+        keys = {key: value for key, value in LLAMA2.items() if key != "hidden_act"}  # each family has its own
+        config = model_config(keys | {"architectures": [architecture], "model_type": family})
         assert config.family == ARCHS[architecture]
         assert bool(config.notes) == (family != config.family) and all(family in note for note in config.notes)

@@ -10,7 +10,7 @@ self_attn.kv_scale, attn.kv_scale           AutoFP8: one for both
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,13 +52,13 @@ def kv_names(names: Iterable[str], layers: int) -> tuple[str, ...]:
     return tuple(name for name in names if (match := _NAME.fullmatch(name)) and int(match["layer"]) < layers)
 
 
-def read_kv_scales(ck: Checkpoint, names: Iterable[str], heads: int) -> dict[int, KvScales]:
+def read_kv_scales(ck: Checkpoint, names: Iterable[str], heads: Sequence[int]) -> dict[int, KvScales]:
     """Reads and checks them.
 
     Args:
         ck: the checkpoint, its tensors under a model's own names.
         names: what :func:`kv_names` found.
-        heads: key-value heads of a layer.
+        heads: key-value heads of each layer.
 
     Returns:
         layer -> its scales.
@@ -74,7 +74,7 @@ def read_kv_scales(ck: Checkpoint, names: Iterable[str], heads: int) -> dict[int
         if "zero_point" in (match["part"], match["proj_part"]):
             _require_zero(ck, name)
             continue
-        scale = _scale(ck, name, heads)
+        scale = _scale(ck, name, heads[int(match["layer"])])
         of_layer = found.setdefault(int(match["layer"]), {})
         for what in match["plain"] or match["proj"]:
             if what in of_layer and not torch.equal(of_layer[what], scale):

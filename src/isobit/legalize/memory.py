@@ -103,7 +103,7 @@ def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:
 
 def kv_bytes_per_token(workload: Workload, kv: str) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    return 2 * workload.layers * workload.kv_heads * workload.head_dim * bits(kv) // 8
+    return 2 * sum(one.kv_heads * one.dim for one in workload.attentions) * bits(kv) // 8
 
 
 def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int, target: Target) -> int:
@@ -124,7 +124,8 @@ def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int
     size = bits(dtype) // 8
     rows, wide = (5, 4) if target.is_gpu else (2, 2)
     mlp = tokens * (rows * workload.hidden + wide * workload.intermediate) * size
-    attention = tokens * (2 * workload.hidden + 3 * workload.heads * workload.head_dim) * size
+    widest = max((one.heads * one.dim for one in workload.attentions), default=0)
+    attention = tokens * (2 * workload.hidden + 3 * widest) * size
     logits = sequences * workload.vocab * 4
     return max(mlp, attention, logits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,22 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """The attention of one layer, as far as memory and time go.
+
+    Attributes:
+        heads, kv_heads: query heads and key-value heads.
+        dim: width of a head.
+        window: how many of the latest tokens it attends to; None for all.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class Workload:
     """A decoder-only transformer, as far as memory and time go.
 
@@ -49,10 +66,11 @@ class Workload:
         title: for people.
         dtype: torch dtype of the source's weights.
         tensors: every tensor.
-        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: sizes.
+        attentions: of each layer.
+        hidden, vocab: sizes.
+        intermediate: the widest MLP.
         max_context: the longest context in tokens.
         tied: whether the output projection is the embedding.
-        windows: per layer, how many of the latest tokens it attends to; None for all.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
         notes: what people should know about the model and its checkpoint, whatever runs it.
     """
@@ -60,18 +78,19 @@ class Workload:
     title: str
     dtype: str
     tensors: tuple[Tensor, ...]
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attentions: tuple[Attention, ...]
     hidden: int
     intermediate: int
     vocab: int
     max_context: int
     tied: bool
-    windows: tuple[int | None, ...]
     stored: Callable[[str], Stored] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.attentions)
 
     @property
     def parameters(self) -> int:
@@ -123,9 +142,9 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
                             bias=tensor.module in biased, scale_dtype=scales, given=scheme is None))  # fmt: skip
     if workload.tied:
         found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
-    found.insert(
-        1,
-        Op("attention", "self_attn", workload.heads, workload.head_dim, dtype=dtype, kv=kv or dtype,
-           kv_heads=workload.kv_heads, count=workload.layers),
-    )  # fmt: skip
+    alike = Counter((one.heads, one.dim, one.kv_heads) for one in workload.attentions)
+    found[1:1] = [
+        Op("attention", "self_attn", heads, dim, dtype=dtype, kv=kv or dtype, kv_heads=kv_heads, count=count)
+        for (heads, dim, kv_heads), count in alike.items()
+    ]
     return tuple(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,12 +24,13 @@ class KVCache:
     ) -> None:
         self.length = 0
         self.max_len = max_len
-        shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
+        heads = _heads(config)
+        shape = (config.num_layers, batch, heads[0], max_len, heads[1])
         self._shape, self._dtype = shape, dtype
         try:
             self._keys, self._values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         except RuntimeError:
-            size = 2 * config.num_layers * batch * config.num_kv_heads * max_len * config.head_dim * dtype.itemsize
+            size = 2 * math.prod(shape) * dtype.itemsize
             raise CapacityError(
                 f"the key-value cache of {batch} x {max_len} tokens needs {size / 2**30:.1f} GiB, which cannot be had;"
                 " use a shorter context or a smaller batch"
@@ -39,7 +42,8 @@ class KVCache:
         Raises:
             UsageError: it was made for others.
         """
-        shape = (config.num_layers, batch, config.num_kv_heads, self.max_len, config.head_dim)
+        heads = _heads(config)
+        shape = (config.num_layers, batch, heads[0], self.max_len, heads[1])
         if self._shape != shape or self._dtype != dtype:
             made = "x".join(map(str, self._shape))
             raise UsageError(
@@ -84,3 +88,9 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Counts tokens that every layer has stored."""
         self.length += tokens
+
+
+def _heads(config: ModelConfig) -> tuple[int, int]:
+    """Key-value heads and their width, which all layers have alike."""
+    (found,) = {(layer.attention.kv_heads, layer.attention.dim) for layer in config.layers}
+    return found

@@ -1,6 +1,6 @@
-"""What a decoder is: one frozen configuration with flags.
+"""What a decoder is: frozen descriptions of its layers and of what stands around them.
 
-``archs/`` and ``hf`` map the keys of a ``config.json`` onto these fields.
+``archs/`` and ``hf`` map the keys of a ``config.json`` onto these fields; ``blueprint`` turns them into modules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from isobit.errors import ModelError
 
-QkNorm = Literal["none", "head"]
+Activation = Literal["silu", "gelu_tanh"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
 LARGEST_CONTEXT = 1 << 30  # tokens
@@ -63,22 +63,94 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 @dataclass(frozen=True)
+class SelfAttention:
+    """Grouped-query attention of one layer.
+
+    Attributes:
+        heads, kv_heads: query heads, and key-value heads that divide them.
+        dim: width of a head; ``heads * dim`` need not be the hidden size.
+        rope: rotary embedding.
+        window: how many of the latest tokens (itself included) a token attends to; None for all.
+        scale: what scores are multiplied by; None for ``dim ** -0.5``.
+        softcap: scores become ``softcap * tanh(score / softcap)``; None: they stay.
+        qk_norm: whether an RMSNorm goes over each query and key head, before the rotary embedding.
+        bias, o_bias: whether queries, keys and values, and the output projection, have a bias.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    rope: Rope = Rope()  # noqa: RUF009 - frozen
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    qk_norm: bool = False
+    bias: bool = False
+    o_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"config.json: num_attention_heads = {self.heads} is not a multiple of"
+                f" num_key_value_heads = {self.kv_heads}"
+            )
+        if self.dim % 2:
+            raise ModelError(f"config.json: head_dim = {self.dim} is odd; rotary embeddings need pairs")
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    """``down(activation(gate(x)) * up(x))``.
+
+    Attributes:
+        size: outputs of gate and up.
+        activation: ``silu``, or ``gelu_tanh``: GELU by its tanh approximation.
+        bias: whether the three have a bias.
+    """
+
+    size: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The RMSNorms of a layer, each by its name in checkpoints; None where there is none.
+
+    Attributes:
+        before_attention, before_mlp: of what goes in, the residual stream.
+        after_attention, after_mlp: of what comes out, before it is added to the residual stream.
+    """
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One decoder layer: attention and MLP, each added to the residual stream."""
+
+    attention: SelfAttention
+    mlp: GatedMlp
+    norms: Norms = Norms()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer.
 
     Attributes:
         family: name of the file in ``archs/``.
-        vocab_size, hidden_size, intermediate_size: widths.
-        num_layers: decoder layers.
-        num_heads, num_kv_heads: query heads, and key-value heads that divide them.
-        head_dim: width of a head; ``num_heads * head_dim`` need not be ``hidden_size``.
+        vocab_size, hidden_size: widths.
+        layers: what each layer is.
         norm_eps: epsilon of every RMSNorm.
-        rope: rotary embedding.
+        norm_offset: what is added to the weights of every RMSNorm (1 in Gemma, whose weights lie around zero).
         max_position_embeddings: what config.json says about the longest context, in tokens; see :attr:`max_context`.
         tie_word_embeddings: the output projection is the embedding.
-        qkv_bias, o_bias, mlp_bias: which projections have a bias.
-        qk_norm: ``head``: an RMSNorm over each query and key head, before the rotary embedding.
-        windows: per layer, how many of the latest tokens (itself included) a token attends to; None for all.
+        embedding_factor: what embeddings are multiplied by, as it is in the dtype of the activations.
+        logit_softcap: logits become ``softcap * tanh(logit / softcap)``; None: they stay.
         dtype: torch dtype of the weights that are not quantized, as config.json has it.
         notes: what a user should know about how config.json was understood.
     """
@@ -86,33 +158,25 @@ class ModelConfig:
     family: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    layers: tuple[LayerSpec, ...]
     norm_eps: float
-    rope: Rope
     max_position_embeddings: int
     tie_word_embeddings: bool
-    windows: tuple[int | None, ...]
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: QkNorm = "none"
+    norm_offset: float = 0.0
+    embedding_factor: float = 1.0
+    logit_softcap: float | None = None
     dtype: str = "bfloat16"
     notes: tuple[str, ...] = field(default=(), compare=False)
 
-    def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ModelError(
-                f"config.json: num_attention_heads = {self.num_heads} is not a multiple of"
-                f" num_key_value_heads = {self.num_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ModelError(f"config.json: head_dim = {self.head_dim} is odd; rotary embeddings need pairs")
-        if len(self.windows) != self.num_layers:
-            raise ModelError(f"config.json: {len(self.windows)} layer types for {self.num_layers} layers")
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer's attention."""
+        return tuple(layer.attention.window for layer in self.layers)
 
     @property
     def max_context(self) -> int:
@@ -121,7 +185,12 @@ class ModelConfig:
         Configurations write max_position_embeddings before or after stretching, and the larger of both readings counts:
         Qwen's recipe for yarn leaves 32768 or 40960 there and means 131072. llama3's factor is no ratio of contexts.
         """
-        if self.rope.kind not in ("yarn", "linear"):
-            return self.max_position_embeddings
-        original = self.rope.original_context or self.max_position_embeddings
-        return max(self.max_position_embeddings, min(round(original * self.rope.factor), LARGEST_CONTEXT))
+        ropes = {layer.attention.rope for layer in self.layers}
+        return max((_stretched(rope, self.max_position_embeddings) for rope in ropes), default=0)
+
+
+def _stretched(rope: Rope, said: int) -> int:
+    """The longest context by one rope, where config.json says ``said``."""
+    if rope.kind not in ("yarn", "linear"):
+        return said
+    return max(said, min(round((rope.original_context or said) * rope.factor), LARGEST_CONTEXT))

@@ -19,9 +19,9 @@ from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import short_list, unreadable
 from isobit.errors import CheckpointError
 from isobit.models.archs import model_config
+from isobit.models.blueprint import Shapes, expected_tensors
 from isobit.models.config import ModelConfig
 from isobit.models.names import renamed
-from isobit.models.shapes import Shapes, expected_tensors
 
 # Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")

@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         self.config, self.dtype, self.place, self.notes = config, dtype, place, notes
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
-        self._rotary = RotaryTable(config.rope, config.head_dim, place.tensors)
+        self._rotary = RotaryTable(config.layers[0].attention.rope, config.layers[0].attention.dim, place.tensors)
         self._stacks: dict[str, Callable[[Tensor, Step], Tensor] | None] = {}  # by name of the layer ops
         self._listeners = Listeners(self.layers.modules())
 
@@ -74,7 +74,9 @@ class Decoder(nn.Module):
         x, ops = self._hidden_states(ids, cache, embeds)
         if last_only and x.shape[1] > 1:
             x = x[:, -1:].contiguous()
-        return self.lm_head(ops.norm(x, self.norm.weight, self.norm.eps)).float()  # type: ignore[no-any-return]
+        logits = self.lm_head(ops.norm(x, self.norm.weight, self.norm.eps)).float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def hidden_states(
         self, ids: Tensor | None, cache: KVCache | None = None, *, embeds: Tensor | None = None
@@ -125,7 +127,7 @@ class Decoder(nn.Module):
 
     def layer_ops(self, dtype: torch.dtype | None = None, device: str = "cpu") -> LayerOps:
         """The row that runs what is not a linear, for this dtype (default: the model's) on this device."""
-        return choose(dtype or self.dtype, device, self.config.head_dim)
+        return choose(dtype or self.dtype, device, self.config.layers)
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for ``batch`` sequences of up to ``max_len`` tokens."""

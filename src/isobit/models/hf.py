@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from isobit.models.config import LARGEST_CONTEXT, ModelConfig, Rope, RopeKind
+from isobit.models.config import (
+    LARGEST_CONTEXT,
+    Activation,
+    GatedMlp,
+    LayerSpec,
+    ModelConfig,
+    Norms,
+    Rope,
+    RopeKind,
+    SelfAttention,
+)
 from isobit.models.fields import Fields, Number, shown
 from isobit.models.hf_keys import complain_of_unread
 
 DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
-ACTIVATIONS = ("silu", "swish")
+ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
+    "silu": ("silu", "swish"),
+    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh"),
+}
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
 MOST_LAYERS = 10_000
 TINY, HUGE = 1e-6, 1e6  # of a factor or of yarn's turns: beyond them frequencies overflow
@@ -27,20 +40,52 @@ class Common:
         kv_heads: num_key_value_heads when the key is absent; None for the number of query heads.
         head_dim: head_dim when the key is absent; None for hidden_size / num_attention_heads.
         max_positions: max_position_embeddings when the key is absent.
+        tied: tie_word_embeddings when the key is absent.
+        activation: the key that names the activation of the MLP.
     """
 
     kv_heads: int | None = None
     head_dim: int | None = None
     max_positions: int = 2048
+    tied: bool = False
+    activation: str = "hidden_act"
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a family's layers are beside their sizes; the names as in :mod:`isobit.models.config`.
+
+    Attributes:
+        norms: where a layer has norms.
+        norm_offset: what is added to the weights of norms.
+        qk_norm: whether each query and key head has a norm.
+        qkv_bias, o_bias, mlp_bias: which linears have a bias.
+        activation: of the MLP; other values of its key are refused.
+        scale, softcap: of attention scores.
+        embedding_root: whether embeddings are multiplied by the root of the hidden size.
+        logit_softcap: of logits.
+    """
+
+    norms: Norms = Norms()  # noqa: RUF009 - frozen
+    norm_offset: float = 0.0
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    activation: Activation = "silu"
+    scale: float | None = None
+    softcap: float | None = None
+    embedding_root: bool = False
+    logit_softcap: float | None = None
 
 
 def read_common(
     config: Fields,
     family: str,
-    common: Common,
+    common: Common = Common(),  # noqa: B008 - frozen
+    style: Style = Style(),  # noqa: B008 - frozen
     windows: tuple[int | None, ...] | None = None,
     notes: tuple[str, ...] = (),
-    **flags: Any,
 ) -> ModelConfig:
     """A configuration from the keys that all families share.
 
@@ -48,45 +93,66 @@ def read_common(
         config: the file.
         family: name of the file in ``archs/``.
         common: how this family reads the common keys.
+        style: what its layers are; from keys that the family has read already: what it reads later is refused as
+            unknown.
         windows: one for each layer; None where the family has none.
         notes: what the family has to say.
-        flags: the family's own fields of :class:`ModelConfig`, which it has read already: what it reads later is
-            refused as unknown.
 
     Raises:
         ModelError: keys are missing, wrong, or ask for what is not implemented; all of them are named.
     """
-    config.only("hidden_act", ACTIVATIONS, "activation")
+    config.only(common.activation, ACTIVATIONS[style.activation], "activation")
     config.only("partial_rotary_factor", (1,), "partial rotary embedding")
+    read = _sizes(config, common)
+    rope, dtype = read_rope(config, common), _dtype(config)
+    said = (*notes, *_own_code(config))
+    _check_heads(config, read)
+    complain_of_unread(config, read)
+    config.check()
+    attention = SelfAttention(
+        read["num_heads"], read["num_kv_heads"], read["head_dim"], rope, scale=style.scale, softcap=style.softcap,
+        qk_norm=style.qk_norm, bias=style.qkv_bias, o_bias=style.o_bias,
+    )  # fmt: skip
+    mlp = GatedMlp(read["intermediate_size"], style.activation, style.mlp_bias)
+    layers = tuple(
+        LayerSpec(replace(attention, window=window), mlp, style.norms)
+        for window in (windows if windows is not None else (None,) * read["num_layers"])
+    )
+    model = ModelConfig(
+        family,
+        read["vocab_size"],
+        read["hidden_size"],
+        layers,
+        read["norm_eps"],
+        read["max_position_embeddings"],
+        read["tie_word_embeddings"],
+        norm_offset=style.norm_offset,
+        embedding_factor=math.sqrt(read["hidden_size"]) if style.embedding_root else 1.0,
+        logit_softcap=style.logit_softcap,
+        dtype=dtype,
+    )
+    return replace(model, notes=(*said, *_stretched(model, rope)))
+
+
+def _sizes(config: Fields, common: Common) -> dict[str, Any]:
+    """The numbers that all families have, by the names that ``hf_keys`` compares other keys with."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if config.sound and config.raw("head_dim") is None and common.head_dim is None and hidden % heads:
         config.problem("hidden_size", f"is not a multiple of num_attention_heads = {heads} and there is no head_dim")
-    layers = config.integer("num_hidden_layers", high=MOST_LAYERS)
     # An explicit null means one per query head in every family; only an absent key takes the family's default.
     kv_heads = heads if "num_key_value_heads" in config else common.kv_heads or heads
-    values = {
-        "family": family,
+    return {
         "vocab_size": config.integer("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": config.integer("intermediate_size"),
-        "num_layers": layers,
+        "num_layers": config.integer("num_hidden_layers", high=MOST_LAYERS),
         "num_heads": heads,
         "num_kv_heads": config.integer("num_key_value_heads", kv_heads),
         "head_dim": config.integer("head_dim", common.head_dim or max(1, hidden // heads), high=4096),
         "norm_eps": config.number("rms_norm_eps", 1e-6, high=1.0),
         "max_position_embeddings": _positions(config, common),
-        "tie_word_embeddings": config.flag("tie_word_embeddings", False),
-        "rope": read_rope(config, common),
-        "dtype": _dtype(config),
-        "windows": windows if windows is not None else (None,) * layers,
-        **flags,
+        "tie_word_embeddings": config.flag("tie_word_embeddings", common.tied),
     }
-    said = (*notes, *_own_code(config))
-    _check_heads(config, values)
-    complain_of_unread(config, values)
-    config.check()
-    model = ModelConfig(**values)
-    return replace(model, notes=(*said, *_stretched(model)))
 
 
 def _check_heads(config: Fields, values: dict[str, Any]) -> None:
@@ -101,9 +167,9 @@ def _positions(config: Fields, common: Common) -> int:
     return config.integer("max_position_embeddings", common.max_positions, high=LARGEST_CONTEXT)
 
 
-def _stretched(model: ModelConfig) -> tuple[str, ...]:
+def _stretched(model: ModelConfig, rope: Rope) -> tuple[str, ...]:
     """Where the longest context is not what max_position_embeddings says, and why."""
-    rope, said = model.rope, model.max_position_embeddings
+    said = model.max_position_embeddings
     if model.max_context == said:
         return ()
     if rope.original_context:
@@ -251,14 +317,21 @@ def _optional(section: Fields, key: str) -> float | None:
     return None if section.raw(key) is None else section.number(key, None, TINY, HUGE)
 
 
-def read_windows(config: Fields, *, enabled: bool, default_window: int, first_full: int) -> tuple[int | None, ...]:
-    """Per-layer windows from ``layer_types``, or from ``sliding_window`` for the layers from ``first_full`` on.
+def from_layer(first: int) -> Callable[[int], bool]:
+    """For :func:`read_windows`: the layers from ``first`` on."""
+    return lambda layer: layer >= first
+
+
+def read_windows(
+    config: Fields, *, enabled: bool, default_window: int, windowed: Callable[[int], bool] = lambda layer: True
+) -> tuple[int | None, ...]:
+    """Per-layer windows from ``layer_types``, or from ``sliding_window`` for the layers that the family gives one.
 
     Args:
         config: the file.
         enabled: whether windows are used at all.
         default_window: ``sliding_window`` when the key is absent.
-        first_full: how many of the first layers attend to everything.
+        windowed: whether a layer, by its number, has one where there is no ``layer_types``.
     """
     layers = config.integer("num_hidden_layers", high=MOST_LAYERS)
     if config.raw("sliding_window") is None and "sliding_window" in config:
@@ -267,7 +340,7 @@ def read_windows(config: Fields, *, enabled: bool, default_window: int, first_fu
     window = length if enabled else None
     types = config.raw("layer_types")
     if types is None:
-        return tuple(window if layer >= first_full else None for layer in range(layers))
+        return tuple(window if windowed(layer) else None for layer in range(layers))
     if not isinstance(types, list) or any(name not in ("full_attention", "sliding_attention") for name in types):
         config.problem("layer_types", "isobit knows full_attention and sliding_attention")
     elif len(types) != layers and config.sound:

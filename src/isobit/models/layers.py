@@ -10,7 +10,7 @@ from isobit.checkpoint.kvscales import KvScales
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.heads import AttentionSpec
-from isobit.models.config import ModelConfig
+from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
 from isobit.models.parts import Part
 from isobit.models.step import Step
 
@@ -28,11 +28,18 @@ class RMSNorm(Part):
 
 
 class Embedding(nn.Module):
-    """Rows of a table, which may be quantized; also the output projection where it is tied."""
+    """Rows of a table, which may be quantized; also the output projection where it is tied.
 
-    def __init__(self, weight: QTensor | Tensor, dtype: torch.dtype) -> None:
+    Attributes:
+        weight: ``[vocab, hidden]``.
+        dtype: of the activations.
+        factor: what rows are multiplied by; rounded to the dtype first, as transformers does.
+    """
+
+    def __init__(self, weight: QTensor | Tensor, dtype: torch.dtype, factor: float = 1.0) -> None:
         super().__init__()
         self.weight, self.dtype = weight, dtype
+        self.factor = float(torch.tensor(factor, dtype=dtype))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids ``[B, T]`` to ``[B, T, hidden]``.
@@ -40,6 +47,10 @@ class Embedding(nn.Module):
         Raises:
             UsageError: an id beyond the vocabulary (on GPUs, a plain table is not checked).
         """
+        rows = self._rows(ids)
+        return rows if self.factor == 1.0 else rows * self.factor
+
+    def _rows(self, ids: Tensor) -> Tensor:
         if isinstance(self.weight, Tensor):
             try:
                 return F.embedding(ids, self.weight).to(self.dtype)
@@ -56,27 +67,30 @@ class Embedding(nn.Module):
 
 
 class Attention(Part):
-    """Grouped-query attention with rotary embedding, optional query-key norms and an optional window.
+    """Grouped-query attention with rotary embedding.
 
     Attributes:
         layer: its number.
+        heads: what the kernels are told of it.
         kv_scales: the checkpoint's scales for a quantized cache, if it has any; nothing applies them yet.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        spec: SelfAttention,
         layer: int,
         parts: dict[str, nn.Module],
+        eps: float,
         kv_scales: KvScales = KvScales(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.layer, self.kv_scales = layer, kv_scales
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[f"{name}_proj"] for name in "qkvo")
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[role] for role in "qkvo")
         self.q_norm, self.k_norm = parts.get("q_norm"), parts.get("k_norm")
         q_norm, k_norm = (norm.weight if isinstance(norm, RMSNorm) else None for norm in (self.q_norm, self.k_norm))
-        sizes = config.num_heads, config.num_kv_heads, config.head_dim, config.windows[layer]
-        self.heads = AttentionSpec(*sizes, q_norm=q_norm, k_norm=k_norm, eps=config.norm_eps)
+        self.heads = AttentionSpec(
+            spec.heads, spec.kv_heads, spec.dim, spec.window, q_norm, k_norm, eps, spec.scale, spec.softcap
+        )
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[B, T, hidden]`` to the same."""
@@ -85,29 +99,53 @@ class Attention(Part):
 
 
 class GatedMLP(Part):
-    """``down(silu(gate(x)) * up(x))``."""
+    """``down(activation(gate(x)) * up(x))``."""
 
-    def __init__(self, parts: dict[str, nn.Module]) -> None:
+    def __init__(self, spec: GatedMlp, parts: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (parts[f"{name}_proj"] for name in ("gate", "up", "down"))
+        self.activation = spec.activation
+        self.gate_proj, self.up_proj, self.down_proj = (parts[role] for role in ("gate", "up", "down"))
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[B, T, hidden]`` to the same."""
         gate, up = step.ops.project((self.gate_proj, self.up_proj), x)  # type: ignore[arg-type]
-        return self.down_proj(step.ops.gate(gate, up))  # type: ignore[no-any-return]
+        return self.down_proj(step.ops.gate(gate, up, self.activation))  # type: ignore[no-any-return]
 
 
 class Layer(Part):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each added to the residual stream, with norms in front of them and behind.
 
-    def __init__(self, attention: Attention, mlp: GatedMLP, before_attention: RMSNorm, before_mlp: RMSNorm) -> None:
+    Attributes:
+        spec: what it is.
+        norms: by their roles: ``before_attention``, ``after_attention``, ``before_mlp``, ``after_mlp``; those it has.
+    """
+
+    def __init__(
+        self, spec: LayerSpec, layer: int, parts: dict[str, nn.Module], eps: float, kv_scales: KvScales
+    ) -> None:
         super().__init__()
-        self.self_attn, self.mlp = attention, mlp
-        self.input_layernorm, self.post_attention_layernorm = before_attention, before_mlp
+        self.spec = spec
+        self.self_attn = Attention(spec.attention, layer, parts, eps, kv_scales)
+        self.mlp = GatedMLP(spec.mlp, parts)
+        self.norms: dict[str, RMSNorm] = {}
+        for role, name in vars(spec.norms).items():
+            if name is not None:
+                self.add_module(name, parts[role])
+                self.norms[role] = parts[role]  # type: ignore[assignment]
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[B, T, hidden]`` to the same."""
-        before, behind, ops = self.input_layernorm, self.post_attention_layernorm, step.ops
-        mixed = self.self_attn(ops.norm(x, before.weight, before.eps), step)
-        x, normed = ops.add_norm(x, mixed, behind.weight, behind.eps)
-        return ops.add(x, self.mlp(normed, step))
+        ops, norms = step.ops, self.norms
+        mixed = self.self_attn(self._normed(x, "before_attention", step), step)
+        mixed = self._normed(mixed, "after_attention", step)
+        before = norms.get("before_mlp")
+        if before is None:
+            x = ops.add(x, mixed)
+            normed = x
+        else:
+            x, normed = ops.add_norm(x, mixed, before.weight, before.eps)
+        return ops.add(x, self._normed(self.mlp(normed, step), "after_mlp", step))
+
+    def _normed(self, x: Tensor, role: str, step: Step) -> Tensor:
+        norm = self.norms.get(role)
+        return x if norm is None else step.ops.norm(x, norm.weight, norm.eps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
+from isobit.models.config import Activation, LayerSpec
 from isobit.models.layers import Layer
 from isobit.models.linear import Linear
 from isobit.models.rope import rotate
@@ -48,19 +50,44 @@ def _attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, s
     query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
     if step.cache is not None:
         key, value = step.cache.append(layer, key, value)
-    gqa, mask = heads.heads > heads.kv_heads, step.masks[heads.window]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=gqa)
+    mask = step.masks[heads.window]
+    if heads.softcap is not None:
+        return _capped(heads, query, key, value, mask).transpose(1, 2).flatten(2)
+    gqa = heads.heads > heads.kv_heads
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scale, enable_gqa=gqa)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def _capped(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with capped scores, which PyTorch's own does not have; the softmax is in float32."""
+    assert heads.softcap is not None
+    key, value = (part.repeat_interleave(heads.heads // heads.kv_heads, dim=1) for part in (key, value))
+    scores = torch.tanh(query @ key.transpose(2, 3) * heads.factor / heads.softcap) * heads.softcap
+    scores = scores if mask is None else scores + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def _gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    return _ACTIVATIONS[activation](gate) * up
 
 
 # ---------------------------------------------------------------------- cpu
 
 
-def _cpu_accepts(dtype: torch.dtype, device: str, head_dim: int) -> str | None:
+def _cpu_accepts(dtype: torch.dtype, device: str, layers: Sequence[LayerSpec]) -> str | None:
     if device != "cpu" or dtype != torch.float32:
         return f"computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on {device}"
-    if head_dim > cpu_layer.LARGEST_HEAD:
-        return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {head_dim}"
+    widest = max((layer.attention.dim for layer in layers), default=0)
+    if widest > cpu_layer.LARGEST_HEAD:
+        return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
+    if any(layer.attention.softcap is not None or layer.attention.scale is not None for layer in layers):
+        return "scores of attention are neither capped nor scaled by another number there"
     return backends.cpu_library_problem()
 
 
@@ -70,6 +97,10 @@ def _cpu_project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
     if len(bound) == len(linears):
         return cpu.linears(bound, x)
     return _project(linears, x)
+
+
+def _cpu_gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    return cpu_layer.gate(gate, up) if activation == "silu" else _gate(gate, up, activation)
 
 
 def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
@@ -90,8 +121,9 @@ def _cpu_stack(layers: nn.ModuleList) -> Callable[[Tensor, Step], Tensor] | None
         modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
         bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
-        norms = layer.input_layernorm, layer.post_attention_layernorm
-        if len(bound) < len(modules) or norms[0].eps != norms[1].eps:
+        norms, heads = [norm for norm in layer.norms.values()], attention.heads
+        plain = layer.norms.keys() == {"before_attention", "before_mlp"} and heads.softcap is None
+        if len(bound) < len(modules) or not plain or mlp.activation != "silu":
             return None
         parts.append(cpu_stack.LayerParts(bound, norms[0].weight, norms[1].weight, attention.heads, norms[0].eps))
     stack, heads = cpu_stack.CpuStack(parts), parts[0].heads
@@ -116,7 +148,7 @@ LAYER_OPS: tuple[LayerOps, ...] = (
         norm=cpu_layer.norm,
         add=cpu_layer.add,
         add_norm=cpu_layer.add_norm,
-        gate=cpu_layer.gate,
+        gate=_cpu_gate,
         project=_cpu_project,
         attend=_cpu_attend,
         stack=_cpu_stack,
@@ -124,25 +156,27 @@ LAYER_OPS: tuple[LayerOps, ...] = (
     LayerOps(
         "reference",
         needs_masks=True,
-        accepts=lambda dtype, device, head_dim: None,
+        accepts=lambda dtype, device, layers: None,
         priority=0,
         norm=_norm,
         add=torch.add,
         add_norm=_add_norm,
-        gate=lambda gate, up: F.silu(gate) * up,
+        gate=_gate,
         project=_project,
         attend=_attend,
     ),
 )
 
 
-def choose(dtype: torch.dtype, device: str, head_dim: int, *, rows: tuple[LayerOps, ...] = LAYER_OPS) -> LayerOps:
+def choose(
+    dtype: torch.dtype, device: str, layers: Sequence[LayerSpec], *, rows: tuple[LayerOps, ...] = LAYER_OPS
+) -> LayerOps:
     """The row for a model.
 
     Args:
         dtype: of the activations.
         device: where they are.
-        head_dim: width of its heads.
+        layers: what they are.
         rows: to choose from.
 
     Raises:
@@ -153,7 +187,7 @@ def choose(dtype: torch.dtype, device: str, head_dim: int, *, rows: tuple[LayerO
         rows = tuple(row for row in rows if row.name == forced)
     reasons = []
     for row in sorted(rows, key=lambda row: -row.priority):
-        reason = row.accepts(dtype, device, head_dim)
+        reason = row.accepts(dtype, device, layers)
         if reason is None:
             return row
         reasons.append(f"{row.name}: {reason}")

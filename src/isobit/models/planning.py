@@ -20,7 +20,7 @@ from isobit.formats.table import element
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models.archs import model_config
-from isobit.models.shapes import expected_tensors
+from isobit.models.blueprint import expected_tensors
 from isobit.models.workload import workload
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target

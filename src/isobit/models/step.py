@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.cache import KVCache
+from isobit.models.config import Activation, LayerSpec
 from isobit.models.linear import Linear
 
 
@@ -40,12 +41,12 @@ class LayerOps:
     Attributes:
         name: what ISOBIT_KERNEL and ``Decoder.layer_ops`` call it.
         needs_masks: whether ``attend`` reads ``Step.masks``.
-        accepts: why it cannot run a dtype on a device with heads of some width, or None.
+        accepts: why it cannot run these layers in a dtype on a device, or None.
         priority: the highest that accepts is chosen.
         norm: (x, weight, eps) to the RMS norm of ``[..., K]``.
         add: (x, delta) to their sum.
         add_norm: (x, delta, weight, eps) to the sum and its norm.
-        gate: (gate, up) to ``silu(gate) * up``.
+        gate: (gate, up, activation) to ``activation(gate) * up``.
         project: several linears of one input.
         attend: (heads, layer, q, k, v ``[B, T, heads * dim]``, step) to the same; fills the cache.
         stack: all layers in one function (x, step) to the residual stream behind them, where the row has one and these
@@ -54,12 +55,12 @@ class LayerOps:
 
     name: str
     needs_masks: bool
-    accepts: Callable[[torch.dtype, str, int], str | None]
+    accepts: Callable[[torch.dtype, str, Sequence[LayerSpec]], str | None]
     priority: int
     norm: Callable[[Tensor, Tensor, float], Tensor]
     add: Callable[[Tensor, Tensor], Tensor]
     add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    gate: Callable[[Tensor, Tensor], Tensor]
+    gate: Callable[[Tensor, Tensor, Activation], Tensor]
     project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
     stack: Callable[[nn.ModuleList], Callable[[Tensor, Step], Tensor] | None] = lambda layers: None

@@ -15,9 +15,11 @@ from isobit.checkpoint.small import read_vector
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
+from isobit.models.blueprint import HEAD, NORM, TABLE, layer_modules, layer_prefix
+from isobit.models.config import LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
-from isobit.models.layers import Attention, Embedding, GatedMLP, Layer, RMSNorm
+from isobit.models.layers import Embedding, Layer, RMSNorm
 from isobit.models.linear import Linear
 from isobit.models.place import Place, place
 from isobit.shortage import shortages
@@ -77,41 +79,31 @@ class _Loader:
         in_place = where.device != "cpu" or backends.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
         self.keep_values = small if keep_values is None else keep_values
-        self.kv_scales = read_kv_scales(self.ck, found.kv_scales, self.config.num_kv_heads)
+        kv_heads = [layer.attention.kv_heads for layer in self.config.layers]
+        self.kv_scales = read_kv_scales(self.ck, found.kv_scales, kv_heads)
         self.used = {*found.left_out, *found.kv_scales}
 
     def decoder(self) -> Decoder:
-        read = self._weight("model.embed_tokens")
+        read = self._weight(TABLE)
         table = replace(read, weight=self.place.weight(self._plain_on_gpu(read.weight)))
-        layers = [self._layer(index) for index in range(self.config.num_layers)]
-        norm = self._norm("model.norm", self.config.hidden_size)
+        layers = [self._layer(number, spec) for number, spec in enumerate(self.config.layers)]
+        norm = self._norm(NORM, self.config.hidden_size)
         head = self._head(table)
         self._require_all_used()
-        embedding = Embedding(table.weight, self.dtype)
+        embedding = Embedding(table.weight, self.dtype, self.config.embedding_factor)
         return Decoder(self.config, embedding, layers, norm, head, self.dtype, self.place, self.found.notes).eval()
 
-    def _layer(self, index: int) -> Layer:
-        prefix = f"model.layers.{index}."
-        attention: dict[str, nn.Module] = {
-            f"{name}_proj": self._linear(f"{prefix}self_attn.{name}_proj") for name in "qkvo"
-        }
-        if self.config.qk_norm == "head":
-            width = self.config.head_dim
-            attention |= {name: self._norm(f"{prefix}self_attn.{name}", width) for name in ("q_norm", "k_norm")}
-        mlp: dict[str, nn.Module] = {
-            f"{name}_proj": self._linear(f"{prefix}mlp.{name}_proj") for name in ("gate", "up", "down")
-        }
-        return Layer(
-            Attention(self.config, index, attention, self.kv_scales.get(index, KvScales())),
-            GatedMLP(mlp),
-            self._norm(f"{prefix}input_layernorm", self.config.hidden_size),
-            self._norm(f"{prefix}post_attention_layernorm", self.config.hidden_size),
-        )
+    def _layer(self, number: int, spec: LayerSpec) -> Layer:
+        parts: dict[str, nn.Module] = {}
+        for module in layer_modules(spec, self.config.hidden_size):
+            name = layer_prefix(number) + module.name
+            parts[module.role] = self._norm(name, *module.shape) if module.kind == "norm" else self._linear(name)
+        return Layer(spec, number, parts, self.config.norm_eps, self.kv_scales.get(number, KvScales()))
 
     def _head(self, table: layout.LinearWeight) -> Linear:
         if not self.config.tie_word_embeddings:
-            return self._linear("lm_head")
-        if self.ck.stored.get("model.embed_tokens") == "lm_head":  # the config speaks of a linear, and of its inputs
+            return self._linear(HEAD)
+        if self.ck.stored.get(TABLE) == HEAD:  # the config speaks of a linear, and of its inputs
             return self._bind(table)
         return self._bind(layout.LinearWeight(table.weight))
 
@@ -146,7 +138,8 @@ class _Loader:
     def _norm(self, module: str, width: int) -> RMSNorm:
         name = f"{module}.weight"
         self.used.add(name)
-        return RMSNorm(self.place.tensor(read_vector(self.ck, name, width)), self.config.norm_eps)
+        weight = read_vector(self.ck, name, width).float() + self.config.norm_offset  # exactly as transformers adds it
+        return RMSNorm(self.place.tensor(weight), self.config.norm_eps)
 
     def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         """A packed weight shows its width only when it is read."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from isobit.checkpoint import ctconfig, ctreview
 from isobit.checkpoint.methods import refuse_unread
-from isobit.legalize.workload import Stored, Tensor, Workload
+from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import model_config
+from isobit.models.blueprint import classifier, expected_tensors
 from isobit.models.config import ModelConfig
-from isobit.models.shapes import classify, expected_tensors
 
 _LAYER = re.compile(r"\.layers\.\d+\.")
 
@@ -61,16 +61,15 @@ def workload(
         title=f"{model.family}, {parameters} parameters, {model.num_layers} layers",
         dtype=model.dtype,
         tensors=tensors,
-        layers=model.num_layers,
-        heads=model.num_heads,
-        kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
+        attentions=tuple(
+            Attention(part.heads, part.kv_heads, part.dim, part.window)
+            for part in (layer.attention for layer in model.layers)
+        ),
         hidden=model.hidden_size,
-        intermediate=model.intermediate_size,
+        intermediate=max((layer.mlp.size for layer in model.layers), default=0),
         vocab=model.vocab_size,
         max_context=model.max_context,
         tied=model.tie_word_embeddings,
-        windows=model.windows,
         stored=stored if quantization is not None else None,
         notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
     )
@@ -86,6 +85,7 @@ def _numbers(tensor: Tensor) -> int:
 def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tuple[Tensor, ...]:
     """Every tensor, those of all layers that agree in name, shape and the way they are stored as one."""
     alike: dict[tuple[str, tuple[int, ...], Stored], list[str]] = {}
+    classify = classifier(model)
     for name, shape in expected_tensors(model).items():
         formats = stored(name.rpartition(".")[0]) if stored is not None else (None, None)
         alike.setdefault((_LAYER.sub(".layers.*.", name), shape, formats), []).append(name)
@@ -93,5 +93,5 @@ def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tupl
     for (name, shape, _), members in alike.items():
         module, _, part = name.rpartition(".")
         first = members[0].rpartition(".")[0]
-        found.append(Tensor(module, part, classify(name), shape, len(members), first))
+        found.append(Tensor(module, part, classify(members[0]), shape, len(members), first))
     return tuple(found)

@@ -26,9 +26,9 @@ from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import IsobitError, UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import backends
+from isobit.models.blueprint import HEAD, classifier
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
-from isobit.models.shapes import classify
 from isobit.quantizer import calibrate, grid, validate
 from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
@@ -218,10 +218,11 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     found, companions = contents(ck), tuple(ck.companions)
     ck, model, dropped = found.ck, found.config, (*found.left_out, *found.kv_scales)
     tensors = [info for name, info in ck.tensors.items() if name in found.expected]
+    classify = classifier(model)
     validate.check_schemes(tensors, classify, policy)
     jobs = list(plan_jobs(tensors, classify, policy, settings.search))
     shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
-    assigned = validate.assignments(tensors, classify, policy, "lm_head" if model.tie_word_embeddings else None)
+    assigned = validate.assignments(tensors, classify, policy, HEAD if model.tie_word_embeddings else None)
     notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]
     if len(dropped) > 1:
         notes = [f"left out, as no model needs them: {dropped[0]} and {len(dropped) - 1} more tensors"]

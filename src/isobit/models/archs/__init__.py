@@ -18,6 +18,7 @@ from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields, shown
 
 ARCHS: dict[str, str] = {
+    "Gemma2ForCausalLM": "gemma2",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",

@@ -6,14 +6,15 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Common, read_common, without_windows
+from isobit.models.hf import Style, read_common, without_windows
 
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a LlamaForCausalLM configuration."""
     without_windows(fields)
     bias = fields.flag("attention_bias", False)
-    return read_common(fields, "llama", Common(), qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
+    style = Style(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
+    return read_common(fields, "llama", style=style)
 
 
 def tiny() -> dict[str, Any]:

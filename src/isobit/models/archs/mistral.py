@@ -11,7 +11,7 @@ from isobit.models.hf import Common, read_common, read_windows
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a MistralForCausalLM configuration."""
-    windows = read_windows(fields, enabled=True, default_window=4096, first_full=0)
+    windows = read_windows(fields, enabled=True, default_window=4096)
     fields.raw("max_window_layers")  # Qwen's; meaningless without use_sliding_window
     if any(windows):
         fields.only("use_sliding_window", (True,), "way to switch windows off; write sliding_window: null")

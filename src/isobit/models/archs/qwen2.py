@@ -6,7 +6,7 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Common, read_common, read_windows
+from isobit.models.hf import Common, Style, from_layer, read_common, read_windows
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -15,12 +15,12 @@ def from_hf(fields: Fields) -> ModelConfig:
         fields,
         enabled=fields.flag("use_sliding_window", False),
         default_window=4096,
-        first_full=fields.integer("max_window_layers", 28, low=0),
+        windowed=from_layer(fields.integer("max_window_layers", 28, low=0)),
     )
     # transformers looks at neither; whether the biases are there is checked at loading.
     for key in ("attention_bias", "qkv_bias"):
         fields.flag(key, True)
-    return read_common(fields, "qwen2", Common(kv_heads=32, max_positions=32768), windows=windows, qkv_bias=True)
+    return read_common(fields, "qwen2", Common(kv_heads=32, max_positions=32768), Style(qkv_bias=True), windows)
 
 
 def tiny() -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""The modules of a model: the one place that says what a layer is made of, and under which names checkpoints have it.
+
+Expected tensors, the loader, the planner's workload, what engines fuse and how a layer is split over several cards are
+read from here. From the configuration alone, without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from isobit.formats.rules import ModuleKind
+from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, SelfAttention
+
+Shapes = dict[str, tuple[int, ...]]
+
+TABLE, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module that has a weight.
+
+    Attributes:
+        name: in a checkpoint; within its layer, or in front of a model's other modules, the whole name.
+        role: what the layer calls it: ``q``, ``gate``, ``before_mlp``, ...; of other modules their name.
+        kind: what it is.
+        shape: of its weight: ``(outputs, inputs)`` of a linear, ``(width,)`` of a norm.
+        bias: whether it has one, of as many numbers as it has outputs.
+        split: how several cards share it: by ``rows`` (outputs), by ``columns`` (inputs, with a sum behind it);
+            None: each has all of it.
+        fused: modules of one layer with the same word read the same input, and engines make one matrix of them.
+    """
+
+    name: str
+    role: str
+    kind: ModuleKind
+    shape: tuple[int, ...]
+    bias: bool = False
+    split: Literal["rows", "columns"] | None = None
+    fused: str | None = None
+
+
+def layer_modules(layer: LayerSpec, hidden: int) -> tuple[Module, ...]:
+    """The modules of one layer in the order of computation, by their names within it."""
+    norms = layer.norms
+    parts = [
+        _norm("before_attention", norms.before_attention, hidden), *_attention(layer.attention, hidden),
+        _norm("after_attention", norms.after_attention, hidden), _norm("before_mlp", norms.before_mlp, hidden),
+        *_mlp(layer.mlp, hidden), _norm("after_mlp", norms.after_mlp, hidden),
+    ]  # fmt: skip
+    return tuple(part for part in parts if part is not None)
+
+
+def _norm(role: str, name: str | None, width: int) -> Module | None:
+    return None if name is None else Module(name, role, "norm", (width,))
+
+
+def _attention(part: SelfAttention, hidden: int) -> list[Module]:
+    queries, keys = part.heads * part.dim, part.kv_heads * part.dim
+    found = [
+        Module(f"self_attn.{role}_proj", role, "linear", (width, hidden), part.bias, "rows", "qkv")
+        for role, width in (("q", queries), ("k", keys), ("v", keys))
+    ]
+    if part.qk_norm:
+        found += [Module(f"self_attn.{role}", role, "norm", (part.dim,)) for role in ("q_norm", "k_norm")]
+    return [*found, Module("self_attn.o_proj", "o", "linear", (hidden, queries), part.o_bias, "columns")]
+
+
+def _mlp(part: GatedMlp, hidden: int) -> list[Module]:
+    return [
+        Module("mlp.gate_proj", "gate", "linear", (part.size, hidden), part.bias, "rows", "gate_up"),
+        Module("mlp.up_proj", "up", "linear", (part.size, hidden), part.bias, "rows", "gate_up"),
+        Module("mlp.down_proj", "down", "linear", (hidden, part.size), part.bias, "columns"),
+    ]
+
+
+def layer_prefix(layer: int) -> str:
+    """What names of a layer's modules begin with in a checkpoint."""
+    return f"model.layers.{layer}."
+
+
+def modules(config: ModelConfig) -> tuple[Module, ...]:
+    """Every module of a model by its whole name, in the order of computation; a tied output projection is none."""
+    hidden = config.hidden_size
+    table = Module(TABLE, TABLE, "embedding", (config.vocab_size, hidden), split="rows")
+    head = Module(HEAD, HEAD, "lm_head", (config.vocab_size, hidden), split="rows")
+    inner = [
+        replace(part, name=layer_prefix(number) + part.name)
+        for number, layer in enumerate(config.layers)
+        for part in layer_modules(layer, hidden)
+    ]
+    last = [] if config.tie_word_embeddings else [head]
+    return (table, *inner, Module(NORM, NORM, "norm", (hidden,)), *last)
+
+
+def expected_tensors(config: ModelConfig) -> Shapes:
+    """Every tensor of the unquantized model, by its name in a checkpoint, with its shape."""
+    shapes: Shapes = {}
+    for module in modules(config):
+        shapes[f"{module.name}.weight"] = module.shape
+        if module.bias:
+            shapes[f"{module.name}.bias"] = module.shape[:1]
+    return shapes
+
+
+def classifier(config: ModelConfig) -> Callable[[str], ModuleKind]:
+    """A function from the name of a tensor to what its module is; ``other`` for tensors of no module of the model."""
+    kinds = {module.name: module.kind for module in modules(config)}
+    kinds.setdefault(HEAD, "lm_head")  # tied, it has no tensors in the blueprint, and yet is one
+    return lambda tensor: kinds.get(tensor.rpartition(".")[0], "other")
+
+
+def fused(config: ModelConfig) -> tuple[tuple[str, ...], ...]:
+    """Modules that engines make one matrix of, by their names in a checkpoint."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for module in modules(config):
+        if module.fused is not None:
+            groups.setdefault((module.name.rpartition(".")[0], module.fused), []).append(module.name)
+    return tuple(tuple(names) for names in groups.values())

@@ -1,0 +1,60 @@
+"""The blueprint: what a layer is made of, from its description alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from isobit.checkpoint.cttargets import FUSED
+from isobit.models.archs import ARCHS, family, model_config
+from isobit.models.blueprint import classifier, expected_tensors, fused, layer_modules, modules
+from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Norms, SelfAttention
+
+PLAIN = LayerSpec(SelfAttention(4, 2, 8), GatedMlp(48))
+
+
+def config(*layers: LayerSpec) -> ModelConfig:
+    return ModelConfig("llama", 100, 24, layers, 1e-5, 64, True)
+
+
+def test_layers_may_differ_from_each_other() -> None:
+    wide = LayerSpec(SelfAttention(2, 1, 16, qk_norm=True, bias=True), GatedMlp(96, bias=True), Norms(None, "behind"))
+    shapes = expected_tensors(config(PLAIN, wide))
+    assert shapes["model.layers.0.self_attn.k_proj.weight"] == (16, 24)
+    assert shapes["model.layers.1.self_attn.q_proj.weight"] == (32, 24)
+    assert shapes["model.layers.1.self_attn.k_proj.bias"] == shapes["model.layers.1.self_attn.k_norm.weight"] == (16,)
+    assert shapes["model.layers.1.mlp.down_proj.bias"] == shapes["model.layers.1.behind.weight"] == (24,)
+    assert "model.layers.1.self_attn.o_proj.bias" not in shapes
+    assert "model.layers.1.input_layernorm.weight" not in shapes
+    assert len(shapes) == 1 + 9 + (3 * 2 + 2 + 1 + 1 + 1 + 3 * 2) + 1
+
+
+@pytest.mark.parametrize("name", ARCHS.values())
+def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) -> None:
+    model = model_config({"model_type": name} | family(name).tiny())
+    for layer in model.layers:
+        parts = {part.role: part for part in layer_modules(layer, model.hidden_size)}
+        assert len(parts) == len(layer_modules(layer, model.hidden_size))
+        assert parts["o"].shape[1] == parts["q"].shape[0] and parts["down"].shape[1] == parts["up"].shape[0]
+        # what is split by rows in front of a linear that is split by columns needs no exchange between the two
+        assert {role for role, part in parts.items() if part.split == "columns"} == {"o", "down"}
+        assert all(part.split == "rows" for part in parts.values() if part.fused)
+        assert all(part.split is None for part in parts.values() if part.kind == "norm")
+
+
+@pytest.mark.parametrize("name", ARCHS.values())
+def test_what_is_fused_here_is_what_engines_fuse(name: str) -> None:
+    model = model_config({"model_type": name} | family(name).tiny())
+    found = {tuple(module.rpartition(".")[2] for module in group) for group in fused(model)}
+    assert found <= set(FUSED) and len(fused(model)) == 2 * model.num_layers
+
+
+def test_kinds_of_what_is_tied_and_of_what_is_none_of_the_models() -> None:
+    kind = classifier(config(PLAIN))
+    assert kind("lm_head.weight") == "lm_head" and kind("model.embed_tokens.weight") == "embedding"
+    assert kind("model.layers.0.mlp.up_proj.weight") == "linear"
+    assert kind("model.layers.1.mlp.up_proj.weight") == "other"
+    names = [module.name for module in modules(config(PLAIN))]
+    assert names[0] == "model.embed_tokens" and names[-1] == "model.norm" and "lm_head" not in names
+    assert modules(replace(config(PLAIN), tie_word_embeddings=False))[-1].name == "lm_head"
