@@ -26,7 +26,7 @@ LAYER = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))  # qkv, outp
 SQUARE = ((4096, 4096),)
 ROTATED_BYTES = 1 << 30
 # As `measure` passes them: Triton's cache knows a kernel by the order of its hints too.
-ARGUMENTS = ("w", "x", "token_scale", "scale", "zero", "bias", "y", "work", "arrived", "M", "N", "K", "gain")
+ARGUMENTS = ("w", "x", "token_scale", "scale", "zero", "bias", "y", "partials", "counters", "M", "N", "K", "gain")
 FIELDS = ("kind", "target", "N", "K", "M", "config", "us", "figure")
 
 
@@ -81,7 +81,7 @@ def one_token() -> Iterator[Case]:
                 continue
             lines = (2, 4) if target == "sm_90" else (0,)
             for ahead in lines:
-                constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT", split), ("OVERLAP", ahead))
+                constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT_K", split), ("OVERLAP", ahead))
                 yield Case(kind, variant, target, constants, warps, stages, 1)
     for w, element, target in (("*fp8e4nv", "hardware", "sm_90"), ("", "e4m3fn", "sm_90"), ("", "e4m3fn", "sm_86")):
         for n, step, warps, unroll in itertools.product((2, 4, 8), (512, 1024), (1, 2, 4), (1, 2, 4)):
@@ -102,7 +102,7 @@ def untried() -> Iterator[Case]:
         if step * stages * (n + 16) > 200 << 10:
             continue
         for ahead in (0, 2, 8):
-            constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("BLOCK_K", step), ("SPLIT", split), ("OVERLAP", ahead))
+            constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("BLOCK_K", step), ("SPLIT_K", split), ("OVERLAP", ahead))
             yield Case("e4m3", "few-e4m3fn-native", "sm_90", constants, warps, stages, 1)
     for unit, (n, warps), stages, split in itertools.product(
         (256, 512, 1024), ((16, 1), (32, 1), (64, 2), (128, 4)), (2, 3, 4, 6), (1, 2, 4)
@@ -110,7 +110,7 @@ def untried() -> Iterator[Case]:
         if (unit * n // 2 + unit * 2 * 16) * stages > 200 << 10:
             continue
         for ahead in (0, 2):
-            constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("UNIT", unit), ("SPLIT", split), ("OVERLAP", ahead))
+            constants = (("BLOCK_N", n), ("BLOCK_M", 8), ("UNIT", unit), ("SPLIT_K", split), ("OVERLAP", ahead))
             yield Case("int4", "few-int4-bf16", "sm_90", constants, warps, stages, 1)
 
 
@@ -138,7 +138,7 @@ def lanes() -> Iterator[Case]:
     )  # fmt: skip
     for kind, name, (n, step, split), warps, stages in best:
         width = "UNIT" if "int4" in name else "BLOCK_K"
-        constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT", split), ("OVERLAP", 2))
+        constants = (("BLOCK_N", n), ("BLOCK_M", 8), (width, step), ("SPLIT_K", split), ("OVERLAP", 2))
         yield Case(kind, name, "sm_90", constants, warps, stages, 1)
     for kind, name, step, unroll in (("int8", "int8-dp4a", 256, 4), ("bf16", "bf16", 512, 4)):
         constants = (("BLOCK_N", 4), ("BLOCK_K", step), ("UNROLL", unroll), ("OVERLAP", 2))
@@ -176,9 +176,9 @@ def many_tokens() -> Iterator[Case]:
             width = "UNIT" if "int4" in variant else "BLOCK_K"
             constants = (("BLOCK_N", n), ("BLOCK_M", m), (width, k))
             for band in (4, 16):
-                yield Case(kind, variant, target, (*constants, ("BAND", band)), warps, stages, 4096)
+                yield Case(kind, variant, target, (*constants, ("SWIZZLE", band)), warps, stages, 4096)
             if kind == "e4m3":
-                promoted = (("IMPRECISE", None), ("PROMOTE", True), ("BAND", 8))
+                promoted = (("IMPRECISE", None), ("PROMOTE", True), ("SWIZZLE", 8))
                 yield Case(kind, variant, target, (*constants, *promoted), warps, stages, 4096)
 
 
@@ -233,8 +233,8 @@ class Operands:
         self.scale = torch.rand(n * groups if grouped or blocks else n, device="cuda").to(dtypes[signature["scale"]])
         self.zero = torch.randint(0, 16, (n * groups,), dtype=torch.uint8, device="cuda")
         self.y = torch.empty(m, n, dtype=dtypes[signature["y"]], device="cuda")
-        self.work = torch.empty(8 * (n + 128) * 16, dtype=dtypes[signature["work"]], device="cuda")
-        self.arrived = torch.zeros(4096, dtype=torch.int32, device="cuda")
+        self.partials = torch.empty(8 * (n + 128) * 16, dtype=dtypes[signature["partials"]], device="cuda")
+        self.counters = torch.zeros(4096, dtype=torch.int32, device="cuda")
         of_group = self.scale.element_size() + ("uint4" in case.variant)
         self.bytes = size + (n * groups * of_group if grouped else 0)
 
@@ -263,12 +263,12 @@ def measure(case: Case, operands: Operands, n: int, k: int) -> float:
     rows = -(-n // int(constants["BLOCK_N"]))
     words = k // variant(case.variant).layout.per_word
     arguments = {"x": operands.x, "token_scale": operands.token_scale, "scale": operands.scale, "zero": operands.zero,
-                 "bias": operands.scale, "y": operands.y, "work": operands.work, "arrived": operands.arrived, "M": m,
-                 "N": n, "K": words, "gain": 1.0}  # fmt: skip
+                 "bias": operands.scale, "y": operands.y, "partials": operands.partials,
+                 "counters": operands.counters, "M": m, "N": n, "K": words, "gain": 1.0}  # fmt: skip
     if case.variant.startswith("vector"):
         grid: tuple[int, ...] = (rows, m)
     else:
-        grid = (rows * -(-m // int(constants["BLOCK_M"])) * int(constants["SPLIT"]),)
+        grid = (rows * -(-m // int(constants["BLOCK_M"])) * int(constants["SPLIT_K"]),)
 
     def launch() -> None:
         for w in operands.weights:

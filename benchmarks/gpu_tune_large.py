@@ -44,7 +44,7 @@ def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, in
     run, where = bound.on(bound.machine)._run(x.shape[0], x.dtype), bound.machine
     assert run.row.name == "large-int4-bf16", run.row.name
     n, m, k, warps, stages, band = tile
-    changed = run.config.with_constants(BLOCK_N=n, BLOCK_M=m, BLOCK_K=k, BAND=band, EVEN_K=True)
+    changed = run.config.with_constants(BLOCK_N=n, BLOCK_M=m, BLOCK_K=k, SWIZZLE=band, EVEN_K=True)
     run.config = replace(changed, num_warps=warps, num_stages=stages)
     run.kernel = Kernel(run.row.entry, run.config, where)
     units, warps = fold

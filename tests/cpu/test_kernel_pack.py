@@ -95,7 +95,7 @@ def test_recording_launches_and_compiles_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_a_split_of_k_follows_the_imagined_card() -> None:
     def splits(multiprocessors: int) -> set[Any]:
-        return {one.constants.get("SPLIT") for one in recorded("int8-w8a16", 12, multiprocessors, k=8192).values()}
+        return {one.constants.get("SPLIT_K") for one in recorded("int8-w8a16", 12, multiprocessors, k=8192).values()}
 
     assert splits(1) != splits(200)
 

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
+from isobit.kernels.gpu.before_tiles import whole_token
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
 from isobit.kernels.gpu.machine import Machine
-from isobit.kernels.gpu.tiles import NARROW, Config, Constant, stages_that_fit, takes_narrow_tiles, whole_token
+from isobit.kernels.gpu.tiles import NARROW, Config, Constant, stages_that_fit, takes_narrow_tiles
 from isobit.kernels.gpu.variant import Variant
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 _SIZES = {"*fp16": 2, "*bf16": 2, "*fp32": 4}
-_MOST_PARTS = 8  # that K is split into
+# Split-K, one token on an H200 (gpu_tune_one.csv): int4 at 4096x11008 takes 19.3, 14.4 and 10.6 us in 2, 4 and 8
+# splits, at 22016x4096 20.3, 20.4 and 26.8; without splits 4096 rows take 8.4 us instead of 6.8 (dev/LOG.md,
+# 2026-11-23). More than 8 and fewer steps than _STEPS in a split: not measured.
+_MOST_SPLITS = 8
+_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
     constants = _common(row, call, machine, config)
     if row.family == "few" and call.tokens <= NARROW and takes_narrow_tiles(machine.target):
         constants["BLOCK_M"] = NARROW
-    if constants.get("SPLIT", 1) != 1:
-        constants["SPLIT"] = _split(call.matrix, machine, config)
+    if constants.get("SPLIT_K", 1) != 1:
+        constants["SPLIT_K"] = _split_k(call.matrix, machine, config)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
     return replace(finished, num_stages=stages_that_fit(finished))
 
@@ -113,19 +118,19 @@ def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
     return types
 
 
-def _split(matrix: Matrix, machine: Machine, config: Config) -> int:
-    """Parts of K: as many as fill what the multiprocessors hold at once, with at least four steps along K for each."""
+def _split_k(matrix: Matrix, machine: Machine, config: Config) -> int:
+    """Splits of K: as many as fill the multiprocessors at the occupancy that shared memory allows."""
     constants = config.constexprs
     n, m = int(constants["BLOCK_N"] or 1), NARROW
     step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
     bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
     stage = step * (n * bits // 8 + m * _SIZES.get(config.signature["x"], 1))
-    resident = max(1, machine.shared_memory // (stage * config.num_stages))
-    tiles, parts = -(-matrix.n // n), 1
-    most = resident * machine.multiprocessors
-    while parts < _MOST_PARTS and 2 * parts * tiles <= most and matrix.k >= 8 * parts * step:
-        parts *= 2
-    return parts
+    occupancy = max(1, machine.shared_memory // (stage * config.num_stages))  # programs of a multiprocessor
+    tiles, splits = -(-matrix.n // n), 1
+    most = occupancy * machine.multiprocessors
+    while splits < _MOST_SPLITS and 2 * splits * tiles <= most and matrix.k >= 2 * splits * _STEPS * step:
+        splits *= 2
+    return splits
 
 
 def workspace_needs(row: Variant, call: Call, machine: Machine) -> tuple[int, int]:
@@ -134,12 +139,12 @@ def workspace_needs(row: Variant, call: Call, machine: Machine) -> tuple[int, in
     if row.widen:
         return 2 * matrix.n * matrix.k, 0  # the widened weight
     constants = configure(row, call, machine).constexprs
-    parts = int(constants.get("SPLIT") or 1)
-    if parts == 1:
+    splits = int(constants.get("SPLIT_K") or 1)
+    if splits == 1:
         return 0, 0
     block_n, block_m = int(constants["BLOCK_N"] or 1), int(constants["BLOCK_M"] or 1)
     tiles = -(-matrix.n // block_n) * -(-call.tokens // block_m)
-    return 4 * tiles * parts * block_n * block_m, tiles
+    return 4 * tiles * splits * block_n * block_m, tiles
 
 
 def rounding(

@@ -22,10 +22,16 @@ class LaneTile:
     unroll: int
 
 
-LANE_WORDS = 128  # of a warp: four for each lane
-WIDE_ROWS = 8192  # from which there are programs enough to give each but one warp
-# Measured on an H200 (gpu_tune_lanes.csv): below and from WIDE_ROWS on. What takes many instructions to decode wants
-# few warps that wait for each other; the others want much of K in flight.
+# Words of a warp's step: four for each lane, which reads 16 bytes, and the warp 512 in a row. Lanes that read 64 bytes
+# of each of 16 rows reached 46 % of the bandwidth (dev/LOG.md 2026-11-23, gpu_tune_one_fragment.csv), these 79 %
+# (e4m3).
+LANE_WORDS = 128
+# Rows from which there are programs enough to give each but one warp: int4 with one and two warps takes 13.9 and 15.0
+# us at 22016 rows, 9.0 and 8.7 at 12288, 5.2 and 4.0 at 4096. Between 4096 and 12288: not measured.
+WIDE_ROWS = 8192
+# Below and from WIDE_ROWS on, out of 18 to 39 tiles a shape (gpu_tune_lanes.csv: one token, four shapes, an H200; of
+# sm_86 e4m3, blocks, int4 and e4m3 by float16 on it). What takes many instructions to decode wants few warps that wait
+# for each other; the others want much of K in flight.
 # Key: format of the codes; dtype of activations that are not rounded; what is particular about the scales.
 _LANE_TILES: Mapping[tuple[str, str, str], tuple[LaneTile, LaneTile]] = {
     ("f16", "", ""): (LaneTile(4, 4, 1), LaneTile(4, 4, 1)), ("bf16", "", ""): (LaneTile(4, 4, 1), LaneTile(4, 4, 1)),

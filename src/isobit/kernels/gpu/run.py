@@ -65,7 +65,7 @@ class Run:
         self.narrowed = None if row.narrow is None else Narrowed(row.narrow, call, machine)
         self.config = configure(row, call, machine)
         self.kernel = Kernel(row.entry, self.config, machine)
-        self.parts = int(self.config.constexprs.get("SPLIT") or 1)
+        self.split_k = int(self.config.constexprs.get("SPLIT_K") or 1)
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """``x [M, K]`` to ``y [M, N]``."""
@@ -90,11 +90,11 @@ class Run:
             self.kernel((rows, tokens), **arguments)
             return
         tiles = rows * -(-tokens // block_m)
-        if self.parts > 1:
+        if self.split_k > 1:
             dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
-            arguments["work"] = self.room.take((tiles * self.parts * block_n * block_m,), dtype)
-            arguments["arrived"] = self.room.counters(tiles)
-        self.kernel((tiles * self.parts,), M=tokens, **arguments)
+            arguments["partials"] = self.room.take((tiles * self.split_k * block_n * block_m,), dtype)
+            arguments["counters"] = self.room.counters(tiles)
+        self.kernel((tiles * self.split_k,), M=tokens, **arguments)
 
 
 def _rounding(held: Held, row: Variant, machine: Machine) -> Rounding | None:
@@ -109,7 +109,7 @@ def _weight_arguments(held: Held, row: Variant, call: Call, machine: Machine) ->
     counters = torch.empty(1, dtype=torch.int32, device=held.device)
     arguments: dict[str, Any] = {
         "bias": unused if held.bias is None else held.bias, "scale": unused, "token_scale": unused, "gain": 1.0,
-        "work": counters if row.operand == NATIVE["int8"] else unused, "arrived": counters,
+        "partials": counters if row.operand == NATIVE["int8"] else unused, "counters": counters,
         "zero": torch.empty(1, dtype=torch.uint8, device=held.device),
     }  # fmt: skip
     operands = held.operands

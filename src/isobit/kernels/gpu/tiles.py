@@ -1,7 +1,9 @@
 """How each kernel is compiled for a target: tile sizes, warps, pipeline depth, from what the target can do.
 
-Pure: nothing here imports torch or Triton. The tiles were measured on an H200 (benchmarks/results); for other targets
-they are chosen to fit the shared memory and the registers, which the proof checks.
+Pure: nothing here imports torch or Triton. A comment at a constant says what was measured, always on an H200, in
+microseconds: gpu_tune_one.csv (one token) and gpu_tune_many.csv (N = K = M = 4096) in benchmarks/results, where SPLIT_K
+is SPLIT and SWIZZLE is BAND; "sm_86 on it" is that target's code on the same card. What was never timed says "not
+measured": it is chosen to fit the shared memory and the registers of the target, which the proof checks.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from isobit.targets.spec import Target
 Family = Literal["vector", "few", "many", "large", "quantize", "prepare"]
 Constant = int | float | bool | str | None
 
-NARROW = 8  # tokens: the narrowest tile of the "few" family
-FEW = 16  # tokens: the widest tile of the "few" family
+# Tokens of the narrowest and the widest tile of the "few" family: `mma` has 8 columns, AMD's units have 16. Layers of a
+# 7B at 2, 8 and 16 tokens (gpu_linear.csv): int4 53, 54, 64 us, blocks 79, 80, 76. Where "many" begins to pay: not
+# measured.
+NARROW = 8
+FEW = 16
 # Tokens from which weights widened once per call are chosen. On an H200, K = N = 4096 (gpu_linear.csv, crossover): 1024
 # tokens of int4 take 71 us widened and 98 us decoded in registers, 512 tokens 67 and 50 us; its sm_86 lowering 104 and
 # 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:
@@ -29,7 +34,9 @@ LIBRARY_FLOAT8_FROM, LIBRARY_FLOATS_FROM = 256, FEW + 1
 # (float8 1253 to 1345 against 843 to 891, bfloat16 768 to 784 against 660 to 687 TFLOP/s; gpu_linear.csv).
 LIBRARY_MEASURED = ("sm_90",)
 BLOCK = 128  # rows and columns of a block of weights, and activations of a group beside it: the only size with kernels
-DEPENDENT_LAUNCH_ARCH = 90  # CUDA architecture from which a kernel may start before its predecessor has ended
+# CUDA architecture from which there is programmatic dependent launch (PDL): a kernel may start before its predecessor
+# has ended. Gains 2 to 7 % at one token (dev/LOG.md, 2026-11-23).
+DEPENDENT_LAUNCH_ARCH = 90
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def is_cuda(target: Target) -> bool:
 
 
 def overlaps(target: Target) -> bool:
-    """Whether a kernel can start before its predecessor has ended."""
+    """Whether a kernel can start before its predecessor has ended (programmatic dependent launch)."""
     return is_cuda(target) and target.backend is not None and int(target.backend[1]) >= DEPENDENT_LAUNCH_ARCH
 
 
@@ -69,12 +76,13 @@ def overlaps(target: Target) -> bool:
 POINTERS = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32"}
 NATIVE = {"e4m3fn": "*fp8e4nv", "e5m2": "*fp8e5", "int8": "*i8"}
 CODES = {"e4m3fn": "*u8", "e5m2": "*u8", "int8": "*i8"}
+# Bytes of shared memory that part the targets: 227 KiB (sm_90, sm_100), 99 to 163 KiB (sm_80 to sm_89, sm_120), 64 KiB.
 _LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of weights, tokens and K of one step; warps; pipeline depth."""
+    """BLOCK_N (rows of weights), BLOCK_M (tokens), BLOCK_K (K of one step); warps; depth of the software pipeline."""
 
     n: int
     m: int
@@ -85,17 +93,22 @@ class Tile:
 
 _WHOLE_STEP = None  # sums of one step along K stay in the matrix unit
 
-# Without matrix units a thread holds what it multiplies in registers.
+# Without matrix units a thread holds what it multiplies in registers. Not measured.
 _SCALAR_TILE = Tile(32, FEW, 16, 4, 1)
 
 
 def _few_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
+    """Measured at one token, in tiles for 8, with K in 2 to 8 splits; at 2 to 16 tokens not, nor for other formats."""
     if target.unit("float16", "float16") is None:
         return _SCALAR_TILE
-    if target.shared_memory < _MIDDLE_SHARED:
+    if target.shared_memory < _MIDDLE_SHARED:  # not measured
         return Tile(64, FEW, 128 // bytes_x, 4, 2)
     if target.shared_memory < _LARGE_SHARED:
+        # sm_86 on it, e4m3, 36 tiles a shape: the fastest at 4096x4096 (8.20), 12288x4096 (16.71) and 22016x4096
+        # (25.44), 15.44 of 15.36 at 4096x11008. 16-bit weights: not measured.
         return Tile(32, FEW, 256 if bytes_w == 1 else 128, 2, 3 if bytes_w == 1 else 4)
+    # "a of b": this tile and the fastest. int4: 5.85 of 5.85 at 4096x4096, 20.28 of 18.76 at 22016x4096; e4m3: 7.94 of
+    # 6.84 (with steps of 512 along K), 26.35 of 26.32; bf16 in 3 and 5 stages: 12.2 and 11.5 of 10.1 (4: not measured).
     return Tile(64, FEW, 256 if bytes_w == 1 else 128, 4, 3 if bytes_w == 1 else 4)
 
 
@@ -114,29 +127,35 @@ def stages_that_fit(config: Config) -> int:
     ``isobit compile``), and none in two.
     """
     constants = config.constexprs
-    spills = constants.get("ELEMENT") == "e5m2" and config.num_warps == 2 and constants.get("SPLIT") == 1
+    spills = constants.get("ELEMENT") == "e5m2" and config.num_warps == 2 and constants.get("SPLIT_K") == 1
     return 2 if spills and constants["BLOCK_M"] == FEW else config.num_stages
 
 
 def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
-    if target.unit("float16", "float16") is None:
+    if target.unit("float16", "float16") is None:  # not measured
         return replace(_SCALAR_TILE, m=32)
-    if bytes_x == 4:
+    if bytes_x == 4:  # not measured
         return Tile(64, 32, 32, 4, 2)
     if target.shared_memory > _LARGE_SHARED:
+        # bf16 201.7, the fastest of 8 (128 tokens, 4 warps: 238.6); int8 130.9, the fastest of 12 (128 tokens: 152.7).
+        # 8-bit codes widened to 16 bits: not measured.
         return Tile(128, 256 if bytes_x == bytes_w else 128, 128 // bytes_x, 8, 3)
     if target.shared_memory > _MIDDLE_SHARED:
-        if bytes_x == 1:
+        if bytes_x == 1:  # not measured
             return Tile(128, 128, 128, 8, 3)
-        if bytes_w == 1:
+        if bytes_w == 1:  # sm_86 on it: 432.7, the fastest of 20 (128 by 128 in 4 stages: 438.3)
             return Tile(64, 256, 32, 4, 3)
-        return Tile(128, 128, 64, 8 if overlaps(target) else 4, 3)  # fetching ahead takes registers
-    # A thread of RDNA has half of CDNA's registers: twice the threads share the tile.
+        # sm_86 on it: 332.9, the fastest of 10 (8 warps: 403.0). Where prefetching takes registers, 8: not measured.
+        return Tile(128, 128, 64, 8 if overlaps(target) else 4, 3)
+    # A thread of RDNA has half of CDNA's registers: twice the threads share the tile. Not measured.
     return Tile(128, 64, 64 // bytes_x, 4 if target.registers > 256 else 8, 2)
 
 
 def _lines_ahead(target: Target) -> int:
-    """Cache lines of each row of weights to fetch while the kernel before still runs."""
+    """Cache lines of each row of weights to prefetch while the kernel before still runs.
+
+    One token, four formats by four shapes: 2 lines are the fastest or within 1 %; 8 cost up to 11 %, none 5 to 18 %.
+    """
     return 2 if overlaps(target) else 0
 
 
@@ -144,7 +163,9 @@ def _tile_constants(target: Target, family: Family, tile: Tile) -> dict[str, Con
     few = family == "few"
     return {
         "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": tile.n, "BLOCK_M": tile.m,
-        "SPLIT": 4 if few else 1, "BAND": 1 if few else 8,
+        # For a few tokens `configure` decides how K is split. SWIZZLE: tiles along N that run side by side, for x in
+        # the level-2 cache; measured were 4 and 16 (bf16 204.4 and 201.7, int8 130.9 and 131.1), not 8.
+        "SPLIT_K": 4 if few else 1, "SWIZZLE": 1 if few else 8,
     }  # fmt: skip
 
 
@@ -152,7 +173,7 @@ def matrix_signature(x: str, w: str, scale: str = "*fp32") -> dict[str, str]:
     y = x if x in POINTERS.values() else "*bf16"
     return {
         "x": x, "w": w, "token_scale": "*fp32", "scale": scale, "zero": "*u8", "bias": "*fp32", "y": y,
-        "work": "*i32" if x == "*i8" else "*fp32", "arrived": "*i32", "M": "i32", "N": "i32", "K": "i32",
+        "partials": "*i32" if x == "*i8" else "*fp32", "counters": "*i32", "M": "i32", "N": "i32", "K": "i32",
         "stride_w": "i32", "stride_scale": "i32", "gain": "fp32",
     }  # fmt: skip
 
@@ -189,7 +210,7 @@ def row_scaled(
             imprecise = 0
         if promote or imprecise:
             tile = replace(tile, m=min(tile.m, 128), k=128)
-        if imprecise:  # two sums of a tile are in registers
+        if imprecise:  # two sums of a tile are in registers: 142.9, the fastest of 18 (128 rows 149.9; 256 tokens 357)
             tile = replace(tile, n=64, warps=4, stages=4)
         unit = target.unit("int8", "int8") if x == "*i8" else None
         if unit is not None and unit.instruction == "IMMA":  # its sums are in registers, unlike those of newer units
@@ -209,11 +230,12 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
 
     def config(target: Target) -> Config:
         tile = (_few_tile if family == "few" else _many_tile)(target, _bytes(x), _bytes(w))
-        if target.unit("float16", "float16") is None:  # two sums of a tile are in registers
+        if target.unit("float16", "float16") is None:  # two sums of a tile are in registers; not measured
             tile = replace(tile, m=FEW)
         if family == "many" and w == x and target.shared_memory > _LARGE_SHARED:
-            tile = replace(tile, n=64, warps=4)
+            tile = replace(tile, n=64, warps=4)  # 227.0 in 4 stages, the fastest of 8 (128 rows 308.2); 3: not measured
         constants: dict[str, Constant] = {
+            # sm_86 on it, codes widened: 64 tokens 757.8 in 2 stages, the fastest of 6 (128: 809.5).
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
             "ELEMENT": element, "HAS_BIAS": False, "GROUP": BLOCK,
             "BLOCK_K": 128 if target.unit("float16", "float16") else tile.k,
@@ -226,6 +248,10 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
 
 
 def unit_of_nibbles(target: Target, zero: bool) -> int:
+    """Codes of a unit: 256 were the best for one token, 128 for 4096 (296 against 349 us); one order of codes is kept.
+
+    With zero points, which take registers, 128; without matrix units 64: not measured against others.
+    """
     if target.unit("float16", "float16") is None:
         return 64
     return 128 if zero else 256
@@ -237,9 +263,11 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
     def config(target: Target) -> Config:
         tile = (_few_tile if family == "few" else _many_tile)(target, 2, 1)
         if family == "many" and target.unit("float16", "float16") and target.shared_memory > _MIDDLE_SHARED:
-            large = target.shared_memory > _LARGE_SHARED  # a step has all four quarters of x
+            # A step has all four quarters of x. 128 by 128 took 349 and spilled, 128 by 64 with 4 warps and 3 stages
+            # 739. What is in use was timed beside weights that are widened once (LARGE above), not beside other tiles.
+            large = target.shared_memory > _LARGE_SHARED
             tile = replace(tile, n=128 if large else 64, m=64, warps=8 if large else 4, stages=2)
-        if family == "many" and target.registers == 256:
+        if family == "many" and target.registers == 256:  # RDNA; not measured
             tile = replace(tile, m=min(tile.m, 32))
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
@@ -252,7 +280,7 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
 
 
 def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False) -> Callable[[Target], Config]:
-    """Configuration of the packed integers that no tile of a matrix unit fits."""
+    """Configuration of the packed integers that no tile of a matrix unit fits. Tiles not measured."""
 
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
@@ -260,14 +288,18 @@ def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False)
             "BLOCK_K": 256 if zero else 512,  # zero points take registers too
         }  # fmt: skip
         if family == "many":
-            constants |= {"PRECISION": _precision(target), "BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32, "BAND": 8}
+            constants |= {"PRECISION": _precision(target), "BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32, "SWIZZLE": 8}
         return Config(matrix_signature(x, "*i32", "*bf16"), constants, 4, 2, divisible=())
 
     return config
 
 
 def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool = False) -> Callable[[Target], Config]:
-    """Configuration of ``linear_vector``."""
+    """Configuration of ``linear_vector``.
+
+    bf16, 108 tiles a shape: the fastest at 22016x4096 (43.6); 25.7 of 25.0, 23.5 of 22.9, 10.4 of 10.0 on the others,
+    which want UNROLL 4. 8-bit weights and float32 activations: not measured.
+    """
 
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
@@ -281,6 +313,11 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
 
 
 def vector_int8(target: Target) -> Config:
+    """Configuration of ``linear_vector_int8``.
+
+    36 tiles a shape: the fastest at 4096x4096 (5.54) and 22016x4096 (22.3); 12.6 of 12.6, 13.5 of 13.0 on the others.
+    UNROLL 2 on AMD: not measured.
+    """
     constants: dict[str, Constant] = {
         "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
         "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
@@ -298,79 +335,11 @@ def after_widening(pointer: str, *, rounded: bool = False) -> Callable[[Target],
 
     def config(target: Target) -> Config:
         plain = row_scaled("large", pointer, pointer, "native", rounded=rounded)(target)
-        plain = plain.with_constants(OVERLAP=-int(overlaps(target)), BAND=16)
+        # SWIZZLE 16 was as fast as 4 for bf16 by sm_86's code (333.6 and 332.9 us) and 1 % faster for sm_90's.
+        plain = plain.with_constants(OVERLAP=-int(overlaps(target)), SWIZZLE=16)
         if target.shared_memory <= _LARGE_SHARED:
             return plain
         # On an H200 by a hair the fastest: 229 against 230 us for int4, 4096 cubed (gpu_tune_large.csv).
-        return replace(plain.with_constants(BLOCK_N=256, BLOCK_M=128, BAND=8), num_stages=4)
-
-    return config
-
-
-def widening(codes: str, values: str, element: str) -> Callable[[Target], Config]:
-    """Configuration of ``widen_codes``."""
-
-    def config(target: Target) -> Config:
-        constants: dict[str, Constant] = {
-            "ELEMENT": element, "ASM": is_cuda(target), "OVERLAP": overlaps(target), "BLOCK": 2048
-        }  # fmt: skip
-        return Config({"codes": codes, "values": values, "K": "i32"}, constants, 4, 1)
-
-    return config
-
-
-def folding(target: Target) -> Config:
-    """Configuration of ``fold_nibbles``."""
-    signature = {"words": "*i16", "scale": "*bf16", "power": "*fp32", "values": "*fp16", "N": "i32", "K": "i32"}
-    unit = unit_of_nibbles(target, False)
-    constants: dict[str, Constant] = {
-        "GROUP": 128, "UNIT": unit, "ASM": is_cuda(target), "OVERLAP": overlaps(target), "UNITS": 16
-    }  # fmt: skip
-    return Config(signature, constants, 4, 1)
-
-
-def narrowing(target: Target) -> Config:
-    """Configuration of ``narrow_range``."""
-    constants: dict[str, Constant] = {"OVERLAP": overlaps(target), "ONCE": True, "BLOCK_K": 4096}
-    return Config({"x": "*bf16", "values": "*fp16", "scales": "*fp32", "K": "i32"}, constants, 8, 1)
-
-
-_MOST_AT_ONCE = 16384  # values of a token that a program holds in registers: 16 for each of 1024 threads
-
-
-def whole_token(k: int, target: Target) -> tuple[int, bool, int]:
-    """(BLOCK_K, ONCE, warps) of a kernel that reads a token of ``k`` values: 16 values a thread where they all fit."""
-    block = min(1 << (k - 1).bit_length(), _MOST_AT_ONCE)
-    threads = target.backend[2] if target.backend is not None else 32
-    return block, k <= block, max(4, min(block // 512, 1024 // threads))
-
-
-def rounding(element: str, *, wide: bool) -> Callable[[Target], Config]:
-    """Configuration of ``quantize_token``, for bfloat16; ``wide`` leaves values of the codes in 16 bits."""
-
-    def config(target: Target) -> Config:
-        codes = "*fp16" if wide else ("*i8" if element == "int8" else "*u8")
-        signature = {
-            "x": "*bf16", "codes": codes, "scales": "*fp32", "qmax": "fp32", "static_scale": "*fp32", "K": "i32"
-        }  # fmt: skip
-        constants: dict[str, Constant] = {
-            "ELEMENT": element, "WIDE": wide, "OVERLAP": overlaps(target), "STATIC": False, "ONCE": True,
-            "BLOCK_K": 4096,
-        }  # fmt: skip
-        return Config(signature, constants, 8, 1, divisible=("K",))
-
-    return config
-
-
-def rounding_group(*, wide: bool) -> Callable[[Target], Config]:
-    """Configuration of ``quantize_group``, for bfloat16 in groups of 128."""
-
-    def config(target: Target) -> Config:
-        codes = "*fp16" if wide else "*u8"
-        signature = {"x": "*bf16", "codes": codes, "scales": "*fp32", "qmax": "fp32", "groups": "i32"}
-        constants: dict[str, Constant] = {
-            "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": BLOCK, "WIDTH": BLOCK, "ROWS": 8
-        }  # fmt: skip
-        return Config(signature, constants, 4, 1, divisible=("K",))
+        return replace(plain.with_constants(BLOCK_N=256, BLOCK_M=128, SWIZZLE=8), num_stages=4)
 
     return config

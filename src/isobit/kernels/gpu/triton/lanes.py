@@ -53,9 +53,9 @@ def row_sums(total, other, column, ASM: tl.constexpr, NIBBLES: tl.constexpr):
 
 
 @triton.jit
-def write(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
-          HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Scales, bias and the store of the results of rows ``n``."""
+def epilogue(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
+             HAS_BIAS: tl.constexpr):  # fmt: skip
+    """The epilogue: scales, bias and the store of the results of rows ``n``."""
     inside = n < N
     if HAS_SCALE:
         sums = sums * tl.load(scale + n, mask=inside, other=0.0)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.gpu.triton import lanes_assembly as assembly
-from isobit.kernels.gpu.triton.lanes import field, row_sums, words_at, write
+from isobit.kernels.gpu.triton.lanes import epilogue, field, row_sums, words_at
 from isobit.kernels.gpu.triton.pdl import wait
 
 _ADDED, _ADDED_FLOATS = assembly.ADDED, assembly.ADDED_FLOATS
@@ -157,7 +157,7 @@ def linear_lanes(
     if ASM and ELEMENT == "int8" and X == "bf16":
         gain = gain * 64.0
     sums = row_sums(total, other, column, ASM, False)
-    write(y, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+    epilogue(y, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
 
 
 @triton.jit
@@ -220,4 +220,4 @@ def linear_lanes_block(
     total, other = _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT, ASM, EVEN_K)
     rows = n[:, None] + tl.arange(0, 2)[None, :]
     sums = row_sums(total, other, column, ASM, False)
-    write(y, sums, rows, N, token_scale, scale, bias, gain, False, False, HAS_BIAS)
+    epilogue(y, sums, rows, N, token_scale, scale, bias, gain, False, False, HAS_BIAS)

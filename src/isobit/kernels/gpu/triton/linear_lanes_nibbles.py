@@ -11,7 +11,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton import lanes_assembly as assembly
 from isobit.kernels.gpu.triton.decode import nibbles
-from isobit.kernels.gpu.triton.lanes import field, row_sums, words_at, write
+from isobit.kernels.gpu.triton.lanes import epilogue, field, row_sums, words_at
 from isobit.kernels.gpu.triton.pdl import wait
 
 _HALVES, _HALVES_ZEROS, _QUARTERS = assembly.HALVES, assembly.HALVES_ZEROS, assembly.QUARTERS
@@ -184,4 +184,4 @@ def linear_lanes_nibbles(
     rows = n[:, None] + tl.arange(0, 2)[None, :]
     gain = 64.0 if ASM and DTYPE == "bf16" else 1.0
     sums = row_sums(total, other, column, ASM, True)
-    write(y, sums, rows, N, scale, scale, bias, gain, False, False, HAS_BIAS)
+    epilogue(y, sums, rows, N, scale, scale, bias, gain, False, False, HAS_BIAS)

@@ -1,7 +1,7 @@
 """``y = x W^T`` on matrix units, for one token up to thousands: weights are the left operand, widened in registers.
 
-A program owns a tile of ``BLOCK_N`` output rows by ``BLOCK_M`` tokens and walks along K, or along one of ``SPLIT``
-parts of it; the last part of a tile to finish adds all of them, in order, so that the result does not depend on timing.
+A program owns a tile of ``BLOCK_N`` output rows by ``BLOCK_M`` tokens and walks along K, or along one of ``SPLIT_K``
+splits; the last split of a tile to finish adds all of them, in order, so that the result does not depend on timing.
 Sums are float32 (int32 for int8 by int8). The columns of a tile do not meet: a token's result does not depend on the
 tokens beside it while the tile shape stays the same.
 """
@@ -16,17 +16,17 @@ from isobit.kernels.gpu.triton.pdl import prefetch, wait, wait_for_last
 
 
 @triton.jit
-def _tile(N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr, BAND: tl.constexpr):
-    """Tile indices (n, m) of this program and its part of K: bands of ``BAND`` tiles along N share x in the cache."""
+def _tile(N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr):
+    """Tile indices (n, m) of this program, its split of K, its tile; ``SWIZZLE`` tiles along N share x in the cache."""
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.cdiv(M, BLOCK_M)
     program = tl.program_id(0)
-    part = program % SPLIT
-    tile = program // SPLIT
-    band = tile // (BAND * tiles_m)
-    height = tl.minimum(tiles_n - band * BAND, BAND)
-    inside = tile % (BAND * tiles_m)
-    return band * BAND + inside % height, inside // height, part, tile
+    split = program % SPLIT_K
+    tile = program // SPLIT_K
+    band = tile // (SWIZZLE * tiles_m)
+    height = tl.minimum(tiles_n - band * SWIZZLE, SWIZZLE)
+    inside = tile % (SWIZZLE * tiles_m)
+    return band * SWIZZLE + inside % height, inside // height, split, tile
 
 
 @triton.jit
@@ -43,26 +43,27 @@ def _operand(codes, ELEMENT: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexp
 
 
 @triton.jit
-def _gather_parts(total, work, arrived, tile, part, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Leaves this part's sums in ``work``; returns whether it was the last of its tile, and then the sum of all."""
+def _reduce_split_k(total, partials, counters, tile, split, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr,
+                    BLOCK_M: tl.constexpr):  # fmt: skip
+    """Leaves this split's sums in ``partials``; returns whether it was the tile's last, and then the sum of all."""
     place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-    first = work + tile.to(tl.int64) * (SPLIT * BLOCK_N * BLOCK_M)
-    tl.store(first + part * (BLOCK_N * BLOCK_M) + place, total)
+    first = partials + tile.to(tl.int64) * (SPLIT_K * BLOCK_N * BLOCK_M)
+    tl.store(first + split * (BLOCK_N * BLOCK_M) + place, total)
     tl.debug_barrier()  # all threads have stored before one of them says so
-    before = tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu")
-    last = before == SPLIT - 1
+    before = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
+    last = before == SPLIT_K - 1
     if last:
-        tl.store(arrived + tile, 0)  # ready for the next launch
+        tl.store(counters + tile, 0)  # ready for the next launch
         total = tl.load(first + place, cache_modifier=".cg")
-        for other in tl.static_range(1, SPLIT):
+        for other in tl.static_range(1, SPLIT_K):
             total += tl.load(first + other * (BLOCK_N * BLOCK_M) + place, cache_modifier=".cg")
     return last, total
 
 
 @triton.jit
-def _write(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
-           HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Scales, bias and the store of a tile ``[BLOCK_N, BLOCK_M]``."""
+def _epilogue(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
+              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
+    """The epilogue: scales, bias and the store of a tile ``[BLOCK_N, BLOCK_M]``."""
     y_tile = total.to(tl.float32)
     if HAS_SCALE:
         y_tile = y_tile * (tl.load(scale + n, mask=n < N, other=0.0) * gain)[:, None]
@@ -77,13 +78,13 @@ def _write(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE
 
 @triton.jit
 def linear_matrix(
-    x, w, token_scale, scale, bias, y, work, arrived, M, N, K, gain,
+    x, w, token_scale, scale, bias, y, partials, counters, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
     PROMOTE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, BAND: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
 ):  # fmt: skip
-    """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N) * ceil(M / BLOCK_M) * SPLIT,).
+    """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N) * ceil(M / BLOCK_M) * SPLIT_K,).
 
     Args:
         x: ``[M, K]``: activations, or their codes (int8, float8), or their code values (float16).
@@ -92,7 +93,7 @@ def linear_matrix(
         scale: ``[N]`` float32.
         bias: ``[N]``.
         y: ``[M, N]``.
-        work, arrived: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT > 1 only.
+        partials, counters: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT_K > 1 only.
         gain: what the decoder left to be multiplied.
         OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it; -1
             if that kernel writes the weights and another one must not do so again before this one has ended.
@@ -100,14 +101,14 @@ def linear_matrix(
         PROMOTE: add the sum of each step along K to the total outside the matrix unit (which rounds its sums).
         PRECISION: how float32 operands are multiplied: "ieee", or "tf32x3" in three products of their halves.
     """
-    tile_n, tile_m, part, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT, BAND)
+    tile_n, tile_m, split, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT_K, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_K)
-    rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # rows past the end repeat the last one
+    rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # padding: rows past the end repeat the last one
     tokens = x + m.to(tl.int64)[None, :] * K
-    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT)
-    begin = part * steps * BLOCK_K
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    begin = split * steps * BLOCK_K
     end = tl.minimum(K, begin + steps * BLOCK_K)
     if OVERLAP > 0:
         prefetch(rows, tl.minimum(begin, K - 1), K, OVERLAP)
@@ -131,18 +132,18 @@ def linear_matrix(
             total = tl.dot(weights, values, total, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE,
                            out_dtype=total.dtype)  # fmt: skip
     last = True
-    if SPLIT > 1:
-        last, total = _gather_parts(total, work, arrived, tile, part, SPLIT, BLOCK_N, BLOCK_M)
+    if SPLIT_K > 1:
+        last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _write(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+        _epilogue(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
 
 
 @triton.jit
 def linear_matrix_block(
-    x, w, token_scale, scale, bias, y, work, arrived, M, N, K, gain,
+    x, w, token_scale, scale, bias, y, partials, counters, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-    BAND: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    SWIZZLE: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: every ``GROUP`` along K has partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -153,12 +154,12 @@ def linear_matrix_block(
         scale: ``[ceil(N / GROUP), K / GROUP]`` float32; BLOCK_N divides GROUP.
         bias: ``[N]``.
         y: ``[M, N]``.
-        work, arrived, gain, IMPRECISE: as ``linear_matrix``.
+        partials, counters, gain, IMPRECISE: as ``linear_matrix``.
         GROUP: rows and columns of a block, and activations that share a scale; K is a multiple.
         BLOCK_K: a step along K; divides GROUP.
     """
     tl.static_assert(GROUP % BLOCK_N == 0, "a tile lies in one row of blocks")
-    tile_n, tile_m, part, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT, BAND)
+    tile_n, tile_m, split, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT_K, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_K)
@@ -168,8 +169,8 @@ def linear_matrix_block(
     tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
     token_scales = token_scale + m.to(tl.int64) * groups
     scales = scale + (tile_n * BLOCK_N // GROUP) * groups
-    steps = tl.cdiv(groups, SPLIT)
-    begin = part * steps
+    steps = tl.cdiv(groups, SPLIT_K)
+    begin = split * steps
     end = tl.minimum(groups, begin + steps)
     if OVERLAP:
         prefetch(row, tl.minimum(begin, groups - 1) * GROUP, K, OVERLAP)
@@ -187,10 +188,10 @@ def linear_matrix_block(
         factor = tl.load(token_scales + group, mask=m < M, other=0.0) * (tl.load(scales + group) * gain)
         total += partial * factor[None, :]
     last = True
-    if SPLIT > 1:
-        last, total = _gather_parts(total, work, arrived, tile, part, SPLIT, BLOCK_N, BLOCK_M)
+    if SPLIT_K > 1:
+        last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _write(total, y, token_scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+        _epilogue(total, y, token_scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
 
 
 @triton.jit
@@ -206,9 +207,9 @@ def _add_quarter(total, partial, factor, weights, values, scales, SAME: tl.const
 
 @triton.jit
 def linear_matrix_nibbles(
-    x, w, scale, zero, bias, y, work, arrived, M, N, K,
+    x, w, scale, zero, bias, y, partials, counters, M, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr,
-    OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr, BAND: tl.constexpr,
+    OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
 ):  # fmt: skip
     """4-bit codes in groups along K, each with partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -225,7 +226,7 @@ def linear_matrix_nibbles(
     """
     tl.static_assert(not HAS_ZERO or GROUP % UNIT == 0, "zero points: one group in a unit")
     QUARTER: tl.constexpr = UNIT // 4
-    tile_n, tile_m, part, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT, BAND)
+    tile_n, tile_m, split, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT_K, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, QUARTER)
@@ -234,8 +235,8 @@ def linear_matrix_nibbles(
     rows = row + column[None, :]
     tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
     units = K // UNIT
-    steps = tl.cdiv(units, SPLIT)
-    begin = part * steps
+    steps = tl.cdiv(units, SPLIT_K)
+    begin = split * steps
     end = tl.minimum(units, begin + steps)
     if OVERLAP:
         prefetch(row, tl.minimum(begin, units - 1) * QUARTER, K // 4, OVERLAP)
@@ -264,17 +265,17 @@ def linear_matrix_nibbles(
         total, partial, s0 = _add_quarter(total, partial, s0, w3, x3, g3, GROUP % (2 * QUARTER) == 0)
         total += partial * s0
     last = True
-    if SPLIT > 1:
-        last, total = _gather_parts(total, work, arrived, tile, part, SPLIT, BLOCK_N, BLOCK_M)
+    if SPLIT_K > 1:
+        last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _write(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+        _epilogue(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
 
 
 @triton.jit
 def linear_matrix_stream(
     x, w, scale, zero, bias, y, M, N, K, stride_w, stride_scale,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SWIZZLE: tl.constexpr,
 ):  # fmt: skip
     """Packed integers of any width and group size, multiplied in float32. Grid: (tiles of N * tiles of M,).
 
@@ -286,7 +287,7 @@ def linear_matrix_stream(
         bias, y: as ``linear_matrix``.
         PRECISION: "ieee", or "tf32x3" where there is a matrix unit: three products of the operands' halves.
     """
-    tile_n, tile_m, _, _ = _tile(N, M, BLOCK_N, BLOCK_M, 1, BAND)
+    tile_n, tile_m, _, _ = _tile(N, M, BLOCK_N, BLOCK_M, 1, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_K)
@@ -305,4 +306,4 @@ def linear_matrix_stream(
             codes -= 1 << (BITS - 1)
         weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
         total = tl.dot(weights, values.to(tl.float32), total, input_precision=PRECISION)
-    _write(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+    _epilogue(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)

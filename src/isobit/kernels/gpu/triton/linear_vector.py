@@ -23,9 +23,9 @@ def _codes_to_f32(codes, ELEMENT: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def _write(y, total, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
-           HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Scales, bias and the store of one token's ``BLOCK_N`` results."""
+def _epilogue(y, total, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
+              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
+    """The epilogue: scales, bias and the store of one token's ``BLOCK_N`` results."""
     inside = n < N
     total = total.to(tl.float32)
     if HAS_SCALE:
@@ -74,7 +74,7 @@ def linear_vector(
             values = tl.load(token + k, mask=k < K, other=0.0)
         total += _codes_to_f32(codes, ELEMENT, ASM) * values.to(tl.float32)[None, :]
     sums = tl.sum(total, axis=1)
-    _write(y, sums, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+    _epilogue(y, sums, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def linear_vector_int8(
             values = tl.load(token + k, mask=k < K, other=0)
         total = dp4a(words, tl.broadcast_to(values[None, :], (BLOCK_N, BLOCK_K)), total, ASM)
     sums = tl.sum(total, axis=1)
-    _write(y, sums, m, n, N, token_scale, scale, bias, 1.0, True, True, HAS_BIAS)
+    _epilogue(y, sums, m, n, N, token_scale, scale, bias, 1.0, True, True, HAS_BIAS)
 
 
 @triton.jit
@@ -152,4 +152,4 @@ def linear_vector_stream(
         weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
         total += weights * values[None, :]
     sums = tl.sum(total, axis=1)
-    _write(y, sums, m, n, N, scale, scale, bias, 1.0, False, False, HAS_BIAS)
+    _epilogue(y, sums, m, n, N, scale, scale, bias, 1.0, False, False, HAS_BIAS)
