@@ -13,6 +13,7 @@ import torch
 from hf_checkpoints import CONFIG, write
 from safetensors.torch import save_file
 
+from isobit.checkpoint import store
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError
 
@@ -40,10 +41,10 @@ def test_reads_what_was_written(tmp_path: Path, mmap: bool) -> None:
     for name, tensor in (A | B).items():
         found = ck.read(name, mmap=mmap)
         assert found.dtype == tensor.dtype and torch.equal(found, tensor)
-    assert torch.equal(ck.read_rows("a.weight", 1, 3), A["a.weight"][1:3])
-    assert ck.read_rows("a.weight", 2, 2).shape == (0, 3)
+    assert torch.equal(ck.read("a.weight", slice(1, 3)), A["a.weight"][1:3])
+    assert ck.read("a.weight", slice(2, 2)).shape == (0, 3)
     with pytest.raises(CheckpointError, match="has 4 rows; 3 to 5 were asked for"):
-        ck.read_rows("a.weight", 3, 5)
+        ck.read("a.weight", slice(3, 5))
     with pytest.raises(CheckpointError, match="'c.weight'.*is missing"):
         ck.read("c.weight")
 
@@ -237,3 +238,66 @@ def test_a_checkpoint_without_float_tensors_has_no_dtype(tmp_path: Path) -> None
     ck = Checkpoint.open(write(tmp_path, CONFIG, {"x": torch.ones(2, dtype=torch.int8)}))
     with pytest.raises(CheckpointError, match="no tensor has one of the dtypes"):
         _ = ck.dtype
+
+
+PARTS = [(None, None), (slice(2, 5), None), (None, slice(8, 24)), (slice(3, 7), slice(1, 2)),
+         (slice(0, 7), slice(0, 40)), (slice(4, 4), slice(3, 9)), (slice(None, 3), slice(5, None)),
+         (None, slice(6, 6))]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "transposed bin"])
+@pytest.mark.parametrize("limits", [(1 << 15, 4 << 20), (16, 4 << 20), (1 << 15, 200)], ids=["default", "apart", "few"])
+def test_rows_and_columns_are_those_of_the_whole(
+    tmp_path: Path, kind: str, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_WORTH_SKIPPING", limits[0])
+    monkeypatch.setattr(store, "_AT_ONCE", limits[1])
+    whole = {"a": torch.randn(7, 40), "b": torch.randn(7, 40, 3).bfloat16(), "c": torch.arange(280).to(torch.int32)}
+    whole["c"] = whole["c"].reshape(40, 7).t() if kind == "transposed bin" else whole["c"].reshape(7, 40)
+    if kind == "safetensors":
+        ck = Checkpoint.open(write(tmp_path, CONFIG, whole))
+    else:
+        write(tmp_path, CONFIG, {"x": torch.ones(1)})
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(whole, tmp_path / "pytorch_model.bin")
+        ck = Checkpoint.open(tmp_path)
+    for name, value in whole.items():
+        for rows, columns in PARTS:
+            for mmap in (False, True):
+                found = ck.read(name, rows, columns, mmap=mmap)
+                expected = value[rows or slice(None), columns or slice(None)]
+                assert found.is_contiguous() and found.dtype == value.dtype and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [(slice(0, 5), None, "has 4 rows; 0 to 5 were"), (None, slice(1, 4), "has 3 columns; 1 to 4 were"),
+     (slice(-2, 4), None, "-2 to 4 were"), (slice(3, 2), None, "3 to 2 were"),
+     (None, slice(0, 3, 2), "0 to 3 in steps of 2 were"), (None, slice(2, 1), "2 to 1 were")],
+)  # fmt: skip
+def test_parts_that_are_not_there_are_refused(
+    tmp_path: Path, rows: slice | None, columns: slice | None, message: str
+) -> None:
+    ck = Checkpoint.open(write(tmp_path, CONFIG, A))
+    with pytest.raises(CheckpointError, match=f"a.weight'.*{message} asked for"):
+        ck.read("a.weight", rows, columns)
+    with pytest.raises(CheckpointError, match="has 0 columns; 0 to 1 were asked for"):
+        ck.read("n.weight", None, slice(0, 1))
+
+
+def test_columns_read_no_more_than_they_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = torch.arange(6 * 40000, dtype=torch.float32).reshape(6, 40000)
+    ck = Checkpoint.open(write(tmp_path, CONFIG, {"w": wide}))
+    read: list[int] = []
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read.append(len(buffers[0])) or real(fd, buffers, at))
+    assert torch.equal(ck.read("w", slice(1, 4), slice(8, 16)), wide[1:4, 8:16])
+    assert read == [32, 32, 32]
+
+
+def test_a_file_cut_off_after_it_was_opened_is_refused_by_columns_too(tmp_path: Path) -> None:
+    ck = Checkpoint.open(write(tmp_path, CONFIG, {"w": torch.ones(64, 64)}))
+    file = tmp_path / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 100)
+    with pytest.raises(CheckpointError, match="'w'.*cut off"):
+        ck.read("w", None, slice(60, 64))

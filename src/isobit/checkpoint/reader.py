@@ -1,17 +1,15 @@
 """A checkpoint folder opened for reading: configuration, tensors by name, and the files that go with them.
 
-Opening reads headers only and checks all of them. Tensors are then read one at a time, from any number of threads.
+Opening reads headers only and checks all of them; where the tensors are then read from is in ``store``.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,14 @@ from torch import Tensor
 
 from isobit.checkpoint import ctconfig, ctreview, folder, methods
 from isobit.checkpoint.ctconfig import Quantization
-from isobit.checkpoint.files import is_folder, is_there, open_regular, read_file, why
+from isobit.checkpoint.files import is_folder, is_there, read_file
 from isobit.checkpoint.jsonfile import read_json
-from isobit.checkpoint.legacy import read_bin_header
 from isobit.checkpoint.occupant import require_finished
-from isobit.checkpoint.safetensors import TensorInfo, read_header
+from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.store import FileStore
 from isobit.errors import CheckpointError
-from isobit.shortage import explain
 
 _LARGEST_CONFIG = 16 << 20  # bytes
-_LARGEST_READ = 1 << 30  # bytes in one system call: Linux stops at 2 GiB
 _MAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 
 
@@ -40,22 +36,15 @@ class Checkpoint:
     Attributes:
         path: the folder.
         config: the parsed ``config.json``.
-        tensors: every tensor by name, ordered by file and position in it: the order to stream them in.
-        files: the weight files.
+        store: where its tensors are read from.
         stored: modules that were renamed -> what they are called in the files.
     """
 
-    def __init__(
-        self, path: Path, config: dict[str, Any], weights: folder.WeightFiles, tensors: dict[str, TensorInfo]
-    ) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], store: FileStore) -> None:
         self.path = path
         self.config = config
-        self.files = weights.files
-        self.tensors = tensors
+        self.store = store
         self.stored: Mapping[str, str] = {}
-        self._maps: dict[Path, Tensor] = {}
-        # A checkpoint much smaller than memory may stay in the page cache: the next run will be glad of it.
-        self._drop_cache = self.nbytes > _physical_memory() // 4
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -72,8 +61,17 @@ class Checkpoint:
         if not is_there(config_path):
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)
         config = read_json(config_path, _LARGEST_CONFIG)
-        weights = folder.weight_files(path)
-        return cls(path, config, weights, _headers(weights))
+        return cls(path, config, FileStore.open(path, folder.weight_files(path)))
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name, ordered by file and position in it: the order to stream them in."""
+        return self.store.tensors
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files."""
+        return self.store.files
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
         """The same checkpoint with some tensors under other names.
@@ -82,9 +80,7 @@ class Checkpoint:
             names: name now -> name to be; no two may come to have the same one.
         """
         twin = copy.copy(self)
-        twin.tensors = {
-            new: replace(info, name=new) for old, info in self.tensors.items() for new in (names.get(old, old),)
-        }
+        twin.store = self.store.renamed(names)
         modules = {new.rpartition(".")[0]: old.rpartition(".")[0] for old, new in names.items()}
         twin.stored = {**self.stored, **{new: self.stored.get(old, old) for new, old in modules.items()}}
         for derived in ("quantization", "notes"):  # of names, which have changed
@@ -167,52 +163,12 @@ class Checkpoint:
         ]  # fmt: skip
 
     def info(self, name: str) -> TensorInfo:
-        """Header entry of a tensor.
+        """Header entry of a tensor; see :meth:`isobit.checkpoint.store.Store.info`."""
+        return self.store.info(name)
 
-        Raises:
-            CheckpointError: there is none of this name.
-        """
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError("is missing from this checkpoint", file=self.path, tensor=name) from None
-
-    def read(self, name: str, *, mmap: bool = False) -> Tensor:
-        """Reads a tensor.
-
-        Args:
-            name: tensor name.
-            mmap: map the file into memory instead of copying: nothing is read before it is used, and pages count as
-                resident once they are; for serving. The tensor must not be written to. Data that is not aligned to its
-                dtype, or does not lie in the order of its rows, is copied all the same.
-
-        Raises:
-            CheckpointError: no such tensor, a dtype torch lacks, or the file changed since it was opened.
-        """
-        info = self.info(name)
-        if info.strides is not None:
-            return self._gathered(info, info.begin, info.shape, info.strides)
-        dtype = info.torch_dtype
-        if mmap and info.nbytes and info.begin % dtype.itemsize == 0:
-            return self._mapped(info).view(dtype).reshape(info.shape)
-        return self._pread(info, info.begin, info.nbytes).view(dtype).reshape(info.shape)
-
-    def read_rows(self, name: str, lo: int, hi: int) -> Tensor:
-        """Reads rows ``lo`` to ``hi - 1`` (of the first axis) of a tensor, and no other bytes.
-
-        Raises:
-            CheckpointError: as for :meth:`read`, or the rows are not there.
-        """
-        info = self.info(name)
-        rows = info.shape[0] if info.shape else 0
-        if not 0 <= lo <= hi <= rows:
-            raise CheckpointError(f"has {rows} rows; {lo} to {hi} were asked for", file=info.file, tensor=name)
-        if info.strides is not None:
-            begin = info.begin + lo * info.strides[0] * info.torch_dtype.itemsize
-            return self._gathered(info, begin, (hi - lo, *info.shape[1:]), info.strides)
-        row_bytes = info.nbytes // rows if rows else 0
-        data = self._pread(info, info.begin + lo * row_bytes, (hi - lo) * row_bytes)
-        return data.view(info.torch_dtype).reshape(hi - lo, *info.shape[1:])
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None, *, mmap: bool = False) -> Tensor:
+        """Reads a tensor, or some of its rows and columns; see :meth:`isobit.checkpoint.store.Store.read`."""
+        return self.store.read(name, rows, columns, mmap=mmap)
 
     def fingerprint(self) -> str:
         """Hex digest of what identifies this checkpoint: config.json, every header entry, each file's size and time.
@@ -226,75 +182,3 @@ class Checkpoint:
         for info in self.tensors.values():
             digest.update(f"\n{info.name}\0{info.dtype}\0{info.shape}\0{info.file.name}\0{info.begin}".encode())
         return digest.hexdigest()
-
-    def _mapped(self, info: TensorInfo) -> Tensor:
-        """The bytes of a tensor as a view of the mapped file (private: writing copies a page, the file stays)."""
-        whole = self._maps.get(info.file)
-        if whole is None:
-            try:
-                size = info.file.stat().st_size
-                whole = torch.from_file(str(info.file), shared=False, size=size, dtype=torch.uint8)
-            except (OSError, RuntimeError) as error:
-                if explain(error) is not None:
-                    raise  # memory does not suffice: nothing is wrong with the file
-                raise CheckpointError(f"cannot be mapped: {error}", file=info.file, tensor=info.name) from None
-            whole = self._maps.setdefault(info.file, whole)
-        if info.end > whole.numel():
-            raise CheckpointError("the file was cut off after it was opened", file=info.file, tensor=info.name)
-        return whole[info.begin : info.end]
-
-    def _gathered(self, info: TensorInfo, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
-        """Elements that do not lie in the order of rows, the first at byte ``begin``, put into that order."""
-        if 0 in shape:
-            return torch.empty(shape, dtype=info.torch_dtype)
-        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        data = self._pread(info, begin, span * info.torch_dtype.itemsize).view(info.torch_dtype)
-        return data.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
-
-    def _pread(self, info: TensorInfo, offset: int, size: int) -> Tensor:
-        """``size`` bytes from ``offset``, uint8, in memory of their own."""
-        buffer = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-        descriptor = open_regular(info.file)
-        try:
-            done = 0
-            while done < size:
-                count = os.preadv(descriptor, [view[done : done + _LARGEST_READ]], offset + done)
-                if count == 0:
-                    raise CheckpointError("the file was cut off while it was read", file=info.file, tensor=info.name)
-                done += count
-            if self._drop_cache and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
-        except OSError as error:
-            raise CheckpointError(f"cannot be read: {why(error)}", file=info.file, tensor=info.name) from None
-        finally:
-            os.close(descriptor)
-        return buffer
-
-
-def _headers(weights: folder.WeightFiles) -> dict[str, TensorInfo]:
-    """All tensors of all files, checked against each other and against the index."""
-    tensors: dict[str, TensorInfo] = {}
-    for file in weights.files:
-        found = read_header(file)[0] if weights.kind == "safetensors" else read_bin_header(file)
-        for name, info in found.items():
-            if name in tensors:
-                raise CheckpointError(f"is given twice, here and in {tensors[name].file.name}", file=file, tensor=name)
-            tensors[name] = info
-    if weights.weight_map is not None:
-        _check_index(weights, tensors)
-    return tensors
-
-
-def _check_index(weights: folder.WeightFiles, tensors: dict[str, TensorInfo]) -> None:
-    assert weights.weight_map is not None and weights.index is not None
-    for name, file in weights.weight_map.items():
-        if name not in tensors or tensors[name].file != file:
-            raise CheckpointError(f"is not in {file.name}, where the index says it is", file=weights.index, tensor=name)
-    surplus = next((info for name, info in tensors.items() if name not in weights.weight_map), None)
-    if surplus is not None:
-        raise CheckpointError(f"is not in the index {weights.index.name}", file=surplus.file, tensor=surplus.name)
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -132,7 +132,7 @@ def same_matrix(ck: Checkpoint, one: str, other: str) -> bool:
     rows, columns = infos[0].shape
     step = max(1, _COMPARED // max(columns, 1))
     for begin in range(0, rows, step):
-        part, same = (ck.read_rows(name, begin, min(begin + step, rows)) for name in (one, other))
+        part, same = (ck.read(name, slice(begin, min(begin + step, rows))) for name in (one, other))
         wide = torch.promote_types(part.dtype, same.dtype) if part.dtype != same.dtype else part.dtype
         if not torch.equal(part.to(wide), same.to(wide)):
             return False

@@ -129,7 +129,7 @@ def source_sums(ck: Checkpoint, jobs: list[Job], workers: int) -> dict[str, list
 
 
 def _read(ck: Checkpoint, job: Job, rows: tuple[int, int]) -> Tensor:
-    return ck.read(job.name) if len(job.pieces) == 1 else ck.read_rows(job.name, *rows)
+    return ck.read(job.name) if len(job.pieces) == 1 else ck.read(job.name, slice(*rows))
 
 
 def _piece_bytes(job: Job, rows: tuple[int, int]) -> int:
