@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from ragged import ragged
 from torch import Tensor
 
 from isobit.errors import IsobitError
@@ -120,9 +122,12 @@ def test_attention(case: tuple[int, int, int, int, int, int, int | None, bool]) 
     angles = normal(tokens, dim // 2).repeat(1, 2)
     keys, values = (torch.full((batch, kv, past + tokens + 3, dim), math.nan) for _ in range(2))
     keys[:, :, :past], values[:, :, :past] = normal(batch, kv, past, dim), normal(batch, kv, past, dim, seed=1)
-    arguments = (heads, q, k, v, angles.cos(), angles.sin(), keys, values, past)
-    wanted = by_definition(*arguments)
-    found = cpu_layer.attention(*arguments)  # what is behind the valid keys is NaN, and must not be read
+    wanted = by_definition(heads, q, k, v, angles.cos(), angles.sin(), keys, values, past)
+    flat = (part.flatten(0, 1) for part in (q, k, v))
+    rotation = angles.cos().repeat(batch, 1), angles.sin().repeat(batch, 1)
+    sequences = ragged([tokens] * batch, [past] * batch, past + tokens + 3)
+    # What is behind the valid keys is NaN, and must not be read.
+    found = cpu_layer.attention(heads, *flat, *rotation, keys, values, sequences).unflatten(0, (batch, tokens))
     for part, right in zip((found, keys, values), wanted, strict=True):
         torch.testing.assert_close(part.double(), right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -132,19 +137,20 @@ def test_attention_does_not_depend_on_the_number_of_threads(tokens: int) -> None
     before, found = cpu_library.threads(), []
     for threads in (1, 3):
         cpu_library.set_threads(threads)
-        q, k, v = (normal(1, tokens, n * 64, seed=i) for i, n in enumerate((8, 2, 2)))
+        q, k, v = (normal(tokens, n * 64, seed=i) for i, n in enumerate((8, 2, 2)))
         keys, values = (normal(1, 2, 1100, 64, seed=i) for i in (5, 6))
-        found.append(
-            cpu_layer.attention(
-                AttentionSpec(8, 2, 64), q, k, v, torch.ones(tokens, 64), torch.zeros(tokens, 64), keys, values, 1000
-            )
-        )
+        rotation = torch.ones(tokens, 64), torch.zeros(tokens, 64)
+        sequences = ragged([tokens], [1000], 1100)
+        found.append(cpu_layer.attention(AttentionSpec(8, 2, 64), q, k, v, *rotation, keys, values, sequences))
     cpu_library.set_threads(before)
     assert torch.equal(*found)
 
 
 def test_a_full_cache_is_refused() -> None:
-    q, k = torch.zeros(1, 2, 64), torch.zeros(1, 2, 64)
+    q, k = torch.zeros(2, 64), torch.zeros(2, 64)
     full = torch.zeros(1, 1, 8, 64)
+    sequences = replace(ragged([2], [6], 8), lengths=torch.tensor([9], dtype=torch.int32))
     with pytest.raises(IsobitError, match="no room"):
-        cpu_layer.attention(AttentionSpec(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), full, full, 7)
+        cpu_layer.attention(
+            AttentionSpec(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), full, full, sequences
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ragged import ragged
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.blueprint import expected_tensors
+from isobit.models.cache import KVCache
 from isobit.models.step import Step
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
@@ -195,16 +197,25 @@ def test_parts_of_a_layer_fit_together_or_nothing_runs() -> None:
             with pytest.raises(FormatError, match="part of a layer"):
                 act(x, bad)
     spec = AttentionSpec(4, 2, 8, q_norm=torch.ones(8), k_norm=torch.ones(8))
-    right = {"q": torch.ones(2, 3, 32), "k": torch.ones(2, 3, 16), "v": torch.ones(2, 3, 16), "cos": torch.ones(3, 8),
-             "sin": torch.ones(3, 8), "keys": torch.ones(2, 2, 5, 8), "values": torch.ones(2, 2, 5, 8)}  # fmt: skip
-    cpu_layer.attention(spec, **right, past=2)
+    right = {"q": torch.ones(6, 32), "k": torch.ones(6, 16), "v": torch.ones(6, 16), "cos": torch.ones(6, 8),
+             "sin": torch.ones(6, 8), "keys": torch.ones(2, 2, 5, 8), "values": torch.ones(2, 2, 5, 8)}  # fmt: skip
+    sequences = ragged([3, 3], [2, 2], 5)
+    cpu_layer.attention(spec, **right, sequences=sequences)
     for name, value in right.items():
-        with pytest.raises(FormatError, match="on the CPU, not"):
-            cpu_layer.attention(spec, **(right | {name: value[1:].clone()}), past=2)
+        for bad in (value[:, 1:].clone(), value.double(), value.to("meta")):
+            with pytest.raises(FormatError, match="on the CPU, not"):
+                cpu_layer.attention(spec, **(right | {name: bad}), sequences=sequences)
     with pytest.raises(FormatError, match="norm of keys"):
-        cpu_layer.attention(AttentionSpec(4, 2, 8, k_norm=torch.ones(7)), **right, past=2)
-    with pytest.raises(IsobitError):
-        cpu_layer.attention(spec, **right, past=3)
+        cpu_layer.attention(AttentionSpec(4, 2, 8, k_norm=torch.ones(7)), **right, sequences=sequences)
+    with pytest.raises(FormatError, match="cached keys"):
+        cpu_layer.attention(spec, **right, sequences=ragged([3, 3], [2, 2], 6))
+    with pytest.raises(IsobitError, match="neither a multiple of 64"):
+        cpu_layer.attention(spec, **right, sequences=ragged([3, 3], [3, 2], 5))
+    for name in ("starts", "lengths", "table", "slots"):
+        part = getattr(sequences, name)
+        for bad in (part.float(), part[None], part.repeat_interleave(2, 0)[::2], part.to("meta"), part[:-1].clone()):
+            with pytest.raises(FormatError, match="on the CPU, not"):
+                cpu_layer.attention(spec, **right, sequences=replace(sequences, **{name: bad}))
 
 
 @pytest.mark.parametrize("kernel", ["reference", pytest.param("cpu", marks=needs_kernels)])
@@ -249,7 +260,8 @@ def test_all_layers_in_one_call_take_what_fits_them(tmp_path: Path) -> None:
     for bad in (torch.ones(1, 2, 63), torch.ones(1, 2, 64).bfloat16(), torch.ones(1, 2, 64, device="meta")):
         with pytest.raises(FormatError, match="the residual stream"):
             stack(bad, step)
-    cache = model.new_cache(2, 4)
+    narrow = model_config(made("LlamaForCausalLM")[0] | {"head_dim": 8})
+    cache = KVCache(narrow, 1, 4, torch.float32)
     with pytest.raises(FormatError, match="cached keys"):
         stack(torch.ones(1, 2, 64), replace(step, cache=cache))
     for name in ("input_layernorm", "post_attention_layernorm"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.sequences import Sequences
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.layers import Layer
 from isobit.models.linear import Linear
@@ -86,8 +87,6 @@ def _cpu_accepts(dtype: torch.dtype, device: str, layers: Sequence[LayerSpec]) -
     widest = max((layer.attention.dim for layer in layers), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
-    if any(layer.attention.softcap is not None or layer.attention.scale is not None for layer in layers):
-        return "scores of attention are neither capped nor scaled by another number there"
     return backends.cpu_library_problem()
 
 
@@ -99,8 +98,20 @@ def _cpu_project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
     return _project(linears, x)
 
 
-def _cpu_gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    return cpu_layer.gate(gate, up) if activation == "silu" else _gate(gate, up, activation)
+@lru_cache(maxsize=4)
+def _sequences(batch: int, tokens: int, past: int, capacity: int) -> Sequences:
+    """Those of a cache that has ``past`` tokens of each of ``batch`` sequences, and room for ``capacity``."""
+    end, at = past + tokens, torch.arange(past, past + tokens).repeat(batch)
+    starts = torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32)
+    table = torch.arange(batch, dtype=torch.int32)[:, None]
+    slots = torch.arange(batch).repeat_interleave(tokens) * capacity + at
+    lengths = torch.full((batch,), end, dtype=torch.int32)
+    return Sequences(starts, lengths, table, slots, capacity, tokens, end)
+
+
+def _rotary(step: Step, batch: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of each token of a batch."""
+    return (step.cos, step.sin) if batch == 1 else (step.cos.repeat(batch, 1), step.sin.repeat(batch, 1))
 
 
 def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
@@ -109,11 +120,14 @@ def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tenso
         keys, values = step.cache.room(layer, tokens)
     else:
         keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
-    return cpu_layer.attention(heads, q, k, v, step.cos, step.sin, keys, values, step.past)
+    q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+    sequences = _sequences(batch, tokens, step.past, keys.shape[2])
+    mixed = cpu_layer.attention(heads, q, k, v, *_rotary(step, batch), keys, values, sequences)
+    return mixed.view(batch, tokens, -1)
 
 
 def _cpu_stack(layers: nn.ModuleList) -> Callable[[Tensor, Step], Tensor] | None:
-    """One call for all layers, unless one of their linears runs elsewhere."""
+    """One call for all layers, unless one of their linears runs elsewhere or their caches differ."""
     parts = []
     for layer in layers:
         assert isinstance(layer, Layer)
@@ -121,20 +135,27 @@ def _cpu_stack(layers: nn.ModuleList) -> Callable[[Tensor, Step], Tensor] | None
         modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
         bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
-        norms, heads = [norm for norm in layer.norms.values()], attention.heads
-        plain = layer.norms.keys() == {"before_attention", "before_mlp"} and heads.softcap is None
-        if len(bound) < len(modules) or not plain or mlp.activation != "silu":
+        norms = {role: norm.weight for role, norm in layer.norms.items()}
+        if len(bound) < len(modules) or not {"before_attention", "before_mlp"} <= norms.keys():
             return None
-        parts.append(cpu_stack.LayerParts(bound, norms[0].weight, norms[1].weight, attention.heads, norms[0].eps))
+        before, behind = norms["before_attention"], norms["before_mlp"]
+        after = norms.get("after_attention"), norms.get("after_mlp")
+        eps = layer.norms["before_attention"].eps
+        parts.append(cpu_stack.LayerParts(bound, before, behind, attention.heads, eps, *after, mlp.activation))
+    if len({(part.heads.kv_heads, part.heads.dim) for part in parts}) > 1:
+        return None
     stack, heads = cpu_stack.CpuStack(parts), parts[0].heads
 
     def run(x: Tensor, step: Step) -> Tensor:
-        batch, tokens = x.shape[:2]
+        batch, tokens, stride = x.shape[0], x.shape[1], 0
         if step.cache is not None:
             keys, values = step.cache.room_of_all(tokens)
-            return stack.run(x, step.cos, step.sin, keys, values, step.past, keys.shape[3], keys.stride(0))
-        keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
-        return stack.run(x, step.cos, step.sin, keys, values, 0, tokens, 0)
+            stride = keys.stride(0)
+        else:
+            keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
+        sequences = _sequences(batch, tokens, step.past, keys.shape[-2])
+        flat = stack.run(x.flatten(0, 1), *_rotary(step, batch), keys, values, sequences, stride)
+        return flat.view(batch, tokens, -1)
 
     return run
 
@@ -148,7 +169,7 @@ LAYER_OPS: tuple[LayerOps, ...] = (
         norm=cpu_layer.norm,
         add=cpu_layer.add,
         add_norm=cpu_layer.add_norm,
-        gate=_cpu_gate,
+        gate=cpu_layer.gate,
         project=_cpu_project,
         attend=_cpu_attend,
         stack=_cpu_stack,

@@ -1,6 +1,6 @@
-"""What a decoder layer does beside its linears, on the CPU kernels: float32 in, float32 out (cpp/layer.cpp).
+"""What a decoder layer does beside its linears, on the CPU kernels: float32 in and out (cpp/layer.cpp, attention.cpp).
 
-Tensors are contiguous float32 on the CPU; the callers (models/ops.py) see to that. Shapes: B sequences of T tokens.
+Tensors are contiguous float32 on the CPU; the callers (models/ops.py) see to that. Shapes: T tokens, of any sequences.
 """
 
 from __future__ import annotations
@@ -11,30 +11,34 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from isobit.errors import Unsupported
 from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu import sequences as cpu_sequences
 from isobit.kernels.cpu.library import check
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.sequences import Sequences
 
 LARGEST_HEAD = 512  # dimensions
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}  # enum isobit_activation of isobit_cpu.h
 
-_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_POINTER, _SIZE, _FLOAT, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
 class _Attention(ctypes.Structure):
     """isobit_attention of isobit_cpu.h."""
 
     _fields_ = (
-        [(name, _SIZE) for name in ("batch", "tokens", "past", "heads", "kv_heads", "dim", "capacity", "window")]
-        + [(name, _SIZE) for name in ("ldq", "ldk", "ldv", "ldo")]
-        + [(name, _FLOAT) for name in ("scale", "eps")]
+        [("sequences", cpu_sequences.Struct)]
+        + [(name, _SIZE) for name in ("heads", "kv_heads", "dim", "window", "ldq", "ldk", "ldv", "ldo")]
+        + [(name, _FLOAT) for name in ("scale", "softcap", "eps")]
         + [(name, _POINTER) for name in ("cos", "sin", "q_norm", "k_norm", "q", "k", "v", "keys", "values", "out")]
     )
 
 
 _SIGNATURES = {
     "isobit_cpu_rms_norm": (_POINTER, _POINTER, _POINTER, _FLOAT, _SIZE, _SIZE, _POINTER, _POINTER),
-    "isobit_cpu_silu_mul": (_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    "isobit_cpu_gate": (_CODE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
     "isobit_cpu_exp": (_POINTER, _SIZE, _POINTER),
     "isobit_cpu_attention": (ctypes.POINTER(_Attention),),
 }
@@ -97,11 +101,30 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
     return total, y
 
 
-def gate(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``, both ``[..., K]``."""
-    k, y = gate.shape[-1], torch.empty_like(gate)
+def activation_code(activation: str) -> int:
+    """What the library calls the activation of a gate.
+
+    Raises:
+        Unsupported: it does not have it.
+    """
+    if activation not in ACTIVATIONS:
+        reason = f"the CPU kernels have {', '.join(ACTIVATIONS)}"
+        raise Unsupported(
+            f"the activation {activation}", [reason], instead="the reference path: ISOBIT_KERNEL=reference"
+        )
+    return ACTIVATIONS[activation]
+
+
+def gate(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """``activation(gate) * up``, both ``[..., K]``; the activation is a key of ACTIVATIONS.
+
+    Raises:
+        Unsupported: there is no such activation.
+        FormatError: the tensors do not fit together.
+    """
+    code, k, y = activation_code(activation), gate.shape[-1], torch.empty_like(gate)
     _like(gate, up)
-    check(_lib().isobit_cpu_silu_mul(gate.data_ptr(), up.data_ptr(), gate.numel() // k, k, k, y.data_ptr()))
+    check(_lib().isobit_cpu_gate(code, gate.data_ptr(), up.data_ptr(), gate.numel() // k, k, k, y.data_ptr()))
     return y
 
 
@@ -122,45 +145,49 @@ def attention(
     sin: Tensor,
     keys: Tensor,
     values: Tensor,
-    past: int,
+    sequences: Sequences,
 ) -> Tensor:
-    """Norms and rotates queries and keys, stores keys and values in the cache, and attends to all of it.
+    """Norms and rotates queries and keys, stores keys and values, and lets each token attend to its sequence.
+
+    A token's result is the same bits whatever is computed with it and wherever the cache keeps its sequence.
 
     Args:
         heads: the layer's.
-        q: ``[B, T, heads * dim]``; overwritten.
-        k, v: ``[B, T, kv_heads * dim]``.
-        cos, sin: ``[T, dim]``, of positions ``past`` to ``past + T - 1``.
-        keys, values: the cache ``[B, kv_heads, capacity, dim]``, of which ``past`` tokens are there.
-        past: tokens in the cache.
+        q: float32 ``[T, heads * dim]``; overwritten.
+        k, v: float32 ``[T, kv_heads * dim]``.
+        cos, sin: float32 ``[T, dim]``, of the position of each token.
+        keys, values: the cache, float32 ``[blocks, kv_heads, block, dim]``, holding what came before these tokens.
+        sequences: whose the tokens are. A block is a multiple of 64 tokens, unless each sequence fits into one.
 
     Returns:
-        ``[B, T, heads * dim]``.
+        float32 ``[T, heads * dim]``; zeros where a token is padding.
+
+    Raises:
+        FormatError: a tensor has another shape, dtype or place.
+        IsobitError: the sequences do not fit the tokens or the cache; nothing has been written.
     """
-    batch, tokens, width = q.shape
-    out, shared = torch.empty_like(q), heads.kv_heads * heads.dim
+    tokens, width, shared = q.shape[0], heads.heads * heads.dim, heads.kv_heads * heads.dim
+    cache = (keys.shape[0], heads.kv_heads, sequences.block, heads.dim)
     for what, part, shape in (
-        ("queries", q, (batch, tokens, heads.heads * heads.dim)), ("keys", k, (batch, tokens, shared)),
-        ("values", v, (batch, tokens, shared)), ("cosines", cos, (tokens, heads.dim)),
-        ("sines", sin, (tokens, heads.dim)), ("cached keys", keys, (batch, heads.kv_heads, keys.shape[2], heads.dim)),
-        ("cached values", values, tuple(keys.shape)), ("norm of queries", heads.q_norm, (heads.dim,)),
-        ("norm of keys", heads.k_norm, (heads.dim,)),
+        ("queries", q, (tokens, width)), ("keys", k, (tokens, shared)), ("values", v, (tokens, shared)),
+        ("cosines", cos, (tokens, heads.dim)), ("sines", sin, (tokens, heads.dim)),
+        ("cached keys", keys, cache), ("cached values", values, cache),
+        ("norm of queries", heads.q_norm, (heads.dim,)), ("norm of keys", heads.k_norm, (heads.dim,)),
     ):  # fmt: skip
         check_on_cpu(what, part, shape)
+    out = torch.empty_like(q)
     arguments = _Attention(
-        batch,
-        tokens,
-        past,
+        cpu_sequences.struct(sequences, tokens, keys.shape[0]),
         heads.heads,
         heads.kv_heads,
         heads.dim,
-        keys.shape[2],
         heads.window or 0,
         width,
         shared,
         shared,
         width,
-        heads.dim**-0.5,
+        heads.factor,
+        heads.softcap or 0.0,
         heads.eps,
         cos.data_ptr(),
         sin.data_ptr(),

@@ -199,6 +199,7 @@ struct Int4 {
 
 #include "kernels.inc.h"
 #include "layer.inc.h"
+#include "attention.inc.h"
 
 bool available() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() && __builtin_cpu_supports("bmi2");

@@ -304,6 +304,7 @@ struct Int4 {
 
 #include "kernels.inc.h"
 #include "layer.inc.h"
+#include "attention.inc.h"
 
 void use(int parts) { extensions = parts; }
 

@@ -181,6 +181,7 @@ struct Int4 {
 
 #include "kernels.inc.h"
 #include "layer.inc.h"
+#include "attention.inc.h"
 
 bool available() {
 #if defined(__linux__)

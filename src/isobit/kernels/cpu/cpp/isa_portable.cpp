@@ -173,6 +173,7 @@ struct Int4 {
 
 #include "kernels.inc.h"
 #include "layer.inc.h"
+#include "attention.inc.h"
 
 bool available() { return true; }
 

@@ -1,7 +1,7 @@
 // The C interface of isobit's CPU kernels. No dependence on PyTorch or Python; called through ctypes.
 //
 // Every function that can fail returns 0 on success and a negative number otherwise; isobit_cpu_error() then says why.
-// Pointers need no alignment. Sizes are 64-bit. Nothing here keeps a pointer after it returns, and weights are read in
+// Pointers need no alignment, but for those of isobit_sequences. Sizes are 64-bit. Nothing here keeps a pointer after it returns, and weights are read in
 // place, so that a memory-mapped checkpoint needs no second copy.
 #pragma once
 
@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 1
+#define ISOBIT_CPU_ABI 2
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -36,6 +36,12 @@ enum isobit_activations {
     ISOBIT_ACT_E4M3FN = 1,
     ISOBIT_ACT_E5M2 = 2,
     ISOBIT_ACT_INT8 = 3,
+};
+
+// What a gate is passed through.
+enum isobit_activation {
+    ISOBIT_SILU = 0,
+    ISOBIT_GELU_TANH = 1,  // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
 };
 
 // One linear layer, y = x W^T + b. Codes, scales and zero points are read in place, as a checkpoint stores them.
@@ -94,54 +100,70 @@ uint64_t isobit_cpu_read(const void *data, int64_t bytes);
 // ---- the rest of a decoder layer; float32 throughout, sums in an order that depends on shapes only ----
 
 // sum = x + delta, y = sum / sqrt(mean(sum^2) + eps) * weight; rows of length k. Without delta (NULL) the norm of x, without
-// y (NULL) only the sum. sum may be x or delta.
+// y (NULL) only the sum. sum may be x or delta, y may be x.
 int isobit_cpu_rms_norm(const float *x, const float *delta, const float *weight, float eps, int64_t rows, int64_t k,
                         float *sum, float *y);
-// y = silu(gate) * up; rows of gate and up ldx apart, of y k.
-int isobit_cpu_silu_mul(const float *gate, const float *up, int64_t rows, int64_t k, int64_t ldx, float *y);
+// y = activation(gate) * up, enum isobit_activation; rows of gate and up ldx apart, of y k.
+int isobit_cpu_gate(int32_t activation, const float *gate, const float *up, int64_t rows, int64_t k, int64_t ldx, float *y);
 // y = exp(x), as the functions above and below compute it.
 int isobit_cpu_exp(const float *x, int64_t count, float *y);
 
-// Causal grouped-query attention over a cache, and what comes before it: norm of each head of queries and keys, rotation of
-// halves, and storing keys and values behind what the cache holds.
+// New tokens of several sequences, one sequence behind the other, and where a cache keeps their keys and values: in blocks,
+// [blocks, kv_heads, block, dim] for each layer. A cache that has each sequence in one piece has one block for each.
 typedef struct {
-    int64_t batch, tokens;        // sequences, and new tokens of each
-    int64_t past;                 // tokens in the cache; the new ones stand at past, past + 1, ...
+    int64_t count, tokens;  // sequences, and new tokens of all of them
+    const int32_t *starts;  // [count + 1]: sequence b has new tokens starts[b] to starts[b + 1] - 1; starts[count] is `tokens`
+    const int32_t *lengths; // [count]: tokens of each, its new ones included, which are its last. 0: its new tokens are padding
+    const int32_t *table;   // [count, table_stride]: position p of sequence b is in block table[b, p / block] at place p % block;
+                            // blocks before what a window shows are not looked at
+    int64_t table_stride;
+    const int64_t *slots;   // [tokens]: where each new token is stored, number of its block * block + place; -1: padding
+    int64_t block, blocks;  // tokens of a block, a multiple of 64 unless each sequence fits into one; blocks of the cache
+} isobit_sequences;
+
+// Causal grouped-query attention over a cache, and what comes before it: norm of each head of queries and keys, rotation of
+// halves, and storing keys and values. What a token gives does not depend on what is computed with it or on where the cache keeps
+// its sequence, to the bit. Padding is not stored, and gives zeros.
+typedef struct {
+    isobit_sequences sequences;
     int64_t heads, kv_heads, dim;
-    int64_t capacity;             // tokens there is room for in the cache
     int64_t window;               // latest tokens that a token sees, itself included; 0: all
     int64_t ldq, ldk, ldv, ldo;   // distances of tokens in q, k, v and out
-    float scale, eps;
+    float scale;                  // what scores are multiplied by
+    float softcap;                // they then become softcap * tanh(score / softcap); 0: they stay
+    float eps;
     const float *cos, *sin;       // [tokens, dim]
     const float *q_norm, *k_norm; // [dim], or both NULL
-    float *q;                     // [batch * tokens, heads, dim]; comes out normed and rotated
-    const float *k, *v;           // [batch * tokens, kv_heads, dim]
-    float *keys, *values;         // [batch, kv_heads, capacity, dim]
-    float *out;                   // [batch * tokens, heads, dim]
+    float *q;                     // [tokens, heads, dim]; comes out normed and rotated
+    const float *k, *v;           // [tokens, kv_heads, dim]
+    float *keys, *values;         // [blocks, kv_heads, block, dim]
+    float *out;                   // [tokens, heads, dim]
 } isobit_attention;
 
 int isobit_cpu_attention(const isobit_attention *a);
 
-// A decoder layer: x += o(attention(q, k, v of norm(x))), x += down(silu(gate) * up of norm(x)).
+// A decoder layer: x += o(attention(q, k, v of norm(x))), x += down(activation(gate) * up of norm(x)).
 typedef struct {
     const isobit_linear *q, *k, *v, *o, *gate, *up, *down;
-    const float *input_norm, *post_norm; // [hidden]: in front of the attention and of the MLP
-    const float *q_norm, *k_norm;        // [dim], or both NULL
+    const float *input_norm, *post_norm;       // [hidden]: in front of the attention and of the MLP
+    const float *after_attention, *after_mlp;  // [hidden]: norms of what is added to x; NULL: it is added as it is
+    const float *q_norm, *k_norm;              // [dim], or both NULL
     int64_t heads, kv_heads, dim;
-    int64_t window;                      // see isobit_attention
-    float scale;                         // of the scores
-    float eps;                           // of all norms
+    int64_t window;                            // see isobit_attention
+    float scale, softcap;                      // see isobit_attention
+    float eps;                                 // of all norms
+    int32_t activation;                        // enum isobit_activation
 } isobit_layer;
 
 // What the layers share in one call; the names as in isobit_attention.
 typedef struct {
-    int64_t batch, tokens, past, capacity;
+    isobit_sequences sequences;
     const float *cos, *sin;   // [tokens, dim]
     float *keys, *values;     // those of the first layer
     int64_t cache_stride;     // values from a layer's keys to the next one's; 0: all use the same memory
 } isobit_step;
 
-// x: float32 [batch * tokens, hidden], contiguous; becomes what the last layer leaves. The same calls as above in the same
+// x: float32 [tokens, hidden], contiguous; becomes what the last layer leaves. The same calls as above in the same
 // order, so the same bits; in one call, because between short kernels an interpreter costs more than they do. All layers are
 // looked at first: where one is refused, nothing has been written.
 int isobit_cpu_layers(const isobit_layer *layers, int64_t count, const isobit_step *step, float *x);

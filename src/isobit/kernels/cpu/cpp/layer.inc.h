@@ -1,5 +1,5 @@
-// The parts of a decoder layer beside its linears, over a vector F of W floats; included by the isa_*.cpp files behind
-// kernels.inc.h. Everything is float32. Sums have a fixed order, which depends on shapes only, never on threads.
+// The parts of a decoder layer beside its linears and its attention (attention.inc.h), over a vector F of W floats; included by the
+// isa_*.cpp files behind kernels.inc.h. Everything is float32. Sums have a fixed order, which depends on shapes only, never on threads.
 
 // ---- exponential ----
 
@@ -30,16 +30,43 @@ inline F exponential(F x) {
 
 void exp_all(const float *x, int64_t count, float *y) { map(x, count, y, [](F v) { return exponential(v); }); }
 
+// tanh(x) within 2 ulp; NaN stays. Near zero, where the exponential would leave few digits, a polynomial with the coefficients of
+// Cephes' tanhf.
+inline F tangent(F x) {
+    const F size = x < F{} ? -x : x, square = x * x;
+    F p = splat(-5.70498872745e-3f);
+    p = p * square + splat(2.06390887954e-2f);
+    p = p * square + splat(-5.37397155531e-2f);
+    p = p * square + splat(1.33314422036e-1f);
+    p = p * square + splat(-3.33332819422e-1f);
+    const F far = splat(1.0f) - splat(2.0f) / (exponential(size + size) + splat(1.0f));
+    return size < splat(0.625f) ? p * square * x + x : x < F{} ? -far : far;
+}
+
+// ---- gated activations ----
+
 inline F silu(F x) { return x / (splat(1.0f) + exponential(-x)); }
 
-void gate_all(const Loose *gate, const Loose *up, int64_t count, Loose *y) {
+// x * (1 + tanh(u)) / 2, u = sqrt(2 / pi) * (x + 0.044715 x^3), without the difference of almost equal numbers at negative x.
+inline F gelu_tanh(F x) {
+    const F twice = x * (splat(1.5957691216057308f) + splat(1.5957691216057308f * 0.044715f) * (x * x));
+    return x / (splat(1.0f) + exponential(-twice));
+}
+
+template <class Function>
+inline void gate_with(Function act, const Loose *gate, const Loose *up, int64_t count, Loose *y) {
     int64_t i = 0;
-    for (; i + W <= count; i += W) store(y + i, silu(load(gate + i)) * load(up + i));
+    for (; i + W <= count; i += W) store(y + i, act(load(gate + i)) * load(up + i));
     if (i < count) {
         float rest[W] = {};
-        map(gate + i, count - i, rest, [](F v) { return silu(v); });
+        map(gate + i, count - i, rest, act);
         for (int64_t j = i; j < count; ++j) y[j] = rest[j - i] * up[j];
     }
+}
+
+void gate_all(int32_t activation, const Loose *gate, const Loose *up, int64_t count, Loose *y) {
+    if (activation == ISOBIT_GELU_TANH) gate_with([](F v) ISOBIT_LAMBDA { return gelu_tanh(v); }, gate, up, count, y);
+    else gate_with([](F v) ISOBIT_LAMBDA { return silu(v); }, gate, up, count, y);
 }
 
 // ---- norm and rotation ----
@@ -90,283 +117,4 @@ void rotate_head(const Loose *x, const Loose *weight, float eps, const Loose *co
         out[i] = first * cos[i] - second * sin[i];
         out[half + i] = second * cos[half + i] + first * sin[half + i];
     }
-}
-
-// ---- attention ----
-
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TILE_VECTORS = 4;  // 32 registers: 6 x 4 sums, 4 vectors of the right side, and the left side
-#else
-constexpr int TILE_VECTORS = 2;
-#endif
-constexpr int TILE_ROWS = 6;
-constexpr int LINE = 16;  // floats of a cache line
-
-// C[M, V * W] = C * factor + A[M, length] B[length, V * W]; factor NULL: C = A B. What lies `ahead` of B is prefetched.
-template <int M, int V>
-inline void tile(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t length, int64_t ahead, const float *factor,
-                 float *c, int64_t ldc) {
-    F acc[M][V];
-    unroll<M>([&](auto m) {
-        unroll<V>([&](auto v) { acc[m][v] = factor ? load(c + m * ldc + v * W) * splat(factor[m]) : F{}; });
-    });
-    for (int64_t l = 0; l < length; ++l) {
-        F right[V];
-        unroll<V>([&](auto v) { right[v] = load(b + l * ldb + v * W); });
-        if (ahead)
-            for (int at = 0; at < V * W; at += LINE) __builtin_prefetch(b + l * ldb + at + ahead);
-        unroll<M>([&](auto m) {
-            const F left = splat(a[m * lda + l]);
-            unroll<V>([&](auto v) { acc[m][v] += left * right[v]; });
-        });
-    }
-    unroll<M>([&](auto m) { unroll<V>([&](auto v) { store(c + m * ldc + v * W, acc[m][v]); }); });
-}
-
-// Calls f(integral_constant n) for a number n from 1 to `most`.
-template <int most, class Function>
-inline void with_number(int64_t n, Function f) {
-    if constexpr (most > 1)
-        if (n < most) return with_number<most - 1>(n, f);
-    f(std::integral_constant<int, most>{});
-}
-
-// The same for any number of rows, and of columns in whole vectors.
-inline void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t ldb, int64_t columns, int64_t length,
-                    int64_t ahead, const float *factor, float *c, int64_t ldc) {
-    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t column = 0; column < columns; column += TILE_VECTORS * W)
-        with_number<TILE_VECTORS>((columns - column) / W, [&](auto vectors) {
-            for (int64_t i = 0; i < tiles; ++i) {
-                const int64_t row = rows * i / tiles, next = rows * (i + 1) / tiles;
-                with_number<TILE_ROWS>(next - row, [&](auto height) {
-                    tile<height(), vectors()>(a + row * lda, lda, b + column, ldb, length, i ? 0 : ahead,
-                                              factor ? factor + row : nullptr, c + row * ldc + column, ldc);
-                });
-            }
-        });
-}
-
-// Of W lanes the one that comes at place i where sum() adds them up: with its half first, and so on.
-constexpr int lane_at(int i) {
-    int lane = 0;
-    for (int bit = 1, half = W / 2; half; bit *= 2, half /= 2) lane += i & bit ? half : 0;
-    return lane;
-}
-
-// Scores of M queries with columns of keys [dim, KEYS], added up as dot_products() below does: what belongs to a lane there, and
-// then the lanes.
-template <int M>
-inline void scores_by_lanes(const float *queries, const float *keys, int64_t dim, float *scores) {
-    constexpr int V = TILE_VECTORS;
-    const int64_t whole = dim / W * W;
-    const auto add = [&](F (&acc)[M][V], int64_t d, int64_t column) ISOBIT_LAMBDA {
-        F right[V];
-        unroll<V>([&](auto v) ISOBIT_LAMBDA { right[v] = load(keys + d * KEYS + column + v * W); });
-        unroll<M>([&](auto m) ISOBIT_LAMBDA {
-            const F left = splat(queries[m * dim + d]);
-            unroll<V>([&](auto v) ISOBIT_LAMBDA { acc[m][v] += left * right[v]; });
-        });
-    };
-    for (int64_t column = 0; column < KEYS; column += V * W) {
-        F levels[W][M][V];  // sums of 1, 2, 4 ... lanes that wait for as many more
-        F acc[M][V];
-        for (int i = 0; i < W; ++i) {
-            unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<V>([&](auto v) ISOBIT_LAMBDA { acc[m][v] = F{}; }); });
-            for (int64_t d = lane_at(i); d < whole; d += W) add(acc, d, column);
-            int level = 0;
-            for (; i >> level & 1; ++level)
-                unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<V>([&](auto v) ISOBIT_LAMBDA { acc[m][v] += levels[level][m][v]; }); });
-            unroll<M>([&](auto m) ISOBIT_LAMBDA { unroll<V>([&](auto v) ISOBIT_LAMBDA { levels[level][m][v] = acc[m][v]; }); });
-        }
-        for (int64_t d = whole; d < dim; ++d) add(acc, d, column);
-        unroll<M>([&](auto m) ISOBIT_LAMBDA {
-            unroll<V>([&](auto v) ISOBIT_LAMBDA { store(scores + m * KEYS + column + v * W, acc[m][v]); });
-        });
-    }
-}
-
-// Keys [count, dim] to columns [dim, KEYS]; the columns of keys that are not there are zero.
-inline void transpose_keys(const Loose *keys, int64_t count, int64_t dim, float *out) {
-    for (int64_t j = 0; j < KEYS; j += W) {
-        int64_t d = 0;
-        for (; d + W <= dim; d += W) {
-            F block[W];
-            if (j + W <= count)
-                unroll<W>([&](auto i) {
-                    block[i] = load(keys + (j + i) * dim + d);
-                    if (d % LINE == 0) __builtin_prefetch(keys + (j + i + KEYS) * dim + d);
-                });
-            else for (int64_t i = 0; i < W; ++i) block[i] = j + i < count ? load(keys + (j + i) * dim + d) : F{};
-            transpose(block);
-            unroll<W>([&](auto i) { store(out + (d + i) * KEYS + j, block[i]); });
-        }
-        for (; d < dim; ++d)
-            for (int64_t i = 0; i < W; ++i) out[d * KEYS + j + i] = j + i < count ? keys[(j + i) * dim + d] : 0;
-    }
-}
-
-inline F larger(F a, F b) { return a > b ? a : b; }
-
-template <int half = W / 2, int... lane>
-inline F upper_half(F value, std::integer_sequence<int, lane...>) {
-    return __builtin_shufflevector(value, value, (lane % half + half)...);
-}
-
-template <int half = W / 2>
-inline float largest_lane(F value) {
-    const F folded = larger(value, upper_half<half>(value, std::make_integer_sequence<int, W>{}));
-    if constexpr (half > 1) return largest_lane<half / 2>(folded);
-    else return folded[0];
-}
-
-// Scores of one query with the keys as they lie: for one or two queries transposing would take longer. A lane adds up every W-th
-// dimension.
-inline void dot_products(const float *query, const float *keys, int64_t count, int64_t dim, float *scores) {
-    for (int64_t j = 0; j < KEYS; j += W) {
-        F acc[W] = {};
-        const Loose *at = keys + j * dim;
-        int64_t d = 0;
-        if (j + W <= count) {
-            for (; d + W <= dim; d += W) {
-                const F part = load(query + d);
-                unroll<W>([&](auto i) {
-                    acc[i] += load(at + i * dim + d) * part;
-                    if (d % LINE == 0) __builtin_prefetch(at + (i + KEYS) * dim + d);
-                });
-            }
-        } else {
-            for (; d + W <= dim; d += W)
-                for (int64_t i = 0; j + i < count; ++i) acc[i] += load(at + i * dim + d) * load(query + d);
-        }
-        store(scores + j, sums_of(acc));
-        for (; d < dim; ++d)
-            for (int64_t i = 0; i < W && j + i < count; ++i) scores[j + i] += at[i * dim + d] * query[d];
-    }
-}
-
-// Scores of one row to exp(score - largest), and their sum; only scores from `begin` to `end` count. Updates largest, and
-// says by how much it rose: earlier sums are to be multiplied by the exponential of that.
-inline float soften(float *scores, int64_t begin, int64_t end, float &largest, float &total) {
-    for (int64_t j = 0; j < begin; ++j) scores[j] = -INFINITY;
-    for (int64_t j = end; j < KEYS; ++j) scores[j] = -INFINITY;
-    F top = splat(largest);
-    for (int64_t j = 0; j < KEYS; j += W) top = larger(top, load(scores + j));
-    const float highest = largest_lane(top);
-    // Nothing seen yet: any finite number keeps exp(-inf - highest) at zero, and NaN at NaN.
-    const float base = highest == -INFINITY ? 0.0f : highest;
-    F sums = {};
-    for (int64_t j = 0; j < KEYS; j += W) {
-        const F part = exponential(load(scores + j) - splat(base));
-        store(scores + j, part);
-        sums += part;
-    }
-    total = sum(sums);
-    const float rise = largest == highest ? 0.0f : largest - base;
-    largest = highest;
-    return rise;
-}
-
-int64_t padded_dim(int64_t dim) { return round_up(dim, W); }
-
-// Memory of one piece.
-struct Workspace {
-    float *queries, *keys, *values, *scores, *factors, *totals;
-
-    Workspace(int64_t rows, int64_t dim) {
-        static thread_local Buffer buffer;
-        const int64_t padded = padded_dim(dim);
-        queries = buffer.floats(rows * dim + KEYS * dim + KEYS * padded + rows * KEYS + 2 * round_up(rows, 16) + 4 * 16);
-        keys = queries + round_up(rows * dim, 16);
-        values = keys + KEYS * dim;
-        scores = values + round_up(KEYS * padded, 16);
-        factors = scores + rows * KEYS;
-        totals = factors + round_up(rows, 16);
-    }
-};
-
-// Scores of rows of queries with one block of keys. How the products of a score are added up depends on the heads alone: where one
-// token has no more than two rows, as it is best for those.
-inline void put_scores(const float *queries, int64_t rows, int64_t group, const float *keys, int64_t count, int64_t dim, const Workspace &space) {
-    if (rows <= 2) {
-        for (int64_t i = 0; i < rows; ++i) dot_products(queries + i * dim, keys, count, dim, space.scores + i * KEYS);
-        return;
-    }
-    transpose_keys(keys, count, dim, space.keys);
-    if (group > 2) return product(queries, dim, rows, space.keys, KEYS, KEYS, dim, 0, nullptr, space.scores, KEYS);
-    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t row = rows * i / tiles, next = rows * (i + 1) / tiles;
-        with_number<TILE_ROWS>(next - row, [&](auto height) {
-            scores_by_lanes<height()>(queries + row * dim, space.keys, dim, space.scores + row * KEYS);
-        });
-    }
-}
-
-// Which keys a token sees: from `begin` to `end`.
-struct Seen {
-    int64_t begin, end;
-    Seen(const isobit_attention &a, int64_t token)
-        : begin(a.window && a.past + token + 1 > a.window ? a.past + token + 1 - a.window : 0), end(a.past + token + 1) {}
-};
-
-// Scores of rows from `row` to `last` with one block of keys, softened, and their sums of values.
-inline void attend_block(const isobit_attention &a, const Piece &p, const Workspace &space, int64_t block, const float *keys,
-                         const float *values, const Partial &out) {
-    const int64_t group = a.heads / a.kv_heads, count = smaller(KEYS, p.end - block), padded = padded_dim(a.dim);
-    // Tokens that see any of these keys.
-    int64_t first = p.first, last = p.first + p.tokens;
-    while (first < last && Seen(a, first).end <= block) ++first;
-    while (first < last && Seen(a, last - 1).begin >= block + count) --last;
-    if (first == last) return;
-    const int64_t row = (first - p.first) * group, rows = (last - first) * group;
-    put_scores(space.queries + row * a.dim, rows, group, keys, count, a.dim, space);
-    for (int64_t i = 0; i < rows; ++i) {
-        const Seen seen(a, first + i / group);
-        const int64_t begin = seen.begin > block ? seen.begin - block : 0, end = smaller(seen.end - block, count);
-        space.factors[i] = soften(space.scores + i * KEYS, begin, end, out.largest[row + i], space.totals[i]);
-    }
-    exp_all(space.factors, rows, space.factors);
-    for (int64_t i = 0; i < rows; ++i) out.total[row + i] = out.total[row + i] * space.factors[i] + space.totals[i];
-    int64_t stride = a.dim;
-    if (padded != a.dim) {
-        for (int64_t j = 0; j < count; ++j) {
-            __builtin_memcpy(space.values + j * padded, values + j * a.dim, static_cast<size_t>(a.dim) * 4);
-            for (int64_t d = a.dim; d < padded; ++d) space.values[j * padded + d] = 0;
-        }
-        values = space.values;
-        stride = padded;
-    }
-    product(space.scores, KEYS, rows, values, stride, padded, count, KEYS * a.dim, space.factors, out.out + row * padded, padded);
-}
-
-void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
-    const int64_t group = a.heads / a.kv_heads, rows = p.tokens * group, padded = padded_dim(a.dim);
-    const Workspace space(rows, a.dim);
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t token = p.sequence * a.tokens + p.first + row / group, head = p.kv_head * group + row % group;
-        const Loose *from = a.q + token * a.ldq + head * a.dim;
-        for (int64_t d = 0; d < a.dim; ++d) space.queries[row * a.dim + d] = from[d] * a.scale;
-        for (int64_t d = 0; d < padded; ++d) out.out[row * padded + d] = 0;
-        out.largest[row] = -INFINITY;
-        out.total[row] = 0;
-    }
-    const int64_t head = (p.sequence * a.kv_heads + p.kv_head) * a.capacity;
-    for (int64_t block = p.begin; block < p.end; block += KEYS)
-        attend_block(a, p, space, block, a.keys + (head + block) * a.dim, a.values + (head + block) * a.dim, out);
-}
-
-void merge(const Partial *parts, int64_t count, int64_t row, int64_t dim, Loose *out) {
-    float highest = -INFINITY, total = 0;
-    for (int64_t i = 0; i < count; ++i) highest = parts[i].largest[row] > highest ? parts[i].largest[row] : highest;
-    const int64_t padded = padded_dim(dim);
-    for (int64_t d = 0; d < dim; ++d) out[d] = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        const float factor = parts[i].largest[row] == highest ? 1.0f : exponential(splat(parts[i].largest[row] - highest))[0];
-        const float *from = parts[i].out + row * padded;
-        total += parts[i].total[row] * factor;
-        for (int64_t d = 0; d < dim; ++d) out[d] += from[d] * factor;
-    }
-    const float inverse = 1.0f / total;
-    for (int64_t d = 0; d < dim; ++d) out[d] *= inverse;
 }

@@ -1,6 +1,4 @@
 // Whole decoder layers in one call, made of the functions of the C interface.
-#include <exception>
-
 #include "isobit_cpu.h"
 #include "layer.h"
 
@@ -44,10 +42,10 @@ Scratch scratch_for(const isobit_layer *layers, int64_t count, int64_t rows, Buf
 
 isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
     isobit_attention a{};
-    a.batch = step.batch, a.tokens = step.tokens, a.past = step.past, a.capacity = step.capacity;
+    a.sequences = step.sequences;
     a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim, a.window = l.window;
     a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
-    a.scale = l.scale, a.eps = l.eps;
+    a.scale = l.scale, a.softcap = l.softcap, a.eps = l.eps;
     a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
     a.q = s.q, a.k = s.k, a.v = s.v, a.out = s.mixed;
     a.keys = step.keys + layer * step.cache_stride, a.values = step.values + layer * step.cache_stride;
@@ -56,21 +54,37 @@ isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, in
 
 // Why one of the calls that a layer is made of would be refused. `x` stands for the memory between them, which is not there yet.
 const char *problem_of_calls(const isobit_layer &l, const isobit_step &step, int64_t layer, float *x) {
-    const int64_t rows = step.batch * step.tokens;
+    const int64_t rows = step.sequences.tokens;
+    if (l.activation != ISOBIT_SILU && l.activation != ISOBIT_GELU_TANH) return "unknown activation of a gate";
     const isobit_linear *const linears[] = {l.q, l.k, l.v, l.o, l.gate, l.up, l.down};
     for (const isobit_linear *w : linears)
         if (const char *why = problem(*w, x, rows, w->k, x, w->n)) return why;
     return problem(attention_of(l, step, layer, {x, x, x, x, x, x, x, x}));
 }
 
+// The widest window of the layers: 0 where one of them sees all.
+int64_t widest(const isobit_layer *layers, int64_t count) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (!layers[i].window) return 0;
+        most = layers[i].window > most ? layers[i].window : most;
+    }
+    return most;
+}
+
+// x = norm(x), where there is one.
+int normed(const float *weight, float eps, int64_t rows, int64_t hidden, float *x) {
+    return weight ? isobit_cpu_rms_norm(x, nullptr, weight, eps, rows, hidden, nullptr, x) : 0;
+}
+
 int attend(const isobit_layer &l, const isobit_step &step, int64_t i, const Scratch &s) {
     const isobit_linear *const projections[] = {l.q, l.k, l.v};
     float *const outputs[] = {s.q, s.k, s.v};
-    const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.batch * step.tokens;
+    const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.sequences.tokens;
     if (const int failed = isobit_cpu_linears(projections, 3, s.normed, rows, l.q->k, outputs, strides)) return failed;
-    const isobit_attention a = attention_of(l, step, i, s);
-    if (const int failed = isobit_cpu_attention(&a)) return failed;
-    return isobit_cpu_linear(l.o, s.mixed, rows, l.o->k, s.delta, l.o->n);
+    attention(attention_of(l, step, i, s));  // its arguments have been looked at
+    if (const int failed = isobit_cpu_linear(l.o, s.mixed, rows, l.o->k, s.delta, l.o->n)) return failed;
+    return normed(l.after_attention, l.eps, rows, l.o->n, s.delta);
 }
 
 int gated(const isobit_layer &l, int64_t rows, const Scratch &s) {
@@ -78,13 +92,14 @@ int gated(const isobit_layer &l, int64_t rows, const Scratch &s) {
     float *const outputs[] = {s.gate, s.up};
     const int64_t inner = l.gate->n, strides[] = {inner, inner};
     if (const int failed = isobit_cpu_linears(projections, 2, s.normed, rows, l.gate->k, outputs, strides)) return failed;
-    if (const int failed = isobit_cpu_silu_mul(s.gate, s.up, rows, inner, inner, s.gate)) return failed;
-    return isobit_cpu_linear(l.down, s.gate, rows, inner, s.delta, l.down->n);
+    if (const int failed = isobit_cpu_gate(l.activation, s.gate, s.up, rows, inner, inner, s.gate)) return failed;
+    if (const int failed = isobit_cpu_linear(l.down, s.gate, rows, inner, s.delta, l.down->n)) return failed;
+    return normed(l.after_mlp, l.eps, rows, l.down->n, s.delta);
 }
 
 int run(const isobit_layer *layers, int64_t count, const isobit_step &step, float *x) {
     Buffer memory;
-    const int64_t hidden = layers[0].o->n, rows = step.batch * step.tokens;
+    const int64_t hidden = layers[0].o->n, rows = step.sequences.tokens;
     const Scratch s = scratch_for(layers, count, rows, memory);
     const float *delta = nullptr;  // what the layer before still has to add
     for (int64_t i = 0; i < count; ++i) {
@@ -106,18 +121,18 @@ using namespace isobit;
 extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const isobit_layer *layers, int64_t count,
                                                                         const isobit_step *step, float *x) {
     if (!layers || !step || !x || count < 1) return fail("a null pointer, or no layers");
-    if (step->batch < 1 || step->tokens < 1 || step->cache_stride < 0) return fail("sizes must be positive");
+    const isobit_sequences &of = step->sequences;
+    if (of.tokens < 1 || step->cache_stride < 0) return fail("sizes must be positive");
     for (int64_t i = 0; i < count; ++i) {
         if (!layers[i].o) return fail("a null pointer");
         if (const char *why = problem_of_shapes(layers[i], layers[0].o->n)) return fail(why);
     }
-    if (step->batch > LARGEST / step->tokens || step->batch * step->tokens > LARGEST / layers[0].o->n) return fail("sizes overflow");
+    if (of.tokens > LARGEST / layers[0].o->n) return fail("sizes overflow");
     if (step->cache_stride > FARTHEST / count) return fail("sizes overflow");
     for (int64_t i = 0; i < count; ++i)
         if (const char *why = problem_of_calls(layers[i], *step, i, x)) return fail(why);
-    try {
+    return guarded([&] {
+        if (const char *why = problem(of, widest(layers, count))) return fail(why);
         return run(layers, count, *step, x);
-    } catch (const std::exception &caught) {
-        return fail(caught.what());
-    }
+    });
 }
