@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.archs import ARCHS
+from isobit.models.config import Norms
 from isobit.models.contents import contents
 from isobit.models.names import renamed
 from isobit.models.planning import plans
@@ -176,14 +177,15 @@ def test_the_base_model_s_names_are_what_transformers_reads(tmp_path: Path) -> N
 
 
 def test_names() -> None:
+    found = partial(renamed, norms=Norms())
     inner = ["embed_tokens.weight", "layers.0.input_layernorm.weight", "layers.1.mlp.up_proj.weight", "norm.weight"]
-    assert renamed([f"model.{name}" for name in inner] + [HEAD]) == {}
-    assert renamed([*inner, HEAD, "visual.proj"]) == {name: f"model.{name}" for name in inner}
-    wrapped = renamed([*(f"a.model.{name}" for name in inner), "a.lm_head.weight", "a.other", "b.lm_head.weight"])
+    assert found([f"model.{name}" for name in inner] + [HEAD]) == {}
+    assert found([*inner, HEAD, "visual.proj"]) == {name: f"model.{name}" for name in inner}
+    wrapped = found([*(f"a.model.{name}" for name in inner), "a.lm_head.weight", "a.other", "b.lm_head.weight"])
     assert wrapped == {f"a.model.{name}": f"model.{name}" for name in inner} | {"a.lm_head.weight": HEAD}
-    assert renamed([f"{prefix}{name}" for name in inner for prefix in ("a.", "b.")]) == {}  # which of the two?
-    assert renamed(["a.model.layers.0.input_layernorm.weight", "model.norm.weight", "a.model.norm.weight"]) == {}
-    assert renamed([]) == {} == renamed(["layers.0.input_layernorm.bias"])
+    assert found([f"{prefix}{name}" for name in inner for prefix in ("a.", "b.")]) == {}  # which of the two?
+    assert found(["a.model.layers.0.input_layernorm.weight", "model.norm.weight", "a.model.norm.weight"]) == {}
+    assert found([]) == {} == found(["layers.0.input_layernorm.bias"])
 
 
 def test_a_prefix_does_not_hide_what_is_missing_or_surplus(tmp_path: Path) -> None:

@@ -146,8 +146,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_file(weights(), folder / "model.safetensors", {"format": "pt"})
+    return save(tmp_path_factory.mktemp("model"), weights())
+
+
+def save(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG))
     save_tokenizer(folder)
     return folder
@@ -183,9 +186,12 @@ def test_it_is_planned(root: Path, model: Path) -> None:
     assert {one["action"] for one in found["plans"]} <= {"native", "legalized"} and len(found["plans"]) == 4
 
 
-def test_it_is_quantized_and_computes_what_was_stored(root: Path, model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "fp8"
-    run(root, "-m", "isobit", "quantize", model, "-o", out, "--scheme", "fp8-w8a16")
+def test_it_is_quantized_and_computes_what_was_stored(root: Path, tmp_path: Path) -> None:
+    """From a checkpoint whose names begin with nothing, as exports of a base model have them."""
+    bare, out = tmp_path / "bare", tmp_path / "fp8"
+    bare.mkdir()
+    save(bare, {name.removeprefix("model."): tensor for name, tensor in weights().items()})
+    run(root, "-m", "isobit", "quantize", bare, "-o", out, "--scheme", "fp8-w8a16")
     stored = load_file(out / "model.safetensors")
     scales = {name.removesuffix("_scale"): stored.pop(name) for name in list(stored) if name.endswith("_scale")}
     assert set(stored) == set(weights())

@@ -83,7 +83,7 @@ def resolve(ck: Checkpoint) -> Contents:
     ck.require_readable()  # what nobody can read is refused first: its tensors have names of their own
     config = model_config(ck.config)
     notes: list[str] = []
-    names = renamed(ck.tensors)
+    names = renamed(ck.tensors, config.layers[0].norms)
     if names:
         stored = next(iter(names))
         notes.append(f"tensors are read under other names than they have: {stored} as {names[stored]}, and so on")

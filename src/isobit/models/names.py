@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_ANCHOR = "layers.0.input_layernorm.weight"  # every decoder has it, and nothing of it is ever quantized
+from isobit.models.config import Norms
+
 _INNER = ("embed_tokens.", "layers.", "norm.")
 _HEAD = "lm_head."
 
 
-def renamed(names: Iterable[str]) -> dict[str, str]:
+def renamed(names: Iterable[str], norms: Norms) -> dict[str, str]:
     """What to call tensors so that they have a model's own names: stored name -> name, those that differ.
 
+    ``norms`` are those of the first layer; one of them is looked for, since none is ever quantized.
     Names that belong to no part of a decoder stay as they are, and so do all where the prefix is not clear.
     """
     names = list(names)
-    prefixes = {name.removesuffix(_ANCHOR) for name in names if _is_part(name, _ANCHOR)}
+    norm = next((norm for norm in vars(norms).values() if norm is not None), None)
+    anchor = f"layers.0.{norm}.weight"
+    prefixes = {name.removesuffix(anchor) for name in names if _is_part(name, anchor)}
     if len(prefixes) != 1 or "model." in prefixes:
         return {}
     prefix = prefixes.pop()
