@@ -190,7 +190,7 @@ bool norms_and_gates() {
         return refused(what, [&] { return isobit_cpu_rms_norm(from, add, by, 1e-5f, m, n, sum, to); });
     };
     const auto gate = [&](const char *what, const float *g, const float *u, int64_t m, int64_t n, int64_t ldx, float *to) {
-        return refused(what, [&] { return isobit_cpu_silu_mul(g, u, m, n, ldx, to); });
+        return refused(what, [&] { return isobit_cpu_gate(ISOBIT_SILU, g, u, m, n, ldx, to); });
     };
     float *const a = x.data(), *const b = delta.data(), *const c = y.data();
     bool good = norm("norm of nothing", nullptr, b, weight.data(), rows, k, a, c);
@@ -207,48 +207,94 @@ bool norms_and_gates() {
     good = gate("k = 0", a, b, rows, 0, k, c) && good;
     good = gate("short rows", a, b, rows, k, k - 1, c) && good;
     good = gate("huge distance", a, b, rows, k, LARGEST, c) && good;
+    for (const int32_t code : {-1, 2})
+        good = refused("no such activation", [&] { return isobit_cpu_gate(code, a, b, rows, k, k, c); }) && good;
     good = refused("exp of nothing", [&] { return isobit_cpu_exp(nullptr, 5, c); }) && good;
     good = refused("exp to nowhere", [&] { return isobit_cpu_exp(a, 5, nullptr); }) && good;
     return refused("exp of fewer than none", [&] { return isobit_cpu_exp(a, -1, c); }) && good;
 }
 
-const Spoiled<isobit_attention> ATTENTIONS[] = {
-    {"batch = 0", [](isobit_attention &a) { a.batch = 0; }},
-    {"tokens = 0", [](isobit_attention &a) { a.tokens = 0; }},
-    {"past < 0", [](isobit_attention &a) { a.past = -1; }},
-    {"heads = 0", [](isobit_attention &a) { a.heads = 0; }},
-    {"kv_heads < 0", [](isobit_attention &a) { a.kv_heads = -2; }},
-    {"heads that cannot be shared", [](isobit_attention &a) { a.heads = 3; }},
-    {"no dimensions", [](isobit_attention &a) { a.dim = 0; }},
-    {"odd dimensions", [](isobit_attention &a) { a.dim = 7; }},
-    {"too many dimensions", [](isobit_attention &a) { a.dim = 514, a.ldq = a.ldk = a.ldv = a.ldo = 4096; }},
-    {"window < 0", [](isobit_attention &a) { a.window = -1; }},
-    {"a full cache", [](isobit_attention &a) { --a.capacity; }},
-    {"huge batch", [](isobit_attention &a) { a.batch = HUGE_SIZE; }},
-    {"huge tokens", [](isobit_attention &a) { a.tokens = HUGE_SIZE, a.capacity = LARGEST; }},
-    {"largest past", [](isobit_attention &a) { a.past = LARGEST, a.capacity = LARGEST; }},
-    {"huge heads", [](isobit_attention &a) { a.heads = HUGE_SIZE, a.ldq = a.ldo = LARGEST; }},
-    {"huge kv_heads", [](isobit_attention &a) { a.heads = a.kv_heads = HUGE_SIZE; }},
-    {"huge capacity", [](isobit_attention &a) { a.capacity = HUGE_SIZE; }},
-    {"huge batch and capacity", [](isobit_attention &a) { a.batch = int64_t{1} << 34, a.capacity = int64_t{1} << 34; }},
-    {"short ldq", [](isobit_attention &a) { --a.ldq; }},
-    {"short ldk", [](isobit_attention &a) { --a.ldk; }},
-    {"short ldv", [](isobit_attention &a) { --a.ldv; }},
-    {"short ldo", [](isobit_attention &a) { --a.ldo; }},
-    {"largest ldq", [](isobit_attention &a) { a.ldq = LARGEST; }},
-    {"largest ldk", [](isobit_attention &a) { a.ldk = LARGEST; }},
-    {"largest ldv", [](isobit_attention &a) { a.ldv = LARGEST; }},
-    {"largest ldo", [](isobit_attention &a) { a.ldo = LARGEST; }},
-    {"no q", [](isobit_attention &a) { a.q = nullptr; }},
-    {"no k", [](isobit_attention &a) { a.k = nullptr; }},
-    {"no v", [](isobit_attention &a) { a.v = nullptr; }},
-    {"no cos", [](isobit_attention &a) { a.cos = nullptr; }},
-    {"no sin", [](isobit_attention &a) { a.sin = nullptr; }},
-    {"no keys", [](isobit_attention &a) { a.keys = nullptr; }},
-    {"no values", [](isobit_attention &a) { a.values = nullptr; }},
-    {"no out", [](isobit_attention &a) { a.out = nullptr; }},
-    {"a norm of queries alone", [](isobit_attention &a) { a.k_norm = nullptr; }},
-    {"a norm of keys alone", [](isobit_attention &a) { a.q_norm = nullptr; }},
+// An attention and what its sequences say: three new tokens behind four in each of two, blocks of seven.
+struct AttentionCall {
+    isobit_attention a;
+    isobit_sequences &s = a.sequences;
+    int32_t starts[3] = {0, 3, 6}, lengths[2] = {7, 7}, table[4] = {0, -1, 1, -1};
+    int64_t slots[6] = {4, 5, 6, 11, 12, 13};
+
+    explicit AttentionCall(const isobit_attention &of) : a(of) {
+        s.starts = starts, s.lengths = lengths, s.table = table, s.table_stride = 2, s.slots = slots;
+    }
+};
+
+const Spoiled<AttentionCall> ATTENTIONS[] = {
+    {"no sequences", [](AttentionCall &c) { c.s.count = 0; }},
+    {"fewer than no sequences", [](AttentionCall &c) { c.s.count = -1; }},
+    {"huge number of sequences", [](AttentionCall &c) { c.s.count = HUGE_SIZE; }},
+    {"no tokens", [](AttentionCall &c) { c.s.tokens = 0; }},
+    {"more tokens than the sequences have", [](AttentionCall &c) { ++c.s.tokens; }},
+    {"fewer tokens than the sequences have", [](AttentionCall &c) { --c.s.tokens; }},
+    {"huge tokens", [](AttentionCall &c) { c.s.tokens = HUGE_SIZE; }},
+    {"no starts", [](AttentionCall &c) { c.s.starts = nullptr; }},
+    {"no lengths", [](AttentionCall &c) { c.s.lengths = nullptr; }},
+    {"no table", [](AttentionCall &c) { c.s.table = nullptr; }},
+    {"no slots", [](AttentionCall &c) { c.s.slots = nullptr; }},
+    {"a table without columns", [](AttentionCall &c) { c.s.table_stride = 0; }},
+    {"largest table", [](AttentionCall &c) { c.s.table_stride = LARGEST; }},
+    {"blocks without tokens", [](AttentionCall &c) { c.s.block = 0; }},
+    {"blocks < 0", [](AttentionCall &c) { c.s.blocks = -2; }},
+    {"largest block", [](AttentionCall &c) { c.s.block = LARGEST; }},
+    {"largest blocks", [](AttentionCall &c) { c.s.blocks = LARGEST; }},
+    {"huge block and blocks", [](AttentionCall &c) { c.s.block = c.s.blocks = int64_t{1} << 34; }},
+    {"a sequence before the first token", [](AttentionCall &c) { c.starts[0] = -1; }},
+    {"a token of nobody", [](AttentionCall &c) { c.starts[0] = 1; }},
+    {"a sequence that ends before it starts", [](AttentionCall &c) { c.starts[1] = 7; }},
+    {"starts far away", [](AttentionCall &c) { c.starts[1] = std::numeric_limits<int32_t>::max(); }},
+    {"starts < 0", [](AttentionCall &c) { c.starts[1] = std::numeric_limits<int32_t>::min(); }},
+    {"fewer tokens than are new", [](AttentionCall &c) { c.lengths[1] = 2; }},
+    {"length < 0", [](AttentionCall &c) { c.lengths[1] = -7; }},
+    {"longer than its blocks", [](AttentionCall &c) { c.lengths[1] = 15; }},
+    {"largest length", [](AttentionCall &c) { c.lengths[1] = std::numeric_limits<int32_t>::max(); }},
+    {"blocks that keys do not fit into", [](AttentionCall &c) { c.lengths[1] = 8, c.table[3] = 0; }},
+    {"a block beyond the cache", [](AttentionCall &c) { c.table[2] = 2, c.slots[3] = 18, c.slots[4] = 19, c.slots[5] = 20; }},
+    {"a block in front of the cache", [](AttentionCall &c) { c.table[2] = -1, c.slots[3] = -3, c.slots[4] = -2, c.slots[5] = -1; }},
+    {"a block of both", [](AttentionCall &c) { c.table[2] = 0, c.slots[3] = 4, c.slots[4] = 5, c.slots[5] = 6; }},
+    {"a slot beyond the cache", [](AttentionCall &c) { c.slots[5] = 14; }},
+    {"a slot in front of the cache", [](AttentionCall &c) { c.slots[3] = -2; }},
+    {"largest slot", [](AttentionCall &c) { c.slots[0] = LARGEST; }},
+    {"another's slot", [](AttentionCall &c) { c.slots[0] = 11; }},
+    {"a token that is not stored", [](AttentionCall &c) { c.slots[2] = -1; }},
+    {"padding that is stored", [](AttentionCall &c) { c.lengths[1] = 0; }},
+    {"a scale that is no number", [](AttentionCall &c) { c.a.scale = NAN; }},
+    {"softcap < 0", [](AttentionCall &c) { c.a.softcap = -1; }},
+    {"a softcap that is no number", [](AttentionCall &c) { c.a.softcap = NAN; }},
+    {"an infinite softcap", [](AttentionCall &c) { c.a.softcap = INF; }},
+    {"heads = 0", [](AttentionCall &c) { c.a.heads = 0; }},
+    {"kv_heads < 0", [](AttentionCall &c) { c.a.kv_heads = -2; }},
+    {"heads that cannot be shared", [](AttentionCall &c) { c.a.heads = 3; }},
+    {"no dimensions", [](AttentionCall &c) { c.a.dim = 0; }},
+    {"odd dimensions", [](AttentionCall &c) { c.a.dim = 7; }},
+    {"too many dimensions", [](AttentionCall &c) { c.a.dim = 514, c.a.ldq = c.a.ldk = c.a.ldv = c.a.ldo = 4096; }},
+    {"window < 0", [](AttentionCall &c) { c.a.window = -1; }},
+    {"huge heads", [](AttentionCall &c) { c.a.heads = HUGE_SIZE, c.a.ldq = c.a.ldo = LARGEST; }},
+    {"huge kv_heads", [](AttentionCall &c) { c.a.heads = c.a.kv_heads = HUGE_SIZE; }},
+    {"short ldq", [](AttentionCall &c) { --c.a.ldq; }},
+    {"short ldk", [](AttentionCall &c) { --c.a.ldk; }},
+    {"short ldv", [](AttentionCall &c) { --c.a.ldv; }},
+    {"short ldo", [](AttentionCall &c) { --c.a.ldo; }},
+    {"largest ldq", [](AttentionCall &c) { c.a.ldq = LARGEST; }},
+    {"largest ldk", [](AttentionCall &c) { c.a.ldk = LARGEST; }},
+    {"largest ldv", [](AttentionCall &c) { c.a.ldv = LARGEST; }},
+    {"largest ldo", [](AttentionCall &c) { c.a.ldo = LARGEST; }},
+    {"no q", [](AttentionCall &c) { c.a.q = nullptr; }},
+    {"no k", [](AttentionCall &c) { c.a.k = nullptr; }},
+    {"no v", [](AttentionCall &c) { c.a.v = nullptr; }},
+    {"no cos", [](AttentionCall &c) { c.a.cos = nullptr; }},
+    {"no sin", [](AttentionCall &c) { c.a.sin = nullptr; }},
+    {"no keys", [](AttentionCall &c) { c.a.keys = nullptr; }},
+    {"no values", [](AttentionCall &c) { c.a.values = nullptr; }},
+    {"no out", [](AttentionCall &c) { c.a.out = nullptr; }},
+    {"a norm of queries alone", [](AttentionCall &c) { c.a.k_norm = nullptr; }},
+    {"a norm of keys alone", [](AttentionCall &c) { c.a.q_norm = nullptr; }},
 };
 
 bool attentions() {
@@ -259,13 +305,14 @@ bool attentions() {
     const Attention t(shape);
     bool good = refused("no attention", [] { return isobit_cpu_attention(nullptr); });
     for (const auto &wrong : ATTENTIONS) {
-        isobit_attention a = t.a;
-        wrong.spoil(a);
-        good = refused(wrong.what, [&] { return isobit_cpu_attention(&a); }) && good;
+        AttentionCall c(t.a);
+        wrong.spoil(c);
+        good = refused(wrong.what, [&] { return isobit_cpu_attention(&c.a); }) && good;
         if (!t.q.same(before.q) || !t.keys.same(before.keys) || !t.values.same(before.values) || !t.out.same(before.out))
             return std::printf("%s: something was written\n", wrong.what), false;
     }
-    return good;
+    const AttentionCall right(t.a);
+    return !isobit_cpu_attention(&right.a) && good;
 }
 
 // ---- whole layers ----
@@ -306,11 +353,15 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"window < 0 in the last layer", [](LayersCall &c) { c.layers[1].window = -1; }},
     {"unknown format in the last layer", [](LayersCall &c) { c.spare = *c.layers[1].down, c.spare.format = 99, c.layers[1].down = &c.spare; }},
     {"no codes in the last layer", [](LayersCall &c) { c.spare = *c.layers[1].up, c.spare.codes = nullptr, c.layers[1].up = &c.spare; }},
-    {"batch = 0", [](LayersCall &c) { c.step.batch = 0; }},
-    {"tokens < 0", [](LayersCall &c) { c.step.tokens = -1; }},
-    {"huge batch and tokens", [](LayersCall &c) { c.step.batch = c.step.tokens = int64_t{1} << 33; }},
-    {"past < 0", [](LayersCall &c) { c.step.past = -1; }},
-    {"a full cache", [](LayersCall &c) { c.step.capacity = c.step.past + c.step.tokens - 1; }},
+    {"no such activation", [](LayersCall &c) { c.layers[1].activation = 2; }},
+    {"softcap < 0", [](LayersCall &c) { c.layers[1].softcap = -1; }},
+    {"no sequences", [](LayersCall &c) { c.step.sequences.count = 0; }},
+    {"tokens < 0", [](LayersCall &c) { c.step.sequences.tokens = -1; }},
+    {"huge tokens", [](LayersCall &c) { c.step.sequences.tokens = int64_t{1} << 33; }},
+    {"more tokens than there are", [](LayersCall &c) { ++c.step.sequences.tokens; }},
+    {"a full cache", [](LayersCall &c) { c.step.sequences.block -= 2; }},
+    {"no slots", [](LayersCall &c) { c.step.sequences.slots = nullptr; }},
+    {"fewer blocks", [](LayersCall &c) { c.step.sequences.blocks = 0; }},
     {"cache_stride < 0", [](LayersCall &c) { c.step.cache_stride = -1; }},
     {"largest cache_stride", [](LayersCall &c) { c.step.cache_stride = LARGEST; }},
     {"no keys", [](LayersCall &c) { c.step.keys = nullptr; }},

@@ -1,9 +1,11 @@
-// Attention on every instruction set, against float64: prompts and single tokens, grouped heads, odd sizes, windows, caches with room
-// to spare, in exact memory and at odd addresses. Options: isas.h.
+// Attention on every instruction set, against float64: prompts and single tokens, grouped heads, odd sizes, windows, caps, caches with
+// room to spare, in exact memory and at odd addresses; and sequences of all kinds together, which must give the bits that each gives
+// alone. Options: isas.h.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <iterator>
+#include <memory>
 #include <string>
 
 #include "attentions.h"
@@ -23,7 +25,8 @@ const Shape SHAPES[] = {
     {2, 17, 47, 6, 2, 10, 3, 0, true},    {1, 33, 0, 3, 1, 256, 0, 0, false},   {1, 70, 131, 8, 2, 20, 1, 0, true},
     {1, 130, 0, 4, 1, 32, 0, 0, false},   {1, 130, 70, 2, 2, 6, 4, 40, true},   {2, 100, 0, 2, 1, 64, 0, 64, false},
     {1, 2, 3, 100, 1, 8, 0, 0, false},    {1, 40, 201, 2, 1, 14, 0, 500, true},  {1, 40, 500, 2, 2, 64, 0, 0, false},
-    {1, 90, 960, 3, 3, 70, 0, 90, true},
+    {1, 90, 960, 3, 3, 70, 0, 90, true},  {1, 1, 700, 4, 1, 64, 0, 0, false, 2},  {2, 30, 41, 4, 2, 40, 0, 30, true, 30},
+    {1, 5, 90, 2, 2, 18, 0, 0, false, 0.5f},
 };
 
 bool near(const std::vector<double> &exact, const Values<float> &values, int64_t at, double most) {
@@ -46,16 +49,16 @@ bool prepares(const Attention &t, const Attention &before) {
         const int64_t sequence = row / t.s.tokens, token = row % t.s.tokens;
         for (int64_t head = 0; head < t.s.heads; ++head) {
             const int64_t at = t.query_at(row, head);
-            if (!near(prepared(before, before.q, at, t.s.norms ? &t.q_norm : nullptr, token), t.q, at, MOST)) return std::puts("queries"), false;
+            if (!near(prepared(before, before.q, at, t.s.norms ? &t.q_norm : nullptr, row), t.q, at, MOST)) return std::puts("queries"), false;
         }
         for (int64_t head = 0; head < t.s.kv_heads; ++head) {
             const int64_t from = t.new_at(row, head), to = t.cached_at(sequence, head, t.s.past + token);
-            if (!near(prepared(before, before.k, from, t.s.norms ? &t.k_norm : nullptr, token), t.keys, to, MOST)) return std::puts("keys"), false;
+            if (!near(prepared(before, before.k, from, t.s.norms ? &t.k_norm : nullptr, row), t.keys, to, MOST)) return std::puts("keys"), false;
             if (!same_bits(t.values, to, t.v, from, t.s.dim)) return std::puts("values"), false;
         }
     }
     for (int64_t i = 0; i < t.keys.size(); ++i) {
-        const int64_t token = i / t.s.dim % t.a.capacity;
+        const int64_t token = i / t.s.dim % t.capacity;
         if (token >= t.s.past && token < t.s.past + t.s.tokens) continue;
         if (!same_bits(t.keys, i, before.keys, i, 1) || !same_bits(t.values, i, before.values, i, 1)) return std::puts("the cache"), false;
     }
@@ -105,7 +108,8 @@ bool same_in_parts(const Attention &t, uint32_t seed) {
         Attention other(t.s, 3);
         for (int64_t at = 0; at < t.s.tokens; at += at_once) {
             isobit_attention a = other.a;
-            a.tokens = std::min(at_once, t.s.tokens - at), a.past += at;
+            const Sequences part({{std::min(at_once, t.s.tokens - at), t.s.past + at}}, t.capacity);
+            a.sequences = part.arguments();
             a.q += at * a.ldq, a.k += at * a.ldk, a.v += at * a.ldv, a.out += at * a.ldo, a.cos += at * a.dim, a.sin += at * a.dim;
             if (isobit_cpu_attention(&a)) return false;
         }
@@ -149,7 +153,164 @@ bool nan_stays() {
     return true;
 }
 
-const Check CHECKS[] = {{"all shapes", all_shapes}, {"NaN", nan_stays}};
+// ---- mixtures ----
+
+// Each sequence alone, in a cache in one piece; and all of them in one call, their caches in the blocks of one.
+struct Mixture {
+    const Shape heads;
+    std::vector<std::unique_ptr<Attention>> alone;
+    const Sequences sequences;
+    Values<float> q, k, v, cos, sin, keys, values, out;
+    isobit_attention a;
+
+    Mixture(const Shape &shape, const std::vector<Sequence> &all, int64_t block, const std::vector<int32_t> &order)
+        : heads(shape), alone(each(shape, all)), sequences(all, block, order), q(rows(shape.heads)), k(rows(shape.kv_heads)),
+          v(rows(shape.kv_heads)), cos(rows(1)), sin(rows(1)), keys(cache()), values(cache()), out(rows(shape.heads)), a(alone[0]->a) {
+        fill_with(keys, NAN), fill_with(values, NAN), fill_with(out, NAN);
+        for (int64_t i = 0; i < sequences.count(); ++i) {
+            const Attention &one = *alone[static_cast<size_t>(i)];
+            const int64_t row = sequences.starts[i];
+            copy(q, row * shape.heads, one.q), copy(k, row * shape.kv_heads, one.k), copy(v, row * shape.kv_heads, one.v);
+            copy(cos, row, one.cos), copy(sin, row, one.sin);
+            for (int64_t at = 0; at < one.s.past; ++at) move_token(i, at, [&](int64_t here, int64_t there) {
+                std::memcpy(keys.bytes() + 4 * here, one.keys.bytes() + 4 * there, bytes(1));
+                std::memcpy(values.bytes() + 4 * here, one.values.bytes() + 4 * there, bytes(1));
+                return true;
+            });
+        }
+        const Attention &first = *alone[0];  // whose norms all use
+        for (const auto &one : alone) one->a.q_norm = first.a.q_norm, one->a.k_norm = first.a.k_norm, one->a.scale = 0.3f;
+        a.sequences = sequences.arguments(), a.scale = 0.3f;
+        a.q = q.data(), a.k = k.data(), a.v = v.data(), a.cos = cos.data(), a.sin = sin.data();
+        a.keys = keys.data(), a.values = values.data(), a.out = out.data();
+    }
+
+    // Whether outputs and caches are those of the sequences alone, which have run.
+    bool same() const {
+        for (int64_t i = 0; i < sequences.count(); ++i) {
+            const Attention &one = *alone[static_cast<size_t>(i)];
+            const int64_t row = sequences.starts[i] * heads.heads * heads.dim;
+            if (!same_bits(out, row, one.out, 0, one.out.size()) || !same_bits(q, row, one.q, 0, one.q.size()))
+                return std::printf("sequence %d, %d tokens behind %d\n", int(i), int(one.s.tokens), int(one.s.past)), false;
+            for (int64_t at = 0; at < one.s.past + one.s.tokens; ++at) {
+                const bool good = move_token(i, at, [&](int64_t here, int64_t there) {
+                    return same_bits(keys, here, one.keys, there, heads.dim) && same_bits(values, here, one.values, there, heads.dim);
+                });
+                if (!good) return std::printf("the cache of sequence %d\n", int(i)), false;
+            }
+        }
+        return true;
+    }
+
+  private:
+    static std::vector<std::unique_ptr<Attention>> each(const Shape &shape, const std::vector<Sequence> &all) {
+        std::vector<std::unique_ptr<Attention>> made;
+        for (const auto &[fresh, past] : all) {
+            Shape one = shape;
+            one.batch = 1, one.tokens = fresh, one.past = past;
+            made.push_back(std::make_unique<Attention>(one));
+        }
+        return made;
+    }
+    size_t bytes(int64_t count) const { return static_cast<size_t>(4 * count * heads.dim); }
+    int64_t rows(int64_t count) const { return sequences.tokens() * count * heads.dim; }
+    int64_t cache() const { return sequences.blocks * heads.kv_heads * sequences.block * heads.dim; }
+    void copy(Values<float> &to, int64_t at, const Values<float> &from) const {
+        std::memcpy(to.bytes() + bytes(at), from.bytes(), from.byte_count());
+    }
+    // f(where a token's head is in the cache of all, where it is in its own), for each head.
+    template <class Function>
+    bool move_token(int64_t sequence, int64_t position, Function f) const {
+        const int64_t place = sequences.place(sequence, position), block = sequences.block;
+        bool good = true;
+        for (int64_t head = 0; head < heads.kv_heads; ++head)
+            good = f(((place / block * heads.kv_heads + head) * block + place % block) * heads.dim,
+                     alone[static_cast<size_t>(sequence)]->cached_at(0, head, position)) && good;
+        return good;
+    }
+};
+
+// A prompt, pieces of prompts and single tokens, on both sides of what is cut.
+const std::vector<Sequence> ALL = {{1, 699}, {130, 0}, {5, 0}, {1, 0}, {1, 63}, {1, 64}, {3, 600}, {16, 1030}, {17, 500}, {1, 1100}, {40, 90}};
+
+bool mixtures() {
+    const Shape kinds[] = {
+        {0, 0, 0, 2, 2, 64, 0, 0, false}, {0, 0, 0, 4, 2, 80, 0, 0, true},         {0, 0, 0, 4, 1, 128, 0, 100, false},
+        {0, 0, 0, 8, 1, 18, 0, 0, true},  {0, 0, 0, 2, 1, 256, 0, 300, false, 20},
+    };
+    const int64_t taken = Sequences(ALL, 64).blocks;
+    std::vector<int32_t> shuffled;  // 37 is prime to the number of blocks, two of which nobody has
+    for (int64_t i = 0; i < taken + 2; ++i) shuffled.push_back(static_cast<int32_t>(i * 37 % (taken + 2)));
+    for (const Shape &kind : kinds)
+        for (const bool paged : {true, false}) {
+            Mixture m(kind, ALL, paged ? 64 : 1101, paged ? shuffled : std::vector<int32_t>());
+            for (const auto &one : m.alone)
+                if (isobit_cpu_attention(&one->a)) return false;
+            const std::vector<uint8_t> before(m.q.bytes(), m.q.bytes() + m.q.byte_count());
+            for (const int threads : {1, 2, 5}) {
+                std::memcpy(m.q.bytes(), before.data(), before.size());
+                isobit_cpu_set_threads(threads);
+                const int failed = isobit_cpu_attention(&m.a);
+                isobit_cpu_set_threads(2);
+                if (failed || !m.same())
+                    return std::printf("%d heads on %d of %d, %s, %d threads\n", int(kind.heads), int(kind.kv_heads), int(kind.dim),
+                                       paged ? "blocks" : "one piece", threads),
+                           false;
+            }
+        }
+    return true;
+}
+
+// Padding is not stored and gives zeros, and a sequence without new tokens, whose blocks nobody knows, is left alone.
+bool padding() {
+    const Shape shape{3, 2, 70, 4, 2, 24, 0, 0, true};
+    const uint32_t seed = state();
+    Attention whole(shape);
+    state() = seed;
+    Attention padded(shape);
+    if (isobit_cpu_attention(&whole.a)) return false;
+    padded.sequences.lengths.put(1, 0);
+    for (const int64_t token : {2, 3}) padded.sequences.slots.put(token, -1);
+    const Values<float> &keys = padded.keys;
+    const float before = keys[padded.cached_at(1, 0, 70)];
+    if (isobit_cpu_attention(&padded.a)) return false;
+    const int64_t row = 4 * 24;
+    for (int64_t i = 0; i < padded.out.size(); ++i) {
+        const bool empty = i / row == 2 || i / row == 3;
+        if (empty ? padded.out[i] != 0 : !same_bits(padded.out, i, whole.out, i, 1)) return std::puts("what padding gives"), false;
+    }
+    if (!std::isnan(before) || !std::isnan(keys[padded.cached_at(1, 0, 70)])) return std::puts("padding was stored"), false;
+    state() = seed;
+    Attention idle(shape);
+    const Values<int32_t> &table = idle.sequences.table;
+    idle.sequences.starts.put(2, 2), idle.sequences.starts.put(3, 4), idle.sequences.table.put(1, 1000000);  // of four tokens, two sequences
+    for (const int64_t token : {2, 3}) idle.sequences.slots.put(token, idle.sequences.slots[token + 2]);
+    idle.a.sequences.tokens = 4;
+    for (int64_t i = 0; i < 2 * row; ++i) idle.q.put(2 * row + i, idle.q[4 * row + i]);
+    for (int64_t i = 0; i < 2 * 48; ++i) idle.k.put(2 * 48 + i, idle.k[4 * 48 + i]), idle.v.put(2 * 48 + i, idle.v[4 * 48 + i]);
+    for (int64_t i = 0; i < 2 * 24; ++i) idle.cos.put(2 * 24 + i, idle.cos[4 * 24 + i]), idle.sin.put(2 * 24 + i, idle.sin[4 * 24 + i]);
+    if (isobit_cpu_attention(&idle.a) || table[1] != 1000000) return std::puts("a sequence without new tokens"), false;
+    return same_bits(idle.out, 0, whole.out, 0, 2 * row) && same_bits(idle.out, 2 * row, whole.out, 4 * row, 2 * row);
+}
+
+// What lies before a window is not looked at: its blocks may be anybody's by now.
+bool forgotten() {
+    const Shape shape{1, 2, 700, 2, 1, 32, 0, 100, false};
+    Mixture m(shape, {{2, 700}, {1, 300}}, 64, {});
+    for (const auto &one : m.alone)
+        if (isobit_cpu_attention(&one->a)) return false;
+    Values<int32_t> table(m.sequences.table.size());
+    std::memcpy(table.bytes(), m.sequences.table.bytes(), table.byte_count());
+    for (int64_t at = 0; at < 9; ++at) table.put(at, at % 2 ? -1 : 1000000);  // tokens 601 and later are seen, of block 9
+    m.a.sequences.table = table.data();
+    if (isobit_cpu_attention(&m.a)) return false;
+    const int64_t row = 2 * 32;
+    return same_bits(m.out, 0, m.alone[0]->out, 0, 2 * row) && same_bits(m.out, 2 * row, m.alone[1]->out, 0, row);
+}
+
+const Check CHECKS[] = {
+    {"all shapes", all_shapes}, {"NaN", nan_stays}, {"mixtures", mixtures}, {"padding", padding}, {"forgotten blocks", forgotten},
+};
 
 }  // namespace
 

@@ -10,30 +10,94 @@
 
 namespace test {
 
+// Where sequences are, in exact memory: new tokens behind what is in the cache.
+struct Sequence {
+    int64_t fresh, past;
+};
+
+struct Sequences {
+    const std::vector<Sequence> of;
+    const int64_t block, blocks, stride;
+    Values<int32_t> starts, lengths, table;
+    Values<int64_t> slots;
+
+    // `order` of the blocks that are taken; empty: one behind the other.
+    Sequences(const std::vector<Sequence> &all, int64_t tokens_of_a_block, const std::vector<int32_t> &order = {})
+        : of(all), block(tokens_of_a_block), blocks(order.empty() ? taken() : static_cast<int64_t>(order.size())), stride(longest()),
+          starts(count() + 1), lengths(count()), table(count() * stride), slots(tokens()) {
+        int32_t token = 0;
+        int64_t next = 0;
+        starts.put(0, 0);
+        for (int64_t i = 0; i < count(); ++i) {
+            const auto [fresh, past] = of[static_cast<size_t>(i)];
+            lengths.put(i, static_cast<int32_t>(past + fresh));
+            for (int64_t at = 0; at < stride; ++at, next += at <= blocks_of(i)) {
+                const int32_t number = order.empty() ? static_cast<int32_t>(next) : order[static_cast<size_t>(next % blocks)];
+                table.put(i * stride + at, at < blocks_of(i) ? number : -1);
+            }
+            for (int64_t at = past; at < past + fresh; ++at, ++token) slots.put(token, place(i, at));
+            starts.put(i + 1, token);
+        }
+    }
+
+    int64_t count() const { return static_cast<int64_t>(of.size()); }
+    int64_t tokens() const {
+        int64_t sum = 0;
+        for (const Sequence &one : of) sum += one.fresh;
+        return sum;
+    }
+    // Where a position is: number of its block * block + place.
+    int64_t place(int64_t sequence, int64_t position) const {
+        return table[sequence * stride + position / block] * block + position % block;
+    }
+    isobit_sequences arguments() const {
+        return {count(), tokens(), starts.data(), lengths.data(), table.data(), stride, slots.data(), block, blocks};
+    }
+
+  private:
+    int64_t blocks_of(int64_t i) const { return (of[static_cast<size_t>(i)].past + of[static_cast<size_t>(i)].fresh + block - 1) / block; }
+    int64_t taken() const {
+        int64_t sum = 0;
+        for (int64_t i = 0; i < count(); ++i) sum += blocks_of(i);
+        return sum;
+    }
+    int64_t longest() const {
+        int64_t most = 1;
+        for (int64_t i = 0; i < count(); ++i) most = std::max(most, blocks_of(i));
+        return most;
+    }
+};
+
 struct Shape {
     int64_t batch, tokens, past, heads, kv_heads, dim, spare, window;  // spare: room in the cache behind the new tokens
     bool norms;
+    float softcap = 0;
+
+    std::vector<Sequence> sequences() const { return std::vector<Sequence>(static_cast<size_t>(batch), {tokens, past}); }
 };
 
 // Random values; NaN between tokens, where the new tokens go in the cache, and behind them.
 struct Attention {
     const Shape s;
+    const int64_t rows, capacity;
+    Sequences sequences;
     Values<float> q, k, v, cos, sin, q_norm, k_norm, keys, values, out;
     isobit_attention a{};
 
     // `gap`: values between tokens. `shift`: see Exact.
     explicit Attention(const Shape &shape, int64_t gap = 0, size_t shift = 0)
-        : s(shape), q(between(s.heads, gap), shift), k(between(s.kv_heads, gap), shift), v(between(s.kv_heads, gap), shift),
-          cos(s.tokens * s.dim, shift), sin(s.tokens * s.dim, shift), q_norm(s.dim, shift), k_norm(s.dim, shift),
+        : s(shape), rows(s.batch * s.tokens), capacity(s.past + s.tokens + s.spare), sequences(s.sequences(), capacity),
+          q(between(s.heads, gap), shift), k(between(s.kv_heads, gap), shift), v(between(s.kv_heads, gap), shift),
+          cos(rows * s.dim, shift), sin(rows * s.dim, shift), q_norm(s.dim, shift), k_norm(s.dim, shift),
           keys(cache_size(), shift), values(cache_size(), shift), out(between(s.heads, gap), shift) {
-        a.batch = s.batch, a.tokens = s.tokens, a.past = s.past, a.capacity = s.past + s.tokens + s.spare, a.window = s.window;
+        a.sequences = sequences.arguments(), a.window = s.window;
         a.heads = s.heads, a.kv_heads = s.kv_heads, a.dim = s.dim;
         a.ldq = a.ldo = s.heads * s.dim + gap, a.ldk = a.ldv = s.kv_heads * s.dim + gap;
-        a.scale = s.past % 2 ? 4.0f : 1 / std::sqrt(static_cast<float>(s.dim)), a.eps = 1e-5f;
+        a.scale = s.past % 2 ? 4.0f : 1 / std::sqrt(static_cast<float>(s.dim)), a.softcap = s.softcap, a.eps = 1e-5f;
         for (Values<float> *part : {&cos, &sin, &q_norm, &k_norm}) fill(*part);
         fill_tokens(q, a.ldq, s.heads), fill_tokens(k, a.ldk, s.kv_heads), fill_tokens(v, a.ldv, s.kv_heads);
         for (int64_t i = 0; i < keys.size(); ++i) {
-            const bool old = i / s.dim % a.capacity < s.past;
+            const bool old = i / s.dim % capacity < s.past;
             keys.put(i, old ? uniform() : NAN), values.put(i, old ? uniform() : NAN);
         }
         fill_with(out, -0.0f);
@@ -45,21 +109,21 @@ struct Attention {
     int64_t query_at(int64_t row, int64_t head) const { return row * a.ldq + head * s.dim; }
     int64_t new_at(int64_t row, int64_t head) const { return row * a.ldk + head * s.dim; }
     int64_t cached_at(int64_t sequence, int64_t head, int64_t token) const {
-        return ((sequence * s.kv_heads + head) * a.capacity + token) * s.dim;
+        return ((sequence * s.kv_heads + head) * capacity + token) * s.dim;
     }
     // The first key that a token sees; the last one is its own.
     int64_t first_seen(int64_t token) const { return s.window ? std::max<int64_t>(0, s.past + token + 1 - s.window) : 0; }
 
   private:
     int64_t between(int64_t heads, int64_t gap) const { return (s.batch * s.tokens - 1) * (heads * s.dim + gap) + heads * s.dim; }
-    int64_t cache_size() const { return s.batch * s.kv_heads * (s.past + s.tokens + s.spare) * s.dim; }
+    int64_t cache_size() const { return s.batch * s.kv_heads * capacity * s.dim; }
     void fill_tokens(Values<float> &rows, int64_t apart, int64_t heads) const {
         for (int64_t i = 0; i < rows.size(); ++i) rows.put(i, i % apart < heads * s.dim ? uniform() : NAN);
     }
 };
 
-// A head of token `token` as the attention uses it: normed (or not: `weight` NULL), then rotated.
-inline std::vector<double> prepared(const Attention &t, const Values<float> &x, int64_t at, const Values<float> *weight, int64_t token) {
+// A head of a token as the attention uses it: normed (or not: `weight` NULL), then rotated.
+inline std::vector<double> prepared(const Attention &t, const Values<float> &x, int64_t at, const Values<float> *weight, int64_t row) {
     const int64_t dim = t.s.dim, half = dim / 2;
     double squares = 0;
     for (int64_t d = 0; d < dim; ++d) squares += static_cast<double>(x[at + d]) * x[at + d];
@@ -68,7 +132,7 @@ inline std::vector<double> prepared(const Attention &t, const Values<float> &x, 
     std::vector<double> out;
     for (int64_t d = 0; d < dim; ++d) {
         const double turned = d < half ? -normed(d + half) : normed(d - half);
-        out.push_back(normed(d) * t.cos[token * dim + d] + turned * t.sin[token * dim + d]);
+        out.push_back(normed(d) * t.cos[row * dim + d] + turned * t.sin[row * dim + d]);
     }
     return out;
 }
@@ -81,7 +145,8 @@ inline std::vector<double> attended(const Attention &t, int64_t sequence, int64_
     for (int64_t key = first; key <= last; ++key) {
         double score = 0;
         for (int64_t d = 0; d < dim; ++d) score += static_cast<double>(t.q[query + d]) * t.keys[t.cached_at(sequence, kv_head, key) + d];
-        scores.push_back(score * t.a.scale);
+        score *= t.a.scale;
+        scores.push_back(t.s.softcap ? t.s.softcap * std::tanh(score / t.s.softcap) : score);
     }
     const double highest = *std::max_element(scores.begin(), scores.end());
     double total = 0;

@@ -108,19 +108,21 @@ bool far_heads() {
         if (isobit_cpu_attention(&side.a)) return false;
         isobit_attention far = before.a;
         const int64_t rows = s.batch * s.tokens, heads = s.batch * s.kv_heads, apart = 12 * GIB / 4 / rows, row = s.dim * 4;
-        far.capacity = 36 * GIB / heads / row, far.ldq = far.ldk = far.ldv = far.ldo = apart;
+        const int64_t capacity = 36 * GIB / heads / row;
+        const Sequences sequences(s.sequences(), capacity);
+        far.sequences = sequences.arguments(), far.ldq = far.ldk = far.ldv = far.ldo = apart;
         far.keys = keys.floats(), far.values = values.floats(), far.out = out.floats();
         far.q = q.floats(), far.k = k.floats(), far.v = v.floats();
         copy_rows(q.bytes(), 4 * apart, before.q.bytes(), 4 * before.a.ldq, rows, row * s.heads);
         copy_rows(k.bytes(), 4 * apart, before.k.bytes(), 4 * before.a.ldk, rows, row * s.kv_heads);
         copy_rows(v.bytes(), 4 * apart, before.v.bytes(), 4 * before.a.ldv, rows, row * s.kv_heads);
-        copy_rows(keys.bytes(), row * far.capacity, before.keys.bytes(), row * before.a.capacity, heads, row * s.past);
-        copy_rows(values.bytes(), row * far.capacity, before.values.bytes(), row * before.a.capacity, heads, row * s.past);
+        copy_rows(keys.bytes(), row * capacity, before.keys.bytes(), row * before.capacity, heads, row * s.past);
+        copy_rows(values.bytes(), row * capacity, before.values.bytes(), row * before.capacity, heads, row * s.past);
         if (isobit_cpu_attention(&far)) return false;
         Values<float> near_out(side.out.size()), near_keys(side.keys.size()), near_values(side.values.size());
         copy_rows(near_out.bytes(), 4 * side.a.ldo, out.bytes(), 4 * apart, rows, row * s.heads);
-        copy_rows(near_keys.bytes(), row * side.a.capacity, keys.bytes(), row * far.capacity, heads, row * side.a.capacity);
-        copy_rows(near_values.bytes(), row * side.a.capacity, values.bytes(), row * far.capacity, heads, row * side.a.capacity);
+        copy_rows(near_keys.bytes(), row * side.capacity, keys.bytes(), row * capacity, heads, row * side.capacity);
+        copy_rows(near_values.bytes(), row * side.capacity, values.bytes(), row * capacity, heads, row * side.capacity);
         if (!near_out.same(side.out) || !near_keys.same(side.keys) || !near_values.same(side.values))
             return std::printf("%d tokens\n", int(s.tokens)), false;
     }
@@ -144,7 +146,8 @@ bool long_past() {
     for (int64_t d = 0; d < dim; ++d)
         keys.floats()[special * dim + d] = q[d] * static_cast<float>(17 / size), values.floats()[special * dim + d] = 3;
     isobit_attention a{};
-    a.batch = a.tokens = a.heads = a.kv_heads = 1, a.dim = dim, a.past = past, a.capacity = past + 1, a.scale = 1;
+    const Sequences sequences({{1, past}}, past + 1);
+    a.sequences = sequences.arguments(), a.heads = a.kv_heads = 1, a.dim = dim, a.scale = 1;
     a.ldq = a.ldk = a.ldv = a.ldo = dim, a.cos = cos.data(), a.sin = sin.data();
     a.q = q.data(), a.k = k.data(), a.v = v.data(), a.keys = keys.floats(), a.values = values.floats(), a.out = out.data();
     if (isobit_cpu_attention(&a)) return false;

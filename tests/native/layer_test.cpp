@@ -1,4 +1,4 @@
-// What stands beside linears and attention in a decoder layer, on every instruction set against float64: norms, gated activation,
+// What stands beside linears and attention in a decoder layer, on every instruction set against float64: norms, gated activations,
 // exponentials; and whole layers, which must give the bits of the same calls made one after another. Options: isas.h.
 #include <cmath>
 #include <cstdio>
@@ -67,21 +67,32 @@ bool norms_of_no_numbers() {
     return true;
 }
 
-bool gate_is_right(int64_t rows, int64_t k, int64_t gap, size_t shift) {
+double activated(int32_t activation, double x) {
+    if (activation == ISOBIT_SILU) return x / (1 + std::exp(-x));
+    const double u = std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x);
+    return x / (1 + std::exp(-2 * u));
+}
+
+// An error of what goes into the exponential of GELU is one of the result that grows with it.
+double most_wrong(int32_t activation, double x) {
+    return activation == ISOBIT_SILU || x > 0 ? 5e-7 : 5e-7 + 4e-7 * std::fabs(x + 0.044715 * x * x * x);
+}
+
+bool gate_is_right(int32_t activation, int64_t rows, int64_t k, int64_t gap, size_t shift) {
     const int64_t ldx = k + gap, size = rows ? (rows - 1) * ldx + k : 0;
     Values<float> gate(size, shift), up(size, shift ? shift + 1 : 0), y(rows * k, shift);
     for (int64_t i = 0; i < size; ++i) {
         const bool there = i % ldx < k;
         gate.put(i, there ? uniform() * (i % 3 ? 4 : 120) : NAN), up.put(i, there ? uniform() * 2 : NAN);
     }
-    if (isobit_cpu_silu_mul(gate.data(), up.data(), rows, k, ldx, y.data())) return false;
+    if (isobit_cpu_gate(activation, gate.data(), up.data(), rows, k, ldx, y.data())) return false;
     for (int64_t i = 0; i < rows * k; ++i) {
-        const double g = gate[i / k * ldx + i % k], u = up[i / k * ldx + i % k], exact = g / (1 + std::exp(-g)) * u;
+        const double g = gate[i / k * ldx + i % k], u = up[i / k * ldx + i % k], exact = activated(activation, g) * u;
         // Below -88.7 the exponential leaves float32, and the result is zero instead of up to 3e-37 by `up`.
-        if (!(std::fabs(y[i] - exact) <= 5e-7 * std::fabs(exact) + 6e-37)) return std::printf("%g * %g: %g\n", g, u, double(y[i])), false;
+        if (!(std::fabs(y[i] - exact) <= most_wrong(activation, g) * std::fabs(exact) + 6e-37)) return std::printf("%g * %g: %g\n", g, u, double(y[i])), false;
     }
     if (gap) return true;
-    return !isobit_cpu_silu_mul(gate.data(), up.data(), rows, k, k, gate.data()) && !std::memcmp(gate.bytes(), y.bytes(), y.byte_count());
+    return !isobit_cpu_gate(activation, gate.data(), up.data(), rows, k, k, gate.data()) && !std::memcmp(gate.bytes(), y.bytes(), y.byte_count());
 }
 
 bool gates() {
@@ -89,7 +100,9 @@ bool gates() {
         for (const int64_t rows : {0, 1, 4, 30})
             for (const int64_t gap : {0, 3})
                 for (const size_t shift : {0, 1})
-                    if (!gate_is_right(rows, k, gap, shift)) return std::printf("%d rows of %d\n", int(rows), int(k)), false;
+                    for (const int32_t activation : {ISOBIT_SILU, ISOBIT_GELU_TANH})
+                        if (!gate_is_right(activation, rows, k, gap, shift))
+                            return std::printf("activation %d, %d rows of %d\n", int(activation), int(rows), int(k)), false;
     return true;
 }
 

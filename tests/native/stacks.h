@@ -4,11 +4,12 @@
 #include <memory>
 #include <vector>
 
+#include "attentions.h"
 #include "linears.h"
 
 namespace test {
 
-// Layers of different formats, heads and windows, one with norms of queries and keys.
+// Layers of different formats, heads and windows, one with norms of queries and keys, one with norms behind its parts and a cap.
 struct Stack {
     static constexpr int64_t hidden = 96;
     std::vector<isobit_layer> layers;
@@ -17,6 +18,8 @@ struct Stack {
         add(ISOBIT_E4M3FN, ISOBIT_ACT_E4M3FN, 4, 2, 32, 160, 0, true);
         add(ISOBIT_INT4, ISOBIT_ACT_NONE, 6, 1, 16, 64, 50, false);
         add(ISOBIT_BF16, ISOBIT_ACT_NONE, 2, 2, 48, 100, 0, false);
+        isobit_layer &l = layers[1];
+        l.after_attention = norm(hidden), l.after_mlp = norm(hidden), l.softcap = 3, l.activation = ISOBIT_GELU_TANH;
     }
     Stack(const Stack &) = delete;
     Stack &operator=(const Stack &) = delete;
@@ -57,14 +60,16 @@ struct Stack {
 struct Run {
     const Stack &stack;
     const int64_t rows, capacity, stride;
+    Sequences sequences;
     Values<float> x, cos, sin, keys, values;
     isobit_step step{};
 
     Run(const Stack &of, int64_t batch, int64_t tokens, int64_t past, bool shared_cache)
         : stack(of), rows(batch * tokens), capacity(past + tokens + 1), stride(shared_cache ? 0 : of.cache_of(batch, capacity)),
-          x(rows * Stack::hidden), cos(tokens * DIM), sin(tokens * DIM), keys(all_keys(batch)), values(all_keys(batch)) {
+          sequences(std::vector<Sequence>(static_cast<size_t>(batch), {tokens, past}), capacity), x(rows * Stack::hidden), cos(rows * DIM),
+          sin(rows * DIM), keys(all_keys(batch)), values(all_keys(batch)) {
         for (Values<float> *part : {&x, &cos, &sin, &keys, &values}) fill(*part);
-        step.batch = batch, step.tokens = tokens, step.past = past, step.capacity = capacity, step.cache_stride = stride;
+        step.sequences = sequences.arguments(), step.cache_stride = stride;
         step.cos = cos.data(), step.sin = sin.data(), step.keys = keys.data(), step.values = values.data();
     }
 
@@ -94,23 +99,27 @@ struct Run {
         to.resize(size(w->n));
         return !isobit_cpu_linear(w, from.data(), rows, w->k, to.data(), w->n);
     }
+    bool norm(const float *weight, float eps, std::vector<float> &of) const {
+        const std::vector<float> before = of;
+        return !weight || !isobit_cpu_rms_norm(before.data(), nullptr, weight, eps, rows, Stack::hidden, nullptr, of.data());
+    }
     bool attend(const isobit_layer &l, int64_t layer, const std::vector<float> &normed, std::vector<float> &delta) {
         std::vector<float> q, k, v, mixed(size(l.q->n));
         if (!product(l.q, normed, q) || !product(l.k, normed, k) || !product(l.v, normed, v)) return false;
         isobit_attention a{};
-        a.batch = step.batch, a.tokens = step.tokens, a.past = step.past, a.capacity = step.capacity, a.window = l.window;
-        a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim, a.scale = l.scale, a.eps = l.eps;
+        a.sequences = step.sequences, a.window = l.window;
+        a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim, a.scale = l.scale, a.softcap = l.softcap, a.eps = l.eps;
         a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
         a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = mixed.data();
         a.keys = step.keys + layer * stride, a.values = step.values + layer * stride;
-        return !isobit_cpu_attention(&a) && product(l.o, mixed, delta);
+        return !isobit_cpu_attention(&a) && product(l.o, mixed, delta) && norm(l.after_attention, l.eps, delta);
     }
     bool gate(const isobit_layer &l, const std::vector<float> &normed, std::vector<float> &delta) const {
         std::vector<float> gates, ups;
         if (!product(l.gate, normed, gates) || !product(l.up, normed, ups)) return false;
-        if (isobit_cpu_silu_mul(gates.data(), ups.data(), rows, l.gate->n, l.gate->n, gates.data())) return false;
-        return product(l.down, gates, delta);
+        if (isobit_cpu_gate(l.activation, gates.data(), ups.data(), rows, l.gate->n, l.gate->n, gates.data())) return false;
+        return product(l.down, gates, delta) && norm(l.after_mlp, l.eps, delta);
     }
 };
 
