@@ -62,6 +62,35 @@ def test_the_gate(shape: tuple[int, int]) -> None:
     gate, up = 20 * normal(*shape), normal(*shape, seed=1)
     wanted = F.silu(gate.double()) * up.double()
     torch.testing.assert_close(cpu_layer.gate(gate, up).double(), wanted, rtol=1e-6, atol=1e-37)
+    # An error of GELU's exponent, which grows with the cube of what is negative, is one of the small result.
+    wanted = F.gelu(gate.double(), approximate="tanh") * up.double()
+    torch.testing.assert_close(cpu_layer.gate(gate, up, "gelu_tanh").double(), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_the_gate_at_the_ends() -> None:
+    x = torch.tensor([1e20, -1e20, 88.0, -88.0, -15.0, 0.0, -0.0, math.inf])
+    for activation in cpu_layer.ACTIVATIONS:
+        wanted = torch.tensor([1e20, 0.0, 88.0, 0.0, 0.0, 0.0, 0.0, math.inf])
+        found = cpu_layer.gate(x, torch.ones_like(x), activation)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=6e-6)
+        assert torch.isnan(cpu_layer.gate(torch.full((37,), math.nan), torch.ones(37), activation)).all()
+
+
+def test_capped_scores_are_those_of_float64() -> None:
+    """One key whose value is one among zeros: what it weighs tells its score. Small scores keep their digits."""
+    dim, softcap = 64, 30.0
+    heads = AttentionSpec(1, 1, dim, scale=1.0, softcap=softcap)
+    scores = torch.cat((torch.logspace(-5, 3, 400), -torch.logspace(-5, 1.3, 400), torch.tensor([0.0, 18.74, 18.76])))
+    count = len(scores)
+    q, k, v = torch.zeros(2 * count, dim), torch.zeros(2 * count, dim), torch.zeros(2 * count, dim)
+    q[1::2, 0], k[1::2, 0], v[1::2, 0] = scores, 1.0, 1.0  # behind a key with score 0
+    keys, values = torch.zeros(count, 1, 2, dim), torch.zeros(count, 1, 2, dim)
+    rotation = torch.ones(2 * count, dim), torch.zeros(2 * count, dim)
+    found = cpu_layer.attention(heads, q, k, v, *rotation, keys, values, ragged([2] * count, [0] * count, 2))[1::2, 0]
+    wanted = torch.sigmoid(softcap * torch.tanh(scores.double() / softcap))
+    small = scores.abs() < 1
+    for those, most in ((small, 2.5e-7), (~small, 6e-6)):
+        torch.testing.assert_close(found[those].double(), wanted[those], rtol=most, atol=0)
 
 
 def by_definition(
@@ -92,32 +121,38 @@ def by_definition(
     seen = (key <= at) & (key > at - (heads.window or past + tokens))
     group = heads.heads // heads.kv_heads
     all_keys, all_values = (x[:, :, : past + tokens].repeat_interleave(group, 1) for x in (keys, values))
-    scores = prepared(q, heads.q_norm).transpose(1, 2) @ all_keys.transpose(2, 3) / heads.dim**0.5
+    scores = prepared(q, heads.q_norm).transpose(1, 2) @ all_keys.transpose(2, 3) * heads.factor
+    if heads.softcap is not None:
+        scores = heads.softcap * torch.tanh(scores / heads.softcap)
     out = scores.masked_fill(~seen, -math.inf).softmax(-1) @ all_values
     return out.transpose(1, 2).flatten(2), keys, values
 
 
-# batch, tokens, past, heads, kv_heads, dim, window, norms
+# batch, tokens, past, heads, kv_heads, dim, window, norms, softcap
 CASES = [
-    (1, 1, 0, 4, 2, 64, None, False),
-    (1, 1, 700, 32, 4, 64, None, False),  # keys in two chunks
-    (2, 5, 600, 6, 2, 80, None, True),
-    (1, 17, 0, 4, 4, 96, None, False),
-    (1, 130, 77, 8, 2, 128, None, False),
-    (2, 33, 100, 4, 1, 256, 40, False),
-    (1, 3, 2000, 4, 2, 32, 100, False),
-    (1, 200, 0, 4, 2, 40, 64, True),
-    (1, 1, 1300, 4, 4, 128, None, True),  # one query row: keys as they lie
-    (2, 70, 3, 4, 2, 50, 1, False),
-    (1, 1, 5, 194, 2, 16, None, False),  # more rows than a piece has
+    (1, 1, 0, 4, 2, 64, None, False, None),
+    (1, 1, 700, 32, 4, 64, None, False, None),  # keys in two chunks
+    (2, 5, 600, 6, 2, 80, None, True, None),
+    (1, 17, 0, 4, 4, 96, None, False, None),
+    (1, 130, 77, 8, 2, 128, None, False, None),
+    (2, 33, 100, 4, 1, 256, 40, False, None),
+    (1, 3, 2000, 4, 2, 32, 100, False, None),
+    (1, 200, 0, 4, 2, 40, 64, True, None),
+    (1, 1, 1300, 4, 4, 128, None, True, None),  # one query row: keys as they lie
+    (2, 70, 3, 4, 2, 50, 1, False, None),
+    (1, 1, 700, 4, 2, 64, None, False, 1.0),
+    (2, 70, 500, 4, 1, 80, 200, True, 5.0),
+    (1, 20, 0, 2, 2, 256, None, False, 50.0),
+    (1, 1, 5, 194, 2, 16, None, False, None),  # more rows than a piece has
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention(case: tuple[int, int, int, int, int, int, int | None, bool]) -> None:
-    batch, tokens, past, count, kv, dim, window, norms = case
+def test_attention(case: tuple[int, int, int, int, int, int, int | None, bool, float | None]) -> None:
+    batch, tokens, past, count, kv, dim, window, norms, softcap = case
     weights = (normal(dim), normal(dim, seed=1)) if norms else (None, None)
-    heads = AttentionSpec(count, kv, dim, window, *weights, 1e-6)
+    scale = None if softcap is None else 0.5
+    heads = AttentionSpec(count, kv, dim, window, *weights, 1e-6, scale, softcap)
     q, k, v = (normal(batch, tokens, n * dim, seed=i) for i, n in enumerate((count, kv, kv)))
     angles = normal(tokens, dim // 2).repeat(1, 2)
     keys, values = (torch.full((batch, kv, past + tokens + 3, dim), math.nan) for _ in range(2))
