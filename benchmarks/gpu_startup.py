@@ -34,7 +34,7 @@ def child(checkpoint: str) -> None:
     import torch
     import triton
 
-    from isobit.checkpoint import layout
+    from isobit.checkpoint.linear import read_linear
     from isobit.checkpoint.reader import Checkpoint
     from isobit.formats.qtensor import QTensor
     from isobit.kernels.gpu.bind import bind
@@ -55,7 +55,7 @@ def child(checkpoint: str) -> None:
     linears = []
     for name, shape in shapes.items():
         if len(shape) == 2:
-            read = layout.read_linear(ck, name.rpartition(".")[0])
+            read = read_linear(ck, name.rpartition(".")[0])
             weight = read.weight
             weight = on_card(weight) if isinstance(weight, QTensor) else weight.to("cuda", torch.bfloat16)
             linears.append(bind(weight, read.activations, read.input_scale, read.bias))

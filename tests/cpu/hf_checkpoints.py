@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isobit.checkpoint import ctrender, layout
+from isobit.checkpoint import ctrender, linear
+from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import Scheme
 from isobit.quantizer.grid import quantize_weight, stored_scale_dtype
 
@@ -72,7 +73,7 @@ def write(folder: Path, config: dict[str, Any], shards: Shards | Mapping[str, Te
     return folder
 
 
-def quantize_tiny(source: Path, target: Path, assignments: Mapping[str, Scheme | None]) -> dict[str, layout.QTensor]:
+def quantize_tiny(source: Path, target: Path, assignments: Mapping[str, Scheme | None]) -> dict[str, QTensor]:
     """Quantizes a saved tiny model with our own code and writes it; returns the quantized weights by module."""
     tensors = load_file(source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
@@ -86,7 +87,7 @@ def quantize_tiny(source: Path, target: Path, assignments: Mapping[str, Scheme |
         static = scheme.activations is not None and not scheme.activations.dynamic
         input_scale = torch.tensor([0.03125]) if static else None
         result[module] = qt
-        tensors |= layout.module_tensors(module, qt, activations=scheme.activations, input_scale=input_scale)
+        tensors |= linear.module_tensors(module, qt, activations=scheme.activations, input_scale=input_scale)
     config["quantization_config"] = ctrender.render(assignments)
     write(target, config, tensors)
     return result

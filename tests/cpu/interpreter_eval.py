@@ -11,7 +11,7 @@ from pathlib import Path
 
 import isobit
 from isobit import api
-from isobit.checkpoint.layout import read_linear
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.cli.main import main as command_line
 

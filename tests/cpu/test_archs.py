@@ -12,7 +12,7 @@ from families import make_model, save, token_ids
 from safetensors.torch import load_file, save_file
 
 from isobit.checkpoint.ctrender import render
-from isobit.checkpoint.layout import module_tensors
+from isobit.checkpoint.linear import module_tensors
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
 from isobit.models.archs import ARCHS, family, model_config

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import isobit
 from isobit.bundled import HELDOUT_NAME, heldout_path
-from isobit.checkpoint.layout import read_linear
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.occupant import REPORT
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, Unsupported, UsageError

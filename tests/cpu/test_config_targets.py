@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from isobit.checkpoint import ctreview
-from isobit.checkpoint.ctconfig import Quantization, parse
+from isobit.checkpoint.methods import parse
+from isobit.checkpoint.quantization import Quantization
 from isobit.errors import CheckpointError, IsobitError, Unsupported
 
 LINEARS = [

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hf_checkpoints import linears
 
-from isobit.checkpoint import ctconfig, ctrender
+from isobit.checkpoint import ctrender, methods
 from isobit.checkpoint.cttargets import compact, fused_conflicts
+from isobit.checkpoint.quantization import Quantization
 from isobit.errors import CheckpointError, Unsupported
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, WeightSpec, scheme
 
@@ -16,8 +17,8 @@ QUANTIZED = [row for row in SCHEMES.values() if row.quantized]
 OTHERS: dict[str, Scheme | None] = {"lm_head": None, "model.embed_tokens": None, "model.layers.0.mlp.gate": None}
 
 
-def parsed(section: dict[str, Any]) -> ctconfig.Quantization:
-    found = ctconfig.parse({"quantization_config": section})
+def parsed(section: dict[str, Any]) -> Quantization:
+    found = methods.parse({"quantization_config": section})
     assert found is not None
     return found
 
@@ -66,8 +67,8 @@ def test_e5m2_is_refused_by_compressed_tensors_by_name() -> None:
 def test_nothing_quantized_is_no_config() -> None:
     assert ctrender.render(dict.fromkeys(linears(), None)) == {}
     assert ctrender.render(dict.fromkeys(linears(), scheme("bf16"))) == {}
-    assert ctconfig.parse({}) is None and ctconfig.parse({"quantization_config": None}) is None
-    assert ctconfig.parse({"quantization_config": {}}) is None
+    assert methods.parse({}) is None and methods.parse({"quantization_config": None}) is None
+    assert methods.parse({"quantization_config": {}}) is None
 
 
 def test_mixed_schemes_name_every_module() -> None:
@@ -133,7 +134,7 @@ KIMI = {  # as published with Kimi-K2-Thinking
 
 def test_the_config_of_kimi_k2_thinking() -> None:
     for config in ({"quantization_config": KIMI}, {"text_config": {"quantization_config": KIMI}}):
-        found = ctconfig.parse(config)
+        found = methods.parse(config)
         assert found is not None
         group = found.group_for("model.layers.3.mlp.experts.17.gate_proj")
         assert group is not None and group.weights == WeightSpec("int4", "group", 32) and group.activations is None
@@ -158,7 +159,7 @@ def test_deepseeks_fp8_method() -> None:
 def test_old_and_partial_compressed_tensors_configs() -> None:
     args = {"num_bits": 8, "type": "int", "symmetric": True}
     old = {"config_groups": {"g": {"targets": ["Linear"], "weights": args | {"group_size": -1}}}, "ignore": None}
-    found = ctconfig.parse({"compression_config": old})
+    found = methods.parse({"compression_config": old})
     assert found is not None and found.groups[0].weights == WeightSpec("int8", "channel")
     for strategy, expected in ((None, "tensor"), ("channel", "channel"), ("CHANNEL", "channel")):
         group = {"targets": ["Linear"], "weights": args | {"strategy": strategy}, "input_activations": None}
@@ -174,7 +175,7 @@ def test_old_and_partial_compressed_tensors_configs() -> None:
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "mxfp4", "fbgemm_fp8", "modelopt", "torchao"])
 def test_other_methods_are_refused_by_name(method: str) -> None:
     with pytest.raises(Unsupported, match=f"'{method}'.*\n.*compressed-tensors and fp8(.|\n)*instead: quantize"):
-        ctconfig.parse({"quantization_config": {"quant_method": method}})
+        methods.parse({"quantization_config": {"quant_method": method}})
 
 
 def kimi_with(**args: Any) -> dict[str, Any]:
@@ -222,4 +223,4 @@ def test_malformed_configs(section: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         parsed(section)
     with pytest.raises(CheckpointError, match="must be a JSON object"):
-        ctconfig.parse({"quantization_config": [section]})
+        methods.parse({"quantization_config": [section]})

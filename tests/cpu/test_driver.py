@@ -10,7 +10,7 @@ import torch
 from checkpoints import CONFIG, hashes, tensors, write
 from safetensors.torch import load_file, save_file
 
-from isobit.checkpoint.layout import read_linear
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hf_checkpoints import linears, quantize_tiny, save_tiny, tiny_model
 
-from isobit.checkpoint.layout import QTensor, read_linear
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
+from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import Scheme, scheme
 
 pytest.importorskip("compressed_tensors")

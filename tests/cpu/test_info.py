@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isobit.checkpoint import ctrender, layout
+from isobit.checkpoint import ctrender, linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.cli import info as command
 from isobit.errors import CheckpointError
@@ -49,7 +49,7 @@ def quantized(folder: Path, assignments: dict[str, str]) -> Path:
         dtype = torch.float32 if row.weights.granularity in ("tensor", "block") else torch.bfloat16
         qt = quantize_weight(torch.randn(N, K, generator=generator), row.weights, search="absmax", scale_dtype=dtype)
         static = row.activations is not None and not row.activations.dynamic
-        tensors |= layout.module_tensors(
+        tensors |= linear.module_tensors(
             module, qt, activations=row.activations, input_scale=torch.tensor([0.5]) if static else None
         )
     return write(folder, tensors, quantization_config=ctrender.render(rows | {"lm_head": None}))

@@ -11,10 +11,13 @@ from hf_checkpoints import CONFIG, write
 from torch import Tensor
 
 from isobit.checkpoint import ctrender
-from isobit.checkpoint.layout import LinearWeight, QTensor, module_tensors, read_linear, split_name
+from isobit.checkpoint.layouts import table
+from isobit.checkpoint.layouts.reading import LinearWeight
+from isobit.checkpoint.linear import module_tensors, read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError
 from isobit.formats import pack
+from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, Scheme, scheme
 from isobit.quantizer.grid import quantize_weight
 
@@ -226,7 +229,9 @@ def test_the_config_must_know_of_quantized_tensors(tmp_path: Path) -> None:
         read(tmp_path, stored(scheme("fp8")), None, **section)
 
 
-def test_split_name() -> None:
-    assert split_name("model.layers.0.mlp.up_proj.weight_scale") == ("model.layers.0.mlp.up_proj", "weight_scale")
-    assert split_name("lm_head.weight") == ("lm_head", "weight")
-    assert split_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None and split_name("weight") is None
+def test_names_are_split_and_told_from_others() -> None:
+    assert table.split("model.layers.0.mlp.up_proj.weight_scale") == ("model.layers.0.mlp.up_proj", "weight_scale")
+    assert table.split("lm_head.weight") == ("lm_head", "weight") and table.split("weight") == ("", "weight")
+    assert table.split("m.experts.up_proj_blocks") == ("m.experts.up_proj", "_blocks")
+    assert table.belongs_to_linear("lm_head.weight") and not table.belongs_to_linear("weight")
+    assert not table.belongs_to_linear("model.layers.0.self_attn.rotary_emb.inv_freq")

@@ -15,9 +15,9 @@ from ragged import ragged
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isobit.checkpoint.layout import QTensor
 from isobit.errors import CheckpointError, FormatError, IsobitError, UsageError
 from isobit.evaluation.info import describe
+from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
 from isobit.kernels import reference

@@ -11,7 +11,7 @@ from hf_checkpoints import CONFIG, write
 from safetensors.torch import save_file
 
 from isobit.checkpoint import ctrender
-from isobit.checkpoint.layout import module_tensors, read_linear
+from isobit.checkpoint.linear import module_tensors, read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import SchemeError
 from isobit.formats.qtensor import QTensor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobit.checkpoint.jsonfile import bare, short
-from isobit.checkpoint.methods import INSTEAD
+from isobit.checkpoint.sections import INSTEAD
 from isobit.errors import CheckpointError, SchemeError, Unsupported
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import ELEMENTS

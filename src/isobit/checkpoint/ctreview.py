@@ -11,15 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isobit.checkpoint import ctconfig
-from isobit.checkpoint.ctconfig import Group, Quantization, rounds_inputs_only
+from isobit.checkpoint import methods
+from isobit.checkpoint.ctconfig import rounds_inputs_only
 from isobit.checkpoint.cttargets import fused_conflicts, module_class
 from isobit.checkpoint.jsonfile import bare
-from isobit.checkpoint.methods import refuse_unread
+from isobit.checkpoint.layouts.table import MARKS, SCALES
+from isobit.checkpoint.quantization import Group, Quantization
 from isobit.errors import CheckpointError
 from isobit.formats.schemes import name_of
 
-_SCALED = (".weight_scale", ".weight_scale_inv", ".weight_packed")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _PLAIN_DTYPES = ("BF16", "F16", "F32", "F64", "")
 _LISTED = 3
@@ -47,8 +47,8 @@ def read(
         CheckpointError: the config is malformed, or it and the tensors contradict each other.
         Unsupported: a method that isobit does not read, or something that it does not run.
     """
-    refuse_unread(config, folder, tensors)
-    found = ctconfig.parse(config)
+    methods.refuse_unread(config, folder, tensors)
+    found = methods.parse(config)
     found = replace(found, stored=stored) if found is not None and stored else found
     known = sorted(set(modules))
     _require_agreement(found, known, tensors)
@@ -81,12 +81,12 @@ def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str
 def _require_agreement(quantization: Quantization | None, modules: list[str], tensors: Mapping[str, str]) -> None:
     """What is stored quantized, the config must call quantized: it alone says how inputs are rounded."""
     for module in modules:
-        part = next((part for part in _SCALED if module + part in tensors), None)
+        part = next((part for part in MARKS if module + part in tensors), None)
         if part is None:
             continue
         dtype = tensors.get(f"{module}.weight", "")
-        shown = module + part if part == ".weight_packed" else f"{module}.weight"
-        if part != ".weight_packed" and dtype in _PLAIN_DTYPES[:-1]:
+        shown = f"{module}.weight" if part in SCALES else module + part
+        if part in SCALES and dtype in _PLAIN_DTYPES[:-1]:
             raise CheckpointError(
                 f"there is a scale for a weight that is not quantized ({dtype})", tensor=module + part
             )
@@ -101,7 +101,7 @@ def _require_agreement(quantization: Quantization | None, modules: list[str], te
 
 def _is_plain(module: str, tensors: Mapping[str, str]) -> bool:
     plain = tensors.get(f"{module}.weight", "none") in _PLAIN_DTYPES
-    return plain and not any(module + part in tensors for part in _SCALED)
+    return plain and not any(module + part in tensors for part in MARKS)
 
 
 def _may_be_plain(quantization: Quantization, module: str) -> bool:
@@ -172,7 +172,7 @@ def _fused(quantization: Quantization, modules: list[str]) -> list[str]:
 
 def _idle(quantization: Quantization, modules: list[str]) -> list[str]:
     """Targets that no module of this model has."""
-    if quantization.method != ctconfig.METHOD or not modules:
+    if quantization.ignores_parts or not modules:
         return []
     names = [name for module in modules for name in quantization.names(module)]
     left = quantization.targets.idle([*names, *_attentions(names)])

@@ -14,12 +14,11 @@ from typing import Any
 
 from isobit.checkpoint.files import is_there
 from isobit.checkpoint.jsonfile import bare, read_json, short
+from isobit.checkpoint.layouts.table import CONFIGS
+from isobit.checkpoint.quantization import Quantization
+from isobit.checkpoint.sections import ALTERNATIVE, INSTEAD, method_name, section
 from isobit.errors import CheckpointError, Unsupported
 
-READ = ("compressed-tensors", "fp8")
-SECTIONS = ("quantization_config", "compression_config")
-ALTERNATIVE = "use a compressed-tensors version of this one"
-INSTEAD = f"quantize the original model with isobit, or {ALTERNATIVE}"
 _LARGEST_SIDE_FILE = 16 << 20  # bytes
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
@@ -78,36 +77,6 @@ METHODS: tuple[Method, ...] = (
 SIDE_FILES = tuple(file for row in METHODS for file in row.files if file.endswith(".json"))
 
 
-def section(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The part of a ``config.json`` that speaks of quantization, with its key; None if there is none.
-
-    Raises:
-        CheckpointError: it is no JSON object.
-    """
-    for holder in (config, config.get("text_config")):
-        for key in SECTIONS:
-            found = holder.get(key) if isinstance(holder, Mapping) else None
-            if found is not None and not isinstance(found, dict):
-                raise CheckpointError(f"{key} must be a JSON object, not {short(found)}")
-            if found:
-                return key, found
-    return None
-
-
-def method_name(key: str, found: Mapping[str, Any]) -> str | None:
-    """What a section says its method is, in lower case; None where it does not say and is not compressed-tensors'.
-
-    Raises:
-        CheckpointError: ``quant_method`` is no text.
-    """
-    name = found.get("quant_method")
-    if name is None:
-        return READ[0] if "config_groups" in found or key == "compression_config" else None
-    if not isinstance(name, str):
-        raise CheckpointError(f"{key}: quant_method must be a text, not {short(name)}")
-    return name.strip().lower()
-
-
 @dataclass(frozen=True)
 class Finding:
     """How a checkpoint's weights are stored.
@@ -146,9 +115,9 @@ def unread(config: Mapping[str, Any], folder: Path | None = None, tensors: Itera
     if found is not None:
         key, part = found
         name = method_name(key, part)
-        return None if name in READ else Finding(name, _by_section(name, part), f"the {key} of config.json says so")
+        return None if name in CONFIGS else Finding(name, _by_section(name, part), f"the {key} of config.json says so")
     for row in METHODS:
-        evidence = _evidence(row, config, folder, tensors)
+        evidence = "" if CONFIGS.keys() & {*row.names} else _evidence(row, config, folder, tensors)
         if evidence:
             return Finding(None, row, evidence)
     if config.get("quantization"):
@@ -169,9 +138,25 @@ def refuse_unread(config: Mapping[str, Any], folder: Path | None = None, tensors
     nearest = finding.row.nearest if finding.row is not None else ""
     raise Unsupported(
         f"quantization method {finding.title}",
-        [f"isobit reads {' and '.join(READ)} checkpoints", finding.evidence],
+        [f"isobit reads {' and '.join(CONFIGS)} checkpoints", finding.evidence],
         f"quantize the original model with isobit ({nearest} comes nearest), or {ALTERNATIVE}" if nearest else INSTEAD,
     )
+
+
+def parse(config: Mapping[str, Any]) -> Quantization | None:
+    """What a ``config.json`` says about quantization, as the layout of its method reads it; None if it says nothing.
+
+    Raises:
+        CheckpointError: the section is malformed.
+        Unsupported: another method, or a part of this one that isobit cannot run.
+    """
+    refuse_unread(config)
+    found = section(config)
+    if found is None:
+        return None
+    name = method_name(*found)
+    assert name is not None  # or else it would have been refused
+    return CONFIGS[name](found[1]).prepared()
 
 
 def _by_section(name: str | None, part: Mapping[str, Any]) -> Method | None:

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isobit.checkpoint import ctconfig, ctreview, folder, methods
-from isobit.checkpoint.ctconfig import Quantization
+from isobit.checkpoint import ctreview, folder, methods
 from isobit.checkpoint.files import is_folder, is_there, read_file
 from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.layouts import table
 from isobit.checkpoint.occupant import require_finished
+from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.store import FileStore
 from isobit.errors import CheckpointError
@@ -134,7 +135,7 @@ class Checkpoint:
         """Refuses what isobit does not read, whatever its tensors are called; raises as :attr:`quantization` does."""
         with self._in_config():
             methods.refuse_unread(self.config, self.path, self.tensors)
-            ctconfig.parse(self.config)
+            methods.parse(self.config)
 
     @contextmanager
     def _in_config(self) -> Iterator[None]:
@@ -156,11 +157,8 @@ class Checkpoint:
 
     def _matrices(self) -> list[str]:
         """Names of the modules with a weight of two dimensions."""
-        split = ((name.rpartition("."), info) for name, info in self.tensors.items())
-        return [
-            module for (module, _, part), info in split
-            if module and part in ("weight", "weight_packed") and len(info.shape) == 2
-        ]  # fmt: skip
+        split = ((*table.split(name), info) for name, info in self.tensors.items())
+        return [module for module, part, info in split if module and part in table.CODE_PARTS and len(info.shape) == 2]
 
     def info(self, name: str) -> TensorInfo:
         """Header entry of a tensor; see :meth:`isobit.checkpoint.store.Store.info`."""

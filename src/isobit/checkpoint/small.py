@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import PLAIN_DTYPES
+from isobit.checkpoint.store import Store
 from isobit.errors import CheckpointError
 
 WIDE = ("F64", "C64")  # not quantized either, and not computed with
@@ -14,7 +14,7 @@ INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 _MOST_AXES = 8  # that a message shows
 
 
-def read_vector(ck: Checkpoint, name: str, length: int) -> Tensor:
+def read_vector(ck: Store, name: str, length: int) -> Tensor:
     """Reads a bias or the weight of a norm: ``[length]`` in a plain floating-point dtype, every number finite.
 
     Raises:
@@ -33,13 +33,12 @@ def read_vector(ck: Checkpoint, name: str, length: int) -> Tensor:
     return vector
 
 
-def read_weight_shape(ck: Checkpoint, prefix: str, used: list[str]) -> tuple[int, ...]:
+def read_weight_shape(ck: Store, name: str) -> tuple[int, ...]:
     """The numbers of a packed weight's ``weight_shape``: two, if it is not damaged.
 
     Raises:
         CheckpointError: they are no whole numbers, or far too many.
     """
-    name = f"{prefix}.weight_shape"
     info = ck.info(name)
     if info.dtype not in INTEGERS or info.numel > _MOST_AXES:
         raise CheckpointError(
@@ -47,7 +46,6 @@ def read_weight_shape(ck: Checkpoint, prefix: str, used: list[str]) -> tuple[int
             file=info.file,
             tensor=name,
         )
-    used.append(name)
     return tuple(int(size) for size in ck.read(name).reshape(-1))
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isobit.checkpoint import ctconfig, methods
-from isobit.checkpoint.ctconfig import Quantization
+from isobit.checkpoint import methods, sections
 from isobit.checkpoint.jsonfile import bare
+from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, IsobitError, ModelError, printable
@@ -170,7 +170,7 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
 def _as_configured(checkpoint: Checkpoint) -> Quantization | None:
     """What the configuration says of a checkpoint whose tensors contradict it: the rest can be described."""
     try:
-        return ctconfig.parse(checkpoint.config)
+        return methods.parse(checkpoint.config)
     except IsobitError:
         return None
 
@@ -186,7 +186,7 @@ def _method(checkpoint: Checkpoint) -> str | None:
     """The method and, where there is one, the storage format: ``compressed-tensors (pack-quantized)``; or None."""
     try:
         finding = methods.unread(checkpoint.config, checkpoint.path, checkpoint.tensors)
-        found = methods.section(checkpoint.config)
+        found = sections.section(checkpoint.config)
     except CheckpointError:
         return "malformed"
     if finding is not None:
@@ -194,7 +194,7 @@ def _method(checkpoint: Checkpoint) -> str | None:
     if found is None:
         return None
     layout = found[1].get("format")
-    return f"{methods.method_name(*found)}{f' ({bare(layout)})' if isinstance(layout, str) else ''}"
+    return f"{sections.method_name(*found)}{f' ({bare(layout)})' if isinstance(layout, str) else ''}"
 
 
 def _bits_per_weight(modules: list[Module]) -> float | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from isobit.checkpoint.layouts.table import SCALES
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import PLAIN_DTYPES
 
-_SCALES = (".weight_scale", ".weight_scale_inv")
 _READ = (*PLAIN_DTYPES, "F8_E8M0")
 
 
@@ -16,7 +16,7 @@ def odd_scales(checkpoint: Checkpoint) -> list[str]:
     counts = {"zero": 0, "negative": 0, "NaN or infinite": 0}
     first: dict[str, str] = {}
     for name, info in checkpoint.tensors.items():
-        if not name.endswith(_SCALES) or info.dtype not in _READ:
+        if not name.endswith(SCALES) or info.dtype not in _READ:
             continue
         scale = checkpoint.read(name).to(torch.float32)
         finite = scale.isfinite()

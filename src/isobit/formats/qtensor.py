@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isobit.errors import FormatError
 from isobit.formats import codec, pack
+from isobit.formats.cuts import cut
 from isobit.formats.schemes import WeightSpec
 from isobit.formats.spec import Element
 from isobit.formats.table import element
@@ -130,19 +131,23 @@ class QTensor:
         Raises:
             FormatError: no rows are left, or a block would be cut.
         """
-        n, k = self.shape
-        picked = range(*_plain(rows).indices(n))
-        if not picked:
-            raise FormatError(f"rows {rows.start} to {rows.stop} of a matrix of {n} rows are none")
-        scale, zero = self.scale, self.zero
-        if self.spec.granularity in ("channel", "group"):
-            scale, zero = scale[_plain(rows)], None if zero is None else zero[_plain(rows)]
-        elif self.spec.block is not None:
-            height = self.spec.block[0]
-            if picked.start % height or (picked.stop % height and picked.stop != n):
-                raise FormatError(f"rows {picked.start} to {picked.stop} cut a block of {height} rows")
-            scale = scale[picked.start // height : -(-picked.stop // height)]
-        return replace(self, shape=(len(picked), k), codes=self.codes[_plain(rows)], scale=scale, zero=zero)
+        return self.part(rows, None)
+
+    def columns(self, columns: slice) -> QTensor:
+        """The matrix of some columns, copied. Groups, blocks and 32-bit words of codes can be cut only between them.
+
+        Raises:
+            FormatError: no columns are left, or a group, block or word would be cut.
+        """
+        return self.part(None, columns)
+
+    def part(self, rows: slice | None, columns: slice | None) -> QTensor:
+        """The matrix of some rows and columns; None for all of them. Raises as :meth:`rows` and :meth:`columns`."""
+        where = cut(self.spec, *self.shape, rows, columns)
+        scale, zero = (None if per is None else per[where.scales].contiguous() for per in (self.scale, self.zero))
+        assert scale is not None
+        codes = self.codes[where.rows, where.words].contiguous()
+        return replace(self, shape=where.shape, codes=codes, scale=scale, zero=zero)
 
     def split_rows(self, sizes: Sequence[int]) -> tuple[QTensor, ...]:
         """Splits a fused matrix (q/k/v, gate/up) into parts of ``sizes`` rows.

@@ -13,7 +13,8 @@ import torch
 
 from isobit.checkpoint import kvscales
 from isobit.checkpoint.ctconfig import KV_CACHE
-from isobit.checkpoint.layout import CODE_DTYPES, PARTS
+from isobit.checkpoint.layouts import table as layouts
+from isobit.checkpoint.layouts.parts import Parts
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import short_list, unreadable
@@ -27,7 +28,6 @@ from isobit.models.names import renamed
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 TABLE, HEAD = "model.embed_tokens.", "lm_head."
-_CODES = ("weight", "weight_packed")
 _LISTED, _LISTED_OF_A_KIND = 8, 4  # problems shown in full; the rest is counted
 _COMPARED = 1 << 22  # numbers of two matrices compared at once
 
@@ -106,7 +106,7 @@ def _output_projection(
     name.
     """
     table, head = (_parts(ck, prefix) for prefix in (TABLE, HEAD))
-    if not config.tie_word_embeddings or not head & {*_CODES}:
+    if not config.tie_word_embeddings or not head & {*layouts.CODE_PARTS}:
         return ck, config, ()
     if not table:
         return ck.renamed({HEAD + part: TABLE + part for part in head}), config, ()
@@ -148,23 +148,33 @@ def _problems(found: Contents) -> list[tuple[str, str]]:
     problems = [(name, why) for name, shape in expected.items() if (why := _misfit(tensors, name, shape))]
     known = {*expected, *found.left_out, *found.kv_scales}
     matrices = {name.rpartition(".")[0] for name, shape in expected.items() if len(shape) == 2}
-    known |= {f"{module}.{part}" for module in matrices for part in PARTS if part != "bias"}
+    known |= {module + part for module in matrices for part in layouts.PARTS if part != ".bias"}
     return problems + [(name, "is surplus: it is not a part of this model") for name in tensors if name not in known]
 
 
 def _misfit(tensors: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> str | None:
     """Why a tensor is not what the configuration asks for; None if it is, or is stored quantized."""
-    info, matrix = tensors.get(name), len(shape) == 2
+    if len(shape) == 2:
+        return _matrix_misfit(layouts.infos_of(tensors, name.removesuffix(".weight")), shape)
+    info = tensors.get(name)
     if info is None:
-        packed = tensors.get(f"{name.removesuffix('weight')}weight_packed") if matrix else None
-        if packed is None:
-            return "is missing"
-        if len(packed.shape) == 2 and packed.shape[0] == shape[0]:
-            return None
-        return f"has shape {short_list(packed.shape)} (packed), config.json asks for {shape[0]} rows"
+        return "is missing"
     if info.shape != shape:
         return f"has shape {short_list(info.shape)}, config.json asks for {list(shape)}"
-    return None if info.dtype in PLAIN_DTYPES or (matrix and info.dtype in CODE_DTYPES) else unreadable(info.dtype)
+    return None if info.dtype in PLAIN_DTYPES else unreadable(info.dtype)
+
+
+def _matrix_misfit(infos: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str | None:
+    """The same of the tensors of a module with a matrix, by part; how wide a packed one is shows when it is read."""
+    row = layouts.layout_of(infos)
+    if row is None:
+        return "is missing"
+    codes, found = infos[row.codes], row.describes(Parts("", infos)).shape
+    if row.codes == "weight" and found != shape:
+        return f"has shape {short_list(codes.shape)}, config.json asks for {list(shape)}"
+    if len(found) != 2 or found[0] != shape[0]:
+        return f"has shape {short_list(codes.shape)} (packed), config.json asks for {shape[0]} rows"
+    return unreadable(codes.dtype) if row.dtypes and codes.dtype not in row.dtypes else None
 
 
 def listed(ck: Checkpoint, problems: list[tuple[str, str]]) -> CheckpointError:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from isobit.checkpoint import layout
+from isobit.checkpoint.layouts.reading import LinearWeight
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
@@ -66,11 +67,11 @@ def _stored_dtype(config: ModelConfig) -> str:
     return config.dtype if config.dtype in ("bfloat16", "float16") else "bfloat16"
 
 
-def _kinds(found: Contents) -> Iterator[layout.LinearWeight]:
+def _kinds(found: Contents) -> Iterator[LinearWeight]:
     """One linear of each kind: those of one kind launch the same kernels."""
     seen = set()
     for module in _linears(found):
-        read = layout.read_linear(found.ck, module, mmap=True)
+        read = read_linear(found.ck, module, mmap=True)
         if module == _TABLE:  # activations are rounded before an output projection of its own only
             read = replace(read, activations=None, input_scale=None)
         quantized = isinstance(read.weight, QTensor)

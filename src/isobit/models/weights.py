@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from isobit.checkpoint import layout
 from isobit.checkpoint.kvscales import KvScales, read_kv_scales
+from isobit.checkpoint.layouts.reading import LinearWeight
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.small import read_vector
 from isobit.errors import CheckpointError, UsageError
@@ -100,12 +101,12 @@ class _Loader:
             parts[module.role] = self._norm(name, *module.shape) if module.kind == "norm" else self._linear(name)
         return Layer(spec, number, parts, self.config.norm_eps, self.kv_scales.get(number, KvScales()))
 
-    def _head(self, table: layout.LinearWeight) -> Linear:
+    def _head(self, table: LinearWeight) -> Linear:
         if not self.config.tie_word_embeddings:
             return self._linear(HEAD)
         if self.ck.stored.get(TABLE) == HEAD:  # the config speaks of a linear, and of its inputs
             return self._bind(table)
-        return self._bind(layout.LinearWeight(table.weight))
+        return self._bind(LinearWeight(table.weight))
 
     def _linear(self, module: str) -> Linear:
         read = self._weight(module)
@@ -114,7 +115,7 @@ class _Loader:
             raise CheckpointError(f"is {state} according to config.json", file=self.ck.path, tensor=f"{module}.bias")
         return self._bind(read)
 
-    def _bind(self, read: layout.LinearWeight) -> Linear:
+    def _bind(self, read: LinearWeight) -> Linear:
         weight = read.weight if isinstance(read.weight, QTensor) else self._plain(read.weight)
         return Linear(
             weight, read.activations, read.input_scale, read.bias, keep_values=self.keep_values, dtype=self.dtype,
@@ -129,8 +130,8 @@ class _Loader:
         """The embedding: GPU kernels take it, where it is tied, in the compute dtype, and there is one of it."""
         return weight.to(self.dtype) if isinstance(weight, Tensor) and self.place.device != "cpu" else weight
 
-    def _weight(self, module: str) -> layout.LinearWeight:
-        read = layout.read_linear(self.ck, module, mmap=not self.keep_values)
+    def _weight(self, module: str) -> LinearWeight:
+        read = read_linear(self.ck, module, mmap=not self.keep_values)
         self.used |= set(read.names)
         self._require_shape(f"{module}.weight", tuple(read.weight.shape))
         return read

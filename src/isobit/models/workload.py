@@ -9,8 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isobit.checkpoint import ctconfig, ctreview
-from isobit.checkpoint.methods import refuse_unread
+from isobit.checkpoint import ctreview, methods
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import model_config
 from isobit.models.blueprint import classifier, expected_tensors
@@ -41,8 +40,8 @@ def workload(
         CheckpointError: its quantization config is malformed.
         Unsupported: its quantization is one that isobit cannot run.
     """
-    refuse_unread(config, folder, dtypes)
-    ctconfig.parse(config)  # what is wrong with it is said before what is wrong with the model
+    methods.refuse_unread(config, folder, dtypes)
+    methods.parse(config)  # what is wrong with it is said before what is wrong with the model
     model = model_config(config)
     if untied:
         model = replace(model, tie_word_embeddings=False)

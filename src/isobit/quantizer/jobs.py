@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint.checksums import checksum
-from isobit.checkpoint.layout import module_tensors
+from isobit.checkpoint.linear import module_tensors
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo, dtype_name
 from isobit.checkpoint.shards import PlannedTensor
 from isobit.errors import CheckpointError, FormatError

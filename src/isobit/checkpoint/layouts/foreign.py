@@ -1,0 +1,53 @@
+"""Layouts that isobit knows by sight: it says what they hold, and refuses to read them by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from isobit.checkpoint.layouts.parts import Described, Parts
+from isobit.checkpoint.layouts.row import Layout
+from isobit.checkpoint.safetensors import TensorInfo
+
+
+def _with(codes: str, *others: str) -> Callable[[Mapping[str, TensorInfo]], bool]:
+    """Claims modules that have the codes and one of the other parts."""
+    return lambda infos: codes in infos and any(part in infos for part in others)
+
+
+def _nibbles(codes: str, label: str) -> Callable[[Parts], Described]:
+    """Describes two weights a byte."""
+
+    def describe(parts: Parts) -> Described:
+        info = parts.infos[codes]
+        return Described(info.shape, 2 * info.nbytes, label=label)
+
+    return describe
+
+
+def _configured(parts: Parts) -> Described:
+    """Integers packed into words, whose bits only the configuration knows."""
+    section = parts.config.get("quantization_config")
+    section = section if isinstance(section, dict) else {}
+    bits = section.get("bits") or section.get("w_bit")
+    bits = bits if isinstance(bits, int) and 1 <= bits <= 8 else 4
+    info = parts.infos["qweight"]
+    label = f"{section.get('quant_method', 'packed')} {bits}-bit"
+    return Described(info.shape, info.nbytes * 8 // bits, label=label)
+
+
+def _by_dtype(parts: Parts) -> Described:
+    info = parts.infos["weight"]
+    return Described(info.shape, math.prod(info.shape), label=f"{info.dtype.lower()} with scales")
+
+
+LAYOUTS = (
+    Layout("MXFP4 blocks", "_blocks", ("_scales",), _with("_blocks", "_scales"), _nibbles("_blocks", "mxfp4"),
+           dot=False),
+    Layout("GPTQ or AWQ", "qweight", ("qzeros", "scales", "g_idx"), _with("qweight", "qzeros", "scales", "g_idx"),
+           _configured),
+    Layout("NVFP4", "weight_packed", ("weight_scale", "weight_global_scale", "input_global_scale"),
+           _with("weight_packed", "weight_global_scale"), _nibbles("weight_packed", "nvfp4")),
+    Layout("ModelOpt, with two scales a weight", "weight", ("weight_scale", "weight_scale_2"),
+           _with("weight", "weight_scale_2"), _by_dtype),
+)  # fmt: skip

@@ -1,0 +1,261 @@
+"""What every layout reads with: the tensors of one module, all of them or those of some rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isobit.checkpoint.layouts.parts import INPUT_SCALES
+from isobit.checkpoint.quantization import Quantization
+from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
+from isobit.checkpoint.small import read_vector, short_list
+from isobit.checkpoint.store import Store
+from isobit.errors import CheckpointError, FormatError
+from isobit.formats import cuts
+from isobit.formats.cuts import Cut
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec, WeightSpec
+
+_SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Source(Store, Protocol):
+    """A store whose checkpoint may say how it is quantized."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """What its configuration says about quantization, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """The weight of one linear layer or embedding, as it is stored.
+
+    Attributes:
+        weight: ``[N, K]``: a QTensor, or a tensor of a plain floating-point dtype.
+        activations: how inputs are rounded; None when they are not.
+        input_scale: float32 ``[1]``, the calibrated scale of static activations, else None.
+        bias: ``[N]``, or None.
+        names: the tensors this was read from, for the check that every tensor of a checkpoint is used.
+    """
+
+    weight: QTensor | Tensor
+    activations: ActSpec | None = None
+    input_scale: Tensor | None = None
+    bias: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+
+class Reader:
+    """Reads the tensors of one module; keeps count of those it used.
+
+    Attributes:
+        prefix: the module.
+        infos: its tensors by part.
+        used: names of the tensors that were read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prefix: str,
+        infos: Mapping[str, TensorInfo],
+        rows: slice | None = None,
+        columns: slice | None = None,
+        mmap: bool = False,
+    ) -> None:
+        self.source, self.prefix, self.infos = source, prefix, infos
+        self.used: list[str] = []
+        self._rows, self._columns, self._mmap = rows, columns, mmap
+
+    def error(self, part: str, message: str) -> CheckpointError:
+        """An error about a part, that is there or not."""
+        info = self.infos.get(part)
+        file = self.source.path if info is None else info.file
+        return CheckpointError(message, file=file, tensor=self.name(part))
+
+    def name(self, part: str) -> str:
+        """The name of a part's tensor."""
+        return self.infos[part].name if part in self.infos else f"{self.prefix}.{part}"
+
+    def info(self, part: str) -> TensorInfo:
+        """Header entry of a part.
+
+        Raises:
+            CheckpointError: there is none of this name.
+        """
+        return self.source.info(self.name(part))
+
+    def take(self, part: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
+        """Reads a part, or rows and columns of it."""
+        self.used.append(self.name(part))
+        return self.source.read(self.name(part), rows, columns, mmap=self._mmap)
+
+    def matrix(self, part: str) -> tuple[int, int]:
+        """The sizes of a part.
+
+        Raises:
+            CheckpointError: it is no matrix.
+        """
+        shape = self.info(part).shape
+        if len(shape) != 2 or 0 in shape:
+            raise self.error(part, f"has shape {short_list(shape)}; a weight is a matrix")
+        return shape[0], shape[1]
+
+    # ------------------------------------------------------------------ which rows and columns
+
+    def span(self, n: int, k: int) -> tuple[slice, slice]:
+        """The rows and columns of a plain weight ``[n, k]`` that are asked for.
+
+        Raises:
+            CheckpointError: there are no such ones.
+        """
+        try:
+            return cuts.span(self._rows, n, "rows"), cuts.span(self._columns, k, "columns")
+        except FormatError as error:
+            raise self.error("weight", str(error)) from None
+
+    def cut(self, part: str, spec: WeightSpec, n: int, k: int) -> Cut:
+        """Where those of a quantized weight lie; ``part`` holds its codes.
+
+        Raises:
+            CheckpointError: there are no such ones, or a group, block or word would be cut; or a group does not
+                divide K.
+        """
+        if spec.group is not None and k % spec.group:
+            scale = next((name for name in self.infos if name.startswith("weight_scale")), part)
+            message = f"the group size {spec.group} of quantization_config does not divide K = {k}"
+            raise self.error(scale, message)
+        try:
+            return cuts.cut(spec, n, k, self._rows, self._columns)
+        except FormatError as error:
+            raise self.error(part, str(error)) from None
+
+    # ------------------------------------------------------------------ what the config says
+
+    def configured(self, part: str) -> tuple[WeightSpec, ActSpec | None]:
+        """How weights are stored and inputs rounded, by the quantization config; ``part`` holds codes.
+
+        Raises:
+            CheckpointError: it does not say that this module is quantized.
+        """
+        quantization = self.source.quantization
+        if quantization is None:
+            raise self.error(
+                part,
+                f"is quantized ({self.info(part).dtype}) but config.json has no quantization_config,"
+                " so that nothing says how its activations are rounded",
+            )
+        group = quantization.group_for(self.prefix)
+        if group is None or group.weights is None:
+            raise self.error(
+                part, f"is quantized ({self.info(part).dtype}), but quantization_config says that this module is not"
+            )
+        return group.weights, group.activations
+
+    # ------------------------------------------------------------------ parts of a QTensor
+
+    def scale(self, part: str, spec: WeightSpec, n: int, k: int, where: Cut) -> Tensor:
+        """The scales of some rows and columns in QTensor's shape; the shapes other tools use for the same are accepted.
+
+        Raises:
+            CheckpointError: they have another shape or dtype, or are not finite.
+        """
+        info = self.info(part)
+        expected = spec.scale_shape(n, k)
+        accepted: list[tuple[int, ...]] = [expected]
+        if spec.granularity == "tensor":
+            accepted += [(), (1, 1)]
+        if spec.granularity == "channel":
+            accepted.append((n,))
+        if info.shape not in accepted:
+            unit = {"group": f"group {spec.group}", "block": f"block {spec.block}"}.get(
+                spec.granularity, spec.granularity
+            )
+            raise self.error(
+                part,
+                f"has shape {short_list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}",
+            )
+        scale = self.take(part, *where.scales[: len(info.shape)])
+        if info.dtype == "F8_E8M0":
+            scale = scale.to(torch.float32)  # powers of two: exact
+        if scale.dtype not in _SCALE_DTYPES:
+            raise self.error(part, f"scales of dtype {info.dtype} cannot be read")
+        if not bool(torch.isfinite(scale.float()).all()):
+            raise self.error(part, "holds NaN or infinite scales")
+        return scale.reshape([cuts.size(part) for part in where.scales] or [1])
+
+    def qtensor(
+        self, part: str, spec: WeightSpec, where: Cut, codes: Tensor, scale: Tensor, zero: Tensor | None = None
+    ) -> QTensor:
+        """The weight; ``part`` is blamed for what does not fit.
+
+        Raises:
+            CheckpointError: the tensors do not fit together.
+        """
+        try:
+            return QTensor(spec, where.shape, codes, scale, zero)
+        except FormatError as error:
+            raise self.error(part, str(error)) from None
+
+    # ------------------------------------------------------------------ what goes with a weight
+
+    def linear(
+        self, weight: QTensor | Tensor, activations: ActSpec | None, input_scale: Tensor | None, n: int
+    ) -> LinearWeight:
+        """All together, the bias read, too: that of the rows asked for of a weight of ``n`` rows."""
+        bias = None
+        if "bias" in self.infos:
+            self.used.append(self.name("bias"))
+            bias = read_vector(self.source, self.name("bias"), n)[cuts.span(self._rows, n, "rows")]
+        if isinstance(weight, QTensor):
+            self.refuse_leftovers()
+        return LinearWeight(weight, activations, input_scale, bias, tuple(self.used))
+
+    def input_scale(self, activations: ActSpec | None) -> Tensor | None:
+        """The scale of static activations; None when they have none.
+
+        Raises:
+            CheckpointError: it is missing, or no positive number.
+        """
+        part = next((part for part in INPUT_SCALES if part in self.infos), None)
+        if activations is None or activations.dynamic:
+            return None
+        if part is None:
+            raise self.error("input_scale", "is missing, but quantization_config says activations have a static scale")
+        if self.info(part).numel != 1:
+            raise self.error(part, f"has shape {short_list(self.info(part).shape)}; a static scale is one number")
+        if self.info(part).dtype not in PLAIN_DTYPES:
+            raise self.error(part, f"scales of dtype {self.info(part).dtype} cannot be read")
+        scale = self.take(part).to(torch.float32).reshape(1)
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise self.error(part, f"is {float(scale)}: a scale is a positive number")
+        if "input_zero_point" in self.infos and self.holds_numbers("input_zero_point"):
+            raise self.error("input_zero_point", "is not zero: asymmetric activations cannot be run")
+        return scale
+
+    def holds_numbers(self, part: str) -> bool:
+        """Whether a tensor holds anything but zeros."""
+        tensor = self.take(part)
+        return bool((tensor if tensor.is_complex() else tensor.float()).any())
+
+    def refuse_leftovers(self) -> None:
+        """That every tensor that may belong to a weight was read.
+
+        Raises:
+            CheckpointError: one was not: it and the configuration contradict each other.
+        """
+        left = sorted(part for part in self.infos if self.name(part) not in self.used)
+        if left:
+            raise self.error(left[0], "does not fit the way quantization_config says this module is quantized")
