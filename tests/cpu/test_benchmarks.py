@@ -84,6 +84,17 @@ def test_beside_a_peer(tmp_path: Path) -> None:
     assert float(row["prefill_ratio"]) == pytest.approx(float(row["prefill_tok_s"]) / 4, rel=0.01)
 
 
+def test_two_trees(tmp_path: Path) -> None:
+    out, tree = tmp_path / "trees.csv", BENCHMARKS.parent
+    options = ["--quick", "--schemes", "int8", "--turns", 2, "--seconds", 0.02, "--csv", out]
+    done = bench("cpu_trees.py", "--before", tree, *options)
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(out)
+    assert row["scheme"] == "int8" and row["commit"] == row["commit_before"] and row["turns"] == "2"
+    assert float(row["decode_before_tok_s"]) > 0 and float(row["prefill_after_tok_s"]) > 0
+    assert float(row["decode_ratio_low"]) <= float(row["decode_ratio"]) <= float(row["decode_ratio_high"])
+
+
 @pytest.mark.parametrize(
     ("script", "options", "said"),
     [
@@ -91,6 +102,7 @@ def test_beside_a_peer(tmp_path: Path) -> None:
         ("cpu_linear.py", ["--shapes", "64by64"], "write it as NxK"),
         ("cpu_decode.py", ["--keep"], "need --work"),
         ("cpu_peers.py", ["--llama-bench", "nowhere"], "is not a program"),
+        ("cpu_trees.py", ["--before", "nowhere"], "is no checkout of isobit"),
     ],
 )
 def test_mistakes_are_named(script: str, options: list[str], said: str) -> None:
