@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
     generator.chunk = usual
     for past, cost in ((PROMPT + ANSWER // 2, near.cost), (context - 64, plan.cost)):
         steps(rows, generator, ids, past, cost)
-    cache = generator.model.new_cache(1, context)
-    profile(rows, f"prompt of {context}", lambda: generator.prefill(ids, cache))
+    with closing(generator.runner.open(context)) as seat:
+        profile(rows, f"prompt of {context}", lambda: generator.prefill(seat, ids))
     return rows
 
 
@@ -139,15 +140,15 @@ def prompts(rows: Rows, generator: Generator, ids: list[int], what: str, plan: A
     """Tokens per second of a prompt, and what it takes beside weights and cache."""
     times = []
     for _ in range(4):
-        cache = generator.model.new_cache(1, len(ids))
+        seat = generator.runner.open(len(ids))
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
-        generator.prefill(ids, cache).cpu()
+        generator.prefill(seat, ids).cpu()
         times.append(time.perf_counter() - begin)
         peak = torch.cuda.max_memory_allocated() - held
-        del cache
+        seat.close()
     speed = len(ids) / statistics.median(times[1:])
     rows.put(what, speed, "tokens/s", plan.cost.prefill if plan else None)
     rows.put(
@@ -157,25 +158,25 @@ def prompts(rows: Rows, generator: Generator, ids: list[int], what: str, plan: A
 
 def steps(rows: Rows, generator: Generator, ids: list[int], past: int, cost: Any) -> None:
     """One token behind ``past`` others: as a graph, and with Python starting each kernel."""
-    model = generator.model
-    cache = model.new_cache(1, len(ids))
-    generator.prefill(ids[:past], cache)
-    single = []
+    runner = generator.runner
+    seat = runner.open(len(ids))
+    generator.prefill(seat, ids[:past])
+    single, times = [], []
     for _ in range(12):
+        batch = seat.cache.batch([[7]], [seat.sequence], wanted="last")
         begin = time.perf_counter()
-        generator.prefill((7,), cache).cpu()
+        generator.model.forward(batch, seat.cache).cpu()
         single.append(time.perf_counter() - begin)
-        cache.length = past
-    after = generator.decoding(cache)
-    times = []
+        seat.sequence.length = past
     for _ in range(24):
         begin = time.perf_counter()
-        after(7).cpu()
+        runner.feed(seat, (7,)).cpu()
         times.append(time.perf_counter() - begin)
     predicted = 1e3 / cost.decode if cost else None
     rows.put(f"step behind {past}, as a graph", 1e3 * statistics.median(times[2:]), "ms", predicted)
     rows.put(f"step behind {past}, kernel by kernel", 1e3 * statistics.median(single[2:]), "ms")
-    profile(rows, f"step behind {past}", lambda: after(7))
+    profile(rows, f"step behind {past}", lambda: runner.feed(seat, (7,)))
+    seat.close()
 
 
 def profile(rows: Rows, what: str, run: Any) -> None:

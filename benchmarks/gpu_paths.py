@@ -25,6 +25,7 @@ from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import SCHEMES, scheme
+from isobit.models.batch import Batch
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 
@@ -50,7 +51,9 @@ def logits(folder: Path, path: str, ids: torch.Tensor, dtype: str) -> torch.Tens
     else:
         model = load_model(folder, dtype=dtype, device="cuda", lowering=path)
     os.environ.pop("ISOBIT_KERNEL", None)
-    return torch.cat([model.forward(part).float().cpu().flatten(0, 1) for part in ids.split(BATCH)])
+    return torch.cat(
+        [model.forward(Batch.of(list(part), device=model.place.tensors)).float().cpu() for part in ids.split(BATCH)]
+    )
 
 
 def compare(one: torch.Tensor, other: torch.Tensor, rounding: float) -> dict[str, float]:

@@ -36,6 +36,7 @@ from interop_peer import MARK
 from isobit.bundled import heldout_path, model_path
 from isobit.checkpoint.engines import DIFFERS, GARBAGE, LOADS, REFUSES
 from isobit.engine.tokenizer import Tokenizer
+from isobit.models.batch import Batch
 from isobit.models.weights import load_model
 
 HERE = Path(__file__).parent
@@ -109,7 +110,7 @@ def answers(python: Path, engine: str, jobs: list[dict[str, object]], work: Path
 @torch.inference_mode()
 def ours(folder: Path, ids: list[int]) -> torch.Tensor:
     """isobit's log-probabilities, float64 [tokens - 1, vocabulary]."""
-    return load_model(folder).forward(torch.tensor([ids]))[0, :-1].double().log_softmax(-1)
+    return load_model(folder).forward(Batch.of([ids]))[:-1].double().log_softmax(-1)
 
 
 def kl(reference: torch.Tensor, other: torch.Tensor) -> float:

@@ -152,9 +152,9 @@ def resident(folder: Path) -> dict[str, int]:
     with torch.inference_mode():
         for begin in range(0, model.config.vocab_size, PROMPT):  # mapped weights are resident once they have been used
             model.embed_tokens(torch.arange(begin, min(begin + PROMPT, model.config.vocab_size)))
-        model.forward(torch.ones(1, PROMPT, dtype=torch.int64), cache, last_only=True)
+        model.forward(cache.next([[1] * PROMPT], wanted="last"), cache)
         for _ in range(DECODED):
-            model.forward(torch.ones(1, 1, dtype=torch.int64), cache, last_only=True)
+            model.forward(cache.next([[1]], wanted="last"), cache)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {"peak": int(status["VmHWM"].split()[0]) * 1024, "now": int(status["VmRSS"].split()[0]) * 1024}
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common import MatrixRate, ReadBandwidth, median, memory, seconds, settle, stop
 
@@ -23,6 +23,9 @@ from isobit.cli import openmp
 from isobit.targets.cores import cores
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isobit.models.cache.contiguous import ContiguousCache
     from isobit.models.decoder import Decoder
 
 
@@ -89,7 +92,7 @@ def measure(folder: Path, settings: RunSettings) -> dict[str, object]:
     begin = time.perf_counter()
     model = load_model(ck)
     loaded = time.perf_counter() - begin
-    model.forward(torch.zeros(1, 1, dtype=torch.int64), model.new_cache(1, 1), last_only=True)
+    read(model, [0], model.new_cache(1, 1))
     ready = time.perf_counter() - begin
     kernels = sorted({linear.kernel.name for _, linear in model.linears()})
     found: dict[str, object] = {
@@ -121,22 +124,27 @@ def cache_bytes(model: Decoder, tokens: int) -> int:
     return 2 * sum(one.attention.kv_heads * one.attention.dim for one in config.layers) * tokens * model.dtype.itemsize
 
 
+def read(model: Decoder, tokens: Any, cache: ContiguousCache) -> Tensor:
+    """Logits ``[vocab]`` behind more tokens of the sequence that a cache holds."""
+    return model.forward(cache.next([tokens], wanted="last"), cache)[0]
+
+
 def time_prefill(model: Decoder, settings: RunSettings) -> dict[str, object]:
     """Processes a prompt ``rounds`` times; also the peak of the memory so far."""
     import torch
 
     config = model.config
-    ids = torch.randint(config.vocab_size, (1, settings.prefill), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(config.vocab_size, (settings.prefill,), generator=torch.Generator().manual_seed(1))
     head = config.vocab_size * config.hidden_size
     body = sum(linear.weight.shape[0] * linear.weight.shape[1] for _, linear in model.linears()) - head
     operations = 2.0 * (settings.prefill * body + head)
     times, shares, rates = [], [], []
     matrix, peak = None, 0
     if settings.warm_up:
-        model.forward(ids, model.new_cache(1, settings.prefill), last_only=True)
+        read(model, ids, model.new_cache(1, settings.prefill))
     for _ in range(settings.rounds):
         cache = model.new_cache(1, settings.prefill)
-        times.append(seconds(lambda cache=cache: model.forward(ids, cache, last_only=True)))  # type: ignore[misc]
+        times.append(seconds(lambda cache=cache: read(model, ids, cache)))  # type: ignore[misc]
         if matrix is None:
             peak = memory()["peak"]
             matrix = MatrixRate(settings.prefill, config.layers[0].mlp.size, config.hidden_size)
@@ -178,19 +186,17 @@ def time_decode(model: Decoder, settings: RunSettings, read_bytes: int) -> dict[
 
 def decode_pieces(model: Decoder, settings: RunSettings) -> Iterator[float]:
     """Seconds of each piece of a round: steps of one token and the choice of the next, as ``generate`` makes it."""
-    import torch
-
     from isobit.engine.sampling import Sampler, SamplingParams
 
     sampler = Sampler(SamplingParams(temperature=0))
     cache = model.new_cache(1, settings.prompt + settings.tokens)
-    prompt = torch.arange(settings.prompt)[None] % model.config.vocab_size
-    token = sampler.sample(model.forward(prompt, cache, last_only=True)[0, -1])
+    prompt = [at % model.config.vocab_size for at in range(settings.prompt)]
+    token = sampler.sample(read(model, prompt, cache))
     for done in range(0, settings.tokens, PIECE):
         settle()
         begin = time.perf_counter()
         for _ in range(min(PIECE, settings.tokens - done)):
-            token = sampler.sample(model.forward(torch.tensor([[token]]), cache, last_only=True)[0, -1])
+            token = sampler.sample(read(model, [token], cache))
         yield time.perf_counter() - begin
 
 

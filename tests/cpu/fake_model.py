@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+
+
+class FakeCache:
+    """Remembers the tokens of one sequence."""
+
+    def __init__(self, max_len: int) -> None:
+        self.ids: list[int] = []
+        self.max_len, self.sequences = max_len, (object(),)
+
+    def batch(self, new: Sequence[Sequence[int]], members: Sequence[object], *, wanted: str) -> list[int]:
+        assert len(new) == 1 and tuple(members) == self.sequences and wanted == "last"
+        return list(new[0])
 
 
 class FakeModel:
@@ -19,19 +31,18 @@ class FakeModel:
         self._rule = rule
         self.calls: list[int] = []
 
-    def new_cache(self, batch: int, max_len: int) -> SimpleNamespace:
-        assert batch == 1
-        return SimpleNamespace(ids=[], max_len=max_len)
+    def new_cache(self, sequences: int, max_len: int) -> FakeCache:
+        assert sequences == 1
+        return FakeCache(max_len)
 
     def linears(self) -> Iterator[tuple[str, object]]:
         return iter(())
 
-    def forward(self, ids: Tensor, cache: SimpleNamespace | None = None, *, last_only: bool = False) -> Tensor:
-        assert cache is not None and last_only and ids.dtype == torch.int64 and ids.shape[0] == 1
-        cache.ids += ids[0].tolist()
+    def forward(self, new: list[int], cache: FakeCache) -> Tensor:
+        cache.ids += new
         assert len(cache.ids) <= cache.max_len
-        self.calls.append(ids.shape[1])
-        return self._rule(cache.ids).reshape(1, 1, -1)
+        self.calls.append(len(new))
+        return self._rule(cache.ids).reshape(1, -1)
 
 
 def writes(tokens: list[int], vocab: int, prompt_length: int) -> Callable[[list[int]], Tensor]:

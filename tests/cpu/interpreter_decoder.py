@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from running import run
 
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
@@ -22,7 +23,7 @@ DTYPES = {"int4": "float16", "fp8": "float32"}  # what is fast in the interprete
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     """Of a prefill and of one token behind it."""
     cache = model.new_cache(1, ids.shape[1])
-    return torch.cat([model.forward(ids[:, :-1], cache), model.forward(ids[:, -1:], cache)], 1)
+    return torch.cat([run(model, ids[:, :-1], cache), run(model, ids[:, -1:], cache)], 1)
 
 
 def main(folder: Path) -> None:

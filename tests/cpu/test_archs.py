@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_model, save, token_ids
+from running import run
 from safetensors.torch import load_file, save_file
 
 from isobit.checkpoint.ctrender import render
@@ -44,7 +45,7 @@ def saved(request, saved_as):
 
 @torch.inference_mode()
 def difference(model, folder: Path, ids: torch.Tensor) -> float:
-    return float((load_model(folder).forward(ids) - model(ids).logits).abs().max())
+    return float((run(load_model(folder), ids) - model(ids).logits).abs().max())
 
 
 def test_logits_equal_transformers(saved) -> None:
@@ -57,17 +58,17 @@ def test_decoding_step_by_step_equals_prefill(saved) -> None:
     _, _, folder = saved
     model, ids = load_model(folder), token_ids(LENGTH)
     cache = model.new_cache(2, LENGTH)
-    steps = [model.forward(ids[:, :30], cache), model.forward(ids[:, 30:47], cache)]  # prefill in two chunks
-    steps += [model.forward(ids[:, at : at + 1], cache) for at in range(47, LENGTH)]
-    assert cache.length == LENGTH
-    assert (torch.cat(steps, 1) - model.forward(ids)).abs().max() <= TOLERANCE
+    steps = [run(model, ids[:, :30], cache), run(model, ids[:, 30:47], cache)]  # prefill in two chunks
+    steps += [run(model, ids[:, at : at + 1], cache) for at in range(47, LENGTH)]
+    assert cache.lengths[0] == LENGTH
+    assert (torch.cat(steps, 1) - run(model, ids)).abs().max() <= TOLERANCE
 
 
 @torch.inference_mode()
 def test_the_last_position_alone_is_the_last_of_all(saved) -> None:
     _, _, folder = saved
     model, ids = load_model(folder), token_ids(20)
-    assert torch.allclose(model.forward(ids, last_only=True), model.forward(ids)[:, -1:], atol=1e-5)
+    assert torch.allclose(run(model, ids, last_only=True), run(model, ids)[:, -1:], atol=1e-5)
 
 
 def test_expected_tensors_are_what_transformers_saves(saved) -> None:
@@ -137,8 +138,8 @@ def test_every_scheme_loads(saved_as, architecture, name, tmp_path) -> None:
     quantized, plain = quantized_copy(folder, tmp_path, row)
     ids = token_ids(24)
     model = load_model(quantized)
-    expected = load_model(plain).forward(ids)
-    got = model.forward(ids)
+    expected = run(load_model(plain), ids)
+    got = run(model, ids)
     relative = float((got - expected).norm() / expected.norm())
     linears = [linear for linear_name, linear in model.linears() if linear_name != "lm_head"]
     assert all(linear.activations == row.activations for linear in linears)
@@ -147,7 +148,7 @@ def test_every_scheme_loads(saved_as, architecture, name, tmp_path) -> None:
     else:
         assert 0 < relative <= ROUNDED[row.activations.element]
     # Decoding codes anew at every call is the same function as keeping their values.
-    again = load_model(quantized, keep_values=False).forward(ids)
+    again = run(load_model(quantized, keep_values=False), ids)
     assert (again - got).norm() / got.norm() <= (1e-5 if row.activations is None else 2e-2)
 
 

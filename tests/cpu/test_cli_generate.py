@@ -42,10 +42,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         generator = Generator(model, tokenizer)
         prefill = generator.prefill
 
-        def new_answer(prompt: Any, cache: Any) -> Any:
-            if not cache.ids:  # the prompt: answers are counted from its end
+        def new_answer(seat: Any, prompt: Any) -> Any:
+            if not seat.cache.ids:  # the prompt: answers are counted from its end
                 model._rule = writes(ids, tokenizer.vocab_size, len(prompt))
-            return prefill(prompt, cache)
+            return prefill(seat, prompt)
 
         monkeypatch.setattr(generator, "prefill", new_answer)
         return generator

@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import make_model, token_ids
 from hf_checkpoints import quantize_tiny, tiny_model
+from running import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def under(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 @torch.inference_mode()
 def logits(folder: Path) -> Tensor:
-    return load_model(folder).forward(IDS)
+    return run(load_model(folder), IDS)
 
 
 @torch.inference_mode()
@@ -208,12 +209,12 @@ def test_a_quantized_head_of_a_tied_model_is_its_own(tmp_path: Path, name: str) 
     untied = tiny_model(torch.bfloat16)
     untied.save_pretrained(plain)
     held = quantize_tiny(plain, tmp_path / "model", {HEAD.removesuffix(".weight"): scheme(name)})
-    wanted = load_model(tmp_path / "model").forward(torch.arange(9)[None])
+    wanted = run(load_model(tmp_path / "model"), torch.arange(9)[None])
     config = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     model = load_model(tmp_path / "model")
     assert isinstance(model.lm_head.weight, QTensor) and held
-    assert torch.equal(model.forward(torch.arange(9)[None]), wanted)
+    assert torch.equal(run(model, torch.arange(9)[None]), wanted)
     assert any(TWO in note for note in model.notes) and any(TWO in note for note in describe(tmp_path / "model").notes)
     assert not plans(tmp_path / "model", targets=["sm_90"])[0].tied
 

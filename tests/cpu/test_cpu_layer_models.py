@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_model, save, token_ids
+from running import run
 
 from isobit.bundled import model_path
 from isobit.errors import CapacityError, IsobitError, Unsupported
@@ -29,9 +30,9 @@ if PROBLEM:
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     """Of a prefill, of single tokens behind it, and of a run without a cache."""
     cache = model.new_cache(len(ids), ids.shape[1])
-    parts = [model.forward(ids[:, :-3], cache)]
-    parts += [model.forward(ids[:, at : at + 1], cache) for at in range(ids.shape[1] - 3, ids.shape[1])]
-    return torch.cat([*parts, model.forward(ids)], 1)
+    parts = [run(model, ids[:, :-3], cache)]
+    parts += [run(model, ids[:, at : at + 1], cache) for at in range(ids.shape[1] - 3, ids.shape[1])]
+    return torch.cat([*parts, run(model, ids)], 1)
 
 
 def both(folder: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +78,7 @@ def test_hooks_still_see_every_linear(tmp_path: Path) -> None:
     for name, linear in model.linears():
         linear.register_forward_pre_hook(lambda module, inputs, name=name: seen.append(name))
     with torch.inference_mode():
-        model.forward(token_ids(5))
+        run(model, token_ids(5))
     assert sorted(seen) == sorted(name for name, _ in model.linears())
 
 
@@ -103,12 +104,12 @@ def test_layers_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     layer = model.layers[1]
     layer.self_attn.k_proj, layer.mlp.down_proj = layer.mlp.down_proj, layer.self_attn.k_proj
     with pytest.raises(IsobitError, match="a linear does not .* the residual stream"):
-        model.forward(token_ids(5))
+        run(model, token_ids(5))
 
 
 def test_a_full_cache_is_refused_before_anything_runs(tmp_path: Path) -> None:
     model = load_model(save(make_model("LlamaForCausalLM"), tmp_path / "model"))
     cache = model.new_cache(2, 4)
     with pytest.raises(CapacityError, match="room for 4 tokens, not for 5"):
-        model.forward(token_ids(5), cache)
-    assert cache.length == 0
+        run(model, token_ids(5), cache)
+    assert cache.lengths[0] == 0

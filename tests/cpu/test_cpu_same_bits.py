@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_model, save, token_ids
+from running import hidden, run
 from torch import Tensor
 
 from isobit.errors import IsobitError
@@ -113,8 +114,8 @@ def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def in_parts(model: Decoder, ids: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
     """What the layers leave, and the last token's logits."""
     cache = model.new_cache(len(ids), ids.shape[1])
-    parts = [model.hidden_states(ids[:, at : at + at_once], cache) for at in range(0, ids.shape[1] - 1, at_once)]
-    return torch.cat(parts, 1), model.forward(ids[:, -1:], cache, last_only=True)
+    parts = [hidden(model, ids[:, at : at + at_once], cache) for at in range(0, ids.shape[1] - 1, at_once)]
+    return torch.cat(parts, 1), run(model, ids[:, -1:], cache, last_only=True)
 
 
 @torch.inference_mode()
@@ -122,9 +123,9 @@ def test_a_prompt_at_once_is_the_same_as_token_by_token(checkpoints: list[Path])
     for folder in checkpoints:
         model, ids = load_model(folder), token_ids(67, batch=1)
         assert {linear.kernel.name for _, linear in model.linears()} == {"cpu"}
-        hidden, logits = in_parts(model, ids, 66)
+        states, logits = in_parts(model, ids, 66)
         for at_once in (1, 6, 33):
             found, last = in_parts(model, ids, at_once)
-            assert torch.equal(found, hidden), (folder.name, at_once)
+            assert torch.equal(found, states), (folder.name, at_once)
             assert torch.equal(last, logits), (folder.name, at_once)
-        assert torch.equal(model.forward(ids, last_only=True), logits), folder.name
+        assert torch.equal(run(model, ids, last_only=True), logits), folder.name

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import run
 from tiny import HIDDEN, LAYERS, VOCAB, save_model
 
 from isobit.errors import CapacityError, UsageError
-from isobit.models.decoder import Decoder, attention_mask
+from isobit.models.batch import Batch
+from isobit.models.decoder import Decoder
+from isobit.models.ops import attention_mask
 from isobit.models.weights import load_model
 
 
@@ -45,8 +48,8 @@ def test_one_token_that_sees_everything_needs_no_mask(begin: int, window: int | 
 @torch.inference_mode()
 def test_sequences_of_a_batch_do_not_see_each_other(model: Decoder) -> None:
     batch = ids(12, batch=3)
-    alone = torch.cat([model.forward(row[None]) for row in batch])
-    torch.testing.assert_close(model.forward(batch), alone, rtol=0, atol=1e-4)
+    alone = torch.cat([run(model, row[None]) for row in batch])
+    torch.testing.assert_close(run(model, batch), alone, rtol=0, atol=1e-4)
 
 
 @torch.inference_mode()
@@ -54,7 +57,7 @@ def test_later_tokens_change_nothing_before_them(model: Decoder) -> None:
     first = ids(12)
     second = first.clone()
     second[0, 8:] = (second[0, 8:] + 1) % VOCAB
-    found, wanted = model.forward(second), model.forward(first)
+    found, wanted = run(model, second), run(model, first)
     assert torch.equal(found[:, :8], wanted[:, :8]) and not torch.equal(found[:, 8:], wanted[:, 8:])
 
 
@@ -63,19 +66,19 @@ def test_embeddings_stand_for_their_tokens(model: Decoder) -> None:
     tokens = ids(9, batch=2)
     embeds = model.embed_tokens(tokens)
     assert embeds.shape == (2, 9, HIDDEN)
-    assert torch.equal(model.forward(None, embeds=embeds), model.forward(tokens))
+    assert torch.equal(run(model, embeds), run(model, tokens))
 
 
 @torch.inference_mode()
 def test_runs_repeat_bit_for_bit(model: Decoder) -> None:
-    assert torch.equal(model.forward(ids(30)), model.forward(ids(30)))
+    assert torch.equal(run(model, ids(30)), run(model, ids(30)))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @torch.inference_mode()
 def test_other_compute_dtypes(model: Decoder, folder: Path, dtype: str) -> None:
     low = load_model(folder, dtype=dtype)
-    found, wanted = low.forward(ids(20)), model.forward(ids(20))
+    found, wanted = run(low, ids(20)), run(model, ids(20))
     assert found.dtype == torch.float32 and low.embed_tokens(ids(3)).dtype == getattr(torch, dtype)
     assert 0 < (found - wanted).norm() / wanted.norm() < 0.05
 
@@ -83,21 +86,20 @@ def test_other_compute_dtypes(model: Decoder, folder: Path, dtype: str) -> None:
 @torch.inference_mode()
 def test_a_full_cache_is_an_error_and_stays_usable(model: Decoder) -> None:
     cache, tokens = model.new_cache(1, 10), ids(10)
-    model.forward(tokens[:, :8], cache)
+    run(model, tokens[:, :8], cache)
     with pytest.raises(CapacityError, match="room for 10 tokens, not for 11"):
-        model.forward(ids(3), cache)
-    assert cache.length == 8
-    last = model.forward(tokens[:, 8:], cache)
-    torch.testing.assert_close(last, model.forward(tokens)[:, 8:], rtol=0, atol=1e-4)
+        run(model, ids(3), cache)
+    assert cache.lengths[0] == 8
+    last = run(model, tokens[:, 8:], cache)
+    torch.testing.assert_close(last, run(model, tokens)[:, 8:], rtol=0, atol=1e-4)
 
 
 def test_impossible_input_is_refused(model: Decoder) -> None:
     with pytest.raises(UsageError, match="either"):
-        model.forward(None)
-    with pytest.raises(UsageError, match="either"):
-        model.forward(ids(2), embeds=torch.zeros(1, 2, HIDDEN))
-    with pytest.raises(UsageError, match="no tokens"):
-        model.forward(torch.zeros(1, 0, dtype=torch.int64))
+        Batch.of([[1, 2], torch.zeros(2, HIDDEN)])
+    for nothing in ([], [[]], [[1], []], torch.zeros(1, 0, dtype=torch.int64)):
+        with pytest.raises(UsageError, match="no tokens"):
+            Batch.of(list(nothing))
 
 
 def test_an_impossible_cache_is_refused(model: Decoder) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def test_damaged_tensors_are_run_or_refused(architecture: str, tmp_path: Path) -
         else:
             save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         acts: tuple[Callable[[], object], ...] = (
-            lambda folder=folder: load_model(folder).forward(torch.tensor([[1, 2, 3]])),
+            lambda folder=folder: run(load_model(folder), torch.tensor([[1, 2, 3]])),
             lambda folder=folder: info.text(info.describe(folder), tensors=True),
             lambda folder=folder: plans(folder, targets=["cpu-avx2"]),
             lambda folder=folder: quantize(

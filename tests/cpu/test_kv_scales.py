@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hf_checkpoints import CONFIG, linears, quantize_tiny, tiny_model
+from running import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -74,7 +75,7 @@ def test_every_spelling(source: Path, tmp_path: Path, spelling: str, kind: str) 
     section = {"kv_cache_scheme": scheme_of_cache} if spelling == "compressed-tensors" else {}
     folder = changed(source, tmp_path / "model", of_layers(names, *values), kind, **section)
     model = load_model(folder)
-    assert torch.equal(model.forward(IDS), load_model(source).forward(IDS))
+    assert torch.equal(run(model, IDS), run(load_model(source), IDS))
     for i, layer in enumerate(model.layers):
         held = layer.self_attn.kv_scales
         assert held.keys.tolist() == [0.25 * (i + 1)] and held.queries is None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hf_checkpoints import CONFIG, linears, quantize_tiny, tiny_model, write
+from running import run
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def test_a_bias_the_config_promises_must_be_there(source: Path, tmp_path: Path) 
 @torch.inference_mode()
 def test_leftovers_of_old_checkpoints_are_ignored(source: Path, tmp_path: Path) -> None:
     old = changed(source, tmp_path / "old", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)})
-    assert torch.equal(load_model(old).forward(IDS), load_model(source).forward(IDS))
+    assert torch.equal(run(load_model(old), IDS), run(load_model(source), IDS))
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -73,7 +74,7 @@ def test_a_tied_head_may_be_stored_or_not(source: Path, tmp_path: Path, stored: 
     head = {"lm_head.weight": table.clone() if stored else None}
     tied = load_model(changed(source, tmp_path / "tied", head, tie_word_embeddings=True))
     untied = load_model(changed(source, tmp_path / "untied", {"lm_head.weight": table.clone()}))
-    assert torch.equal(tied.forward(IDS), untied.forward(IDS))
+    assert torch.equal(run(tied, IDS), run(untied, IDS))
     assert "lm_head.weight" not in expected_tensors(tied.config)
 
 
@@ -92,7 +93,7 @@ def test_formats_may_be_mixed_down_to_embeddings(tmp_path: Path, tied: bool) -> 
         if module in chosen:
             assert isinstance(linear.weight, QTensor) == (chosen[module] is not None), module
     same = changed(plain, tmp_path / "same", {f"{module}.weight": qt.dequantize() for module, qt in held.items()})
-    torch.testing.assert_close(model.forward(IDS), load_model(same).forward(IDS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(run(model, IDS), run(load_model(same), IDS), rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -102,7 +103,7 @@ def test_large_weights_are_streamed_with_the_same_result(source: Path, tmp_path:
     kept, streamed = load_model(bf16, keep_values=True), load_model(bf16, keep_values=False)
     weights = [dict(model.linears())["lm_head"].weight for model in (kept, streamed)]
     assert [weight.dtype for weight in weights] == [torch.float32, torch.bfloat16]
-    torch.testing.assert_close(streamed.forward(IDS), kept.forward(IDS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(run(streamed, IDS), run(kept, IDS), rtol=0, atol=1e-5)
 
 
 def test_an_unknown_dtype_is_refused(source: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ragged import ragged
 from safetensors.torch import save_file
+from running import run
 from torch import Tensor
 
 from isobit.errors import CheckpointError, FormatError, IsobitError, UsageError
@@ -26,9 +27,9 @@ from isobit.kernels.cpu import library
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.archs import ARCHS, family, model_config
+from isobit.models.batch import Batch
 from isobit.models.blueprint import expected_tensors
-from isobit.models.cache import KVCache
-from isobit.models.step import Step
+from isobit.models.cache.contiguous import ContiguousCache
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 from isobit.quantizer.grid import quantize_weight
@@ -228,44 +229,44 @@ def test_a_model_takes_its_own_cache_and_its_own_tokens(
     other = load_model(store(tmp_path / "other", "safetensors", "Qwen3ForCausalLM", {}, dtype="float32"))
     other.config = model_config(made("Qwen3ForCausalLM")[0] | {"num_key_value_heads": 4})
     ids = torch.tensor([[1, 2, 3]])
-    for cache in (model.new_cache(2, 8), other.new_cache(1, 8)):
-        with pytest.raises(UsageError, match="was not made for 1 sequences"):
-            model.forward(ids, cache)
-    for wrong in (torch.tensor([1, 2]), torch.tensor([[[1]]]), torch.zeros(0, 3, dtype=torch.int64)):
-        with pytest.raises(UsageError, match=r"token ids \[B, T\]"):
-            model.forward(wrong)
-    with pytest.raises(UsageError, match=r"embeddings \[B, T, 64\]"):
-        model.forward(None, embeds=torch.ones(1, 2, 63))
+    strange, own = other.new_cache(1, 8), model.new_cache(1, 8)
+    for batch, cache in ((strange.next(ids), strange), (Batch.of(list(ids)), own), (own.next(ids), strange)):
+        with pytest.raises(UsageError, match="was not made for this model and batch"):
+            model.forward(batch, cache)
+    for wrong in (torch.tensor(1), torch.tensor([[1]])):
+        with pytest.raises(UsageError, match=r"token ids \[T\]"):
+            Batch.of([wrong])
+    with pytest.raises(UsageError, match=r"embeddings \[T, 64\]"):
+        run(model, torch.ones(1, 2, 63))
     for beyond in (40, -1):
         with pytest.raises(UsageError, match="beyond the vocabulary of 40"):
-            model.forward(torch.tensor([[1, beyond]]))
+            run(model, torch.tensor([[1, beyond]]))
     rules = Policy(scheme("int8"), (Rule("embed_tokens", "int8-w8a16"),))
     quantize(tmp_path / "model", tmp_path / "quantized", rules, progress=False)
     small = load_model(tmp_path / "quantized")
     assert isinstance(small.embed_tokens.weight, QTensor)
     for beyond in (40, -1):
         with pytest.raises(UsageError, match="beyond the vocabulary of 40"):
-            small.forward(torch.tensor([[1, beyond]]))
+            run(small, torch.tensor([[1, beyond]]))
 
 
 @needs_kernels
 @torch.inference_mode()
 def test_all_layers_in_one_call_take_what_fits_them(tmp_path: Path) -> None:
     model = load_model(store(tmp_path / "model", "safetensors", "LlamaForCausalLM", {}))
-    model.forward(torch.tensor([[1, 2]]))
-    stack = model._stacks["cpu"]
-    assert stack is not None
-    step = Step(model.layer_ops(), 0, torch.ones(2, 16), torch.ones(2, 16), {}, None)
-    stack(torch.ones(1, 2, 64), step)
-    for bad in (torch.ones(1, 2, 63), torch.ones(1, 2, 64).bfloat16(), torch.ones(1, 2, 64, device="meta")):
+    run(model, torch.tensor([[1, 2]]))
+    assert model.why_by_layer is None and not isinstance(model._stack, str)
+    step, stack = model._step(Batch.of([[1, 2]]), None), model._stack
+    stack(torch.ones(2, 64), step)
+    for bad in (torch.ones(2, 63), torch.ones(2, 64).bfloat16(), torch.ones(2, 64, device="meta")):
         with pytest.raises(FormatError, match="the residual stream"):
             stack(bad, step)
     narrow = model_config(made("LlamaForCausalLM")[0] | {"head_dim": 8})
-    cache = KVCache(narrow, 1, 4, torch.float32)
+    cache = ContiguousCache(narrow, 1, 2, torch.float32)
     with pytest.raises(FormatError, match="cached keys"):
-        stack(torch.ones(1, 2, 64), replace(step, cache=cache))
+        stack(torch.ones(2, 64), replace(step, memory=cache.memory))
     for name in ("input_layernorm", "post_attention_layernorm"):
         other = load_model(tmp_path / "model")
         getattr(other.layers[1], name).weight = torch.ones(63)
         with pytest.raises(FormatError, match="norm before"):
-            other.forward(torch.tensor([[1, 2]]))
+            run(other, torch.tensor([[1, 2]]))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hf_checkpoints import CONFIG, linears, quantize_tiny, save_tiny, write
+from running import run
 from safetensors.torch import load_file
 
 from isobit.checkpoint.reader import Checkpoint
@@ -71,7 +72,7 @@ def test_names_in_the_file_count(own: Path, tmp_path: Path, prefix: str, form: s
     section = config(form.format(prefix, KEPT), form.replace("1", "0").format(prefix, PLAIN))
     folder = renamed(own, tmp_path / "model", prefix, section, kind)
     model, expected = load_model(folder), load_model(own)
-    assert torch.equal(model.forward(IDS), expected.forward(IDS))
+    assert torch.equal(run(model, IDS), run(expected, IDS))
     found = contents(Checkpoint.open(folder)).ck.quantization
     assert found is not None
     for name, quantized, rounded in (
@@ -93,7 +94,7 @@ def test_names_in_the_file_count(own: Path, tmp_path: Path, prefix: str, form: s
 def test_a_model_s_own_names_still_count(own: Path, tmp_path: Path) -> None:
     section = json.loads((own / "config.json").read_text())["quantization_config"]
     folder = renamed(own, tmp_path / "model", "", section, "safetensors")
-    assert torch.equal(load_model(folder).forward(IDS), load_model(own).forward(IDS))
+    assert torch.equal(run(load_model(folder), IDS), run(load_model(own), IDS))
 
 
 @torch.inference_mode()
@@ -107,5 +108,5 @@ def test_a_tied_matrix_stored_as_the_head_rounds_what_the_head_is_given(tmp_path
     write(tmp_path / "untied", settings, tensors | {"model.embed_tokens.weight": codes.dequantize()})
     tied, untied = load_model(tmp_path / "tied"), load_model(tmp_path / "untied")
     assert tied.config.tie_word_embeddings
-    assert CONFIG["vocab_size"] == tied.forward(IDS).shape[-1]
-    assert torch.equal(tied.forward(IDS), untied.forward(IDS))
+    assert CONFIG["vocab_size"] == run(tied, IDS).shape[-1]
+    assert torch.equal(run(tied, IDS), run(untied, IDS))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hf_checkpoints import CONFIG, linears, quantize_tiny, tiny_model, write
+from running import run
 from safetensors.torch import load_file
 
 from isobit.evaluation.info import describe
@@ -87,9 +88,9 @@ def test_info_tells_and_models_load(tmp_path: Path, name: str, monkeypatch: pyte
     assert "1 weight scale is negative (model.layers.1.mlp.down_proj.weight_scale)" in notes
     assert ("2 weight scales are zero" in notes) == (scale.numel() > 2)
     ids = torch.arange(6)[None]
-    found = load_model(tmp_path / "model").forward(ids)
+    found = run(load_model(tmp_path / "model"), ids)
     monkeypatch.setenv("ISOBIT_KERNEL", "reference")
-    wanted = load_model(tmp_path / "model").forward(ids)
+    wanted = run(load_model(tmp_path / "model"), ids)
     assert float((found - wanted).norm() / wanted.norm()) < (1e-4 if scheme(name).activations is None else 2.5e-2)
     tensors["model.layers.1.mlp.down_proj.weight_scale"].view(-1)[0] = float("nan")
     write(tmp_path / "model", {}, tensors)

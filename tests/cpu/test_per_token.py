@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import run
 from safetensors.torch import load_file, save_file
 from tiny import HIDDEN, save_model
 
@@ -53,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_scale_for_the_tensor_is_one_per_token(folders: dict[str, Path]) -> None:
     ids = torch.arange(5, 45).unsqueeze(0)
     with torch.inference_mode():
-        token, tensor, fp8 = (load_model(folders[kind]).forward(ids) for kind in ("token", "tensor", "fp8"))
+        token, tensor, fp8 = (run(load_model(folders[kind]), ids) for kind in ("token", "tensor", "fp8"))
     assert torch.equal(token, tensor) and torch.equal(token, fp8)
 
 

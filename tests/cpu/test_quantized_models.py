@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import token_ids
+from running import run
 
 from isobit.bundled import model_path
 from isobit.formats.rules import Policy
@@ -37,8 +38,8 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     """Of a prefill and of two tokens behind it."""
     cache = model.new_cache(len(ids), ids.shape[1])
-    parts = [model.forward(ids[:, :-2], cache)]
-    parts += [model.forward(ids[:, at : at + 1], cache) for at in range(ids.shape[1] - 2, ids.shape[1])]
+    parts = [run(model, ids[:, :-2], cache)]
+    parts += [run(model, ids[:, at : at + 1], cache) for at in range(ids.shape[1] - 2, ids.shape[1])]
     return torch.cat(parts, 1)
 
 

@@ -81,13 +81,16 @@ def test_cosines_and_sines_equal_transformers(name: str) -> None:
     ours, theirs = configs(name, 10000.0)
     positions = torch.arange(250)[None]
     wanted = LlamaRotaryEmbedding(theirs)(torch.zeros(1, dtype=torch.float32), positions)
-    for found, expected in zip(RotaryTable(ours.layers[0].attention.rope, 64).at(0, 250), wanted, strict=True):
+    for found, expected in zip(
+        RotaryTable(ours.layers[0].attention.rope, 64).at(torch.arange(250), 250), wanted, strict=True
+    ):
         torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
 
 
 def test_the_table_grows_without_changing() -> None:
     ours, _ = configs("yarn", 10000.0)
     table = RotaryTable(ours.layers[0].attention.rope, 64)
-    early = table.at(10, 20)[0].clone()
-    table.at(5000, 5001)
-    assert torch.equal(table.at(10, 20)[0], early)
+    positions = torch.arange(10, 20)
+    early = table.at(positions, 20)[0].clone()
+    table.at(torch.tensor([5000]), 5001)
+    assert torch.equal(table.at(positions, 20)[0], early)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hf_checkpoints import CONFIG, write
+from running import run
 from safetensors.torch import save_file
 
 from isobit.checkpoint import ctrender
@@ -85,5 +86,5 @@ def test_a_model_of_a_few_rows_is_quantized_and_loads(tmp_path: Path, name: str)
     (tmp_path / "source/config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "source/model.safetensors", {"format": "pt"})
     quantize(tmp_path / "source", tmp_path / "out", Policy(scheme(name)), progress=False)
-    logits = load_model(tmp_path / "out").forward(torch.tensor([[0, 2, 1]]))
+    logits = run(load_model(tmp_path / "out"), torch.tensor([[0, 2, 1]]))
     assert logits.shape == (1, 3, 3) and bool(logits.isfinite().all())

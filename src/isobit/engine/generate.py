@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint.text.generation import Defaults
+from isobit.engine.runner import Runner, Seat
 from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, TokenLogprob, token_logprob
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.errors import CapacityError, UsageError
@@ -28,19 +29,12 @@ FinishReason = Literal["stop", "length"]
 class Model(Protocol):
     """What generation needs of a model (:class:`isobit.models.decoder.Decoder`).
 
-    ``place.target`` is the GPU whose kernels run it, or None on a CPU; ``place.tensors`` the device of its tensors.
-    ``notes`` are what people should know who use it.
+    ``place.target`` is the GPU whose kernels run it, or None on a CPU; ``notes`` are what people should know.
     """
 
     config: Any
     place: Any
     notes: tuple[str, ...]
-
-    def forward(self, ids: Tensor, cache: Any = None, *, last_only: bool = False) -> Tensor:
-        """Logits of token ids [1, T] that follow what the cache holds."""
-
-    def new_cache(self, batch: int, max_len: int) -> Any:
-        """An empty key-value cache."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +100,10 @@ class Generator:
         notes: what a person should know about this model and its tokenizer, as sentences.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, runner: Runner | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.runner = runner if runner is not None else Runner(model)  # type: ignore[arg-type]
         self.chunk = prefill_chunk(model.place.target)
         self.notes = (*model.notes, *tokenizer.notes)
 
@@ -142,22 +137,13 @@ class Generator:
         limit = room(ids, params.max_tokens, self.context_length, self.tokenizer.defaults)
         return _Answer(self, ids, params, limit).pieces()
 
-    def prefill(self, ids: Sequence[int], cache: Any) -> Tensor:
-        """Feed a prompt into the cache; returns the logits [V] after its last token."""
+    def prefill(self, seat: Seat, ids: Sequence[int]) -> Tensor:
+        """Feeds a prompt, a chunk after the other; returns the logits [V] after its last token."""
         logits = None
         for begin in range(0, len(ids), self.chunk):
-            chunk = torch.tensor([list(ids[begin : begin + self.chunk])], dtype=torch.int64)
-            logits = self.model.forward(chunk, cache, last_only=True)
+            logits = self.runner.feed(seat, ids[begin : begin + self.chunk])
         assert logits is not None
-        return logits[0, -1]
-
-    def decoding(self, cache: Any) -> Callable[[int], Tensor]:
-        """What feeds one token after the other behind a prompt: id to logits [V], which hold until the next call."""
-        if self.model.place.tensors.type == "cuda":
-            from isobit.engine.graphs import DecodeGraphs
-
-            return DecodeGraphs(self.model, cache).step  # type: ignore[arg-type]
-        return lambda token: self.prefill((token,), cache)
+        return logits
 
     def _vocab_size(self) -> int:
         return int(self.model.config.vocab_size)
@@ -269,13 +255,18 @@ class _Answer:
 
     def pieces(self) -> Iterator[Piece]:
         """The answer; ends with the piece that has the completion."""
-        eos = frozenset() if self._params.ignore_eos else self._generator.tokenizer.eos_ids
         with shortages():
-            cache = self._generator.model.new_cache(1, len(self._prompt) + self._limit)
+            seat = self._generator.runner.open(len(self._prompt) + self._limit)
+        try:
+            yield from self._pieces(seat)
+        finally:
+            seat.close()
+
+    def _pieces(self, seat: Seat) -> Iterator[Piece]:
+        eos = frozenset() if self._params.ignore_eos else self._generator.tokenizer.eos_ids
         started = time.perf_counter()
-        token = self._step(lambda: self._generator.prefill(self._prompt, cache))
+        token = self._step(lambda: self._generator.prefill(seat, self._prompt))
         prefill = time.perf_counter() - started
-        after = self._generator.decoding(cache)
         decode = 0.0  # only our own time: a slow reader of the pieces is no slow model
         while True:
             at_eos = token in eos
@@ -285,7 +276,7 @@ class _Answer:
             self._text.append(text)
             yield Piece(text, (token,))
             started = time.perf_counter()
-            token = self._step(lambda last=token: after(last))  # type: ignore[misc]
+            token = self._step(lambda last=token: self._generator.runner.feed(seat, (last,)))  # type: ignore[misc]
             decode += time.perf_counter() - started
         text += self._held_back()
         self._text.append(text)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isobit.evaluation.likelihood import Window
+from isobit.models.batch import Batch
 from isobit.models.decoder import Decoder
 
 
@@ -23,16 +24,16 @@ def hidden_states(model: Decoder, ids: Tensor) -> list[Tensor]:
     states: list[Tensor] = []
 
     def before_first(_: nn.Module, args: tuple[Any, ...]) -> None:
-        states.append(args[0][0].float().clone())
+        states.append(args[0].float().clone())
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        states.append((output[0] if isinstance(output, tuple) else output)[0].float().clone())
+        states.append((output[0] if isinstance(output, tuple) else output).float().clone())
 
     with ExitStack() as stack, torch.inference_mode():
         stack.callback(model.layers[0].register_forward_pre_hook(before_first).remove)
         for layer in model.layers:
             stack.callback(layer.register_forward_hook(after).remove)
-        model.forward(ids.unsqueeze(0), last_only=True)
+        model.hidden_states(Batch.of([ids], device=model.place.tensors))
     return states
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from isobit.errors import ModelError, UsageError
 from isobit.evaluation.statistics import LARGEST_LOG, POSITIVE, Estimate, Floats, WindowBootstrap, exp
+from isobit.models.batch import Batch
 
 DEFAULT_CTX = 512
 DEFAULT_TOKENS = 32_768
@@ -35,8 +36,10 @@ _CHUNK_VALUES = 4 * 2**20
 class LanguageModel(Protocol):
     """What evaluation needs of a model; :class:`isobit.models.decoder.Decoder` has it."""
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits float32 [B, T, V] of token ids int64 [B, T]."""
+    place: Any
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [R, V] of the tokens of a batch that it asks for."""
         ...
 
 
@@ -121,29 +124,30 @@ def spread(all_windows: Sequence[Window], tokens: int | None) -> list[Window]:
 
 
 def batches(chosen: Sequence[Window], vocab: int, limit: int = _BATCH_TOKENS) -> Iterator[list[int]]:
-    """Indices of windows that go through the model together: neighbours of equal length, bounded in memory."""
+    """Indices of windows that go through the model together: neighbours, bounded in memory."""
+    most = min(limit, _LOGIT_BYTES // (4 * vocab))  # tokens
     batch: list[int] = []
+    tokens = 0
     for index, window in enumerate(chosen):
-        length = len(window.ids)
-        room = max(1, min(limit // length, _LOGIT_BYTES // (4 * vocab * length)))
-        if batch and (len(batch) >= room or length != len(chosen[batch[0]].ids)):
+        if batch and tokens + len(window.ids) > most:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(index)
+        tokens += len(window.ids)
     if batch:
         yield batch
 
 
 def batch_logits(model: LanguageModel, batch: Sequence[Window]) -> Tensor:
-    """Logits that predict the scored tokens of equally long windows, window after window: float32 [tokens, V].
+    """Logits that predict the scored tokens of windows, window after window: float32 [tokens, V].
 
     They are where the model is: what is computed of whole vocabularies is computed there.
     """
-    ids = torch.tensor([window.ids for window in batch], dtype=torch.int64)
+    # The logits at position t predict token t + 1.
+    wanted = [range(window.first_scored - 1, len(window.ids) - 1) for window in batch]
     with torch.inference_mode():
-        logits = model.forward(ids)
-        # The logits at position t predict token t + 1.
-        return torch.cat([rows[window.first_scored - 1 : -1] for rows, window in zip(logits, batch, strict=True)])
+        ids = [window.ids for window in batch]
+        return model.forward(Batch.of(ids, wanted=wanted, device=model.place.tensors))
 
 
 def scored_ids(batch: Sequence[Window]) -> Tensor:

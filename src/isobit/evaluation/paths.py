@@ -30,8 +30,14 @@ def execution_path(name: str, model: Decoder, machine: Machine) -> ExecutionPath
         target=target.name,
         dtype=str(model.dtype).removeprefix("torch."),
         linears=linear_kernels(model),
-        layers=model.layer_ops(device=model.place.tensors.type).name,
+        layers=layer_kernels(model),
     )
+
+
+def layer_kernels(model: Decoder) -> str:
+    """What runs the rest of the layers, and why not all of them in one call where that is possible."""
+    why = model.why_by_layer
+    return model.layer_ops.name if why is None else f"{model.layer_ops.name} (layer by layer: {why})"
 
 
 def linear_kernels(model: Decoder) -> str:

@@ -16,6 +16,8 @@ from isobit.formats.schemes import WeightSpec
 from isobit.formats.spec import Element
 from isobit.formats.table import element
 
+Rows = slice | Tensor | None  # a range of rows, int64 indices of some, or all
+
 _SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -88,12 +90,12 @@ class QTensor:
         """Bits per weight as stored in a checkpoint (zero points packed like codes)."""
         return self.spec.bits_per_weight(*self.shape, scale_bits=8 * self.scale.element_size())
 
-    def unpacked(self, rows: slice | None = None) -> Tensor:
-        """Codes ``[n, K]`` of the given rows: int8 for signed integers, else uint8."""
+    def unpacked(self, rows: Rows = None) -> Tensor:
+        """Codes ``[n, K]`` of the given rows (a range, or indices): int8 for signed integers, else uint8."""
         part = self.codes[_plain(rows)]
         return part if self.element.bits == 8 else pack.unpack(part, self.element, self.shape[1])
 
-    def values(self, rows: slice | None = None) -> Tensor:
+    def values(self, rows: Rows = None) -> Tensor:
         """Code values ``[n, K]`` in float32, less the zero point, without the scale."""
         codes = self.unpacked(rows)
         values = codec.decode(codes, self.element)
@@ -101,14 +103,14 @@ class QTensor:
             self._by_scale(values, rows, self.zero, operator.isub)
         return values
 
-    def dequantize(self, rows: slice | None = None) -> Tensor:
+    def dequantize(self, rows: Rows = None) -> Tensor:
         """Weights ``[n, K]`` in float32: ``values * scale``."""
         values = self.values(rows)
         self._by_scale(values, rows, self.scale, operator.imul)
         return values
 
     def _by_scale(
-        self, values: Tensor, rows: slice | None, per_scale: Tensor, apply: Callable[[Tensor, Tensor], Tensor]
+        self, values: Tensor, rows: Rows, per_scale: Tensor, apply: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
         """Applies one number per scale to ``values`` ``[n, K]`` of the given rows, in place."""
         n, k = self.shape
@@ -169,10 +171,12 @@ def _mismatch(what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[t
     return f"{what} should be {wanted} {list(shape)}, not {found} {list(tensor.shape)}"
 
 
-def _plain(rows: slice | None) -> slice:
-    """``rows`` as a contiguous slice; None means all."""
+def _plain(rows: Rows) -> slice | Tensor:
+    """``rows`` as a contiguous slice, or as indices; None means all."""
     if rows is None:
         return slice(None)
+    if isinstance(rows, Tensor):
+        return rows
     if rows.step not in (None, 1):
         raise FormatError(f"rows are taken one after another, not in steps of {rows.step}")
     return rows

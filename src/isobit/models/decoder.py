@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from isobit.errors import UsageError
-from isobit.models.cache import KVCache
+from isobit.models.batch import Batch
+from isobit.models.cache.contiguous import ContiguousCache
+from isobit.models.cache.memory import cache_key
+from isobit.models.cache.paged import PagedCache
+from isobit.models.cache.protocol import Cache
 from isobit.models.config import ModelConfig
 from isobit.models.layers import Embedding, Layer, RMSNorm
 from isobit.models.linear import Linear
@@ -16,7 +21,7 @@ from isobit.models.ops import choose
 from isobit.models.parts import Listeners
 from isobit.models.place import Place
 from isobit.models.rope import RotaryTable
-from isobit.models.step import LayerOps, Step
+from isobit.models.step import LayerOps, Stack, Step
 
 
 class Decoder(nn.Module):
@@ -44,94 +49,107 @@ class Decoder(nn.Module):
         self.config, self.dtype, self.place, self.notes = config, dtype, place, notes
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
-        self._rotary = RotaryTable(config.layers[0].attention.rope, config.layers[0].attention.dim, place.tensors)
-        self._stacks: dict[str, Callable[[Tensor, Step], Tensor] | None] = {}  # by name of the layer ops
+        shapes = [(layer.attention.rope, layer.attention.dim) for layer in config.layers]
+        tables = {key: RotaryTable(*key, dtype, place.tensors) for key in shapes}
+        self._tables = [tables[key] for key in shapes]  # by layer
+        self._cache_key = cache_key(config, dtype)
         self._listeners = Listeners(self.layers.modules())
 
-    def forward(
-        self,
-        ids: Tensor | None,
-        cache: KVCache | None = None,
-        *,
-        embeds: Tensor | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Logits of tokens that follow what the cache holds (or that start at position 0 without one).
+    def forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """Logits of tokens that follow what the cache holds of their sequences (or that begin them, without one).
 
         Args:
-            ids: int64 ``[B, T]``; None when ``embeds`` is given.
-            cache: keys and values so far; this call adds T tokens to it.
-            embeds: ``[B, T, hidden]`` instead of ids, e.g. from an image or audio encoder.
-            last_only: compute the logits of the last position only.
+            batch: the tokens; from ``cache.batch`` where there is a cache, else from ``Batch.of``.
+            cache: keys and values so far; this call adds those of the batch.
 
         Returns:
-            float32 ``[B, T, vocab]``, or ``[B, 1, vocab]``.
+            float32 ``[R, vocab]``: of the tokens in ``batch.outputs``, or of all.
 
         Raises:
-            UsageError: neither or both of ids and embeds, or no tokens.
-            CapacityError: the cache is full.
+            UsageError: the batch is none for this model, or the cache is another's.
         """
-        x, ops = self._hidden_states(ids, cache, embeds)
-        if last_only and x.shape[1] > 1:
-            x = x[:, -1:].contiguous()
+        x = self.hidden_states(batch, cache)
+        if batch.outputs is not None:
+            x = x.index_select(0, batch.outputs)
+        ops = self.layer_ops
         logits = self.lm_head(ops.norm(x, self.norm.weight, self.norm.eps)).float()
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def hidden_states(
-        self, ids: Tensor | None, cache: KVCache | None = None, *, embeds: Tensor | None = None
-    ) -> Tensor:
-        """The residual stream ``[B, T, hidden]`` behind the last layer, before the final norm; see :meth:`forward`."""
-        return self._hidden_states(ids, cache, embeds)[0]
+    def hidden_states(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """The residual stream ``[T, hidden]`` behind the last layer, before the final norm; see :meth:`forward`."""
+        x = self._embedded(batch)
+        if cache is not None and (cache.key != self._cache_key or cache.block != batch.sequences.block):
+            raise UsageError("this key-value cache was not made for this model and batch: take them from one model")
+        x = self._run_layers(x.contiguous(), self._step(batch, cache))
+        if cache is not None:
+            cache.stored(batch)
+        return x
 
-    def _hidden_states(
-        self, ids: Tensor | None, cache: KVCache | None, embeds: Tensor | None
-    ) -> tuple[Tensor, LayerOps]:
-        """The residual stream behind the last layer, and the row that ran the layers."""
-        if (ids is None) == (embeds is None):
-            raise UsageError("give either token ids or embeddings")
-        if ids is not None:
-            x = self.embed_tokens(ids.to(self.place.tensors))
+    def _embedded(self, batch: Batch) -> Tensor:
+        if batch.tokens is not None:
+            x = self.embed_tokens(batch.tokens)
         else:
-            assert embeds is not None
-            x = embeds.to(self.place.tensors, self.dtype)
-        if x.dim() != 3 or x.shape[-1] != self.config.hidden_size or x.shape[0] == 0:
-            raise UsageError(f"expected token ids [B, T], or embeddings [B, T, {self.config.hidden_size}]")
-        tokens = x.shape[1]
-        if tokens == 0:
-            raise UsageError("there are no tokens to run the model on")
+            assert batch.embeds is not None
+            x = batch.embeds.to(self.place.tensors, self.dtype)
+        if x.dim() != 2 or x.shape[-1] != self.config.hidden_size:
+            raise UsageError(f"expected token ids [T], or embeddings [T, {self.config.hidden_size}]")
+        return x  # type: ignore[no-any-return]
+
+    def _step(self, batch: Batch, cache: Cache | None) -> Step:
+        most, positions = batch.sequences.most, batch.positions
+        angles = {id(table): table.at(positions, most) for table in self._tables}
+        by_layer = [angles[id(table)] for table in self._tables]
         if cache is not None:
-            cache.require(self.config, x.shape[0], x.dtype)
-        begin = 0 if cache is None else cache.length
-        ops = self.layer_ops(x.dtype, x.device.type)
-        cos, sin = (part.to(x.dtype) for part in self._rotary.at(begin, begin + tokens))
-        windows = set(self.config.windows) if ops.needs_masks else set()
-        masks = {window: attention_mask(begin, tokens, window, x.dtype, x.device) for window in windows}
-        step = Step(ops, begin, cos, sin, masks, cache)
-        x = self._run_layers(x.contiguous(), step)
-        if cache is not None:
-            cache.advance(tokens)
-        return x, ops
+            return Step(self.layer_ops, batch, by_layer.__getitem__, cache.memory, cache.stride)
+        memory = self._scratch(batch)
+        return Step(self.layer_ops, batch, by_layer.__getitem__, memory.__getitem__, 0 if _one(memory) else None)
+
+    def _scratch(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Memory of keys and values for one call, by layer; layers that are alike use the same, one after the other."""
+        made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        for layer in self.config.layers:
+            heads = layer.attention.kv_heads, layer.attention.dim
+            if heads not in made:
+                shape = (len(batch.spans), heads[0], batch.sequences.block, heads[1])
+                keys, values = (torch.empty(shape, dtype=self.dtype, device=self.place.tensors) for _ in range(2))
+                made[heads] = keys, values
+        return [made[layer.attention.kv_heads, layer.attention.dim] for layer in self.config.layers]
 
     def _run_layers(self, x: Tensor, step: Step) -> Tensor:
         """All layers in one call where the row can, unless somebody listens to a part of them."""
-        name = step.ops.name
-        if name not in self._stacks:
-            self._stacks[name] = step.ops.stack(self.layers)
-        stack = self._stacks[name]
-        if stack is not None and not self._listeners.any():
+        stack = self._stack
+        if not isinstance(stack, str) and step.stride is not None and not self._listeners.any():
             return stack(x, step)
         for layer in self.layers:
             x = layer(x, step)
         return x
 
-    def layer_ops(self, dtype: torch.dtype | None = None, device: str = "cpu") -> LayerOps:
-        """The row that runs what is not a linear, for this dtype (default: the model's) on this device."""
-        return choose(dtype or self.dtype, device, self.config.layers)
+    @cached_property
+    def _stack(self) -> Stack | str:
+        return self.layer_ops.stack(self.layers)
 
-    def new_cache(self, batch: int, max_len: int) -> KVCache:
-        """An empty cache for ``batch`` sequences of up to ``max_len`` tokens."""
-        return KVCache(self.config, batch, max_len, self.dtype, self.place.tensors)
+    @property
+    def why_by_layer(self) -> str | None:
+        """Why layers do not run in one call, on a row that has one; else None."""
+        return self._stack or None if isinstance(self._stack, str) else None
+
+    @cached_property
+    def layer_ops(self) -> LayerOps:
+        """The row that runs what is not a linear."""
+        return choose(self.dtype, self.place.tensors.type, self.config.layers)
+
+    def new_cache(self, sequences: int, max_len: int) -> ContiguousCache:
+        """An empty cache for so many sequences of up to ``max_len`` tokens each."""
+        return ContiguousCache(self.config, sequences, max_len, self.dtype, self.place.tensors)
+
+    def paged_cache(self, tokens: int) -> PagedCache:
+        """An empty cache for sequences that come and go, of ``tokens`` tokens at first."""
+        return PagedCache(self.config, tokens, self.dtype, self.place.tensors)
+
+    def angle_tables(self, end: int) -> list[tuple[Tensor, Tensor]]:
+        """The cosines and sines of positions below ``end``: a recorded graph reads them, and so has to keep them."""
+        return [table.upto(end) for table in self._tables]
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
         """Every linear layer with the name of its module in the checkpoint, in the order of computation."""
@@ -140,19 +158,6 @@ class Decoder(nn.Module):
                 yield (name if name == "lm_head" else f"model.{name}"), module
 
 
-def attention_mask(
-    begin: int, tokens: int, window: int | None, dtype: torch.dtype, device: torch.device | None = None
-) -> Tensor | None:
-    """What tokens ``begin .. begin + tokens - 1`` must not see: additive ``[tokens, begin + tokens]``, or None.
-
-    A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included.
-    """
-    end = begin + tokens
-    if tokens == 1 and (window is None or end <= window):
-        return None
-    query = torch.arange(begin, end, device=device)[:, None]
-    key = torch.arange(end, device=device)[None, :]
-    hidden = key > query
-    if window is not None:
-        hidden |= key <= query - window
-    return torch.zeros(tokens, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+def _one(memory: list[tuple[Tensor, Tensor]]) -> bool:
+    """Whether all layers use the same memory."""
+    return all(layer is memory[0] for layer in memory)

@@ -42,10 +42,10 @@ class Embedding(nn.Module):
         self.factor = float(torch.tensor(factor, dtype=dtype))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids ``[B, T]`` to ``[B, T, hidden]``.
+        """Token ids ``[T]`` to ``[T, hidden]``.
 
         Raises:
-            UsageError: an id beyond the vocabulary (on GPUs, a plain table is not checked).
+            UsageError: an id beyond the vocabulary (not checked on GPUs, whose host would have to wait for it).
         """
         rows = self._rows(ids)
         return rows if self.factor == 1.0 else rows * self.factor
@@ -56,11 +56,9 @@ class Embedding(nn.Module):
                 return F.embedding(ids, self.weight).to(self.dtype)
             except IndexError:
                 raise self._beyond() from None
-        unique, places = torch.unique(ids, return_inverse=True)  # a pause for the host on a GPU
-        if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.weight.shape[0]:
+        if ids.is_cpu and not 0 <= int(ids.min()) <= int(ids.max()) < self.weight.shape[0]:
             raise self._beyond()
-        rows = torch.cat([self.weight.dequantize(slice(row, row + 1)) for row in unique.tolist()])
-        return rows[places].to(self.dtype)
+        return self.weight.dequantize(ids).to(self.dtype)
 
     def _beyond(self) -> UsageError:
         return UsageError(f"there are token ids beyond the vocabulary of {self.weight.shape[0]}")
@@ -93,7 +91,7 @@ class Attention(Part):
         )
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """``[B, T, hidden]`` to the same."""
+        """``[T, hidden]`` to the same."""
         query, key, value = step.ops.project((self.q_proj, self.k_proj, self.v_proj), x)  # type: ignore[arg-type]
         return self.o_proj(step.ops.attend(self.heads, self.layer, query, key, value, step))  # type: ignore[no-any-return]
 
@@ -107,7 +105,7 @@ class GatedMLP(Part):
         self.gate_proj, self.up_proj, self.down_proj = (parts[role] for role in ("gate", "up", "down"))
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """``[B, T, hidden]`` to the same."""
+        """``[T, hidden]`` to the same."""
         gate, up = step.ops.project((self.gate_proj, self.up_proj), x)  # type: ignore[arg-type]
         return self.down_proj(step.ops.gate(gate, up, self.activation))  # type: ignore[no-any-return]
 
@@ -134,7 +132,7 @@ class Layer(Part):
                 self.norms[role] = parts[role]  # type: ignore[assignment]
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """``[B, T, hidden]`` to the same."""
+        """``[T, hidden]`` to the same."""
         ops, norms = step.ops, self.norms
         mixed = self.self_attn(self._normed(x, "before_attention", step), step)
         mixed = self._normed(mixed, "after_attention", step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,12 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
-from isobit.kernels.sequences import Sequences
+from isobit.models.batch import Span
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.layers import Layer
 from isobit.models.linear import Linear
 from isobit.models.rope import rotate
-from isobit.models.step import LayerOps, Step
+from isobit.models.step import LayerOps, Stack, Step
 
 # ---------------------------------------------------------------------- reference
 
@@ -45,25 +45,66 @@ def _project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
 
 
 def _attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-    query, key, value = (part.view(*part.shape[:-1], -1, heads.dim).transpose(1, 2) for part in (q, k, v))
+    query, key, value = (part.view(len(part), -1, heads.dim).transpose(0, 1) for part in (q, k, v))
     if heads.q_norm is not None and heads.k_norm is not None:
         query, key = _norm(query, heads.q_norm, heads.eps), _norm(key, heads.k_norm, heads.eps)
-    query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
-    if step.cache is not None:
-        key, value = step.cache.append(layer, key, value)
-    mask = step.masks[heads.window]
-    if heads.softcap is not None:
-        return _capped(heads, query, key, value, mask).transpose(1, 2).flatten(2)
-    gqa = heads.heads > heads.kv_heads
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scale, enable_gqa=gqa)
-    return mixed.transpose(1, 2).flatten(2)
+    cos, sin = step.angles(layer)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    held, slots, block = step.memory(layer), step.batch.sequences.slots, step.batch.sequences.block
+    for memory, new in zip(held, (key, value), strict=True):
+        memory[slots // block, :, slots % block] = new.transpose(0, 1)
+    mixed = torch.empty_like(q)
+    for span in step.batch.spans:
+        keys, values = (_held(memory, span) for memory in held)
+        mask = _mask(step, span, heads.window)
+        found = _mixed(heads, query[:, span.begin : span.end], keys, values, mask)
+        mixed[span.begin : span.end] = found.transpose(0, 1).flatten(1)
+    return mixed
 
 
-def _capped(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention with capped scores, which PyTorch's own does not have; the softmax is in float32."""
-    assert heads.softcap is not None
-    key, value = (part.repeat_interleave(heads.heads // heads.kv_heads, dim=1) for part in (key, value))
-    scores = torch.tanh(query @ key.transpose(2, 3) * heads.factor / heads.softcap) * heads.softcap
+def _held(memory: Tensor, span: Span) -> Tensor:
+    """What a cache holds of a sequence: ``[kv_heads, length, dim]``."""
+    if len(span.blocks) == 1:
+        return memory[span.blocks[0], :, : span.length]
+    return memory[list(span.blocks)].transpose(0, 1).flatten(1, 2)[:, : span.length]
+
+
+def _mask(step: Step, span: Span, window: int | None) -> Tensor | None:
+    key = span.past, span.length, window
+    if key not in step.masks:
+        like = step.angles(0)[0]
+        step.masks[key] = attention_mask(span.past, span.length - span.past, window, like.dtype, like.device)
+    return step.masks[key]
+
+
+def attention_mask(
+    begin: int, tokens: int, window: int | None, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor | None:
+    """What tokens ``begin .. begin + tokens - 1`` must not see: additive ``[tokens, begin + tokens]``, or None.
+
+    A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included.
+    """
+    end = begin + tokens
+    if tokens == 1 and (window is None or end <= window):
+        return None
+    query = torch.arange(begin, end, device=device)[:, None]
+    key = torch.arange(end, device=device)[None, :]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(tokens, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+
+
+def _mixed(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one sequence: query ``[heads, T, dim]``, keys and values ``[kv_heads, length, dim]``."""
+    if heads.softcap is None:
+        return F.scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=mask, scale=heads.scale,
+            enable_gqa=heads.heads > heads.kv_heads,
+        )[0]  # fmt: skip
+    # PyTorch's own does not cap scores; the softmax is in float32, as transformers has it.
+    key, value = (part.repeat_interleave(heads.heads // heads.kv_heads, dim=0) for part in (key, value))
+    scores = torch.tanh(query @ key.transpose(1, 2) * heads.factor / heads.softcap) * heads.softcap
     scores = scores if mask is None else scores + mask
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
@@ -98,72 +139,47 @@ def _cpu_project(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
     return _project(linears, x)
 
 
-@lru_cache(maxsize=4)
-def _sequences(batch: int, tokens: int, past: int, capacity: int) -> Sequences:
-    """Those of a cache that has ``past`` tokens of each of ``batch`` sequences, and room for ``capacity``."""
-    end, at = past + tokens, torch.arange(past, past + tokens).repeat(batch)
-    starts = torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32)
-    table = torch.arange(batch, dtype=torch.int32)[:, None]
-    slots = torch.arange(batch).repeat_interleave(tokens) * capacity + at
-    lengths = torch.full((batch,), end, dtype=torch.int32)
-    return Sequences(starts, lengths, table, slots, capacity, tokens, end)
-
-
-def _rotary(step: Step, batch: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of each token of a batch."""
-    return (step.cos, step.sin) if batch == 1 else (step.cos.repeat(batch, 1), step.sin.repeat(batch, 1))
-
-
 def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-    batch, tokens = q.shape[:2]
-    if step.cache is not None:
-        keys, values = step.cache.room(layer, tokens)
-    else:
-        keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
-    q, k, v = (part.flatten(0, 1) for part in (q, k, v))
-    sequences = _sequences(batch, tokens, step.past, keys.shape[2])
-    mixed = cpu_layer.attention(heads, q, k, v, *_rotary(step, batch), keys, values, sequences)
-    return mixed.view(batch, tokens, -1)
+    return cpu_layer.attention(heads, q, k, v, *step.angles(layer), *step.memory(layer), step.batch.sequences)
 
 
-def _cpu_stack(layers: nn.ModuleList) -> Callable[[Tensor, Step], Tensor] | None:
-    """One call for all layers, unless one of their linears runs elsewhere or their caches differ."""
-    parts = []
-    for layer in layers:
-        assert isinstance(layer, Layer)
-        attention, mlp = layer.self_attn, layer.mlp
-        modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
-        bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
-        norms = {role: norm.weight for role, norm in layer.norms.items()}
-        if len(bound) < len(modules) or not {"before_attention", "before_mlp"} <= norms.keys():
-            return None
-        before, behind = norms["before_attention"], norms["before_mlp"]
-        after = norms.get("after_attention"), norms.get("after_mlp")
-        eps = layer.norms["before_attention"].eps
-        parts.append(cpu_stack.LayerParts(bound, before, behind, attention.heads, eps, *after, mlp.activation))
-    if len({(part.heads.kv_heads, part.heads.dim) for part in parts}) > 1:
-        return None
-    stack, heads = cpu_stack.CpuStack(parts), parts[0].heads
+def _cpu_stack(layers: nn.ModuleList) -> Stack | str:
+    """One call for all layers, unless one of their linears runs elsewhere."""
+    parts = [_cpu_parts(layer) for layer in layers if isinstance(layer, Layer)]
+    if len({layer.spec.attention.rope for layer in layers if isinstance(layer, Layer)}) > 1:
+        return "layers rotate queries and keys by different angles"
+    if len({(layer.self_attn.heads.kv_heads, layer.self_attn.heads.dim) for layer in layers}) > 1:  # type: ignore[union-attr]
+        return "layers have caches of different shapes"
+    found = [part for part in parts if isinstance(part, cpu_stack.LayerParts)]
+    if len(found) < len(parts):
+        return next(part for part in parts if isinstance(part, str))
+    stack = cpu_stack.CpuStack(found)
 
     def run(x: Tensor, step: Step) -> Tensor:
-        batch, tokens, stride = x.shape[0], x.shape[1], 0
-        if step.cache is not None:
-            keys, values = step.cache.room_of_all(tokens)
-            stride = keys.stride(0)
-        else:
-            keys, values = (torch.empty(batch, heads.kv_heads, tokens, heads.dim) for _ in range(2))
-        sequences = _sequences(batch, tokens, step.past, keys.shape[-2])
-        flat = stack.run(x.flatten(0, 1), *_rotary(step, batch), keys, values, sequences, stride)
-        return flat.view(batch, tokens, -1)
+        assert step.stride is not None
+        return stack.run(x, *step.angles(0), *step.memory(0), step.batch.sequences, step.stride)
 
     return run
+
+
+def _cpu_parts(layer: Layer) -> cpu_stack.LayerParts | str:
+    """A layer as the CPU kernels run it whole; or why they cannot."""
+    attention, mlp, norms = layer.self_attn, layer.mlp, layer.norms
+    modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
+    bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
+    if len(bound) < len(modules):
+        return f"linears of layer {attention.layer} run elsewhere"
+    if "before_attention" not in norms or "before_mlp" not in norms:
+        return f"layer {attention.layer} has no norm in front of its attention or MLP"
+    before, behind, eps = norms["before_attention"], norms["before_mlp"], norms["before_mlp"].eps
+    after = [norms[role].weight if role in norms else None for role in ("after_attention", "after_mlp")]
+    return cpu_stack.LayerParts(bound, before.weight, behind.weight, attention.heads, eps, *after, mlp.activation)
 
 
 LAYER_OPS: tuple[LayerOps, ...] = (
     LayerOps(
         "cpu",
-        needs_masks=False,
         accepts=_cpu_accepts,
         priority=10,
         norm=cpu_layer.norm,
@@ -176,7 +192,6 @@ LAYER_OPS: tuple[LayerOps, ...] = (
     ),
     LayerOps(
         "reference",
-        needs_masks=True,
         accepts=lambda dtype, device, layers: None,
         priority=0,
         norm=_norm,

@@ -58,31 +58,39 @@ def _yarn_dimension(rope: Rope, head_dim: int, turns: float) -> float:
 
 
 class RotaryTable:
-    """Cosines and sines by position, grown on demand; float32 ``[positions, head_dim]``.
+    """Cosines and sines by position, grown on demand; ``[positions, head_dim]``.
 
-    They are computed on the CPU wherever they are used, so that every device has the same.
+    They are computed in float32 on the CPU wherever they are used, so that every device has the same, and kept in the
+    dtype of the activations.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, rope: Rope, head_dim: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> None:
         self._frequencies, self._factor = frequencies(rope, head_dim)
-        self._device = device or torch.device("cpu")
-        self._cos = self._sin = torch.empty(0, head_dim)
+        self._dtype, self._device = dtype, device or torch.device("cpu")
+        self._cos = self._sin = torch.empty(0, head_dim, dtype=dtype, device=device)
 
-    def at(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions ``begin`` to ``end - 1``."""
+    def at(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, int64 ``[T]``, all below ``end``: ``[T, head_dim]`` each."""
+        cos, sin = self.upto(end)
+        return cos.index_select(0, positions), sin.index_select(0, positions)
+
+    def upto(self, end: int) -> tuple[Tensor, Tensor]:
+        """The tables, with at least ``end`` positions: what a recorded graph reads, and so has to keep."""
         if end > len(self._cos):
             self._grow(max(end, 2 * len(self._cos), 256))
-        return self._cos[begin:end], self._sin[begin:end]
+        return self._cos, self._sin
 
     def _grow(self, positions: int) -> None:
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), self._frequencies)
         angles = torch.cat((angles, angles), dim=-1)
         self._cos, self._sin = (
-            (part * self._factor).to(self._device) for part in (angles.cos(), angles.sin())
-        )  # fmt: skip
+            (part * self._factor).to(self._device, self._dtype) for part in (angles.cos(), angles.sin())
+        )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies the rotation to ``[B, heads, T, head_dim]`` with ``cos`` and ``sin`` ``[T, head_dim]``."""
+    """Applies the rotation to ``[heads, T, head_dim]`` with ``cos`` and ``sin`` ``[T, head_dim]``."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,15 +1,15 @@
-"""What a layer is told when it runs: the step it is part of, and the row of functions that run its parts."""
+"""What a layer is told when it runs: the batch it is part of, and the row of functions that run its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from isobit.kernels.heads import AttentionSpec
-from isobit.models.cache import KVCache
+from isobit.models.batch import Batch
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.linear import Linear
 
@@ -20,41 +20,42 @@ class Step:
 
     Attributes:
         ops: the row that runs them.
-        past: tokens in the cache.
-        cos, sin: ``[T, head_dim]`` of the new tokens, in the dtype of the activations.
-        masks: for each window of a layer the additive mask ``[T, past + T]``, or None; for the reference only.
-        cache: keys and values so far, or None.
+        batch: the tokens.
+        angles: layer -> cosines and sines ``[T, head_dim]`` of the tokens, in the dtype of the activations.
+        memory: layer -> keys and values of its cache, ``[blocks, kv_heads, block, dim]``.
+        stride: numbers from a layer's keys to those of the next, 0 where all may use the same memory; None where layers
+            differ.
+        masks: for the row that makes them: made once for all layers.
     """
 
     ops: LayerOps
-    past: int
-    cos: Tensor
-    sin: Tensor
-    masks: Mapping[int | None, Tensor | None]
-    cache: KVCache | None
+    batch: Batch
+    angles: Callable[[int], tuple[Tensor, Tensor]]
+    memory: Callable[[int], tuple[Tensor, Tensor]]
+    stride: int | None
+    masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LayerOps:
-    """One way to run the parts of a layer.
+    """One way to run the parts of a layer. Activations are flat: ``[T, ...]`` of all sequences.
 
     Attributes:
         name: what ISOBIT_KERNEL and ``Decoder.layer_ops`` call it.
-        needs_masks: whether ``attend`` reads ``Step.masks``.
         accepts: why it cannot run these layers in a dtype on a device, or None.
         priority: the highest that accepts is chosen.
-        norm: (x, weight, eps) to the RMS norm of ``[..., K]``.
+        norm: (x, weight, eps) to the RMS norm of ``[T, K]``.
         add: (x, delta) to their sum.
         add_norm: (x, delta, weight, eps) to the sum and its norm.
         gate: (gate, up, activation) to ``activation(gate) * up``.
         project: several linears of one input.
-        attend: (heads, layer, q, k, v ``[B, T, heads * dim]``, step) to the same; fills the cache.
-        stack: all layers in one function (x, step) to the residual stream behind them, where the row has one and these
-            layers can run in it; else None.
+        attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
+        stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
+            one; empty where the row has no such function.
+        recordable: whether a step reads lengths on the device, so that a recorded graph serves all.
     """
 
     name: str
-    needs_masks: bool
     accepts: Callable[[torch.dtype, str, Sequence[LayerSpec]], str | None]
     priority: int
     norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -63,4 +64,8 @@ class LayerOps:
     gate: Callable[[Tensor, Tensor, Activation], Tensor]
     project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
-    stack: Callable[[nn.ModuleList], Callable[[Tensor, Step], Tensor] | None] = lambda layers: None
+    stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
+    recordable: bool = False
+
+
+Stack = Callable[[Tensor, Step], Tensor]

@@ -19,6 +19,7 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
+from isobit.models.batch import Batch
 from isobit.models.place import place
 from isobit.models.weights import load_model
 from isobit.quantizer.jobs import InputScales
@@ -163,7 +164,7 @@ def input_scales(
     try:
         with torch.inference_mode():
             for ids in windows:
-                model.forward(ids[None], last_only=True)
+                model.forward(Batch.of([ids], wanted="last", device=model.place.tensors))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,158 @@
+"""A batch: new tokens of some sequences, laid one after the other. One sequence is a batch of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from isobit.errors import UsageError
+from isobit.kernels.sequences import Sequences
+
+Wanted = Literal["all", "last"]
+New = Sequence[int] | Tensor  # token ids, or embeddings [T, hidden]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One sequence of a batch, as the host knows it.
+
+    Attributes:
+        begin, end: its new tokens in the batch.
+        length: its tokens, with the new ones.
+        blocks: the blocks of the cache that hold it.
+    """
+
+    begin: int
+    end: int
+    length: int
+    blocks: tuple[int, ...]
+
+    @property
+    def past(self) -> int:
+        """Tokens in front of the new ones."""
+        return self.length - (self.end - self.begin)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model reads in one call; tensors are where the model is.
+
+    Attributes:
+        tokens: int64 ``[T]``: ids; None where there are embeddings.
+        embeds: ``[T, hidden]``: instead of ids, e.g. from an image or audio encoder.
+        positions: int64 ``[T]``.
+        sequences: which tokens belong to which sequence, and where a cache keeps them.
+        spans: the same as the host knows it; empty in a recorded graph, whose lengths only the device knows.
+        outputs: int64 ``[R]``: tokens whose logits are wanted; None for all.
+    """
+
+    tokens: Tensor | None
+    embeds: Tensor | None
+    positions: Tensor
+    sequences: Sequences
+    spans: tuple[Span, ...]
+    outputs: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, new: Sequence[New], *, wanted: Wanted | Sequence[range] = "all", device: torch.device | None = None
+    ) -> Batch:
+        """Whole sequences, each from its first token on, for a model without a cache.
+
+        Args:
+            new: the tokens of each.
+            wanted: whose logits: of all tokens, of each sequence's last, or of ranges of each sequence's tokens.
+            device: where the model is; None for the CPU.
+
+        Raises:
+            UsageError: there are no tokens, or ids and embeddings are mixed.
+        """
+        longest = max((_count(one) for one in new), default=0)
+        blocks = [(number,) for number in range(len(new))]
+        return lay_out(new, [0] * len(new), blocks, longest, wanted=wanted, device=device)
+
+
+def lay_out(
+    new: Sequence[New],
+    past: Sequence[int],
+    blocks: Sequence[Sequence[int]],
+    block: int,
+    *,
+    wanted: Wanted | Sequence[range] = "all",
+    device: torch.device | None = None,
+) -> Batch:
+    """New tokens of sequences that a cache holds the beginnings of.
+
+    Args:
+        new: those of each sequence.
+        past: tokens in front of them.
+        blocks: the blocks of the cache that hold each sequence; there is room in them for the new tokens.
+        block: tokens of a block.
+        wanted: whose logits: of all tokens, of each sequence's last, or of ranges of each sequence's new tokens.
+        device: where the model is; None for the CPU.
+
+    Raises:
+        UsageError: there are no tokens, or ids and embeddings are mixed.
+    """
+    counts = [_count(one) for one in new]
+    if not counts or 0 in counts:
+        raise UsageError("there are no tokens to run the model on")
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + count)
+    lengths = [before + count for before, count in zip(past, counts, strict=True)]
+    spans = tuple(
+        Span(begin, begin + count, length, tuple(held))
+        for begin, count, length, held in zip(starts, counts, lengths, blocks, strict=False)
+    )
+    positions = [at for before, length in zip(past, lengths, strict=True) for at in range(before, length)]
+    slots = [span.blocks[at // block] * block + at % block for span in spans for at in range(span.past, span.length)]
+    pages = max(len(held) for held in blocks)
+    table = [[*held, *[held[-1]] * (pages - len(held))] for held in blocks]
+    sequences = Sequences(
+        _int32(starts, device), _int32(lengths, device), _int32(table, device), _int64(slots, device), block,
+        max(counts), max(lengths),
+    )  # fmt: skip
+    tokens, embeds = _contents(new, device)
+    return Batch(tokens, embeds, _int64(positions, device), sequences, spans, _outputs(spans, wanted, device))
+
+
+def _count(new: New) -> int:
+    """Tokens of one sequence."""
+    if isinstance(new, Tensor) and new.dim() not in (1, 2):
+        raise UsageError("expected token ids [T], or embeddings [T, hidden], of each sequence")
+    return len(new)
+
+
+def _contents(new: Sequence[New], device: torch.device | None) -> tuple[Tensor | None, Tensor | None]:
+    """(ids, None) or (None, embeddings) of all sequences, one behind the other."""
+    embedded = [isinstance(one, Tensor) and one.is_floating_point() for one in new]
+    if any(embedded) and not all(embedded):
+        raise UsageError("give either token ids or embeddings")
+    parts = [one if isinstance(one, Tensor) else torch.tensor(one, dtype=torch.int64) for one in new]
+    wanted = 2 if embedded[0] else 1
+    if any(part.dim() != wanted for part in parts):
+        raise UsageError("expected token ids [T], or embeddings [T, hidden], of each sequence")
+    joined = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
+    return (None, joined) if embedded[0] else (joined.to(torch.int64), None)
+
+
+def _outputs(spans: tuple[Span, ...], wanted: Wanted | Sequence[range], device: torch.device | None) -> Tensor | None:
+    if wanted == "all":
+        return None
+    if wanted == "last":
+        return _int64([span.end - 1 for span in spans], device)
+    rows = [span.begin + at for span, one in zip(spans, wanted, strict=True) for at in one]
+    return _int64(rows, device)
+
+
+def _int32(values: object, device: torch.device | None) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def _int64(values: object, device: torch.device | None) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)

@@ -1,0 +1,62 @@
+"""What a model asks of a key-value cache, whoever manages it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from isobit.errors import CapacityError
+from isobit.models.batch import Batch, New, Wanted
+
+
+@dataclass
+class CachedSequence:
+    """A sequence that a cache holds.
+
+    Attributes:
+        blocks: the blocks that are its own.
+        room: tokens that it may have.
+        length: tokens that it has.
+    """
+
+    blocks: tuple[int, ...]
+    room: int
+    length: int = 0
+
+    def slot(self, position: int, block: int) -> int:
+        """Where a token is stored, in a cache of blocks of so many tokens."""
+        return self.blocks[position // block] * block + position % block
+
+    def require(self, new: int) -> None:
+        """That there is room for so many more tokens.
+
+        Raises:
+            CapacityError: there is not.
+        """
+        if self.length + new > self.room:
+            raise CapacityError(f"the key-value cache has room for {self.room} tokens, not for {self.length + new}")
+
+
+class Cache(Protocol):
+    """Keys and values of sequences, in blocks of tokens."""
+
+    block: int
+    key: tuple[object, ...]
+    stride: int | None
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, ``[blocks, kv_heads, block, dim]`` each."""
+
+    def batch(self, new: Sequence[New], members: Sequence[CachedSequence], *, wanted: Wanted = "all") -> Batch:
+        """New tokens of sequences of this cache.
+
+        Raises:
+            CapacityError: there is no room for them.
+            UsageError: there are none.
+        """
+
+    def stored(self, batch: Batch) -> None:
+        """Counts the tokens of a batch, which every layer has stored."""

@@ -1,0 +1,172 @@
+"""Batches of sequences of different lengths, through every cache: each token's result is that of its sequence alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import make_model, save, token_ids
+from torch import Tensor
+
+from isobit.engine.runner import Inputs, span_of
+from isobit.errors import CapacityError, UsageError
+from isobit.kernels.cpu import library as cpu_library
+from isobit.models.batch import Batch, lay_out
+from isobit.models.cache.memory import Memory
+from isobit.models.cache.paged import BLOCK, PagedCache
+from isobit.models.cache.protocol import CachedSequence
+from isobit.models.decoder import Decoder
+from isobit.models.weights import load_model
+
+PROBLEM = cpu_library.problem()
+# What is computed with a token changes nothing of it on the CPU kernels; PyTorch's products of other sizes sum in other
+# orders, and its attention of one sequence is computed for each.
+ROWS = [
+    pytest.param(("cpu", 0.0), marks=pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))),
+    pytest.param(("reference", 1e-5)),
+]
+LENGTHS = (90, 1, 17, 66, 130)  # tokens of each sequence: shorter and longer than a block and than windows
+
+
+@pytest.fixture(scope="module", params=["Gemma2ForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(make_model(request.param), tmp_path_factory.mktemp("batches") / "model")
+
+
+@pytest.fixture(params=ROWS)
+def loaded(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Decoder, float]:
+    kernel, tolerance = request.param
+    monkeypatch.setenv("ISOBIT_KERNEL", kernel)
+    model = load_model(folder)
+    assert model.layer_ops.name == kernel
+    return model, tolerance
+
+
+def sequences() -> list[Tensor]:
+    return [token_ids(length, batch=1)[0] for length in LENGTHS]
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    if tolerance == 0:
+        return torch.equal(found, wanted)
+    return bool(((found - wanted).abs().max() <= tolerance * wanted.abs().max()).item())
+
+
+@torch.inference_mode()
+def test_sequences_of_different_lengths_in_one_call(loaded: tuple[Decoder, float]) -> None:
+    model, tolerance = loaded
+    alone = [model.forward(Batch.of([ids])) for ids in sequences()]
+    together = model.forward(Batch.of(sequences()))
+    assert together.shape == (sum(LENGTHS), model.config.vocab_size)
+    for found, wanted in zip(torch.split(together, LENGTHS), alone, strict=True):
+        assert close(found, wanted, tolerance)
+    ranges = [range(0, 90, 7), range(0), range(16, 17), range(3, 5), range(130)]
+    some = model.forward(Batch.of(sequences(), wanted=ranges))
+    assert close(some, torch.cat([one[list(at)] for one, at in zip(alone, ranges, strict=True)]), tolerance)
+    last = model.forward(Batch.of(sequences(), wanted="last"))
+    assert close(last, torch.stack([one[-1] for one in alone]), tolerance)
+
+
+def caches(model: Decoder) -> list[tuple[Memory, list[CachedSequence]]]:
+    """A contiguous cache, and a paged one whose blocks lie in disorder and which has to grow."""
+    contiguous = model.new_cache(len(LENGTHS), max(LENGTHS))
+    paged = model.paged_cache(BLOCK * 4)
+    first = [paged.take(30) for _ in range(4)]
+    for number in (2, 0, 3, 1):
+        paged.give_back(first[number])
+    members = [paged.take(length) for length in LENGTHS]
+    assert paged.moves and len({block for one in members for block in one.blocks}) == 2 + 1 + 1 + 2 + 3
+    assert not all(one.blocks == tuple(sorted(one.blocks)) for one in members)
+    return [(contiguous, list(contiguous.sequences)), (paged, members)]
+
+
+@torch.inference_mode()
+def test_prompts_and_single_tokens_in_one_call(loaded: tuple[Decoder, float]) -> None:
+    model, tolerance = loaded
+    wanted = [model.forward(Batch.of([ids])) for ids in sequences()]
+    for cache, members in caches(model):
+        for layer in range(model.config.num_layers):
+            for memory in cache.memory(layer):
+                memory.fill_(float("nan"))  # what nobody stored, nobody reads
+        found: list[list[Tensor]] = [[] for _ in LENGTHS]
+        turn = 0
+        while any(one.length < length for one, length in zip(members, LENGTHS, strict=True)):
+            turn += 1
+            parts = [  # some prompts in pieces, some sequences token by token, some not in this turn at all
+                (number, sequences()[number][one.length : one.length + (1, 40, 3)[(turn + number) % 3]])
+                for number, one in enumerate(members)
+                if one.length < LENGTHS[number] and (turn + number) % 4
+            ]
+            if not parts:
+                continue
+            batch = cache.batch([ids for _, ids in parts], [members[number] for number, _ in parts])
+            logits = torch.split(model.forward(batch, cache), [len(ids) for _, ids in parts])
+            for (number, _), rows in zip(parts, logits, strict=True):
+                found[number].append(rows)
+        for rows, one in zip(found, wanted, strict=True):
+            assert close(torch.cat(rows), one, tolerance), type(cache)
+
+
+@torch.inference_mode()
+def test_a_growing_cache_keeps_what_it_holds(loaded: tuple[Decoder, float]) -> None:
+    model, tolerance = loaded
+    ids, cache = sequences()[4], model.paged_cache(100)
+    first = cache.take(130)
+    model.forward(cache.batch([ids[:100]], [first]), cache)
+    others = [cache.take(BLOCK) for _ in range(9)]
+    assert cache.moves and not {one.blocks[0] for one in others} & {*first.blocks}
+    rest = model.forward(cache.batch([ids[100:]], [first]), cache)
+    assert close(rest, model.forward(Batch.of([ids]))[100:], tolerance)
+
+
+@torch.inference_mode()
+def test_the_step_that_graphs_record_reads_lengths_where_the_model_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a graph, on the CPU kernels, which read lengths from memory as those of GPUs do."""
+    if PROBLEM:
+        pytest.skip(PROBLEM)
+    model, ids = load_model(folder), sequences()
+    cache = model.paged_cache(BLOCK * 20)
+    members = [cache.take(length + 5) for length in LENGTHS[:3]]
+    model.forward(cache.batch(ids[:3], members), cache)
+    inputs = Inputs(3, cache, torch.device("cpu"))
+    batch = inputs.batch(span_of(max(LENGTHS[:3]) + 5))
+    wanted = [list(one) for one in ids[:3]]
+    for token in (5, 7, 11):
+        inputs.write([token, token + 1, token + 2], members)
+        found = model.forward(batch, cache)
+        for number, one in enumerate(members):
+            one.length += 1
+            wanted[number].append(torch.tensor(token + number))
+            assert torch.equal(found[number], model.forward(Batch.of([torch.stack(wanted[number])]))[-1])
+
+
+def test_spans_grow_by_doubling() -> None:
+    assert [span_of(tokens) for tokens in (1, 256, 257, 512, 513, 1000)] == [256, 256, 512, 512, 1024, 1024]
+
+
+def test_blocks_are_nobodys_twice(folder: Path) -> None:
+    cache = PagedCache(load_model(folder).config, 1, torch.float32)
+    held = [cache.take(tokens) for tokens in (1, 64, 65, 300, 2)]
+    cache.give_back(held.pop(3))
+    held.append(cache.take(200))
+    cache.give_back(held[-1])
+    cache.give_back(held[-1])  # twice changes nothing
+    held[-1] = cache.take(500)
+    blocks = [block for one in held for block in one.blocks]
+    assert len(blocks) == len(set(blocks)) == 1 + 1 + 2 + 1 + 8
+    assert sorted([*blocks, *cache._free]) == [*range(cache.blocks)]
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(folder: Path) -> None:
+    model = load_model(folder)
+    cache = model.new_cache(2, 8)
+    with pytest.raises(CapacityError, match="room for 8 tokens, not for 9"):
+        cache.next([[1], [1] * 9])
+    assert cache.lengths == (0, 0)
+    with pytest.raises(UsageError, match="not made for this model and batch"):
+        model.forward(Batch.of([[1, 2]]), cache)
+    with pytest.raises(UsageError, match="no tokens"):
+        lay_out([], [], [], 8)
