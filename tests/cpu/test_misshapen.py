@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from ragged import ragged
-from safetensors.torch import save_file
 from running import run
+from safetensors.torch import save_file
 from torch import Tensor
 
 from isobit.errors import CheckpointError, FormatError, IsobitError, UsageError

@@ -146,9 +146,10 @@ def _cpu_attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tenso
 def _cpu_stack(layers: nn.ModuleList) -> Stack | str:
     """One call for all layers, unless one of their linears runs elsewhere."""
     parts = [_cpu_parts(layer) for layer in layers if isinstance(layer, Layer)]
-    if len({layer.spec.attention.rope for layer in layers if isinstance(layer, Layer)}) > 1:
+    attentions = [layer.spec.attention for layer in layers if isinstance(layer, Layer)]
+    if len({part.rope for part in attentions}) > 1:
         return "layers rotate queries and keys by different angles"
-    if len({(layer.self_attn.heads.kv_heads, layer.self_attn.heads.dim) for layer in layers}) > 1:  # type: ignore[union-attr]
+    if len({(part.kv_heads, part.dim) for part in attentions}) > 1:
         return "layers have caches of different shapes"
     found = [part for part in parts if isinstance(part, cpu_stack.LayerParts)]
     if len(found) < len(parts):
@@ -173,8 +174,8 @@ def _cpu_parts(layer: Layer) -> cpu_stack.LayerParts | str:
     if "before_attention" not in norms or "before_mlp" not in norms:
         return f"layer {attention.layer} has no norm in front of its attention or MLP"
     before, behind, eps = norms["before_attention"], norms["before_mlp"], norms["before_mlp"].eps
-    after = [norms[role].weight if role in norms else None for role in ("after_attention", "after_mlp")]
-    return cpu_stack.LayerParts(bound, before.weight, behind.weight, attention.heads, eps, *after, mlp.activation)
+    mixed, out = (norms[role].weight if role in norms else None for role in ("after_attention", "after_mlp"))
+    return cpu_stack.LayerParts(bound, before.weight, behind.weight, attention.heads, eps, mixed, out, mlp.activation)
 
 
 LAYER_OPS: tuple[LayerOps, ...] = (
