@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ import torch
 from isobit.errors import ModelError
 from isobit.evaluation.fidelity import compare, compare_all, divergence
 from isobit.evaluation.likelihood import likelihood, windows
+from isobit.models.batch import Batch
 
 VOCAB = 23
 
 
 class TableModel:
     """The next token depends on the last one alone: logits are rows of a table."""
+
+    place = SimpleNamespace(tensors=torch.device("cpu"))
 
     def __init__(self, seed: int, noise_on: torch.Tensor | None = None, noise: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -25,9 +29,9 @@ class TableModel:
             self.table = self.table + noise * torch.randn(VOCAB, VOCAB, generator=generator)
         self.calls = 0
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         self.calls += 1
-        return self.table[ids]
+        return self.table[batch.tokens][batch.outputs]
 
 
 IDS = torch.randint(VOCAB, (600,), generator=torch.Generator().manual_seed(5)).tolist()

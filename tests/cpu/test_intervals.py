@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from isobit.evaluation import wording
 from isobit.evaluation.fidelity import compare
 from isobit.evaluation.likelihood import summarize, windows
 from isobit.evaluation.statistics import LEAST_WINDOWS, POSITIVE, Estimate, WindowBootstrap, student
+from isobit.models.batch import Batch
 
 LENGTH, REPEATS, RESAMPLES = 48, 250, 150
 
@@ -130,11 +132,13 @@ def test_an_evaluation_has_intervals_from_the_least_number_of_windows_on() -> No
     import torch
 
     class Table:
+        place = SimpleNamespace(tensors=torch.device("cpu"))
+
         def __init__(self, seed: int) -> None:
             self.table = torch.randn(9, 9, generator=torch.Generator().manual_seed(seed))
 
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return self.table[ids]
+        def forward(self, batch: Batch) -> torch.Tensor:
+            return self.table[batch.tokens][batch.outputs]
 
     ids = torch.randint(9, (200,), generator=torch.Generator().manual_seed(5)).tolist()
     for count in (LEAST_WINDOWS - 1, LEAST_WINDOWS):
