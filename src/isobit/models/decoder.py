@@ -50,8 +50,9 @@ class Decoder(nn.Module):
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
         shapes = [(layer.attention.rope, layer.attention.dim) for layer in config.layers]
-        tables = {key: RotaryTable(*key, dtype, place.tensors) for key in shapes}
-        self._tables = [tables[key] for key in shapes]  # by layer
+        kinds = [*dict.fromkeys(shapes)]
+        self._tables = [RotaryTable(*kind, dtype, place.tensors) for kind in kinds]
+        self._table_of = [kinds.index(shape) for shape in shapes]  # layer -> its table
         self._cache_key = cache_key(config, dtype)
         self._listeners = Listeners(self.layers.modules())
 
@@ -98,8 +99,8 @@ class Decoder(nn.Module):
 
     def _step(self, batch: Batch, cache: Cache | None) -> Step:
         most, positions = batch.sequences.most, batch.positions
-        angles = {id(table): table.at(positions, most) for table in self._tables}
-        by_layer = [angles[id(table)] for table in self._tables]
+        angles = [table.at(positions, most) for table in self._tables]
+        by_layer = [angles[number] for number in self._table_of]
         if cache is not None:
             return Step(self.layer_ops, batch, by_layer.__getitem__, cache.memory, cache.stride)
         memory = self._scratch(batch)
