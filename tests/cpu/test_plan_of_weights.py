@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_checkpoints import linears, quantize_tiny, save_tiny
 from safetensors.torch import load_file, save_file
 from tiny import save_model
 
+from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError
+from isobit.formats.schemes import scheme
 from isobit.models.planning import plans
 from isobit.models.weights import load_model
 
@@ -45,3 +48,17 @@ def test_weights_that_do_not_fit_are_refused_as_on_loading(tmp_path: Path, what:
     with pytest.raises(CheckpointError) as planning:
         plans(folder, targets=["sm_90"], scheme_names=["bf16"])
     assert str(planning.value) == str(loading.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_head_that_is_left_plain_is_planned_so_whatever_its_class(tmp_path: Path, kind: str) -> None:
+    """Configs that say "Linear" and ignore nothing are met with heads that were never quantized."""
+    folder = tmp_path / "int4"
+    quantize_tiny(save_tiny(tmp_path / "source"), folder, {module: scheme("int4-g32") for module in linears()})
+    if kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    ((plan,),) = plans(folder, targets=["cpu-avx2"])[1]
+    planned = {op.name: op.weights for op, _ in plan.ops if op.kind == "linear"}
+    assert planned.pop("lm_head") is None and set(planned.values()) == {scheme("int4-g32").weights}
+    assert plan.memory.weights == Checkpoint.open(folder).nbytes

@@ -55,6 +55,8 @@ def read(
     if found is None:
         return None
     _refuse(found, known, tensors)
+    kept = tuple(name for name in known if _name(found.group_for(name)) and _is_plain(name, tensors))
+    found = replace(found, ignore=(*found.ignore, *kept)) if kept else found  # heads and routers that are left plain
     notes = (*found.notes, *_overlaps(found, known), *_attention(found, known), *_fused(found, known))
     return replace(found, notes=(*notes, *_idle(found, known)))
 

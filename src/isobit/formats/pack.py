@@ -22,7 +22,7 @@ _MOST_CODES_AT_ONCE = 1 << 20  # bounds the temporaries: a few bytes per code
 
 def words_per_row(k: int, element: Element | str) -> int:
     """How many int32 words hold ``k`` codes."""
-    return -(-k * lookup(element).bits // 32)
+    return lookup(element).words(k)
 
 
 def pack(codes: Tensor, element: Element | str) -> Tensor:

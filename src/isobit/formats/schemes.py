@@ -91,7 +91,7 @@ class WeightSpec:
     def bits_per_weight(self, n: int, k: int, scale_bits: int = 16) -> float:
         """Stored bits per weight of an ``[n, k]`` matrix: codes with their padding, scales and zero points."""
         row = element(self.element)
-        code_bits = n * (k * 8 if row.bits == 8 else -(-k * row.bits // 32) * 32)
+        code_bits = n * (k * 8 if row.bits == 8 else row.words(k) * 32)
         scales = 1
         for size in self.scale_shape(n, k):
             scales *= size

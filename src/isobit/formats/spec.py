@@ -26,6 +26,11 @@ _FLOAT32_MAX = float(2**128 - 2**104)
 _FLOAT32_TINY = 2.0**-149
 
 
+def words_of(k: int, bits: int) -> int:
+    """How many int32 words hold ``k`` codes of so many bits, one dense bit stream."""
+    return -(-k * bits // 32)
+
+
 @dataclass(frozen=True)
 class Element:
     """One element format.
@@ -125,6 +130,10 @@ class Element:
     def packing_offset(self) -> int:
         """What is added to a code to get its stored bit field (offset binary for signed integers, else 0)."""
         return 1 << (self.bits - 1) if self.kind == "int" and self.signed else 0
+
+    def words(self, k: int) -> int:
+        """How many int32 words hold ``k`` packed codes, one dense bit stream."""
+        return words_of(k, self.bits)
 
     @property
     def sign_bit(self) -> int:

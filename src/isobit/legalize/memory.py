@@ -6,18 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from isobit.checkpoint.layouts.table import written
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
-from isobit.formats.table import element
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
 from isobit.targets.prefill import prefill_chunk
 from isobit.targets.spec import Target
-
-SCALE_BYTES = 2  # every scale is stored in 16 bits (docs/numerics.md, section 2)
-SHAPE_BYTES = 16  # weight_shape of packed weights: two int64
-STATIC_SCALE_BYTES = 4  # input_scale of static activations: float32
 
 # What a process holds on a device before any tensor of ours: the CUDA context, loaded kernels, library workspaces.
 # An NVIDIA H200 with torch 2.11 and Triton 3.6 showed 621 MiB, and 13 MiB of workspaces (benchmarks/results/
@@ -79,18 +75,7 @@ def tensor_bytes(tensor: Tensor, weights: WeightSpec | None, activations: ActSpe
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
     n, k = tensor.shape
-    row = element(weights.element)
-    packed = row.bits < 8 or (row.kind == "int" and activations is None)
-    total = n * -(-k * row.bits // 32) * 4 if packed else n * k
-    scales = weights.scale_shape(n, k)
-    total += math.prod(scales) * SCALE_BYTES
-    if not weights.symmetric:
-        total += -(-scales[0] * row.bits // 32) * 4 * scales[1]
-    if packed:
-        total += SHAPE_BYTES
-    if activations is not None and not activations.dynamic:
-        total += STATIC_SCALE_BYTES
-    return total
+    return sum(part.nbytes for part in written(weights, activations, n, k))
 
 
 def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:

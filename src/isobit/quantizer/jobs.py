@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint.checksums import checksum
+from isobit.checkpoint.layouts.table import written
 from isobit.checkpoint.linear import module_tensors
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo, dtype_name
 from isobit.checkpoint.shards import PlannedTensor
@@ -107,7 +108,7 @@ class Job:
 
     def is_whole(self, output: str) -> bool:
         """Whether ``output`` belongs to no row in particular: it is written once, with the first piece."""
-        one, two = self._samples
+        one, two = self._stored(self._unit), self._stored(2 * self._unit)
         return one[output].shape == two[output].shape
 
     @property
@@ -115,36 +116,13 @@ class Job:
         """Pieces begin at multiples of so many rows: no block and no int32 word of packed zero points is split."""
         return math.lcm(32, 1 if self.spec is None or self.spec.block is None else self.spec.block[0])
 
-    @cached_property
-    def _samples(self) -> tuple[dict[str, PlannedTensor], dict[str, PlannedTensor]]:
-        return self._sample(self._unit), self._sample(2 * self._unit)
-
     def _stored(self, rows: int) -> dict[str, PlannedTensor]:
-        """The tensors that hold ``rows`` rows. What grows with the rows grows evenly from unit to unit."""
-        one, two = self._samples
-        units, left = divmod(rows, self._unit)
-        rest = self._sample(left) if left else {}
-        stored = {}
-        for name, sample in one.items():
-            shape = sample.shape
-            if not self.is_whole(name):
-                per_unit = two[name].shape[0] - shape[0]
-                shape = (units * per_unit + (rest[name].shape[0] if rest else 0), *shape[1:])
-            stored[name] = replace(sample, shape=shape)
-        return stored
-
-    def _sample(self, rows: int) -> dict[str, PlannedTensor]:
-        """The tensors of a module of ``rows`` rows, found by quantizing zeros."""
-        assert self.spec is not None
-        zeros = torch.zeros(rows, self.source.shape[1])
-        scale_dtype = grid.stored_scale_dtype(self.source.torch_dtype, self.spec)
-        quantized = grid.quantize_weight(zeros, self.spec, search="absmax", scale_dtype=scale_dtype)
-        found = {}
-        for name, tensor in self.tensors(quantized).items():
-            dtype = dtype_name(tensor.dtype)
-            assert dtype is not None
-            found[name] = PlannedTensor(name, dtype, tuple(tensor.shape))
-        return found
+        """The tensors that hold so many rows, by name."""
+        assert self.spec is not None and self.scheme is not None
+        scale_dtype = dtype_name(grid.stored_scale_dtype(self.source.torch_dtype, self.spec))
+        assert scale_dtype is not None
+        parts = written(self.spec, self.scheme.activations, rows, self.source.shape[1], scale_dtype)
+        return {name: replace(part, name=name) for part in parts for name in (f"{self.module}.{part.name}",)}
 
 
 @dataclass(frozen=True)

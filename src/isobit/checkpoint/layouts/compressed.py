@@ -24,7 +24,7 @@ from isobit.checkpoint.shards import PlannedTensor
 from isobit.errors import FormatError, SchemeError
 from isobit.formats.cuts import Cut, word_span
 from isobit.formats.schemes import ActSpec, WeightSpec
-from isobit.formats.spec import Element
+from isobit.formats.spec import Element, words_of
 from isobit.formats.table import element
 
 if TYPE_CHECKING:
@@ -64,16 +64,12 @@ def _describe_packed(parts: Parts) -> Described:
     if "weight_shape" in parts.infos:  # a weight of which nobody can say how wide it is fits no format
         sizes = parts.numbers("weight_shape")
         width = max(0, sizes[1]) if sizes is not None and len(sizes) == 2 else 0
-    bits = next((bits for bits in _PACKED_BITS if _words(width, bits) == words), None)
+    bits = next((bits for bits in _PACKED_BITS if words_of(width, bits) == words), None)
     name = None if bits is None else f"int{bits}"
     said = None if parts.group is None or parts.group.weights is None else element(parts.group.weights.element)
-    if said is not None and said.kind == "float" and _words(width, said.bits) == words:
+    if said is not None and said.kind == "float" and said.words(width) == words:
         name = said.name  # the words alone do not show what the codes are
     return _described(parts, info, (n, width), name)
-
-
-def _words(k: int, bits: int) -> int:
-    return -(-k * bits // 32)
 
 
 def _described(parts: Parts, codes: TensorInfo, shape: tuple[int, ...], name: str | None) -> Described:
@@ -138,14 +134,14 @@ def _written(
     row, scales = element(spec.element), spec.scale_shape(n, k)
     if compression_format(spec, activations) == "pack-quantized":
         found = [
-            PlannedTensor("weight_packed", "I32", (n, _words(k, row.bits))),
+            PlannedTensor("weight_packed", "I32", (n, row.words(k))),
             PlannedTensor("weight_shape", "I64", (2,)),
         ]
     else:
-        found = [PlannedTensor("weight", _DTYPE_OF_ELEMENT[row.name], (n, k))]
+        found = [PlannedTensor("weight", _DTYPE_OF_ELEMENT.get(row.name, "U8"), (n, k))]
     found.append(PlannedTensor("weight_scale", scale_dtype, scales))
     if not spec.symmetric:
-        found.append(PlannedTensor("weight_zero_point", "I32", (_words(scales[0], row.bits), *scales[1:])))
+        found.append(PlannedTensor("weight_zero_point", "I32", (row.words(scales[0]), *scales[1:])))
     if activations is not None and not activations.dynamic:
         found.append(PlannedTensor("input_scale", "F32", (1,)))
     return tuple(found)
@@ -205,14 +201,14 @@ def read_bytes(reader: Reader, scale_part: str = "weight_scale") -> LinearWeight
     codes = reader.take("weight", where.rows, where.columns)
     codes = codes if found.name == "int8" else codes.view(torch.uint8)
     if narrow:
-        codes = _in_words(reader, codes, wanted)
+        codes = _inwords_of(reader, codes, wanted)
     scale = reader.scale(scale_part, spec, n, k, where)
     _require_no_zero_point(reader)
     weight = reader.qtensor("weight", spec, where, codes, scale)
     return reader.linear(weight, activations, reader.input_scale(activations), n)
 
 
-def _in_words(reader: Reader, codes: Tensor, row: Element) -> Tensor:
+def _inwords_of(reader: Reader, codes: Tensor, row: Element) -> Tensor:
     """Narrow codes that came one per byte, packed: compressed-tensors stores them so beside rounded activations."""
     from isobit.formats import pack
 
@@ -260,7 +256,7 @@ def _packed_shape(reader: Reader, row: Element) -> tuple[int, int]:
         raise reader.error("weight_shape", "is missing: without it the number of inputs is unknown")
     shape = read_weight_shape(reader.source, reader.name("weight_shape"))
     reader.used.append(reader.name("weight_shape"))
-    if len(shape) != 2 or shape[0] != n or shape[1] < 1 or _words(shape[1], row.bits) != words:
+    if len(shape) != 2 or shape[0] != n or shape[1] < 1 or row.words(shape[1]) != words:
         raise reader.error(
             "weight_packed", f"[{n}, {words}] does not hold {row.bits}-bit codes of weight_shape {list(shape)}"
         )
@@ -287,7 +283,7 @@ def _zero_point(reader: Reader, spec: WeightSpec, n: int, k: int, where: Cut) ->
         raise reader.error(part, "is missing, but quantization_config says the weight is asymmetric")
     shape, info = spec.scale_shape(n, k), reader.info(part)
     lines, places = where.scales if where.scales else (slice(0, 1), None)
-    if info.dtype == "I32" and info.shape == (_words(n, row.bits), *shape[1:]):
+    if info.dtype == "I32" and info.shape == (row.words(n), *shape[1:]):
         words = reader.take(part, None, places)
         return pack.unpack(words.t().contiguous(), row, n).t()[lines].contiguous()
     if info.dtype == "I8" and info.shape == shape:
@@ -298,7 +294,7 @@ def _zero_point(reader: Reader, spec: WeightSpec, n: int, k: int, where: Cut) ->
     raise reader.error(
         part,
         f"is {info.dtype} {short_list(info.shape)}; zero points of a [{n}, {k}] weight are I32"
-        f" {[_words(n, row.bits), *shape[1:]]} (packed) or I8 {list(shape)}",
+        f" {[row.words(n), *shape[1:]]} (packed) or I8 {list(shape)}",
     )
 
 
