@@ -12,10 +12,11 @@ from running import run
 from isobit.bundled import model_path
 from isobit.errors import CapacityError, IsobitError, Unsupported
 from isobit.kernels.cpu import library as cpu_library
-from isobit.models import ops
 from isobit.models.archs import ARCHS
 from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
 from isobit.models.decoder import Decoder
+from isobit.models.ops import table as ops
+from isobit.models.place import Place
 from isobit.models.weights import load_model
 
 LAYERS = (LayerSpec(SelfAttention(2, 2, 64), GatedMlp(64)),)
@@ -61,15 +62,15 @@ def test_the_bundled_model_agrees_with_the_reference(monkeypatch: pytest.MonkeyP
 
 
 def test_the_choice_and_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ops.choose(torch.float32, "cpu", LAYERS).name == "cpu"
-    assert ops.choose(torch.bfloat16, "cpu", LAYERS).name == "reference"
-    assert ops.choose(torch.float32, "cuda", LAYERS).name == "reference"
-    assert ops.choose(torch.float32, "cpu", WIDE).name == "reference"
+    assert ops.choose(torch.float32, Place(), LAYERS).name == "cpu"
+    assert ops.choose(torch.bfloat16, Place(), LAYERS).name == "reference"
+    assert ops.choose(torch.float32, Place("cuda"), LAYERS).name == "reference"
+    assert ops.choose(torch.float32, Place(), WIDE).name == "reference"
     monkeypatch.setenv("ISOBIT_KERNEL", "reference")
-    assert ops.choose(torch.float32, "cpu", LAYERS).name == "reference"
+    assert ops.choose(torch.float32, Place(), LAYERS).name == "reference"
     monkeypatch.setenv("ISOBIT_KERNEL", "cpu")
     with pytest.raises(Unsupported, match="bfloat16"):
-        ops.choose(torch.bfloat16, "cpu", LAYERS)
+        ops.choose(torch.bfloat16, Place(), LAYERS)
 
 
 def test_hooks_still_see_every_linear(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tiny import HIDDEN, LAYERS, VOCAB, save_model
 from isobit.errors import CapacityError, UsageError
 from isobit.models.batch import Batch
 from isobit.models.decoder import Decoder
-from isobit.models.ops import attention_mask
+from isobit.models.ops.reference import attention_mask
 from isobit.models.weights import load_model
 
 

@@ -17,7 +17,7 @@ from isobit.models.cache.protocol import Cache
 from isobit.models.config import ModelConfig
 from isobit.models.layers import Embedding, Layer, RMSNorm
 from isobit.models.linear import Linear
-from isobit.models.ops import choose
+from isobit.models.ops.table import choose
 from isobit.models.parts import Listeners
 from isobit.models.place import Place
 from isobit.models.rope import RotaryTable
@@ -73,7 +73,8 @@ class Decoder(nn.Module):
         if batch.outputs is not None:
             x = x.index_select(0, batch.outputs)
         ops = self.layer_ops
-        logits = self.lm_head(ops.norm(x, self.norm.weight, self.norm.eps)).float()
+        (logits,) = ops.project((self.lm_head,), ops.norm(x, self.norm.weight, self.norm.eps, (self.lm_head,)))
+        logits = logits.float()
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -137,8 +138,8 @@ class Decoder(nn.Module):
 
     @cached_property
     def layer_ops(self) -> LayerOps:
-        """The row that runs what is not a linear."""
-        return choose(self.dtype, self.place.tensors.type, self.config.layers)
+        """What runs all that is not a linear."""
+        return choose(self.dtype, self.place, self.config.layers)
 
     def new_cache(self, sequences: int, max_len: int) -> ContiguousCache:
         """An empty cache for so many sequences of up to ``max_len`` tokens each."""

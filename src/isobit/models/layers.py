@@ -11,8 +11,9 @@ from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
+from isobit.models.linear import Linear
 from isobit.models.parts import Part
-from isobit.models.step import Step
+from isobit.models.step import Activations, Step
 
 
 class RMSNorm(Part):
@@ -90,9 +91,14 @@ class Attention(Part):
             spec.heads, spec.kv_heads, spec.dim, spec.window, q_norm, k_norm, eps, spec.scale, spec.softcap
         )
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        """The linears that read its input."""
+        return self.q_proj, self.k_proj, self.v_proj  # type: ignore[return-value]
+
+    def forward(self, x: Activations, step: Step) -> Tensor:
         """``[T, hidden]`` to the same."""
-        query, key, value = step.ops.project((self.q_proj, self.k_proj, self.v_proj), x)  # type: ignore[arg-type]
+        query, key, value = step.ops.project(self.readers, x)
         return self.o_proj(step.ops.attend(self.heads, self.layer, query, key, value, step))  # type: ignore[no-any-return]
 
 
@@ -104,10 +110,15 @@ class GatedMLP(Part):
         self.activation = spec.activation
         self.gate_proj, self.up_proj, self.down_proj = (parts[role] for role in ("gate", "up", "down"))
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        """The linears that read its input."""
+        return self.gate_proj, self.up_proj  # type: ignore[return-value]
+
+    def forward(self, x: Activations, step: Step) -> Tensor:
         """``[T, hidden]`` to the same."""
-        gate, up = step.ops.project((self.gate_proj, self.up_proj), x)  # type: ignore[arg-type]
-        return self.down_proj(step.ops.gate(gate, up, self.activation))  # type: ignore[no-any-return]
+        gate, up = step.ops.project(self.readers, x)
+        return self.down_proj(step.ops.gate(gate, up, self.activation, (self.down_proj,)))  # type: ignore[no-any-return, arg-type]
 
 
 class Layer(Part):
@@ -134,16 +145,25 @@ class Layer(Part):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[T, hidden]`` to the same."""
         ops, norms = step.ops, self.norms
-        mixed = self.self_attn(self._normed(x, "before_attention", step), step)
-        mixed = self._normed(mixed, "after_attention", step)
-        before = norms.get("before_mlp")
-        if before is None:
-            x = ops.add(x, mixed)
-            normed = x
+        first, second = norms.get("before_attention"), norms.get("before_mlp")
+        normed = x if first is None else ops.norm(x, first.weight, first.eps, self._readers(self.self_attn))
+        mixed = self._after(self.self_attn(normed, step), "after_attention", step)
+        if second is None:
+            x = normed = ops.add(x, mixed)
         else:
-            x, normed = ops.add_norm(x, mixed, before.weight, before.eps)
-        return ops.add(x, self._normed(self.mlp(normed, step), "after_mlp", step))
+            x, normed = ops.add_norm(x, mixed, second.weight, second.eps, self._readers(self.mlp))
+        return ops.add(x, self._after(self.mlp(normed, step), "after_mlp", step))
 
-    def _normed(self, x: Tensor, role: str, step: Step) -> Tensor:
+    def _after(self, x: Tensor, role: str, step: Step) -> Tensor:
+        """What a part gives, behind its norm if it has one; the residual stream reads it, and takes floats."""
         norm = self.norms.get(role)
-        return x if norm is None else step.ops.norm(x, norm.weight, norm.eps)
+        if norm is None:
+            return x
+        normed = step.ops.norm(x, norm.weight, norm.eps, ())
+        assert isinstance(normed, Tensor)
+        return normed
+
+    @staticmethod
+    def _readers(part: Attention | GatedMLP) -> tuple[Linear, ...]:
+        """What reads the input of a part; nobody while somebody listens to it, who is to see it unrounded."""
+        return () if part.observed else part.readers

@@ -1,4 +1,4 @@
-"""What a layer is told when it runs: the batch it is part of, and the row of functions that run its parts."""
+"""What a layer is told when it runs: the batch it is part of, and the functions that run its parts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.rounded import Rounded
 from isobit.models.batch import Batch
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.linear import Linear
+from isobit.models.place import Place
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Step:
     """What the layers share in one call of the model.
 
     Attributes:
-        ops: the row that runs them.
+        ops: what runs them.
         batch: the tokens.
         angles: layer -> cosines and sines ``[T, head_dim]`` of the tokens, in the dtype of the activations.
         memory: layer -> keys and values of its cache, ``[blocks, kv_heads, block, dim]``.
@@ -36,36 +38,56 @@ class Step:
     masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
 
 
+Stack = Callable[[Tensor, Step], Tensor]
+Activations = Tensor | Rounded  # what goes into linears
+Readers = Sequence[Linear]
+
+
 @dataclass(frozen=True)
 class LayerOps:
-    """One way to run the parts of a layer. Activations are flat: ``[T, ...]`` of all sequences.
+    """One way to run the parts of a layer, at one place. Activations are flat: ``[T, ...]`` of all sequences.
+
+    What a norm or a gate gives is read by linears (``readers``): a row that rounds activations where it makes them, for
+    linears that want them rounded, gives them as ``Rounded``.
 
     Attributes:
         name: what ISOBIT_KERNEL and ``Decoder.layer_ops`` call it.
-        accepts: why it cannot run these layers in a dtype on a device, or None.
-        priority: the highest that accepts is chosen.
-        norm: (x, weight, eps) to the RMS norm of ``[T, K]``.
+        norm: (x, weight, eps, readers) to the RMS norm of ``[T, K]``.
         add: (x, delta) to their sum.
-        add_norm: (x, delta, weight, eps) to the sum and its norm.
-        gate: (gate, up, activation) to ``activation(gate) * up``.
+        add_norm: (x, delta, weight, eps, readers) to the sum and its norm.
+        gate: (gate, up, activation, readers) to ``activation(gate) * up``.
         project: several linears of one input.
         attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
         stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
             one; empty where the row has no such function.
+        reserve: (heads, sequences, most_new, most) says what attention will be asked for, before a graph is recorded.
         recordable: whether a step reads lengths on the device, so that a recorded graph serves all.
     """
 
     name: str
-    accepts: Callable[[torch.dtype, str, Sequence[LayerSpec]], str | None]
-    priority: int
-    norm: Callable[[Tensor, Tensor, float], Tensor]
+    norm: Callable[[Tensor, Tensor, float, Readers], Activations]
     add: Callable[[Tensor, Tensor], Tensor]
-    add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    gate: Callable[[Tensor, Tensor, Activation], Tensor]
-    project: Callable[[Sequence[Linear], Tensor], Sequence[Tensor]]
+    add_norm: Callable[[Tensor, Tensor, Tensor, float, Readers], tuple[Tensor, Activations]]
+    gate: Callable[[Tensor, Tensor, Activation, Readers], Activations]
+    project: Callable[[Readers, Activations], Sequence[Tensor]]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
+    reserve: Callable[[AttentionSpec, int, int, int], None] = lambda heads, sequences, most_new, most: None
     recordable: bool = False
 
 
-Stack = Callable[[Tensor, Step], Tensor]
+@dataclass(frozen=True)
+class LayerRow:
+    """A row of the table of ways to run layers.
+
+    Attributes:
+        name: of the ops that it makes.
+        priority: the highest that accepts is chosen.
+        accepts: why it cannot run these layers in a dtype at a place, or None.
+        make: the ops at a place.
+    """
+
+    name: str
+    priority: int
+    accepts: Callable[[torch.dtype, Place, Sequence[LayerSpec]], str | None]
+    make: Callable[[Place], LayerOps]

@@ -1,6 +1,6 @@
 """What a decoder layer does beside its linears, on the CPU kernels: float32 in and out (cpp/layer.cpp, attention.cpp).
 
-Tensors are contiguous float32 on the CPU; the callers (models/ops.py) see to that. Shapes: T tokens, of any sequences.
+Tensors are contiguous float32 on the CPU; models/ops/cpu.py sees to that. Shapes: T tokens, of any sequences.
 """
 
 from __future__ import annotations

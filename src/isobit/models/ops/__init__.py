@@ -1,0 +1,1 @@
+"""What computes the parts of a decoder layer beside its linears; ``table`` has the rows and chooses."""

@@ -1,0 +1,115 @@
+"""The parts of a layer in plain PyTorch, for every dtype and device: the law for faster rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isobit.kernels.heads import AttentionSpec
+from isobit.models.batch import Span
+from isobit.models.config import Activation
+from isobit.models.rope import rotate
+from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, readers: Readers = ()) -> Tensor:
+    """Of the rows of ``x``, in float32."""
+    return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+
+
+def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, readers: Readers) -> tuple[Tensor, Tensor]:
+    """The sum and its norm."""
+    total = x + delta
+    return total, norm(total, weight, eps)
+
+
+def project(linears: Readers, x: Activations) -> list[Tensor]:
+    """Each linear's own result."""
+    return [linear(x) for linear in linears]
+
+
+def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+    """One sequence after the other."""
+    query, key, value = (part.view(len(part), -1, heads.dim).transpose(0, 1) for part in (q, k, v))
+    if heads.q_norm is not None and heads.k_norm is not None:
+        query, key = norm(query, heads.q_norm, heads.eps), norm(key, heads.k_norm, heads.eps)
+    cos, sin = step.angles(layer)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    held, slots, block = step.memory(layer), step.batch.sequences.slots, step.batch.sequences.block
+    for memory, new in zip(held, (key, value), strict=True):
+        memory[slots // block, :, slots % block] = new.transpose(0, 1)
+    mixed = torch.empty_like(q)
+    for span in step.batch.spans:
+        keys, values = (_held(memory, span) for memory in held)
+        mask = _mask(step, span, heads.window)
+        found = _mixed(heads, query[:, span.begin : span.end], keys, values, mask)
+        mixed[span.begin : span.end] = found.transpose(0, 1).flatten(1)
+    return mixed
+
+
+def _held(memory: Tensor, span: Span) -> Tensor:
+    """What a cache holds of a sequence: ``[kv_heads, length, dim]``."""
+    if len(span.blocks) == 1:
+        return memory[span.blocks[0], :, : span.length]
+    return memory[list(span.blocks)].transpose(0, 1).flatten(1, 2)[:, : span.length]
+
+
+def _mask(step: Step, span: Span, window: int | None) -> Tensor | None:
+    key = span.past, span.length, window
+    if key not in step.masks:
+        like = step.angles(0)[0]
+        step.masks[key] = attention_mask(span.past, span.length - span.past, window, like.dtype, like.device)
+    return step.masks[key]
+
+
+def attention_mask(
+    begin: int, tokens: int, window: int | None, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor | None:
+    """What tokens ``begin .. begin + tokens - 1`` must not see: additive ``[tokens, begin + tokens]``, or None.
+
+    A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included.
+    """
+    end = begin + tokens
+    if tokens == 1 and (window is None or end <= window):
+        return None
+    query = torch.arange(begin, end, device=device)[:, None]
+    key = torch.arange(end, device=device)[None, :]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(tokens, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+
+
+def _mixed(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one sequence: query ``[heads, T, dim]``, keys and values ``[kv_heads, length, dim]``."""
+    if heads.softcap is None:
+        return F.scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=mask, scale=heads.scale,
+            enable_gqa=heads.heads > heads.kv_heads,
+        )[0]  # fmt: skip
+    # PyTorch's own does not cap scores; the softmax is in float32, as transformers has it.
+    key, value = (part.repeat_interleave(heads.heads // heads.kv_heads, dim=0) for part in (key, value))
+    scores = torch.tanh(query @ key.transpose(1, 2) * heads.factor / heads.softcap) * heads.softcap
+    scores = scores if mask is None else scores + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Tensor:
+    """``activation(gate) * up``."""
+    return _ACTIVATIONS[activation](gate) * up
+
+
+_OPS = LayerOps(
+    "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=project, attend=attend,
+)  # fmt: skip
+ROW = LayerRow("reference", 0, accepts=lambda dtype, place, layers: None, make=lambda place: _OPS)
