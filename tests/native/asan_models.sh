@@ -16,7 +16,7 @@ cp "${library%.so}.json" $out/src/isobit/kernels/cpu/_cpu.json
 runtime=$("$cxx" -print-file-name=libasan.so)
 case $("$cxx" --version) in *clang*) runtime=$("$cxx" -print-file-name=libclang_rt.asan-"$(uname -m)".so) ;; esac
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(tests/cpu/test_{misshapen,small_shapes,narrow_blocks,kv_scales,load_weights,cpu_layer_models}.py)
+[ ${#tests[@]} -gt 0 ] || tests=(tests/cpu/test_{misshapen,small_shapes,narrow_blocks,kv_scales,load_weights,cpu_layer_models,cpu_ragged}.py)
 # Leaks are Python's own affair, and torch frees some memory by other means than those that allocated it.
 ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:abort_on_error=1:allocator_may_return_null=1 \
     LD_PRELOAD="$runtime $("$cxx" -print-file-name=libstdc++.so)" PYTHONPATH=$PWD/$out/src OMP_NUM_THREADS=2 \
