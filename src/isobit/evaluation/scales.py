@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from isobit.checkpoint.layouts.parts import SCALE_DTYPES
 from isobit.checkpoint.layouts.table import SCALES
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import PLAIN_DTYPES
-
-_READ = (*PLAIN_DTYPES, "F8_E8M0")
 
 
 def odd_scales(checkpoint: Checkpoint) -> list[str]:
@@ -16,7 +14,7 @@ def odd_scales(checkpoint: Checkpoint) -> list[str]:
     counts = {"zero": 0, "negative": 0, "NaN or infinite": 0}
     first: dict[str, str] = {}
     for name, info in checkpoint.tensors.items():
-        if not name.endswith(SCALES) or info.dtype not in _READ:
+        if not name.endswith(SCALES) or info.dtype not in SCALE_DTYPES:
             continue
         scale = checkpoint.read(name).to(torch.float32)
         finite = scale.isfinite()

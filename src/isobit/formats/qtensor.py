@@ -12,6 +12,7 @@ from torch import Tensor
 from isobit.errors import FormatError
 from isobit.formats import codec, pack
 from isobit.formats.cuts import cut
+from isobit.formats.scales import ScaleSpec
 from isobit.formats.schemes import WeightSpec
 from isobit.formats.spec import Element
 from isobit.formats.table import element
@@ -25,14 +26,18 @@ _SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class QTensor:
     """A weight matrix ``[N, K]`` in a few-bit format; its values are ``float32(code - zero) * float32(scale)``.
 
+    Where the format of the scales is part of the spec, ``scale`` holds them as that says, and they count as
+    :meth:`float_scales` has them.
+
     Attributes:
         spec: element format and what shares a scale.
         shape: (N, K).
         codes: 8-bit formats: ``[N, K]``, int8 for int8, uint8 bit patterns for floats; narrower ones:
             int32 words ``[N, ceil(K * bits / 32)]`` as ``pack.pack`` makes them.
-        scale: float32, bfloat16 or float16, as stored: tensor ``[1]``, channel ``[N, 1]``, group ``[N, K / group]``,
-            block ``[ceil(N / rows), ceil(K / columns)]``.
+        scale: float32, bfloat16 or float16, as stored, or uint8 bit patterns of the scales' own format: tensor ``[1]``,
+            channel ``[N, 1]``, group ``[N, K / group]``, block ``[ceil(N / rows), ceil(K / columns)]``.
         zero: zero points, unpacked codes with the shape of ``scale``; None for symmetric specs.
+        over: the scale above the others, float32 ``[1]``; None where the spec has none.
 
     Raises:
         FormatError: shapes or dtypes do not fit together; every disagreement is listed.
@@ -43,6 +48,7 @@ class QTensor:
     codes: Tensor
     scale: Tensor
     zero: Tensor | None = None
+    over: Tensor | None = None
 
     def __post_init__(self) -> None:
         problems = self._disagreements()
@@ -61,8 +67,13 @@ class QTensor:
         codes_dtype = torch.int32 if packed else pack.code_dtype(row)
         found = [
             _mismatch("codes", self.codes, codes_shape, (codes_dtype,)),
-            _mismatch("scale", self.scale, scale_shape, _SCALE_DTYPES),
+            _mismatch("scale", self.scale, scale_shape, _scale_dtypes(self.spec.scale)),
         ]
+        stacked = self.spec.scale is not None and self.spec.scale.over is not None
+        if stacked != (self.over is not None):
+            found.append(f"the scale of the whole weight is {'missing' if stacked else 'surplus'}")
+        elif self.over is not None:
+            found.append(_mismatch("over", self.over, (1,), (torch.float32,)))
         if self.spec.symmetric and self.zero is not None:
             found.append("a symmetric format has no zero points")
         if not self.spec.symmetric:
@@ -82,8 +93,8 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points as they are held in memory."""
-        parts = [self.codes, self.scale] + ([] if self.zero is None else [self.zero])
-        return sum(part.numel() * part.element_size() for part in parts)
+        parts = (self.codes, self.scale, self.zero, self.over)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -100,31 +111,54 @@ class QTensor:
         codes = self.unpacked(rows)
         values = codec.decode(codes, self.element)
         if self.zero is not None:
-            self._by_scale(values, rows, self.zero, operator.isub)
+            self._by_scale(values, rows, self.zero, operator.isub, torch.Tensor.float)
         return values
 
     def dequantize(self, rows: Rows = None) -> Tensor:
         """Weights ``[n, K]`` in float32: ``values * scale``."""
         values = self.values(rows)
-        self._by_scale(values, rows, self.scale, operator.imul)
+        self._by_scale(values, rows, self.scale, operator.imul, self._numbers)
         return values
 
+    def float_scales(self) -> Tensor:
+        """The scales as numbers, float32 in the shape of ``scale``: what the values of codes are multiplied by."""
+        return self._numbers(self.scale)
+
+    def with_float_scales(self) -> QTensor:
+        """The same weight with its scales in float32, for kernels that read such; itself where they are floats."""
+        if self.spec.scale is None:
+            return self
+        return replace(self, spec=replace(self.spec, scale=None), scale=self.float_scales(), over=None)
+
+    def _numbers(self, scale: Tensor) -> Tensor:
+        """Some of the scales as numbers in float32."""
+        spec = self.spec.scale
+        found = scale.float() if spec is None or spec.codes is None else codec.decode(scale, spec.codes)
+        if spec is None or self.over is None:
+            return found
+        return found * self.over if spec.over == "multiplies" else found / self.over
+
     def _by_scale(
-        self, values: Tensor, rows: Rows, per_scale: Tensor, apply: Callable[[Tensor, Tensor], Tensor]
+        self,
+        values: Tensor,
+        rows: Rows,
+        per_scale: Tensor,
+        apply: Callable[[Tensor, Tensor], Tensor],
+        number: Callable[[Tensor], Tensor],
     ) -> None:
         """Applies one number per scale to ``values`` ``[n, K]`` of the given rows, in place."""
         n, k = self.shape
         spec = self.spec
         if spec.granularity == "tensor":
-            apply(values, per_scale.float())
+            apply(values, number(per_scale))
         elif spec.granularity == "channel":
-            apply(values, per_scale[_plain(rows)].float())
+            apply(values, number(per_scale[_plain(rows)]))
         elif spec.group is not None:
-            apply(values.view(values.shape[0], -1, spec.group), per_scale[_plain(rows)].float().unsqueeze(-1))
+            apply(values.view(values.shape[0], -1, spec.group), number(per_scale[_plain(rows)]).unsqueeze(-1))
         else:
             assert spec.block is not None
             block_of_row = torch.arange(n, device=values.device)[_plain(rows)] // spec.block[0]
-            expanded = per_scale.float()[block_of_row].repeat_interleave(spec.block[1], dim=1)
+            expanded = number(per_scale)[block_of_row].repeat_interleave(spec.block[1], dim=1)
             apply(values, expanded[:, :k])
 
     def rows(self, rows: slice) -> QTensor:
@@ -169,6 +203,12 @@ def _mismatch(what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[t
     wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     found = str(tensor.dtype).removeprefix("torch.")
     return f"{what} should be {wanted} {list(shape)}, not {found} {list(tensor.shape)}"
+
+
+def _scale_dtypes(spec: ScaleSpec | None) -> tuple[torch.dtype, ...]:
+    if spec is None:
+        return _SCALE_DTYPES
+    return (torch.uint8 if spec.codes is not None else getattr(torch, spec.element),)
 
 
 def _plain(rows: Rows) -> slice | Tensor:

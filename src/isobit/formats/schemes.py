@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from isobit.errors import SchemeError
+from isobit.formats.scales import ScaleSpec
 from isobit.formats.table import element
 
 WeightGranularity = Literal["tensor", "channel", "group", "block"]
@@ -31,7 +32,7 @@ def _require_group(granularity: str, group: int | None) -> None:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightSpec:
     """How a weight matrix ``[N, K]`` (N output rows, K inputs) is stored.
 
@@ -42,6 +43,8 @@ class WeightSpec:
         group: weights along K per scale, for ``group``.
         block: (rows, columns) per scale, for ``block``; the last rows may be fewer, K must be a multiple.
         symmetric: False when an integer zero point is stored beside each scale (unsigned integers only).
+        scale: the format of the scales where it belongs to the weight's; None where they are float32, bfloat16 or
+            float16, as the checkpoint has them.
 
     Raises:
         SchemeError: the fields contradict each other.
@@ -52,6 +55,7 @@ class WeightSpec:
     group: int | None = None
     block: tuple[int, int] | None = None
     symmetric: bool = True
+    scale: ScaleSpec | None = None
 
     def __post_init__(self) -> None:
         row = element(self.element)
@@ -76,6 +80,10 @@ class WeightSpec:
         )
         _require(self.symmetric or self.granularity != "block", "block scales have no zero points")
 
+    def __repr__(self) -> str:
+        shown = [part.name for part in fields(self) if part.name != "scale" or self.scale is not None]
+        return f"WeightSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """Shape of the scale tensor of an ``[n, k]`` matrix (the zero point has the same one)."""
         if self.granularity == "tensor":
@@ -89,14 +97,18 @@ class WeightSpec:
         return (-(-n // rows), -(-k // columns))
 
     def bits_per_weight(self, n: int, k: int, scale_bits: int = 16) -> float:
-        """Stored bits per weight of an ``[n, k]`` matrix: codes with their padding, scales and zero points."""
+        """Stored bits per weight of an ``[n, k]`` matrix: codes with their padding, scales (of ``scale_bits`` where
+        their format is left open) and zero points."""
         row = element(self.element)
         code_bits = n * (k * 8 if row.bits == 8 else row.words(k) * 32)
         scales = 1
         for size in self.scale_shape(n, k):
             scales *= size
         zero_bits = 0 if self.symmetric else scales * row.bits
-        return (code_bits + scales * scale_bits + zero_bits) / (n * k)
+        over = 0
+        if self.scale is not None:
+            scale_bits, over = self.scale.bits, 32 if self.scale.over else 0
+        return (code_bits + scales * scale_bits + zero_bits + over) / (n * k)
 
 
 @dataclass(frozen=True)
@@ -317,6 +329,7 @@ def name_of(weights: WeightSpec, activations: ActSpec | None) -> str:
             return row.name
     size = weights.group or ("x".join(map(str, weights.block)) if weights.block else "")
     words = f"{weights.element} per {weights.granularity}{f' {size}' if size else ''}"
+    words += "" if weights.scale is None else f" (scales: {weights.scale})"
     if activations is None:
         return words
     return f"{words} with activations {activations.element} per {activations.granularity}"

@@ -125,6 +125,9 @@ def bind(
         UsageError: ISOBIT_KERNEL names no row.
     """
     spec: WeightSpec | None = getattr(weight, "spec", None)
+    if spec is not None and spec.scale is not None:  # no kernel reads scales of few bits: their values are the same
+        weight = weight.with_float_scales()
+        spec = weight.spec
     reasons: list[str] = []
     for row in _rows(LINEAR_KERNELS if kernels is None else kernels):
         reason = row.accepts(spec, activations, device)

@@ -29,6 +29,8 @@ def check_linear(
     parts = [weight.codes, weight.scale, weight.zero] if isinstance(weight, QTensor) else [weight]
     if not quantized and (weight.dim() != 2 or not weight.is_floating_point() or 0 in weight.shape):  # type: ignore[union-attr]
         problems.append(f"the weight is a floating-point matrix, not {_described(parts[0])}")
+    if isinstance(weight, QTensor) and weight.spec.scale is not None:
+        problems.append(f"its scales are {weight.spec.scale}: kernels take float scales (QTensor.with_float_scales)")
     if bias is not None and (tuple(bias.shape) != tuple(weight.shape[:1]) or not bias.is_floating_point()):
         problems.append(f"the bias of {weight.shape[0]} outputs is [{weight.shape[0]}] floats, not {_described(bias)}")
     if activations is not None and not activations.dynamic and not _is_scale(input_scale):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from isobit.checkpoint.layouts.table import written
+from isobit.checkpoint.layouts.table import nbytes
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.legalize.exact import bits
@@ -75,7 +75,7 @@ def tensor_bytes(tensor: Tensor, weights: WeightSpec | None, activations: ActSpe
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
     n, k = tensor.shape
-    return sum(part.nbytes for part in written(weights, activations, n, k))
+    return nbytes(weights, activations, n, k)
 
 
 def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:

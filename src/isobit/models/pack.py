@@ -50,7 +50,7 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
         raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")
     found: dict[str, Request] = {}
     for read in _kinds(held):
-        weight = read.weight if isinstance(read.weight, QTensor) else read.weight.to(_DTYPES[name])
+        weight = read.weight.with_float_scales() if isinstance(read.weight, QTensor) else read.weight.to(_DTYPES[name])
         bias = None if read.bias is None else read.bias.to(_DTYPES[name])
         recorder = Recorder()
         machines = [Machine.imagined(target, count, recorder) for count in _MULTIPROCESSORS]

@@ -55,8 +55,8 @@ class Place:
         """A weight here."""
         if isinstance(value, Tensor):
             return self.tensor(value)
-        zero = None if value.zero is None else self.tensor(value.zero)
-        return replace(value, codes=self.tensor(value.codes), scale=self.tensor(value.scale), zero=zero)
+        zero, over = (None if part is None else self.tensor(part) for part in (value.zero, value.over))
+        return replace(value, codes=self.tensor(value.codes), scale=self.tensor(value.scale), zero=zero, over=over)
 
     def default_dtype(self, stored: str) -> str:
         """What activations are computed in if nobody says otherwise: float32 on a CPU, else what weights are stored in.

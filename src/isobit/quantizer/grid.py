@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isobit.errors import FormatError
+from isobit.errors import FormatError, SchemeError
 from isobit.formats import codec, pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import WeightSpec, check_shape
@@ -62,10 +62,12 @@ def quantize_weight(w: Tensor, spec: WeightSpec, *, search: Search, scale_dtype:
 
     Raises:
         FormatError: NaN or infinite weights, a scale beyond ``scale_dtype``, or not a float matrix.
-        SchemeError: the shape does not fit the spec.
+        SchemeError: the shape does not fit the spec, or scales are not floats.
     """
     if w.dim() != 2 or w.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise FormatError(f"weights are a float32, bfloat16 or float16 matrix, not {w.dtype} {list(w.shape)}")
+    if spec.scale is not None:
+        raise SchemeError(f"scales in {spec.scale} are read, and not chosen yet: use a scheme with float scales")
     n, k = w.shape
     check_shape(spec, n, k, "weight")
     row = element(spec.element)

@@ -129,8 +129,10 @@ def _block(size: int, blocks: int) -> int:
 
 def _written(
     spec: WeightSpec, activations: ActSpec | None, n: int, k: int, scale_dtype: str
-) -> tuple[PlannedTensor, ...]:
-    """The tensors of a weight, by part, in the order in which they are written."""
+) -> tuple[PlannedTensor, ...] | None:
+    """The tensors of a weight, by part, in the order in which they are written; None for scales that are no floats."""
+    if spec.scale is not None:
+        return None
     row, scales = element(spec.element), spec.scale_shape(n, k)
     if compression_format(spec, activations) == "pack-quantized":
         found = [
@@ -154,11 +156,16 @@ def write(weight: QTensor, activations: ActSpec | None, input_scale: Tensor | No
         weight: the quantized weight.
         activations: how inputs are rounded: int8 weights are stored as bytes with, and packed without, rounding.
         input_scale: one number, for static activations.
+
+    Raises:
+        FormatError: isobit does not write such scales.
     """
     import torch
 
     from isobit.formats import pack
 
+    if weight.spec.scale is not None:
+        raise FormatError(f"isobit writes no scales in {weight.spec.scale} yet: they are read only")
     stored: dict[str, Tensor] = {}
     row = weight.element
     if compression_format(weight.spec, activations) == "pack-quantized":

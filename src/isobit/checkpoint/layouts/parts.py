@@ -19,6 +19,14 @@ ELEMENT_OF_DTYPE: dict[str, str] = {
     if torch_name is not None and row.torch_name == torch_name and row.has_zero
 }
 
+# Safetensors dtype -> the format of scales that are stored in it; U8 has the codes of whatever a spec says.
+SCALE_DTYPES: dict[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"} | {
+    dtype: row.name
+    for dtype, (_, torch_name) in DTYPES.items()
+    for row in ELEMENTS.values()
+    if torch_name is not None and row.torch_name == torch_name and row.kind == "float"
+}
+
 # What may belong to a linear in any layout, by the last part of its name.
 INPUT_SCALES = ("input_scale", "activation_scale")
 COMMON = (*INPUT_SCALES, "input_zero_point", "bias")

@@ -10,18 +10,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.layouts.parts import INPUT_SCALES
+from isobit.checkpoint.layouts.parts import INPUT_SCALES, SCALE_DTYPES
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import read_vector, short_list
 from isobit.checkpoint.store import Store
 from isobit.errors import CheckpointError, FormatError
-from isobit.formats import cuts
+from isobit.formats import codec, cuts
 from isobit.formats.cuts import Cut
 from isobit.formats.qtensor import QTensor
+from isobit.formats.scales import ScaleSpec
 from isobit.formats.schemes import ActSpec, WeightSpec
 
-_SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ANY_FLOAT = ("float32", "bfloat16", "float16", "e8m0")  # what scales may be in where a spec leaves it open
 
 
 class Source(Store, Protocol):
@@ -187,17 +188,58 @@ class Reader:
                 part,
                 f"has shape {short_list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}",
             )
+        stored = self._scale_format(part, spec)
         scale = self.take(part, *where.scales[: len(info.shape)])
-        if info.dtype == "F8_E8M0":
-            scale = scale.to(torch.float32)  # powers of two: exact
-        if scale.dtype not in _SCALE_DTYPES:
-            raise self.error(part, f"scales of dtype {info.dtype} cannot be read")
-        if not bool(torch.isfinite(scale.float()).all()):
+        scale = scale if stored.codes is None else scale.view(torch.uint8)
+        values = scale.float() if stored.codes is None else codec.decode(scale, stored.codes)
+        if not bool(torch.isfinite(values).all()):
             raise self.error(part, "holds NaN or infinite scales")
-        return scale.reshape([cuts.size(part) for part in where.scales] or [1])
+        # Where the spec leaves it open, codes are as good as the numbers they stand for, which float32 holds exactly.
+        found = values if spec.scale is None and stored.codes is not None else scale
+        return found.reshape([cuts.size(part) for part in where.scales] or [1])
+
+    def _scale_format(self, part: str, spec: WeightSpec) -> ScaleSpec:
+        """How the scales in a part are stored, by their dtype and the spec.
+
+        Raises:
+            CheckpointError: in a way that they cannot be, or that the spec does not say.
+        """
+        dtype = self.info(part).dtype
+        if spec.scale is None:
+            if SCALE_DTYPES.get(dtype) not in _ANY_FLOAT:
+                raise self.error(part, f"scales of dtype {dtype} cannot be read")
+            return ScaleSpec(SCALE_DTYPES[dtype])
+        said = spec.scale.codes
+        if SCALE_DTYPES.get(dtype) != (spec.scale.element if said is None else said.name) and (
+            said is None or dtype != "U8"
+        ):
+            raise self.error(part, f"is {dtype}, but these scales are stored in {spec.scale}")
+        return spec.scale
+
+    def scale_over(self, part: str) -> Tensor:
+        """The one scale of a whole weight that stands above the others: float32 ``[1]``.
+
+        Raises:
+            CheckpointError: it is missing, or no number other than zero.
+        """
+        info = self.info(part)
+        if info.numel != 1 or info.dtype != "F32":
+            message = f"is {info.dtype} {short_list(info.shape)}; the scale above all others is one F32 number"
+            raise self.error(part, message)
+        scale = self.take(part).reshape(1)
+        if not bool(torch.isfinite(scale).all()) or not bool(scale):
+            raise self.error(part, f"is {float(scale)}: a scale above others is a finite number other than zero")
+        return scale
 
     def qtensor(
-        self, part: str, spec: WeightSpec, where: Cut, codes: Tensor, scale: Tensor, zero: Tensor | None = None
+        self,
+        part: str,
+        spec: WeightSpec,
+        where: Cut,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor | None = None,
+        over: Tensor | None = None,
     ) -> QTensor:
         """The weight; ``part`` is blamed for what does not fit.
 
@@ -205,7 +247,7 @@ class Reader:
             CheckpointError: the tensors do not fit together.
         """
         try:
-            return QTensor(spec, where.shape, codes, scale, zero)
+            return QTensor(spec, where.shape, codes, scale, zero, over)
         except FormatError as error:
             raise self.error(part, str(error)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.shards import PlannedTensor
-from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.errors import FormatError
+from isobit.formats.schemes import ActSpec, WeightSpec, name_of
 
 # A new checkpoint format is its file and a line here.
 LAYOUTS: tuple[Layout, ...] = (
@@ -83,10 +85,27 @@ def written(
         spec: its format.
         activations: how inputs are rounded; None when they are not.
         n, k: sizes of the weight.
-        scale_dtype: safetensors dtype of the scales, where the format leaves it open.
+        scale_dtype: safetensors dtype of the scales.
+
+    Raises:
+        FormatError: isobit writes no such weights.
     """
-    for row in LAYOUTS:
-        found = None if row.written is None else row.written(spec, activations, n, k, scale_dtype)
-        if found is not None:
-            return found
-    raise AssertionError(f"no layout stores {spec}")  # each spec is written by one
+    found = _written(spec, activations, n, k, scale_dtype)
+    if found is None:
+        raise FormatError(f"isobit writes no weights of {name_of(spec, activations)}")
+    return found
+
+
+def nbytes(spec: WeightSpec, activations: ActSpec | None, n: int, k: int) -> int:
+    """Bytes of the tensors that hold a weight: those that isobit would write, or what its codes and scales need."""
+    found = _written(spec, activations, n, k, "BF16")
+    if found is not None:
+        return sum(part.nbytes for part in found)
+    return math.ceil(spec.bits_per_weight(n, k) * n * k / 8)
+
+
+def _written(
+    spec: WeightSpec, activations: ActSpec | None, n: int, k: int, scale_dtype: str
+) -> tuple[PlannedTensor, ...] | None:
+    rows = (row.written(spec, activations, n, k, scale_dtype) for row in LAYOUTS if row.written is not None)
+    return next((found for found in rows if found is not None), None)
