@@ -124,10 +124,8 @@ def from_codes(bound: Any, x: torch.Tensor) -> Callable[[], Any]:
     """One launch of the linear alone: its activations rounded before."""
     run = bound._run(x.shape[0], x.dtype)
     y = torch.empty(x.shape[0], bound.held.n, dtype=x.dtype, device="cuda")
-    if run.rounding is not None:
-        rounded = run.rounding(x)
-        run.rounding = lambda _: rounded
-    return lambda: run(x, y)
+    given = x if run.rounding is None else run.rounding(x)
+    return lambda: run(given, y)
 
 
 def rotated(scheme: str, lowering: str, n: int, k: int, most: int) -> tuple[list[Any], int]:

@@ -241,9 +241,9 @@ def rounding(table: Table, lowerings: list[str], name: str) -> None:
             for lowering in lowerings:
                 if dtype == torch.bfloat16 and lowering == "sm_75":
                     continue
-                ours, scales = Rounding(spec, static, "*u8", card.machine(target(lowering)))(x)
-                same = torch.equal(ours, codes)
-                same &= torch.equal(scales.reshape(-1).nan_to_num(7e8), scale.reshape(-1).nan_to_num(7e8))
+                rounded = Rounding(spec, static, "*u8", card.machine(target(lowering)))(x)
+                same = torch.equal(rounded.codes, codes)
+                same &= torch.equal(rounded.scales.nan_to_num(7e8), scale.nan_to_num(7e8))
                 what = f"rounding {name} {spec.granularity} {str(dtype)[6:]}"
                 table.add(what, lowering, "quantize", 37, 0, 4096, 0.0 if same else math.inf)
 

@@ -14,7 +14,8 @@ pytest.importorskip("triton", reason="compiling kernels needs Triton: pip instal
 from isobit.cli.compile import gpu_targets
 from isobit.cli.main import main
 from isobit.kernels.gpu import rows
-from isobit.proof.claims import claims
+from isobit.proof import claims as claiming
+from isobit.proof.claims import all_rows, claims
 from isobit.proof.page import page
 from isobit.targets.table import TARGETS
 
@@ -50,7 +51,7 @@ def test_a_claim_that_does_not_hold_is_status_1_and_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = replace(rows.variant("quantize-group"), promises=lambda target: ("v_mfma",))
-    monkeypatch.setattr(rows, "VARIANTS", (row,))
+    monkeypatch.setattr(claiming, "VARIANTS", (row,))
     assert main(["compile", *SMALL]) == 1
     out = capsys.readouterr().out
     assert "quantize-group on gfx942:\n  - promises v_mfma, but" in out and "0 of 1 claims hold" in out
@@ -114,9 +115,10 @@ def test_all_is_every_target_with_a_backend_and_boards_are_targets_too() -> None
 
 def test_claims_are_what_the_rows_say_can_run() -> None:
     sm_75 = TARGETS["sm_75"]
-    names = {one.variant for one in claims(rows.VARIANTS, [sm_75])}
-    assert names == {row.name for row in rows.VARIANTS if row.requires(sm_75) is None}
+    names = {one.variant for one in claims(all_rows(), [sm_75])}
+    assert names == {row.name for row in all_rows() if row.requires(sm_75) is None}
     assert "many-f16" in names and "many-bf16" not in names
+    assert "attention-few-f16" in names and "attention-few-bf16" not in names
 
 
 def test_a_page_of_nothing_has_no_tables() -> None:

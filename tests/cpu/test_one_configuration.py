@@ -9,12 +9,18 @@ pytest.importorskip("triton", reason="the GPU binding needs Triton: pip install 
 
 from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import scheme
+from isobit.formats.schemes import ActSpec, scheme
 from isobit.formats.table import element
 from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
+from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.rows import VARIANTS
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.sequences import Sequences
 from isobit.proof.claims import claims
 from isobit.targets.table import TARGETS
 
@@ -52,3 +58,32 @@ def test_every_launch_of_a_usual_weight_is_proved(name: str) -> None:
             assert request.name() in proved, (one, request)
             launched.add(proved[request.name()])
     assert len(launched) >= 15
+
+
+@pytest.mark.parametrize("name", ["sm_75", "sm_86", "sm_90", "gfx942"])
+def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
+    target = TARGETS[name]
+    dtype = torch.float16 if name == "sm_75" else torch.bfloat16
+    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    recorder, cpu = Recorder(), torch.device("cpu")
+    layer = GpuLayer(Machine.imagined(target, recorder=recorder), Workspace(cpu))
+    for new, length in ((1, 300), (20, 20)):
+        spec = AttentionSpec(32, 8, 128)
+        sequences = Sequences(
+            torch.tensor([0, new]).int(), torch.tensor([length]).int(), torch.zeros(1, 2).int(),
+            torch.zeros(new).long(), 256, new, length,
+        )  # fmt: skip
+        q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, 8, 8, 1, 1))
+        keys, values = (torch.zeros(2, 8, 256, 128, dtype=dtype) for _ in "kv")
+        layer.attention(spec, q, k, v, cos, sin, keys, values, sequences)
+    x, wide = torch.zeros(3, 4096, dtype=dtype), torch.zeros(3, 11008, dtype=dtype)
+    rounding = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine)
+    layer.norm(x, torch.ones(4096), 1e-5)
+    layer.add_norm(x, x, torch.ones(4096), 1e-5)
+    layer.add_norm(x, x, torch.ones(4096), 1e-5, rounding)
+    layer.gate(wide, wide)
+    layer.gate(wide, wide, "gelu_tanh")
+    layer.gate(wide, wide, "silu", rounding)
+    launched = {proved[request.name()] for request in recorder.requests.values()}
+    assert len(launched) == len(LAYER_ROWS) - 4, "all but the attentions of other dtypes"
+    assert len(recorder.requests) == 11

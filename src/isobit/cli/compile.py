@@ -132,10 +132,9 @@ def gpu_targets(names: str) -> tuple[Target, ...]:
 
 
 def _claims(pattern: str | None, targets: Sequence[Target]) -> list[Claim]:
-    from isobit.kernels.gpu.rows import VARIANTS
-    from isobit.proof.claims import claims, select
+    from isobit.proof.claims import all_rows, claims, select
 
-    found = claims(select(VARIANTS, pattern), targets)
+    found = claims(select(all_rows(), pattern), targets)
     if not found:
         raise UsageError("none of these kernels is claimed for any of these targets: nothing to compile")
     return found

@@ -8,7 +8,7 @@ is the exact weight up to one rounding that the contract's tolerance covers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels.checked import check_linear
+from isobit.kernels.rounded import Rounded, RoundingKey
 
 CHUNK_BYTES = 32 << 20  # of float32 weights decoded at a time
 
@@ -29,7 +30,7 @@ def bind(
     bias: Tensor | None,
     *,
     keep_values: bool = False,
-) -> Callable[[Tensor], Tensor]:
+) -> ReferenceLinear:
     """A function ``[..., K] -> [..., N]`` for one weight.
 
     Args:
@@ -44,11 +45,9 @@ def bind(
     """
     check_linear(weight, activations, input_scale, bias)
     if not isinstance(weight, QTensor):
-        return lambda x: _plain(x, weight, bias)
-    matrix = _Matrix(weight, scaled=activations is None, keep=keep_values)
-    if activations is None:
-        return lambda x: _add_bias(matrix.product(x.float()), bias, x.dtype)
-    return lambda x: _rounded(x, matrix, activations, input_scale, bias)
+        return ReferenceLinear(weight, None, bias)
+    rounder = None if activations is None else ReferenceRounding(activations, input_scale)
+    return ReferenceLinear(_Matrix(weight, scaled=activations is None, keep=keep_values), rounder, bias)
 
 
 def linear(
@@ -60,6 +59,49 @@ def linear(
 ) -> Tensor:
     """``y = x W^T + b`` by the numerics contract; ``[..., K]`` to ``[..., N]`` in the dtype of ``x``."""
     return bind(weight, activations, input_scale, bias)(x)
+
+
+class ReferenceRounding:
+    """Rounds activations as the law says.
+
+    Args:
+        spec: what the scheme says.
+        static_scale: float32 ``[1]``, of static schemes.
+    """
+
+    def __init__(self, spec: ActSpec, static_scale: Tensor | None) -> None:
+        self.spec, self.static_scale = spec, static_scale
+        self.key = RoundingKey(spec, "codes", None if static_scale is None else float(static_scale))
+
+    def __call__(self, x: Tensor) -> Rounded:
+        """``[..., K]`` to its codes and scales."""
+        codes, scales = quantize_activations(x, self.spec, self.static_scale)
+        return Rounded(codes, scales, x.dtype, self.key)
+
+
+class ReferenceLinear:
+    """One weight; see ``bind``."""
+
+    def __init__(self, matrix: _Matrix | Tensor, rounder: ReferenceRounding | None, bias: Tensor | None) -> None:
+        self._matrix, self._rounder, self._bias = matrix, rounder, bias
+
+    def rounding(self, tokens: int, dtype: torch.dtype) -> ReferenceRounding | None:
+        """What rounds its input, however many tokens there are; None where it takes them as they are."""
+        return self._rounder
+
+    def __call__(self, x: Tensor | Rounded) -> Tensor:
+        """``[..., K]``, or what :meth:`rounding` made of it, to ``[..., N]``."""
+        matrix, bias = self._matrix, self._bias
+        if isinstance(x, Rounded):
+            x.require(None if self._rounder is None else self._rounder.key)
+        elif self._rounder is not None:
+            x = self._rounder(x)
+        if isinstance(x, Rounded):
+            assert isinstance(matrix, _Matrix)
+            return _of_rounded(x, matrix, bias)
+        if isinstance(matrix, Tensor):
+            return _plain(x, matrix, bias)
+        return _add_bias(matrix.product(x.float()), bias, x.dtype)
 
 
 class _Matrix:
@@ -101,11 +143,9 @@ def _add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (y if bias is None else y + bias.to(y.dtype)).to(dtype)
 
 
-def _rounded(
-    x: Tensor, matrix: _Matrix, activations: ActSpec, input_scale: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    codes, scale = quantize_activations(x, activations, input_scale)
-    values = decode(codes, activations.element)
+def _of_rounded(x: Rounded, matrix: _Matrix, bias: Tensor | None) -> Tensor:
+    activations, scale = x.key.spec, x.scales
+    values = decode(x.codes, activations.element)
     run = _run_length(matrix.weight, activations)
     if run is None:
         y = matrix.product(values) * scale

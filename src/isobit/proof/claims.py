@@ -1,4 +1,4 @@
-"""From the rows of ``kernels/gpu/rows.py`` to what must be compiled and checked. Pure."""
+"""From the rows of ``kernels/gpu/rows.py`` and ``layer_rows.py`` to what must be compiled and checked. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from isobit.kernels.gpu.compile.request import specialize
 from isobit.kernels.gpu.configure import Call, configure, rounding
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
+from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, Config
 from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves
 from isobit.proof.matrix import Claim
@@ -27,19 +29,30 @@ _GROUPS = {"int3": 40, "int2": 32}
 _INPUTS_OF_40 = 5120  # a multiple of 40
 
 
-def claims(variants: Iterable[Variant], targets: Iterable[Target]) -> list[Claim]:
+Row = Variant | LayerRow
+
+
+def all_rows() -> tuple[Row, ...]:
+    """Every kernel that is claimed."""
+    return (*VARIANTS, *LAYER_ROWS)
+
+
+def claims(variants: Iterable[Row], targets: Iterable[Target]) -> list[Claim]:
     """What the rows say of every target that they can run on; PyTorch's products, which are not ours, left out."""
-    variants = tuple(one for one in variants if not one.library)
+    variants = tuple(one for one in variants if isinstance(one, LayerRow) or not one.library)
     found = (claims_of(one, target) for target in targets for one in variants if one.requires(target) is None)
     return [claim for several in found for claim in several]
 
 
-def claims_of(variant: Variant, target: Target) -> list[Claim]:
+def claims_of(variant: Row, target: Target) -> list[Claim]:
     """What a row says about one target that it can run on: a claim for each configuration that is launched there."""
-    operand = _COMPUTE.get(variant.compute, variant.weights)
+    if isinstance(variant, LayerRow):
+        operand, configs = variant.multiplies, variant.configurations(target)
+    else:
+        operand, configs = _COMPUTE.get(variant.compute, variant.weights), configurations(variant, target)
     promises = tuple(precise(promise, operand) for promise in variant.promises(target))
     requests = {}
-    for config in configurations(variant, target):
+    for config in configs:
         pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
         whole = tuple(name for name in config.divisible if name in config.signature)
         request = specialize(variant.entry, config, target, (*pointers, *whole))
@@ -81,7 +94,7 @@ def _weight(row: Variant, rows: int, target: Target) -> Matrix:
     return Matrix(rows, inputs, WeightSpec(row.weights, "group", group, symmetric=row.weights != "uint4"))
 
 
-def select(variants: Sequence[Variant], pattern: str | None) -> tuple[Variant, ...]:
+def select(variants: Sequence[Row], pattern: str | None) -> tuple[Row, ...]:
     """The variants whose names match a pattern with ``*`` and ``?``; a name without those matches what contains it.
 
     Raises:

@@ -16,9 +16,11 @@ from isobit.kernels.gpu.configure import Call, workspace_needs
 from isobit.kernels.gpu.fits import Matrix, narrow_block
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.run import Float32Product, LibraryProduct, Run
 from isobit.kernels.gpu.variant import FLOATS, HALVES, Variant
 from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.rounded import Rounded
 from isobit.targets.spec import Target
 
 _DTYPES = tuple(getattr(torch, name) for name in FLOATS)
@@ -93,9 +95,15 @@ class BoundLinear:
         if row is not None:
             operands.arrange(self.held.unit(row, self.machine.target))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[..., K]`` to ``[..., N]``."""
+    def rounding(self, tokens: int, dtype: torch.dtype) -> Rounding | None:
+        """What rounds so many tokens for it; None where its kernel takes them as they are."""
+        return self._run(tokens, dtype).rounding
+
+    def __call__(self, x: Tensor | Rounded) -> Tensor:
+        """``[..., K]``, or what :meth:`rounding` made of it, to ``[..., N]``."""
         n, k = self.held.n, self.held.k
+        if isinstance(x, Rounded):
+            return self._of_rounded(x)
         if x.dtype not in _DTYPES or x.shape[-1] != k:
             raise FormatError(
                 f"a linear of {k} inputs takes float activations [..., {k}], not {x.dtype} {list(x.shape)}"
@@ -104,6 +112,14 @@ class BoundLinear:
         y = torch.empty((*x.shape[:-1], n), dtype=self.out_dtype or x.dtype, device=x.device)
         if tokens:
             self._run(tokens, x.dtype)(x.reshape(tokens, k).contiguous(), y.view(tokens, n))
+        return y
+
+    def _of_rounded(self, x: Rounded) -> Tensor:
+        y = torch.empty((*x.shape[:-1], self.held.n), dtype=self.out_dtype or x.dtype, device=x.codes.device)
+        if x.tokens:
+            run = self._run(x.tokens, x.dtype)
+            x.require(None if run.rounding is None else run.rounding.key)
+            run(x, y.view(x.tokens, -1))
         return y
 
     def on(self, machine: Machine) -> BoundLinear:

@@ -61,6 +61,8 @@ class Kernel:
         return specialize(self.entry, self.config, self._machine.target, aligned)
 
     def _is_aligned(self, name: str, value: Any) -> bool:
+        if name not in self.config.signature:
+            return False
         if isinstance(value, torch.Tensor):
             # What is recorded stands in for memory of a card, where every allocation is aligned.
             return self._machine.recorder is not None or value.data_ptr() % 16 == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,19 +16,25 @@ from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.variant import Variant
+from isobit.kernels.rounded import Form, Rounded, RoundingKey
 
 _WIDE = {"*fp16": torch.float16, "*bf16": torch.bfloat16}
+_FORMS: dict[str, Form] = {"*fp16": "float16", "*bf16": "bfloat16"}
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.uint8: "*u8"}
 
 
 class Rounding:
-    """Rounds ``[M, K]`` activations to codes in the dtype that a kernel multiplies, with scales per token or group.
+    """Rounds ``[..., K]`` activations to codes in the form that a kernel multiplies, with scales per token or group.
 
     Args:
         spec: what the scheme says.
         static_scale: float32 ``[1]``, of static schemes.
         operand: the kernel's operand type: ``*fp16`` and ``*bf16`` ask for values of the codes.
         machine: what runs it.
+
+    Attributes:
+        key: what decides the bits that come out.
+        pointer: what the codes are to Triton.
     """
 
     def __init__(self, spec: ActSpec, static_scale: Tensor | None, operand: str, machine: Machine) -> None:
@@ -35,35 +43,51 @@ class Rounding:
         self.spec, self.static_scale, self.machine = spec, static_scale, machine
         self.element = element(spec.element)
         self.dtype = _WIDE.get(operand, code_dtype(self.element))
-        self.view = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}.get(operand)
-        self.row = _row(spec, wide=operand in _WIDE)
+        self.pointer = _POINTERS[self.dtype]
+        self.key = RoundingKey(
+            spec, _FORMS.get(operand, "codes"), None if static_scale is None else float(static_scale)
+        )
+        self._view = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}.get(operand)
+        self._row = _row(spec, wide=operand in _WIDE)
         self._kernels: dict[tuple[torch.dtype, int], Kernel] = {}
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes ``[M, K]`` (or their values) and float32 scales ``[M]``, or ``[M, K / group]``."""
-        tokens, k = x.shape
-        codes = torch.empty(x.shape, dtype=self.dtype, device=x.device)
-        kernel, qmax = self._kernel(x.dtype, k), self.element.max
+    def __call__(self, x: Tensor) -> Rounded:
+        """Codes ``[..., K]`` (or their values) and float32 scales ``[..., 1]``, or ``[..., K / group]``."""
+        k = x.shape[-1]
+        x = x.contiguous()
+        rounded, arguments = self.room(x)
+        tokens, kernel = rounded.tokens, self._kernel(x.dtype, k)
         if self.spec.group is not None:
             groups = tokens * k // self.spec.group
-            scales = torch.empty(groups, dtype=torch.float32, device=x.device)
             at_once = int(kernel.config.constexprs["ROWS"] or 1)
-            kernel((-(-groups // at_once),), x=x, codes=codes, scales=scales, groups=groups, qmax=qmax)
-            scales = scales.view(tokens, -1)
+            kernel((-(-groups // at_once),), x=x, groups=groups, **arguments)
         else:
-            scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
-            static = scales if self.static_scale is None else self.static_scale
-            kernel((tokens,), x=x, codes=codes, scales=scales, static_scale=static, K=k, qmax=qmax)
-        return codes if self.view is None else codes.view(self.view), scales
+            kernel((tokens,), x=x, K=k, **arguments)
+        return rounded
+
+    def room(self, x: Tensor) -> tuple[Rounded, dict[str, Any]]:
+        """What activations like ``x`` are rounded into, and what a kernel is told that does so."""
+        k = x.shape[-1]
+        codes = torch.empty(x.shape, dtype=self.dtype, device=x.device)
+        shape = (*x.shape[:-1], k // (self.spec.group or k))
+        scales = torch.empty(shape, dtype=torch.float32, device=x.device)
+        static = scales if self.static_scale is None else self.static_scale
+        arguments = {"codes": codes, "scales": scales, "static_scale": static, "qmax": self.element.max}
+        return Rounded(codes, scales, x.dtype, self.key), arguments
+
+    def operand(self, rounded: Rounded) -> Tensor:
+        """The codes ``[M, K]`` in the dtype in which the kernel multiplies them."""
+        codes = rounded.codes.reshape(rounded.tokens, -1)
+        return codes if self._view is None else codes.view(self._view)
 
     def _kernel(self, dtype: torch.dtype, k: int) -> Kernel:
         key = (dtype, k)
         if key not in self._kernels:
             config = configure.rounding(
-                self.row, str(dtype).removeprefix("torch."), _POINTERS[self.dtype], self.machine, k=k,
+                self._row, str(dtype).removeprefix("torch."), self.pointer, self.machine, k=k,
                 element=self.spec.element, group=self.spec.group or k, static=self.static_scale is not None,
             )  # fmt: skip
-            self._kernels[key] = Kernel(self.row.entry, config, self.machine)
+            self._kernels[key] = Kernel(self._row.entry, config, self.machine)
         return self._kernels[key]
 
 

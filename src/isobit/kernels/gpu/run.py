@@ -19,6 +19,7 @@ from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.tiles import NATIVE
 from isobit.kernels.gpu.variant import Variant
 from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.rounded import Rounded
 
 _FLOAT8 = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}
 _GAINS = {"e4m3fn": 256.0}  # what the float16 decoder leaves; see triton/decode.py
@@ -27,12 +28,14 @@ _GAINS = {"e4m3fn": 256.0}  # what the float16 decoder leaves; see triton/decode
 class Float32Product:
     """PyTorch's product of floats, for float32 activations."""
 
+    rounding: Rounding | None = None
+
     def __init__(self, held: Held) -> None:
         self.held = held
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
+    def __call__(self, x: Tensor | Rounded, y: Tensor) -> None:
         """``x [M, K]`` to ``y [M, N]``."""
-        assert self.held.plain is not None
+        assert self.held.plain is not None and not isinstance(x, Rounded)
         bias = None if self.held.bias is None else self.held.bias.to(x.dtype)
         y.copy_(F.linear(x, self.held.plain.to(x.dtype), bias))
 
@@ -44,14 +47,16 @@ class LibraryProduct:
         self.rounding = _rounding(held, row, machine)
         self.arguments = _weight_arguments(held, row, call, machine)
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        """``x [M, K]`` to ``y [M, N]``."""
+    def __call__(self, x: Tensor | Rounded, y: Tensor) -> None:
+        """``x [M, K]``, or what it was rounded to, to ``y [M, N]``."""
         weight = self.arguments["w"]
-        if self.rounding is None:
-            library.mm(x, weight, y)
+        if self.rounding is not None:
+            rounded = x if isinstance(x, Rounded) else self.rounding(x)
+            codes, scales = self.rounding.operand(rounded), rounded.scales.view(-1)
+            library.scaled_mm(codes, weight, scales, self.arguments["scale"], y)
         else:
-            x, scales = self.rounding(x)
-            library.scaled_mm(x, weight, scales, self.arguments["scale"], y)
+            assert not isinstance(x, Rounded)
+            library.mm(x, weight, y)
 
 
 class Run:
@@ -67,11 +72,13 @@ class Run:
         self.kernel = Kernel(row.entry, self.config, machine)
         self.split_k = int(self.config.constexprs.get("SPLIT_K") or 1)
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        """``x [M, K]`` to ``y [M, N]``."""
+    def __call__(self, x: Tensor | Rounded, y: Tensor) -> None:
+        """``x [M, K]``, or what it was rounded to, to ``y [M, N]``."""
         arguments = dict(self.arguments)
         if self.rounding is not None:
-            x, arguments["token_scale"] = self.rounding(x)
+            rounded = x if isinstance(x, Rounded) else self.rounding(x)
+            x, arguments["token_scale"] = self.rounding.operand(rounded), rounded.scales
+        assert not isinstance(x, Rounded)
         if self.narrowed is not None:
             x, arguments["token_scale"] = self.narrowed(x)
         if self.widened is not None:

@@ -48,7 +48,7 @@ def _code(value, ELEMENT: tl.constexpr):
 
 
 @triton.jit
-def _store(codes, place, value, mask, ELEMENT: tl.constexpr, WIDE: tl.constexpr):
+def store_codes(codes, place, value, mask, ELEMENT: tl.constexpr, WIDE: tl.constexpr):
     """Stores codes, or what they stand for as float16 or bfloat16."""
     code = _code(value, ELEMENT)
     if not WIDE:
@@ -67,24 +67,45 @@ def _store(codes, place, value, mask, ELEMENT: tl.constexpr, WIDE: tl.constexpr)
 
 
 @triton.jit
-def _bits(values):
+def magnitudes(values):
     """Magnitudes as int32: they order as the numbers do, with infinity and NaN above all."""
     return values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
-def _scale(peak, qmax):
+def scale_of(peak, qmax):
     """The scale of what has magnitude bits ``peak`` at most; NaN where that is no number."""
     scale = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), qmax), _FLOOR)
     return tl.where(peak < _INFINITY_BITS, scale, float("nan"))
 
 
 @triton.jit
-def _quotient(values, scale, qmax):
+def quotient_of(values, scale, qmax):
     """``clamp(values / scale)``, 0 where the scale is NaN."""
     quotient = tl.div_rn(values.to(tl.float32), tl.broadcast_to(scale, values.shape))
     quotient = tl.where(scale == scale, quotient, 0.0)
     return tl.minimum(tl.maximum(quotient, -qmax), qmax)
+
+
+@triton.jit
+def scale_of_token(peak, static_scale, qmax, STATIC: tl.constexpr):
+    """The scale of a token whose largest magnitude has the bits ``peak``: its own or, if STATIC, the given one."""
+    if STATIC:
+        return tl.where(peak < _INFINITY_BITS, tl.load(static_scale), float("nan"))
+    else:
+        return scale_of(peak, qmax)
+
+
+@triton.jit
+def round_token(
+    values, codes, scales, static_scale, m, K, qmax, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Rounds token ``m``, whose values ``[BLOCK_K]`` (zeros from K on) are in registers, for kernels that end so."""
+    column = tl.arange(0, BLOCK_K)
+    scale = scale_of_token(tl.max(magnitudes(values), axis=0), static_scale, qmax, STATIC)
+    tl.store(scales + m, scale)
+    store_codes(codes + m.to(tl.int64) * K, column, quotient_of(values, scale, qmax), column < K, ELEMENT, WIDE)
 
 
 @triton.jit
@@ -110,23 +131,46 @@ def quantize_token(
     row = x + m * K
     out = codes + m * K
     values = tl.load(row + column, mask=column < K, other=0.0)
-    peaks = _bits(values)
+    peaks = magnitudes(values)
     if not ONCE:
         for begin in range(BLOCK_K, K, BLOCK_K):
             k = begin + column
-            peaks = tl.maximum(peaks, _bits(tl.load(row + k, mask=k < K, other=0.0)))
-    peak = tl.max(peaks, axis=0)
-    if STATIC:
-        scale = tl.where(peak < _INFINITY_BITS, tl.load(static_scale), float("nan"))
-    else:
-        scale = _scale(peak, qmax)
+            peaks = tl.maximum(peaks, magnitudes(tl.load(row + k, mask=k < K, other=0.0)))
+    scale = scale_of_token(tl.max(peaks, axis=0), static_scale, qmax, STATIC)
     tl.store(scales + m, scale)
-    _store(out, column, _quotient(values, scale, qmax), column < K, ELEMENT, WIDE)
+    store_codes(out, column, quotient_of(values, scale, qmax), column < K, ELEMENT, WIDE)
     if not ONCE:
         for begin in range(BLOCK_K, K, BLOCK_K):
             k = begin + column
             values = tl.load(row + k, mask=k < K, other=0.0)
-            _store(out, k, _quotient(values, scale, qmax), k < K, ELEMENT, WIDE)
+            store_codes(out, k, quotient_of(values, scale, qmax), k < K, ELEMENT, WIDE)
+
+
+@triton.jit
+def quantize_parts(
+    x, peaks, codes, scales, static_scale, K, qmax,
+    ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One scale per token, of parts whose largest magnitudes are known. Grid: (M, parts of BLOCK_K values).
+
+    Args:
+        x, codes, scales, static_scale, qmax: as for ``quantize_token``.
+        peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part.
+        PARTS: parts rounded up to a power of two.
+    """
+    if OVERLAP:
+        wait()
+    m = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    parts = tl.num_programs(1)
+    peak = tl.max(tl.load(peaks + m * parts + part, mask=part < parts, other=0), axis=0)
+    scale = scale_of_token(peak, static_scale, qmax, STATIC)
+    if tl.program_id(1) == 0:
+        tl.store(scales + m, scale)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    values = tl.load(x + m * K + k, mask=k < K, other=0.0)
+    store_codes(codes + m * K, k, quotient_of(values, scale, qmax), k < K, ELEMENT, WIDE)
 
 
 @triton.jit
@@ -150,6 +194,6 @@ def quantize_group(
     place = row[:, None] * GROUP + column[None, :]
     mask = (row < groups)[:, None] & (column < GROUP)[None, :]
     values = tl.load(x + place, mask=mask, other=0.0)
-    scale = _scale(tl.max(_bits(values), axis=1), qmax)
+    scale = scale_of(tl.max(magnitudes(values), axis=1), qmax)
     tl.store(scales + row, scale, mask=row < groups)
-    _store(codes, place, _quotient(values, scale[:, None], qmax), mask, ELEMENT, WIDE)
+    store_codes(codes, place, quotient_of(values, scale[:, None], qmax), mask, ELEMENT, WIDE)

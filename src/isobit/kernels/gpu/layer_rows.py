@@ -1,0 +1,116 @@
+"""The kernels of a layer beside its linears as rows, which the proof and docs/support.md read; no torch, no Triton.
+
+``layer.py`` launches them, in the configurations of ``layer_tiles.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.layer_tiles import AttentionShape, RopeShape, RowShape
+from isobit.kernels.gpu.tiles import CODES, Config
+from isobit.kernels.gpu.variant import Requires, compiles, has_bf16
+from isobit.targets.spec import Target
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One kernel of a layer.
+
+    Attributes:
+        name: unique, for people.
+        entry: ``module:function`` of the Triton function.
+        configurations: how it is compiled for usual models on a target.
+        requires: why a target cannot run it, or None.
+        multiplies: dtype of what it multiplies on matrix units; None if it does not.
+        promises: regular expressions of mnemonics, each of which the hot loop must show on that target.
+    """
+
+    name: str
+    entry: str
+    configurations: Callable[[Target], Iterator[Config]]
+    requires: Requires = compiles
+    multiplies: str | None = None
+    promises: Callable[[Target], tuple[str, ...]] = field(default=lambda target: ())
+
+
+_MODULES = "isobit.kernels.gpu.triton"
+_ATTENTIONS = {"few": tiles.attention_few, "many": tiles.attention_many}
+_SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is too low for the units of warp groups
+
+
+def _shapes(dtype: str) -> tuple[AttentionShape, ...]:
+    """Attentions of usual models: grouped queries; wide heads with a window and a cap; more heads than tiles hold."""
+    plain = AttentionShape(dtype, 32, 8, 128)
+    if dtype != "bfloat16":
+        return (plain,)
+    return plain, AttentionShape(dtype, 16, 8, 256, True, True), AttentionShape(dtype, 32, 32, 80, block=16)
+
+
+def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
+    return lambda target: (_ATTENTIONS[family](shape, target) for shape in _shapes(dtype))
+
+
+def _shows(family: str, dtype: str) -> Callable[[Target], tuple[str, ...]]:
+    """Float32 is multiplied in whatever a target has for it."""
+
+    def promises(target: Target) -> tuple[str, ...]:
+        unit = target.unit(dtype, dtype)
+        if dtype == "float32" or unit is None:
+            return ()
+        return (_SMALL_TILES.get(unit.instruction, unit.instruction) if family == "few" else unit.instruction,)
+
+    return promises
+
+
+def _attention_rows() -> Iterator[LayerRow]:
+    for family in _ATTENTIONS:
+        for short, dtype in (("bf16", "bfloat16"), ("f16", "float16"), ("f32", "float32")):
+            yield LayerRow(
+                f"attention-{family}-{short}", f"{_MODULES}.attention_{family}:attention_{family}",
+                _attentions(family, dtype), has_bf16 if short == "bf16" else compiles, dtype, _shows(family, dtype),
+            )  # fmt: skip
+
+
+def _merges(target: Target) -> Iterator[Config]:
+    for shape in _shapes(_usual(target)):
+        yield tiles.attention_merge(shape, target)
+
+
+def _usual(target: Target) -> str:
+    return "bfloat16" if has_bf16(target) is None else "float16"
+
+
+def _ropes(target: Target) -> Iterator[Config]:
+    dtype = _usual(target)
+    for norm in (False, True):
+        yield tiles.rope_append(RopeShape(dtype, 32, 8, 128, norm), target)
+
+
+def _norms(target: Target) -> Iterator[Config]:
+    dtype = _usual(target)
+    yield tiles.norm_token(RowShape(dtype, 4096), target)
+    for element in ("", "e4m3fn", "int8"):
+        yield tiles.norm_token(RowShape(dtype, 4096, True, element, CODES.get(element, "*u8")), target)
+
+
+def _gates(target: Target) -> Iterator[Config]:
+    for activation, element in (("silu", ""), ("gelu_tanh", ""), ("silu", "int8")):
+        yield tiles.gate(RowShape(_usual(target), 11008, element=element, activation=activation), target)
+
+
+def _roundings(target: Target) -> Iterator[Config]:
+    for element in CODES:
+        yield tiles.quantize_parts(RowShape(_usual(target), 11008, element=element, codes=CODES[element]), target)
+
+
+LAYER_ROWS: tuple[LayerRow, ...] = (
+    *_attention_rows(),
+    LayerRow("attention-merge", f"{_MODULES}.attention_few:attention_merge", _merges),
+    LayerRow("rope-append", f"{_MODULES}.rope:rope_append", _ropes),
+    LayerRow("norm", f"{_MODULES}.norm:norm_token", _norms),
+    LayerRow("gate", f"{_MODULES}.norm:gate", _gates),
+    LayerRow("quantize-parts", f"{_MODULES}.quantize:quantize_parts", _roundings),
+)

@@ -1,0 +1,277 @@
+"""How the kernels of a layer's parts beside its linears are compiled: tiles, warps, depth of the pipeline. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps, whole_token
+from isobit.targets.spec import Target
+
+POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
+_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
+
+# Keys of a part in the attention of few new tokens, and the most parts of a sequence, from which on parts are longer.
+# On an H200 (gpu_layer_ops.csv, the tuning in dev/LOG.md) parts of 256 were the fastest of 64 to 512: one sequence of
+# 4032 tokens wants short ones (25 us with 128, 23 with 256, 31 with 512), 64 of 512 long ones (147, 137, 128). What
+# suits the batch is not taken: a token's bits would depend on its neighbours.
+PART, MOST_PARTS = 256, 32
+_MOST_NEW, _TILE_ROWS = 4, 16  # tokens that are few; rows of the smallest tile of a matrix unit
+_PROGRAMS_EACH = 8  # of a multiprocessor: with more sequences and heads than that, programs take several parts
+LARGEST_HEAD = 256
+HEADS_AT_ONCE = 16  # of a program that rotates
+VALUES_AT_ONCE = 1024  # of a program that gates, or rounds a part of a token
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What a compiled attention depends on.
+
+    Attributes:
+        dtype: of queries, keys and values, as torch calls it.
+        heads, kv_heads, dim: see ``kernels.heads.AttentionSpec``.
+        window, softcap: whether there is one.
+        block: tokens of a block of the cache.
+        columns: blocks of a sequence at most.
+    """
+
+    dtype: str
+    heads: int
+    kv_heads: int
+    dim: int
+    window: bool = False
+    softcap: bool = False
+    block: int = 256
+    columns: int = 16
+
+    @property
+    def group(self) -> int:
+        """Query heads of one head of keys."""
+        return self.heads // self.kv_heads
+
+    @property
+    def few(self) -> int:
+        """New tokens up to which a sequence is one of few."""
+        return min(_MOST_NEW, max(1, _TILE_ROWS // self.group))
+
+    @property
+    def width(self) -> int:
+        """The head's width as tiles have it."""
+        return _power_of_two(self.dim)
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What a compiled norm or gate depends on.
+
+    Attributes:
+        dtype: of the activations.
+        k: values of a token.
+        add: whether something is added before the norm.
+        element: format that the result is rounded to, if any.
+        codes: pointer of the codes, or of values of them.
+        static: whether the scale is given.
+        activation: of a gate.
+    """
+
+    dtype: str
+    k: int
+    add: bool = False
+    element: str = ""
+    codes: str = "*u8"
+    static: bool = False
+    activation: str = "silu"
+
+
+@dataclass(frozen=True)
+class RopeShape:
+    """What a compiled rotation depends on; ``table`` is the dtype of cosines and sines."""
+
+    dtype: str
+    heads: int
+    kv_heads: int
+    dim: int
+    norm: bool = False
+    table: str = ""
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _precision(target: Target, dtype: str) -> str:
+    return "tf32x3" if dtype == "float32" and is_cuda(target) and target.unit("float16", "float16") else "ieee"
+
+
+# ---------------------------------------------------------------------- attention
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Queries and keys of a step; warps; depth of the pipeline."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+def _attention(shape: AttentionShape, target: Target, tile: _Tile, signature: dict[str, str]) -> Config:
+    pointer = POINTERS[shape.dtype]
+    types = {
+        **dict.fromkeys(("q", "keys", "values", "out"), pointer),
+        **dict.fromkeys(("starts", "lengths", "table"), "*i32"), **signature,
+        **dict.fromkeys(("columns", "block", "window"), "i32"), "gain": "fp32", "factor": "fp32",
+    }  # fmt: skip
+    constants: dict[str, Constant] = {
+        "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "WIDTH": shape.width, "NEW": shape.few,
+        "BLOCK_N": tile.n, "WHOLE": shape.block % tile.n == 0 or shape.columns == 1, "WINDOW": shape.window,
+        "SOFTCAP": shape.softcap, "PRECISION": _precision(target, shape.dtype), "OVERLAP": overlaps(target),
+    }  # fmt: skip
+    return Config(types, constants, tile.warps, tile.stages, divisible=())
+
+
+def attention_few(shape: AttentionShape, target: Target) -> Config:
+    """Configuration of ``attention_few``."""
+    rows = max(_TILE_ROWS, _power_of_two(shape.group * shape.few))
+    config = _attention(
+        shape, target, _few_tile(shape, target, rows),
+        {"work": "*fp32", "stats": "*fp32", "room": "i32", "queries": "i32"},
+    )  # fmt: skip
+    return config.with_constants(ROWS=rows, PART=PART, MOST=MOST_PARTS)
+
+
+def attention_merge(shape: AttentionShape, target: Target) -> Config:
+    """Configuration of ``attention_merge``."""
+    few = attention_few(shape, target)
+    wanted = ("HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "MOST", "WINDOW", "OVERLAP")
+    return Config(few.signature, {name: few.constexprs[name] for name in wanted}, 4, 1, divisible=())
+
+
+def _few_tile(shape: AttentionShape, target: Target, rows: int) -> _Tile:
+    """Keys of a step: what a multiprocessor has several of at once."""
+    size = shape.width * _SIZES[shape.dtype]
+    if _without_unit(shape, target):
+        return _Tile(rows, 16, _warps(target), 1)
+    if target.shared_memory < _MIDDLE_SHARED:
+        return _Tile(rows, 16 if _few_registers(target) else 32, _warps(target), 1)
+    return _Tile(rows, 64 if size <= 256 else 32, 4, 3 if target.shared_memory > _LARGE_SHARED else 2)
+
+
+def _without_unit(shape: AttentionShape, target: Target) -> bool:
+    """Whether products are ordinary arithmetic: a thread then holds what it multiplies in registers."""
+    if shape.dtype == "float32" and not is_cuda(target):
+        return _few_registers(target)
+    return target.unit("float16", "float16") is None
+
+
+def _few_registers(target: Target) -> bool:
+    """A thread of RDNA has half of CDNA's registers: twice the threads share a tile."""
+    return not is_cuda(target) and target.registers <= 256
+
+
+def _warps(target: Target) -> int:
+    return 8 if _few_registers(target) else 4
+
+
+def attention_many(shape: AttentionShape, target: Target) -> Config:
+    """Configuration of ``attention_many``."""
+    tile = _many_tile(shape, target)
+    return _attention(shape, target, tile, {"sequences": "i32"}).with_constants(BLOCK_M=tile.m)
+
+
+def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
+    """An H200 took 547 us for a prompt of 4096 (7B) with 64 by 64 and four warps, 587 with 128 by 128 and eight."""
+    size = shape.width * _SIZES[shape.dtype]
+    if _without_unit(shape, target):
+        return _Tile(16, 16, _warps(target), 1)
+    if target.shared_memory < _MIDDLE_SHARED:
+        keys = 16 if _few_registers(target) else 32
+        return _Tile(64 if size <= 256 else 32, keys, _warps(target), 1)
+    if shape.dtype == "float32":
+        return _Tile(32, 32, 8, 2)
+    if target.shared_memory > _LARGE_SHARED:
+        return _Tile(64, 64, 4, 3) if size <= 256 else _Tile(64, 32, 4, 2)
+    return _Tile(64, 32, 4, 2) if size <= 256 else _Tile(32, 32, 4, 2)
+
+
+def parts_of(most: int) -> int:
+    """Parts of a sequence of up to ``most`` tokens that there must be room for."""
+    return min(MOST_PARTS, max(1, -(-most // PART)))
+
+
+def programs_of(parts: int, others: int, multiprocessors: int) -> int:
+    """Programs for the parts of each sequence and head, of which there are ``others``: enough to fill the machine."""
+    return max(1, min(parts, -(-_PROGRAMS_EACH * multiprocessors // max(1, others))))
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def rope_append(shape: RopeShape, target: Target) -> Config:
+    """Configuration of ``rope_append``."""
+    pointer, table = POINTERS[shape.dtype], POINTERS[shape.table or shape.dtype]
+    types = {
+        **dict.fromkeys(("q", "k", "v", "rotated", "keys", "values"), pointer), "cos": table, "sin": table,
+        "q_norm": "*fp32", "k_norm": "*fp32", "slots": "*i64",
+        **dict.fromkeys(("stride_q", "stride_k", "stride_v", "block"), "i32"), "eps": "fp32",
+    }  # fmt: skip
+    constants: dict[str, Constant] = {
+        "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "HALF": _power_of_two(shape.dim // 2),
+        "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "OVERLAP": overlaps(target),
+    }  # fmt: skip
+    return Config(types, constants, 4, 1, divisible=("stride_q", "stride_k", "stride_v"))
+
+
+def norm_token(shape: RowShape, target: Target) -> Config:
+    """Configuration of ``norm_token``."""
+    pointer = POINTERS[shape.dtype]
+    block, once, warps = whole_token(shape.k, target)
+    types = {
+        **dict.fromkeys(("x", "delta", "total", "y"), pointer), "weight": "*fp32", "eps": "fp32", **_rounding(shape)
+    }  # fmt: skip
+    return Config(
+        types, {**_rounded(shape), "ADD": shape.add, "OVERLAP": overlaps(target), "ONCE": once, "BLOCK_K": block},
+        warps, 1, divisible=("K",),
+    )  # fmt: skip
+
+
+def gate(shape: RowShape, target: Target) -> Config:
+    """Configuration of ``gate``; with the largest magnitudes where the result is rounded behind it."""
+    types = {
+        **dict.fromkeys(("gate", "up", "y"), POINTERS[shape.dtype]), "peaks": "*i32",
+        **dict.fromkeys(("K", "stride_gate", "stride_up"), "i32"),
+    }  # fmt: skip
+    constants: dict[str, Constant] = {
+        "ACTIVATION": shape.activation, "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
+        "BLOCK_K": VALUES_AT_ONCE,
+    }  # fmt: skip
+    return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"))
+
+
+def quantize_parts(shape: RowShape, target: Target) -> Config:
+    """Configuration of ``quantize_parts``."""
+    types = {"x": POINTERS[shape.dtype], "peaks": "*i32", **_rounding(shape)}
+    constants: dict[str, Constant] = {
+        **_rounded(shape), "OVERLAP": overlaps(target), "PARTS": _power_of_two(parts_of_token(shape.k)),
+        "BLOCK_K": VALUES_AT_ONCE,
+    }  # fmt: skip
+    return Config(types, constants, 4, 1, divisible=("K",))
+
+
+def parts_of_token(k: int) -> int:
+    """Programs that share a token of ``k`` values."""
+    return -(-k // VALUES_AT_ONCE)
+
+
+def holds_token(k: int, target: Target) -> bool:
+    """Whether a program holds a token of ``k`` values, so that it is rounded where it is made."""
+    return whole_token(k, target)[1]
+
+
+def _rounding(shape: RowShape) -> dict[str, str]:
+    return {"codes": shape.codes, "scales": "*fp32", "static_scale": "*fp32", "K": "i32", "qmax": "fp32"}
+
+
+def _rounded(shape: RowShape) -> dict[str, Constant]:
+    return {"ELEMENT": shape.element, "WIDE": shape.codes in ("*fp16", "*bf16"), "STATIC": shape.static}

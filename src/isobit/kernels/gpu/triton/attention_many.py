@@ -1,0 +1,114 @@
+"""Attention of sequences with more than a few new tokens: tiles of queries of one head, over the keys they see."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from isobit.kernels.gpu.triton.attention import add_tile, rows_of_keys, scores
+from isobit.kernels.gpu.triton.pdl import wait
+
+
+@triton.jit
+def _sequence(starts, sequences, tile, BLOCK_M: tl.constexpr):
+    """The sequence that a tile is one of, and which of its tiles.
+
+    Sequence b has the numbers from ``starts[b] // BLOCK_M + b`` on: always enough for its tiles, sometimes one more.
+    """
+    low, high = tl.full((), 0, tl.int32), sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(starts + middle) // BLOCK_M + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low, tile - (tl.load(starts + low) // BLOCK_M + low)
+
+
+@triton.jit
+def _steps(
+    query, keys, values, table, first, end, length, newest, block, head, gain, factor, window, peak, weight, total,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The sums with the keys of positions ``first`` to ``end - 1`` added, which all queries see, or not (MASKED)."""
+    d = tl.arange(0, WIDTH)[None, :]
+    for at in range(first, end, BLOCK_N):
+        place = rows_of_keys(table, at, length - 1, block, head, KV_HEADS, WHOLE, BLOCK_N)[:, None] * DIM + d
+        if DIM == WIDTH:
+            key = tl.load(keys + place)
+            value = tl.load(values + place)
+        else:
+            key = tl.load(keys + place, mask=d < DIM, other=0.0)
+            value = tl.load(values + place, mask=d < DIM, other=0.0)
+        products = scores(query, key, gain, SOFTCAP, PRECISION)
+        if MASKED:
+            position = (at + tl.arange(0, BLOCK_N))[None, :]
+            seen = position <= newest[:, None]
+            if WINDOW:
+                seen = seen & (position > newest[:, None] - window)
+            products = tl.where(seen, products, float("-inf"))
+        peak, weight, total = add_tile(products, factor, value, peak, weight, total, PRECISION, MASKED)
+    return peak, weight, total
+
+
+@triton.jit
+def attention_many(
+    q, keys, values, starts, lengths, table, out, sequences, columns, block, window, gain, factor,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Sequences of more than ``NEW`` new tokens; the others are left alone. Grid: (T // BLOCK_M + B, HEADS).
+
+    A query's sums go over tiles of keys that begin at multiples of BLOCK_N, and tiles of which it sees nothing change
+    no bit of them: its result does not depend on which of its neighbours are new, too.
+
+    Args:
+        q, keys, values, starts, lengths, table, out, columns, block, window, gain, factor: as for ``attention_few``.
+        sequences: B.
+        BLOCK_M: queries of a program; BLOCK_N: keys of a step.
+    """
+    head = tl.program_id(1)
+    if OVERLAP:
+        wait()
+    # The last tiles of a prompt see the most keys: they begin first.
+    b, tile = _sequence(starts, sequences, tl.num_programs(0) - 1 - tl.program_id(0), BLOCK_M)
+    begin = tl.load(starts + b)
+    new = tl.load(starts + b + 1) - begin
+    length = tl.load(lengths + b)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    if (new > NEW) & (tile * BLOCK_M < new):
+        d = tl.arange(0, WIDTH)[None, :]
+        place = ((begin + row).to(tl.int64) * HEADS + head)[:, None] * DIM + d
+        inside = (row < new)[:, None] & (d < DIM)
+        query = tl.load(q + place, mask=inside, other=0.0)
+        newest = length - new + row
+        oldest_query = length - new + tile * BLOCK_M
+        end = tl.minimum(oldest_query + BLOCK_M, length)
+        first, whole = 0, 0  # where keys begin that a query sees, and that all queries see
+        if WINDOW:
+            first = tl.maximum(oldest_query - window + 1, 0) // BLOCK_N * BLOCK_N
+            whole = tl.cdiv(tl.maximum(oldest_query + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
+        diagonal = tl.maximum((oldest_query + 1) // BLOCK_N * BLOCK_N, first)
+        whole = tl.minimum(tl.maximum(whole, first), diagonal)
+        blocks = table + b.to(tl.int64) * columns
+        kv_head = head // (HEADS // KV_HEADS)
+        peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        weight = tl.zeros((BLOCK_M,), tl.float32)
+        total = tl.zeros((BLOCK_M, WIDTH), tl.float32)
+        if WINDOW:
+            peak, weight, total = _steps(
+                query, keys, values, blocks, first, whole, length, newest, block, kv_head, gain, factor, window, peak,
+                weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, True,
+            )  # fmt: skip
+        peak, weight, total = _steps(
+            query, keys, values, blocks, whole, diagonal, length, newest, block, kv_head, gain, factor, window, peak,
+            weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, False,
+        )  # fmt: skip
+        peak, weight, total = _steps(
+            query, keys, values, blocks, diagonal, end, length, newest, block, kv_head, gain, factor, window, peak,
+            weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, True,
+        )  # fmt: skip
+        mixed = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
+        tl.store(out + place, mixed.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,106 @@
+"""RMS norms and gates, and the rounding of what they give in the same kernel."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from isobit.kernels.gpu.triton.pdl import wait
+from isobit.kernels.gpu.triton.quantize import magnitudes, round_token
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _sum(x, delta, total, place, inside, ADD: tl.constexpr):
+    """``x``, or ``x + delta``, which is stored, in the dtype of x."""
+    values = tl.load(x + place, mask=inside, other=0.0)
+    if ADD:
+        other = tl.load(delta + place, mask=inside, other=0.0)
+        values = (values.to(tl.float32) + other.to(tl.float32)).to(values.dtype)
+        tl.store(total + place, values, mask=inside)
+    return values
+
+
+@triton.jit
+def norm_token(
+    x, delta, weight, total, y, codes, scales, static_scale, K, eps, qmax,
+    ADD: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr,
+    ONCE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M,).
+
+    The sum and the norm are values of the dtype of x, whatever follows: a rounded norm is the rounding of a norm.
+
+    Args:
+        x, delta: ``[M, K]``; delta if ADD.
+        weight: float32 ``[K]``.
+        total: ``[M, K]``: the sum, if ADD.
+        y: ``[M, K]``: the norm, if there is no ELEMENT.
+        codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is one; then ONCE.
+        ONCE: K is at most BLOCK_K.
+    """
+    tl.static_assert(ONCE or ELEMENT == "", "what is rounded is in registers as a whole")
+    m = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_K)
+    factors = tl.load(weight + column, mask=column < K, other=0.0)
+    if OVERLAP:
+        wait()
+    values = _sum(x, delta, total, m * K + column, column < K, ADD)
+    squares = values.to(tl.float32) * values.to(tl.float32)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            more = _sum(x, delta, total, m * K + begin + column, begin + column < K, ADD).to(tl.float32)
+            squares += more * more
+    factor = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+    normed = (values.to(tl.float32) * factor * factors).to(values.dtype)
+    if ELEMENT != "":
+        round_token(normed, codes, scales, static_scale, m, K, qmax, ELEMENT, WIDE, STATIC, BLOCK_K)
+    else:
+        tl.store(y + m * K + column, normed, mask=column < K)
+        if not ONCE:
+            tl.debug_barrier()  # the sum is read again
+            for begin in range(BLOCK_K, K, BLOCK_K):
+                k = begin + column
+                source = total if ADD else x
+                more = tl.load(source + m * K + k, mask=k < K, other=0.0)
+                scaled = more.to(tl.float32) * factor * tl.load(weight + k, mask=k < K, other=0.0)
+                tl.store(y + m * K + k, scaled.to(more.dtype), mask=k < K)
+
+
+@triton.jit
+def _gated(gate, up, ACTIVATION: tl.constexpr):
+    """``activation(gate) * up`` in float32, of numbers in any float."""
+    g = gate.to(tl.float32)
+    if ACTIVATION == "silu":
+        share = 1.0 / (1.0 + tl.exp2(-g * _LOG2_E))
+    else:
+        tl.static_assert(ACTIVATION == "gelu_tanh", "an activation")
+        # (1 + tanh z) / 2 is 1 / (1 + exp(-2 z)), with z = sqrt(2 / pi) (g + 0.044715 g^3)
+        share = 1.0 / (1.0 + tl.exp2(g * (1.0 + 0.044715 * g * g) * (-1.5957691216057308 * _LOG2_E)))
+    return g * share * up.to(tl.float32)
+
+
+@triton.jit
+def gate(
+    gate, up, y, peaks, K, stride_gate, stride_up, ACTIVATION: tl.constexpr, PEAKS: tl.constexpr,
+    OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``activation(gate) * up``. Grid: (M, ceil(K / BLOCK_K)).
+
+    Args:
+        gate, up: ``[M, K]``, with so many elements from row to row.
+        y: ``[M, K]``.
+        peaks: int32 ``[M, ceil(K / BLOCK_K)]``, if PEAKS: the largest magnitudes, for ``quantize_parts``.
+        ACTIVATION: "silu", or "gelu_tanh".
+    """
+    if OVERLAP:
+        wait()
+    m = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    gates = tl.load(gate + m * stride_gate + k, mask=k < K, other=0.0)
+    ups = tl.load(up + m * stride_up + k, mask=k < K, other=0.0)
+    values = _gated(gates, ups, ACTIVATION).to(y.dtype.element_ty)
+    tl.store(y + m * K + k, values, mask=k < K)
+    if PEAKS:
+        tl.store(peaks + m * tl.num_programs(1) + tl.program_id(1), tl.max(magnitudes(values), axis=0))

@@ -1,0 +1,95 @@
+"""Queries and keys normed and rotated, keys and values put into the cache: what stands before attention, in one go."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from isobit.kernels.gpu.triton.pdl import wait
+
+
+@triton.jit
+def _rotated(x, weight, cos, sin, eps, inside, NORM: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr):
+    """Both halves ``[BATCH, HALF]`` of the heads at ``x``: rotated in float32, and normed before that if NORM.
+
+    Args:
+        x: pointers ``[BATCH, 1]`` to heads.
+        inside: ``[BATCH, 1]``: which of them there are.
+        cos, sin: of this token.
+    """
+    dtype: tl.constexpr = x.dtype.element_ty
+    d = tl.arange(0, HALF)
+    real = d < DIM // 2
+    mask = inside & real[None, :]
+    first = tl.load(x + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(x + (DIM // 2 + d)[None, :], mask=mask, other=0.0).to(tl.float32)
+    if NORM:  # a norm's result is a value of the activations' dtype
+        mean = (tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / DIM
+        factor = tl.rsqrt(mean + eps)[:, None]
+        low = tl.load(weight + d, mask=real, other=0.0)[None, :]
+        high = tl.load(weight + DIM // 2 + d, mask=real, other=0.0)[None, :]
+        first = (first * factor * low).to(dtype).to(tl.float32)
+        second = (second * factor * high).to(dtype).to(tl.float32)
+    cos_low = tl.load(cos + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    cos_high = tl.load(cos + DIM // 2 + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    sin_low = tl.load(sin + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    sin_high = tl.load(sin + DIM // 2 + d, mask=real, other=0.0).to(tl.float32)[None, :]
+    return first * cos_low - second * sin_low, second * cos_high + first * sin_high
+
+
+@triton.jit
+def _store(y, first, second, inside, DIM: tl.constexpr, HALF: tl.constexpr):
+    """Stores both halves of heads at the pointers ``y [BATCH, 1]``."""
+    d = tl.arange(0, HALF)
+    mask = inside & (d < DIM // 2)[None, :]
+    tl.store(y + d[None, :], first.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + (DIM // 2 + d)[None, :], second.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def rope_append(
+    q, k, v, cos, sin, q_norm, k_norm, slots, rotated, keys, values, stride_q, stride_k, stride_v, block, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BATCH: tl.constexpr,
+    NORM: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid: (T, ceil(HEADS / BATCH) + 2 * ceil(KV_HEADS / BATCH)): heads of queries, of keys, of values.
+
+    Args:
+        q, k, v: ``[T, heads * DIM]``, with so many elements from token to token.
+        cos, sin: ``[T, DIM]`` of each token's position, of one floating-point dtype.
+        q_norm, k_norm: float32 ``[DIM]``, if NORM.
+        slots: int64 ``[T]``: where in the cache; -1: nowhere.
+        rotated: ``[T, HEADS * DIM]``: the queries.
+        keys, values: ``[blocks, KV_HEADS, block, DIM]``.
+        HALF: DIM / 2 rounded up to a power of two.
+        BATCH: heads of a program.
+    """
+    Q_PROGRAMS: tl.constexpr = (HEADS + BATCH - 1) // BATCH
+    KV_PROGRAMS: tl.constexpr = (KV_HEADS + BATCH - 1) // BATCH
+    token = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(1)
+    if OVERLAP:
+        wait()
+    if program < Q_PROGRAMS:
+        head = program * BATCH + tl.arange(0, BATCH)[:, None]
+        first, second = _rotated(
+            q + token * stride_q + head * DIM, q_norm, cos + token * DIM, sin + token * DIM, eps, head < HEADS, NORM,
+            DIM, HALF,
+        )  # fmt: skip
+        _store(rotated + (token * HEADS + head) * DIM, first, second, head < HEADS, DIM, HALF)
+    else:
+        slot = tl.load(slots + token)
+        if slot >= 0:
+            head = (program - Q_PROGRAMS) % KV_PROGRAMS * BATCH + tl.arange(0, BATCH)[:, None]
+            row = ((slot // block) * KV_HEADS + head) * block + slot % block
+            if program < Q_PROGRAMS + KV_PROGRAMS:
+                first, second = _rotated(
+                    k + token * stride_k + head * DIM, k_norm, cos + token * DIM, sin + token * DIM, eps,
+                    head < KV_HEADS, NORM, DIM, HALF,
+                )  # fmt: skip
+                _store(keys + row * DIM, first, second, head < KV_HEADS, DIM, HALF)
+            else:
+                d = tl.arange(0, 2 * HALF)[None, :]
+                inside = (head < KV_HEADS) & (d < DIM)
+                value = tl.load(v + token * stride_v + head * DIM + d, mask=inside, other=0.0)
+                tl.store(values + row * DIM + d, value, mask=inside)

@@ -1,0 +1,130 @@
+"""The parts of a layer beside its linears in Triton's interpreter: run as a program it prints one result a line.
+
+The interpreter adds bfloat16 wrongly, so everything here is float16 and float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import layer_oracle as oracle
+import torch
+import torch.nn.functional as F
+
+from isobit.formats.schemes import ActSpec
+from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.rounded import Rounded
+from isobit.targets.table import target
+
+GENERATOR = torch.Generator().manual_seed(0)
+MACHINE = Machine.imagined(target("sm_86"))
+LAYER = GpuLayer(MACHINE, Workspace(torch.device("cpu")))
+
+
+def _weight(size: int) -> torch.Tensor:
+    return torch.rand(size, generator=GENERATOR) + 0.5
+
+
+# Sequences as (new tokens, length); a length of 0 is padding. Parts of the few have 256 keys.
+ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
+    "decoding": (AttentionSpec(4, 2, 16), [(1, 600), (1, 5), (1, 0), (2, 257)], 32),
+    "mixture": (
+        AttentionSpec(4, 4, 24, q_norm=_weight(24), k_norm=_weight(24), eps=1e-5),
+        [(1, 130), (70, 90), (4, 4), (1, 0), (9, 200)], 16,
+    ),
+    "window, cap, scale": (
+        AttentionSpec(4, 2, 16, window=40, softcap=5.0, scale=0.3), [(1, 700), (70, 190), (3, 37), (33, 33)], 8
+    ),
+    "wide window": (AttentionSpec(2, 1, 16, window=300), [(1, 900), (66, 400)], 128),
+    "one prompt": (AttentionSpec(2, 1, 80), [(80, 80)], 128),
+    "cache in one piece": (AttentionSpec(2, 2, 64, window=200), [(1, 257), (1, 130)], 300),
+    "heads in plenty": (AttentionSpec(20, 1, 16), [(1, 300), (2, 20)], 64),
+}  # fmt: skip
+
+
+def attentions() -> Iterator[tuple[str, float]]:
+    for name, (spec, sizes, block) in ATTENTIONS.items():
+        for dtype in (torch.float32, torch.float16):
+            given = oracle.batch(spec, sizes, block, dtype, 1)
+            wanted, keys, values = oracle.attention(spec, given)
+            found = LAYER.attention(spec, *given.arguments)  # type: ignore[arg-type]
+            real = given.sequences.slots >= 0
+            yield f"attention {dtype} {name}", oracle.error(found, wanted)
+            yield f"stored {dtype} {name}", oracle.error(oracle.stored(given, given.keys), keys[real])
+            same = torch.equal(oracle.stored(given, given.values).double(), values[real])
+            yield f"same: values stored, {name} {dtype}", 0.0 if same and not bool(found[~real].any()) else 1.0
+
+
+def alone() -> Iterator[tuple[str, float]]:
+    """Every sequence alone, and a prompt in two chunks: the same bits as together."""
+    spec, sizes, block = ATTENTIONS["mixture"]
+    given = oracle.batch(spec, sizes, block, torch.float16, 1)
+    together = LAYER.attention(spec, *given.arguments)  # type: ignore[arg-type]
+    starts = given.sequences.starts.tolist()
+    pieces = [(b, starts[b], starts[b + 1], length) for b, (_, length) in enumerate(sizes)]
+    pieces += [(1, starts[1], starts[1] + 37, 57), (1, starts[1] + 37, starts[2], 90)]
+    for b, begin, end, length in pieces:
+        own = slice(begin, end)
+        one = replace(
+            given.sequences, starts=torch.tensor([0, end - begin]).int(), lengths=torch.tensor([length]).int(),
+            table=given.sequences.table[b : b + 1], slots=given.sequences.slots[own], most_new=end - begin,
+            most=max(1, length),
+        )  # fmt: skip
+        parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
+        found = LAYER.attention(spec, *parts, given.keys, given.values, one)
+        yield f"same: {end - begin} of {length} tokens alone", 0.0 if torch.equal(found, together[own]) else 1.0
+
+
+def rows() -> Iterator[tuple[str, float]]:
+    for dtype in (torch.float32, torch.float16):
+        for k in (320, 17000):  # more than a program holds
+            x, delta = (torch.randn(3, k, generator=GENERATOR).to(dtype) for _ in range(2))
+            x[1, 3] = 60.0
+            weight = _weight(k)
+            total, normed = LAYER.add_norm(x, delta, weight, 1e-5)
+            assert isinstance(normed, torch.Tensor)
+            yield f"same: sum {dtype} {k}", 0.0 if torch.equal(total, x + delta) else 1.0
+            wanted = F.rms_norm(total.double(), (k,), weight.double(), 1e-5)
+            yield f"row {dtype} add, norm {k}", oracle.error(normed, wanted)
+            for name, activation in (("silu", F.silu), ("gelu_tanh", lambda g: F.gelu(g, approximate="tanh"))):
+                both = torch.cat((3 * x, delta), dim=-1)  # as one product of both leaves them
+                found = LAYER.gate(both[:, :k], both[:, k:], name)
+                assert isinstance(found, torch.Tensor)
+                yield f"row {dtype} {name} {k}", oracle.error(found, activation((3 * x).double()) * delta.double())
+            x[2, 5] = float("nan")
+            for name, same in rounded(x, delta, weight):
+                yield f"same: rounded {name} {dtype} {k}", 0.0 if same else 1.0
+
+
+def rounded(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[str, bool]]:
+    """What is rounded where it is made, beside what is rounded later."""
+    static = torch.tensor([0.03])
+    plain = LAYER.norm(x, weight, 1e-5), LAYER.add_norm(x, delta, weight, 1e-5)[1], LAYER.gate(x, delta)
+    for element in ("e4m3fn", "e5m2", "int8"):
+        specs = [(ActSpec(element, "token"), None), (ActSpec(element, "tensor", dynamic=False), static)]
+        specs += [(ActSpec(element, "group", 64), None)] if x.shape[-1] % 64 == 0 else []
+        for spec, scale in specs:
+            for operand in ("*u8", "*fp16"):
+                rounding = Rounding(spec, scale, operand, MACHINE)
+                made = (
+                    LAYER.norm(x, weight, 1e-5, rounding), LAYER.add_norm(x, delta, weight, 1e-5, rounding)[1],
+                    LAYER.gate(x, delta, "silu", rounding),
+                )  # fmt: skip
+                for what, one, other in zip(("norm", "add, norm", "gate"), made, plain, strict=True):
+                    assert isinstance(one, Rounded) and isinstance(other, torch.Tensor)
+                    later = rounding(other)
+                    same = one.key == later.key and torch.equal(one.codes, later.codes)
+                    same &= torch.equal(one.scales.nan_to_num(7e8), later.scales.nan_to_num(7e8))
+                    yield f"{what} {spec} {operand}", same
+
+
+if __name__ == "__main__":
+    for case in (attentions, alone, rows):
+        for result in case():
+            print(json.dumps(result), flush=True)

@@ -1,0 +1,193 @@
+"""The parts of a layer beside its linears on a GPU: against float64, in mixtures, in graphs, and alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import layer_oracle as oracle
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isobit.formats.schemes import ActSpec
+from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.rounded import Rounded, project
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here"),
+]
+HALVES = (torch.bfloat16, torch.float16)
+# What rounding a result leaves, root mean square: some 1.7e-3 of bfloat16, 2.1e-4 of float16; and a little more.
+ROUNDED = {torch.bfloat16: 2e-3, torch.float16: 3.5e-4, torch.float32: 5e-6}
+
+MIXTURES = {
+    "decode": [(1, 300), (1, 5), (1, 0), (1, 1), (1, 4097), (1, 128)],
+    "mixture": [(1, 1000), (700, 900), (4, 4), (1, 0), (2, 65), (129, 129), (5, 2000)],
+    "prompt": [(513, 513)],
+    "chunk": [(200, 1500)],
+    "one": [(1, 777)],
+}
+SPECS = {
+    "llama": AttentionSpec(32, 32, 128),
+    "grouped": AttentionSpec(32, 8, 128),
+    "narrow": AttentionSpec(8, 1, 64),
+    "odd": AttentionSpec(6, 3, 80),
+    "96": AttentionSpec(4, 4, 96),
+    "gemma": AttentionSpec(8, 4, 256, window=300, softcap=50.0, scale=0.0625),
+    "window": AttentionSpec(8, 2, 128, window=64),
+    "many to one": AttentionSpec(48, 1, 64),
+}
+
+
+def layers(lowering: str | None = None):
+    from isobit.kernels.gpu import card
+    from isobit.kernels.gpu.layer import GpuLayer
+    from isobit.kernels.gpu.workspace import Workspace
+    from isobit.targets.table import target
+
+    return GpuLayer(card.machine(target(lowering) if lowering else None), Workspace(torch.device("cuda")))
+
+
+@pytest.mark.parametrize("lowering", [None, "sm_86", "sm_75"])
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("spec", SPECS)
+def test_attention_is_that_of_float64(spec: str, mixture: str, lowering: str | None) -> None:
+    layer = layers(lowering)
+    for dtype in (torch.float16,) if lowering == "sm_75" else HALVES:
+        for block in (16, 256) if lowering is None else (48,):
+            given = oracle.batch(SPECS[spec], MIXTURES[mixture], block, dtype, 1, "cuda")
+            wanted, keys, values = oracle.attention(SPECS[spec], given)
+            found = layer.attention(SPECS[spec], *given.arguments)
+            assert oracle.error(found, wanted) < ROUNDED[dtype], (dtype, block)
+            real = given.sequences.slots.cpu() >= 0
+            assert not found[~real.cuda()].any()
+            assert oracle.error(oracle.stored(given, given.keys), keys[real]) < 1e-5  # a rounding to the other side
+            assert torch.equal(oracle.stored(given, given.values).double().cpu(), values[real])
+
+
+def test_attention_in_float32_and_with_norms() -> None:
+    layer, generator = layers(), torch.Generator().manual_seed(2)
+    weights = [torch.rand(128, generator=generator).cuda() + 0.5 for _ in range(2)]
+    for dtype in (torch.float32, *HALVES):
+        spec = replace(SPECS["grouped"], q_norm=weights[0], k_norm=weights[1], eps=1e-6)
+        given = oracle.batch(spec, MIXTURES["mixture"], 64, dtype, 3, "cuda")
+        wanted, _, _ = oracle.attention(spec, given)
+        assert oracle.error(layer.attention(spec, *given.arguments), wanted) < 1.5 * ROUNDED[dtype], dtype
+
+
+def test_a_sequence_does_not_depend_on_its_neighbours_nor_on_where_its_blocks_are() -> None:
+    layer, spec = layers(), SPECS["grouped"]
+    sizes = MIXTURES["mixture"]
+    given = oracle.batch(spec, sizes, 32, torch.bfloat16, 4, "cuda")
+    together = layer.attention(spec, *given.arguments)
+    starts = given.sequences.starts.tolist()
+    for b, (new, length) in enumerate(sizes):
+        own = slice(starts[b], starts[b + 1])
+        alone = replace(
+            given.sequences, starts=torch.tensor([0, new]).int().cuda(), lengths=given.sequences.lengths[b : b + 1],
+            table=given.sequences.table[b : b + 1], slots=given.sequences.slots[own], most_new=new, most=max(1, length),
+        )  # fmt: skip
+        parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
+        assert torch.equal(layer.attention(spec, *parts, given.keys, given.values, alone), together[own]), (new, length)
+
+
+def test_a_prompt_in_chunks_is_the_prompt_at_once() -> None:
+    layer, spec = layers(), SPECS["grouped"]
+    whole = oracle.batch(spec, [(700, 700)], 1024, torch.bfloat16, 5, "cuda")
+    wanted = layer.attention(spec, *whole.arguments)
+    for begin, end in ((0, 150), (150, 513), (513, 700)):
+        own = slice(begin, end)
+        chunk = replace(
+            whole.sequences, starts=torch.tensor([0, end - begin]).int().cuda(),
+            lengths=torch.tensor([end]).int().cuda(), slots=whole.sequences.slots[own], most_new=end - begin, most=end,
+        )  # fmt: skip
+        parts = (part[own] for part in (whole.q, whole.k, whole.v, whole.cos, whole.sin))
+        assert torch.equal(layer.attention(spec, *parts, whole.keys, whole.values, chunk), wanted[own]), begin
+
+
+def test_a_recorded_graph_serves_any_lengths() -> None:
+    layer, spec, most = layers(), SPECS["llama"], 2048
+    first = oracle.batch(spec, [(1, 1)] * 6, 64, torch.bfloat16, 6, "cuda", columns=most // 64)
+    given = replace(first, sequences=replace(first.sequences, most=most))
+    cache = [
+        torch.zeros(6 * most // 64, spec.kv_heads, 64, spec.dim, dtype=torch.bfloat16, device="cuda") for _ in "kv"
+    ]
+    given = replace(given, keys=cache[0], values=cache[1])
+    layer.reserve(spec, 6, 1, most)
+    layer.attention(spec, *given.arguments)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = layer.attention(spec, *given.arguments)
+    for seed, lengths in enumerate(([1, 2, 3, 4, 5, 6], [2048, 1, 0, 129, 1000, 0], [64, 65, 127, 128, 300, 2000])):
+        fresh = oracle.batch(spec, [(1, n) for n in lengths], 64, torch.bfloat16, seed, "cuda", columns=most // 64)
+        for name in ("q", "k", "v", "cos", "sin"):
+            getattr(given, name).copy_(getattr(fresh, name))
+        for name in ("lengths", "table", "slots"):
+            getattr(given.sequences, name).copy_(getattr(fresh.sequences, name))
+        for held, new in ((given.keys, fresh.keys), (given.values, fresh.values)):
+            held.fill_(float("nan"))
+            held[: len(new)].copy_(new)
+        graph.replay()
+        wanted, _, _ = oracle.attention(spec, fresh)
+        assert oracle.error(found, wanted) < ROUNDED[torch.bfloat16], lengths
+        assert torch.equal(found, layer.attention(spec, *fresh.arguments)), lengths
+
+
+@pytest.mark.parametrize("k", [896, 4096, 11008, 20000])
+def test_norms_and_gates_are_those_of_float64(k: int) -> None:
+    layer, generator = layers(), torch.Generator().manual_seed(7)
+    weight = torch.rand(k, generator=generator).cuda() + 0.5
+    for dtype in (torch.float32, *HALVES):
+        x, delta = ((3 * torch.randn(17, k, generator=generator)).to("cuda", dtype) for _ in range(2))
+        total, normed = layer.add_norm(x, delta, weight, 1e-5)
+        assert torch.equal(total, x + delta)
+        for found, source in ((normed, total), (layer.norm(x, weight, 1e-5), x)):
+            wanted = F.rms_norm(source.double(), (k,), weight.double(), 1e-5).cpu()
+            assert oracle.error(found, wanted) < ROUNDED[dtype]
+        for name, activation in (("silu", F.silu), ("gelu_tanh", lambda g: F.gelu(g, approximate="tanh"))):
+            wanted = (activation(x.double()) * delta.double()).cpu()
+            assert oracle.error(layer.gate(x, delta, name), wanted) < ROUNDED[dtype]
+
+
+def test_what_is_rounded_where_it_is_made_has_the_bits_of_rounding_it_later() -> None:
+    from isobit.kernels.gpu.rounding import Rounding
+
+    layer, generator = layers(), torch.Generator().manual_seed(8)
+    for k in (896, 11008, 20000):
+        weight = torch.rand(k, generator=generator).cuda() + 0.5
+        x, delta = (torch.randn(9, k, generator=generator).to("cuda", torch.bfloat16) for _ in range(2))
+        x[3, 7] = float("inf")
+        for name in ("e4m3fn", "e5m2", "int8"):
+            static = torch.tensor([0.03], device="cuda")
+            for spec, scale in ((ActSpec(name, "token"), None), (ActSpec(name, "tensor", dynamic=False), static)):
+                for operand in ("*u8", "*fp16"):
+                    rounding = Rounding(spec, scale, operand, layer.machine)
+                    for made, plain in (
+                        (
+                            layer.add_norm(x, delta, weight, 1e-5, rounding)[1],
+                            layer.add_norm(x, delta, weight, 1e-5)[1],
+                        ),
+                        (layer.gate(x, delta, "silu", rounding), layer.gate(x, delta)),
+                    ):
+                        later = rounding(plain)
+                        assert isinstance(made, Rounded) and made.key == later.key
+                        assert torch.equal(made.codes, later.codes)
+                        assert torch.equal(made.scales.nan_to_num(7e8), later.scales.nan_to_num(7e8))
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "fp8-block", "int8", "int4"])
+def test_linears_of_one_input_round_it_once_with_the_same_bits(scheme: str) -> None:
+    from test_triton_linear import _cuda, _weight
+
+    from isobit.formats.schemes import SCHEMES
+    from isobit.kernels.gpu.bind import bind
+
+    generator = torch.Generator().manual_seed(9)
+    acts = SCHEMES[scheme].activations
+    bound = [bind(_cuda(_weight(scheme, n, 1280, generator)), acts, None, None) for n in (512, 128, 128)]
+    for tokens in (1, 5, 16, 40, 300):
+        x = torch.randn(tokens, 1280, generator=generator).to("cuda", torch.bfloat16)
+        for one, linear in zip(project(bound, x), bound, strict=True):
+            assert torch.equal(one, linear(x)), tokens

@@ -1,0 +1,137 @@
+"""Batches for the parts of a layer on GPUs, and what they give in float64: for the interpreter and for a card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of an attention: its arguments, in order behind the spec."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cos: Tensor
+    sin: Tensor
+    keys: Tensor
+    values: Tensor
+    sequences: Sequences
+
+    @property
+    def arguments(self) -> tuple[Tensor | Sequences, ...]:
+        return tuple(self.__dict__.values())
+
+
+def batch(
+    spec: AttentionSpec, sizes: list[tuple[int, int]], block: int, dtype: torch.dtype, seed: int, device: str = "cpu",
+    columns: int | None = None,
+) -> Batch:  # fmt: skip
+    """A batch of sequences of (new tokens, length), the blocks of the cache dealt out at random; the rest of it NaN.
+
+    A length of 0 is padding: one token that is stored nowhere.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    columns = columns or max(1, max(-(-length // block) for _, length in sizes))
+    blocks = sum(-(-length // block) for _, length in sizes) + 3
+    deal = torch.randperm(blocks, generator=rng).tolist()
+    table = torch.zeros(len(sizes), columns, dtype=torch.int32)
+    cache = [torch.full((blocks, spec.kv_heads, block, spec.dim), float("nan")) for _ in range(2)]
+    slots: list[int] = []
+    for b, (new, length) in enumerate(sizes):
+        own = [deal.pop() for _ in range(-(-length // block))]
+        table[b, : len(own)] = torch.tensor(own, dtype=torch.int32)
+        for position in range(length):
+            place = own[position // block], slice(None), position % block
+            if position < length - new:
+                for part in cache:
+                    part[place] = torch.randn(spec.kv_heads, spec.dim, generator=rng)
+            else:
+                slots.append(own[position // block] * block + position % block)
+        slots += [-1] * (new if length == 0 else 0)
+    tokens = sum(new for new, _ in sizes)
+    widths = (spec.heads, spec.kv_heads, spec.kv_heads)
+    q, k, v = (torch.randn(tokens, heads * spec.dim, generator=rng) for heads in widths)
+    angles = torch.randn(tokens, spec.dim // 2, generator=rng).repeat(1, 2)
+    starts = torch.tensor([0, *(new for new, _ in sizes)]).cumsum(0)
+    sequences = Sequences(
+        starts.int().to(device), torch.tensor([length for _, length in sizes]).int().to(device), table.to(device),
+        torch.tensor(slots).to(device), block, max(new for new, _ in sizes), max(length for _, length in sizes),
+    )  # fmt: skip
+    floats = (part.to(device, dtype) for part in (q, k, v, angles.cos(), angles.sin(), *cache))
+    return Batch(*floats, sequences)
+
+
+def _norm(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    if weight is None:
+        return x
+    normed = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
+    return normed.to(dtype).double()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def attention(spec: AttentionSpec, given: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The result ``[T, heads * dim]``, and keys and values of the new tokens ``[T, kv_heads, dim]``, in float64.
+
+    Queries and keys are rounded to their dtype behind a norm and behind the rotation, as the kernels say.
+    """
+    dtype = given.q.dtype
+    q, k, v, cos, sin, keys, values = (
+        part.double().cpu() for part in (given.q, given.k, given.v, given.cos, given.sin, given.keys, given.values)
+    )
+    q, k, v = (part.view(len(part), -1, spec.dim) for part in (q, k, v))
+    q = _rotate(_norm(q, _cpu(spec.q_norm), spec.eps, dtype), cos, sin).to(dtype).double()
+    k = _rotate(_norm(k, _cpu(spec.k_norm), spec.eps, dtype), cos, sin).to(dtype).double()
+    out = torch.zeros_like(q)
+    starts, lengths, table = (
+        part.tolist() for part in (given.sequences.starts, given.sequences.lengths, given.sequences.table)
+    )
+    block = given.sequences.block
+    for b, length in enumerate(lengths):
+        new = slice(starts[b], starts[b + 1])
+        count = new.stop - new.start
+        if length == 0 or count == 0:
+            continue
+        places = [(table[b][position // block], position % block) for position in range(length - count)]
+        ids, rows = (torch.tensor(part, dtype=torch.int64) for part in zip(*places, strict=True)) if places else (
+            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        )  # fmt: skip
+        all_keys, all_values = torch.cat((keys[ids, :, rows], k[new])), torch.cat((values[ids, :, rows], v[new]))
+        position, key = torch.arange(length - count, length)[:, None], torch.arange(length)[None, :]
+        hidden = key > position
+        if spec.window is not None:
+            hidden |= key <= position - spec.window
+        group = spec.heads // spec.kv_heads
+        scores = torch.einsum("thd,khd->htk", q[new], all_keys.repeat_interleave(group, 1)) * spec.factor
+        if spec.softcap is not None:
+            scores = spec.softcap * (scores / spec.softcap).tanh()
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out[new] = torch.einsum("htk,khd->thd", weights, all_values.repeat_interleave(group, 1))
+    return out.flatten(1), k, v
+
+
+def _cpu(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.cpu()
+
+
+def stored(given: Batch, cache: Tensor) -> Tensor:
+    """What a cache holds of the new tokens that have a slot: ``[stored, kv_heads, dim]``."""
+    slots, block = given.sequences.slots, given.sequences.block
+    slots = slots[slots >= 0]
+    return cache[slots // block, :, slots % block]
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference over the norm; infinite where something is not finite."""
+    found = found.double().cpu()
+    return float((found - wanted).norm() / wanted.norm()) if bool(found.isfinite().all()) else float("inf")
