@@ -9,9 +9,10 @@ from isobit.targets.spec import Target
 
 _HEAD = """# What runs where
 
-Generated from the tables in `targets/table.py` and `kernels/gpu/rows.py` and from machine code: every kernel below was
-compiled for every target below without that target (Triton {version}), disassembled and read. `isobit compile --target
-all` does it again; CI fails if a row claims what the code does not show. Do not edit this page: run `make support`.
+Generated from the tables in `targets/table.py`, `kernels/gpu/rows.py` and `kernels/gpu/layer_rows.py` and from machine
+code: every kernel below was compiled for every target below without that target (Triton {version}), disassembled and
+read. `isobit compile --target all` does it again; CI fails if a row claims what the code does not show. Do not edit
+this page: run `make support`.
 """
 
 _FORMATS = """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps, whole_token
+from isobit.kernels.gpu.before_tiles import whole_token
+from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
