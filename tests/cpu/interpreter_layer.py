@@ -81,6 +81,28 @@ def alone() -> Iterator[tuple[str, float]]:
         yield f"same: {end - begin} of {length} tokens alone", 0.0 if torch.equal(found, together[own]) else 1.0
 
 
+def alike() -> Iterator[tuple[str, float]]:
+    """A prompt at once, its last tokens one by one, and among others: the same bits where that is asked for."""
+    layer = GpuLayer(MACHINE, LAYER.workspace, alike=True)
+    spec = AttentionSpec(4, 2, 16, window=100)
+    for dtype in (torch.float32, torch.float16):
+        given = oracle.batch(spec, [(1, 0), (150, 150), (1, 90)], 32, dtype, 2)
+        together = layer.attention(spec, *given.arguments)  # type: ignore[arg-type]
+        wanted, _, _ = oracle.attention(spec, given)
+        yield f"attention {dtype} alike", oracle.error(together, wanted)
+        for position in (3, 63, 64, 149):
+            own = slice(1 + position, 2 + position)
+            one = replace(
+                given.sequences, starts=torch.tensor([0, 1]).int(), lengths=torch.tensor([position + 1]).int(),
+                table=given.sequences.table[1:2], slots=given.sequences.slots[own], most_new=1, most=position + 1,
+            )  # fmt: skip
+            parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
+            found = layer.attention(spec, *parts, given.keys, given.values, one)
+            if dtype == torch.float32:  # the bits of NumPy's products depend on a row's place
+                continue
+            yield f"same: alike, {dtype} {position}", 0.0 if torch.equal(found, together[own]) else 1.0
+
+
 def rows() -> Iterator[tuple[str, float]]:
     for dtype in (torch.float32, torch.float16):
         for k in (320, 17000):  # more than a program holds
@@ -125,6 +147,6 @@ def rounded(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> Itera
 
 
 if __name__ == "__main__":
-    for case in (attentions, alone, rows):
+    for case in (attentions, alone, alike, rows):
         for result in case():
             print(json.dumps(result), flush=True)

@@ -40,13 +40,13 @@ SPECS = {
 }
 
 
-def layers(lowering: str | None = None):
+def layers(lowering: str | None = None, *, alike: bool = False):
     from isobit.kernels.gpu import card
     from isobit.kernels.gpu.layer import GpuLayer
     from isobit.kernels.gpu.workspace import Workspace
     from isobit.targets.table import target
 
-    return GpuLayer(card.machine(target(lowering) if lowering else None), Workspace(torch.device("cuda")))
+    return GpuLayer(card.machine(target(lowering) if lowering else None), Workspace(torch.device("cuda")), alike=alike)
 
 
 @pytest.mark.parametrize("lowering", [None, "sm_86", "sm_75"])
@@ -104,6 +104,23 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once() -> None:
         )  # fmt: skip
         parts = (part[own] for part in (whole.q, whole.k, whole.v, whole.cos, whole.sin))
         assert torch.equal(layer.attention(spec, *parts, whole.keys, whole.values, chunk), wanted[own]), begin
+
+
+def test_a_token_has_the_same_bits_in_a_prompt_and_alone_where_that_is_asked_for() -> None:
+    spec = SPECS["grouped"]
+    layer = layers(alike=True)
+    given = oracle.batch(spec, [(1, 500), (300, 300), (1, 0)], 64, torch.bfloat16, 10, "cuda")
+    together = layer.attention(spec, *given.arguments)
+    assert oracle.error(together, oracle.attention(spec, given)[0]) < ROUNDED[torch.bfloat16]
+    for position in (0, 1, 63, 64, 200, 299):
+        own = slice(1 + position, 2 + position)
+        one = replace(
+            given.sequences, starts=torch.tensor([0, 1]).int().cuda(), table=given.sequences.table[1:2],
+            lengths=torch.tensor([position + 1]).int().cuda(), slots=given.sequences.slots[own], most_new=1,
+            most=position + 1,
+        )  # fmt: skip
+        parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
+        assert torch.equal(layer.attention(spec, *parts, given.keys, given.values, one), together[own]), position
 
 
 def test_a_recorded_graph_serves_any_lengths() -> None:

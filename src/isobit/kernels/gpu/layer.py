@@ -39,10 +39,12 @@ class GpuLayer:
     Args:
         machine: what runs them.
         workspace: shared with the model's linears.
+        alike: a token's attention has the same bits whether it comes alone, in a prompt or in a part of one: long
+            sequences are then not split among programs, which takes longer for a few of them.
     """
 
-    def __init__(self, machine: Machine, workspace: Workspace) -> None:
-        self.machine, self.workspace = machine, workspace
+    def __init__(self, machine: Machine, workspace: Workspace, *, alike: bool = False) -> None:
+        self.machine, self.workspace, self.alike = machine, workspace, alike
         self._kernels: dict[tuple[str, Shape], Kernel] = {}
         self._nothing: dict[torch.dtype, Tensor] = {}  # what an argument is that a kernel does not read
 
@@ -191,7 +193,7 @@ class GpuLayer:
         window, cap = spec.window or 0, spec.softcap
         shape = AttentionShape(
             _name(rotated.dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, cap is not None,
-            sequences.block, sequences.table.shape[1],
+            sequences.block, sequences.table.shape[1], self.alike,
         )  # fmt: skip
         gains = {"gain": 1.0, "factor": spec.factor * _LOG2_E}
         if cap is not None:
@@ -202,7 +204,7 @@ class GpuLayer:
             "table": sequences.table, "out": out, "columns": sequences.table.shape[1], "block": sequences.block,
             "window": window, **gains,
         }  # fmt: skip
-        if count > 1 or tokens <= shape.few:  # one sequence has all tokens
+        if shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
             self._attend_few(shape, arguments, count, sequences)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
             kernel = self._kernel("attention_many:attention_many", tiles.attention_many, shape)
@@ -235,7 +237,7 @@ class GpuLayer:
         """
         shape = AttentionShape("float32", spec.heads, spec.kv_heads, spec.dim)
         parts, queries = _room(shape, most, most_new, spec.window or 0)
-        if parts > 1:
+        if parts > 1 and not self.alike:
             held = sequences * spec.kv_heads * parts * queries
             self.workspace.reserve(4 * held * (shape.width + 2))
 
