@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.lane_tiles import LANE_WORDS
+from isobit.kernels.gpu.tiles import unit_of_nibbles
 from isobit.kernels.gpu.variant import Variant
 from isobit.targets.spec import Target
 
@@ -46,7 +47,7 @@ def unit(row: Variant, matrix: Matrix, target: Target) -> int | None:
     """Codes of one step of a kernel of nibbles; None where no step fits, and for all other kernels."""
     if not row.layout.units or matrix.spec is None:
         return None
-    largest = row.unit(target)
+    largest = unit_of_nibbles(target, not matrix.spec.symmetric)
     for size in _UNITS:
         whole = matrix.k % size == 0 and matrix.group % (size // 4) == 0
         if size <= largest and whole and (matrix.spec.symmetric or matrix.group % size == 0):

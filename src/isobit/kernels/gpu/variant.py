@@ -116,10 +116,6 @@ class Variant:
             and self.activations == (None if activations is None else activations.element)
         )
 
-    def unit(self, target: Target) -> int:
-        """The largest unit that it can read."""
-        return int((self.widen or self).config(target).constexprs.get("UNIT") or 128)
-
 
 def scales_by(weights: WeightSpec | None) -> Granularity | None:
     """What shares a weight scale, to kernels: those of codes below 8 bits call the whole of a row a group."""
