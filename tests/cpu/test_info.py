@@ -182,6 +182,38 @@ def test_quantized_tensors_without_a_config_are_described_by_their_shapes(tmp_pa
     assert ("linear", "int8-w8a16-g80") in found
 
 
+def test_zero_points_of_formats_that_have_none_are_described_by_dtypes(tmp_path: Path) -> None:
+    """As integers of 8 bits with zero points, and floats with a stray one: no scheme of isobit's, and no failure."""
+    tensors = plain_tensors()
+    for name, dtype in (("a_proj", torch.int8), ("b_proj", torch.float8_e4m3fn)):
+        prefix = f"model.layers.0.{name}"
+        tensors |= {
+            f"{prefix}.weight": torch.zeros(N, K).to(dtype),
+            f"{prefix}.weight_scale": torch.ones(N, 1),
+            f"{prefix}.weight_zero_point": torch.zeros(N, 1, dtype=torch.int8),
+        }
+    found = uses(describe(write(tmp_path, tensors)))
+    assert found["linear", "i8 with scales"] == found["linear", "f8_e4m3 with scales"] == (1, N * K)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"weight_packed": torch.uint8, "weight_scale": torch.float8_e4m3fn, "weight_global_scale": torch.float32},
+         "NVFP4"),
+        ({"weight": torch.uint8, "weight_scale": torch.float8_e4m3fn, "weight_scale_2": torch.float32}, "ModelOpt"),
+        ({"qweight": torch.int32, "qzeros": torch.int32, "scales": torch.float16}, "GPTQ or AWQ"),
+    ],
+)  # fmt: skip
+def test_what_is_described_only_is_refused_by_name_when_it_is_read(
+    tmp_path: Path, parts: dict[str, torch.dtype], name: str
+) -> None:
+    tensors = {f"m.{part}": torch.zeros(8, 8).to(dtype) for part, dtype in parts.items()}
+    ck = Checkpoint.open(write(tmp_path, plain_tensors() | tensors))
+    with pytest.raises(CheckpointError, match=rf"'m\.{next(iter(parts))}'.*the way of {name}.*does not read"):
+        linear.read_linear(ck, "m")
+
+
 def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = quantized(tmp_path, {"model.layers.0.mlp.up_proj": "int4"})
     read = []

@@ -35,7 +35,7 @@ def read_linear(
     if row is None:
         raise reader.error("weight", "is missing from this checkpoint")
     if row.reads is None:
-        message = f"is stored as {row.name} has it, which isobit describes and does not read"
+        message = f"is stored in the way of {row.name}, which isobit describes and does not read"
         raise CheckpointError(message, file=infos[row.codes].file, tensor=infos[row.codes].name)
     others = [part for part in table.CODE_PARTS if part in infos and part != row.codes]
     if others:
@@ -44,7 +44,7 @@ def read_linear(
 
 
 def module_tensors(
-    prefix: str, qt: QTensor, *, activations: ActSpec | None, input_scale: Tensor | None = None
+    prefix: str, qt: QTensor, *, activations: ActSpec | None, input_scale: Tensor | None = None, rows: int | None = None
 ) -> dict[str, Tensor]:
     """The tensors to write for a quantized linear; :func:`read_linear` is the inverse.
 
@@ -53,6 +53,7 @@ def module_tensors(
         qt: the quantized weight.
         activations: how inputs are rounded: int8 weights are stored as bytes with, and packed without, rounding.
         input_scale: one number, for static activations.
+        rows: of the whole weight, where ``qt`` is some of them: the tensors are then those rows' part of it.
     """
-    stored = compressed.write(qt, activations, input_scale)
+    stored = compressed.write(qt, activations, input_scale, rows)
     return {f"{prefix}.{part}": tensor for part, tensor in stored.items()}

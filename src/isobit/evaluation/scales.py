@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from isobit.checkpoint.layouts.parts import SCALE_DTYPES
+from isobit.checkpoint.layouts.parts import OPEN_SCALES, SCALE_DTYPES
 from isobit.checkpoint.layouts.table import SCALES
 from isobit.checkpoint.reader import Checkpoint
 
@@ -14,7 +14,7 @@ def odd_scales(checkpoint: Checkpoint) -> list[str]:
     counts = {"zero": 0, "negative": 0, "NaN or infinite": 0}
     first: dict[str, str] = {}
     for name, info in checkpoint.tensors.items():
-        if not name.endswith(SCALES) or info.dtype not in SCALE_DTYPES:
+        if not name.endswith(SCALES) or SCALE_DTYPES.get(info.dtype) not in OPEN_SCALES:
             continue
         scale = checkpoint.read(name).to(torch.float32)
         finite = scale.isfinite()

@@ -100,11 +100,8 @@ class Job:
         """The tensors of the module that hold ``quantized``, some or all of its rows."""
         assert self.scheme is not None
         scale = None if self.input_scale is None else torch.tensor([self.input_scale], dtype=torch.float32)
-        found = module_tensors(self.module, quantized, activations=self.scheme.activations, input_scale=scale)
-        shape = f"{self.module}.weight_shape"
-        if shape in found:
-            found[shape] = torch.tensor(self.source.shape, dtype=found[shape].dtype)
-        return found
+        rows = self.source.shape[0]
+        return module_tensors(self.module, quantized, activations=self.scheme.activations, input_scale=scale, rows=rows)
 
     def is_whole(self, output: str) -> bool:
         """Whether ``output`` belongs to no row in particular: it is written once, with the first piece."""

@@ -93,7 +93,7 @@ def _spec(parts: Parts, shape: tuple[int, ...], name: str) -> WeightSpec | None:
         return said
     try:
         return _by_scale(name, shape, tuple(scale.shape), "weight_zero_point" not in parts.infos)
-    except SchemeError:  # such as int8 with a zero point: described by its dtypes instead
+    except (FormatError, SchemeError):  # such as int8 with a zero point: described by its dtypes instead
         return None
 
 
@@ -149,13 +149,16 @@ def _written(
     return tuple(found)
 
 
-def write(weight: QTensor, activations: ActSpec | None, input_scale: Tensor | None = None) -> dict[str, Tensor]:
+def write(
+    weight: QTensor, activations: ActSpec | None, input_scale: Tensor | None = None, rows: int | None = None
+) -> dict[str, Tensor]:
     """The tensors to store a weight in, by part; reading is the inverse.
 
     Args:
         weight: the quantized weight.
         activations: how inputs are rounded: int8 weights are stored as bytes with, and packed without, rounding.
         input_scale: one number, for static activations.
+        rows: of the whole weight, where this is some of them.
 
     Raises:
         FormatError: isobit does not write such scales.
@@ -170,7 +173,7 @@ def write(weight: QTensor, activations: ActSpec | None, input_scale: Tensor | No
     row = weight.element
     if compression_format(weight.spec, activations) == "pack-quantized":
         stored["weight_packed"] = weight.codes if row.bits < 8 else pack.pack(weight.codes, row)
-        stored["weight_shape"] = torch.tensor(weight.shape, dtype=torch.int64)
+        stored["weight_shape"] = torch.tensor((rows or weight.shape[0], weight.shape[1]), dtype=torch.int64)
     else:
         assert row.torch_name is not None
         stored["weight"] = weight.codes.view(getattr(torch, row.torch_name))

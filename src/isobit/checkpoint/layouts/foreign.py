@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 from isobit.checkpoint.layouts.parts import Described, Parts
@@ -36,9 +35,13 @@ def _configured(parts: Parts) -> Described:
     return Described(info.shape, info.nbytes * 8 // bits, label=label)
 
 
-def _by_dtype(parts: Parts) -> Described:
-    info = parts.infos["weight"]
-    return Described(info.shape, math.prod(info.shape), label=f"{info.dtype.lower()} with scales")
+def _modelopt(infos: Mapping[str, TensorInfo]) -> bool:
+    return "weight_scale_2" in infos and "weight" in infos and infos["weight"].dtype == "U8"
+
+
+def _nvfp4(infos: Mapping[str, TensorInfo]) -> bool:
+    """Two codes a byte; words of 32 bits are compressed-tensors' integers, whatever lies beside them."""
+    return "weight_global_scale" in infos and "weight_packed" in infos and infos["weight_packed"].dtype != "I32"
 
 
 LAYOUTS = (
@@ -47,7 +50,6 @@ LAYOUTS = (
     Layout("GPTQ or AWQ", "qweight", ("qzeros", "scales", "g_idx"), _with("qweight", "qzeros", "scales", "g_idx"),
            _configured),
     Layout("NVFP4", "weight_packed", ("weight_scale", "weight_global_scale", "input_global_scale"),
-           _with("weight_packed", "weight_global_scale"), _nibbles("weight_packed", "nvfp4")),
-    Layout("ModelOpt, with two scales a weight", "weight", ("weight_scale", "weight_scale_2"),
-           _with("weight", "weight_scale_2"), _by_dtype),
+           _nvfp4, _nibbles("weight_packed", "nvfp4")),
+    Layout("ModelOpt's NVFP4", "weight", ("weight_scale", "weight_scale_2"), _modelopt, _nibbles("weight", "nvfp4")),
 )  # fmt: skip

@@ -27,6 +27,9 @@ SCALE_DTYPES: dict[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "fl
     if torch_name is not None and row.torch_name == torch_name and row.kind == "float"
 }
 
+# Formats that scales may have where the format of the weight leaves it open.
+OPEN_SCALES = ("float32", "bfloat16", "float16", "e8m0")
+
 # What may belong to a linear in any layout, by the last part of its name.
 INPUT_SCALES = ("input_scale", "activation_scale")
 COMMON = (*INPUT_SCALES, "input_zero_point", "bias")

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.layouts.parts import INPUT_SCALES, SCALE_DTYPES
+from isobit.checkpoint.layouts.parts import INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import read_vector, short_list
@@ -21,8 +21,6 @@ from isobit.formats.cuts import Cut
 from isobit.formats.qtensor import QTensor
 from isobit.formats.scales import ScaleSpec
 from isobit.formats.schemes import ActSpec, WeightSpec
-
-_ANY_FLOAT = ("float32", "bfloat16", "float16", "e8m0")  # what scales may be in where a spec leaves it open
 
 
 class Source(Store, Protocol):
@@ -206,7 +204,7 @@ class Reader:
         """
         dtype = self.info(part).dtype
         if spec.scale is None:
-            if SCALE_DTYPES.get(dtype) not in _ANY_FLOAT:
+            if SCALE_DTYPES.get(dtype) not in OPEN_SCALES:
                 raise self.error(part, f"scales of dtype {dtype} cannot be read")
             return ScaleSpec(SCALE_DTYPES[dtype])
         said = spec.scale.codes
