@@ -24,7 +24,7 @@ from isobit.checkpoint.layouts import table
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import TensorInfo
-from isobit.checkpoint.store import FileStore
+from isobit.checkpoint.store import Store, opened
 from isobit.errors import CheckpointError
 
 _LARGEST_CONFIG = 16 << 20  # bytes
@@ -41,7 +41,7 @@ class Checkpoint:
         stored: modules that were renamed -> what they are called in the files.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], store: FileStore) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], store: Store) -> None:
         self.path = path
         self.config = config
         self.store = store
@@ -62,7 +62,7 @@ class Checkpoint:
         if not is_there(config_path):
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)
         config = read_json(config_path, _LARGEST_CONFIG)
-        return cls(path, config, FileStore.open(path, folder.weight_files(path)))
+        return cls(path, config, opened(path, folder.weight_files(path)))
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

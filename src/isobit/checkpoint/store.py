@@ -43,6 +43,15 @@ class Store(Protocol):
         """Every tensor by name, ordered by file and position in it: the order to stream them in."""
         ...
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold them."""
+        ...
+
+    def renamed(self, names: Mapping[str, str]) -> Store:
+        """The same store with some tensors under other names: name now -> name to be."""
+        ...
+
     def info(self, name: str) -> TensorInfo:
         """Header entry of a tensor.
 
@@ -87,17 +96,8 @@ class FileStore:
         # A checkpoint much smaller than memory may stay in the page cache: the next run will be glad of it.
         self._drop_cache = sum(info.nbytes for info in self.tensors.values()) > _physical_memory() // 4
 
-    @classmethod
-    def open(cls, path: Path, weights: WeightFiles) -> FileStore:
-        """The weights of a folder; every header is read and checked, no data is.
-
-        Raises:
-            CheckpointError: a file is damaged, a tensor is given twice, or an index tells otherwise.
-        """
-        return cls(path, weights.files, _headers(weights))
-
     def renamed(self, names: Mapping[str, str]) -> FileStore:
-        """The same store with some tensors under other names: name now -> name to be."""
+        """See :meth:`Store.renamed`."""
         twin = FileStore(self.path, self.files, {
             new: replace(info, name=new) for old, info in self.tensors.items() for new in (names.get(old, old),)
         })  # fmt: skip
@@ -197,6 +197,15 @@ class FileStore:
             raise CheckpointError(f"cannot be read: {why(error)}", file=info.file, tensor=info.name) from None
         finally:
             os.close(descriptor)
+
+
+def opened(folder: Path, weights: WeightFiles) -> Store:
+    """The weights of a folder; every header is read and checked, no data is.
+
+    Raises:
+        CheckpointError: a file is damaged, a tensor is given twice, or an index tells otherwise.
+    """
+    return FileStore(folder, weights.files, _headers(weights))
 
 
 def _span(info: TensorInfo, axis: int, part: slice | None) -> tuple[int, int]:

@@ -170,9 +170,10 @@ def _matrix_misfit(infos: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> s
     if row is None:
         return "is missing"
     codes, found = infos[row.codes], row.describes(Parts("", infos)).shape
-    if row.codes == "weight" and found != shape:
+    fits = [size in (-1, wanted) for size, wanted in zip(found, shape, strict=False)] if len(found) == 2 else [False]
+    if row.codes == "weight" and not all(fits):
         return f"has shape {short_list(codes.shape)}, config.json asks for {list(shape)}"
-    if len(found) != 2 or found[0] != shape[0]:
+    if not fits[0]:
         return f"has shape {short_list(codes.shape)} (packed), config.json asks for {shape[0]} rows"
     return unreadable(codes.dtype) if row.dtypes and codes.dtype not in row.dtypes else None
 

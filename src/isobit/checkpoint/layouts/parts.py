@@ -59,7 +59,8 @@ class Described:
     """How a module's weight is stored.
 
     Attributes:
-        shape: of the weight, as far as its tensors show; ``(N, K)`` when ``spec`` is given.
+        shape: of the weight, as far as its tensors show (-1: a size that their headers do not tell); ``(N, K)`` when
+            ``spec`` is given.
         weights: the numbers it stands for.
         spec: the format of its codes and scales; None where isobit has no such format.
         activations: how inputs are rounded; None when they are not, or that is not known.
