@@ -258,6 +258,11 @@ class GpuLayer:
                 raise FormatError(f"{what} of an attention: {list(wanted)}, not {list(part.shape)}")
         if {part.dtype for part in (k, v, keys, values)} != {q.dtype} or cos.dtype != sin.dtype:
             raise FormatError(f"queries, keys, values and their cache are of one dtype, which is {q.dtype} of queries")
+        numbers = sequences.starts, sequences.lengths, sequences.table
+        if {part.dtype for part in numbers} != {torch.int32} or sequences.slots.dtype != torch.int64:
+            raise FormatError("starts, lengths and the table of blocks are int32, slots int64")
+        if not all(part.is_contiguous() for part in (*numbers, sequences.slots)):
+            raise FormatError("what says which tokens belong to which sequence is contiguous")
         if spec.factor <= 0 or (spec.softcap is not None and spec.softcap <= 0):
             raise FormatError(f"an attention's scale and cap are positive, not {spec.factor} and {spec.softcap}")
         if not keys.is_contiguous() or not values.is_contiguous():

@@ -1,0 +1,127 @@
+"""What a layer on GPUs refuses and launches; what it computes, test_layer_interpreter.py and tests/gpu say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import layer_oracle as oracle
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the GPU binding needs Triton: pip install triton")
+
+from isobit.errors import FormatError
+from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.packs.record import Recorder
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.heads import AttentionSpec
+from isobit.targets.table import TARGETS
+
+SPEC = AttentionSpec(4, 2, 16)
+GIVEN = oracle.batch(SPEC, [(1, 300), (20, 20)], 64, torch.float16, 1)
+WRONG = {
+    "queries of an attention": replace(GIVEN, q=GIVEN.q[:, :32]),
+    "cosines of an attention": replace(GIVEN, cos=GIVEN.cos[:3]),
+    "cached values of an attention": replace(GIVEN, values=GIVEN.values[:, :1]),
+    "of one dtype": replace(GIVEN, keys=GIVEN.keys.float()),
+    "the cache of a layer is contiguous": replace(
+        GIVEN, keys=GIVEN.keys.transpose(1, 2).contiguous().transpose(1, 2), values=GIVEN.values
+    ),
+    "are int32": replace(GIVEN, sequences=replace(GIVEN.sequences, lengths=GIVEN.sequences.lengths.long())),
+    "is contiguous": replace(
+        GIVEN, sequences=replace(GIVEN.sequences, table=GIVEN.sequences.table.t().contiguous().t())
+    ),
+    "in bfloat16": replace(
+        GIVEN, **{name: getattr(GIVEN, name).double() for name in ("q", "k", "v", "keys", "values")}
+    ),
+}  # fmt: skip
+
+
+def layer(target: str = "sm_90") -> tuple[GpuLayer, Recorder]:
+    recorder = Recorder()
+    return GpuLayer(Machine.imagined(TARGETS[target], recorder=recorder), Workspace(torch.device("cpu"))), recorder
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_does_not_fit_together_is_refused(message: str) -> None:
+    given, (kernels, recorder) = WRONG[message], layer()
+    if message == "in bfloat16":
+        message = "bfloat16, float32, not in float64"
+    with pytest.raises(FormatError, match=message):
+        kernels.attention(SPEC, *given.arguments)  # type: ignore[arg-type]
+    assert not recorder.requests
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (replace(SPEC, scale=-1.0), "positive"),
+        (replace(SPEC, softcap=0.0), "positive"),
+        (AttentionSpec(4, 2, 15), "even heads of up to 256"),
+        (AttentionSpec(4, 2, 512), "even heads of up to 256"),
+    ],
+)
+def test_attentions_that_no_kernel_computes_are_refused(spec: AttentionSpec, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        layer()[0].attention(spec, *GIVEN.arguments)  # type: ignore[arg-type]
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    kernels, x = layer()[0], torch.zeros(3, 32, dtype=torch.float16)
+    with pytest.raises(FormatError, match=r"float32 \[32\]"):
+        kernels.norm(x, torch.ones(32).half(), 1e-5)
+    with pytest.raises(FormatError, match="what is added"):
+        kernels.add_norm(x, x.float(), torch.ones(32), 1e-5)
+    with pytest.raises(FormatError, match="silu, gelu_tanh"):
+        kernels.gate(x, x, "relu")
+    with pytest.raises(FormatError, match="does not fit"):
+        kernels.gate(x, x[:2])
+
+
+def test_no_tokens_launch_nothing() -> None:
+    kernels, recorder = layer()
+    x = torch.zeros(0, 32, dtype=torch.float16)
+    assert kernels.add_norm(x, x, torch.ones(32), 1e-5)[1].shape == (0, 32)
+    assert kernels.gate(x, x).shape == (0, 32)
+    assert not recorder.requests
+
+
+def launched(new: list[tuple[int, int]], most: int | None = None, *, alike: bool = False) -> set[str]:
+    recorder = Recorder()
+    kernels = GpuLayer(
+        Machine.imagined(TARGETS["sm_90"], recorder=recorder), Workspace(torch.device("cpu")), alike=alike
+    )
+    given = oracle.batch(SPEC, new, 64, torch.float16, 1)
+    sequences = given.sequences if most is None else replace(given.sequences, most=most)
+    kernels.attention(SPEC, *replace(given, sequences=sequences).arguments)  # type: ignore[arg-type]
+    return {request.entry.partition(":")[2].removeprefix("attention_") for request in recorder.requests.values()}
+
+
+def test_what_is_launched_follows_from_what_the_host_knows() -> None:
+    assert launched([(1, 40)]) == {"rope_append", "few"}
+    assert launched([(1, 40)], 300) == {"rope_append", "few", "merge"}
+    assert launched([(1, 300), (2, 10)]) == {"rope_append", "few", "merge"}
+    assert launched([(50, 50)]) == {"rope_append", "many"}
+    assert launched([(50, 50), (1, 9)]) == {"rope_append", "few", "many"}
+    assert launched([(1, 300), (50, 50)], alike=True) == launched([(1, 300)], alike=True) == {"rope_append", "many"}
+
+
+def test_the_workspace_is_sized_before_it_is_used() -> None:
+    kernels, _ = layer()
+    given = oracle.batch(SPEC, [(1, 300), (1, 700)], 64, torch.float16, 1)
+    kernels.reserve(SPEC, 8, 1, 4096)
+    kernels.attention(SPEC, *given.arguments)  # type: ignore[arg-type]
+    held = kernels.workspace.nbytes
+    assert held == 4 * 8 * 2 * tiles.parts_of(4096) * 2 * (16 + 2)  # queries that share a head of keys; and their sums
+    for most in (4096, 1 << 20):
+        longest = replace(given, sequences=replace(given.sequences, most=most))
+        kernels.attention(SPEC, *longest.arguments)  # type: ignore[arg-type]
+    assert 4 * 2 * 2 * tiles.MOST_PARTS * 2 * 18 <= held == kernels.workspace.nbytes
+
+
+def test_parts_and_programs() -> None:
+    assert [tiles.parts_of(most) for most in (0, 1, 256, 257, 8192, 1 << 30)] == [1, 1, 1, 2, 32, 32]
+    assert tiles.programs_of(32, 32, 132) == 32, "one sequence: a program for each part"
+    assert tiles.programs_of(32, 2048, 132) == 1, "many: a program for several"
