@@ -12,12 +12,15 @@ from running import run
 from isobit.bundled import model_path
 from isobit.errors import CapacityError, IsobitError, Unsupported
 from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.workspace import Workspace
 from isobit.models.archs import ARCHS
 from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
 from isobit.models.decoder import Decoder
 from isobit.models.ops import table as ops
 from isobit.models.place import Place
 from isobit.models.weights import load_model
+from isobit.targets.table import target
 
 LAYERS = (LayerSpec(SelfAttention(2, 2, 64), GatedMlp(64)),)
 WIDE = (LayerSpec(SelfAttention(2, 2, 1024), GatedMlp(64)),)
@@ -64,7 +67,10 @@ def test_the_bundled_model_agrees_with_the_reference(monkeypatch: pytest.MonkeyP
 def test_the_choice_and_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops.choose(torch.float32, Place(), LAYERS).name == "cpu"
     assert ops.choose(torch.bfloat16, Place(), LAYERS).name == "reference"
-    assert ops.choose(torch.float32, Place("cuda"), LAYERS).name == "reference"
+    imagined = Machine.imagined(target("sm_86"), 84, None)
+    card = Place("cuda", machine=imagined, workspace=Workspace(torch.device("cpu")))
+    assert ops.choose(torch.bfloat16, card, LAYERS).name == "triton"
+    assert ops.choose(torch.bfloat16, card, WIDE).name == ops.choose(torch.float64, card, LAYERS).name == "reference"
     assert ops.choose(torch.float32, Place(), WIDE).name == "reference"
     monkeypatch.setenv("ISOBIT_KERNEL", "reference")
     assert ops.choose(torch.float32, Place(), LAYERS).name == "reference"

@@ -131,6 +131,7 @@ class Graphs:
         """
         batch = self._inputs.batch(span)
         kept = self.model.angle_tables(span)
+        self.model.reserve(1, 1, self.cache.blocks * self.cache.block)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             first = self.model.forward(batch, self.cache)

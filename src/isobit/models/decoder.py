@@ -149,6 +149,15 @@ class Decoder(nn.Module):
         """An empty cache for sequences that come and go, of ``tokens`` tokens at first."""
         return PagedCache(self.config, tokens, self.dtype, self.place.tensors)
 
+    def reserve(self, sequences: int, most_new: int, most: int) -> None:
+        """Says that batches of so many sequences, of up to ``most_new`` new tokens and ``most`` in all, will come.
+
+        What attention writes between its launches has one arena, which is then large enough when a graph is recorded.
+        """
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            self.layer_ops.reserve(layer.self_attn.heads, sequences, most_new, most)
+
     def angle_tables(self, end: int) -> list[tuple[Tensor, Tensor]]:
         """The cosines and sines of positions below ``end``: a recorded graph reads them, and so has to keep them."""
         return [table.upto(end) for table in self._tables]

@@ -13,11 +13,11 @@ import torch
 
 from isobit.errors import Unsupported
 from isobit.models.config import LayerSpec
-from isobit.models.ops import cpu, reference
+from isobit.models.ops import cpu, gpu, reference
 from isobit.models.place import Place
 from isobit.models.step import LayerOps, LayerRow
 
-LAYER_ROWS: tuple[LayerRow, ...] = (cpu.ROW, reference.ROW)
+LAYER_ROWS: tuple[LayerRow, ...] = (gpu.ROW, cpu.ROW, reference.ROW)
 
 
 def choose(

@@ -1,0 +1,77 @@
+"""isobit's own kernels on GPUs (``kernels/gpu/layer.py``): lengths are read on the device, and activations are rounded
+where they are made, for linears that want them rounded alike."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from isobit.kernels import rounded
+from isobit.kernels.gpu.bind import BoundLinear
+from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
+from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.heads import AttentionSpec
+from isobit.models.config import Activation, LayerSpec
+from isobit.models.ops import reference
+from isobit.models.place import Place
+from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
+
+
+def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> str | None:
+    if place.device != "cuda":
+        return f"the Triton kernels run on GPUs, not on {place.device}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'isobit[triton]'"
+    name = str(dtype).removeprefix("torch.")
+    if name not in POINTERS:
+        return f"computes in {', '.join(POINTERS)}, not in {name}"
+    widest = max((layer.attention.dim for layer in layers), default=0)
+    return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}" if widest > LARGEST_HEAD else None
+
+
+def make(place: Place) -> LayerOps:
+    """The kernels of the GPU at a place, which share the workspace of its linears."""
+    assert place.machine is not None and place.workspace is not None
+    kernels = GpuLayer(place.machine, place.workspace)
+
+    def norm(x: Tensor, weight: Tensor, eps: float, readers: Readers) -> Activations:
+        return kernels.norm(x, weight, eps, _rounding(readers, x))
+
+    def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, readers: Readers) -> tuple[Tensor, Activations]:
+        return kernels.add_norm(x, delta, weight, eps, _rounding(readers, x))
+
+    def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Activations:
+        return kernels.gate(gate, up, activation, _rounding(readers, gate))
+
+    def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        return kernels.attention(heads, q, k, v, *step.angles(layer), *step.memory(layer), step.batch.sequences)
+
+    return LayerOps(
+        "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, attend=attend,
+        reserve=kernels.reserve, recordable=True,
+    )  # fmt: skip
+
+
+def _bound(linears: Readers) -> list[BoundLinear]:
+    """The kernels of linears, where all have one that takes rounded activations and nobody listens to them."""
+    found = [one.bound for one in linears if isinstance(one.bound, BoundLinear) and not one.observed]
+    return found if len(found) == len(linears) else []
+
+
+def _rounding(readers: Readers, x: Tensor) -> Rounding | None:
+    """How activations like ``x`` are rounded for all of their readers; None where they are not, or not alike."""
+    bound = _bound(readers)
+    asked = rounded.shared(bound, len(x), x.dtype) if bound and len(x) else None
+    return asked if isinstance(asked, Rounding) else None
+
+
+def _project(linears: Readers, x: Activations) -> list[Tensor]:
+    bound = _bound(linears)
+    return rounded.project(bound, x) if bound else reference.project(linears, x)
+
+
+ROW = LayerRow("triton", 20, accepts=_accepts, make=make)
