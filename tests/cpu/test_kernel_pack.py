@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import save_model
 
 pytest.importorskip("triton", reason="kernel packs are compiled by Triton: pip install triton")
 
+from isobit.checkpoint.reader import Checkpoint
 from isobit.cli.main import main
 from isobit.errors import CheckpointError, IsobitError, Unsupported, UsageError
 from isobit.formats.pack import code_dtype
 from isobit.formats.qtensor import QTensor
+from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.formats.table import element
 from isobit.kernels.gpu.bind import bind
@@ -29,7 +32,12 @@ from isobit.kernels.gpu.packs.loaded import load_pack
 from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.packs.write import parameter_sizes, write_pack
-from isobit.models.pack import TOKENS
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.models.contents import contents
+from isobit.models.pack import TOKENS, requests
+from isobit.models.place import Place
+from isobit.models.weights import DTYPES, _Loader
+from isobit.quantizer.driver import quantize
 from isobit.targets.table import TARGETS
 
 SM_86 = TARGETS["sm_86"]
@@ -105,6 +113,28 @@ def test_a_pack_has_the_kernels_of_every_number_of_tokens(name: str) -> None:
     packed = {request for tokens in TOKENS for request in recorded(name, tokens)}
     needed = {request for tokens in (*range(1, 66), 1023, 1024, 5000) for request in recorded(name, tokens)}
     assert needed == packed and len(packed) >= 3
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int4"])
+def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(name: str, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    if name != "bf16":
+        quantize(model, tmp_path / name, Policy(scheme(name)), progress=False)
+        model = tmp_path / name
+    packed, dtype = requests(model, SM_86, None)
+    recorder, cpu = Recorder(), torch.device("cpu")
+    where = Place("cuda", cpu, Machine.imagined(SM_86, 84, recorder), Workspace(cpu))
+    decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where).decoder()
+    cache = decoder.paged_cache(600)
+    first, second = cache.take(400), cache.take(100)
+    decoder(cache.batch([range(100), range(40)], [first, second]), cache)
+    decoder(cache.batch([[1], range(20)], [first, second]), cache)
+    decoder(cache.batch([[1]], [first], wanted="last"), cache)
+    first.length = 390
+    decoder(cache.batch([[1], [2]], [first, second], wanted="last"), cache)
+    launched = {request.entry.partition(":")[2] for request in recorder.requests.values()}
+    assert {"rope_append", "norm_token", "gate", "attention_few", "attention_many", "attention_merge"} <= launched
+    assert not recorder.requests.keys() - packed.keys()
 
 
 # ---------------------------------------------------------------------- refusals

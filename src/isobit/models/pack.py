@@ -1,4 +1,5 @@
-"""What a checkpoint needs of the GPU kernels: every linear is bound and called, and launches are recorded, not made."""
+"""What a checkpoint needs of the GPU kernels: every linear is bound and called, and so is every layer; launches are
+recorded, not made."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from isobit.checkpoint.kvscales import KvScales
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
@@ -16,8 +19,16 @@ from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.models.batch import Batch
+from isobit.models.blueprint import HEAD, layer_modules, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
+from isobit.models.layers import Layer, RMSNorm
+from isobit.models.linear import Linear
+from isobit.models.ops.table import choose
+from isobit.models.place import Place
+from isobit.models.step import Step
 from isobit.targets.spec import Target
 
 # Numbers of tokens that the kernels tell apart (kernels/gpu/selection.py), with some to spare.
@@ -30,7 +41,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 
 def requests(source: Path | Contents, target: Target, dtype: str | None) -> tuple[dict[str, Request], str]:
-    """Every kernel that a checkpoint's linears launch on a target, by name, and the dtype of the activations.
+    """Every kernel that a checkpoint's layers launch on a target, by name, and the dtype of the activations.
 
     Args:
         source: the checkpoint's folder, or its contents.
@@ -60,7 +71,65 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
             for tokens in TOKENS:
                 bound(torch.zeros(tokens, weight.shape[1], dtype=_DTYPES[name]))
         found |= recorder.requests
-    return found, name
+    return found | _of_layers(held, target, _DTYPES[name]), name
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, Request]:
+    """What layers launch, one of each kind, and the norm behind the last of them."""
+    recorder, cpu = Recorder(), torch.device("cpu")
+    where = Place("cuda", cpu, Machine.imagined(target, recorder=recorder), Workspace(cpu))
+    config, ops = held.config, choose(dtype, where, held.config.layers)
+    head = _bound(held, _TABLE if config.tie_word_embeddings else HEAD, dtype, where)
+    layers = list(_layers(held, dtype, where))
+    for batch in _batches():
+        x = torch.zeros(len(batch.positions), config.hidden_size, dtype=dtype)
+        for layer in layers:
+            heads = layer.spec.attention
+            angles = torch.zeros(len(x), heads.dim, dtype=dtype)
+            shape = (1, heads.kv_heads, batch.sequences.block, heads.dim)
+            memory = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+            layer(x, Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None))  # type: ignore[misc]
+        ops.norm(x, torch.ones(config.hidden_size), config.norm_eps, (head,))
+    return recorder.requests
+
+
+def _batches() -> Iterator[Batch]:
+    """Prompts of every number of tokens that kernels tell apart, and a token behind few others and behind very many."""
+    for tokens in TOKENS:
+        yield Batch.of([range(tokens)])
+    one = Batch.of([range(1)])
+    yield replace(one, sequences=replace(one.sequences, most=1 << 16))
+
+
+def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]:
+    """One layer of each kind."""
+    config, seen = held.config, set()
+    for number, spec in enumerate(config.layers):
+        modules = layer_modules(spec, config.hidden_size)
+        names = {module.role: layer_prefix(number) + module.name for module in modules if module.kind != "norm"}
+        kind = spec, tuple(_kind(read_linear(held.ck, name, mmap=True)) for name in names.values())
+        if kind in seen:
+            continue
+        seen.add(kind)
+        parts: dict[str, nn.Module] = {role: _bound(held, name, dtype, where) for role, name in names.items()}
+        parts |= {
+            module.role: RMSNorm(torch.ones(*module.shape), config.norm_eps)
+            for module in modules if module.kind == "norm"
+        }  # fmt: skip
+        yield Layer(spec, number, parts, config.norm_eps, KvScales())
+
+
+def _bound(held: Contents, module: str, dtype: torch.dtype, where: Place) -> Linear:
+    """A linear of the checkpoint where nothing is launched."""
+    read = _read(held, module)
+    weight = read.weight.with_float_scales() if isinstance(read.weight, QTensor) else read.weight.to(dtype)
+    return Linear(weight, read.activations, read.input_scale, read.bias, dtype=dtype, place=where)
+
+
+# ---------------------------------------------------------------------- linears
 
 
 def _stored_dtype(config: ModelConfig) -> str:
@@ -71,15 +140,25 @@ def _kinds(found: Contents) -> Iterator[LinearWeight]:
     """One linear of each kind: those of one kind launch the same kernels."""
     seen = set()
     for module in _linears(found):
-        read = read_linear(found.ck, module, mmap=True)
-        if module == _TABLE:  # activations are rounded before an output projection of its own only
-            read = replace(read, activations=None, input_scale=None)
-        quantized = isinstance(read.weight, QTensor)
-        formats = (read.weight.spec, read.weight.scale.dtype) if isinstance(read.weight, QTensor) else read.weight.dtype
-        kind = (tuple(read.weight.shape), quantized, formats, read.activations, read.bias is None)
+        read = _read(found, module)
+        kind = _kind(read)
         if kind not in seen:
             seen.add(kind)
             yield read
+
+
+def _read(found: Contents, module: str) -> LinearWeight:
+    read = read_linear(found.ck, module, mmap=True)
+    if module == _TABLE:  # activations are rounded before an output projection of its own only
+        return replace(read, activations=None, input_scale=None)
+    return read
+
+
+def _kind(read: LinearWeight) -> tuple[object, ...]:
+    """What decides the kernels of a linear."""
+    quantized = isinstance(read.weight, QTensor)
+    formats = (read.weight.spec, read.weight.scale.dtype) if isinstance(read.weight, QTensor) else read.weight.dtype
+    return tuple(read.weight.shape), quantized, formats, read.activations, read.bias is None
 
 
 def _linears(found: Contents) -> list[str]:
