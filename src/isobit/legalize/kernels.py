@@ -5,12 +5,15 @@ What no kernel can run is not promised, whatever the hardware could do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.kernels.backends import LINEAR_KERNELS
 from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix, misfit
+from isobit.kernels.gpu.layer_rows import LAYER_ROWS
+from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.kernels.gpu.variant import Variant, has_bf16
@@ -156,18 +159,20 @@ class AttentionKernel:
     """What attends over a cache.
 
     Attributes:
-        name: what runs it.
+        names: what runs it on a target in a dtype, a token at a time first; nothing where it does not run.
         vendors: where.
         cache: formats of keys and values; empty for the dtype of the activations.
+        widest: numbers of a head at most; 0 for any.
     """
 
-    name: str
+    names: Callable[[Target, str], tuple[str, ...]]
     vendors: tuple[str, ...]
     cache: tuple[str, ...] = ()
+    widest: int = 0
 
-    def takes(self, kv: str, dtype: str) -> bool:
-        """Whether it reads keys and values stored as ``kv``."""
-        return kv in (self.cache or (dtype,)) and kv in FLOATS
+    def takes(self, kv: str, dtype: str, width: int) -> bool:
+        """Whether it reads keys and values stored as ``kv``, of heads of so many numbers."""
+        return kv in (self.cache or (dtype,)) and kv in FLOATS and (not self.widest or width <= self.widest)
 
 
 def activation_dtype(target: Target, wanted: str) -> str:
@@ -186,8 +191,15 @@ def activation_dtype(target: Target, wanted: str) -> str:
     return wanted
 
 
+def _on_gpus(target: Target, dtype: str) -> tuple[str, ...]:
+    """isobit's own kernels."""
+    rows = [row for row in LAYER_ROWS if row.attends and row.multiplies == dtype]
+    return tuple(row.name for row in rows if row.requires(target) is None)
+
+
 # Attention over a cache in a narrower format than the activations comes with its own kernels.
 ATTENTION_KERNELS = (
-    AttentionKernel("torch scaled_dot_product_attention", ("nvidia", "amd")),
-    AttentionKernel("cpu attention", ("cpu",), cache=("float32",)),
+    AttentionKernel(_on_gpus, ("nvidia", "amd"), widest=LARGEST_HEAD),
+    AttentionKernel(lambda target, dtype: ("torch scaled_dot_product_attention",), ("nvidia", "amd")),
+    AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), cache=("float32",)),
 )

@@ -67,21 +67,20 @@ def _embedding(op: Op) -> Lowering:
 
 
 def _attention(op: Op, target: Target) -> Decision:
-    row = next(
-        (k for k in ATTENTION_KERNELS if target.vendor in k.vendors and k.takes(op.kv, op.dtype)), None
-    )  # fmt: skip
-    if row is None:
+    rows = [k for k in ATTENTION_KERNELS if target.vendor in k.vendors and k.takes(op.kv, op.dtype, op.k)]
+    names = next((found for row in rows if (found := row.names(target, op.dtype))), ())
+    if not names:
         cache = short(op.kv)
         return Refusal((f"no attention kernel of isobit's reads keys and values in {cache} yet: keep them in the"
                         f" model's dtype ({short(op.dtype)})",))  # fmt: skip
-    unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # PyTorch's kernels use all of them
+    unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # the kernels use all of them
     how = f"{short(op.dtype)} matrix unit ({unit.instruction})" if unit else "f32 multiply-add"
     reason = "" if unit or op.dtype == "float32" else f"{target.name} has no usable matrix unit for {short(op.dtype)}"
     how += f", cache {short(op.kv)}"
     action: Action = "legalized" if reason else "native"
     instruction = unit.instruction if unit else ""
     return Lowering(
-        action, "attention", how, how, op.dtype, unit is not None, instruction, (row.name,), reason, (), op.rounds
+        action, "attention", how, how, op.dtype, unit is not None, instruction, names, reason, (), op.rounds
     )
 
 

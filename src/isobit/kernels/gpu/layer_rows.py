@@ -25,6 +25,7 @@ class LayerRow:
         configurations: how it is compiled for usual models on a target.
         requires: why a target cannot run it, or None.
         multiplies: dtype of what it multiplies on matrix units; None if it does not.
+        attends: whether it is an attention, which plans name.
         promises: regular expressions of mnemonics, each of which the hot loop must show on that target.
     """
 
@@ -33,6 +34,7 @@ class LayerRow:
     configurations: Callable[[Target], Iterator[Config]]
     requires: Requires = compiles
     multiplies: str | None = None
+    attends: bool = False
     promises: Callable[[Target], tuple[str, ...]] = field(default=lambda target: ())
 
 
@@ -70,7 +72,8 @@ def _attention_rows() -> Iterator[LayerRow]:
         for short, dtype in (("bf16", "bfloat16"), ("f16", "float16"), ("f32", "float32")):
             yield LayerRow(
                 f"attention-{family}-{short}", f"{_MODULES}.attention_{family}:attention_{family}",
-                _attentions(family, dtype), has_bf16 if short == "bf16" else compiles, dtype, _shows(family, dtype),
+                _attentions(family, dtype), has_bf16 if short == "bf16" else compiles, dtype,
+                True, _shows(family, dtype),
             )  # fmt: skip
 
 
