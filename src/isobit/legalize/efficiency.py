@@ -319,7 +319,7 @@ class Engine:
 
 
 # What is left of a recorded step of 2.1 to 4.0 ms when linears, attention and their launches are counted: 0.2 ms in
-# four schemes, behind 192 tokens and behind 4032. A prompt of 4096: 6.2 (bf16), 7.8 (fp8), 12.9 ms (int8) beside linears
+# four schemes behind 192 tokens and behind 4032. A prompt of 4096: 6.2 (bf16), 7.8 (fp8), 12.9 ms (int8) beside linears
 # and attention; Python starts the kernels of a layer in 0.65 ms, and in 0.02 ms more for each linear that rounds.
 _BESIDE = (
     "H200, Llama-2-7B, beside linears and attention: 0.2 ms a step, 1.6 us a layer and 32 tokens of a prompt"
