@@ -1,0 +1,154 @@
+"""A request as the scheduler knows it: token ids in, how far they are, why they ended. No torch, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+# Steps of the engine that one level of priority is worth. A request is overtaken by one of the next level for so many
+# steps and no longer, so nobody waits for ever.
+PATIENCE = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        id: by which it is known until it ends.
+        prompt: token ids, one or more.
+        most: tokens that the answer may have at most, one or more.
+        priority: a smaller number goes first. Among equals the order of arrival decides; see :data:`PATIENCE`.
+        reuses: whether it may read blocks that other requests have left in the cache, and leave its own.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    most: int
+    priority: int = 0
+    reuses: bool = True
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that the cache may have to hold: the last one of an answer is not fed again."""
+        return len(self.prompt) + self.most - 1
+
+
+@dataclass(eq=False)
+class Running:
+    """A request between its arrival and its end.
+
+    Attributes:
+        request: what was asked for.
+        rank: its place in the order of all requests, smallest first; it never changes.
+        tokens: prompt and answer so far.
+        held: how many of ``tokens``, from the first on, have their keys and values in the cache.
+        blocks: of the cache, in order; position p is in ``blocks[p // size]``.
+        keys: of its full blocks, as far as they were needed; ``isobit.engine.blocks`` makes them.
+        reused: tokens that were found in the cache and not computed when the request was first taken in.
+        recomputed: how often its blocks were taken from it.
+    """
+
+    request: Request
+    rank: tuple[int, int]
+    tokens: list[int]
+    held: int = 0
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    reused: int | None = None
+    recomputed: int = 0
+
+    @property
+    def left(self) -> int:
+        """Known tokens that are to be fed; 1 when it decodes."""
+        return len(self.tokens) - self.held
+
+    @property
+    def answered(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one request feeds in one step.
+
+    Attributes:
+        id: of the request.
+        first: position of its first new token.
+        tokens: its new token ids.
+        blocks: where its keys and values are, as many blocks as hold ``first + len(tokens)`` tokens.
+        chooses: whether the last new token is the last one known, so that its logits choose the next.
+    """
+
+    id: int
+    first: int
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+    chooses: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One step of the engine.
+
+    Attributes:
+        parts: what each request feeds, in the order of the batch.
+        block: tokens of a block.
+        preempted: ids of requests whose blocks were taken from them just now.
+    """
+
+    parts: tuple[Part, ...]
+    block: int
+    preempted: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """``[T]``: the new tokens of all requests, one after the other."""
+        return [token for part in self.parts for token in part.tokens]
+
+    @property
+    def positions(self) -> list[int]:
+        """``[T]``: where each of them stands in its sequence."""
+        return [position for part in self.parts for position in self._places(part)]
+
+    @property
+    def starts(self) -> list[int]:
+        """``[B + 1]``: where in the batch each request's tokens begin; the last is T."""
+        found = [0]
+        for part in self.parts:
+            found.append(found[-1] + len(part.tokens))
+        return found
+
+    @property
+    def lengths(self) -> list[int]:
+        """``[B]``: tokens of each sequence, the new ones included."""
+        return [part.first + len(part.tokens) for part in self.parts]
+
+    @property
+    def table(self) -> list[list[int]]:
+        """``[B, P]``: the blocks of each sequence, short rows filled up with 0."""
+        widest = max((len(part.blocks) for part in self.parts), default=0)
+        return [[*part.blocks, *[0] * (widest - len(part.blocks))] for part in self.parts]
+
+    @property
+    def slots(self) -> list[int]:
+        """``[T]``: where the keys and values of each new token go: number of the block * ``block`` + place in it."""
+        size = self.block
+        return [part.blocks[p // size] * size + p % size for part in self.parts for p in self._places(part)]
+
+    @property
+    def rows(self) -> list[int]:
+        """Places in the batch whose logits choose a token, in the order of :attr:`choosers`."""
+        return [end - 1 for part, end in zip(self.parts, self.starts[1:], strict=True) if part.chooses]
+
+    @property
+    def choosers(self) -> list[int]:
+        """Ids of the requests that get a token in this step."""
+        return [part.id for part in self.parts if part.chooses]
+
+    def _places(self, part: Part) -> Iterator[int]:
+        return iter(range(part.first, part.first + len(part.tokens)))
