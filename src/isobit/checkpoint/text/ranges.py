@@ -24,6 +24,7 @@ INTEGERS: dict[str, tuple[int, int]] = {
     "logprobs": (0, MAX_LOGPROBS),
 }
 MAX_STOP_STRINGS = 64
+MAX_LOGIT_BIAS = 100.0
 
 
 def problem(name: str, value: Any) -> str | None:
