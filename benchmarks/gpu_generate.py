@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_generate.py --work /dev/shm/isobit [--schemes bf16,fp8,int4] [--shape 7b]
 
-Makes a checkpoint of random weights, quantizes it, loads it on the card and runs it through ``engine.generate``, as
+Makes a checkpoint of random weights, quantizes it, loads it on the card and runs it through the engine, as
 ``isobit generate --device cuda`` does; each scheme in a process of its own. The profile says how much of the time on
 the card goes to linears (with rounding and widening), to attention, and to all that is beside them.
 """
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,15 @@ import torch
 from common import RESULTS, provenance, save, stop
 from shapes import SHAPES, Recipe, make
 
-from isobit.engine.generate import Generator, load_generator
-from isobit.engine.sampling import SamplingParams
+from isobit.engine.blocks import blocks_for
+from isobit.engine.generate import load_llm
+from isobit.engine.params import SamplingParams
+from isobit.engine.request import Part, Schedule
+from isobit.engine.runner import ModelRunner
+from isobit.models.batch import lay_out
+from isobit.models.cache.paged import BLOCK
 from isobit.models.planning import plans
+from isobit.targets.prefill import prefill_chunk
 
 CHUNKS = (512, 1024, 2048, 4096)
 PROMPT, ANSWER = 128, 128
@@ -96,26 +102,26 @@ def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
     context, vocab = SHAPES[shape].context, SHAPES[shape].vocab
     plan = planned(folder, scheme, context)
     begin = time.perf_counter()
-    generator = load_generator(folder, device="cuda")
+    llm = load_llm(folder, device="cuda", prefix_cache=False)
     torch.cuda.synchronize()
     rows.put("loading", time.perf_counter() - begin, "s")
     rows.put("weights", torch.cuda.memory_allocated() / 2**20, "MiB", plan.memory.weights / 2**20)
     ids = [(7 * i) % (vocab - 1) + 1 for i in range(context)]
-    generator.generate(ids[: context - 16], SamplingParams(max_tokens=16, ignore_eos=True))
+    llm.generate([ids[: context - 16]], SamplingParams(max_tokens=16, ignore_eos=True))
     rows.put("the whole process on the card", (taken() - before) / 2**20, "MiB", plan.memory.total / 2**20)
     near = planned(folder, scheme, PROMPT + ANSWER)
-    answers = [generator.generate(ids[:PROMPT], SamplingParams(max_tokens=ANSWER, ignore_eos=True)) for _ in range(4)]
+    answer = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
+    answers = [llm.generate([ids[:PROMPT]], answer)[0] for _ in range(4)]
     speed = statistics.median(answer.timings.tokens_per_second or 0.0 for answer in answers[1:])
     rows.put(f"decoding {ANSWER} tokens behind {PROMPT}", speed, "tokens/s", near.cost.decode)
-    usual = generator.chunk
+    runner = ModelRunner(llm.model)
+    runner.reserve(*[blocks_for(context, BLOCK)] * 2)
+    usual = prefill_chunk(llm.model.place.target)
     for chunk in chunks:
-        generator.chunk = chunk
-        prompts(rows, generator, ids, f"prompt of {context}, {chunk} at once", plan if chunk == usual else None)
-    generator.chunk = usual
+        prompts(rows, runner, ids, chunk, plan if chunk == usual else None)
     for past, cost in ((PROMPT + ANSWER // 2, near.cost), (context - 64, plan.cost)):
-        steps(rows, generator, ids, past, cost)
-    with closing(generator.runner.open(context)) as seat:
-        profile(rows, f"prompt of {context}", lambda: generator.prefill(seat, ids))
+        steps(rows, runner, ids, past, cost)
+    profile(rows, f"prompt of {context}", lambda: feed(runner, ids, usual))
     return rows
 
 
@@ -136,19 +142,32 @@ def taken() -> int:
     return total - free
 
 
-def prompts(rows: Rows, generator: Generator, ids: list[int], what: str, plan: Any) -> None:
+def part(ids: Sequence[int], first: int, count: int) -> Part:
+    """Tokens of a sequence that has the first blocks of the cache."""
+    end = first + count
+    return Part(1, first, tuple(ids[first:end]), tuple(range(blocks_for(end, BLOCK))), chooses=end == len(ids))
+
+
+def feed(runner: ModelRunner, ids: Sequence[int], chunk: int) -> torch.Tensor:
+    """Logits behind a prompt that is fed in pieces."""
+    logits = None
+    for first in range(0, len(ids), chunk):
+        logits = runner.run(Schedule((part(ids, first, min(chunk, len(ids) - first)),), BLOCK))
+    assert logits is not None
+    return logits
+
+
+def prompts(rows: Rows, runner: ModelRunner, ids: list[int], chunk: int, plan: Any) -> None:
     """Tokens per second of a prompt, and what it takes beside weights and cache."""
-    times = []
+    what, times = f"prompt of {len(ids)}, {chunk} at once", []
     for _ in range(4):
-        seat = generator.runner.open(len(ids))
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
-        generator.prefill(seat, ids).cpu()
+        feed(runner, ids, chunk).cpu()
         times.append(time.perf_counter() - begin)
         peak = torch.cuda.max_memory_allocated() - held
-        seat.close()
     speed = len(ids) / statistics.median(times[1:])
     rows.put(what, speed, "tokens/s", plan.cost.prefill if plan else None)
     rows.put(
@@ -156,27 +175,25 @@ def prompts(rows: Rows, generator: Generator, ids: list[int], what: str, plan: A
     )
 
 
-def steps(rows: Rows, generator: Generator, ids: list[int], past: int, cost: Any) -> None:
+def steps(rows: Rows, runner: ModelRunner, ids: list[int], past: int, cost: Any) -> None:
     """One token behind ``past`` others: as a graph, and with Python starting each kernel."""
-    runner = generator.runner
-    seat = runner.open(len(ids))
-    generator.prefill(seat, ids[:past])
+    feed(runner, ids[:past], prefill_chunk(runner.model.place.target))
+    step = Schedule((part(ids[: past + 1], past, 1),), BLOCK)
+    plain, cache = step.parts[0], runner._cache
     single, times = [], []
     for _ in range(12):
-        batch = seat.cache.batch([[7]], [seat.sequence], wanted="last")
         begin = time.perf_counter()
-        generator.model.forward(batch, seat.cache).cpu()
+        batch = lay_out([plain.tokens], [past], [plain.blocks], BLOCK, wanted="last", device=runner.model.place.tensors)
+        runner.model.forward(batch, cache).cpu()
         single.append(time.perf_counter() - begin)
-        seat.sequence.length = past
     for _ in range(24):
         begin = time.perf_counter()
-        runner.feed(seat, (7,)).cpu()
+        runner.run(step).cpu()
         times.append(time.perf_counter() - begin)
     predicted = 1e3 / cost.decode if cost else None
     rows.put(f"step behind {past}, as a graph", 1e3 * statistics.median(times[2:]), "ms", predicted)
     rows.put(f"step behind {past}, kernel by kernel", 1e3 * statistics.median(single[2:]), "ms")
-    profile(rows, f"step behind {past}", lambda: runner.feed(seat, (7,)))
-    seat.close()
+    profile(rows, f"step behind {past}", lambda: runner.run(step))
 
 
 def profile(rows: Rows, what: str, run: Any) -> None:

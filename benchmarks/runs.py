@@ -186,17 +186,18 @@ def time_decode(model: Decoder, settings: RunSettings, read_bytes: int) -> dict[
 
 def decode_pieces(model: Decoder, settings: RunSettings) -> Iterator[float]:
     """Seconds of each piece of a round: steps of one token and the choice of the next, as ``generate`` makes it."""
-    from isobit.engine.sampling import Sampler, SamplingParams
+    from isobit.engine.params import SamplingParams
+    from isobit.engine.sampler import Chooser, sample
 
-    sampler = Sampler(SamplingParams(temperature=0))
+    choosers = [Chooser(SamplingParams(temperature=0))]
     cache = model.new_cache(1, settings.prompt + settings.tokens)
     prompt = [at % model.config.vocab_size for at in range(settings.prompt)]
-    token = sampler.sample(read(model, prompt, cache))
+    token = sample(choosers, read(model, prompt, cache)[None])[0].token
     for done in range(0, settings.tokens, PIECE):
         settle()
         begin = time.perf_counter()
         for _ in range(min(PIECE, settings.tokens - done)):
-            token = sampler.sample(read(model, [token], cache))
+            token = sample(choosers, read(model, [token], cache)[None])[0].token
         yield time.perf_counter() - begin
 
 

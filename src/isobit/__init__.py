@@ -4,6 +4,7 @@
 
     isobit.quantize("bundled", "small-int4", "int4")
     print(isobit.load("small-int4").generate("def fib(n):", max_tokens=40).text)
+    answers = isobit.LLM("small-int4").generate(["def fib(n):", "import os"])  # many prompts at once
     print(isobit.evaluate("small-int4", against="bundled"))
 
 Importing isobit is quick: torch is imported by the first call that needs it.
@@ -17,7 +18,7 @@ TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["__version__", "evaluate", "info", "load", "plan", "quantize"]
+__all__ = ["LLM", "SamplingParams", "__version__", "evaluate", "info", "load", "plan", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python interface: plan, quantize, load, evaluate, info. The commands of the same names call these functions.
+"""The Python interface: plan, quantize, load, LLM, evaluate, info. The commands of the same names call these functions.
 
 What is wrong with an argument is said here, by its name, before anything is read (:mod:`isobit.arguments`).
 """
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
 from isobit.engine.loaded import Model
+from isobit.engine.params import SamplingParams as SamplingParams  # of the interface, too
 from isobit.errors import CheckpointWarning, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme as scheme_named
 
 if TYPE_CHECKING:
+    from isobit.engine import llm
     from isobit.engine.generate import Generator
     from isobit.evaluation.info import CheckpointInfo
     from isobit.evaluation.measure import Evaluation
@@ -31,6 +33,7 @@ DEVICES = ("cpu", "cuda")
 SEARCHES = ("absmax", "mse")
 LARGEST_SEED = 2**64 - 1
 MOST_THREADS = 4096
+MOST_SEQUENCES = 4096
 
 
 def find(model: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
@@ -210,6 +213,49 @@ def load(model: str | Path, *, dtype: str | None = None, revision: str | None = 
         CheckpointWarning: what people should know about this checkpoint; :attr:`Model.notes` has it, too.
     """
     loaded = Model(generator(model, dtype=dtype, revision=revision, device=device))
+    for note in loaded.notes:
+        warnings.warn(note, CheckpointWarning, stacklevel=2)
+    return loaded
+
+
+def LLM(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    sequences: int = 64,
+    cache_tokens: int | None = None,
+    prefix_cache: bool = True,
+) -> llm.LLM:
+    """Load a checkpoint, quantized or not, to answer many prompts at once.
+
+    Args:
+        model, dtype, revision, device: as :func:`load` takes them.
+        sequences: prompts that are worked on at once at most; the others wait.
+        cache_tokens: tokens that the key-value cache holds; None for as many as the prompts at hand need. Where they
+            do not suffice, prompts wait, and the last ones may have to be computed again.
+        prefix_cache: whether prompts that begin alike are computed once.
+
+    Returns:
+        An :class:`isobit.engine.llm.LLM`: ``generate(prompts, SamplingParams(...))``, ``stream``, ``stream_async``, and
+        ``add``, ``step``, ``abort``.
+
+    Raises:
+        CapacityError: there is no memory for so large a cache.
+
+    Warns:
+        CheckpointWarning: what people should know about this checkpoint; its ``notes`` have it, too.
+    """
+    arguments.optional_choice("dtype", dtype, DTYPES)
+    arguments.whole("sequences", sequences, 1, MOST_SEQUENCES)
+    arguments.optional_whole("cache_tokens", cache_tokens, 1)
+    arguments.flag("prefix_cache", prefix_cache)
+    _where(device, None)
+    folder = find(model, revision=revision)
+    from isobit.engine.generate import load_llm
+
+    loaded = load_llm(folder, dtype, device, sequences=sequences, cache_tokens=cache_tokens, prefix_cache=prefix_cache)
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
     return loaded

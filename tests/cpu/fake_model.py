@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from isobit.models.batch import Batch
+from isobit.models.cache.paged import BLOCK
+
 
 class FakeCache:
-    """Remembers the tokens of one sequence."""
+    """Remembers which token lies in which slot."""
 
-    def __init__(self, max_len: int) -> None:
-        self.ids: list[int] = []
-        self.max_len, self.sequences = max_len, (object(),)
+    def __init__(self, blocks: int) -> None:
+        self.blocks, self.block, self.held = 0, BLOCK, dict[int, int]()
+        self.grow(blocks)
 
-    def batch(self, new: Sequence[Sequence[int]], members: Sequence[object], *, wanted: str) -> list[int]:
-        assert len(new) == 1 and tuple(members) == self.sequences and wanted == "last"
-        return list(new[0])
+    def grow(self, blocks: int) -> None:
+        self.blocks = max(blocks, self.blocks)
 
 
 class FakeModel:
-    """Logits from ``rule(tokens so far) -> logits [V]``; checks that the cache is used as it must be."""
+    """Logits from ``rule(tokens so far) -> logits [V]``, read from a cache as attention reads it.
+
+    Attributes:
+        calls: tokens of each call.
+    """
 
     def __init__(self, vocab: int, rule: Callable[[list[int]], Tensor], context: int = 128) -> None:
         self.place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
@@ -31,18 +37,32 @@ class FakeModel:
         self._rule = rule
         self.calls: list[int] = []
 
-    def new_cache(self, sequences: int, max_len: int) -> FakeCache:
-        assert sequences == 1
-        return FakeCache(max_len)
+    def paged_cache(self, blocks: int) -> FakeCache:
+        return FakeCache(blocks)
+
+    def cache_bytes(self, tokens: int) -> int:
+        return tokens
 
     def linears(self) -> Iterator[tuple[str, object]]:
         return iter(())
 
-    def forward(self, new: list[int], cache: FakeCache) -> Tensor:
-        cache.ids += new
-        assert len(cache.ids) <= cache.max_len
-        self.calls.append(len(new))
-        return self._rule(cache.ids).reshape(1, -1)
+    def hidden_states(self, batch: Batch, cache: FakeCache) -> list[list[int]]:
+        """For each new token all tokens that it attends to."""
+        assert batch.tokens is not None
+        self.calls.append(len(batch.tokens))
+        slots = batch.sequences.slots.tolist()
+        cache.held |= dict(zip(slots, batch.tokens.tolist(), strict=True))
+        assert max(slots) < cache.blocks * BLOCK
+        found = []
+        for span in batch.spans:
+            read = [cache.held[span.blocks[at // BLOCK] * BLOCK + at % BLOCK] for at in range(span.length)]
+            found += [read[: end + 1] for end in range(span.past, span.length)]
+        return found
+
+    def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
+        states = self.hidden_states(batch, cache)
+        wanted = range(len(states)) if batch.outputs is None else batch.outputs.tolist()
+        return torch.stack([self._rule(states[row]) for row in wanted])
 
 
 def writes(tokens: list[int], vocab: int, prompt_length: int) -> Callable[[list[int]], Tensor]:

@@ -16,8 +16,10 @@ from tokenizers_for_tests import byte_level, write_folder
 
 from isobit.cli import chat, generate
 from isobit.engine.generate import Generator
+from isobit.engine.llm import LLM
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError, CheckpointError, TemplateError, UsageError
+from isobit.models.cache.paged import BLOCK
 
 SAYS = " = 42 🙂"
 
@@ -39,15 +41,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tokenizer = Tokenizer.from_folder(path)
         ids = tokenizer.encode(SAYS + "</s>")
         model = FakeModel(tokenizer.vocab_size, lambda so_far: None, context=1000)  # type: ignore[arg-type,return-value]
-        generator = Generator(model, tokenizer)
-        prefill = generator.prefill
+        generator = Generator(LLM(model, tokenizer))
+        stream = generator.stream
 
-        def new_answer(seat: Any, prompt: Any) -> Any:
-            if not seat.cache.ids:  # the prompt: answers are counted from its end
-                model._rule = writes(ids, tokenizer.vocab_size, len(prompt))
-            return prefill(seat, prompt)
+        def new_answer(prompt: Any, params: Any = None) -> Any:  # answers are counted from the prompt's end
+            given = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            model._rule = writes(ids, tokenizer.vocab_size, len(given))
+            return stream(prompt, params)
 
-        monkeypatch.setattr(generator, "prefill", new_answer)
+        monkeypatch.setattr(generator, "stream", new_answer)
         return generator
 
     monkeypatch.setattr("isobit.engine.generate.load_generator", load)
@@ -151,6 +153,16 @@ def test_the_history_goes_into_the_prompt_and_reset_forgets_it(
     assert [message["content"] for message in document["messages"]] == ["c", SAYS]
     tokenizer = Tokenizer.from_folder(folder)
     assert document["turns"][0]["prompt_tokens"] == len(tokenizer.encode("u:c;"))
+
+
+def test_the_next_turn_reads_what_was_computed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "chat_template.jinja").write_text(QWEN2, encoding="utf-8")
+    conversation(folder, "one\ntwo\n", monkeypatch, "--system", "Be brief. " * 20, "--json")
+    first, second = json.loads(capsys.readouterr().out)["turns"]
+    assert first["cached_tokens"] == 0
+    assert second["cached_tokens"] == first["prompt_tokens"] // BLOCK * BLOCK > 0
 
 
 def test_a_base_model_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from fake_model import FakeModel, writes
 from tokenizers_for_tests import byte_level, write_folder
 
 from isobit.checkpoint.text.generation import Defaults
-from isobit.engine.generate import Generator, room
-from isobit.engine.sampling import SamplingParams
+from isobit.engine.generate import Generator
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
+from isobit.engine.prompts import room
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError, IsobitError, UsageError
 from isobit.targets.prefill import prefill_chunk
@@ -31,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def generator_that_says(text: str, tokenizer: Tokenizer, context: int = 128) -> Generator:
     """A generator whose greedy answer to PROMPT is ``text``, over and over."""
     rule = writes(tokenizer.encode(text), tokenizer.vocab_size, len(tokenizer.encode(PROMPT)))
-    return Generator(FakeModel(tokenizer.vocab_size, rule, context), tokenizer)
+    return Generator(LLM(FakeModel(tokenizer.vocab_size, rule, context), tokenizer))
 
 
 def test_text_up_to_the_end_of_text_token(tokenizer: Tokenizer) -> None:
@@ -101,7 +103,7 @@ def test_prompt_goes_in_once_and_in_chunks_then_token_by_token(tokenizer: Tokeni
     repeat = lambda ids: torch.eye(tokenizer.vocab_size)[ids[-1]]  # noqa: E731
     model = FakeModel(tokenizer.vocab_size, repeat, 10000)
     model.place.target = where
-    answer = Generator(model, tokenizer).generate([5] * length, SamplingParams(max_tokens=4))
+    answer = Generator(LLM(model, tokenizer)).generate([5] * length, SamplingParams(max_tokens=4))
     assert answer.token_ids == (5, 5, 5, 5)
     assert model.calls == [chunk, chunk, 3, 1, 1, 1]
     assert answer.usage.prompt_tokens == length
@@ -109,7 +111,7 @@ def test_prompt_goes_in_once_and_in_chunks_then_token_by_token(tokenizer: Tokeni
 
 def test_logprobs_do_not_depend_on_how_tokens_are_chosen(tokenizer: Tokenizer) -> None:
     rule = lambda ids: torch.sin(torch.arange(tokenizer.vocab_size) * float(len(ids)))  # noqa: E731
-    generator = Generator(FakeModel(tokenizer.vocab_size, rule), tokenizer)
+    generator = Generator(LLM(FakeModel(tokenizer.vocab_size, rule), tokenizer))
     params = SamplingParams(temperature=0.5, top_k=3, repetition_penalty=1.5, seed=1, max_tokens=5, logprobs=2)
     answer = generator.generate([1, 2, 3], params)
     assert answer.logprobs is not None and len(answer.logprobs) == 5
@@ -122,7 +124,9 @@ def test_logprobs_do_not_depend_on_how_tokens_are_chosen(tokenizer: Tokenizer) -
 
 
 def test_the_same_seed_gives_the_same_answer_also_interleaved(tokenizer: Tokenizer) -> None:
-    generator = Generator(FakeModel(tokenizer.vocab_size, lambda ids: torch.zeros(tokenizer.vocab_size)), tokenizer)
+    generator = Generator(
+        LLM(FakeModel(tokenizer.vocab_size, lambda ids: torch.zeros(tokenizer.vocab_size)), tokenizer)
+    )
     params = SamplingParams(temperature=1.0, seed=3, max_tokens=12, ignore_eos=True)
     alone = generator.generate(PROMPT, params).token_ids
     both = zip(generator.stream(PROMPT, params), generator.stream(PROMPT, params), strict=True)
@@ -165,7 +169,7 @@ def test_a_token_that_only_the_tokenizer_knows_is_refused_by_name(tokenizer: Tok
     size = tokenizer.encode("<|end|>")[0]
     model = FakeModel(size, lambda ids: torch.zeros(size))
     with pytest.raises(UsageError, match=rf"token id {size} \('<\|end\|>', which the tokenizer knows and the model"):
-        Generator(model, tokenizer).generate("a<|end|>")
+        Generator(LLM(model, tokenizer)).generate("a<|end|>")
 
 
 @pytest.mark.parametrize("prompt", [" ", "\x00", "a\x00b", "<s>", "</s></s>", "\ufeff", "\u2028", "🙂"])
@@ -205,4 +209,4 @@ def test_a_begin_of_text_token_read_twice_is_noted(tmp_path: Path) -> None:
 def test_nan_logits_are_an_error_and_no_token(tokenizer: Tokenizer) -> None:
     model = FakeModel(tokenizer.vocab_size, lambda ids: torch.full((tokenizer.vocab_size,), math.nan))
     with pytest.raises(IsobitError, match="are NaN or infinite"):
-        Generator(model, tokenizer).generate(PROMPT)
+        Generator(LLM(model, tokenizer)).generate(PROMPT)

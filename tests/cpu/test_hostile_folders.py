@@ -16,7 +16,7 @@ from tiny import save_tokenizer
 
 from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.generate import load_generator
-from isobit.engine.sampling import SamplingParams
+from isobit.engine.params import SamplingParams
 from isobit.errors import IsobitError
 from isobit.evaluation.info import describe
 from isobit.formats.rules import Policy

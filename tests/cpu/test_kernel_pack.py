@@ -33,6 +33,7 @@ from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.packs.write import parameter_sizes, write_pack
 from isobit.kernels.gpu.workspace import Workspace
+from isobit.models.cache.protocol import CachedSequence
 from isobit.models.contents import contents
 from isobit.models.pack import TOKENS, requests
 from isobit.models.place import Place
@@ -125,12 +126,13 @@ def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(name: str, tmp_p
     recorder, cpu = Recorder(), torch.device("cpu")
     where = Place("cuda", cpu, Machine.imagined(SM_86, 84, recorder), Workspace(cpu))
     decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where).decoder()
-    cache = decoder.paged_cache(600)
-    first, second = cache.take(400), cache.take(100)
+    cache = decoder.paged_cache(10)
+    first, second = CachedSequence((0, 1, 2, 3, 4, 5, 6), 400), CachedSequence((7, 8), 100)
     decoder(cache.batch([range(100), range(40)], [first, second]), cache)
+    first.length, second.length = 100, 40
     decoder(cache.batch([[1], range(20)], [first, second]), cache)
     decoder(cache.batch([[1]], [first], wanted="last"), cache)
-    first.length = 390
+    first.length, second.length = 390, 60
     decoder(cache.batch([[1], [2]], [first, second], wanted="last"), cache)
     launched = {request.entry.partition(":")[2] for request in recorder.requests.values()}
     assert {"rope_append", "norm_token", "gate", "attention_few", "attention_many", "attention_merge"} <= launched

@@ -19,7 +19,7 @@ import torch
 
 import isobit
 from isobit import api
-from isobit.errors import LONGEST_MESSAGE, IsobitError, UsageError
+from isobit.errors import LONGEST_MESSAGE, CapacityError, IsobitError, UsageError
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -221,6 +221,36 @@ def test_prompts_and_sampling_options_that_cannot_be_used(
         with pytest.raises(UsageError) as error:
             call(prompt, **options)  # type: ignore[operator]
         assert message in str(error.value)
+
+
+def test_many_prompts_at_once(source: Path, model: api.Model) -> None:
+    llm = isobit.LLM(source, cache_tokens=4096, sequences=2)
+    params = isobit.SamplingParams(max_tokens=5)
+    prompts = ["def", [5, 6, 7], "import"]
+    answers = llm.generate(prompts, params)
+    assert [one.token_ids for one in answers] == [model.generate(one, max_tokens=5).token_ids for one in prompts]
+    assert llm.engine.pool.count == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequences": 0}, "sequences must be a whole number from 1"),
+        ({"sequences": 1.5}, "sequences must be a whole number from 1"),
+        ({"cache_tokens": 0}, "cache_tokens must be a whole number of at least 1"),
+        ({"prefix_cache": "no"}, "prefix_cache must be True or False"),
+        ({"device": "tpu"}, "device must be"),
+        ({"dtype": "int8"}, "dtype must be"),
+    ],
+)
+def test_engines_that_cannot_be_made(source: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        isobit.LLM(source, **options)
+
+
+def test_a_cache_that_memory_does_not_hold_is_refused_at_once(source: Path) -> None:
+    with pytest.raises(CapacityError, match="key-value cache of .* needs .* GiB, which cannot be had"):
+        isobit.LLM(source, cache_tokens=1 << 56)
 
 
 def test_what_means_the_same_is_taken(source: Path, tmp_path: Path) -> None:

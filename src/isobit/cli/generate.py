@@ -15,8 +15,9 @@ from isobit.cli.sampling_options import add_model_argument, add_sampling_options
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
-    from isobit.engine.generate import Completion, Generator
-    from isobit.engine.sampling import SamplingParams, TokenLogprob
+    from isobit.engine.answer import Completion
+    from isobit.engine.generate import Generator
+    from isobit.engine.params import SamplingParams, TokenLogprob
     from isobit.engine.tokenizer import Tokenizer
 
 _BEGIN = 1024  # characters that hold the first two tokens, however long the prompt is
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     given = given_options(args)
 
     from isobit import api
-    from isobit.engine.generate import doubled_bos
+    from isobit.engine.prompts import doubled_bos
 
     generator = api.generator(args.model, dtype=args.dtype, revision=args.revision, device=args.device)
     doubled = doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer)

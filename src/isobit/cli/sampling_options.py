@@ -11,7 +11,7 @@ from isobit.errors import printable
 
 if TYPE_CHECKING:
     from isobit.checkpoint.text.generation import Defaults
-    from isobit.engine.sampling import SamplingParams
+    from isobit.engine.params import SamplingParams
 
 # option, type, metavar, help. The names are SamplingParams' fields, which says what they mean exactly.
 OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
@@ -66,7 +66,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: a value cannot be used.
     """
-    from isobit.engine.sampling import SamplingParams
+    from isobit.engine.params import SamplingParams
 
     names = (*(name for name, *_ in OPTIONS), "logprobs")
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
@@ -86,7 +86,7 @@ def choose(given: dict[str, Any], defaults: Defaults) -> tuple[SamplingParams, d
     Returns:
         the parameters, and the same for a JSON document: the settings, and which of them come from the model.
     """
-    from isobit.engine.sampling import SamplingParams
+    from isobit.engine.params import SamplingParams
 
     chosen = defaults.choose(given)
     for sentence in chosen.sentences():

@@ -10,7 +10,8 @@ from isobit import arguments
 from isobit.errors import UsageError
 
 if TYPE_CHECKING:
-    from isobit.engine.generate import Completion, Generator
+    from isobit.engine.answer import Completion
+    from isobit.engine.generate import Generator
 
 
 class Model:
@@ -24,7 +25,7 @@ class Model:
 
         Args:
             prompt: text, or token ids.
-            sampling: fields of :class:`isobit.engine.sampling.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
+            sampling: fields of :class:`isobit.engine.params.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
                 Where nothing is given, what the model's generation_config.json asks for holds (:attr:`sampling`).
 
         Raises:
@@ -52,7 +53,7 @@ class Model:
         return self._generator.tokenizer
 
     def _params(self, sampling: dict[str, Any]) -> Any:
-        from isobit.engine.sampling import SamplingParams
+        from isobit.engine.params import SamplingParams
 
         unknown = sorted(set(sampling) - set(SamplingParams.__dataclass_fields__))
         if unknown:

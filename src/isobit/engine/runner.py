@@ -1,8 +1,9 @@
-"""What runs a model's batches: as they are, or, one token at a time on a GPU, as recorded CUDA graphs.
+"""What runs the engine's steps on a model: as they are, or, one token for each sequence on a GPU, as CUDA graphs.
 
-A graph has fixed shapes and addresses, and belongs to the runner, not to an answer: ids, positions, lengths and slots
-are written into memory that it reads, and how many tokens there are is read on the device. What depends on the length
-is a bound of it (the *span*, a power of two), which sizes the grids of attention; there is a graph for each span.
+A graph has fixed shapes and addresses, and belongs to the runner: ids, positions, lengths, slots and blocks are written
+into memory that it reads, and how many tokens there are is read on the device. What depends on the length is a bound of
+it (the *span*, a power of two), which sizes the grids of attention; there is a graph for each number of rows (a power
+of two, too) and each span.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isobit.engine.request import Part, Schedule
 from isobit.kernels.sequences import Sequences
-from isobit.models.batch import Batch
-from isobit.models.cache.contiguous import ContiguousCache
-from isobit.models.cache.paged import PagedCache
-from isobit.models.cache.protocol import CachedSequence
+from isobit.models.batch import Batch, lay_out
+from isobit.models.cache.paged import BLOCK, PagedCache
 from isobit.models.decoder import Decoder
+from isobit.targets.detect import memory
 
 SHORTEST = 256  # tokens of the first span; each further one is twice as long: a graph for each takes time to record
+
+
+def rows_of(sequences: int) -> int:
+    """The rows of a graph for so many sequences: a power of two."""
+    return 1 << (sequences - 1).bit_length()
 
 
 def span_of(tokens: int) -> int:
@@ -32,54 +38,77 @@ def span_of(tokens: int) -> int:
     return span
 
 
-class Seat:
-    """One answer's place in a cache: the tokens it has there, and room for those to come."""
-
-    def __init__(self, cache: ContiguousCache | PagedCache, sequence: CachedSequence) -> None:
-        self.cache, self.sequence = cache, sequence
-
-    def close(self) -> None:
-        """Gives the place back; the seat is of no use then."""
-        if isinstance(self.cache, PagedCache):
-            self.cache.give_back(self.sequence)
+def _wanted(part: Part) -> range:
+    """Those of its new tokens whose logits choose the next."""
+    return range(len(part.tokens) - part.chooses, len(part.tokens))
 
 
-class Runner:
-    """Runs batches of one model.
+class ModelRunner:
+    """Runs the steps of one model over a cache in blocks.
 
-    On a CPU each answer has a cache of its own, whose memory is only taken as it is written. On a GPU all share a paged
-    one, which stays where it is so that recorded graphs stay valid.
+    Args:
+        model: it.
+        sequences: that take part in a step at most.
+
+    Attributes:
+        block: tokens of a block.
     """
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
+    block = BLOCK
+
+    def __init__(self, model: Decoder, sequences: int = 1) -> None:
+        self.model, self._sequences = model, sequences
         self._cache: PagedCache | None = None
         self._graphs: Graphs | None = None
 
-    def open(self, room: int) -> Seat:
-        """A place for an answer of up to ``room`` tokens, its prompt included.
+    def reserve(self, least: int, wanted: int) -> int:
+        """Room for ``wanted`` blocks if half of the free memory holds them, and for ``least``; returns how many it has.
+
+        A cache that has to grow doubles where it can, for growing copies what it holds.
 
         Raises:
-            CapacityError: there is not so much memory.
+            CapacityError: there is no memory for ``least``.
         """
-        if self.model.place.tensors.type == "cpu":
-            cache = self.model.new_cache(1, room)
-            return Seat(cache, cache.sequences[0])
-        if self._cache is None:
-            self._cache = self.model.paged_cache(max(room, SHORTEST))
-        return Seat(self._cache, self._cache.take(room))
+        cache = self._cache
+        if cache is None:
+            cache = self._cache = self.model.paged_cache(max(least, self._affordable(wanted)))
+        elif cache.blocks < wanted:
+            cache.grow(max(least, cache.blocks, self._affordable(max(wanted, 2 * cache.blocks))))
+        return cache.blocks
 
-    def feed(self, seat: Seat, tokens: Sequence[int]) -> Tensor:
-        """Logits ``[vocab]`` behind more tokens of an answer; they hold until the next call."""
-        if len(tokens) == 1 and isinstance(seat.cache, PagedCache) and self.model.layer_ops.recordable:
-            return self._recorded(seat.cache).run(tokens[0], seat.sequence)
-        batch = seat.cache.batch([tokens], [seat.sequence], wanted="last")
-        return self.model.forward(batch, seat.cache)[0]
+    def _affordable(self, blocks: int) -> int:
+        """So many blocks, or as many as half of the free memory holds."""
+        device = self.model.place.tensors
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
+        return min(blocks, free // 2 // self.model.cache_bytes(BLOCK))
+
+    def run(self, schedule: Schedule) -> Tensor:
+        """Logits ``[len(schedule.rows), vocab]``; they hold until the next call."""
+        cache, parts = self._cache, schedule.parts
+        assert cache is not None, "reserve comes first"
+        if self._recordable and all(len(part.tokens) == 1 for part in parts):
+            return self._recorded(cache).run(parts)
+        batch = lay_out(
+            [part.tokens for part in parts],
+            [part.first for part in parts],
+            [part.blocks for part in parts],
+            cache.block,
+            wanted="last" if all(part.chooses for part in parts) else [_wanted(part) for part in parts],
+            device=self.model.place.tensors,
+        )
+        if schedule.choosers:
+            return self.model.forward(batch, cache)
+        self.model.hidden_states(batch, cache)
+        return torch.empty(0, self.model.config.vocab_size)
+
+    @property
+    def _recordable(self) -> bool:
+        return self.model.place.tensors.type == "cuda" and self.model.layer_ops.recordable
 
     def _recorded(self, cache: PagedCache) -> Graphs:
         """The graphs for a cache as it lies now."""
         if self._graphs is None or self._graphs.moves != cache.moves:
-            self._graphs = Graphs(self.model, cache)
+            self._graphs = Graphs(self.model, cache, self._sequences)
         return self._graphs
 
 
@@ -93,45 +122,44 @@ class _Recorded:
 
 
 class Graphs:
-    """Steps of one token, recorded for one model and one cache.
+    """Steps of one token for each of some sequences, recorded for one model and one cache.
+
+    Args:
+        model, cache: them.
+        sequences: that come at once at most.
 
     Attributes:
         moves: of the cache when they were recorded: they hold for its memory as it lay then.
     """
 
-    def __init__(self, model: Decoder, cache: PagedCache) -> None:
+    def __init__(self, model: Decoder, cache: PagedCache, sequences: int) -> None:
         self.model, self.cache, self.moves = model, cache, cache.moves
-        device = model.place.tensors
-        self._inputs = Inputs(1, cache, device)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        model.reserve(rows_of(sequences), 1, cache.blocks * cache.block)
+        self._inputs: dict[int, Inputs] = {}  # by number of rows
+        self._stream = torch.cuda.Stream(model.place.tensors)  # type: ignore[no-untyped-call]
         self._pool: Any = None  # one pool of memory for all graphs: one of them runs at a time
-        self._recorded: dict[int, _Recorded] = {}
+        self._recorded: dict[tuple[int, int], _Recorded] = {}  # by number of rows, and span
 
-    def run(self, token: int, sequence: CachedSequence) -> Tensor:
-        """Logits ``[vocab]`` behind one more token of a sequence; they hold until the next call.
-
-        Raises:
-            CapacityError: it has no room for one.
-        """
-        sequence.require(1)
-        self._inputs.write([token], [sequence])
-        span = span_of(sequence.length + 1)
-        if span in self._recorded:
-            self._recorded[span].graph.replay()
-            logits = self._recorded[span].logits
+    def run(self, parts: Sequence[Part]) -> Tensor:
+        """Logits ``[len(parts), vocab]`` behind one more token of each sequence; they hold until the next call."""
+        rows, span = rows_of(len(parts)), span_of(max(part.first for part in parts) + 1)
+        if rows not in self._inputs:
+            self._inputs[rows] = Inputs(rows, self.cache, self.model.place.tensors)
+        self._inputs[rows].write(parts)
+        if (rows, span) in self._recorded:
+            self._recorded[rows, span].graph.replay()
+            logits = self._recorded[rows, span].logits
         else:
-            logits = self._record(span)
-        sequence.length += 1
-        return logits[0]
+            logits = self._record(rows, span)
+        return logits[: len(parts)]
 
-    def _record(self, span: int) -> Tensor:
-        """Records the step of a span; returns the logits of a first one, which has run as usual.
+    def _record(self, rows: int, span: int) -> Tensor:
+        """Records the step of so many rows and a span; returns the logits of a first one, which has run as usual.
 
         That first one is on the stream of the recording, so that workspaces which are made once per stream are there.
         """
-        batch = self._inputs.batch(span)
+        batch = self._inputs[rows].batch(span)
         kept = self.model.angle_tables(span)
-        self.model.reserve(1, 1, self.cache.blocks * self.cache.block)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             first = self.model.forward(batch, self.cache)
@@ -139,13 +167,15 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             logits = self.model.forward(batch, self.cache)
         self._pool = graph.pool() if self._pool is None else self._pool
-        self._recorded[span] = _Recorded(graph, logits, (batch, kept))
+        self._recorded[rows, span] = _Recorded(graph, logits, (batch, kept))
         torch.cuda.current_stream().wait_stream(self._stream)
         return first
 
 
 class Inputs:
-    """Memory on the device that a recorded step of ``rows`` sequences reads, one new token of each.
+    """Memory on the device that a recorded step of up to ``rows`` sequences reads, one new token of each.
+
+    Rows that nobody needs are padding: a sequence of no tokens, whose new token is stored nowhere.
 
     Args:
         rows: sequences.
@@ -159,21 +189,22 @@ class Inputs:
         self._device = self._host.to(device)
         self._table = torch.zeros(rows, cache.blocks, dtype=torch.int32, device=device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        self._held: tuple[tuple[int, ...], ...] = ()  # what is in the table
+        self._held: list[tuple[int, ...]] = [()] * rows  # what is in the table
 
-    def write(self, tokens: Sequence[int], sequences: Sequence[CachedSequence]) -> None:
+    def write(self, parts: Sequence[Part]) -> None:
         """One more token of each sequence: to be called before a replay."""
-        positions = [one.length for one in sequences]
-        slots = [one.slot(at, self._block) for one, at in zip(sequences, positions, strict=True)]
+        padding, size = [0] * (self._rows - len(parts)), self._block
+        slots = [part.blocks[part.first // size] * size + part.first % size for part in parts]
         wide, lengths = self._parts(self._host)
-        wide.copy_(torch.tensor([list(tokens), positions, slots]))
-        lengths.copy_(torch.tensor([at + 1 for at in positions], dtype=torch.int32))
+        wide[0] = torch.tensor([*(part.tokens[0] for part in parts), *padding])
+        wide[1] = torch.tensor([*(part.first for part in parts), *padding])
+        wide[2] = torch.tensor([*slots, *(-1 for _ in padding)])
+        lengths.copy_(torch.tensor([*(part.first + 1 for part in parts), *padding], dtype=torch.int32))
         self._device.copy_(self._host)
-        held = tuple(one.blocks for one in sequences)
-        if held != self._held:
-            for row, blocks in enumerate(held):
-                self._table[row, : len(blocks)].copy_(torch.tensor(blocks, dtype=torch.int32))
-            self._held = held
+        for row, part in enumerate(parts):
+            if part.blocks != self._held[row]:
+                self._table[row, : len(part.blocks)].copy_(torch.tensor(part.blocks, dtype=torch.int32))
+                self._held[row] = part.blocks
 
     def batch(self, span: int) -> Batch:
         """The batch that a recorded step runs; what it reads is what was written last."""

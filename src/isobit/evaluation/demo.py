@@ -13,7 +13,8 @@ from pathlib import Path
 from isobit.bundled import model_path
 from isobit.checkpoint.occupant import require_name
 from isobit.engine.generate import Generator
-from isobit.engine.sampling import SamplingParams
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
 from isobit.evaluation import measure, report, speed, wording
@@ -238,6 +239,6 @@ def completions(source: Subject, candidates: Sequence[Candidate], tokenizer: Tok
     chosen = next((c.subject for c in candidates if c.row.name == COMPLETION_SCHEME), candidates[-1].subject)
     params = SamplingParams(temperature=0.0, max_tokens=COMPLETION_TOKENS)
     return tuple(
-        CompletionResult(label, PROMPT, Generator(subject.model, tokenizer).generate(PROMPT, params).text)
+        CompletionResult(label, PROMPT, Generator(LLM(subject.model, tokenizer)).generate(PROMPT, params).text)
         for label, subject in ((f"{source.name} (source)", source), (chosen.name, chosen))
     )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from isobit.engine.generate import Generator
-from isobit.engine.sampling import SamplingParams
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.evaluation.measure import Subject
 from isobit.evaluation.paths import linear_kernels
@@ -80,7 +81,7 @@ def decode_speeds(
     for _ in range(rounds):
         for subject, found in zip(subjects, measured, strict=True):
             memory, again = reader.memory(), reader.again(subject.read_bytes)
-            speed = Generator(subject.model, tokenizer).generate(prompt, params).timings.tokens_per_second
+            speed = Generator(LLM(subject.model, tokenizer)).generate(prompt, params).timings.tokens_per_second
             assert speed is not None  # it decodes more than one token
             found.append((speed, memory, again))
     medians = [[statistics.median(values) for values in zip(*found, strict=True)] for found in measured]

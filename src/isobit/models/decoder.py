@@ -145,9 +145,14 @@ class Decoder(nn.Module):
         """An empty cache for so many sequences of up to ``max_len`` tokens each."""
         return ContiguousCache(self.config, sequences, max_len, self.dtype, self.place.tensors)
 
-    def paged_cache(self, tokens: int) -> PagedCache:
-        """An empty cache for sequences that come and go, of ``tokens`` tokens at first."""
-        return PagedCache(self.config, tokens, self.dtype, self.place.tensors)
+    def paged_cache(self, blocks: int) -> PagedCache:
+        """An empty cache in so many blocks for sequences that come and go."""
+        return PagedCache(self.config, blocks, self.dtype, self.place.tensors)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes that a cache takes for so many tokens."""
+        numbers = sum(layer.attention.kv_heads * layer.attention.dim for layer in self.config.layers)
+        return 2 * numbers * tokens * self.dtype.itemsize
 
     def reserve(self, sequences: int, most_new: int, most: int) -> None:
         """Says that batches of so many sequences, of up to ``most_new`` new tokens and ``most`` in all, will come.

@@ -41,7 +41,7 @@ class Machine:
 def detect() -> Machine:
     """Look at this machine."""
     cpu, features = _cpu()
-    total, available = _memory()
+    total, available = memory()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -82,7 +82,8 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
     return model, tuple(name for name in CPU_FEATURES if name in words)
 
 
-def _memory() -> tuple[int, int]:
+def memory() -> tuple[int, int]:
+    """(bytes of memory, bytes of it that are available)."""
     fields = {}
     for line in _text(Path("/proc/meminfo")).splitlines():
         key, _, value = line.partition(":")

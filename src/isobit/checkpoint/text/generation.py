@@ -93,7 +93,7 @@ class Defaults:
         """The settings of a request: what is given wins, then the file, then greedy decoding.
 
         Args:
-            given: settings by their names in :class:`isobit.engine.sampling.SamplingParams`.
+            given: settings by their names in :class:`isobit.engine.params.SamplingParams`.
         """
         temperature = given.get("temperature", self.values.get("temperature", 1.0) if self.sampled else 0.0)
         own = {name: value for name, value in self.values.items() if name not in _SAMPLED or temperature > 0}

@@ -1,0 +1,150 @@
+"""Answers: tokens as they come, the text they make, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isobit.engine.engine import Output
+from isobit.engine.params import SamplingParams, TokenLogprob
+from isobit.engine.request import FinishReason
+from isobit.engine.stops import StopWatch
+from isobit.engine.tokenizer import DecodeStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read and written; ``cached_tokens`` of the prompt were read from the cache, where another left them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds, measured on a monotonic clock; ``tokens_per_second`` is of decoding alone, None for fewer than 2 tokens.
+
+    They are those of the steps that the request took part in, whoever else did. The first token comes out of the
+    prefill; the decode time is that of the tokens after it.
+    """
+
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    Attributes:
+        text: without special tokens and without the stop string.
+        token_ids: every token that was chosen, also the end-of-text token or those of a stop string.
+        finish_reason: "stop" at an end-of-text token or stop string, "length" at max_tokens or the context's end,
+            "abort" when it was ended from outside.
+        stop: what stopped it: the stop string, or the id of the end-of-text token; None for the others.
+        logprobs: one per token of ``token_ids`` if asked for.
+        notes: what a person should know about this prompt, as sentences.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop: str | int | None
+    logprobs: tuple[TokenLogprob, ...] | None
+    usage: Usage
+    timings: Timings
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer as it comes: text that is final (often empty), and the tokens since the last piece.
+
+    The last piece has ``completion``; the texts of all pieces concatenate to ``completion.text``. An answer that fails
+    ends with a piece that has ``error`` instead.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    completion: Completion | None = None
+    error: Exception | None = None
+
+
+class Answer:
+    """One answer while it is made.
+
+    Args:
+        prompt: token ids.
+        params: what was asked for.
+        most: tokens that it may have.
+        notes: what a person should know about this prompt.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        params: SamplingParams,
+        most: int,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.prompt, self.params, self.most = prompt, params, most
+        self.stops = frozenset() if params.ignore_eos else tokenizer.eos_ids
+        self.deliver: Callable[[Piece], object] = lambda piece: None
+        self._notes = notes
+        self._decoder = DecodeStream(tokenizer)
+        self._watch = StopWatch(params.stop)
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._text: list[str] = []
+        self._prefill = self._decode = 0.0
+        self._cached = 0
+
+    def push(self, output: Output) -> Piece:
+        """One more token, or the error that ends the answer; the piece has a completion if it was the last."""
+        if output.choice.error is not None:
+            return Piece("", error=output.choice.error)
+        token = output.choice.token
+        self._tokens.append(token)
+        if output.choice.logprob is not None:
+            self._logprobs.append(output.choice.logprob)
+        if len(self._tokens) == 1:
+            self._prefill, self._cached = output.seconds, output.cached
+        else:
+            self._decode += output.seconds
+        at_eos = output.reason == "stop"
+        text = "" if at_eos else self._watch.push(self._decoder.push(token))
+        if output.reason is None and self._watch.found is None:
+            self._text.append(text)
+            return Piece(text, (token,))
+        stop = self._watch.found if self._watch.found is not None else token if at_eos else None
+        return self._last(text, (token,), "length" if stop is None else "stop", stop)
+
+    def abort(self) -> Piece:
+        """It ends here, from outside."""
+        return self._last("", (), "abort", None)
+
+    def _last(self, text: str, tokens: tuple[int, ...], reason: FinishReason, stop: str | int | None) -> Piece:
+        if self._watch.found is None:  # what was held back, up to a stop string in it
+            text += self._watch.push(self._decoder.finish())
+            text += self._watch.finish()
+            if self._watch.found is not None and reason != "abort":
+                reason, stop = "stop", self._watch.found
+        self._text.append(text)
+        return Piece(text, tokens, self._completion(reason, stop))
+
+    def _completion(self, reason: FinishReason, stop: str | int | None) -> Completion:
+        made = len(self._tokens)
+        rate = (made - 1) / self._decode if made > 1 and self._decode > 0 else None
+        return Completion(
+            text="".join(self._text),
+            token_ids=tuple(self._tokens),
+            finish_reason=reason,
+            stop=stop,
+            logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
+            usage=Usage(len(self.prompt), made, self._cached),
+            timings=Timings(self._prefill, self._decode, rate),
+            notes=self._notes,
+        )

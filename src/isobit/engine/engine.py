@@ -1,0 +1,245 @@
+"""Requests in, tokens out: the scheduler decides what is fed, a runner computes, the sampler chooses.
+
+Requests may come and go from any thread; steps are taken by one at a time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isobit.engine.blocks import BlockPool, blocks_for
+from isobit.engine.params import SamplingParams
+from isobit.engine.request import FinishReason, Request, Schedule
+from isobit.engine.sampler import Choice, Chooser, sample
+from isobit.engine.scheduler import Scheduler
+from isobit.errors import IsobitError
+from isobit.shortage import shortages
+
+SEQUENCES = 64  # that take part in a step at most, where nobody says
+
+
+class Runner(Protocol):
+    """What computes a step.
+
+    Attributes:
+        block: tokens of a block of its cache.
+    """
+
+    block: int
+
+    def reserve(self, least: int, wanted: int) -> int:
+        """Room in the cache for ``wanted`` blocks, or fewer but at least ``least``; returns how many there are.
+
+        What the blocks hold stays.
+
+        Raises:
+            CapacityError: there is no memory for ``least``.
+        """
+
+    def run(self, schedule: Schedule) -> Tensor:
+        """Logits ``[len(schedule.rows), V]``; they hold until the next call."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A token of a request.
+
+    Attributes:
+        id: of the request.
+        choice: the token; or the error that ended the request.
+        reason: why the request has ended with it; None while it goes on.
+        seconds: that its steps took since its last token, or since its prompt was first fed.
+        cached: tokens of its prompt that were read from the cache, where another request had left them.
+    """
+
+    id: int
+    choice: Choice
+    reason: FinishReason | None = None
+    seconds: float = 0.0
+    cached: int = 0
+
+
+@dataclass
+class _Asked:
+    """What the engine keeps of a request beside the scheduler."""
+
+    request: Request
+    chooser: Chooser
+    stops: frozenset[int]
+    seconds: float = 0.0
+
+
+class Engine:
+    """One model's requests.
+
+    Args:
+        runner: computes.
+        tokens: the most that one step feeds.
+        sequences: the most that take part in a step.
+        cache_tokens: tokens that the key-value cache holds; None for as many as the requests at hand need.
+        prefix_cache: whether what was computed for one request is read by others that begin with the same tokens.
+
+    Raises:
+        CapacityError: there is no memory for the cache.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        tokens: int,
+        sequences: int = SEQUENCES,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+    ) -> None:
+        self._runner = runner
+        self._grows = cache_tokens is None
+        blocks = 1 if cache_tokens is None else max(1, cache_tokens // runner.block)
+        self.pool = BlockPool(0, runner.block, keeps=prefix_cache)
+        if not self._grows:
+            self.pool.grow(runner.reserve(blocks, blocks))
+        self.scheduler = Scheduler(self.pool, tokens=max(tokens, sequences), sequences=sequences)
+        self._asked: dict[int, _Asked] = {}
+        self._inbox: deque[_Asked | int] = deque()  # what came since the last step: requests, and ids to end
+        self._made: list[Output] = []
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._inbox) or bool(self.scheduler.unfinished)
+
+    def next_id(self) -> int:
+        """An id that no request has had."""
+        return next(self._ids)
+
+    def add(
+        self,
+        id: int,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        most: int,
+        *,
+        stops: frozenset[int] = frozenset(),
+        priority: int = 0,
+    ) -> None:
+        """A request arrives; it takes part from the next step on, which says so if it cannot be served.
+
+        Args:
+            id: from :meth:`next_id`.
+            prompt: token ids, one or more, all of the model's vocabulary.
+            params: how tokens are chosen; ``stop`` and ``max_tokens`` are the caller's affair.
+            most: tokens of the answer at most.
+            stops: token ids that end it.
+            priority: a smaller number goes first.
+        """
+        request = Request(id, tuple(prompt), most, priority)
+        self._inbox.append(_Asked(request, Chooser(params, prompt), stops))
+
+    def abort(self, id: int) -> None:
+        """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
+        self._inbox.append(id)
+
+    @torch.inference_mode()
+    def step(self) -> list[Output]:
+        """Feed what is due; returns the tokens that came of it, and what could not be served.
+
+        Raises:
+            CapacityError: memory or threads do not suffice. The requests are as they were before the step.
+        """
+        with self._lock, shortages():
+            self._take_in()
+            schedule = self.scheduler.schedule()
+            if schedule is not None:
+                started = time.perf_counter()
+                try:
+                    choices = self._computed(schedule)
+                except BaseException:
+                    self.scheduler.cancel(schedule)
+                    raise
+                self._settle(schedule, choices, time.perf_counter() - started)
+            made, self._made = self._made, []
+            return made
+
+    def _computed(self, schedule: Schedule) -> list[Choice]:
+        logits = self._runner.run(schedule)
+        return sample([self._asked[id].chooser for id in schedule.choosers], logits) if schedule.choosers else []
+
+    def _settle(self, schedule: Schedule, choices: list[Choice], seconds: float) -> None:
+        """Counts a step that was computed."""
+        asked = self._asked
+        ended: dict[int, FinishReason | None] = {}
+        for id, choice in zip(schedule.choosers, choices, strict=True):
+            if choice.error is not None or choice.token in asked[id].stops:
+                self.scheduler.end(id)
+                ended[id] = None if choice.error is not None else "stop"
+        cached = {id: self.scheduler.state(id).reused or 0 for id in schedule.choosers}
+        full = self.scheduler.commit(schedule, [choice.token for choice in choices])
+        ended |= dict.fromkeys(full, "length")
+        for part in schedule.parts:
+            asked[part.id].seconds += seconds
+        for id, choice in zip(schedule.choosers, choices, strict=True):
+            one = asked[id]
+            if choice.error is None:
+                one.chooser.add(choice.token)
+            self._made.append(Output(id, choice, ended.get(id), one.seconds, cached[id]))
+            one.seconds = 0.0
+            if id in ended:
+                del asked[id]
+
+    def _take_in(self) -> None:
+        """What came since the last step: requests and aborts, in their order."""
+        arrived: dict[int, _Asked] = {}
+        while self._inbox:
+            came = self._inbox.popleft()
+            if isinstance(came, _Asked):
+                arrived[came.request.id] = came
+            elif arrived.pop(came, None) is None:
+                self.scheduler.end(came)
+                self._asked.pop(came, None)
+        refused = self._make_room([one.request for one in arrived.values()]) if arrived and self._grows else {}
+        for id, one in arrived.items():
+            try:
+                if id in refused:
+                    raise refused[id]
+                self.scheduler.add(one.request)
+            except IsobitError as error:
+                self._made.append(Output(id, Choice(-1, error=error)))
+            else:
+                self._asked[id] = one
+
+    def _make_room(self, arrived: list[Request]) -> dict[int, IsobitError]:
+        """A cache that grows has room for each of these requests, and for those that run beside it if there is memory.
+
+        Returns:
+            Why there is none, by the ids of requests that it lacks for.
+        """
+        size = self.pool.size
+        needs = {one.id: blocks_for(one.longest, size) for one in arrived}
+        others = (blocks_for(one.request.longest, size) for one in self._asked.values())
+        beside = heapq.nlargest(self.scheduler.sequences, [*needs.values(), *others])
+        # The scheduler keeps a block free for each that runs when it takes in another.
+        problem = self._grow(max(needs.values()), sum(beside) + len(beside) - 1)
+        return {} if problem is None else {id: why for id, need in needs.items() if (why := self._grow(need, need))}
+
+    def _grow(self, least: int, wanted: int) -> IsobitError | None:
+        """So many blocks; or why there are not even ``least``."""
+        if wanted <= self.pool.count:
+            return None
+        try:
+            with shortages():
+                self.pool.grow(max(self.pool.count, self._runner.reserve(least, wanted)))
+        except IsobitError as error:
+            return None if least <= self.pool.count else error
+        return None

@@ -1,0 +1,295 @@
+"""A model and its tokenizer behind the engine: many prompts at once, as lists, streams, or step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from isobit.engine.answer import Answer, Completion, Piece
+from isobit.engine.engine import SEQUENCES, Engine, Runner
+from isobit.engine.params import SamplingParams
+from isobit.engine.prompts import doubled_bos, given_ids, require_known, room
+from isobit.engine.runner import ModelRunner
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
+from isobit.targets.prefill import prefill_chunk
+
+Prompt = str | Sequence[int]
+
+
+class Model(Protocol):
+    """What the engine needs of a model (:class:`isobit.models.decoder.Decoder`), beside what its runner does.
+
+    ``place.target`` is the GPU whose kernels run it, or None on a CPU; ``notes`` are what people should know.
+    """
+
+    config: Any
+    place: Any
+    notes: tuple[str, ...]
+
+
+class LLM:
+    """A model that answers many prompts at once.
+
+    Any number of threads may ask; whoever waits for an answer takes the steps, which serve all of them.
+
+    Args:
+        model: loaded.
+        tokenizer: its own.
+        runner: what computes; None for the model as it is.
+        sequences: prompts that take part in a step at most; the others wait.
+        chunk: tokens that a step feeds at most; None for what suits the machine.
+        cache_tokens: tokens that the key-value cache holds; None for as many as the prompts at hand need.
+        prefix_cache: whether prompts that begin alike are computed once.
+
+    Attributes:
+        notes: what a person should know about this model and its tokenizer, as sentences.
+
+    Raises:
+        CapacityError: there is no memory for the cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        runner: Runner | None = None,
+        *,
+        sequences: int = SEQUENCES,
+        chunk: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(
+            runner if runner is not None else ModelRunner(model, sequences),  # type: ignore[arg-type]
+            tokens=chunk or prefill_chunk(model.place.target),
+            sequences=sequences,
+            cache_tokens=cache_tokens,
+            prefix_cache=prefix_cache,
+        )
+        self.notes = (*model.notes, *tokenizer.notes)
+        self._answers: dict[int, Answer] = {}
+        self._lock = threading.RLock()  # one step at a time
+        self._driving: threading.Thread | None = None  # takes the steps of asynchronous streams
+        self._drive_lock = threading.Lock()
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return int(self.model.config.max_context)
+
+    # Whole answers
+
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+    ) -> list[Completion]:
+        """Complete prompts; the answers come in their order.
+
+        Args:
+            prompts: each a text, encoded with the special tokens the tokenizer adds, or token ids, used as they are. A
+                single text is a list of one.
+            params: how, for all of them or for each; None for what the model's generation_config.json asks for.
+            priority: a smaller number goes before other callers' prompts.
+
+        Raises:
+            UsageError: a prompt is empty, no text, has impossible ids, or leaves no room for max_tokens.
+            CapacityError: a prompt alone is longer than the context, or memory does not suffice.
+            IsobitError: the model's logits are NaN.
+        """
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        each = [params] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(listed):
+            raise UsageError(f"{len(listed)} prompts and {len(each)} SamplingParams: give one, or one for each prompt")
+        answers = [self._prepared(prompt, one) for prompt, one in zip(listed, each, strict=True)]
+        ended: dict[int, Piece] = {}
+        ids: list[int] = []
+        try:
+            ids += [self._begin(answer, self._keeper(ended, place), priority) for place, answer in enumerate(answers)]
+            while len(ended) < len(answers):
+                self._advance(lambda: len(ended) == len(answers) or any(piece.error for piece in ended.values()))
+                failed = next((piece.error for piece in ended.values() if piece.error is not None), None)
+                if failed is not None:
+                    raise failed
+        finally:
+            for id in ids:
+                self._drop(id)
+        return [_completion(ended[place]) for place in range(len(answers))]
+
+    @staticmethod
+    def _keeper(ended: dict[int, Piece], place: int) -> Callable[[Piece], None]:
+        def keep(piece: Piece) -> None:
+            if piece.completion is not None or piece.error is not None:
+                ended[place] = piece
+
+        return keep
+
+    # One answer, piece by piece
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> Iterator[Piece]:
+        """Complete a prompt piece by piece; takes and raises what :meth:`generate` does, before the first piece.
+
+        The model works while a piece is asked for. Closing the iterator ends the answer.
+        """
+        return self._pieces(self._prepared(prompt, params), priority)
+
+    def _pieces(self, answer: Answer, priority: int) -> Iterator[Piece]:
+        came: deque[Piece] = deque()
+        id = self._begin(answer, came.append, priority)
+        try:
+            while True:
+                self._advance(lambda: bool(came))
+                piece = came.popleft()
+                if piece.error is not None:
+                    raise piece.error
+                yield piece
+                if piece.completion is not None:
+                    return
+        finally:
+            self._drop(id)
+
+    async def stream_async(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+    ) -> AsyncIterator[Piece]:
+        """The same for asyncio: a thread takes the steps while there is an answer to be made.
+
+        Cancelling the task, or closing the iterator, ends the answer.
+        """
+        answer = self._prepared(prompt, params)
+        loop, came = asyncio.get_running_loop(), asyncio.Queue[Piece]()
+        id = self._begin(answer, lambda piece: loop.call_soon_threadsafe(came.put_nowait, piece), priority)
+        self._drive()
+        try:
+            while True:
+                piece = await came.get()
+                if piece.error is not None:
+                    raise piece.error
+                yield piece
+                if piece.completion is not None:
+                    return
+        finally:
+            self._drop(id)
+
+    def _drive(self) -> None:
+        """Somebody takes steps as long as there is something to do."""
+        with self._drive_lock:
+            if self._driving is None:
+                self._driving = threading.Thread(target=self._steps, name="isobit-engine")
+                self._driving.start()
+
+    def _steps(self) -> None:
+        while True:
+            with self._drive_lock:
+                if not self.engine.unfinished:
+                    self._driving = None
+                    return
+            try:
+                self.step()
+            except Exception as error:  # whoever waits gets to know; nobody would see it here
+                for id in [*self._answers]:
+                    self._give(id, Piece("", error=error))
+                    self._drop(id)
+
+    # Step by step
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> int:
+        """A prompt arrives, to be answered in the steps to come; takes and raises what :meth:`generate` does.
+
+        Returns:
+            Its id, by which :meth:`step` gives its pieces.
+        """
+        return self._begin(self._prepared(prompt, params), lambda piece: None, priority)
+
+    def step(self) -> list[tuple[int, Piece]]:
+        """Take one step for all that are there; returns the pieces that came of it, with the ids of their answers.
+
+        Raises:
+            CapacityError: memory or threads do not suffice.
+        """
+        with self._lock:
+            made = []
+            for output in self.engine.step():
+                answer = self._answers.get(output.id)
+                if answer is None:  # dropped while the step was under way
+                    continue
+                piece = answer.push(output)
+                if piece.completion is not None and output.reason is None:
+                    self.engine.abort(output.id)  # at a stop string, of which the engine knows nothing
+                made.append((output.id, piece))
+                self._give(output.id, piece)
+            return made
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a step has something to do."""
+        return self.engine.unfinished
+
+    def abort(self, id: int) -> Completion | None:
+        """End an answer now; returns what there is of it, or None if it has ended already."""
+        with self._lock:
+            answer = self._answers.get(id)
+            if answer is None:
+                return None
+            self.engine.abort(id)
+            piece = answer.abort()
+            self._give(id, piece)
+            return piece.completion
+
+    # What they share
+
+    def _prepared(self, prompt: Prompt, params: SamplingParams | None) -> Answer:
+        """An answer that has not begun; everything that can be wrong with it is found here."""
+        tokenizer = self.tokenizer
+        if params is None:
+            params = SamplingParams(**tokenizer.defaults.choose({}).settings)
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else given_ids(prompt)
+        vocabulary = int(self.model.config.vocab_size)
+        require_known(ids, vocabulary, tokenizer)
+        beyond = next((id for id, _ in params.logit_bias if id >= vocabulary), None)
+        if beyond is not None:
+            raise UsageError(f"logit_bias names token {beyond}; the model has {vocabulary} tokens, from 0 on")
+        most = room(ids, params.max_tokens, self.context_length, tokenizer.defaults)
+        doubled = doubled_bos(ids, tokenizer)
+        return Answer(tokenizer, ids, params, most, () if doubled is None else (doubled,))
+
+    def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int) -> int:
+        id = self.engine.next_id()
+        answer.deliver = deliver
+        self._answers[id] = answer
+        self.engine.add(id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=priority)
+        return id
+
+    def _give(self, id: int, piece: Piece) -> None:
+        answer = self._answers.get(id)
+        if answer is None:
+            return
+        if piece.completion is not None or piece.error is not None:
+            self._answers.pop(id, None)
+        answer.deliver(piece)
+
+    def _drop(self, id: int) -> None:
+        """Nobody waits for an answer any more; never waits itself."""
+        if self._answers.pop(id, None) is not None:
+            self.engine.abort(id)
+
+    def _advance(self, enough: Callable[[], bool]) -> None:
+        """Steps, one's own or others', until there is enough."""
+        while not enough():
+            with self._lock:
+                if enough():
+                    return
+                if not self.engine.unfinished:
+                    raise RuntimeError("an answer is waited for that nobody is making")
+                self.step()
+
+
+def _completion(piece: Piece) -> Completion:
+    assert piece.completion is not None
+    return piece.completion
