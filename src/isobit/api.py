@@ -262,15 +262,24 @@ def LLM(
 
 
 def generator(
-    model: str | Path, *, dtype: str | None = None, revision: str | None = None, device: str = "cpu"
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    prefix_cache: bool = False,
 ) -> Generator:
-    """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same."""
+    """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same.
+
+    With ``prefix_cache`` a prompt that begins like an earlier one, as the next turn of a conversation, is not computed
+    from its beginning again.
+    """
     arguments.optional_choice("dtype", dtype, DTYPES)
     _where(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_generator
 
-    return load_generator(folder, dtype=dtype, device=device)
+    return load_generator(folder, dtype=dtype, device=device, prefix_cache=prefix_cache)
 
 
 def _where(device: str, target: str | None) -> dict[str, Any]:

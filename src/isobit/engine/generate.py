@@ -55,9 +55,14 @@ class Generator:
         return self.llm.stream(prompt, params or SamplingParams())
 
 
-def load_generator(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Generator:
-    """Load a checkpoint folder for one answer after the other; takes and raises what :func:`load_llm` does."""
-    return Generator(load_llm(path, dtype, device))
+def load_generator(
+    path: str | Path, dtype: str | None = None, device: str = "cpu", *, prefix_cache: bool = False
+) -> Generator:
+    """Load a checkpoint folder for one answer after the other; takes and raises what :func:`load_llm` does.
+
+    Nothing is kept from one answer for the next unless that is asked for: the same prompt gives the same answer.
+    """
+    return Generator(load_llm(path, dtype, device, prefix_cache=prefix_cache))
 
 
 @shortages()
