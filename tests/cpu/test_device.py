@@ -54,7 +54,7 @@ def test_both_run_on_the_gpu_kernels_and_say_so(tmp_path: Path, monkeypatch: pyt
     document = json.loads(rest)["method"]
     (path,) = document["paths"]
     assert (path["model"], path["device"], path["target"], path["dtype"]) == ("tiny", "cuda", "sm_86", "float16")
-    assert path["linears"].startswith("triton") and path["layers"] == "reference"
+    assert path["linears"].startswith("triton") and path["layers"] == "triton"
     assert document["command"].endswith("--device cuda --target sm_86")
 
 
