@@ -265,6 +265,10 @@ def test_all_layers_in_one_call_take_what_fits_them(tmp_path: Path) -> None:
     cache = ContiguousCache(narrow, 1, 2, torch.float32)
     with pytest.raises(FormatError, match="cached keys"):
         stack(torch.ones(2, 64), replace(step, memory=cache.memory))
+    own = model.new_cache(1, 8)
+    own.stride = 10**6 * (own.stride or 0)
+    with pytest.raises(FormatError, match="does not hold 2 layers"):
+        model.forward(own.next([[1, 2]]), own)
     for name in ("input_layernorm", "post_attention_layernorm"):
         other = load_model(tmp_path / "model")
         getattr(other.layers[1], name).weight = torch.ones(63)

@@ -281,6 +281,8 @@ def test_parts_that_are_not_there_are_refused(
     ck = Checkpoint.open(write(tmp_path, CONFIG, A))
     with pytest.raises(CheckpointError, match=f"a.weight'.*{message} asked for"):
         ck.read("a.weight", rows, columns)
+    with pytest.raises(CheckpointError, match="has 0 columns; 0 to 0 were asked for"):
+        ck.read("n.weight", None, slice(0, 0))
     with pytest.raises(CheckpointError, match="has 0 columns; 0 to 1 were asked for"):
         ck.read("n.weight", None, slice(0, 1))
 

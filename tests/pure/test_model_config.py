@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -278,3 +279,25 @@ def test_a_misspelt_architecture_gets_the_right_name(name: str, meant: str) -> N
 
 def test_model_type_alone_is_enough() -> None:
     assert model_config({k: v for k, v in BASE.items() if k != "architectures"} | {"model_type": "llama"}).family
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping = 0.0"),
+     ({"final_logit_softcapping": 0}, "final_logit_softcapping = 0: expected"),
+     ({"query_pre_attn_scalar": 1e-80}, "query_pre_attn_scalar = 1e-80"),
+     ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"), ({"hidden_activation": "silu"}, "hidden_activation = 'silu'"),
+     ({"sliding_window_size": 7}, "sliding_window_size")],
+)  # fmt: skip
+def test_what_gemma_2_cannot_mean(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(said)):
+        read("Gemma2ForCausalLM", **({"sliding_window": 8, "num_key_value_heads": 2} | keys))
+
+
+def test_gemma_2_without_caps_and_with_its_own() -> None:
+    plain = read("Gemma2ForCausalLM", num_key_value_heads=2, attn_logit_softcapping=None, final_logit_softcapping=None)
+    usual = read("Gemma2ForCausalLM", num_key_value_heads=2)
+    assert plain.logit_softcap is None and plain.layers[0].attention.softcap is None
+    assert usual.logit_softcap == 30.0 and usual.layers[0].attention.softcap == 50.0
+    assert usual.windows == (4096, None, 4096, None) and usual.layers[0].attention.scale == 256**-0.5
+    assert usual.tie_word_embeddings and usual.norm_offset == 1.0 and usual.embedding_factor == 8.0

@@ -119,6 +119,8 @@ class FileStore:
         info = self.info(name)
         first, last = _span(info, 0, rows)
         left, right = _span(info, 1, columns)
+        if columns is not None and len(info.shape) < 2:
+            raise CheckpointError(f"has 0 columns; {left} to {right} were asked for", file=info.file, tensor=name)
         dtype, size = info.torch_dtype, info.torch_dtype.itemsize
         shape = (*(last - first, right - left)[: len(info.shape)], *info.shape[2:])
         if info.strides is not None:

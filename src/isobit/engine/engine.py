@@ -17,7 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from isobit import arguments
 from isobit.engine.blocks import BlockPool, blocks_for
+from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams
 from isobit.engine.request import FinishReason, Request, Schedule
 from isobit.engine.sampler import Choice, Chooser, sample
@@ -25,6 +27,7 @@ from isobit.engine.scheduler import Scheduler
 from isobit.errors import IsobitError
 from isobit.shortage import shortages
 
+MOST_PRIORITY = 1_000_000  # and as much below zero
 SEQUENCES = 64  # that take part in a step at most, where nobody says
 
 
@@ -89,6 +92,9 @@ class Engine:
         cache_tokens: tokens that the key-value cache holds; None for as many as the requests at hand need.
         prefix_cache: whether what was computed for one request is read by others that begin with the same tokens.
 
+    Attributes:
+        made: what steps have made and nobody has taken yet, the oldest first.
+
     Raises:
         CapacityError: there is no memory for the cache.
     """
@@ -111,7 +117,7 @@ class Engine:
         self.scheduler = Scheduler(self.pool, tokens=max(tokens, sequences), sequences=sequences)
         self._asked: dict[int, _Asked] = {}
         self._inbox: deque[_Asked | int] = deque()  # what came since the last step: requests, and ids to end
-        self._made: list[Output] = []
+        self.made: deque[Output] = deque()
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -143,7 +149,11 @@ class Engine:
             most: tokens of the answer at most.
             stops: token ids that end it.
             priority: a smaller number goes first.
+
+        Raises:
+            UsageError: the priority is no whole number, or beyond a million.
         """
+        arguments.whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
         request = Request(id, tuple(prompt), most, priority)
         self._inbox.append(_Asked(request, Chooser(params, prompt), stops))
 
@@ -151,26 +161,36 @@ class Engine:
         """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
         self._inbox.append(id)
 
-    @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Feed what is due; returns the tokens that came of it, and what could not be served.
+        """Take a step (:meth:`advance`); returns what is in :attr:`made` and leaves nothing there."""
+        self.advance()
+        return [self.made.popleft() for _ in range(len(self.made))]
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Feed what is due; the tokens that come of it, and what could not be served, are then in :attr:`made`.
+
+        Whatever interrupts it, a step has been taken for all requests or for none.
 
         Raises:
             CapacityError: memory or threads do not suffice. The requests are as they were before the step.
         """
+        schedule = None
         with self._lock, shortages():
-            self._take_in()
-            schedule = self.scheduler.schedule()
-            if schedule is not None:
+            try:
+                with uninterrupted():
+                    self._take_in()
+                    schedule = self.scheduler.schedule()
+                if schedule is None:
+                    return
                 started = time.perf_counter()
-                try:
-                    choices = self._computed(schedule)
-                except BaseException:
-                    self.scheduler.cancel(schedule)
-                    raise
-                self._settle(schedule, choices, time.perf_counter() - started)
-            made, self._made = self._made, []
-            return made
+                choices = self._computed(schedule)
+                with uninterrupted():
+                    self._settle(schedule, choices, time.perf_counter() - started)
+            except BaseException:
+                if schedule is not None:
+                    self.scheduler.cancel(schedule)  # nothing, where it was counted already
+                raise
 
     def _computed(self, schedule: Schedule) -> list[Choice]:
         logits = self._runner.run(schedule)
@@ -193,7 +213,7 @@ class Engine:
             one = asked[id]
             if choice.error is None:
                 one.chooser.add(choice.token)
-            self._made.append(Output(id, choice, ended.get(id), one.seconds, cached[id]))
+            self.made.append(Output(id, choice, ended.get(id), one.seconds, cached[id]))
             one.seconds = 0.0
             if id in ended:
                 del asked[id]
@@ -215,7 +235,7 @@ class Engine:
                     raise refused[id]
                 self.scheduler.add(one.request)
             except IsobitError as error:
-                self._made.append(Output(id, Choice(-1, error=error)))
+                self.made.append(Output(id, Choice(-1, error=error)))
             else:
                 self._asked[id] = one
 

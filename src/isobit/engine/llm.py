@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from isobit.engine.answer import Answer, Completion, Piece
-from isobit.engine.engine import SEQUENCES, Engine, Runner
+from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
+from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams
 from isobit.engine.prompts import doubled_bos, given_ids, require_known, room
 from isobit.engine.runner import ModelRunner
@@ -73,6 +74,7 @@ class LLM:
         )
         self.notes = (*model.notes, *tokenizer.notes)
         self._answers: dict[int, Answer] = {}
+        self._unread: deque[tuple[int, Piece]] = deque()  # of answers that came by add
         self._lock = threading.RLock()  # one step at a time
         self._driving: threading.Thread | None = None  # takes the steps of asynchronous streams
         self._drive_lock = threading.Lock()
@@ -165,8 +167,8 @@ class LLM:
         answer = self._prepared(prompt, params)
         loop, came = asyncio.get_running_loop(), asyncio.Queue[Piece]()
         id = self._begin(answer, lambda piece: loop.call_soon_threadsafe(came.put_nowait, piece), priority)
-        self._drive()
         try:
+            self._drive()
             while True:
                 piece = await came.get()
                 if piece.error is not None:
@@ -180,22 +182,27 @@ class LLM:
     def _drive(self) -> None:
         """Somebody takes steps as long as there is something to do."""
         with self._drive_lock:
-            if self._driving is None:
-                self._driving = threading.Thread(target=self._steps, name="isobit-engine")
-                self._driving.start()
+            if self._driving is None or not self._driving.is_alive():
+                thread = threading.Thread(target=self._steps, name="isobit-engine")
+                thread.start()
+                self._driving = thread
 
     def _steps(self) -> None:
-        while True:
+        try:
+            while True:
+                with self._drive_lock:
+                    if not self._busy:
+                        self._driving = None
+                        return
+                try:
+                    self._step()
+                except Exception as error:  # whoever waits gets to know; nobody would see it here
+                    for id in [*self._answers]:
+                        self._fail(id, error)
+        finally:
             with self._drive_lock:
-                if not self.engine.unfinished:
+                if self._driving is threading.current_thread():
                     self._driving = None
-                    return
-            try:
-                self.step()
-            except Exception as error:  # whoever waits gets to know; nobody would see it here
-                for id in [*self._answers]:
-                    self._give(id, Piece("", error=error))
-                    self._drop(id)
 
     # Step by step
 
@@ -205,31 +212,55 @@ class LLM:
         Returns:
             Its id, by which :meth:`step` gives its pieces.
         """
-        return self._begin(self._prepared(prompt, params), lambda piece: None, priority)
+        answer = self._prepared(prompt, params)
+        id = self.engine.next_id()
+        return self._begin(answer, lambda piece: self._unread.append((id, piece)), priority, id)
 
     def step(self) -> list[tuple[int, Piece]]:
-        """Take one step for all that are there; returns the pieces that came of it, with the ids of their answers.
+        """Take one step for all that are there.
+
+        Returns:
+            The pieces of answers that came by :meth:`add`, with their ids: of this step, and of those that others have
+            taken since the last call.
 
         Raises:
             CapacityError: memory or threads do not suffice.
         """
         with self._lock:
-            made = []
-            for output in self.engine.step():
-                answer = self._answers.get(output.id)
-                if answer is None:  # dropped while the step was under way
-                    continue
-                piece = answer.push(output)
-                if piece.completion is not None and output.reason is None:
-                    self.engine.abort(output.id)  # at a stop string, of which the engine knows nothing
-                made.append((output.id, piece))
-                self._give(output.id, piece)
-            return made
+            if self._busy:
+                self._step()
+            return [self._unread.popleft() for _ in range(len(self._unread))]
+
+    def _step(self) -> None:
+        """Take one step, and hand to everybody what is theirs."""
+        with self._lock:
+            self.engine.advance()
+            with uninterrupted():
+                while self.engine.made:
+                    self._handle(self.engine.made.popleft())
+
+    def _handle(self, output: Output) -> None:
+        answer = self._answers.get(output.id)
+        if answer is None:  # dropped while the step was under way
+            return
+        try:
+            piece = answer.push(output)
+        except Exception as error:  # of this answer; the others have their tokens all the same
+            self._fail(output.id, error)
+            return
+        if piece.completion is not None and output.reason is None:
+            self.engine.abort(output.id)  # at a stop string, of which the engine knows nothing
+        self._give(output.id, piece)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a step has something to do."""
+        return self.engine.unfinished or bool(self.engine.made)
 
     @property
     def unfinished(self) -> bool:
-        """Whether a step has something to do."""
-        return self.engine.unfinished
+        """Whether :meth:`step` has something to do, or to give."""
+        return self._busy or bool(self._unread)
 
     def abort(self, id: int) -> Completion | None:
         """End an answer now; returns what there is of it, or None if it has ended already."""
@@ -240,6 +271,8 @@ class LLM:
             self.engine.abort(id)
             piece = answer.abort()
             self._give(id, piece)
+            for pair in [pair for pair in self._unread if pair[0] == id]:  # all of it is in what is returned here
+                self._unread.remove(pair)
             return piece.completion
 
     # What they share
@@ -259,11 +292,15 @@ class LLM:
         doubled = doubled_bos(ids, tokenizer)
         return Answer(tokenizer, ids, params, most, () if doubled is None else (doubled,))
 
-    def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int) -> int:
-        id = self.engine.next_id()
+    def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int, id: int | None = None) -> int:
+        id = self.engine.next_id() if id is None else id
         answer.deliver = deliver
         self._answers[id] = answer
-        self.engine.add(id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=priority)
+        try:
+            self.engine.add(id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=priority)
+        except BaseException:
+            self._answers.pop(id, None)
+            raise
         return id
 
     def _give(self, id: int, piece: Piece) -> None:
@@ -272,7 +309,16 @@ class LLM:
             return
         if piece.completion is not None or piece.error is not None:
             self._answers.pop(id, None)
-        answer.deliver(piece)
+        try:
+            answer.deliver(piece)
+        except Exception:  # nobody is there any more: an event loop that was closed
+            self._answers.pop(id, None)
+            self.engine.abort(id)
+
+    def _fail(self, id: int, error: Exception) -> None:
+        """An answer ends with an error."""
+        self.engine.abort(id)
+        self._give(id, Piece("", error=error))
 
     def _drop(self, id: int) -> None:
         """Nobody waits for an answer any more; never waits itself."""
@@ -285,9 +331,9 @@ class LLM:
             with self._lock:
                 if enough():
                     return
-                if not self.engine.unfinished:
+                if not self._busy:
                     raise RuntimeError("an answer is waited for that nobody is making")
-                self.step()
+                self._step()
 
 
 def _completion(piece: Piece) -> Completion:

@@ -69,7 +69,8 @@ class RotaryTable:
     ) -> None:
         self._frequencies, self._factor = frequencies(rope, head_dim)
         self._dtype, self._device = dtype, device or torch.device("cpu")
-        self._cos = self._sin = torch.empty(0, head_dim, dtype=dtype, device=device)
+        nothing = torch.empty(0, head_dim, dtype=dtype, device=device)
+        self._table = nothing, nothing  # one value, which threads see whole
 
     def at(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions, int64 ``[T]``, all below ``end``: ``[T, head_dim]`` each."""
@@ -78,16 +79,16 @@ class RotaryTable:
 
     def upto(self, end: int) -> tuple[Tensor, Tensor]:
         """The tables, with at least ``end`` positions: what a recorded graph reads, and so has to keep."""
-        if end > len(self._cos):
-            self._grow(max(end, 2 * len(self._cos), 256))
-        return self._cos, self._sin
+        table = self._table
+        if end > len(table[0]):
+            table = self._table = self._made(max(end, 2 * len(table[0]), 256))
+        return table
 
-    def _grow(self, positions: int) -> None:
+    def _made(self, positions: int) -> tuple[Tensor, Tensor]:
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), self._frequencies)
         angles = torch.cat((angles, angles), dim=-1)
-        self._cos, self._sin = (
-            (part * self._factor).to(self._device, self._dtype) for part in (angles.cos(), angles.sin())
-        )
+        cos, sin = ((part * self._factor).to(self._device, self._dtype) for part in (angles.cos(), angles.sin()))
+        return cos, sin
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -116,11 +116,26 @@ class CpuStack:
             # Looked into only where something is wrong: this is called for every token.
             if part.shape != shape or part.dtype is not torch.float32 or not part.is_contiguous() or not part.is_cpu:
                 check_on_cpu(what, part, shape)
+        self._require_room(keys, stride)
+        self._require_room(values, stride)
         y = x.clone()
         batch = cpu_sequences.struct(sequences, tokens, blocks)
         step = _Step(batch, cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), stride)
         check(self._call(ctypes.addressof(self._structs), len(self._structs), ctypes.byref(step), y.data_ptr()))
         return y
+
+    def _require_room(self, memory: Tensor, stride: int) -> None:
+        """That the memory goes on to the last layer's keys or values.
+
+        Raises:
+            FormatError: it ends before.
+        """
+        needed = memory.storage_offset() + stride * (len(self._structs) - 1) + memory.numel()
+        if stride < 0 or 4 * needed > memory.untyped_storage().nbytes():
+            raise FormatError(
+                f"a cache of {memory.untyped_storage().nbytes()} bytes does not hold {len(self._structs)} layers"
+                f" {stride} numbers apart"
+            )
 
 
 def _struct(parts: LayerParts) -> _Layer:

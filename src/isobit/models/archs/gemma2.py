@@ -24,7 +24,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         activation="gelu_tanh",
-        scale=fields.number("query_pre_attn_scalar", 256.0, high=1e6) ** -0.5,
+        scale=fields.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e6) ** -0.5,
         softcap=_cap(fields, "attn_logit_softcapping", 50.0),
         embedding_root=True,
         logit_softcap=_cap(fields, "final_logit_softcapping", 30.0),
@@ -34,8 +34,8 @@ def from_hf(fields: Fields) -> ModelConfig:
 
 
 def _cap(fields: Fields, key: str, default: float) -> float | None:
-    """A cap; null means none, an absent key the family's own."""
-    return fields.optional(key, 1e-3, 1e6) if key in fields else default
+    """A cap; null means none, an absent key the family's own. Zero is no cap: transformers would divide by it."""
+    return default if key not in fields else None if fields.raw(key) is None else fields.number(key, None, 1e-3, 1e6)
 
 
 def tiny() -> dict[str, Any]:
