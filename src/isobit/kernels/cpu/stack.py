@@ -8,6 +8,7 @@ streamed through.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,7 +131,7 @@ class CpuStack:
         Raises:
             FormatError: it ends before.
         """
-        needed = memory.storage_offset() + stride * (len(self._structs) - 1) + memory.numel()
+        needed = memory.storage_offset() + stride * (len(self._structs) - 1) + math.prod(memory.shape[-4:])
         if stride < 0 or 4 * needed > memory.untyped_storage().nbytes():
             raise FormatError(
                 f"a cache of {memory.untyped_storage().nbytes()} bytes does not hold {len(self._structs)} layers"
