@@ -90,8 +90,9 @@ def recommendation(plans: Sequence[Plan]) -> str:
         parts.append(
             f"{faster.scheme} would be faster still (about {_speed(faster):.0f} tokens/s) but {_lost(faster)}."
         )
+    # On CPUs nothing is native, and what is widened there is not slower for it.
     widened = [p.scheme for p in plans if p.action == "legalized" and p.main[0].activations is not None]
-    if widened and chosen.scheme not in widened:
+    if chosen.target.is_gpu and widened and chosen.scheme not in widened:
         parts.append(
             f"{_list(widened)} {'give' if len(widened) > 1 else 'gives'} exactly the model that was evaluated, too,"
             " but must be widened in registers here, which costs speed."
