@@ -157,7 +157,8 @@ def legend() -> list[str]:
     """What the words in a plan mean."""
     return _wrapped(
         "native: the matrix unit takes the formats. legalized: operands are widened exactly in registers, or"
-        " multiplied outside the matrix unit, and every rounding point is kept. relaxed: a rounding point is dropped. ~: estimated from other machines' figures."
+        " multiplied outside the matrix unit, and every rounding point is kept. relaxed: a rounding point is dropped."
+        " ~: estimated from other machines' figures."
     )
 
 
