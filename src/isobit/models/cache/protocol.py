@@ -26,10 +26,6 @@ class CachedSequence:
     room: int
     length: int = 0
 
-    def slot(self, position: int, block: int) -> int:
-        """Where a token is stored, in a cache of blocks of so many tokens."""
-        return self.blocks[position // block] * block + position % block
-
     def require(self, new: int) -> None:
         """That there is room for so many more tokens.
 
