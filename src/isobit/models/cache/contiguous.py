@@ -26,12 +26,16 @@ class ContiguousCache(Memory):
         super().__init__(config, count, max_len, dtype, device)
         self.max_len = max_len
         self.sequences = tuple(CachedSequence((number,), max_len) for number in range(count))
-        self._held = dict(enumerate(self.sequences))
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each sequence."""
         return tuple(one.length for one in self.sequences)
+
+    def stored(self, batch: Batch) -> None:
+        """Counts the tokens of a batch, which every layer has stored."""
+        for span in batch.spans:
+            self.sequences[span.blocks[0]].length = span.length
 
     def next(self, new: Sequence[New], *, wanted: Wanted | Sequence[range] = "all") -> Batch:
         """New tokens of every sequence; see :meth:`Memory.batch`."""

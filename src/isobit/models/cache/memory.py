@@ -47,7 +47,6 @@ class Memory:
         ]
         self._layers = [*zip(*parts, strict=True)]
         self._device = device
-        self._held: dict[int, CachedSequence] = {}  # by their first blocks
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, ``[blocks, kv_heads, block, dim]`` each."""
@@ -66,11 +65,6 @@ class Memory:
             member.require(len(tokens))
         past, blocks = [one.length for one in members], [one.blocks for one in members]
         return lay_out(new, past, blocks, self.block, wanted=wanted, device=self._device)
-
-    def stored(self, batch: Batch) -> None:
-        """Counts the tokens of a batch, which every layer has stored."""
-        for span in batch.spans:
-            self._held[span.blocks[0]].length = span.length
 
 
 def cache_key(config: ModelConfig, dtype: torch.dtype) -> tuple[object, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from isobit.errors import CapacityError
-from isobit.models.batch import Batch, New, Wanted
+from isobit.models.batch import Batch
 
 
 @dataclass
@@ -45,14 +44,6 @@ class Cache(Protocol):
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, ``[blocks, kv_heads, block, dim]`` each."""
-
-    def batch(self, new: Sequence[New], members: Sequence[CachedSequence], *, wanted: Wanted = "all") -> Batch:
-        """New tokens of sequences of this cache.
-
-        Raises:
-            CapacityError: there is no room for them.
-            UsageError: there are none.
-        """
 
     def stored(self, batch: Batch) -> None:
         """Counts the tokens of a batch, which every layer has stored."""
