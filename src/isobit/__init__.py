@@ -18,10 +18,14 @@ TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LLM", "SamplingParams", "__version__", "evaluate", "info", "load", "plan", "quantize"]
+__all__ = ["LLM", "IsobitError", "SamplingParams", "__version__", "evaluate", "info", "load", "plan", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "IsobitError":  # the base of all that isobit raises on purpose; the others are in isobit.errors
+        from isobit import errors
+
+        return errors.IsobitError
     if name in __all__:
         from isobit import api
 
