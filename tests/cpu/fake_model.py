@@ -60,8 +60,10 @@ class FakeModel:
         return found
 
     def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
-        states = self.hidden_states(batch, cache)
-        wanted = range(len(states)) if batch.outputs is None else batch.outputs.tolist()
+        return self.logits(self.hidden_states(batch, cache), batch.outputs)
+
+    def logits(self, states: list[list[int]], rows: Tensor | None = None) -> Tensor:
+        wanted = range(len(states)) if rows is None else rows.tolist()
         return torch.stack([self._rule(states[row]) for row in wanted])
 
 

@@ -65,4 +65,5 @@ def plain_logprob(logits: torch.Tensor, id: int, top: int) -> TokenLogprob:
     numbers = numbers - numbers.max()
     numbers -= math.log(math.fsum(np.exp(numbers)))
     best = np.argsort(-numbers, kind="stable")[:top].tolist()
-    return TokenLogprob(id, float(numbers[id]), tuple((one, float(numbers[one])) for one in best))
+    listed = tuple((one, float(numbers[one])) for one in best)
+    return TokenLogprob(id, float(numbers[id]), listed, id == int(np.argmax(numbers)))

@@ -46,12 +46,14 @@ class Played:
         self.cache: dict[int, History] = {}
         self.requests: dict[int, Request] = {}
         self.answers: dict[int, list[int]] = {}
+        self.scored: dict[int, list[tuple[History, int]]] = {}
         self.ended: set[int] = set()
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
         self.requests[request.id] = request
         self.answers[request.id] = []
+        self.scored[request.id] = []
 
     def compute(self, schedule: Schedule) -> list[int]:
         """What the model chooses; everything is written before anything is read, as in a layer."""
@@ -78,7 +80,7 @@ class Played:
             length = lengths[sequence]
             read = [self.cache[table[sequence][p // size] * size + p % size] for p in range(length)]
             assert read == [history[: p + 1] for p in range(length)], "a request attends to what is not its own"
-            assert part.chooses == (length == len(history))
+            assert part.chooses == (length == len(history) and self.requests[part.id].most > 0)
             if part.chooses:
                 chosen[part.id] = next_token(read[-1])
         assert schedule.choosers == list(chosen)
@@ -89,6 +91,10 @@ class Played:
         return (*self.requests[id].prompt, *self.answers[id])
 
     def commit(self, schedule: Schedule, chosen: list[int]) -> None:
+        for part in schedule.parts:
+            rows = [part.first + at for at in part.scored]
+            found = [self.history_of(part.id)[: row + 1] for row in rows]
+            self.scored[part.id] += zip(found, part.targets, strict=True)
         for id, token in zip(schedule.choosers, chosen, strict=True):
             if id in self.scheduler:
                 self.answers[id].append(token)
@@ -137,10 +143,14 @@ class Life(RuleBasedStateMachine):
         self.last_id = 0
         self.aborted: set[int] = set()
 
-    @rule(prompt=prompts, most=st.integers(1, 9), priority=st.integers(-1, 1), reuses=st.booleans())
-    def arrive(self, prompt: History, most: int, priority: int, reuses: bool) -> None:
+    @rule(
+        prompt=prompts, most=st.integers(0, 9), priority=st.integers(-1, 1), reuses=st.booleans(),
+        scored=st.none() | st.integers(1, 14),
+    )  # fmt: skip
+    def arrive(self, prompt: History, most: int, priority: int, reuses: bool, scored: int | None) -> None:
         self.last_id += 1
-        request = Request(self.last_id, prompt, most, priority, reuses or most % 3 > 0)
+        scored = len(prompt) if scored is None and most == 0 else scored
+        request = Request(self.last_id, prompt, most, priority, reuses or most % 3 > 0, scored)
         pool = self.played.pool
         if -(-request.longest // pool.size) > pool.count:
             with pytest.raises(CapacityError, match=f"{len(prompt)} tokens and {most} tokens of answer never fit"):
@@ -161,7 +171,8 @@ class Life(RuleBasedStateMachine):
         assert decoding <= fed.union(schedule.preempted), "a request that decodes waits for prompts"
         if before:
             assert before[0].request.id in fed - set(schedule.preempted), "the first in rank waits"
-        if not all(part.chooses for part in schedule.parts):
+        requests = self.played.requests
+        if any(part.first + len(part.tokens) < len(requests[part.id].prompt) for part in schedule.parts):
             assert len(schedule.tokens) == scheduler.tokens, "a prompt waits and there was room in the step"
 
     @precondition(lambda self: self.played.scheduler.unfinished)
@@ -211,6 +222,9 @@ class Life(RuleBasedStateMachine):
             else:
                 assert id in self.played.ended
                 assert self.played.answers[id] == expected
+                first = len(request.prompt) if request.scored is None else request.scored
+                wanted = [(request.prompt[:at], request.prompt[at]) for at in range(first, len(request.prompt))]
+                assert self.played.scored[id] == wanted, "a token of a prompt is scored twice, or not at all"
 
 
 TestLife = Life.TestCase
@@ -309,6 +323,35 @@ def test_who_does_not_reuse_neither_reads_nor_leaves_blocks() -> None:
         schedule = played.step()
         assert schedule is not None
         assert schedule.parts[0].first == (6 if id == 4 else 0)
+
+
+def test_what_stands_in_front_of_scored_tokens_is_read_and_the_rest_is_computed() -> None:
+    played = Played(blocks=10, size=2, tokens=32, sequences=4)
+    prompt = tuple(range(9))
+    played.add(Request(1, prompt, most=1))
+    played.finish(5)
+    for id, scored, first in ((2, 1, 0), (3, 4, 2), (4, 9, 8), (5, None, 8)):
+        played.add(Request(id, prompt, most=1, scored=scored))
+        schedule = played.step()
+        assert schedule is not None
+        (part,) = schedule.parts
+        assert part.first == first
+        assert schedule.targets == ([] if scored is None else [*prompt[scored:]])
+        assert [part.first + at + 1 for at in schedule.scored] == schedule.targets  # tokens are their own places
+
+
+def test_requests_that_only_score_end_without_a_token() -> None:
+    played = Played(blocks=10, size=2, tokens=4, sequences=4)
+    played.add(Request(1, tuple(range(6)), most=0, scored=3))
+    first, second = played.step(), played.step()
+    assert first is not None and second is not None
+    assert (first.scored, first.targets, first.choosers) == ([2, 3], [3, 4], [])
+    assert (second.scored, second.targets, second.choosers) == ([0], [5], [])
+    assert played.ended == {1} and played.pool.free == 10
+    with pytest.raises(UsageError, match="may answer 0"):
+        played.scheduler.add(Request(2, (1, 2), most=0))
+    with pytest.raises(UsageError, match="the first has none"):
+        played.scheduler.add(Request(2, (1, 2), most=0, scored=0))
 
 
 def test_blocks_that_were_free_longest_are_written_first() -> None:

@@ -45,6 +45,7 @@ class Completion:
             "abort" when it was ended from outside.
         stop: what stopped it: the stop string, or the id of the end-of-text token; None for the others.
         logprobs: one per token of ``token_ids`` if asked for.
+        prompt_logprobs: one per token of the prompt if asked for; None for its first, which nothing comes before.
         notes: what a person should know about this prompt, as sentences.
     """
 
@@ -56,6 +57,7 @@ class Completion:
     usage: Usage
     timings: Timings
     notes: tuple[str, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Answer:
         params: what was asked for.
         most: tokens that it may have.
         notes: what a person should know about this prompt.
+        scored: place of the first token of the prompt that is scored; None for none.
     """
 
     def __init__(
@@ -89,8 +92,9 @@ class Answer:
         params: SamplingParams,
         most: int,
         notes: tuple[str, ...] = (),
+        scored: int | None = None,
     ) -> None:
-        self.prompt, self.params, self.most = prompt, params, most
+        self.prompt, self.params, self.most, self.scored = prompt, params, most, scored
         self.stops = frozenset() if params.ignore_eos else tokenizer.eos_ids
         self.deliver: Callable[[Piece], object] = lambda piece: None
         self._notes = notes
@@ -98,12 +102,17 @@ class Answer:
         self._watch = StopWatch(params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._scores: list[TokenLogprob] = []
         self._text: list[str] = []
         self._prefill = self._decode = 0.0
         self._cached = 0
 
     def push(self, output: Output) -> Piece:
         """One more token, or the error that ends the answer; the piece has a completion if it was the last."""
+        self._scores += output.scores
+        if output.choice is None:  # the prompt's scores were all that was asked for
+            self._prefill, self._cached = output.seconds, output.cached
+            return self._last("", (), "length", None)
         if output.choice.error is not None:
             return Piece("", error=output.choice.error)
         token = output.choice.token
@@ -147,4 +156,11 @@ class Answer:
             usage=Usage(len(self.prompt), made, self._cached),
             timings=Timings(self._prefill, self._decode, rate),
             notes=self._notes,
+            prompt_logprobs=self._prompt_logprobs(),
         )
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        """None, too, for an answer that was ended before all of its prompt was read."""
+        if self.scored is None or len(self._scores) < len(self.prompt) - self.scored:
+            return None
+        return (*[None] * self.scored, *self._scores)

@@ -10,17 +10,18 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from isobit import arguments
+from isobit.engine import scoring
 from isobit.engine.blocks import BlockPool, blocks_for
 from isobit.engine.interrupts import uninterrupted
-from isobit.engine.params import SamplingParams
+from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import FinishReason, Request, Schedule
 from isobit.engine.sampler import Choice, Chooser, sample
 from isobit.engine.scheduler import Scheduler
@@ -52,6 +53,9 @@ class Runner(Protocol):
     def run(self, schedule: Schedule) -> Tensor:
         """Logits ``[len(schedule.rows), V]``; they hold until the next call."""
 
+    def scored(self, schedule: Schedule) -> Iterator[Tensor]:
+        """Logits of ``schedule.scored`` behind the last :meth:`run`, in their order, few rows at once."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -59,17 +63,19 @@ class Output:
 
     Attributes:
         id: of the request.
-        choice: the token; or the error that ended the request.
+        choice: the token; or the error that ended the request. None for a request that only has its prompt scored.
         reason: why the request has ended with it; None while it goes on.
         seconds: that its steps took since its last token, or since its prompt was first fed.
         cached: tokens of its prompt that were read from the cache, where another request had left them.
+        scores: of its prompt's tokens, if they were asked for: with the first output of a request.
     """
 
     id: int
-    choice: Choice
+    choice: Choice | None
     reason: FinishReason | None = None
     seconds: float = 0.0
     cached: int = 0
+    scores: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass
@@ -80,6 +86,8 @@ class _Asked:
     chooser: Chooser
     stops: frozenset[int]
     seconds: float = 0.0
+    top: int = 0  # most probable tokens that are given with a score
+    scores: list[TokenLogprob] = field(default_factory=list)
 
 
 class Engine:
@@ -139,6 +147,7 @@ class Engine:
         *,
         stops: frozenset[int] = frozenset(),
         priority: int = 0,
+        scored: int | None = None,
     ) -> None:
         """A request arrives; it takes part from the next step on, which says so if it cannot be served.
 
@@ -146,16 +155,17 @@ class Engine:
             id: from :meth:`next_id`.
             prompt: token ids, one or more, all of the model's vocabulary.
             params: how tokens are chosen; ``stop`` and ``max_tokens`` are the caller's affair.
-            most: tokens of the answer at most.
+            most: tokens of the answer at most; none if its prompt is scored.
             stops: token ids that end it.
             priority: a smaller number goes first.
+            scored: place of the first token of the prompt that is scored, 1 or more; None for none.
 
         Raises:
             UsageError: the priority is no whole number, or beyond a million.
         """
         arguments.whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
-        request = Request(id, tuple(prompt), most, priority)
-        self._inbox.append(_Asked(request, Chooser(params, prompt), stops))
+        request = Request(id, tuple(prompt), most, priority, scored=scored)
+        self._inbox.append(_Asked(request, Chooser(params, prompt), stops, top=params.prompt_logprobs or 0))
 
     def abort(self, id: int) -> None:
         """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
@@ -185,8 +195,9 @@ class Engine:
                     return
                 started = time.perf_counter()
                 choices = self._computed(schedule)
+                found = self._scored(schedule)
                 with uninterrupted():
-                    self._settle(schedule, choices, time.perf_counter() - started)
+                    self._settle(schedule, choices, found, time.perf_counter() - started)
             except BaseException:
                 if schedule is not None:
                     self.scheduler.cancel(schedule)  # nothing, where it was counted already
@@ -196,25 +207,44 @@ class Engine:
         logits = self._runner.run(schedule)
         return sample([self._asked[id].chooser for id in schedule.choosers], logits) if schedule.choosers else []
 
-    def _settle(self, schedule: Schedule, choices: list[Choice], seconds: float) -> None:
+    def _scored(self, schedule: Schedule) -> dict[int, list[TokenLogprob] | IsobitError]:
+        """Scores of the prompts' tokens that this step gives, by request; or why there are none."""
+        if not any(part.targets for part in schedule.parts):
+            return {}
+        tops = {part.id: self._asked[part.id].top for part in schedule.parts}
+        return scoring.by_request(schedule, self._runner.scored(schedule), tops)
+
+    def _settle(
+        self,
+        schedule: Schedule,
+        choices: list[Choice],
+        scores: dict[int, list[TokenLogprob] | IsobitError],
+        seconds: float,
+    ) -> None:
         """Counts a step that was computed."""
         asked = self._asked
+        made: dict[int, Choice | None] = dict(zip(schedule.choosers, choices, strict=True))
+        for id, found in scores.items():
+            if isinstance(found, list):
+                asked[id].scores += found
+            else:
+                made[id] = Choice(-1, error=found)
         ended: dict[int, FinishReason | None] = {}
-        for id, choice in zip(schedule.choosers, choices, strict=True):
-            if choice.error is not None or choice.token in asked[id].stops:
+        for id, choice in made.items():
+            if choice is not None and (choice.error is not None or choice.token in asked[id].stops):
                 self.scheduler.end(id)
                 ended[id] = None if choice.error is not None else "stop"
-        cached = {id: self.scheduler.state(id).reused or 0 for id in schedule.choosers}
+        cached = {part.id: self.scheduler.state(part.id).reused or 0 for part in schedule.parts}
         full = self.scheduler.commit(schedule, [choice.token for choice in choices])
         ended |= dict.fromkeys(full, "length")
         for part in schedule.parts:
             asked[part.id].seconds += seconds
-        for id, choice in zip(schedule.choosers, choices, strict=True):
+        for id, choice in {**dict.fromkeys(full), **made}.items():
             one = asked[id]
-            if choice.error is None:
+            if choice is not None and choice.error is None:
                 one.chooser.add(choice.token)
-            self.made.append(Output(id, choice, ended.get(id), one.seconds, cached[id]))
-            one.seconds = 0.0
+            self.made.append(Output(id, choice, ended.get(id), one.seconds, cached[id], tuple(one.scores)))
+            one.seconds, one.scores = 0.0, []
             if id in ended:
                 del asked[id]
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
 from isobit.engine.interrupts import uninterrupted
-from isobit.engine.params import SamplingParams
+from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prompts import doubled_bos, given_ids, require_known, room
 from isobit.engine.runner import ModelRunner
 from isobit.engine.tokenizer import Tokenizer
@@ -110,7 +110,45 @@ class LLM:
         each = [params] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise UsageError(f"{len(listed)} prompts and {len(each)} SamplingParams: give one, or one for each prompt")
-        answers = [self._prepared(prompt, one) for prompt, one in zip(listed, each, strict=True)]
+        return self._completed(
+            [self._prepared(prompt, one) for prompt, one in zip(listed, each, strict=True)], priority
+        )
+
+    def score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        first_scored: int | Sequence[int] = 1,
+        top: int = 0,
+        *,
+        priority: int = 0,
+    ) -> list[tuple[TokenLogprob, ...]]:
+        """How probable given tokens are, each behind all that come before it.
+
+        What comes before the scored tokens is computed once for sequences that begin alike, if the prefix cache is on.
+
+        Args:
+            sequences: token ids.
+            first_scored: place of the first token that is scored, 1 to the sequence's length; for all, or for each.
+            top: also give so many of the most probable tokens in each one's place.
+            priority: as in :meth:`generate`.
+
+        Returns:
+            For each sequence the scores of its tokens from ``first_scored`` on.
+
+        Raises:
+            UsageError: a sequence is empty or has impossible ids, or a place is outside of it.
+            CapacityError: a sequence is longer than the context, or memory does not suffice.
+            IsobitError: the model's logits are NaN.
+        """
+        places = [first_scored] * len(sequences) if isinstance(first_scored, int) else list(first_scored)
+        if len(places) != len(sequences):
+            raise UsageError(f"{len(sequences)} sequences and {len(places)} places: give one, or one for each sequence")
+        params = SamplingParams(max_tokens=0, prompt_logprobs=top)
+        answers = [self._prepared(one, params, place) for one, place in zip(sequences, places, strict=True)]
+        found = self._completed(answers, priority)
+        return [tuple(score for score in one.prompt_logprobs or () if score is not None) for one in found]
+
+    def _completed(self, answers: list[Answer], priority: int) -> list[Completion]:
         ended: dict[int, Piece] = {}
         ids: list[int] = []
         try:
@@ -277,8 +315,11 @@ class LLM:
 
     # What they share
 
-    def _prepared(self, prompt: Prompt, params: SamplingParams | None) -> Answer:
-        """An answer that has not begun; everything that can be wrong with it is found here."""
+    def _prepared(self, prompt: Prompt, params: SamplingParams | None, scored: int = 1) -> Answer:
+        """An answer that has not begun; everything that can be wrong with it is found here.
+
+        ``scored`` is the place of the first token of the prompt that is scored if its logprobs are asked for.
+        """
         tokenizer = self.tokenizer
         if params is None:
             params = SamplingParams(**tokenizer.defaults.choose({}).settings)
@@ -289,15 +330,21 @@ class LLM:
         if beyond is not None:
             raise UsageError(f"logit_bias names token {beyond}; the model has {vocabulary} tokens, from 0 on")
         most = room(ids, params.max_tokens, self.context_length, tokenizer.defaults)
+        if not 1 <= scored <= max(1, len(ids)):
+            raise UsageError(f"token {scored} of {len(ids)} cannot be the first that is scored: use 1 to {len(ids)}")
         doubled = doubled_bos(ids, tokenizer)
-        return Answer(tokenizer, ids, params, most, () if doubled is None else (doubled,))
+        notes = () if doubled is None else (doubled,)
+        return Answer(tokenizer, ids, params, most, notes, None if params.prompt_logprobs is None else scored)
 
     def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int, id: int | None = None) -> int:
         id = self.engine.next_id() if id is None else id
         answer.deliver = deliver
         self._answers[id] = answer
         try:
-            self.engine.add(id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=priority)
+            self.engine.add(
+                id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=priority,
+                scored=answer.scored,
+            )  # fmt: skip
         except BaseException:
             self._answers.pop(id, None)
             raise

@@ -10,7 +10,7 @@ from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.text.ranges import INTEGERS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS, NUMBERS, problem
 from isobit.errors import UsageError
 
-_OPTIONAL = ("seed", "max_tokens", "logprobs")  # None is a value of these
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")  # None is a value of these
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class SamplingParams:
         logit_bias: added to the logits of these token ids, each in [-100, 100]; pairs, or a dict.
         seed: the same seed gives the same tokens, whatever else runs; None draws a fresh one.
         stop: texts that end the answer; they are not part of it.
-        max_tokens: most tokens of the answer; None is 256, or fewer if the context ends before.
+        max_tokens: most tokens of the answer; None is 256, or fewer if the context ends before. 0, where
+            ``prompt_logprobs`` are asked for, generates nothing.
         logprobs: give each token's log-probability and those of this many most probable tokens; None gives none.
+        prompt_logprobs: the same for the tokens of the prompt, which is then computed from its beginning.
         ignore_eos: go on after end-of-text tokens.
 
     Raises:
@@ -48,6 +50,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -55,11 +58,17 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name in (*NUMBERS, *INTEGERS):
             value = getattr(self, name)
-            reason = None if value is None and name in _OPTIONAL else problem(name, value)
+            left_out = (value is None and name in _OPTIONAL) or (name == "max_tokens" and self._reads_only)
+            reason = None if left_out else problem(name, value)
             if reason is not None:
                 raise UsageError(reason)
         if not isinstance(self.ignore_eos, bool):
             raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+
+    @property
+    def _reads_only(self) -> bool:
+        """Whether the prompt's logprobs are all that is asked for."""
+        return self.prompt_logprobs is not None and type(self.max_tokens) is int and self.max_tokens == 0
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
@@ -90,8 +99,16 @@ def _biases(given: object) -> tuple[tuple[int, float], ...]:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's log-probability (natural logarithm) under the model, and the most probable tokens in its place."""
+    """A token's log-probability under the model, and the most probable tokens in its place.
+
+    Attributes:
+        id: of the token.
+        logprob: natural logarithm of its probability.
+        top: (id, logprob) of as many tokens as were asked for, the most probable first, of equals the smallest id.
+        greedy: whether it is the most probable one, of equals the one with the smallest id.
+    """
 
     id: int
     logprob: float
-    top: tuple[tuple[int, float], ...]  # (id, logprob), most probable first
+    top: tuple[tuple[int, float], ...]
+    greedy: bool

@@ -51,7 +51,7 @@ def room(ids: Sequence[int], max_tokens: int | None, context: int, defaults: Def
 
     Args:
         ids: the prompt.
-        max_tokens: what was asked for; None leaves it to the model and to us.
+        max_tokens: what was asked for; None leaves it to the model and to us, 0 needs no room.
         context: the most tokens that the model reads.
         defaults: of the model.
 
@@ -62,10 +62,11 @@ def room(ids: Sequence[int], max_tokens: int | None, context: int, defaults: Def
     if not ids:
         raise UsageError("the prompt is empty: give some text (this tokenizer adds no begin-of-text token by itself)")
     left = context - len(ids)
-    if left < 1:
+    least = 0 if max_tokens == 0 else 1
+    if left < least:
         raise CapacityError(
             f"the prompt has {len(ids)} tokens and the model's context holds {context}, prompt and answer together; "
-            f"shorten the prompt to at most {context - 1} tokens"
+            f"shorten the prompt to at most {context - least} tokens"
         )
     if max_tokens is not None and max_tokens > left:
         raise UsageError(

@@ -20,9 +20,11 @@ class Request:
     Attributes:
         id: by which it is known until it ends.
         prompt: token ids, one or more.
-        most: tokens that the answer may have at most, one or more.
+        most: tokens that the answer may have at most; none where only the prompt is scored.
         priority: a smaller number goes first. Among equals the order of arrival decides; see :data:`PATIENCE`.
         reuses: whether it may read blocks that other requests have left in the cache, and leave its own.
+        scored: the tokens of the prompt from this place on are scored, 1 or more; None for none of them. What is in
+            front of the token before it may be read from the cache.
     """
 
     id: int
@@ -30,11 +32,12 @@ class Request:
     most: int
     priority: int = 0
     reuses: bool = True
+    scored: int | None = None
 
     @property
     def longest(self) -> int:
         """Most tokens that the cache may have to hold: the last one of an answer is not fed again."""
-        return len(self.prompt) + self.most - 1
+        return len(self.prompt) + max(self.most, 1) - 1
 
 
 @dataclass(eq=False)
@@ -50,6 +53,7 @@ class Running:
         keys: of its full blocks, as far as they were needed; ``isobit.engine.blocks`` makes them.
         reused: tokens that were found in the cache and not computed when the request was first taken in.
         recomputed: how often its blocks were taken from it.
+        unscored: place of the first token of the prompt that is still to be scored; the prompt's length where none is.
     """
 
     request: Request
@@ -60,6 +64,11 @@ class Running:
     keys: list[bytes] = field(default_factory=list)
     reused: int | None = None
     recomputed: int = 0
+    unscored: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        length = len(self.request.prompt)
+        self.unscored = length if self.request.scored is None else min(self.request.scored, length)
 
     @property
     def left(self) -> int:
@@ -70,6 +79,14 @@ class Running:
     def answered(self) -> int:
         """Tokens of the answer so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def readable(self) -> int:
+        """Tokens, from the first on, whose keys and values it may read instead of computing them.
+
+        The last token is always computed, and so is every token whose logits score the next.
+        """
+        return (self.unscored if self.unscored < len(self.request.prompt) else len(self.tokens)) - 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ class Part:
         tokens: its new token ids.
         blocks: where its keys and values are, as many blocks as hold ``first + len(tokens)`` tokens.
         chooses: whether the last new token is the last one known, so that its logits choose the next.
+        scored: places among its new tokens whose logits score the token that follows.
+        targets: these tokens that follow.
     """
 
     id: int
@@ -89,6 +108,8 @@ class Part:
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     chooses: bool
+    scored: range = range(0)
+    targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,16 @@ class Schedule:
     def choosers(self) -> list[int]:
         """Ids of the requests that get a token in this step."""
         return [part.id for part in self.parts if part.chooses]
+
+    @property
+    def scored(self) -> list[int]:
+        """Places in the batch whose logits score the tokens that follow, in the order of :attr:`targets`."""
+        return [begin + at for part, begin in zip(self.parts, self.starts, strict=False) for at in part.scored]
+
+    @property
+    def targets(self) -> list[int]:
+        """The tokens that are scored, of all requests, one after the other."""
+        return [token for part in self.parts for token in part.targets]
 
     def _places(self, part: Part) -> Iterator[int]:
         return iter(range(part.first, part.first + len(part.tokens)))

@@ -8,7 +8,7 @@ of two, too) and each span.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from isobit.models.cache.paged import BLOCK, PagedCache
 from isobit.models.decoder import Decoder
 from isobit.targets.detect import memory
 
+# Rows of logits that are scored at once: this many at most, and as many as float64 numbers of so many bytes hold.
+_SCORED_ROWS = 256
+_SCORED_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 SHORTEST = 256  # tokens of the first span; each further one is twice as long: a graph for each takes time to record
 
 
@@ -60,6 +63,7 @@ class ModelRunner:
         self.model, self._sequences = model, sequences
         self._cache: PagedCache | None = None
         self._graphs: Graphs | None = None
+        self._states: Tensor | None = None  # of the last step, while some of them are to be scored
 
     def reserve(self, least: int, wanted: int) -> int:
         """Room for ``wanted`` blocks if half of the free memory holds them, and for ``least``; returns how many it has.
@@ -86,7 +90,9 @@ class ModelRunner:
         """Logits ``[len(schedule.rows), vocab]``; they hold until the next call."""
         cache, parts = self._cache, schedule.parts
         assert cache is not None, "reserve comes first"
-        if self._recordable and all(len(part.tokens) == 1 for part in parts):
+        self._states = None
+        scores = any(part.targets for part in parts)
+        if self._recordable and not scores and all(len(part.tokens) == 1 for part in parts):
             return self._recorded(cache).run(parts)
         batch = lay_out(
             [part.tokens for part in parts],
@@ -96,10 +102,22 @@ class ModelRunner:
             wanted="last" if all(part.chooses for part in parts) else [_wanted(part) for part in parts],
             device=self.model.place.tensors,
         )
-        if schedule.choosers:
+        if schedule.choosers and not scores:
             return self.model.forward(batch, cache)
-        self.model.hidden_states(batch, cache)
+        states = self.model.hidden_states(batch, cache)
+        self._states = states if scores else None
+        if schedule.choosers:
+            return self.model.logits(states, batch.outputs)
         return torch.empty(0, self.model.config.vocab_size)
+
+    def scored(self, schedule: Schedule) -> Iterator[Tensor]:
+        """Logits of ``schedule.scored`` behind the last :meth:`run`, in their order: ``[r, vocab]``, few at once."""
+        rows, states, device = schedule.scored, self._states, self.model.place.tensors
+        at_once = max(1, min(_SCORED_ROWS, _SCORED_BYTES[device.type] // (8 * self.model.config.vocab_size)))
+        for begin in range(0, len(rows), at_once):
+            assert states is not None, "run comes first"
+            yield self.model.logits(states, torch.tensor(rows[begin : begin + at_once], device=device))
+        self._states = None
 
     @property
     def _recordable(self) -> bool:

@@ -111,7 +111,8 @@ def sample(choosers: Sequence[Chooser], logits: Tensor) -> list[Choice]:
 
 
 def _choices(choosers: Sequence[Chooser], logits: Tensor) -> list[Choice]:
-    tokens, highest = _greedy(logits)
+    greedy, highest = _greedy(logits)
+    tokens = [*greedy]
     fine = [row for row, value in enumerate(highest) if math.isfinite(value)]
     others = [row for row in fine if not choosers[row].plain]
     if others:
@@ -119,7 +120,8 @@ def _choices(choosers: Sequence[Chooser], logits: Tensor) -> list[Choice]:
         for row, token in zip(others, chosen, strict=True):
             tokens[row] = token
     asked = [row for row in fine if choosers[row].params.logprobs is not None]
-    logprobs = dict(zip(asked, _logprobs(choosers, tokens, asked, logits), strict=True))
+    picked = [tokens[row] for row in asked], [choosers[row].params.logprobs or 0 for row in asked]
+    logprobs = dict(zip(asked, _logprobs(logits, asked, *picked, [greedy[row] for row in asked]), strict=True))
     choices = {row: Choice(tokens[row], logprobs.get(row)) for row in fine}
     return [choices.get(row) or Choice(-1, error=_unusable(logits[row])) for row in range(len(choosers))]
 
@@ -253,22 +255,46 @@ def truncated(params: Sequence[SamplingParams], logits: Tensor) -> tuple[Tensor,
     return units, places
 
 
+@torch.inference_mode()
+def scores(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob | IsobitError]:
+    """Log-probabilities of given tokens: the same bits as of tokens that were chosen behind the same logits.
+
+    Args:
+        logits: ``[R, V]``, any floating dtype, any device; they stay as they are.
+        tokens: one for each row.
+        counts: how many of the most probable ones are given beside it, for each row.
+
+    Returns:
+        For each row its token's; or why there is none, for a row with NaN, +inf or nothing finite.
+    """
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    with _alone(logits.device):
+        greedy, highest = _greedy(logits)
+        fine = [row for row, value in enumerate(highest) if math.isfinite(value)]
+        picked = ([values[row] for row in fine] for values in (tokens, counts, greedy))
+        found = dict(zip(fine, _logprobs(logits, fine, *picked), strict=True))
+        return [found.get(row) or _unusable(logits[row]) for row in range(len(tokens))]
+
+
 def _logprobs(
-    choosers: Sequence[Chooser], tokens: Sequence[int], rows: Sequence[int], logits: Tensor
+    logits: Tensor, rows: Sequence[int], tokens: Sequence[int], counts: Sequence[int], greedy: Sequence[int]
 ) -> list[TokenLogprob]:
-    """Log-probabilities of the tokens chosen in some rows, and of the most probable ones there."""
-    if not rows:
-        return []
-    numbers = _rows(logits, rows)
-    highest = numbers.amax(1, keepdim=True)
-    numbers -= highest
-    chosen = numbers.gather(1, torch.tensor([[tokens[row]] for row in rows], device=logits.device))[:, 0].tolist()
-    best = _largest(numbers, [choosers[row].params.logprobs or 0 for row in rows])
-    sums = distribution.folded_sum(numbers.exp_()).tolist()
-    found = []
-    for row, value, top, mass in zip(rows, chosen, best, sums, strict=True):
-        below = math.log(mass)
-        found.append(TokenLogprob(tokens[row], value - below, tuple((id, each - below) for id, each in top)))
+    """Log-probabilities of a token in each of some rows, and of the most probable ones there."""
+    at_once = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(rows))
+    found: list[TokenLogprob] = []
+    for begin in range(0, len(rows), at_once):
+        part = slice(begin, begin + at_once)
+        numbers = _rows(logits, rows[part])
+        numbers -= numbers.amax(1, keepdim=True)
+        wanted = torch.tensor([[token] for token in tokens[part]], device=logits.device)
+        values = numbers.gather(1, wanted)[:, 0].tolist()
+        best = _largest(numbers, counts[part])
+        sums = distribution.folded_sum(numbers.exp_()).tolist()
+        for token, first, value, top, mass in zip(tokens[part], greedy[part], values, best, sums, strict=True):
+            below = math.log(mass)
+            listed = tuple((id, each - below) for id, each in top)
+            found.append(TokenLogprob(token, value - below, listed, token == first))
     return found
 
 

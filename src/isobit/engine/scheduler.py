@@ -83,8 +83,10 @@ class Scheduler:
             UsageError: it has no prompt, may not answer, or its id is taken.
             CapacityError: the whole cache is too small for it.
         """
-        if not request.prompt or request.most < 1:
+        if not request.prompt or request.most < 0 or (request.most == 0 and request.scored is None):
             raise UsageError(f"request {request.id} has {len(request.prompt)} tokens and may answer {request.most}")
+        if request.scored is not None and request.scored < 1:
+            raise UsageError(f"request {request.id} asks for the score of token {request.scored}; the first has none")
         if request.id in self._known:
             raise UsageError(f"there is a request {request.id} already")
         size, count = self.pool.size, self.pool.count
@@ -219,8 +221,8 @@ class Scheduler:
         return True
 
     def _keys(self, state: Running) -> list[bytes]:
-        """Keys of the full blocks that may be read instead of computed: the last token is always computed."""
-        return self._keys_to(state, (len(state.tokens) - 1) // self.pool.size)
+        """Keys of the full blocks that may be read instead of computed."""
+        return self._keys_to(state, state.readable // self.pool.size)
 
     def _keys_to(self, state: Running, count: int) -> list[bytes]:
         """The first ``count`` keys of a request; made once."""
@@ -231,13 +233,17 @@ class Scheduler:
         return keys[:count]
 
     def _part(self, state: Running, count: int) -> Part:
-        end = state.held + count
+        first, end, request = state.held, state.held + count, state.request
+        # Token t is scored by what the token before it gives.
+        scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
         return Part(
-            id=state.request.id,
-            first=state.held,
-            tokens=tuple(state.tokens[state.held : end]),
+            id=request.id,
+            first=first,
+            tokens=tuple(state.tokens[first:end]),
             blocks=tuple(state.blocks[: blocks_for(end, self.pool.size)]),
-            chooses=end == len(state.tokens),
+            chooses=end == len(state.tokens) and request.most > 0,
+            scored=range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0),
+            targets=request.prompt[scored.start : scored.stop],
         )
 
     # Behind a step
@@ -250,7 +256,8 @@ class Scheduler:
             chosen: a token for each of ``schedule.choosers``.
 
         Returns:
-            Ids of the requests that have ended by it, since their answers are as long as they may be.
+            Ids of the requests that have ended by it, since their answers are as long as they may be, in the order of
+            the step.
         """
         if schedule is not self._flight:
             raise RuntimeError("this is not the step under way")
@@ -258,11 +265,12 @@ class Scheduler:
         for part in schedule.parts:
             state = self._known[part.id]
             state.held += len(part.tokens)
+            state.unscored += len(part.targets)
             self._publish(state, part.first)
         for id, token in zip(schedule.choosers, chosen, strict=True):
             self._known[id].tokens.append(token)
         self._sweep()
-        full = [id for id in schedule.choosers if id in self and self._full(self._known[id])]
+        full = [part.id for part in schedule.parts if part.id in self and self._full(self._known[part.id])]
         for id in full:
             self._leave(self._known[id])
         return full
@@ -290,4 +298,5 @@ class Scheduler:
 
     @staticmethod
     def _full(state: Running) -> bool:
-        return state.answered >= state.request.most
+        most = state.request.most
+        return state.answered >= most and (most > 0 or state.left == 0)

@@ -69,9 +69,20 @@ class Decoder(nn.Module):
         Raises:
             UsageError: the batch is none for this model, or the cache is another's.
         """
-        x = self.hidden_states(batch, cache)
-        if batch.outputs is not None:
-            x = x.index_select(0, batch.outputs)
+        return self.logits(self.hidden_states(batch, cache), batch.outputs)
+
+    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What the residual stream behind the last layer makes of the next tokens.
+
+        Args:
+            x: ``[T, hidden]``, from :meth:`hidden_states`.
+            rows: int64 ``[R]``, of them those that are wanted; None for all.
+
+        Returns:
+            float32 ``[R, vocab]``.
+        """
+        if rows is not None:
+            x = x.index_select(0, rows)
         ops = self.layer_ops
         (logits,) = ops.project((self.lm_head,), ops.norm(x, self.norm.weight, self.norm.eps, (self.lm_head,)))
         logits = logits.float()

@@ -22,6 +22,7 @@ INTEGERS: dict[str, tuple[int, int]] = {
     "seed": (-(2**63), 2**64 - 1),
     "max_tokens": (1, 2**31 - 1),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 MAX_STOP_STRINGS = 64
 MAX_LOGIT_BIAS = 100.0
