@@ -84,6 +84,21 @@ def test_beside_a_peer(tmp_path: Path) -> None:
     assert float(row["prefill_ratio"]) == pytest.approx(float(row["prefill_tok_s"]) / 4, rel=0.01)
 
 
+def test_the_engine(tmp_path: Path) -> None:
+    out = tmp_path / "engine.csv"
+    options = ["--device", "cpu", "--quick", "--schemes", "int8", "--work", tmp_path, "--csv", out]
+    done = bench("engine_decode.py", *options)
+    assert done.returncode == 0, done.stderr
+    found = rows(out)
+    assert [(row["part"], row["batch"], row["prompt"]) for row in found] == [
+        ("batch", "1", "8"), ("batch", "2", "8"), ("behind", "1", "64"), ("prefill", "2", "64"),
+    ]  # fmt: skip
+    for row in found:
+        step, host = float(row["step_ms"]), float(row["host_us"])
+        assert float(row["tok_s"]) == pytest.approx(1e3 * int(row["batch"]) / step, rel=0.01)
+        assert 0 < host < 1e3 * step and float(row["share"]) > 0 and float(row["planned_tok_s"]) > 0
+
+
 def test_two_trees(tmp_path: Path) -> None:
     out, tree = tmp_path / "trees.csv", BENCHMARKS.parent
     options = ["--quick", "--schemes", "int8", "--turns", 2, "--seconds", 0.02, "--csv", out]
@@ -103,6 +118,7 @@ def test_two_trees(tmp_path: Path) -> None:
         ("cpu_decode.py", ["--keep"], "need --work"),
         ("cpu_peers.py", ["--llama-bench", "nowhere"], "is not a program"),
         ("cpu_trees.py", ["--before", "nowhere"], "is no checkout of isobit"),
+        ("engine_decode.py", ["--only", "speed"], "the parts are batch, behind, prefill, start"),
     ],
 )
 def test_mistakes_are_named(script: str, options: list[str], said: str) -> None:

@@ -1,0 +1,236 @@
+"""How fast a loaded model answers through the engine, and how fast its device reads memory: measured in one run.
+
+A case is so many prompts at once, of so many tokens, each answered with so many. What counts as decoding is steps in
+which every one of them gets a token.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from isobit.engine.blocks import blocks_for
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
+from isobit.errors import UsageError
+from isobit.evaluation.speed import Reader
+from isobit.models.cache.paged import BLOCK
+from isobit.models.decoder import Decoder
+
+GPU_BUFFER_BYTES = 4 << 30
+CPU_BUFFER_BYTES = 512 << 20
+SETTLE_STEPS = 2  # the first steps of decoding in a round are not counted: prompts may still be on the way
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: ``batch`` prompts of ``prompt`` tokens at once, ``new`` tokens of answer each."""
+
+    batch: int
+    prompt: int
+    new: int
+
+    @property
+    def context(self) -> int:
+        """Tokens of each sequence halfway through its answer: what attention reads on average."""
+        return self.prompt + self.new // 2
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the cache that hold all of it."""
+        return self.batch * blocks_for(self.prompt + self.new, BLOCK)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of a case.
+
+    Attributes:
+        steps: seconds of each step in which every sequence got a token, behind the first few.
+        host: seconds of each of them in which nobody waited for the model; None where that cannot be told.
+        first: seconds until the first token of the first prompt.
+        prefill: seconds until all prompts had their first token.
+        whole: seconds until the last token.
+    """
+
+    steps: tuple[float, ...]
+    host: tuple[float, ...] | None
+    first: float
+    prefill: float
+    whole: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case, measured; medians over steps and rounds.
+
+    Attributes:
+        case: it.
+        step: seconds of a step.
+        host: seconds of a step in which the host does not wait for the model; None where that cannot be told.
+        first_token: seconds from the prompts' arrival to the first token.
+        prefill: tokens per second of the prompts together, until each has its first token.
+        whole: tokens of answers per second of the whole run, prompts included.
+        bandwidth: bytes per second that the device read in the same run when it did nothing else.
+        rounds: runs.
+    """
+
+    case: Case
+    step: float
+    host: float | None
+    first_token: float
+    prefill: float
+    whole: float
+    bandwidth: float
+    rounds: int
+
+    @property
+    def decode(self) -> float:
+        """Tokens per second of all sequences together."""
+        return self.case.batch / self.step
+
+
+@dataclass
+class Waiting:
+    """Counts the seconds that a model computes while the host waits, on a CPU: there they are the same thread's."""
+
+    model: Decoder
+    seconds: float = 0.0
+    _forward: Callable[..., torch.Tensor] = field(init=False, repr=False)
+
+    def __enter__(self) -> Waiting:
+        self._forward = self.model.forward
+
+        def forward(*args: object, **kwargs: object) -> torch.Tensor:
+            begin = time.perf_counter()
+            try:
+                return self._forward(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+        self.model.forward = forward  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.model.forward  # the class's own again
+
+
+class GpuReader:
+    """Reads a GPU's memory and does nothing else."""
+
+    def __init__(self, device: torch.device, nbytes: int = GPU_BUFFER_BYTES) -> None:
+        free = torch.cuda.mem_get_info(device)[0]
+        self._buffer = torch.zeros(max(1 << 20, min(nbytes, free // 4)) // 4, dtype=torch.int32, device=device)
+        self.memory()
+
+    def memory(self) -> float:
+        """Bytes per second from memory: the best of a few runs."""
+        size = self._buffer.numel() * 4
+        return max(size / seconds for seconds in self._runs(5))
+
+    def _runs(self, count: int) -> Iterator[float]:
+        as_floats = self._buffer.view(torch.float32)
+        for _ in range(count):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()  # type: ignore[no-untyped-call]
+            as_floats.max()
+            end.record()  # type: ignore[no-untyped-call]
+            end.synchronize()  # type: ignore[no-untyped-call]
+            yield begin.elapsed_time(end) / 1e3  # type: ignore[no-untyped-call]
+
+
+def reader(model: Decoder) -> Reader | GpuReader:
+    """What reads the memory that a model lies in."""
+    device = model.place.tensors
+    return GpuReader(device) if device.type == "cuda" else Reader(CPU_BUFFER_BYTES)
+
+
+def cases(batches: Sequence[int], prompt: int, new: int, context: int | None, longest: int) -> list[Case]:
+    """The cases of a run: every batch behind ``prompt`` tokens; one sequence behind ``context`` tokens, if given.
+
+    Raises:
+        UsageError: the model's context does not hold a prompt and its answer.
+    """
+    found = [Case(batch, prompt, new) for batch in dict.fromkeys(batches)]
+    if context is not None:
+        found.append(Case(1, context, new))
+    for case in found:
+        if case.prompt + case.new > longest:
+            raise UsageError(
+                f"{case.prompt} tokens of prompt and {case.new} of answer: this model's context is {longest} tokens"
+            )
+    return found
+
+
+def measure(llm: LLM, case: Case, read: Callable[[], float], *, rounds: int = 3, warm_up: int = 4) -> Measured:
+    """Runs a case.
+
+    Args:
+        llm: its cache holds the case, and it keeps no prefixes.
+        case: what is run.
+        read: bytes per second of the memory; called before each round and behind the last.
+        rounds: how often.
+        warm_up: tokens of each answer in a run before them that is not counted.
+    """
+    prompts = _prompts(case, int(llm.model.config.vocab_size))
+    _run(llm, prompts, min(warm_up, case.new))
+    found, ceilings = [], [read()]
+    for _ in range(rounds):
+        found.append(_run(llm, prompts, case.new))
+        ceilings.append(read())
+    hosts = [value for one in found for value in one.host or ()]
+    prefill = statistics.median(one.prefill for one in found)
+    return Measured(
+        case,
+        step=statistics.median(step for one in found for step in one.steps),
+        host=statistics.median(hosts) if hosts else None,
+        first_token=statistics.median(one.first for one in found),
+        prefill=case.batch * case.prompt / prefill,
+        whole=case.batch * case.new / statistics.median(one.whole for one in found),
+        bandwidth=statistics.median(ceilings),
+        rounds=rounds,
+    )
+
+
+def _prompts(case: Case, vocabulary: int) -> list[list[int]]:
+    """Prompts that share nothing."""
+    draw = random.Random(case.batch * 1_000_003 + case.prompt)
+    return [[draw.randrange(1, vocabulary) for _ in range(case.prompt)] for _ in range(case.batch)]
+
+
+def _run(llm: LLM, prompts: list[list[int]], new: int) -> Round:
+    """Answers the prompts together, greedily and to the end, and takes the time of each step."""
+    model = llm.model
+    assert isinstance(model, Decoder)
+    params = SamplingParams(max_tokens=new, ignore_eos=True)
+    on_cpu = model.place.tensors.type == "cpu"
+    times: list[tuple[float, float, int]] = []  # (seconds, of them waited, tokens) of each step
+    first = prefill = 0.0
+    waiting_for = set[int]()
+    with Waiting(model) as waiting:
+        begin = now = time.perf_counter()
+        for prompt in prompts:
+            waiting_for.add(llm.add(prompt, params))
+        while llm.unfinished:
+            waited, before = waiting.seconds, now
+            pieces = llm.step()
+            now = time.perf_counter()
+            for id, piece in pieces:
+                if piece.error is not None:
+                    raise piece.error
+                waiting_for.discard(id)
+            if pieces and not first:
+                first = now - begin
+            if not waiting_for and not prefill:
+                prefill, times = now - begin, []
+                continue
+            times.append((now - before, waiting.seconds - waited, len(pieces)))
+    whole = [(taken, waited) for taken, waited, tokens in times if tokens == len(prompts)]
+    counted = whole[SETTLE_STEPS:] or whole or [(now - begin, 0.0)]
+    host = tuple(taken - waited for taken, waited in counted) if on_cpu else None
+    return Round(tuple(taken for taken, _ in counted), host, first, prefill, now - begin)
