@@ -40,22 +40,45 @@ def parse_json(data: bytes, path: Path, what: str) -> dict[str, Any]:
             integers without end, or something else than an object.
     """
     try:
-        # The slower parser of integers only for files that may hold a long one: a header has a million short ones.
-        parse_int = _integer if _LONG_NUMBER.search(data) else None
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=parse_int)
+        value = strict(data)
+    except ValueError as error:
+        raise CheckpointError(f"{what} {error}", file=path) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what} must hold a JSON object, not a {type(value).__name__}", file=path)
+    return value
+
+
+def strict(data: bytes, *, finite: bool = False) -> Any:
+    """Parses JSON by strangers.
+
+    Args:
+        data: the text, in UTF-8.
+        finite: refuse NaN and Infinity, which Python reads and JSON does not have.
+
+    Raises:
+        ValueError: invalid JSON or UTF-8, half a character (a lone surrogate), a key given twice, nesting or integers
+            without end. The message goes on behind a name of the whole: "is not UTF-8 text".
+    """
+    # The slower parser of integers only for texts that may hold a long one: a header has a million short ones.
+    parse_int = _integer if _LONG_NUMBER.search(data) else None
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=parse_int,
+            parse_constant=_no_number if finite else None,
+        )
         _require_shallow(value)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError:
-        raise CheckpointError(f"{what} is not UTF-8 text", file=path) from None
+        raise ValueError("is not UTF-8 text") from None
     except UnicodeEncodeError:
-        raise CheckpointError(f"{what} is not text: it holds half a character (a lone surrogate)", file=path) from None
+        raise ValueError("is not text: it holds half a character (a lone surrogate)") from None
     except RecursionError:
-        raise CheckpointError(f"{what} is nested too deeply", file=path) from None
+        raise ValueError("is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError and our own
-        raise CheckpointError(f"{what} is not valid JSON: {error}", file=path) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{what} must hold a JSON object, not a {type(value).__name__}", file=path)
+        raise ValueError(f"is not valid JSON: {error}") from None
     return value
 
 
@@ -81,6 +104,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {short(twice)} is given twice")
     return result
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _integer(digits: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobit.engine.engine import Output
 from isobit.engine.params import SamplingParams, TokenLogprob
@@ -65,13 +65,14 @@ class Piece:
     """A part of an answer as it comes: text that is final (often empty), and the tokens since the last piece.
 
     The last piece has ``completion``; the texts of all pieces concatenate to ``completion.text``. An answer that fails
-    ends with a piece that has ``error`` instead.
+    ends with a piece that has ``error`` instead. ``logprobs`` are those of ``token_ids`` if they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     completion: Completion | None = None
     error: Exception | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Answer:
@@ -117,8 +118,8 @@ class Answer:
             return Piece("", error=output.choice.error)
         token = output.choice.token
         self._tokens.append(token)
-        if output.choice.logprob is not None:
-            self._logprobs.append(output.choice.logprob)
+        logprobs = () if output.choice.logprob is None else (output.choice.logprob,)
+        self._logprobs += logprobs
         if len(self._tokens) == 1:
             self._prefill, self._cached = output.seconds, output.cached
         else:
@@ -127,9 +128,10 @@ class Answer:
         text = "" if at_eos else self._watch.push(self._decoder.push(token))
         if output.reason is None and self._watch.found is None:
             self._text.append(text)
-            return Piece(text, (token,))
+            return Piece(text, (token,), logprobs=logprobs)
         stop = self._watch.found if self._watch.found is not None else token if at_eos else None
-        return self._last(text, (token,), "length" if stop is None else "stop", stop)
+        last = self._last(text, (token,), "length" if stop is None else "stop", stop)
+        return replace(last, logprobs=logprobs)
 
     def abort(self) -> Piece:
         """It ends here, from outside."""

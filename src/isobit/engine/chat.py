@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import TemplateError, UsageError
 
 
@@ -100,6 +101,12 @@ def render(
     if "text" in reply:
         return _whole_characters(str(reply["text"]))
     raise TemplateError(FAILURES[reply["error"]].format(message=reply.get("message", ""), limits=limits))
+
+
+def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    """Token ids of a conversation; takes and raises what :func:`render` and :meth:`Tokenizer.encode` do."""
+    text = render(template, messages, special_tokens=tokenizer.special_tokens, **options)
+    return tokenizer.encode(text, add_special=False)
 
 
 def _whole_characters(text: str) -> str:

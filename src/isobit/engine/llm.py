@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
 from isobit.engine.interrupts import uninterrupted
+from isobit.engine.office import Office
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prompts import doubled_bos, given_ids, require_known, room
 from isobit.engine.runner import ModelRunner
@@ -78,6 +81,7 @@ class LLM:
         self._lock = threading.RLock()  # one step at a time
         self._driving: threading.Thread | None = None  # takes the steps of asynchronous streams
         self._drive_lock = threading.Lock()
+        self._post: Office | None = None
 
     @property
     def context_length(self) -> int:
@@ -197,25 +201,51 @@ class LLM:
 
     async def stream_async(
         self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """The same for asyncio: a thread takes the steps while there is an answer to be made.
 
         Cancelling the task, or closing the iterator, ends the answer.
         """
-        answer = self._prepared(prompt, params)
-        loop, came = asyncio.get_running_loop(), asyncio.Queue[Piece]()
-        id = self._begin(answer, lambda piece: loop.call_soon_threadsafe(came.put_nowait, piece), priority)
+        async with aclosing(self.stream_all_async([prompt], [params], priority=priority)) as pieces:
+            async for _, piece in pieces:
+                yield piece
+
+    async def stream_all_async(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams | None],
+        *,
+        priority: int = 0,
+    ) -> AsyncGenerator[tuple[int, Piece]]:
+        """Complete prompts beside each other, for asyncio: pieces as they come, each with the place of its prompt.
+
+        The error of one ends all. Cancelling the task, or closing the iterator, ends the answers.
+        """
+        answers = [self._prepared(prompt, one) for prompt, one in zip(prompts, params, strict=True)]
+        came = asyncio.Queue[tuple[int, Piece]]()
+        office = self._office()
+        ids: list[int] = []
         try:
+            for place, answer in enumerate(answers):
+                ids.append(self._begin(answer, partial(office.post, came, place), priority))
             self._drive()
-            while True:
-                piece = await came.get()
+            left = len(answers)
+            while left:
+                place, piece = await came.get()
                 if piece.error is not None:
                     raise piece.error
-                yield piece
-                if piece.completion is not None:
-                    return
+                left -= piece.completion is not None
+                yield place, piece
         finally:
-            self._drop(id)
+            for id in ids:
+                self._drop(id)
+
+    def _office(self) -> Office:
+        """What brings pieces to the event loop that runs here."""
+        loop = asyncio.get_running_loop()
+        if self._post is None or self._post.loop is not loop:
+            self._post = Office(loop)
+        return self._post
 
     def _drive(self) -> None:
         """Somebody takes steps as long as there is something to do."""

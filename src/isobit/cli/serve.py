@@ -1,0 +1,155 @@
+"""`isobit serve`: a model over HTTP, as OpenAI's clients ask for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.cli import notes, slow_path, text_input
+from isobit.cli.parser import path
+from isobit.cli.sampling_options import add_model_argument
+from isobit.errors import CheckpointWarning, Unsupported, UsageError, printable
+
+if TYPE_CHECKING:
+    from isobit.server.settings import Settings
+
+KEY = "ISOBIT_API_KEY"
+NEEDED = ("llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EPILOG = f"""examples:
+  isobit serve bundled
+  isobit serve ./model-int4 --port 9000 --cache-tokens 65536
+  {KEY}=secret isobit serve ./model-fp8 --device cuda --host 0.0.0.0
+
+  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+       -d '{{"prompt": "def fib(n):", "max_tokens": 40}}'
+
+Keys: --api-key, --api-key-file (one a line) or the variable {KEY}; with none, everybody on this machine may ask.
+docs/serving.md has the routes, clients, a systemd unit and a Dockerfile.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a model over HTTP (OpenAI's routes)",
+        description="Serve a model over HTTP: chats and completions as OpenAI's clients ask for them. Prints what will "
+        "happen on this machine first.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_argument(parser)
+    parser.add_argument("--name", action="append", default=[], help="of the model, for clients; repeatable")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    access = parser.add_argument_group("who may ask")
+    access.add_argument("--api-key", action="append", default=[], metavar="KEY", help="a key; repeatable")
+    access.add_argument("--api-key-file", type=path, metavar="FILE", help="keys, one a line")
+    access.add_argument("--insecure", action="store_true", help="listen to other machines without any key")
+    access.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name to be called by")
+    access.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a web page elsewhere")
+    size = parser.add_argument_group("how much")
+    size.add_argument("--sequences", type=int, default=64, metavar="N", help="answers at once (default: 64)")
+    size.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of the key-value cache (default: grows)")
+    size.add_argument("--no-prefix-cache", action="store_true", help="compute every prompt from its beginning")
+    size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
+    size.add_argument("--max-body", type=int, default=32 << 20, metavar="BYTES", help="of a request (default: 32 MiB)")
+    size.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers when it ends (30)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    require_extra()
+    settings = read_settings(args)
+
+    from isobit import api
+    from isobit.server import run as running
+
+    sock = running.listener(args.host, args.port)
+    about = running.planned(api.find(args.model, revision=args.revision, weights=False), args.device)
+    print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below
+        llm = api.LLM(
+            args.model,
+            dtype=args.dtype,
+            revision=args.revision,
+            device=args.device,
+            sequences=args.sequences,
+            cache_tokens=args.cache_tokens,
+            prefix_cache=not args.no_prefix_cache,
+        )
+    notes.show(llm.notes)
+    slow_path.warn(llm.model)
+    return running.serve(llm, settings, about, sock)
+
+
+def require_extra() -> None:
+    """Raises Unsupported if what the server is made of is not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise Unsupported(
+            "isobit serve", [f"{name} is not installed" for name in missing], "pip install 'isobit[serve]'"
+        )
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """What the options say.
+
+    Raises:
+        UsageError: a value cannot be used, or other machines could ask without a key.
+    """
+    from isobit import api, arguments
+    from isobit.server.settings import Limits, Settings
+
+    arguments.whole("--port", args.port, 0, 65535)
+    arguments.whole("--sequences", args.sequences, 1, api.MOST_SEQUENCES)
+    arguments.whole("--max-waiting", args.max_waiting, 0, 1_000_000)
+    arguments.whole("--max-body", args.max_body, 1024, 1 << 40)
+    if not 0 <= args.drain <= 86400:
+        raise UsageError(f"--drain must be between 0 and 86400 seconds, not {args.drain:g}")
+    keys = read_keys(args.api_key, args.api_key_file)
+    if args.host not in LOOPBACK and not keys and not args.insecure:
+        raise UsageError(
+            f"--host {args.host} lets other machines ask, and there is no key: give one (--api-key-file, or the "
+            f"variable {KEY}), or insist with --insecure"
+        )
+    own = {"localhost", "127.0.0.1", "::1", args.host.lower(), *(name.lower() for name in args.allow_host)}
+    anybody = (bool(keys) or args.insecure) and not args.allow_host and args.host not in LOOPBACK
+    return Settings(
+        names=tuple(args.name) or (api.default_name(args.model),),
+        keys=keys,
+        hosts=None if anybody else frozenset(own),
+        origins=frozenset(args.allow_origin),
+        limits=Limits(waiting=args.max_waiting, body=args.max_body),
+        drain=args.drain,
+    )
+
+
+def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
+    """The keys of options, file and variable.
+
+    Raises:
+        UsageError: one is empty or has characters that no header can have, or the file has none.
+    """
+    found = [*given]
+    if file is not None:
+        lines = [line.strip() for line in text_input.file(file, "the keys").splitlines()]
+        kept = [line for line in lines if line and not line.startswith("#")]
+        if not kept:
+            raise UsageError(f"--api-key-file {printable(file)} has no key in it")
+        found += kept
+    if KEY in os.environ:
+        found.append(os.environ[KEY])
+    for key in found:
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise UsageError("a key must have at least one character, all of them ASCII and none a space")
+    return tuple(found)

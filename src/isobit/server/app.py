@@ -1,0 +1,59 @@
+"""The server as an ASGI application: its routes, one family a file, behind one guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from isobit.errors import IsobitError
+from isobit.server import logs
+from isobit.server.errors import Refusal
+from isobit.server.guard import Guard
+from isobit.server.replies import error_reply
+from isobit.server.routes import chat, completions, health, models
+from isobit.server.serving import Serving
+
+# Every family of routes; each gives its own for what is served.
+FAMILIES: tuple[Callable[[Serving], Sequence[Route]], ...] = (
+    chat.routes,
+    completions.routes,
+    health.routes,
+    models.routes,
+)
+
+
+def all_routes(serving: Serving) -> list[BaseRoute]:
+    """Every route of the server."""
+    return [route for family in FAMILIES for route in family(serving)]
+
+
+def create_app(serving: Serving) -> ASGIApp:
+    """The application that serves a model."""
+    app = Starlette(
+        routes=all_routes(serving),
+        exception_handlers={HTTPException: _http_error, IsobitError: _error, Exception: _error},
+    )
+    app.router.redirect_slashes = False
+    return Guard(app, serving.settings)
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, Refusal):
+        logs.note(request.scope, error)
+    return error_reply(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_reply(Refusal(404, "there is no such route; see /openapi.json", code="unknown_url"))
+    if error.status_code == 405:
+        reason = f"this route does not take {request.method}"
+        return error_reply(Refusal(405, reason, headers=dict(error.headers or {})))
+    return error_reply(Refusal(error.status_code, error.detail))

@@ -1,0 +1,94 @@
+"""Bodies of requests: read with a limit, strictly parsed, and held against what they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from isobit.checkpoint.jsonfile import bare, strict
+from isobit.server.errors import Refusal, wrong
+
+T = TypeVar("T")
+_LISTED = 8  # unknown fields that are named
+
+
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object that a request carries.
+
+    Raises:
+        Refusal: it is no JSON, not strictly so, too large, or no object.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise Refusal(415, f"the body must be application/json, not {bare(kind)}")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(415, "the body must not be compressed")
+    data = await _bytes(request, limit)
+    try:
+        found = strict(data, finite=True)
+    except ValueError as error:
+        raise wrong(f"the body {error}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise wrong(f"the body must be a JSON object, not {_name(found)}", code="invalid_json")
+    return found
+
+
+async def _bytes(request: Request, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise Refusal(413, f"the body is larger than {limit:,} bytes", headers={"connection": "close"})
+            parts.append(part)
+    except ClientDisconnect:
+        raise wrong("the body ends before it is whole") from None
+    return b"".join(parts)
+
+
+def _name(value: object) -> str:
+    return {list: "an array", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
+
+
+def read_as(
+    found: Mapping[str, Any], kind: type[T], refused: Mapping[str, str], idle: frozenset[str] = frozenset()
+) -> tuple[T, tuple[str, ...]]:
+    """An object as a structure.
+
+    Args:
+        found: the object.
+        kind: a :class:`msgspec.Struct`.
+        refused: fields that this server has no answer to, with the reason; null and what is empty ask for nothing.
+        idle: fields that change nothing here.
+
+    Returns:
+        The structure, and the names of fields that it does not know.
+
+    Raises:
+        Refusal: a field has the wrong type, or is one of ``refused``.
+    """
+    for name, why in refused.items():
+        if found.get(name) not in (None, False, [], {}, ""):
+            raise wrong(f"{name}: {why}", name, "unsupported_parameter")
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
+    unknown = [name for name in found if name not in known and name not in refused and name not in idle]
+    try:
+        value = msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        field = place.rstrip("`").lstrip(".")
+        raise wrong(f"{field or 'the body'}: {reason}", field or None) from None
+    return value, tuple(unknown)
+
+
+def warning(unknown: tuple[str, ...]) -> dict[str, str]:
+    """The header that names fields which were ignored; nothing if there are none."""
+    if not unknown:
+        return {}
+    shown = [name if name.isidentifier() and name.isascii() and len(name) < 60 else "?" for name in unknown[:_LISTED]]
+    more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
+    return {"warning": f'299 isobit "fields that are not known, ignored: {", ".join(shown)}{more}"'}

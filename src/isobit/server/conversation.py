@@ -1,0 +1,89 @@
+"""Conversations as prompts: the model's own chat template, run aside, and messages as it reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from isobit.engine import chat
+from isobit.server.errors import wrong
+from isobit.server.schema.chat import ROLES, Message
+from isobit.server.serving import Serving
+
+MOST_MESSAGES = 4096
+# Variables of templates that clients may set; others are part of how prompts are made.
+VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "reasoning_strategy", "thinking_budget"})
+
+
+def texts(message: Message, place: int) -> dict[str, Any]:
+    """A message as templates read it: the text of all its parts, and the role that models know.
+
+    Raises:
+        Refusal: it has a part that is no text, or nothing in it.
+    """
+    where = f"messages[{place}]"
+    if message.role not in ROLES:
+        raise wrong(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {message.role!r}", "messages")
+    content = message.content
+    if isinstance(content, list):
+        content = "".join(_text(part, f"{where}.content[{number}]") for number, part in enumerate(content))
+    if content is None and message.role != "assistant":
+        raise wrong(f"{where} has no content", "messages")
+    found = {name: value for name, value in msgspec.structs.asdict(message).items() if value is not None}
+    role = "system" if message.role == "developer" else message.role
+    return found | {"role": role} | ({} if content is None else {"content": content})
+
+
+def _text(part: Mapping[str, Any], where: str) -> str:
+    kind = part.get("type", "text")
+    if kind not in ("text", "input_text", "output_text", "refusal"):
+        raise wrong(f"{where} is of type {str(kind)[:40]!r}; this model reads text only", "messages")
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise wrong(f"{where}.text must be a text", "messages")
+    return text
+
+
+async def prompt_of(
+    serving: Serving,
+    messages: Sequence[Message],
+    *,
+    variables: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    opens: bool = True,
+) -> list[int]:
+    """Token ids of a conversation.
+
+    Args:
+        messages: of the conversation.
+        variables: of the template.
+        tools: that the model may call, as OpenAI writes them.
+        opens: end with what opens the assistant's turn.
+
+    Raises:
+        Refusal: a message cannot be read, the model has no template, or a variable may not be set.
+        TemplateError: the template refuses these messages.
+    """
+    if not messages:
+        raise wrong("messages is empty: a conversation has at least one", "messages")
+    if len(messages) > MOST_MESSAGES:
+        raise wrong(f"{len(messages)} messages; at most {MOST_MESSAGES} are read", "messages")
+    strange = sorted(set(variables or ()) - VARIABLES)
+    if strange:
+        raise wrong(
+            f"chat_template_kwargs may set {', '.join(sorted(VARIABLES))}, not {', '.join(map(repr, strange[:8]))}",
+            "chat_template_kwargs",
+        )
+    template = serving.tokenizer.template_for(tools)
+    if template is None:
+        raise wrong("this model has no chat template: it goes on with texts (/v1/completions)", "messages")
+    read = [texts(message, place) for place, message in enumerate(messages)]
+
+    def rendered() -> list[int]:
+        return chat.encode(
+            serving.tokenizer, template, read, tools=tools, add_generation_prompt=opens, **dict(variables or {})
+        )
+
+    return await serving.aside(rendered)

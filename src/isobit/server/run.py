@@ -1,0 +1,117 @@
+"""The server as a process: plans, loads, listens, and ends in order when a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from isobit import api
+from isobit.engine.llm import LLM
+from isobit.errors import UsageError
+from isobit.legalize import text
+from isobit.server import logs
+from isobit.server.app import create_app
+from isobit.server.serving import Serving
+from isobit.server.settings import Settings
+
+KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
+
+
+def planned(folder: Path, device: str) -> dict[str, Any]:
+    """What will happen to a model on this machine.
+
+    Returns:
+        ``text``, lines for people; ``title`` of the model and ``plan``, for programs.
+    """
+    work, machines = api.plan(str(folder), targets=["here"])
+    if work.stored is None:  # not quantized: of all that could be made of it only what it is
+        work, machines = api.plan(str(folder), targets=["here"], schemes=["f16" if work.dtype == "float16" else "bf16"])
+    kept = [found for found in machines if found and found[0].target.is_gpu == (device != "cpu")]
+    lines = [f"{work.title}, context up to {work.max_context} tokens"]
+    for plans in kept:
+        lines += text.describe(plans)
+    return {"text": lines, "title": work.title, "plan": [text.as_data(plan) for plans in kept for plan in plans]}
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen yet.
+
+    Raises:
+        UsageError: it cannot be had, as where another program has the port.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {reason}; choose others with --host and --port"
+        ) from None
+    return sock
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, whose end is ours: answers under way are finished first, and a second signal does not wait."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+        super().__init__(config)
+        self._serving = serving
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """While it serves, signals end it in order."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.end, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def end(self, number: int) -> None:
+        """No new requests; answers under way get the time that the settings give them."""
+        if self.should_exit:
+            self.force_exit = True
+        self._serving.state = "draining"
+        logs.line("ending", signal=signal.Signals(number).name, answers=self._serving.sequences)
+        self.should_exit = True
+
+
+def serve(llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.socket) -> int:
+    """Serve a model until a signal comes; returns the exit status."""
+    serving = Serving(llm, settings, about)
+    root = logging.getLogger()
+    root.addHandler(logs.ToLines())
+    root.setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        create_app(serving),
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=settings.limits.header,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=settings.drain,  # type: ignore[arg-type]
+    )
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"isobit: {serving.name} is served at http://{shown}:{port}", file=sys.stderr, flush=True)
+    asyncio.run(Server(config, serving).serve(sockets=[sock]))
+    serving.threads.shutdown(wait=False, cancel_futures=True)
+    return 0
