@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         )
     notes.show(llm.notes)
     slow_path.warn(llm.model)
+    about |= running.described(api.find(args.model, revision=args.revision))
     return running.serve(llm, settings, about, sock)
 
 

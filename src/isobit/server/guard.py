@@ -11,6 +11,7 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isobit.server import logs
@@ -19,6 +20,18 @@ from isobit.server.replies import ClientGone, error_reply
 from isobit.server.settings import Settings
 
 OPEN = frozenset({"/health", "/ready"})  # routes without a key
+
+
+# What a page of an allowed origin may do, as browsers ask before they do it.
+ALLOWED = {
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": "authorization, content-type, x-api-key",
+    "access-control-max-age": "600",
+}
+
+
+class Allowed(Exception):
+    """A browser asks whether a page may ask; it may."""
 
 
 class Guard:
@@ -54,6 +67,8 @@ class Guard:
             await self._app(scope, receive, sending)
         except ClientGone:
             status = status or 499
+        except Allowed:
+            await Response(status_code=204, headers=ALLOWED)(scope, receive, sending)
         except Exception as error:
             if status == 0:
                 if not isinstance(error, Refusal):
@@ -78,6 +93,8 @@ class Guard:
             raise Refusal(431, f"the headers have {size:,} bytes; at most {self._settings.limits.header:,} are read")
         self._require_host(headers)
         self._require_origin(headers)
+        if _asks_first(scope, headers):
+            raise Allowed
         if self._keys and scope["path"] not in OPEN and not self._knows(headers):
             kind = "Basic" if "text/html" in headers.get("accept", "") else "Bearer"
             raise Refusal(
@@ -117,6 +134,11 @@ class Guard:
         if origin is not None and (origin in self._settings.origins or "*" in self._settings.origins):
             headers["access-control-allow-origin"] = origin
             headers["vary"] = "origin"
+
+
+def _asks_first(scope: Scope, headers: Headers) -> bool:
+    """Whether this is a browser's question about a request to come; its origin has been allowed already."""
+    return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def _host_of(value: str) -> str:

@@ -16,8 +16,10 @@ import uvicorn
 
 from isobit import api
 from isobit.engine.llm import LLM
-from isobit.errors import UsageError
+from isobit.errors import CapacityError, Unsupported, UsageError
 from isobit.legalize import text
+from isobit.legalize.plan import Plan
+from isobit.models.place import place
 from isobit.server import logs
 from isobit.server.app import create_app
 from isobit.server.serving import Serving
@@ -27,11 +29,17 @@ KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies ke
 
 
 def planned(folder: Path, device: str) -> dict[str, Any]:
-    """What will happen to a model on this machine.
+    """What will happen to a model on this machine; needs its configuration alone.
 
     Returns:
         ``text``, lines for people; ``title`` of the model and ``plan``, for programs.
+
+    Raises:
+        Unsupported: nothing here runs it; with all reasons.
+        CapacityError: it does not fit the memory.
     """
+    if device != "cpu":
+        place(device, None)
     work, machines = api.plan(str(folder), targets=["here"])
     if work.stored is None:  # not quantized: of all that could be made of it only what it is
         work, machines = api.plan(str(folder), targets=["here"], schemes=["f16" if work.dtype == "float16" else "bf16"])
@@ -39,7 +47,38 @@ def planned(folder: Path, device: str) -> dict[str, Any]:
     lines = [f"{work.title}, context up to {work.max_context} tokens"]
     for plans in kept:
         lines += text.describe(plans)
-    return {"text": lines, "title": work.title, "plan": [text.as_data(plan) for plans in kept for plan in plans]}
+    for plan in kept[0] if kept else []:
+        _require(plan)
+    shown = [text.as_data(plan) for plans in kept for plan in plans]
+    for one in shown:
+        del one["ops"]
+    return {"text": lines, "title": work.title, "plan": shown}
+
+
+def _require(plan: Plan) -> None:
+    """Raises an error if a plan says that the model cannot run."""
+    where = f"{plan.board.name} ({plan.target.name})"
+    if plan.action == "refused":
+        raise Unsupported(f"this model ({plan.scheme}) on {where}", plan.reasons, plan.instead or None)
+    if plan.memory.weights > plan.memory.capacity:
+        need, have = (f"{size / 2**30:.2f} GiB" for size in (plan.memory.weights, plan.memory.capacity))
+        raise CapacityError(
+            f"the weights of this model take {need} and {where} has {have}: quantize it further (`isobit plan` shows "
+            "what fits), or take a larger machine"
+        )
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What clients may read of a checkpoint: its formats, and how much it is."""
+    info = api.info(folder)
+    schemes = [{"kind": use.kind, "scheme": use.scheme, "modules": use.modules} for use in info.schemes]
+    return {
+        "formats": schemes,
+        "parameters": info.parameters,
+        "file_bytes": info.file_bytes,
+        "bits_per_weight": info.linear_bits_per_weight,
+        "certificate": None,
+    }
 
 
 def listener(host: str, port: int) -> socket.socket:

@@ -16,6 +16,7 @@ from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError, UsageError
 from isobit.server.errors import Refusal, refusal, wrong
+from isobit.server.metrics import Metrics
 from isobit.server.settings import Settings
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Serving:
         about: what people may read of it: its plan, formats, certificate.
         state: "ready", or why not: "starting", "restarting", "draining", "failed".
         sequences: that are being answered or wait for it.
+        metrics: what is counted.
         started: when, in seconds since 1970.
     """
 
@@ -41,7 +43,11 @@ class Serving:
     state: str = "ready"
     sequences: int = 0
     started: float = field(default_factory=time.time)
+    metrics: Metrics = field(init=False)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "isobit-text"))
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.name, lambda: self.llm.engine)
 
     @property
     def name(self) -> str:
@@ -79,6 +85,7 @@ class Serving:
         if count > most:
             raise wrong(f"the request has {count} sequences (prompts times n); this server takes {most} at once")
         if self.sequences + count > most:
+            self.metrics.rejected.inc()
             busy = f"the queue is full: {self.sequences} sequences are answered or wait, and {most} may; try again"
             raise Refusal(503, busy, code="queue_full", headers={"retry-after": "1"})
         self.sequences += count
@@ -99,9 +106,16 @@ class Serving:
             IsobitError: as :meth:`isobit.engine.llm.LLM.generate` raises it.
         """
         with self.admitted(len(prompts)):
-            async with aclosing(self.llm.stream_all_async(prompts, params, priority=priority)) as pieces:
-                async for place, piece in pieces:
-                    yield place, piece
+            watches = [self.metrics.watch(time.perf_counter()) for _ in prompts]
+            left = len(prompts)
+            try:
+                async with aclosing(self.llm.stream_all_async(prompts, params, priority=priority)) as pieces:
+                    async for place, piece in pieces:
+                        watches[place].see(piece)
+                        left -= piece.completion is not None
+                        yield place, piece
+            finally:
+                self.metrics.aborted.inc(left)
 
     async def whole(
         self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, priority: int = 0

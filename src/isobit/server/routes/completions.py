@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isobit.engine.answer import Completion, Piece
-from isobit.engine.params import SamplingParams
+from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prompts import given_ids, require_known
 from isobit.server import sampling
 from isobit.server.bodies import read_as, read_object, warning
@@ -207,7 +207,7 @@ def _finished(serving: Serving, job: Job, place: int, done: Completion) -> dict[
     if done.logprobs is not None or job.logprobs is not None:
         legacy = Legacy(serving.tokenizer)
         ids: Sequence[int] = done.token_ids
-        entries = tuple(done.logprobs or ())
+        entries: tuple[TokenLogprob | None, ...] = done.logprobs or ()
         if job.echo:
             ids = (*job.prompt(place).ids, *ids)
             entries = (*(done.prompt_logprobs or ()), *entries)
