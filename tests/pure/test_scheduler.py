@@ -1,132 +1,22 @@
 """The scheduler against a cache that is played: what every request attends to must be its own history, always.
 
-The played cache remembers for each slot which history its keys and values belong to, and the played model chooses the
-next token from what it finds there. So a block that is lost, shared by mistake, written twice or found for the wrong
-tokens changes an answer, and every answer is compared with that of the request alone.
+Every answer is compared with that of the request alone; ``played_cache.py`` says what it finds.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from played_cache import History, Played, alone
 
 from isobit.engine.blocks import BEGIN, BlockPool, key_after
 from isobit.engine.request import PATIENCE, Request, Schedule
 from isobit.engine.scheduler import Scheduler
 from isobit.errors import CapacityError, UsageError
-
-History = tuple[int, ...]
-
-
-def next_token(history: History) -> int:
-    """The played model: a function of everything so far."""
-    return zlib.crc32(bytes(history)) % 5
-
-
-def alone(request: Request) -> list[int]:
-    """The answer of a request that nobody disturbs."""
-    tokens = list(request.prompt)
-    for _ in range(request.most):
-        tokens.append(next_token(tuple(tokens)))
-    return tokens[len(request.prompt) :]
-
-
-class Played:
-    """A cache, a model and a scheduler that runs them."""
-
-    def __init__(self, blocks: int, size: int, tokens: int, sequences: int, keeps: bool = True) -> None:
-        self.pool = BlockPool(blocks, size, keeps=keeps)
-        self.scheduler = Scheduler(self.pool, tokens=tokens, sequences=sequences)
-        self.cache: dict[int, History] = {}
-        self.requests: dict[int, Request] = {}
-        self.answers: dict[int, list[int]] = {}
-        self.scored: dict[int, list[tuple[History, int]]] = {}
-        self.ended: set[int] = set()
-
-    def add(self, request: Request) -> None:
-        self.scheduler.add(request)
-        self.requests[request.id] = request
-        self.answers[request.id] = []
-        self.scored[request.id] = []
-
-    def compute(self, schedule: Schedule) -> list[int]:
-        """What the model chooses; everything is written before anything is read, as in a layer."""
-        size = schedule.block
-        written = schedule.slots
-        assert len(set(written)) == len(written) and min(written) >= 0 and max(written) < self.pool.count * size
-        starts, table, lengths = schedule.starts, schedule.table, schedule.lengths
-        assert schedule.positions == [
-            position
-            for begin, end, length in zip(starts, starts[1:], lengths, strict=False)
-            for position in range(length - (end - begin), length)
-        ]
-        chosen = {}
-        for sequence, part in enumerate(schedule.parts):
-            history = self.history_of(part.id)
-            for place in range(starts[sequence], starts[sequence + 1]):
-                position = schedule.positions[place]
-                assert schedule.tokens[place] == history[position]
-                block = written[place] // size
-                assert self.pool.holders(block) == 1, "a block that somebody else reads is written"
-                self.cache[written[place]] = history[: position + 1]
-        for sequence, part in enumerate(schedule.parts):
-            history = self.history_of(part.id)
-            length = lengths[sequence]
-            read = [self.cache[table[sequence][p // size] * size + p % size] for p in range(length)]
-            assert read == [history[: p + 1] for p in range(length)], "a request attends to what is not its own"
-            assert part.chooses == (length == len(history) and self.requests[part.id].most > 0)
-            if part.chooses:
-                chosen[part.id] = next_token(read[-1])
-        assert schedule.choosers == list(chosen)
-        assert [schedule.tokens[row] for row in schedule.rows] == [self.history_of(id)[-1] for id in chosen]
-        return list(chosen.values())
-
-    def history_of(self, id: int) -> History:
-        return (*self.requests[id].prompt, *self.answers[id])
-
-    def commit(self, schedule: Schedule, chosen: list[int]) -> None:
-        for part in schedule.parts:
-            rows = [part.first + at for at in part.scored]
-            found = [self.history_of(part.id)[: row + 1] for row in rows]
-            self.scored[part.id] += zip(found, part.targets, strict=True)
-        for id, token in zip(schedule.choosers, chosen, strict=True):
-            if id in self.scheduler:
-                self.answers[id].append(token)
-        self.ended.update(self.scheduler.commit(schedule, chosen))
-
-    def step(self) -> Schedule | None:
-        schedule = self.scheduler.schedule()
-        if schedule is not None:
-            self.commit(schedule, self.compute(schedule))
-        return schedule
-
-    def finish(self, most_steps: int) -> None:
-        for _ in range(most_steps):
-            if self.step() is None:
-                return
-        raise AssertionError(f"{self.scheduler.unfinished} requests have not ended after {most_steps} steps")
-
-    def check_blocks(self) -> None:
-        """Every block is free, or held by as many requests as the pool says; nothing is lost."""
-        states = [self.scheduler.state(id) for id in self.scheduler.running]
-        held = Counter(block for state in states for block in state.blocks)
-        assert all(held[block] == self.pool.holders(block) for block in range(self.pool.count))
-        assert self.pool.free == self.pool.count - len(held)
-        for state in states:
-            assert len(set(state.blocks)) == len(state.blocks)
-            size = self.pool.size
-            for place, block in enumerate(state.blocks):
-                if (place + 1) * size > state.held:
-                    assert self.pool.holders(block) == 1, "a block that is not full is shared"
-        waiting = [self.scheduler.state(id) for id in self.scheduler.waiting]
-        assert all(not state.blocks and not state.held for state in waiting)
-
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
 
@@ -187,17 +77,15 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), computed=st.booleans())
     def abort_under_way(self, data: st.DataObject, computed: bool) -> None:
         """While a step is computed, which is then committed or, after an error, cancelled."""
-        schedule = self.played.scheduler.schedule()
-        assert schedule is not None
+        assert self.played.launch() is not None
         id = data.draw(st.sampled_from(sorted({*self.played.scheduler.running, *self.played.scheduler.waiting})))
         assert self.played.scheduler.end(id)
         assert id not in self.played.scheduler
         self.aborted.add(id)
-        chosen = self.played.compute(schedule)
         if computed:
-            self.played.commit(schedule, chosen)
+            self.played.land()
         else:
-            self.played.scheduler.cancel(schedule)
+            self.played.lose()
 
     @rule()
     def forget(self) -> None:

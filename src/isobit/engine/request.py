@@ -12,6 +12,8 @@ FinishReason = Literal["stop", "length", "abort"]
 # steps and no longer, so nobody waits for ever.
 PATIENCE = 1024
 
+UNKNOWN = -1  # stands for a token that a step under way will choose
+
 
 @dataclass(frozen=True)
 class Request:
@@ -47,13 +49,17 @@ class Running:
     Attributes:
         request: what was asked for.
         rank: its place in the order of all requests, smallest first; it never changes.
-        tokens: prompt and answer so far.
-        held: how many of ``tokens``, from the first on, have their keys and values in the cache.
+        tokens: prompt and answer so far; :data:`UNKNOWN` at the end for what steps under way will choose.
+        held: how many of ``tokens``, from the first on, have their keys and values in the cache, or will have them
+            when the steps under way are computed: steps are computed in their order.
         blocks: of the cache, in order; position p is in ``blocks[p // size]``.
         keys: of its full blocks, as far as they were needed; ``isobit.engine.blocks`` makes them.
         reused: tokens that were found in the cache and not computed when the request was first taken in.
         recomputed: how often its blocks were taken from it.
         unscored: place of the first token of the prompt that is still to be scored; the prompt's length where none is.
+        unknown: tokens at the end of ``tokens`` that are not known yet.
+        flying: steps under way that it takes part in.
+        ending: whether it has ended and only waits for these steps.
     """
 
     request: Request
@@ -64,6 +70,9 @@ class Running:
     keys: list[bytes] = field(default_factory=list)
     reused: int | None = None
     recomputed: int = 0
+    unknown: int = 0
+    flying: int = 0
+    ending: bool = False
     unscored: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,13 +81,18 @@ class Running:
 
     @property
     def left(self) -> int:
-        """Known tokens that are to be fed; 1 when it decodes."""
-        return len(self.tokens) - self.held
+        """Tokens that are to be fed: 1 when it decodes; 0 when it has ended, or will with what is under way."""
+        return 0 if self.ending or self.complete else len(self.tokens) - self.held
 
     @property
     def answered(self) -> int:
-        """Tokens of the answer so far."""
+        """Tokens of the answer so far, those not known yet among them."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is as long as it may be; without one, whether the prompt has been fed."""
+        return 0 < self.answered >= self.request.most if self.request.most else self.held == len(self.tokens)
 
     @property
     def readable(self) -> int:
@@ -96,7 +110,7 @@ class Part:
     Attributes:
         id: of the request.
         first: position of its first new token.
-        tokens: its new token ids.
+        tokens: its new token ids; the last one may be :data:`UNKNOWN`: what the step before this one chooses for it.
         blocks: where its keys and values are, as many blocks as hold ``first + len(tokens)`` tokens.
         chooses: whether the last new token is the last one known, so that its logits choose the next.
         scored: places among its new tokens whose logits score the token that follows.

@@ -5,16 +5,23 @@ blocks are never taken from it, and whatever it needs is taken from the last in 
 first. What a request whose blocks were taken had computed is computed again when there is room.
 
 A step feeds every decoding request its one token, and what is left of the step's tokens to prompts, in pieces.
+
+A step may be scheduled before the tokens of the one before it are known: what that one chooses is then fed as
+:data:`~isobit.engine.request.UNKNOWN`. Steps are computed in the order of their schedules, so what one of them writes
+to the cache is there for the next. A request that turns out to have ended takes part in the next step all the same,
+whose result nobody reads; its blocks are free behind it.
+
 The same calls give the same schedules: nothing here reads a clock or draws a number.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 
 from isobit.engine.blocks import BEGIN, BlockPool, blocks_for, key_after
-from isobit.engine.request import PATIENCE, Part, Request, Running, Schedule
+from isobit.engine.request import PATIENCE, UNKNOWN, Part, Request, Running, Schedule
 from isobit.errors import CapacityError, UsageError
 
 
@@ -29,36 +36,38 @@ class Scheduler:
         pool: of the key-value cache.
         tokens: the most that one step feeds.
         sequences: the most that take part in a step, at most ``tokens``.
+        ahead: steps that may be under way when another is scheduled.
 
     Attributes:
         steps: schedules made so far.
         preemptions: how often blocks were taken from a request.
     """
 
-    def __init__(self, pool: BlockPool, *, tokens: int, sequences: int) -> None:
+    def __init__(self, pool: BlockPool, *, tokens: int, sequences: int, ahead: int = 0) -> None:
         if not 1 <= sequences <= tokens:
             raise UsageError(
                 f"{sequences} sequences at once with {tokens} tokens a step: a step feeds each of them a token, so "
                 "there must be one or more sequences, and as many tokens or more"
             )
-        self.pool, self.tokens, self.sequences = pool, tokens, sequences
+        self.pool, self.tokens, self.sequences, self.ahead = pool, tokens, sequences, ahead
         self.steps = self.preemptions = 0
         self._arrivals = 0
         self._known: dict[int, Running] = {}
         self._running: list[Running] = []  # by rank; these hold blocks
         self._waiting: list[Running] = []  # by rank; these hold none
-        self._flight: Schedule | None = None
-        self._ending: set[int] = set()  # ended while a step that they are part of is under way
+        self._flights: deque[Schedule] = deque()  # the steps under way, the oldest first
+        self._ending = 0  # requests that ended while a step that they are part of is under way
 
     # What there is
 
     def __contains__(self, id: int) -> bool:
-        return id in self._known and id not in self._ending
+        state = self._known.get(id)
+        return state is not None and not state.ending
 
     @property
     def unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._known) - len(self._ending)
+        return len(self._known) - self._ending
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -106,14 +115,17 @@ class Scheduler:
     def end(self, id: int) -> bool:
         """A request ends now, whatever it is doing: it stopped, or nobody wants it any more.
 
-        Its blocks are free at once, or behind the step that is under way. False for one that has ended already.
+        Its blocks are free at once, or behind the steps under way that it takes part in. False for one that has ended
+        already.
         """
         if id not in self:
             return False
-        if self._flight is not None and any(part.id == id for part in self._flight.parts):
-            self._ending.add(id)
+        state = self._known[id]
+        if state.flying:
+            state.ending = True
+            self._ending += 1
         else:
-            self._leave(self._known[id])
+            self._leave(state)
         return True
 
     def _leave(self, state: Running) -> None:
@@ -122,26 +134,37 @@ class Scheduler:
             if place < len(queue) and queue[place] is state:
                 del queue[place]
         self.pool.release(state.blocks)
+        self._ending -= state.ending
         del self._known[state.request.id]
 
     # A step
 
     def schedule(self) -> Schedule | None:
-        """The next step; None when there is no request. :meth:`commit` or :meth:`cancel` it before the next one."""
-        if self._flight is not None:
+        """The next step; None when there is nothing to feed. :meth:`commit` or :meth:`cancel` it.
+
+        Raises:
+            RuntimeError: more than ``ahead`` steps are under way.
+        """
+        if len(self._flights) > self.ahead:
             raise RuntimeError("the last step has neither been committed nor cancelled")
         if not self._known:
             return None
+        ends = sum(state.left == 0 for state in self._running)  # they only wait for what is under way
+        parts, preempted, budget = self._continued(bool(ends))
+        if not preempted and (admitted := self._admitted(budget, ends)):
+            parts = sorted(parts + admitted, key=lambda part: self._known[part.id].rank)
+        if not parts:
+            return None  # all wait for what is under way
         self.steps += 1
-        parts, preempted, budget = self._continued()
-        if not preempted:
-            parts += self._admitted(budget)
-        parts.sort(key=lambda part: self._known[part.id].rank)
-        self._flight = Schedule(tuple(parts), self.pool.size, tuple(preempted))
-        return self._flight
+        self._flights.append(Schedule(tuple(parts), self.pool.size, tuple(preempted)))
+        return self._flights[-1]
 
-    def _continued(self) -> tuple[list[Part], list[int], int]:
-        """What the running requests feed, whose blocks were taken from them, and how many tokens are left."""
+    def _continued(self, ends: bool) -> tuple[list[Part], list[int], int]:
+        """What the running requests feed, whose blocks were taken from them, and how many tokens are left.
+
+        Args:
+            ends: whether one of them ends with what is under way: who lacks a block then waits for its blocks.
+        """
         parts: list[Part] = []
         preempted: list[int] = []
         budget = self.tokens
@@ -149,16 +172,26 @@ class Scheduler:
         place = 0
         while place < len(self._running):
             state = self._running[place]
-            decoding -= state.left == 1
-            count = min(state.left, budget - decoding)
+            place += 1
+            left = state.left
+            decoding -= left == 1
+            count = min(left, budget - decoding)
+            if count < 1:
+                continue
+            if ends and self._lacks(state, count) > self.pool.free:
+                continue
             lost = self._make_room(state, count)
-            decoding -= sum(victim.left == 1 for victim in lost if victim is not state)
-            preempted += [victim.request.id for victim in lost]
-            if count > 0 and state not in lost:
+            if lost:
+                decoding = sum(one.left == 1 for one in self._running[place:])
+                preempted += [victim.request.id for victim in lost]
+            if state not in lost:
                 parts.append(self._part(state, count))
                 budget -= count
-            place += 1
         return parts, preempted, budget
+
+    def _lacks(self, state: Running, count: int) -> int:
+        """Blocks that so many more tokens of a request need beside its own."""
+        return blocks_for(state.held + count, self.pool.size) - len(state.blocks)
 
     def _make_room(self, state: Running, count: int) -> list[Running]:
         """Blocks for so many more tokens of a running request; returns those they were taken from, last in rank first.
@@ -166,7 +199,7 @@ class Scheduler:
         That may be the request itself, if it is the last.
         """
         lost: list[Running] = []
-        needed = blocks_for(state.held + count, self.pool.size) - len(state.blocks)
+        needed = self._lacks(state, count)
         while needed > 0:
             taken = self.pool.take(needed)
             if taken is not None:
@@ -187,12 +220,12 @@ class Scheduler:
         self.preemptions += 1
         insort(self._waiting, state, key=_rank)
 
-    def _admitted(self, budget: int) -> list[Part]:
-        """What the first in rank of those that wait feed, as far as there is room."""
+    def _admitted(self, budget: int, ends: int) -> list[Part]:
+        """What the first in rank of those that wait feed, as far as there is room, of which ``ends`` take none."""
         parts: list[Part] = []
-        while self._waiting and budget > 0 and len(self._running) < self.sequences:
+        while self._waiting and budget > 0 and len(self._running) - ends < self.sequences:
             state = self._waiting[0]
-            if not self._admit(state):
+            if state.flying or not self._admit(state):
                 break
             del self._waiting[0]
             insort(self._running, state, key=_rank)
@@ -233,10 +266,11 @@ class Scheduler:
         return keys[:count]
 
     def _part(self, state: Running, count: int) -> Part:
+        """What a request feeds; from here on it counts as fed, and what it chooses as there."""
         first, end, request = state.held, state.held + count, state.request
         # Token t is scored by what the token before it gives.
         scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
-        return Part(
+        part = Part(
             id=request.id,
             first=first,
             tokens=tuple(state.tokens[first:end]),
@@ -245,58 +279,78 @@ class Scheduler:
             scored=range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0),
             targets=request.prompt[scored.start : scored.stop],
         )
+        state.held = end
+        state.unscored += len(part.targets)
+        state.flying += 1
+        if part.chooses:
+            state.tokens.append(UNKNOWN)
+            state.unknown += 1
+        return part
 
     # Behind a step
 
     def commit(self, schedule: Schedule, chosen: Sequence[int]) -> list[int]:
-        """The step is computed.
+        """A step is computed.
 
         Args:
-            schedule: the last one.
+            schedule: the oldest under way.
             chosen: a token for each of ``schedule.choosers``.
 
         Returns:
             Ids of the requests that have ended by it, since their answers are as long as they may be, in the order of
             the step.
         """
-        if schedule is not self._flight:
+        if not self._flights or schedule is not self._flights[0]:
             raise RuntimeError("this is not the step under way")
-        self._flight = None
+        self._flights.popleft()
+        tokens = iter(chosen)
+        full: list[int] = []
         for part in schedule.parts:
             state = self._known[part.id]
-            state.held += len(part.tokens)
-            state.unscored += len(part.targets)
-            self._publish(state, part.first)
-        for id, token in zip(schedule.choosers, chosen, strict=True):
-            self._known[id].tokens.append(token)
-        self._sweep()
-        full = [part.id for part in schedule.parts if part.id in self and self._full(self._known[part.id])]
-        for id in full:
-            self._leave(self._known[id])
+            state.flying -= 1
+            if state.blocks:  # else they were taken from it in the meantime
+                self._publish(state, part.first, part.first + len(part.tokens))
+            if part.chooses:
+                state.tokens[len(state.tokens) - state.unknown] = next(tokens)
+                state.unknown -= 1
+            if state.flying:
+                continue
+            if state.ending:
+                self._leave(state)
+            elif state.complete:
+                self._leave(state)
+                full.append(part.id)
         return full
 
     def cancel(self, schedule: Schedule) -> None:
-        """The step was not computed, or not to its end: its tokens are to be fed again."""
-        if schedule is self._flight:
-            self._flight = None
-            self._sweep()
+        """A step was not computed, or not to its end: its tokens are to be fed again. The newest goes first.
 
-    def _publish(self, state: Running, first: int) -> None:
-        """Blocks that are full now can be found."""
-        pool = self.pool
-        if not (pool.keeps and state.request.reuses):
+        Raises:
+            RuntimeError: there is a newer one.
+        """
+        if schedule not in self._flights:
             return
-        full = state.held // pool.size
+        if schedule is not self._flights[-1]:
+            raise RuntimeError("a newer step is under way: it has to be cancelled first")
+        self._flights.pop()
+        for part in schedule.parts:
+            state = self._known[part.id]
+            state.flying -= 1
+            state.unscored -= len(part.targets)
+            if part.chooses:
+                state.tokens.pop()
+                state.unknown -= 1
+            if state.blocks:
+                state.held = part.first
+            if state.ending and not state.flying:
+                self._leave(state)
+
+    def _publish(self, state: Running, first: int, end: int) -> None:
+        """Blocks that tokens up to ``end`` have filled can be found."""
+        pool = self.pool
+        if first // pool.size == end // pool.size or not (pool.keeps and state.request.reuses):
+            return
+        full = end // pool.size
         keys = self._keys_to(state, full)
         for place in range(first // pool.size, full):
             pool.publish(state.blocks[place], keys[place])
-
-    def _sweep(self) -> None:
-        for id in sorted(self._ending):
-            self._leave(self._known[id])
-        self._ending.clear()
-
-    @staticmethod
-    def _full(state: Running) -> bool:
-        most = state.request.most
-        return state.answered >= most and (most > 0 or state.left == 0)
