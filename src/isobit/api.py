@@ -14,6 +14,7 @@ from isobit import arguments
 from isobit.engine.loaded import Model
 from isobit.engine.params import SamplingParams as SamplingParams  # of the interface, too
 from isobit.errors import CheckpointWarning, UsageError
+from isobit.formats.caches import AUTO, cache_format
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme as scheme_named
 
@@ -200,7 +201,14 @@ def default_name(model: str | Path) -> str:
     return name if name not in ("", ".", "..") else Path(model).resolve().name
 
 
-def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None, device: str = "cpu") -> Model:
+def load(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    kv_cache: str = "auto",
+) -> Model:
     """Load a checkpoint, quantized or not, ready to generate.
 
     Args:
@@ -208,11 +216,13 @@ def load(model: str | Path, *, dtype: str | None = None, revision: str | None = 
         dtype: what activations are computed in: ``"float32"`` (the default on a CPU), ``"bfloat16"`` or ``"float16"``.
         revision: branch, tag or commit of a Hugging Face id.
         device: ``"cpu"`` or ``"cuda"``.
+        kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
+            ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
 
     Warns:
         CheckpointWarning: what people should know about this checkpoint; :attr:`Model.notes` has it, too.
     """
-    loaded = Model(generator(model, dtype=dtype, revision=revision, device=device))
+    loaded = Model(generator(model, dtype=dtype, revision=revision, device=device, kv_cache=kv_cache))
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
     return loaded
@@ -227,6 +237,7 @@ def LLM(
     sequences: int = 64,
     cache_tokens: int | None = None,
     prefix_cache: bool = True,
+    kv_cache: str = "auto",
 ) -> llm.LLM:
     """Load a checkpoint, quantized or not, to answer many prompts at once.
 
@@ -236,6 +247,8 @@ def LLM(
         cache_tokens: tokens that the key-value cache holds; None for as many as the prompts at hand need. Where they
             do not suffice, prompts wait, and the last ones may have to be computed again.
         prefix_cache: whether prompts that begin alike are computed once.
+        kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
+            ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
 
     Returns:
         An :class:`isobit.engine.llm.LLM`: ``generate(prompts, SamplingParams(...))``, ``stream``, ``stream_async``, and
@@ -248,6 +261,7 @@ def LLM(
         CheckpointWarning: what people should know about this checkpoint; its ``notes`` have it, too.
     """
     arguments.optional_choice("dtype", dtype, DTYPES)
+    cache_format(kv_cache)
     arguments.whole("sequences", sequences, 1, MOST_SEQUENCES)
     arguments.optional_whole("cache_tokens", cache_tokens, 1)
     arguments.flag("prefix_cache", prefix_cache)
@@ -255,7 +269,10 @@ def LLM(
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_llm
 
-    loaded = load_llm(folder, dtype, device, sequences=sequences, cache_tokens=cache_tokens, prefix_cache=prefix_cache)
+    loaded = load_llm(
+        folder, dtype, device, kv_cache=kv_cache, sequences=sequences, cache_tokens=cache_tokens,
+        prefix_cache=prefix_cache,
+    )  # fmt: skip
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
     return loaded
@@ -268,6 +285,7 @@ def generator(
     revision: str | None = None,
     device: str = "cpu",
     prefix_cache: bool = False,
+    kv_cache: str = "auto",
 ) -> Generator:
     """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same.
 
@@ -275,11 +293,12 @@ def generator(
     from its beginning again.
     """
     arguments.optional_choice("dtype", dtype, DTYPES)
+    cache_format(kv_cache)
     _where(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_generator
 
-    return load_generator(folder, dtype=dtype, device=device, prefix_cache=prefix_cache)
+    return load_generator(folder, dtype=dtype, device=device, prefix_cache=prefix_cache, kv_cache=kv_cache)
 
 
 def _where(device: str, target: str | None) -> dict[str, Any]:
@@ -308,6 +327,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     target: str | None = None,
+    kv_cache: str = "auto",
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -324,6 +344,8 @@ def evaluate(
         device: what runs both models: ``"cpu"`` or ``"cuda"``. Figures hold for the path that was measured
             (``Evaluation.method.paths``).
         target: whose lowering runs on a GPU, e.g. ``"sm_86"`` on a newer one; the GPU's own if None.
+        kv_cache: what ``model`` stores keys and values as; see :func:`LLM`. Where that is not ``"auto"`` and
+            ``against`` is None, it is compared with itself with a cache in the dtype of activations.
         command: the command line that measures the same, for reports.
         progress: called with (windows done, windows in all) as they are done.
 
@@ -334,6 +356,8 @@ def evaluate(
     Raises:
         IsobitError: bad input, models that cannot be compared, or one that gives NaN; the message says what to do.
     """
+    if cache_format(kv_cache) != AUTO and against is None:
+        against = model
     names = _model("model", model), "" if against is None else _model("against", against)
     file = arguments.optional_path("text", text)
     ctx = arguments.optional_whole("ctx", ctx, 0)
@@ -362,6 +386,7 @@ def evaluate(
         tokens=DEFAULT_TOKENS if count is None else count or None,
         seed=seed,
         **where,
+        kv_cache=kv_cache,
         command=command,
         names=(default_name(names[0]), default_name(names[1]) if names[1] else ""),
         progress=progress,

@@ -103,7 +103,7 @@ def test_prompts_and_single_tokens_in_one_call(loaded: tuple[Decoder, float]) ->
     wanted = [model.forward(Batch.of([ids])) for ids in sequences()]
     for cache, members in caches(model):
         for layer in range(model.config.num_layers):
-            for memory in cache.memory(layer):
+            for memory in cache.memory(layer).tensors:
                 memory.fill_(float("nan"))  # what nobody stored, nobody reads
         found: list[list[Tensor]] = [[] for _ in LENGTHS]
         turn = 0

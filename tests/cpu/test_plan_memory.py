@@ -45,5 +45,5 @@ def test_layers_that_are_stored_differently_are_planned_as_they_are(tmp_path: Pa
 def test_predicted_cache_bytes_are_those_of_the_cache() -> None:
     model = load_model(resolve("bundled"))
     cache = model.new_cache(3, 10)
-    held = sum(t.nbytes for layer in range(model.config.num_layers) for t in cache.memory(layer))
+    held = sum(t.nbytes for layer in range(model.config.num_layers) for t in cache.memory(layer).tensors)
     assert held == 30 * kv_bytes_per_token(workload(read_config("bundled")), "float32")

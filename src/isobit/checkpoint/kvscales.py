@@ -42,8 +42,9 @@ class KvScales:
 
 
 NOTE = (
-    "the checkpoint has scales for an FP8 key-value cache: isobit reads them and does not apply them, because it keeps"
-    " keys and values in the dtype of activations, without that rounding"
+    "the checkpoint has scales for an FP8 key-value cache: isobit reads them and does not apply them. It keeps keys and"
+    " values in the dtype of activations or, where --kv-cache asks for a narrower format, with a scale of its own for"
+    " each token and head"
 )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import add_device_arguments, path
+from isobit.cli.parser import add_cache_argument, add_device_arguments, path
 from isobit.errors import UsageError
+from isobit.formats.caches import AUTO, cache_format
 
 if TYPE_CHECKING:
     from isobit.evaluation.measure import Evaluation
@@ -61,6 +62,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_device_arguments(parser, "what runs both models (default: cpu)")
+    add_cache_argument(
+        parser, " of MODEL", "; without --against, MODEL is then compared with itself with a cache as activations"
+    )
     parser.add_argument("--report", type=path, metavar="FILE.html", help="write a report with plots; needs --against")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -69,6 +73,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the report if one was asked for."""
+    if args.against is None and cache_format(args.kv_cache) != AUTO:
+        args.against = args.model  # with a cache as activations
     if args.report is not None:
         check_report(args.report, args.against)
     from isobit import api
@@ -83,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         device=args.device,
         target=args.target,
+        kv_cache=args.kv_cache,
         command=command_line(args),
         progress=None if args.quiet else show_progress,
     )
@@ -160,6 +167,8 @@ def command_line(args: argparse.Namespace) -> str:
         parts += ["--device", args.device]
     if args.target is not None:
         parts += ["--target", args.target]
+    if cache_format(args.kv_cache) != AUTO:
+        parts += ["--kv-cache", args.kv_cache]
     return shlex.join(parts)
 
 

@@ -26,6 +26,17 @@ def add_device_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_cache_argument(parser: argparse.ArgumentParser, of: str = "", more: str = "") -> None:
+    """--kv-cache; ``of`` says whose, and ``more`` what follows from it in this command."""
+    parser.add_argument(
+        "--kv-cache",
+        default="auto",
+        metavar="FORMAT",
+        help=f"what keys and values{of} are stored as: auto (default: as activations), bf16, f16, fp8, fp8-e5m2,"
+        f" int8{more}",
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """Those of the commands are made of this class, too."""
 

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import text_input
+from isobit.cli.parser import add_cache_argument
 from isobit.errors import printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --revision, --device and --dtype."""
+    """MODEL, --revision, --dtype, --device and --kv-cache."""
     parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument(
@@ -47,6 +48,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         help="what is computed in (default: float32 on a CPU, as in config.json on a GPU)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what runs it (default: cpu)")
+    add_cache_argument(parser)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

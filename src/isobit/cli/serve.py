@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             sequences=args.sequences,
             cache_tokens=args.cache_tokens,
             prefix_cache=not args.no_prefix_cache,
+            kv_cache=args.kv_cache,
         )
     notes.show(llm.notes)
     slow_path.warn(llm.model)

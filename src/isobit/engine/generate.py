@@ -56,23 +56,31 @@ class Generator:
 
 
 def load_generator(
-    path: str | Path, dtype: str | None = None, device: str = "cpu", *, prefix_cache: bool = False
+    path: str | Path,
+    dtype: str | None = None,
+    device: str = "cpu",
+    *,
+    prefix_cache: bool = False,
+    kv_cache: str = "auto",
 ) -> Generator:
     """Load a checkpoint folder for one answer after the other; takes and raises what :func:`load_llm` does.
 
     Nothing is kept from one answer for the next unless that is asked for: the same prompt gives the same answer.
     """
-    return Generator(load_llm(path, dtype, device, prefix_cache=prefix_cache))
+    return Generator(load_llm(path, dtype, device, prefix_cache=prefix_cache, kv_cache=kv_cache))
 
 
 @shortages()
-def load_llm(path: str | Path, dtype: str | None = None, device: str = "cpu", **options: Any) -> LLM:
+def load_llm(
+    path: str | Path, dtype: str | None = None, device: str = "cpu", *, kv_cache: str = "auto", **options: Any
+) -> LLM:
     """Load a checkpoint folder, quantized or not.
 
     Args:
         path: the folder (:func:`isobit.checkpoint.source.resolve` finds one for a hub id).
         dtype: what activations are computed in: "float32" (the default on a CPU), "bfloat16" or "float16".
         device: "cpu" or "cuda".
+        kv_cache: what keys and values are stored as: "auto", "bf16", "f16", "fp8", "fp8-e5m2" or "int8".
         options: of :class:`isobit.engine.llm.LLM`.
 
     Raises:
@@ -83,7 +91,7 @@ def load_llm(path: str | Path, dtype: str | None = None, device: str = "cpu", **
     from isobit.models.weights import load_model
 
     tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
-    model = load_model(path, dtype=dtype, device=device)
+    model = load_model(path, dtype=dtype, device=device, kv_cache=kv_cache)
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()
         torch.cuda.empty_cache()

@@ -64,7 +64,14 @@ class Evaluation:
         return text.describe(self.model, self.likelihood, self.fidelity, self.method)
 
 
-def load_subject(path: Path, name: str | None = None, *, device: str = "cpu", lowering: str | None = None) -> Subject:
+def load_subject(
+    path: Path,
+    name: str | None = None,
+    *,
+    device: str = "cpu",
+    lowering: str | None = None,
+    kv_cache: str = "auto",
+) -> Subject:
     """Load a checkpoint to be measured.
 
     Args:
@@ -72,9 +79,10 @@ def load_subject(path: Path, name: str | None = None, *, device: str = "cpu", lo
         name: what to call it; None for the folder's name.
         device: what runs it: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
+        kv_cache: what it stores keys and values as.
     """
     checkpoint = Checkpoint.open(path)
-    model = load_model(checkpoint, device=device, lowering=lowering)
+    model = load_model(checkpoint, device=device, lowering=lowering, kv_cache=kv_cache)
     info = describe_checkpoint(checkpoint)
     return Subject(name or path.resolve().name, model, info, model.config.vocab_size, bytes_per_token(checkpoint))
 
@@ -100,6 +108,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     lowering: str | None = None,
+    kv_cache: str = "auto",
     command: str = "",
     names: tuple[str, str] | None = None,
     progress: Progress | None = None,
@@ -116,6 +125,7 @@ def evaluate(
         seed: of the bootstrap.
         device: what runs both models: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
+        kv_cache: what the checkpoint's model stores keys and values as; its source has them as activations.
         command: the command line that does it again, for the report.
         names: what to call the model and its source.
         progress: called after each batch of windows.
@@ -130,7 +140,7 @@ def evaluate(
     tokenizer = Tokenizer.from_folder(path)
     if against is not None:
         require_same_tokens(corpus, tokenizer, Tokenizer.from_folder(against), (name, source_name))
-    subject = load_subject(path, name, device=device, lowering=lowering)
+    subject = load_subject(path, name, device=device, lowering=lowering, kv_cache=kv_cache)
     chosen = sample(corpus, tokenizer, choose_ctx(subject, ctx), stride=stride, tokens=tokens)
     require_known_ids(chosen, subject, path)
     source = subject

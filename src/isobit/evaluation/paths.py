@@ -8,6 +8,7 @@ import platform
 import torch
 
 from isobit.evaluation.results import ExecutionPath
+from isobit.formats.caches import AUTO
 from isobit.kernels.cpu import library as cpu_library
 from isobit.models.decoder import Decoder
 from isobit.targets.detect import Machine
@@ -35,9 +36,9 @@ def execution_path(name: str, model: Decoder, machine: Machine) -> ExecutionPath
 
 
 def layer_kernels(model: Decoder) -> str:
-    """What runs the rest of the layers, and why not all of them in one call where that is possible."""
-    why = model.why_by_layer
-    return model.layer_ops.name if why is None else f"{model.layer_ops.name} (layer by layer: {why})"
+    """What runs the rest of the layers, what its cache holds, and why not all run in one call where they can."""
+    why, cache = model.why_by_layer, "" if model.stored == AUTO else f", {model.stored.name} cache"
+    return model.layer_ops.name + cache + ("" if why is None else f" (layer by layer: {why})")
 
 
 def linear_kernels(model: Decoder) -> str:

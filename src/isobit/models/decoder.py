@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from isobit.errors import UsageError
+from isobit.formats.caches import AUTO, CacheFormat
+from isobit.kernels.cached import Cached
 from isobit.models.batch import Batch
 from isobit.models.cache.contiguous import ContiguousCache
-from isobit.models.cache.memory import cache_key
+from isobit.models.cache.memory import cache_key, dtype_name, new_layers
 from isobit.models.cache.paged import PagedCache
 from isobit.models.cache.protocol import Cache
 from isobit.models.config import ModelConfig
@@ -32,6 +34,7 @@ class Decoder(nn.Module):
         dtype: what activations are computed in; norms, rotary angles and logits are float32 whatever it is.
         place: where it lives; token ids may come from anywhere.
         notes: what people should know who use it; see ``Checkpoint.notes``.
+        stored: what its caches hold keys and values as; without a cache they are rounded all the same.
     """
 
     def __init__(
@@ -44,16 +47,18 @@ class Decoder(nn.Module):
         dtype: torch.dtype,
         place: Place = Place(),  # noqa: B008 - frozen
         notes: tuple[str, ...] = (),
+        stored: CacheFormat = AUTO,
     ) -> None:
         super().__init__()
-        self.config, self.dtype, self.place, self.notes = config, dtype, place, notes
+        stored.require(dtype_name(dtype))
+        self.config, self.dtype, self.place, self.notes, self.stored = config, dtype, place, notes, stored
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
         shapes = [(layer.attention.rope, layer.attention.dim) for layer in config.layers]
         kinds = [*dict.fromkeys(shapes)]
         self._tables = [RotaryTable(*kind, dtype, place.tensors) for kind in kinds]
         self._table_of = [kinds.index(shape) for shape in shapes]  # layer -> its table
-        self._cache_key = cache_key(config, dtype)
+        self._cache_key = cache_key(config, dtype, stored)
         self._listeners = Listeners(self.layers.modules())
 
     def forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
@@ -118,15 +123,14 @@ class Decoder(nn.Module):
         memory = self._scratch(batch)
         return Step(self.layer_ops, batch, by_layer.__getitem__, memory.__getitem__, 0 if _one(memory) else None)
 
-    def _scratch(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    def _scratch(self, batch: Batch) -> list[Cached]:
         """Memory of keys and values for one call, by layer; layers that are alike use the same, one after the other."""
-        made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        made: dict[tuple[int, int], Cached] = {}
+        count, block = len(batch.spans), batch.sequences.block
         for layer in self.config.layers:
             heads = layer.attention.kv_heads, layer.attention.dim
             if heads not in made:
-                shape = (len(batch.spans), heads[0], batch.sequences.block, heads[1])
-                keys, values = (torch.empty(shape, dtype=self.dtype, device=self.place.tensors) for _ in range(2))
-                made[heads] = keys, values
+                made[heads] = new_layers([heads], count, block, self.dtype, self.place.tensors, self.stored)[0]
         return [made[layer.attention.kv_heads, layer.attention.dim] for layer in self.config.layers]
 
     def _run_layers(self, x: Tensor, step: Step) -> Tensor:
@@ -150,20 +154,20 @@ class Decoder(nn.Module):
     @cached_property
     def layer_ops(self) -> LayerOps:
         """What runs all that is not a linear."""
-        return choose(self.dtype, self.place, self.config.layers)
+        return choose(self.dtype, self.place, self.config.layers, self.stored)
 
     def new_cache(self, sequences: int, max_len: int) -> ContiguousCache:
         """An empty cache for so many sequences of up to ``max_len`` tokens each."""
-        return ContiguousCache(self.config, sequences, max_len, self.dtype, self.place.tensors)
+        return ContiguousCache(self.config, sequences, max_len, self.dtype, self.place.tensors, self.stored)
 
     def paged_cache(self, blocks: int) -> PagedCache:
         """An empty cache in so many blocks for sequences that come and go."""
-        return PagedCache(self.config, blocks, self.dtype, self.place.tensors)
+        return PagedCache(self.config, blocks, self.dtype, self.place.tensors, self.stored)
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes that a cache takes for so many tokens."""
-        numbers = sum(layer.attention.kv_heads * layer.attention.dim for layer in self.config.layers)
-        return 2 * numbers * tokens * self.dtype.itemsize
+        parts, dtype = [layer.attention for layer in self.config.layers], dtype_name(self.dtype)
+        return 2 * tokens * sum(self.stored.bytes(part.kv_heads, part.dim, dtype) for part in parts)
 
     def reserve(self, sequences: int, most_new: int, most: int) -> None:
         """Says that batches of so many sequences, of up to ``most_new`` new tokens and ``most`` in all, will come.
@@ -185,6 +189,6 @@ class Decoder(nn.Module):
                 yield (name if name == "lm_head" else f"model.{name}"), module
 
 
-def _one(memory: list[tuple[Tensor, Tensor]]) -> bool:
+def _one(memory: list[Cached]) -> bool:
     """Whether all layers use the same memory."""
     return all(layer is memory[0] for layer in memory)

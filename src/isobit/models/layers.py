@@ -71,7 +71,7 @@ class Attention(Part):
     Attributes:
         layer: its number.
         heads: what the kernels are told of it.
-        kv_scales: the checkpoint's scales for a quantized cache, if it has any; nothing applies them yet.
+        kv_scales: the checkpoint's scales for a quantized cache, if it has any; nothing applies them.
     """
 
     def __init__(

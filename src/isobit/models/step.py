@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from isobit.formats.caches import CacheFormat
+from isobit.kernels.cached import Cached
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.rounded import Rounded
 from isobit.models.batch import Batch
@@ -24,7 +26,7 @@ class Step:
         ops: what runs them.
         batch: the tokens.
         angles: layer -> cosines and sines ``[T, head_dim]`` of the tokens, in the dtype of the activations.
-        memory: layer -> keys and values of its cache, ``[blocks, kv_heads, block, dim]``.
+        memory: layer -> keys and values of its cache.
         stride: numbers from a layer's keys to those of the next, 0 where all may use the same memory; None where layers
             differ.
         masks: for the row that makes them: made once for all layers.
@@ -33,7 +35,7 @@ class Step:
     ops: LayerOps
     batch: Batch
     angles: Callable[[int], tuple[Tensor, Tensor]]
-    memory: Callable[[int], tuple[Tensor, Tensor]]
+    memory: Callable[[int], Cached]
     stride: int | None
     masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
 
@@ -83,11 +85,11 @@ class LayerRow:
     Attributes:
         name: of the ops that it makes.
         priority: the highest that accepts is chosen.
-        accepts: why it cannot run these layers in a dtype at a place, or None.
+        accepts: why it cannot run these layers in a dtype at a place, with a cache of a format, or None.
         make: the ops at a place.
     """
 
     name: str
     priority: int
-    accepts: Callable[[torch.dtype, Place, Sequence[LayerSpec]], str | None]
+    accepts: Callable[[torch.dtype, Place, Sequence[LayerSpec], CacheFormat], str | None]
     make: Callable[[Place], LayerOps]

@@ -14,9 +14,11 @@ from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.small import read_vector
 from isobit.errors import CheckpointError, UsageError
+from isobit.formats.caches import CacheFormat, cache_format
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
 from isobit.models.blueprint import HEAD, NORM, TABLE, layer_modules, layer_prefix
+from isobit.models.cache.memory import dtype_name
 from isobit.models.config import LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
@@ -41,6 +43,7 @@ def load_model(
     keep_values: bool | None = None,
     device: str = "cpu",
     lowering: str | None = None,
+    kv_cache: str = "auto",
 ) -> Decoder:
     """Loads a checkpoint, quantized or not.
 
@@ -54,28 +57,33 @@ def load_model(
             where there are no CPU kernels, which use weights as they are stored.
         device: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
+        kv_cache: what keys and values are stored as (:data:`isobit.formats.caches.CACHE_FORMATS`).
 
     Raises:
         CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.
         ModelError: the architecture or a setting is not implemented.
         UsageError: an unknown dtype or device.
-        Unsupported: there is no such GPU, or it has no kernel for these formats.
+        Unsupported: there is no such GPU, it has no kernel for these formats, or the cache cannot have this one.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
+    stored = cache_format(kv_cache)
     ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
     where = place(device, lowering)
     found = contents(ck)
     chosen = DTYPES[dtype or where.default_dtype(found.config.dtype)]
-    return _Loader(found, chosen, keep_values, where).decoder()
+    stored.require(dtype_name(chosen))
+    return _Loader(found, chosen, keep_values, where, stored).decoder()
 
 
 class _Loader:
     """Reads every tensor of a model exactly once."""
 
-    def __init__(self, found: Contents, dtype: torch.dtype, keep_values: bool | None, where: Place) -> None:
+    def __init__(
+        self, found: Contents, dtype: torch.dtype, keep_values: bool | None, where: Place, stored: CacheFormat
+    ) -> None:
         self.found, self.ck, self.config, self.expected = found, found.ck, found.config, found.expected
-        self.dtype, self.place = dtype, where
+        self.dtype, self.place, self.stored = dtype, where, stored
         weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
         in_place = where.device != "cpu" or backends.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
@@ -92,7 +100,9 @@ class _Loader:
         head = self._head(table)
         self._require_all_used()
         embedding = Embedding(table.weight, self.dtype, self.config.embedding_factor)
-        return Decoder(self.config, embedding, layers, norm, head, self.dtype, self.place, self.found.notes).eval()
+        return Decoder(
+            self.config, embedding, layers, norm, head, self.dtype, self.place, self.found.notes, self.stored
+        ).eval()
 
     def _layer(self, number: int, spec: LayerSpec) -> Layer:
         parts: dict[str, nn.Module] = {}

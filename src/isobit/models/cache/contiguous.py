@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from isobit.formats.caches import AUTO, CacheFormat
 from isobit.models.batch import Batch, New, Wanted
 from isobit.models.cache.memory import Memory
 from isobit.models.cache.protocol import CachedSequence
@@ -21,9 +22,15 @@ class ContiguousCache(Memory):
     """
 
     def __init__(
-        self, config: ModelConfig, count: int, max_len: int, dtype: torch.dtype, device: torch.device | None = None
+        self,
+        config: ModelConfig,
+        count: int,
+        max_len: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        stored: CacheFormat = AUTO,
     ) -> None:
-        super().__init__(config, count, max_len, dtype, device)
+        super().__init__(config, count, max_len, dtype, device, stored)
         self.max_len = max_len
         self.sequences = tuple(CachedSequence((number,), max_len) for number in range(count))
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from isobit.errors import CapacityError
+from isobit.formats.caches import AUTO, CacheFormat
+from isobit.formats.pack import code_dtype
+from isobit.formats.table import element
+from isobit.kernels.cached import Cached
 from isobit.models.batch import Batch, New, Wanted, lay_out
 from isobit.models.cache.protocol import CachedSequence
 from isobit.models.config import ModelConfig
@@ -23,33 +28,45 @@ class Memory:
         block: tokens of one.
         key: what it was made for; see :func:`cache_key`.
         stride: numbers from a layer's keys to those of the next; None where layers differ.
+
+    Args:
+        config: of the model.
+        blocks, block: see above.
+        dtype: of the activations.
+        device: where it lies; None for the CPU.
+        stored: the format of keys and values.
+
+    Raises:
+        CapacityError: there is not so much memory.
     """
 
     def __init__(
-        self, config: ModelConfig, blocks: int, block: int, dtype: torch.dtype, device: torch.device | None = None
+        self,
+        config: ModelConfig,
+        blocks: int,
+        block: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        stored: CacheFormat = AUTO,
     ) -> None:
-        self.blocks, self.block, self.key = blocks, block, cache_key(config, dtype)
-        shapes = [(blocks, one.attention.kv_heads, block, one.attention.dim) for one in config.layers]
-        sizes = [one.attention.kv_heads * one.attention.dim * blocks * block for one in config.layers]
-        self.stride = sizes[0] if len(set(shapes)) == 1 else None
-        size = 2 * sum(sizes) * dtype.itemsize
+        self.blocks, self.block, self.key = blocks, block, cache_key(config, dtype, stored)
+        heads = [(one.attention.kv_heads, one.attention.dim) for one in config.layers]
+        sizes = [blocks * block * count * dim for count, dim in heads]
+        self.stride = sizes[0] if len(set(heads)) == 1 else None
+        size = 2 * blocks * block * sum(stored.bytes(count, dim, dtype_name(dtype)) for count, dim in heads)
         try:
             if size >= _MOST_BYTES:
                 raise RuntimeError("more than can be addressed")
-            whole = [torch.empty(sum(sizes), dtype=dtype, device=device) for _ in range(2)]
+            self._layers = new_layers(heads, blocks, block, dtype, device, stored)
         except RuntimeError:
             raise CapacityError(
                 f"the key-value cache of {blocks} x {block} tokens needs {size / 2**30:.1f} GiB, which cannot be had;"
                 " use a shorter context or a smaller batch"
             ) from None
-        parts = [
-            [part.view(shape) for part, shape in zip(torch.split(one, sizes), shapes, strict=True)] for one in whole
-        ]
-        self._layers = [*zip(*parts, strict=True)]
         self._device = device
 
-    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, ``[blocks, kv_heads, block, dim]`` each."""
+    def memory(self, layer: int) -> Cached:
+        """What is held of a layer."""
         return self._layers[layer]
 
     def batch(
@@ -67,6 +84,45 @@ class Memory:
         return lay_out(new, past, blocks, self.block, wanted=wanted, device=self._device)
 
 
-def cache_key(config: ModelConfig, dtype: torch.dtype) -> tuple[object, ...]:
-    """What a cache must have been made for, to serve a model: heads of each layer, and the dtype."""
-    return (dtype, *((layer.attention.kv_heads, layer.attention.dim) for layer in config.layers))
+def cache_key(config: ModelConfig, dtype: torch.dtype, stored: CacheFormat = AUTO) -> tuple[object, ...]:
+    """What a cache must have been made for, to serve a model: heads of each layer, and what is stored."""
+    kept = stored.element or stored_dtype(stored, dtype)
+    return (kept, *((layer.attention.kv_heads, layer.attention.dim) for layer in config.layers))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As configurations write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def stored_dtype(stored: CacheFormat, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in memory of keys and values of activations in ``dtype``."""
+    if stored.element:
+        return code_dtype(element(stored.element))
+    found = getattr(torch, stored.stored(dtype_name(dtype)))
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def new_layers(
+    heads: Sequence[tuple[int, int]],
+    blocks: int,
+    block: int,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    stored: CacheFormat,
+) -> list[Cached]:
+    """Memory of layers whose keys and values have these (heads, dimensions), one layer behind the other."""
+    shapes = [(blocks, count, block, dim) for count, dim in heads]
+    keys, values = (_parts(shapes, stored_dtype(stored, dtype), device) for _ in range(2))
+    if not stored.element:
+        return [Cached(*both) for both in zip(keys, values, strict=True)]
+    scales = [_parts([shape[:3] for shape in shapes], torch.float32, device) for _ in range(2)]
+    return [Cached(*four, stored.element) for four in zip(keys, values, scales[0], scales[1], strict=True)]
+
+
+def _parts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:
+    """Memory of tensors that lie one behind the other."""
+    sizes = [math.prod(shape) for shape in shapes]
+    whole = torch.empty(sum(sizes), dtype=dtype, device=device)
+    return [part.view(shape) for part, shape in zip(torch.split(whole, sizes), shapes, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from isobit.formats.caches import AUTO, CacheFormat
 from isobit.models.batch import Batch
 from isobit.models.cache.memory import Memory
 from isobit.models.config import ModelConfig
@@ -21,10 +22,15 @@ class PagedCache(Memory):
     """
 
     def __init__(
-        self, config: ModelConfig, blocks: int, dtype: torch.dtype, device: torch.device | None = None
+        self,
+        config: ModelConfig,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        stored: CacheFormat = AUTO,
     ) -> None:
-        super().__init__(config, blocks, BLOCK, dtype, device)
-        self._config, self._dtype = config, dtype
+        super().__init__(config, blocks, BLOCK, dtype, device, stored)
+        self._config, self._dtype, self._stored = config, dtype, stored
         self.moves = 0
 
     def stored(self, batch: Batch) -> None:
@@ -38,9 +44,9 @@ class PagedCache(Memory):
         """
         if blocks <= self.blocks:
             return
-        larger = Memory(self._config, blocks, BLOCK, self._dtype, self._device)
+        larger = Memory(self._config, blocks, BLOCK, self._dtype, self._device, self._stored)
         for new, held in zip(larger._layers, self._layers, strict=True):
-            for to, of in zip(new, held, strict=True):
+            for to, of in zip(new.tensors, held.tensors, strict=True):
                 to[: self.blocks].copy_(of)
         self._layers, self.stride, self.blocks = larger._layers, larger.stride, larger.blocks
         self.moves += 1

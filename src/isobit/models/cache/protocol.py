@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from isobit.errors import CapacityError
+from isobit.kernels.cached import Cached
 from isobit.models.batch import Batch
 
 
@@ -42,8 +41,8 @@ class Cache(Protocol):
     key: tuple[object, ...]
     stride: int | None
 
-    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, ``[blocks, kv_heads, block, dim]`` each."""
+    def memory(self, layer: int) -> Cached:
+        """What is held of a layer."""
 
     def stored(self, batch: Batch) -> None:
         """Counts the tokens of a batch, which every layer has stored."""

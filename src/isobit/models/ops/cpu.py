@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from isobit.formats.caches import CacheFormat
 from isobit.kernels import backends
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
@@ -23,9 +24,11 @@ from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Stack, Step
 
 
-def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> str | None:
+def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
     if place.device != "cpu" or dtype != torch.float32:
         return f"computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on {place.device}"
+    if stored.stored("float32") != "float32":
+        return f"reads keys and values in float32, not in {stored.name}"
     widest = max((layer.attention.dim for layer in layers), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
@@ -41,7 +44,8 @@ def _project(linears: Readers, x: Activations) -> list[Tensor]:
 
 
 def _attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-    return cpu_layer.attention(heads, q, k, v, *step.angles(layer), *step.memory(layer), step.batch.sequences)
+    held = step.memory(layer)
+    return cpu_layer.attention(heads, q, k, v, *step.angles(layer), held.keys, held.values, step.batch.sequences)
 
 
 def _stack(layers: nn.ModuleList) -> Stack | str:
@@ -59,7 +63,8 @@ def _stack(layers: nn.ModuleList) -> Stack | str:
 
     def run(x: Tensor, step: Step) -> Tensor:
         assert step.stride is not None
-        return stack.run(x, *step.angles(0), *step.memory(0), step.batch.sequences, step.stride)
+        held = step.memory(0)
+        return stack.run(x, *step.angles(0), held.keys, held.values, step.batch.sequences, step.stride)
 
     return run
 

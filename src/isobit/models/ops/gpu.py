@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from isobit.formats.caches import CacheFormat
 from isobit.kernels import rounded
 from isobit.kernels.gpu.bind import BoundLinear
 from isobit.kernels.gpu.layer import GpuLayer
@@ -21,7 +22,7 @@ from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
 
 
-def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> str | None:
+def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
     if place.device != "cuda":
         return f"the Triton kernels run on GPUs, not on {place.device}"
     if importlib.util.find_spec("triton") is None:
@@ -29,6 +30,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> s
     name = str(dtype).removeprefix("torch.")
     if name not in POINTERS:
         return f"computes in {', '.join(POINTERS)}, not in {name}"
+    if stored.stored(name) != name:
+        return f"reads keys and values in {name}, not in {stored.name}"
     widest = max((layer.attention.dim for layer in layers), default=0)
     return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}" if widest > LARGEST_HEAD else None
 
@@ -48,7 +51,8 @@ def make(place: Place) -> LayerOps:
         return kernels.gate(gate, up, activation, _rounding(readers, gate))
 
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        return kernels.attention(heads, q, k, v, *step.angles(layer), *step.memory(layer), step.batch.sequences)
+        held = step.memory(layer)
+        return kernels.attention(heads, q, k, v, *step.angles(layer), held.keys, held.values, step.batch.sequences)
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, attend=attend,

@@ -39,23 +39,16 @@ def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, st
         query, key = norm(query, heads.q_norm, heads.eps), norm(key, heads.k_norm, heads.eps)
     cos, sin = step.angles(layer)
     query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    held, slots, block = step.memory(layer), step.batch.sequences.slots, step.batch.sequences.block
-    for memory, new in zip(held, (key, value), strict=True):
-        memory[slots // block, :, slots % block] = new.transpose(0, 1)
+    held = step.memory(layer)
+    held.store(step.batch.sequences.slots, key.transpose(0, 1), value.transpose(0, 1))
     mixed = torch.empty_like(q)
     for span in step.batch.spans:
-        keys, values = (_held(memory, span) for memory in held)
+        keys, values = held.read(span.blocks, span.length, q.dtype)
         mask = _mask(step, span, heads.window)
-        found = _mixed(heads, query[:, span.begin : span.end], keys, values, mask)
-        mixed[span.begin : span.end] = found.transpose(0, 1).flatten(1)
+        asked = query[:, span.begin : span.end].to(keys.dtype)
+        found = _mixed(heads, asked, keys, values, mask if mask is None else mask.to(keys.dtype))
+        mixed[span.begin : span.end] = found.transpose(0, 1).flatten(1).to(q.dtype)
     return mixed
-
-
-def _held(memory: Tensor, span: Span) -> Tensor:
-    """What a cache holds of a sequence: ``[kv_heads, length, dim]``."""
-    if len(span.blocks) == 1:
-        return memory[span.blocks[0], :, : span.length]
-    return memory[list(span.blocks)].transpose(0, 1).flatten(1, 2)[:, : span.length]
 
 
 def _mask(step: Step, span: Span, window: int | None) -> Tensor | None:
@@ -112,4 +105,4 @@ def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> 
 _OPS = LayerOps(
     "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=project, attend=attend,
 )  # fmt: skip
-ROW = LayerRow("reference", 0, accepts=lambda dtype, place, layers: None, make=lambda place: _OPS)
+ROW = LayerRow("reference", 0, accepts=lambda dtype, place, layers, stored: None, make=lambda place: _OPS)

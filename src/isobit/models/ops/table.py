@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from isobit.errors import Unsupported
+from isobit.formats.caches import AUTO, CacheFormat
 from isobit.models.config import LayerSpec
 from isobit.models.ops import cpu, gpu, reference
 from isobit.models.place import Place
@@ -21,7 +22,12 @@ LAYER_ROWS: tuple[LayerRow, ...] = (gpu.ROW, cpu.ROW, reference.ROW)
 
 
 def choose(
-    dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], *, rows: tuple[LayerRow, ...] = LAYER_ROWS
+    dtype: torch.dtype,
+    place: Place,
+    layers: Sequence[LayerSpec],
+    stored: CacheFormat = AUTO,
+    *,
+    rows: tuple[LayerRow, ...] = LAYER_ROWS,
 ) -> LayerOps:
     """What runs the layers of a model: the ops of the first row that accepts them.
 
@@ -29,6 +35,7 @@ def choose(
         dtype: of the activations.
         place: where the model lives.
         layers: what they are.
+        stored: the format of their keys and values.
         rows: to choose from.
 
     Raises:
@@ -39,7 +46,7 @@ def choose(
         rows = tuple(row for row in rows if row.name == forced)
     reasons = []
     for row in sorted(rows, key=lambda row: -row.priority):
-        reason = row.accepts(dtype, place, layers)
+        reason = row.accepts(dtype, place, layers, stored)
         if reason is None:
             return row.make(place)
         reasons.append(f"{row.name}: {reason}")
