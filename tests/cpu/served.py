@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from isobit import api
@@ -38,3 +44,33 @@ def events(text: str) -> list[dict[str, Any]]:
     assert parts[-1] == "data: [DONE]"
     assert all(part.startswith("data: {") for part in parts[:-1])
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-1]]
+
+
+@contextlib.contextmanager
+def listening(served: Serving) -> Iterator[str]:
+    """A server of its own on a free port of this machine; its address."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(served), http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None,
+            h11_max_incomplete_event_size=served.settings.limits.header,
+        )
+    )  # fmt: skip
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        sock.close()
+
+
+def until(true: Any, seconds: float = 60) -> None:
+    """Waits for something that must come."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.002)

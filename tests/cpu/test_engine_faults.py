@@ -118,7 +118,7 @@ def test_steps_that_fail_end_their_answers_and_the_thread_that_takes_them(tokeni
     llm.engine._runner = Fails()
     with pytest.raises(CapacityError):
         asyncio.run(asyncio.wait_for(ask(), PATIENCE))
-    driving = llm._driving
+    driving = llm._driver.thread
     if driving is not None:
         driving.join(PATIENCE)
         assert not driving.is_alive()

@@ -98,6 +98,7 @@ class Answer:
         self.prompt, self.params, self.most, self.scored = prompt, params, most, scored
         self.stops = frozenset() if params.ignore_eos else tokenizer.eos_ids
         self.deliver: Callable[[Piece], object] = lambda piece: None
+        self.priority = 0
         self._notes = notes
         self._decoder = DecodeStream(tokenizer)
         self._watch = StopWatch(params.stop)
@@ -107,6 +108,11 @@ class Answer:
         self._text: list[str] = []
         self._prefill = self._decode = 0.0
         self._cached = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something of it."""
+        return bool(self._tokens or self._scores)
 
     def push(self, output: Output) -> Piece:
         """One more token, or the error that ends the answer; the piece has a completion if it was the last."""

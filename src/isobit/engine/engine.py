@@ -171,6 +171,11 @@ class Engine:
         """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
         self._inbox.append(id)
 
+    def close(self) -> None:
+        """Lets go of the runner, and so of its cache; there are no further steps."""
+        with self._lock:
+            del self._runner
+
     def step(self) -> list[Output]:
         """Take a step (:meth:`advance`); returns what is in :attr:`made` and leaves nothing there."""
         self.advance()

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
 
 from isobit.engine.answer import Answer, Completion, Piece
+from isobit.engine.driver import Driver
 from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.office import Office
 from isobit.engine.params import SamplingParams, TokenLogprob
-from isobit.engine.prompts import doubled_bos, given_ids, require_known, room
+from isobit.engine.prepare import Model, Prompt, prepared
 from isobit.engine.runner import ModelRunner
 from isobit.engine.tokenizer import Tokenizer
-from isobit.errors import UsageError
+from isobit.errors import IsobitError, UsageError
 from isobit.targets.prefill import prefill_chunk
-
-Prompt = str | Sequence[int]
-
-
-class Model(Protocol):
-    """What the engine needs of a model (:class:`isobit.models.decoder.Decoder`), beside what its runner does.
-
-    ``place.target`` is the GPU whose kernels run it, or None on a CPU; ``notes`` are what people should know.
-    """
-
-    config: Any
-    place: Any
-    notes: tuple[str, ...]
 
 
 class LLM:
@@ -51,6 +39,8 @@ class LLM:
 
     Attributes:
         notes: what a person should know about this model and its tokenizer, as sentences.
+        on_fault, on_recovery: called when a step for asynchronous streams has failed, and when others can go on.
+        broken: why there is no engine any more; None while there is.
 
     Raises:
         CapacityError: there is no memory for the cache.
@@ -68,20 +58,25 @@ class LLM:
         prefix_cache: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.engine = Engine(
+        self._new_engine: Callable[[], Engine] = lambda: Engine(
             runner if runner is not None else ModelRunner(model, sequences),  # type: ignore[arg-type]
             tokens=chunk or prefill_chunk(model.place.target),
             sequences=sequences,
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
         )
+        self.engine = self._new_engine()
         self.notes = (*model.notes, *tokenizer.notes)
         self._answers: dict[int, Answer] = {}
         self._unread: deque[tuple[int, Piece]] = deque()  # of answers that came by add
+        self._ids = itertools.count(1)
         self._lock = threading.RLock()  # one step at a time
-        self._driving: threading.Thread | None = None  # takes the steps of asynchronous streams
-        self._drive_lock = threading.Lock()
+        self._door = threading.Lock()  # nobody comes in while the engine is replaced
+        self._driver = Driver(self._step, lambda: self._busy, self._fault)  # of asynchronous streams
         self._post: Office | None = None
+        self.broken: Exception | None = None
+        self.on_fault: Callable[[Exception], object] = lambda error: None
+        self.on_recovery: Callable[[], object] = lambda: None
 
     @property
     def context_length(self) -> int:
@@ -228,7 +223,7 @@ class LLM:
         try:
             for place, answer in enumerate(answers):
                 ids.append(self._begin(answer, partial(office.post, came, place), priority))
-            self._drive()
+            self._driver.drive()
             left = len(answers)
             while left:
                 place, piece = await came.get()
@@ -247,30 +242,37 @@ class LLM:
             self._post = Office(loop)
         return self._post
 
-    def _drive(self) -> None:
-        """Somebody takes steps as long as there is something to do."""
-        with self._drive_lock:
-            if self._driving is None or not self._driving.is_alive():
-                thread = threading.Thread(target=self._steps, name="isobit-engine")
-                thread.start()
-                self._driving = thread
+    def _fault(self, error: Exception) -> None:
+        """A step of the driver has failed: whoever took part in it gets to know, and the others go on.
 
-    def _steps(self) -> None:
-        try:
-            while True:
-                with self._drive_lock:
-                    if not self._busy:
-                        self._driving = None
-                        return
-                try:
-                    self._step()
-                except Exception as error:  # whoever waits gets to know; nobody would see it here
-                    for id in [*self._answers]:
-                        self._fail(id, error)
-        finally:
-            with self._drive_lock:
-                if self._driving is threading.current_thread():
-                    self._driving = None
+        What isobit itself raises leaves the engine as it was. Behind anything else nothing of it can be trusted: there
+        is a new one, and what waited waits there. Where no new one can be made nothing goes on.
+        """
+        with self._lock:
+            self.on_fault(error)
+            while self.engine.made:
+                self._handle(self.engine.made.popleft())
+            running = set(self.engine.scheduler.running)
+            touched = [id for id, answer in [*self._answers.items()] if id in running or answer.begun]
+            for id in touched or [*self._answers]:
+                self._fail(id, error)
+            if not isinstance(error, IsobitError):
+                self._replace()
+            self.on_recovery()
+
+    def _replace(self) -> None:
+        """A new engine, with all answers that are left."""
+        with self._door:
+            self.engine.close()
+            try:
+                self.engine = self._new_engine()
+            except Exception as error:
+                self.broken = error
+                for id in [*self._answers]:
+                    self._give(id, Piece("", error=error))
+                return
+            for id, answer in self._answers.items():
+                self._enter(id, answer)
 
     # Step by step
 
@@ -281,7 +283,7 @@ class LLM:
             Its id, by which :meth:`step` gives its pieces.
         """
         answer = self._prepared(prompt, params)
-        id = self.engine.next_id()
+        id = next(self._ids)
         return self._begin(answer, lambda piece: self._unread.append((id, piece)), priority, id)
 
     def step(self) -> list[tuple[int, Piece]]:
@@ -323,7 +325,7 @@ class LLM:
     @property
     def _busy(self) -> bool:
         """Whether a step has something to do."""
-        return self.engine.unfinished or bool(self.engine.made)
+        return self.broken is None and (self.engine.unfinished or bool(self.engine.made))
 
     @property
     def unfinished(self) -> bool:
@@ -350,35 +352,27 @@ class LLM:
 
         ``scored`` is the place of the first token of the prompt that is scored if its logprobs are asked for.
         """
-        tokenizer = self.tokenizer
-        if params is None:
-            params = SamplingParams(**tokenizer.defaults.choose({}).settings)
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else given_ids(prompt)
-        vocabulary = int(self.model.config.vocab_size)
-        require_known(ids, vocabulary, tokenizer)
-        beyond = next((id for id, _ in params.logit_bias if id >= vocabulary), None)
-        if beyond is not None:
-            raise UsageError(f"logit_bias names token {beyond}; the model has {vocabulary} tokens, from 0 on")
-        most = room(ids, params.max_tokens, self.context_length, tokenizer.defaults)
-        if not 1 <= scored <= max(1, len(ids)):
-            raise UsageError(f"token {scored} of {len(ids)} cannot be the first that is scored: use 1 to {len(ids)}")
-        doubled = doubled_bos(ids, tokenizer)
-        notes = () if doubled is None else (doubled,)
-        return Answer(tokenizer, ids, params, most, notes, None if params.prompt_logprobs is None else scored)
+        return prepared(self.model, self.tokenizer, prompt, params, scored)
 
     def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int, id: int | None = None) -> int:
-        id = self.engine.next_id() if id is None else id
-        answer.deliver = deliver
-        self._answers[id] = answer
-        try:
-            self.engine.add(
-                id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=priority,
-                scored=answer.scored,
-            )  # fmt: skip
-        except BaseException:
-            self._answers.pop(id, None)
-            raise
+        id = next(self._ids) if id is None else id
+        answer.deliver, answer.priority = deliver, priority
+        with self._door:
+            if self.broken is not None:
+                raise self.broken
+            self._answers[id] = answer
+            try:
+                self._enter(id, answer)
+            except BaseException:
+                self._answers.pop(id, None)
+                raise
         return id
+
+    def _enter(self, id: int, answer: Answer) -> None:
+        self.engine.add(
+            id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=answer.priority,
+            scored=answer.scored,
+        )  # fmt: skip
 
     def _give(self, id: int, piece: Piece) -> None:
         answer = self._answers.get(id)

@@ -28,6 +28,8 @@ class Office:
         Raises:
             RuntimeError: the loop is closed.
         """
+        if self.loop.is_closed():
+            raise RuntimeError("the event loop is closed")
         self._posted.append((box, place, piece))
         if not self._called:  # else the loop comes by, and behind its setting this to False it looks at all there is
             self._called = True

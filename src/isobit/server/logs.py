@@ -24,10 +24,15 @@ def line(happened: str, **values: Any) -> None:
 
 
 def note(scope: Scope, error: BaseException) -> None:
-    """Writes down an error that a client met; one of the server's own with where it happened."""
+    """Writes down an error that a client met."""
+    failure("error", error, request=scope.get("isobit.id"))
+
+
+def failure(happened: str, error: BaseException, **values: Any) -> None:
+    """Writes down an error; one that isobit did not raise on purpose with where it happened."""
     own = not isinstance(error, IsobitError)
     where = "".join(traceback.format_exception(error)[-6:])[-3000:] if own else None
-    line("error", request=scope.get("isobit.id"), kind=type(error).__name__, message=str(error), where=where)
+    line(happened, **values, kind=type(error).__name__, message=str(error), where=where)
 
 
 def _value(value: Any) -> Any:

@@ -25,6 +25,7 @@ from isobit.server.app import create_app
 from isobit.server.serving import Serving
 from isobit.server.settings import Settings
 
+LOST = 70  # exit status, as of a bug
 KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
 
 
@@ -107,6 +108,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
         super().__init__(config)
         self._serving = serving
+        self.lost = False
+        serving.on_failure = self._lose
+
+    def _lose(self) -> None:
+        """The engine is lost: whoever started this process is to start another."""
+        self.lost = self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -130,7 +137,7 @@ class Server(uvicorn.Server):
 
 
 def serve(llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.socket) -> int:
-    """Serve a model until a signal comes; returns the exit status."""
+    """Serve a model until a signal comes; returns the exit status: 0, or 70 if the engine was lost."""
     serving = Serving(llm, settings, about)
     root = logging.getLogger()
     root.addHandler(logs.ToLines())
@@ -151,6 +158,7 @@ def serve(llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.sock
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"isobit: {serving.name} is served at http://{shown}:{port}", file=sys.stderr, flush=True)
-    asyncio.run(Server(config, serving).serve(sockets=[sock]))
+    server = Server(config, serving)
+    asyncio.run(server.serve(sockets=[sock]))
     serving.threads.shutdown(wait=False, cancel_futures=True)
-    return 0
+    return LOST if server.lost else 0

@@ -15,6 +15,7 @@ from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError, UsageError
+from isobit.server import logs
 from isobit.server.errors import Refusal, refusal, wrong
 from isobit.server.metrics import Metrics
 from isobit.server.settings import Settings
@@ -34,6 +35,7 @@ class Serving:
         state: "ready", or why not: "starting", "restarting", "draining", "failed".
         sequences: that are being answered or wait for it.
         metrics: what is counted.
+        on_failure: called, by any thread, when the engine is lost for good.
         started: when, in seconds since 1970.
     """
 
@@ -44,10 +46,29 @@ class Serving:
     sequences: int = 0
     started: float = field(default_factory=time.time)
     metrics: Metrics = field(init=False)
+    on_failure: Callable[[], object] = lambda: None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "isobit-text"))
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.name, lambda: self.llm.engine)
+        self.llm.on_fault, self.llm.on_recovery = self._fault, self._recovered
+
+    def _fault(self, error: Exception) -> None:
+        """A step of the engine has failed; called by its thread."""
+        logs.failure("engine fault", error)
+        self.metrics.restarts.inc()
+        if self.state == "ready":
+            self.state = "restarting"
+
+    def _recovered(self) -> None:
+        """The others go on; or nothing does, where there is no engine any more."""
+        if self.llm.broken is not None:
+            logs.failure("engine lost", self.llm.broken)
+            self.state = "failed"
+            self.on_failure()
+        elif self.state == "restarting":
+            logs.line("engine restarted", waiting=self.sequences)
+            self.state = "ready"
 
     @property
     def name(self) -> str:
