@@ -18,7 +18,18 @@ TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LLM", "IsobitError", "SamplingParams", "__version__", "evaluate", "info", "load", "plan", "quantize"]
+__all__ = [
+    "LLM",
+    "IsobitError",
+    "SamplingParams",
+    "__version__",
+    "bench",
+    "evaluate",
+    "info",
+    "load",
+    "plan",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:

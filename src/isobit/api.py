@@ -6,7 +6,7 @@ What is wrong with an argument is said here, by its name, before anything is rea
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from isobit.formats.schemes import scheme as scheme_named
 if TYPE_CHECKING:
     from isobit.engine import llm
     from isobit.engine.generate import Generator
+    from isobit.evaluation.benched import Bench
     from isobit.evaluation.info import CheckpointInfo
     from isobit.evaluation.measure import Evaluation
     from isobit.legalize.plan import Plan
@@ -393,6 +394,66 @@ def evaluate(
     )
 
 
+def bench(
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    target: str | None = None,
+    dtype: str | None = None,
+    batches: Sequence[int] | None = None,
+    prompt: int = 64,
+    new: int | None = None,
+    context: int | None = None,
+    rounds: int = 3,
+    revision: str | None = None,
+    progress: Callable[[str], object] | None = None,
+) -> Bench:
+    """Measure how fast a model decodes and reads prompts here, beside what the plan says of the same.
+
+    Args:
+        model, dtype, revision: as :func:`load` takes them.
+        device: what runs it: ``"cpu"`` or ``"cuda"``.
+        target: whose lowering runs on a GPU; the GPU's own if None.
+        batches: how many sequences decode at once, a case each; 1 and 8 if None, on a GPU 64, too.
+        prompt, new: tokens of each prompt and answer; ``new`` is 32 if None, on a GPU 128.
+        context: also decode one sequence behind so many tokens.
+        rounds: repetitions of each case.
+        progress: called with a few words when a case begins.
+
+    Returns:
+        A figure for each case, and what :func:`isobit.models.calibration.store` can keep for later plans.
+
+    Raises:
+        IsobitError: bad input, a model that cannot be loaded, or too little memory.
+    """
+    gpu = device == "cuda"
+    asked = [1, 8, 64] if gpu else [1, 8]
+    if batches is not None:
+        asked = [arguments.whole("batches", one, 1, MOST_SEQUENCES) for one in arguments.sequence("batches", batches)]
+    arguments.optional_choice("dtype", dtype, DTYPES)
+    arguments.whole("prompt", prompt, 1)
+    new = (128 if gpu else 32) if new is None else new
+    arguments.whole("new", new, 4)
+    arguments.optional_whole("context", context, 1)
+    arguments.whole("rounds", rounds, 1, 1000)
+    where = _where(device, target)
+    folder = find(model, revision=revision)
+    from isobit.evaluation import benched
+
+    return benched.run(
+        folder,
+        default_name(model),
+        **where,
+        dtype=dtype,
+        batches=asked,
+        prompt=prompt,
+        new=new,
+        context=context,
+        rounds=rounds,
+        progress=progress or (lambda what: None),
+    )
+
+
 def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
     """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and loads no weights."""
     folder = find(model, revision=revision)
@@ -411,6 +472,7 @@ def plan(
     kv: str | None = None,
     allow_relaxed: bool = False,
     revision: str | None = None,
+    calibration: bool | str | Path = True,
 ) -> tuple[Workload, list[list[Plan]]]:
     """What happens to a model under every scheme on every target, without weights, GPU or torch.
 
@@ -423,6 +485,7 @@ def plan(
         kv: format of the cache; by default that of the activations.
         allow_relaxed: whether a rounding point may be dropped where nothing else works.
         revision: branch, tag or commit of a Hugging Face id.
+        calibration: whether speeds on this machine go by what :func:`bench` measured there; or the file that holds it.
 
     Returns:
         The model, and the plans of each machine, a scheme each.
@@ -441,4 +504,10 @@ def plan(
         kv=arguments.optional_text("kv", kv),
         allow_relaxed=arguments.flag("allow_relaxed", allow_relaxed),
         revision=revision,
+        calibration=_calibration(calibration),
     )
+
+
+def _calibration(given: object) -> bool | Path:
+    """Whether measurements are used, or the file that holds them."""
+    return given if isinstance(given, bool) else Path(arguments.path("calibration", given))

@@ -82,6 +82,14 @@ def pairs(name: str, value: object) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def sequence(name: str, value: object) -> list[Any]:
+    """Some values, at least one, in their order."""
+    listed = _listed(name, "a list that is not empty", value)
+    if not listed:
+        raise _wrong(name, "a list that is not empty", value)
+    return listed
+
+
 def prompt(value: object) -> str | list[int]:
     """What a model is to go on with: text, or token ids (whole numbers; their range is the model's to say)."""
     if isinstance(value, str):

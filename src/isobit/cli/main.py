@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # One module per command, in the order a newcomer needs them. Each has `register(subparsers)` and `run(args) -> int`,
 # and imports torch only inside `run`, so that `isobit --help` answers at once.
-COMMANDS = ("quantize", "generate", "chat", "serve", "evaluate", "info", "demo", "doctor", "compile", "plan")
+COMMANDS = ("quantize", "generate", "chat", "serve", "evaluate", "info", "demo", "doctor", "compile", "plan", "bench")
 
 _WITHOUT_TORCH = ("isobit.cli.doctor", "isobit.cli.plan")  # these report what the environment says, and compute nothing
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from isobit.cli import notes, output
+from isobit.cli.parser import path
 
 
 def register(subparsers: Any) -> None:
@@ -45,6 +46,13 @@ def register(subparsers: Any) -> None:
         choices=("relaxed",),
         help="relaxed: where nothing else works, drop the rounding of activations (other results than those evaluated)",
     )
+    measured = parser.add_mutually_exclusive_group()
+    measured.add_argument(
+        "--calibration", type=path, metavar="FILE", help="where `isobit bench` left what it measured (default: its own)"
+    )
+    measured.add_argument(
+        "--no-calibration", action="store_true", help="predict for this machine, too, and use nothing that was measured"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="every op, and where the figures come from")
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         kv=args.kv,
         allow_relaxed=args.allow == "relaxed",
         revision=args.revision,
+        calibration=args.calibration or not args.no_calibration,
     )
     if "here" in _names(args.target) and (problem := cpu_library.problem()):
         print(f"isobit: note: plans of this machine's CPU are those of the CPU kernels; but {problem}", file=sys.stderr)

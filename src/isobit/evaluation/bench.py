@@ -136,12 +136,13 @@ class GpuReader:
     def _runs(self, count: int) -> Iterator[float]:
         as_floats = self._buffer.view(torch.float32)
         for _ in range(count):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
             as_floats.max()
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
-            yield begin.elapsed_time(end) / 1e3  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
+            yield begin.elapsed_time(end) / 1e3
 
 
 def reader(model: Decoder) -> Reader | GpuReader:

@@ -75,7 +75,8 @@ def _remarks(plan: Plan) -> list[str]:
         if plan.instead:
             remarks.append(f"instead: {plan.instead}")
         return remarks
-    return [decision.how, f"not native: {decision.reason}"] if decision.reason else [decision.how]
+    remarks = [decision.how, f"not native: {decision.reason}" if decision.reason else "", plan.measured_here]
+    return [remark for remark in remarks if remark]
 
 
 def _merged(reasons: Sequence[str]) -> Iterable[str]:
@@ -228,6 +229,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "prefill_tokens_per_second": round(cost.prefill, 1),
             "decode_of_linears_and_attention_alone": round(cost.kernels, 2),
             "measured": cost.measured,
+            "measured_here": plan.measured_here or None,
             "sources": list(cost.sources),
             "bytes_per_step": cost.step_bytes,
             "operations_per_prompt_token": cost.token_operations,

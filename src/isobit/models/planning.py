@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from isobit.errors import CheckpointError, SourceError, UsageError
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
+from isobit.legalize.calibration import calibrated, machine_key, with_bandwidth
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models.archs import model_config
 from isobit.models.blueprint import expected_tensors
+from isobit.models.calibration import Calibration, load, usual_path
 from isobit.models.workload import workload
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
@@ -170,6 +173,10 @@ def machines(names: Iterable[str]) -> list[Machine]:
     return list(dict.fromkeys(found))
 
 
+def _on(work: Workload, row: Scheme | None, target: Target, request: Request, board: Board) -> Plan:
+    return plan(work, row, target, board, request)
+
+
 def schemes(names: Iterable[str]) -> list[Scheme]:
     """The schemes that names mean; ``all`` for every one.
 
@@ -206,6 +213,7 @@ def plans(
     kv: str | None = None,
     allow_relaxed: bool = False,
     revision: str | None = None,
+    calibration: bool | Path = True,
 ) -> tuple[Workload, list[list[Plan]]]:
     """What happens to a model under every scheme on every target, without weights, GPU or torch.
 
@@ -218,6 +226,7 @@ def plans(
         kv: format of the cache; by default that of the activations.
         allow_relaxed: whether a rounding point may be dropped where nothing else works.
         revision: branch, tag or commit of a Hugging Face id.
+        calibration: whether speeds on this machine go by what `isobit bench` measured there; or the file that holds it.
 
     Returns:
         The model, and the plans of each machine.
@@ -235,5 +244,21 @@ def plans(
     asked: list[Scheme | None] = [*schemes(scheme_names)]
     if not asked:
         asked = [None] if work.stored is not None else [*SCHEMES.values()]
-    found = [[plan(work, row, target, board, request) for row in asked] for target, board in machines(targets)]
-    return work, found
+    path = calibration if isinstance(calibration, Path) else usual_path() if calibration else None
+    held = load(path)
+    return work, [_planned(work, asked, machine, request, held) for machine in machines(targets)]
+
+
+def _planned(
+    work: Workload, asked: Sequence[Scheme | None], machine: Machine, request: Request, held: Calibration
+) -> list[Plan]:
+    """The plans for one machine; for one of those that are here, with what was measured there."""
+    target, board = machine
+    if not board.here or held == Calibration(held.path):
+        return [plan(work, row, target, board, request) for row in asked]
+    known, key, note = with_bandwidth(target, board, held.found), machine_key(target, board), held.about(target, board)
+    found = []
+    for row in asked:
+        again = partial(_on, work, row, target, request)
+        found.append(calibrated(again(known), again, key, held.found))
+    return [replace(one, notes=(*one.notes, note)) for one in found] if note is not None else found

@@ -73,7 +73,7 @@ def gpu_machine(gpu: Gpu) -> tuple[Target, Board] | None:
     like = known or reference_board(target)
     if like is None:
         return None
-    return target, replace(like, name=gpu.name, memory=gpu.memory * _MIB, estimated=known is None)
+    return target, replace(like, name=gpu.name, memory=gpu.memory * _MIB, estimated=known is None, here=True)
 
 
 def _board_named(name: str, target: Target) -> Board | None:
@@ -113,6 +113,7 @@ def cpu_machine(machine: Machine) -> tuple[Target, Board]:
         power=None,
         source=f"{machine.cpu}: estimated from its cores and instruction sets",
         estimated=True,
+        here=True,
     )
 
 

@@ -119,6 +119,7 @@ class Board:
         source: where the figures are written down.
         aliases: other names, lower case, without spaces.
         estimated: whether its figures are guesses from what can be seen of the machine.
+        here: whether it is a device of this machine.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Board:
     source: str
     aliases: tuple[str, ...] = ()
     estimated: bool = False
+    here: bool = False
 
     def __post_init__(self) -> None:
         if "f32" not in dict(self.rates):

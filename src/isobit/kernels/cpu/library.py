@@ -229,6 +229,11 @@ def left_out() -> tuple[str, ...]:
     return tuple(_note().get("left_out") or ())
 
 
+def built() -> str:
+    """The digest of the library that was built; empty if none was."""
+    return str(_note().get("digest") or "")
+
+
 def compiler() -> str:
     """The compiler that built it, and its version."""
     return str(library().isobit_cpu_compiler().decode())

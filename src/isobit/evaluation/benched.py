@@ -1,0 +1,209 @@
+"""A model benched: what was measured beside what the plan says of the same, and what of it later plans may use."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from isobit.engine.llm import LLM
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
+from isobit.evaluation import bench
+from isobit.evaluation.bench import Case, Measured
+from isobit.evaluation.paths import hardware, layer_kernels, linear_kernels
+from isobit.formats.schemes import Scheme
+from isobit.formats.schemes import scheme as scheme_named
+from isobit.kernels.cpu import library as cpu_library
+from isobit.legalize.calibration import Measurement, Phase, formats_key, machine_key, software_key
+from isobit.legalize.plan import Plan, Request, plan
+from isobit.legalize.workload import Workload
+from isobit.models.cache.paged import BLOCK
+from isobit.models.decoder import Decoder
+from isobit.models.planning import described, locate
+from isobit.models.weights import load_model
+from isobit.targets.detect import detect
+from isobit.targets.here import here
+from isobit.targets.prefill import prefill_chunk
+from isobit.targets.spec import Board, Target
+from isobit.targets.table import target as target_named
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A case measured and planned.
+
+    Attributes:
+        phase: what it is about: decoding, or reading a prompt.
+        measured: what came of it.
+        planned: the plan, by its tables alone; its ``cost`` may be None.
+    """
+
+    phase: Phase
+    measured: Measured
+    planned: Plan
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second: of all answers together, or of the prompt."""
+        return self.measured.decode if self.phase == "decode" else self.measured.prefill
+
+    @property
+    def predicted(self) -> float | None:
+        """The same, as planned."""
+        cost = self.planned.cost
+        return None if cost is None else cost.decode if self.phase == "decode" else cost.prefill
+
+    @property
+    def share(self) -> float | None:
+        """Of the bytes that memory gives in a step's time, how many the step reads, as the plan counts them."""
+        cost = self.planned.cost
+        return None if cost is None else cost.step_bytes / self.measured.step / self.measured.bandwidth
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured of one model.
+
+    Attributes:
+        model: as it was named.
+        title: what it is.
+        hardware: what ran it.
+        target: whose lowering.
+        kernels: of linears, and of the rest of the layers.
+        dtype: of activations.
+        threads: of a CPU; 0 on a GPU.
+        bandwidth: bytes per second that memory gave in the same run.
+        figures: by case.
+        measurements: what later plans of this machine may use; none where another card's lowering ran.
+        notes: of the model.
+    """
+
+    model: str
+    title: str
+    hardware: str
+    target: str
+    kernels: tuple[str, str]
+    dtype: str
+    threads: int
+    bandwidth: float
+    figures: tuple[Figure, ...]
+    measurements: tuple[Measurement, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans of one model for the machine that ran it."""
+
+    work: Workload
+    row: Scheme | None
+    target: Target
+    board: Board
+
+    def __call__(self, case: Case, phase: Phase, board: Board | None = None) -> Plan:
+        context = case.context if phase == "decode" else case.prompt
+        request = Request(min(context, self.work.max_context), case.batch if phase == "decode" else 1)
+        return plan(self.work, self.row, self.target, board or self.board, request)
+
+
+def run(
+    folder: Path,
+    name: str,
+    *,
+    device: str,
+    lowering: str | None,
+    dtype: str | None,
+    batches: Sequence[int],
+    prompt: int,
+    new: int,
+    context: int | None,
+    rounds: int,
+    progress: Callable[[str], object],
+) -> Bench:
+    """Benches a checkpoint; :func:`isobit.api.bench` says what the arguments are.
+
+    Raises:
+        IsobitError: it cannot be loaded, or its context is too short for what is asked.
+    """
+    progress("loading")
+    tokenizer = Tokenizer.from_folder(folder)
+    model = load_model(folder, dtype=dtype, device=device, lowering=lowering)
+    longest = int(model.config.max_context)
+    cases = bench.cases(batches, prompt, new, context, longest)
+    chunk = min(prefill_chunk(model.place.target), longest - 2)
+    if chunk < 1:
+        raise UsageError(f"this model's context of {longest} tokens leaves nothing to measure")
+    asked: list[tuple[Phase, Case]] = [*(("decode", case) for case in cases), ("prefill", Case(1, chunk, 2))]
+    planner = _planner(folder, model)
+    reader = bench.reader(model)
+    llm = LLM(
+        model, tokenizer, sequences=max(case.batch for _, case in asked), prefix_cache=False,
+        cache_tokens=BLOCK * max(case.blocks for _, case in asked),
+    )  # fmt: skip
+    figures = []
+    for phase, case in asked:
+        progress(f"{case.batch} x ({case.prompt} + {case.new}) tokens")
+        measured = bench.measure(llm, case, reader.memory, rounds=rounds)
+        figures.append(Figure(phase, measured, planner(case, phase)))
+    machine = detect()
+    on_cpu = model.place.tensors.type == "cpu"
+    kept = () if lowering is not None else tuple(_kept(one, planner, name) for one in figures if one.planned.cost)
+    return Bench(
+        model=name,
+        title=planner.work.title,
+        hardware=hardware(model, machine),
+        target=planner.target.name,
+        kernels=(linear_kernels(model), layer_kernels(model)),
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=(cpu_library.threads() if cpu_library.problem() is None else torch.get_num_threads()) if on_cpu else 0,
+        bandwidth=max(one.measured.bandwidth for one in figures),
+        figures=tuple(figures),
+        measurements=kept,
+        notes=tuple(llm.notes),
+    )
+
+
+def _planner(folder: Path, model: Decoder) -> _Planner:
+    """What plans the model as it was loaded."""
+    work = described(*locate(folder))
+    target, board = next(pair for pair in here() if pair[0].is_gpu == (model.place.target is not None))
+    if model.place.target is not None and model.place.target.name != target.name:
+        target = target_named(model.place.target.name)
+    row = None if work.stored is not None else scheme_named("f16" if _half(model, work) else "bf16")
+    return _Planner(work, row, target, board)
+
+
+def _half(model: Decoder, work: Workload) -> bool:
+    """Whether the weights of an unquantized model are float16."""
+    if model.place.target is not None:
+        return model.dtype == torch.float16
+    return work.dtype == "float16"
+
+
+def _kept(figure: Figure, planner: _Planner, name: str) -> Measurement:
+    """What a later plan needs to know of a figure."""
+    measured, case = figure.measured, figure.measured.case
+    board = planner.board
+    known = replace(board, bandwidth=measured.bandwidth) if board.estimated else board
+    cost = planner(case, figure.phase, known).cost
+    assert cost is not None
+    decode = figure.phase == "decode"
+    return Measurement(
+        machine=machine_key(planner.target, board),
+        machine_title=board.name,
+        software=software_key(planner.target.is_gpu),
+        date=datetime.date.today().isoformat(),
+        model=name,
+        formats=formats_key(figure.planned),
+        phase=figure.phase,
+        batch=figure.planned.request.batch,
+        context=figure.planned.request.context,
+        size=cost.step_bytes if decode else cost.token_operations,
+        seconds=measured.step if decode else 1 / measured.prefill,
+        predicted=case.batch / cost.decode if decode else 1 / cost.prefill,
+        bandwidth=measured.bandwidth,
+    )

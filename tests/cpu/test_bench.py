@@ -1,0 +1,101 @@
+"""`isobit bench`: figures that fit together, kept for later plans. How fast the machine is, no test says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import isobit
+from isobit.cli.main import main
+from isobit.errors import UsageError
+from isobit.evaluation import bench
+
+OPTIONS = ["--batch", "2,1", "--prompt", "8", "--new", "6", "--context", "100", "--rounds", "1"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench") / "calibration.json"
+
+
+@pytest.fixture(scope="module")
+def found(kept: Path) -> Any:
+    out = kept.with_name("bench.json")
+    assert main(["bench", "bundled", *OPTIONS, "-q", "--calibration", str(kept), "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_figures_fit_together(found: Any, kept: Path) -> None:
+    cases = [(one["phase"], one["sequences"], one["prompt_tokens"]) for one in found["cases"]]
+    assert cases == [("decode", 2, 8), ("decode", 1, 8), ("decode", 1, 100), ("prefill", 1, 512)]
+    assert found["kept_in"] == str(kept) and found["target"].startswith("cpu-") and found["threads"] >= 1
+    for one in found["cases"]:
+        assert 0 < one["host_seconds"] < one["step_seconds"] and one["first_token_seconds"] > 0
+        assert one["share_of_bandwidth"] > 0 and one["bandwidth_bytes_per_second"] > 0
+        decoded = one["sequences"] / one["step_seconds"]
+        speed = one["tokens_per_second"]
+        assert speed == pytest.approx(decoded if one["phase"] == "decode" else one["prefill_tokens_per_second"])
+        assert one["of_planned"] == pytest.approx(speed / one["planned_tokens_per_second"])
+
+
+def test_a_plan_for_this_machine_says_what_was_measured(
+    found: Any, kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one in found["cases"][:3]:
+        context = str(one["prompt_tokens"] + one["new_tokens"] // 2)
+        words = ["plan", "bundled", "--scheme", "bf16", "--context", context, "--batch", str(one["sequences"])]
+        assert main([*words, "--calibration", str(kept), "--json"]) == 0
+        speed = json.loads(capsys.readouterr().out)["plans"][-1]["speed"]
+        assert speed["decode_tokens_per_second"] == pytest.approx(one["tokens_per_second"], rel=1e-3)
+        assert "measured here on 20" in speed["measured_here"] and speed["measured"]
+        assert main([*words, "--no-calibration", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["plans"][-1]["speed"]["measured_here"] is None
+
+
+def test_nothing_is_kept_unless_it_is_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setenv("ISOBIT_DATA", str(tmp_path / "data"))
+    few = ["--batch", "1", "--prompt", "4", "--new", "4", "--rounds", "1"]
+    assert main(["bench", "bundled", *few, "--no-store"]) == 0
+    shown = capsys.readouterr()
+    assert not (tmp_path / "data").exists() and "kept in" not in shown.out
+    assert "tok/s" in shown.out and "measuring: 1 x (4 + 4) tokens" in shown.err
+    assert main(["bench", "bundled", *few, "-q"]) == 0
+    shown = capsys.readouterr()
+    assert str(tmp_path / "data" / "calibration.json") in shown.out and shown.err == ""
+
+
+def test_the_python_interface() -> None:
+    done: list[str] = []
+    found = isobit.bench("bundled", batches=[1], prompt=4, new=4, rounds=1, progress=done.append)
+    assert len(found.figures) == len(found.measurements) == 2 and done[0] == "loading" and len(done) == 3
+    assert found.figures[0].speed == pytest.approx(1 / found.figures[0].measured.step)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch", "1,0"], "batches must be a whole number from 1"),
+        (["--batch", "many"], "no list of numbers"),
+        (["--new", "1"], "new must be"),
+        (["--prompt", "1020", "--new", "8"], "this model's context is 1024 tokens"),
+        (["--context", "1020", "--new", "8"], "this model's context is 1024 tokens"),
+        (["--target", "sm_86"], "add --device cuda"),
+    ],
+)
+def test_mistakes(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status: object = main(["bench", "bundled", *options, "--no-store", "-q"])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2 and said in capsys.readouterr().err
+
+
+def test_cases() -> None:
+    found = bench.cases([8, 1, 8], 64, 32, 512, 1024)
+    assert [(one.batch, one.prompt, one.context) for one in found] == [(8, 64, 80), (1, 64, 80), (1, 512, 528)]
+    with pytest.raises(UsageError, match="context is 1024"):
+        bench.cases([1], 1000, 25, None, 1024)

@@ -1,0 +1,167 @@
+"""Measurements of this machine: kept whole, used where they belong, and never in the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isobit.cli.main import main
+from isobit.errors import CapacityError
+from isobit.legalize.calibration import Measurement, formats_key, machine_key, software_key
+from isobit.legalize.plan import Plan
+from isobit.models import calibration
+from isobit.models.planning import plans
+from isobit.targets.here import here
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "intermediate_size": 5632,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+
+
+def planned(path: Path | bool, scheme: str = "int8", **options: Any) -> Plan:
+    """A plan of the last machine here, which is its CPU."""
+    options = {"context": 1024} | options
+    return plans(options.pop("model", LLAMA), scheme_names=[scheme], calibration=path, **options)[1][-1][0]
+
+
+def measurement(plan: Plan, slower: float, **changes: Any) -> Measurement:
+    """That a plan's case took so many times as long as predicted."""
+    target, board = here()[-1]
+    cost = plan.cost
+    assert cost is not None
+    step = plan.request.batch / cost.decode
+    found = Measurement(
+        machine_key(target, board), board.name, software_key(False), "2026-11-28", "some-int8", formats_key(plan),
+        "decode", plan.request.batch, plan.request.context, cost.step_bytes, slower * step, step, board.bandwidth,
+    )  # fmt: skip
+    return replace(found, **changes)
+
+
+def speed(plan: Plan) -> float:
+    assert plan.cost is not None
+    return plan.cost.decode
+
+
+def test_a_measured_case_has_its_figure_and_says_so(tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False)
+    assert before.cost is not None and not before.cost.measured and not before.measured_here
+    calibration.store(path, [measurement(before, 2.0)])
+    after = planned(path)
+    assert speed(after) == pytest.approx(speed(before) / 2)
+    assert after.cost is not None and after.cost.measured and after.measured_here == "speed measured here on 2026-11-28"
+    assert any("some-int8, 1 x 1024 tokens" in source for source in after.cost.sources)
+
+
+def test_a_case_like_it_is_scaled_and_another_is_not(tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False)
+    calibration.store(path, [measurement(before, 2.0)])
+    for options in ({"context": 512}, {"batch": 2}):
+        like, alone = planned(path, **options), planned(False, **options)
+        assert speed(like) == pytest.approx(speed(alone) / 2)
+        assert like.measured_here.startswith("speed goes by what was measured here on 2026-11-28 (some-int8, 1 x 1024")
+    small = {**LLAMA, "num_hidden_layers": 2, "vocab_size": 1000}
+    for options in ({"batch": 64}, {"scheme": "fp8"}, {"model": small}):
+        other, alone = planned(path, **options), planned(False, **options)
+        assert speed(other) == pytest.approx(speed(alone)) and not other.measured_here
+
+
+def test_the_measured_bandwidth_takes_the_place_of_an_estimate(tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False, "fp8")
+    usual = measurement(planned(False), 2.0)
+    calibration.store(path, [replace(usual, bandwidth=4 * usual.bandwidth, predicted=usual.predicted / 4)])
+    after = planned(path, "fp8")
+    assert after.board.bandwidth == 4 * before.board.bandwidth and speed(after) > 2 * speed(before)
+    # int8 itself was measured: its figure is not faster for it than when it was measured beside that bandwidth
+    board = after.board
+    assert speed(planned(path)) < speed(planned(False)) and board.estimated
+
+
+def test_the_newest_of_the_same_stays(tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False)
+    for slower in (3.0, 2.0):
+        assert calibration.store(path, [measurement(before, slower)]) == 1
+    assert calibration.store(path, [measurement(before, 9.0, batch=2, context=64)]) == 2
+    assert speed(planned(path)) == pytest.approx(speed(before) / 2)
+    assert [file.name for file in tmp_path.iterdir()] == ["calibration.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "not valid JSON"),
+        ("[1]", "must hold a JSON object"),
+        ('{"format": "something"}', "no calibration of isobit's"),
+        ('{"format": "isobit calibration", "version": 2}', "of version 2"),
+        ('{"format": "isobit calibration", "version": 1}', "no list of measurements"),
+        ('{"format": "isobit calibration", "version": 1, "measurements": [{}]}', "a measurement has"),
+    ],
+)
+def test_damaged_files_are_a_note(content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, config = tmp_path / "calibration.json", tmp_path / "config.json"
+    path.write_text(content)
+    config.write_text(json.dumps(LLAMA))
+    after = planned(path)
+    assert speed(after) == speed(planned(False))
+    (note,) = (note for note in after.notes if str(path) in note)
+    assert said in note and "is not used" in note
+    assert main(["plan", str(config), "--scheme", "int8", "--calibration", str(path)]) == 0
+    assert "is not used" in " ".join(capsys.readouterr().out.split())
+    assert calibration.store(path, [measurement(planned(False), 2.0)]) == 1, "it is written anew"
+    assert planned(path).measured_here
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0.0}, {"seconds": float("nan")}, {"batch": True}, {"phase": "sleep"}])
+def test_impossible_numbers_are_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.store(path, [measurement(planned(False), 2.0, **wrong)])
+    assert calibration.load(path).found == () and calibration.load(path).problem
+
+
+def test_other_kernels_and_other_machines(tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False)
+    calibration.store(path, [measurement(before, 2.0, machine="0" * 24)])
+    assert planned(path) == before, "a home folder may be that of several machines"
+    calibration.store(path, [measurement(before, 2.0, software="0" * 24)])
+    after = planned(path)
+    assert speed(after) == pytest.approx(speed(before)) and not after.measured_here
+    assert any("of other kernels, threads or versions" in note for note in after.notes)
+
+
+def test_only_what_is_here_goes_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.store(path, [measurement(planned(False), 2.0)])
+    named = [plans(LLAMA, targets=["laptop"], scheme_names=["int8"], calibration=which)[1] for which in (path, False)]
+    assert named[0] == named[1]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CapacityError, match="--no-store"):
+        calibration.store(tmp_path / "file" / "calibration.json", [measurement(planned(False), 2.0)])
+
+
+def test_where_data_is_kept(tmp_path: Path) -> None:
+    def folder(system: str, **environment: str) -> Path | None:
+        return calibration.data_folder(environment, system)
+
+    home = Path.home()
+    assert folder("linux") == home / ".local/share/isobit"
+    assert folder("linux", XDG_DATA_HOME=str(tmp_path)) == tmp_path / "isobit"
+    assert folder("linux", XDG_DATA_HOME="not/absolute") == home / ".local/share/isobit"
+    assert folder("darwin", XDG_DATA_HOME=str(tmp_path)) == home / "Library/Application Support/isobit"
+    assert folder("win32", LOCALAPPDATA=str(tmp_path)) == tmp_path / "isobit"
+    assert folder("linux", ISOBIT_DATA=str(tmp_path / "own")) == tmp_path / "own"
