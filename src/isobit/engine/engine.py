@@ -1,5 +1,8 @@
 """Requests in, tokens out: the scheduler decides what is fed, a runner computes, the sampler chooses.
 
+On a runner that can (:class:`~isobit.engine.flight.Ahead`) the next step is started before the tokens of the last one
+are read, so that the device never waits for what is done with them.
+
 Requests may come and go from any thread; steps are taken by one at a time.
 """
 
@@ -20,9 +23,10 @@ from torch import Tensor
 from isobit import arguments
 from isobit.engine import scoring
 from isobit.engine.blocks import BlockPool, blocks_for
+from isobit.engine.flight import Ahead, Flight, Known, Scores, Stopwatch
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams, TokenLogprob
-from isobit.engine.request import FinishReason, Request, Schedule
+from isobit.engine.request import UNKNOWN, FinishReason, Request, Schedule
 from isobit.engine.sampler import Choice, Chooser, sample
 from isobit.engine.scheduler import Scheduler
 from isobit.errors import IsobitError
@@ -122,17 +126,21 @@ class Engine:
         self.pool = BlockPool(0, runner.block, keeps=prefix_cache)
         if not self._grows:
             self.pool.grow(runner.reserve(blocks, blocks))
-        self.scheduler = Scheduler(self.pool, tokens=max(tokens, sequences), sequences=sequences)
+        ahead = int(isinstance(runner, Ahead))
+        self.scheduler = Scheduler(self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead)
         self._asked: dict[int, _Asked] = {}
         self._inbox: deque[_Asked | int] = deque()  # what came since the last step: requests, and ids to end
         self.made: deque[Output] = deque()
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
+        self._flights: deque[Flight] = deque()  # the steps under way, the oldest first
+        self._lost = False  # whether a step that was not started to its end may have written over what the last chose
+        self._watch = Stopwatch()
 
     @property
     def unfinished(self) -> bool:
         """Whether there is something to do."""
-        return bool(self._inbox) or bool(self.scheduler.unfinished)
+        return bool(self._inbox) or bool(self.scheduler.unfinished) or bool(self._flights)
 
     def next_id(self) -> int:
         """An id that no request has had."""
@@ -185,47 +193,83 @@ class Engine:
     def advance(self) -> None:
         """Feed what is due; the tokens that come of it, and what could not be served, are then in :attr:`made`.
 
+        On a runner that works ahead these are the tokens of the step before, and the next one is on its way.
         Whatever interrupts it, a step has been taken for all requests or for none.
 
         Raises:
             CapacityError: memory or threads do not suffice. The requests are as they were before the step.
         """
-        schedule = None
+        flights = self._flights
         with self._lock, shortages():
+            self._watch.enter()
             try:
-                with uninterrupted():
-                    self._take_in()
-                    schedule = self.scheduler.schedule()
-                if schedule is None:
-                    return
-                started = time.perf_counter()
-                choices = self._computed(schedule)
-                found = self._scored(schedule)
-                with uninterrupted():
-                    self._settle(schedule, choices, found, time.perf_counter() - started)
-            except BaseException:
-                if schedule is not None:
-                    self.scheduler.cancel(schedule)  # nothing, where it was counted already
-                raise
+                if flights and (self._lost or len(flights) > self.scheduler.ahead or not flights[-1].ahead):
+                    self._land()
+                started = self._start()
+                if flights and (not started or len(flights) > self.scheduler.ahead):
+                    self._land()
+                if not self.scheduler.unfinished:
+                    self._cancel()  # rows that nobody reads
+            finally:
+                self._watch.leave()
 
-    def _computed(self, schedule: Schedule) -> list[Choice]:
-        logits = self._runner.run(schedule)
-        return sample([self._asked[id].chooser for id in schedule.choosers], logits) if schedule.choosers else []
+    def _start(self) -> bool:
+        """Another step is under way; False if there is nothing to feed."""
+        schedule = None
+        try:
+            with uninterrupted():
+                self._take_in()
+                schedule = self.scheduler.schedule()
+            if schedule is None:
+                return False
+            self._flights.append(self._started(schedule))
+            return True
+        except BaseException:
+            if schedule is not None and not (self._flights and self._flights[-1].schedule is schedule):
+                self.scheduler.cancel(schedule)
+                self._lost = True
+            raise
+
+    def _started(self, schedule: Schedule) -> Flight:
+        """A step that a device works on now, or that is computed already."""
+        runner, parts = self._runner, schedule.parts
+        choosers = [self._asked[id].chooser for id in schedule.choosers]
+        scored = any(part.targets for part in parts)
+        if self.scheduler.ahead and isinstance(runner, Ahead) and not scored and all(one.ahead for one in choosers):
+            begin = time.perf_counter()
+            return Flight(schedule, runner.start(schedule, choosers), ahead=True, started=begin)
+        begin = time.perf_counter()
+        logits = runner.run(schedule)
+        unread = [int(part.tokens[-1] == UNKNOWN) for part in parts if part.chooses]
+        choices = sample(choosers, logits, unread) if choosers else []
+        scores = self._scored(schedule) if scored else {}
+        return Flight(schedule, Known(choices, time.perf_counter() - begin), scores, started=begin)
 
     def _scored(self, schedule: Schedule) -> dict[int, list[TokenLogprob] | IsobitError]:
         """Scores of the prompts' tokens that this step gives, by request; or why there are none."""
-        if not any(part.targets for part in schedule.parts):
-            return {}
         tops = {part.id: self._asked[part.id].top for part in schedule.parts}
         return scoring.by_request(schedule, self._runner.scored(schedule), tops)
 
-    def _settle(
-        self,
-        schedule: Schedule,
-        choices: list[Choice],
-        scores: dict[int, list[TokenLogprob] | IsobitError],
-        seconds: float,
-    ) -> None:
+    def _land(self) -> None:
+        """The tokens of the oldest step under way are counted."""
+        flight = self._flights[0]
+        try:
+            choices = flight.pending.choices()
+        except Exception:
+            self._cancel()
+            raise
+        with uninterrupted():
+            self._flights.popleft()
+            self._lost = False
+            self._settle(flight.schedule, choices, flight.scores, self._watch.done(flight))
+
+    def _cancel(self) -> None:
+        """Nothing is under way any more."""
+        while self._flights:
+            self.scheduler.cancel(self._flights.pop().schedule)
+        self._lost = False
+
+    def _settle(self, schedule: Schedule, choices: list[Choice], scores: Scores, seconds: float) -> None:
         """Counts a step that was computed."""
         asked = self._asked
         made: dict[int, Choice | None] = dict(zip(schedule.choosers, choices, strict=True))
@@ -235,6 +279,8 @@ class Engine:
             else:
                 made[id] = Choice(-1, error=found)
         ended: dict[int, FinishReason | None] = {}
+        for id in [id for id in made if id not in asked]:
+            del made[id]  # ended while the step was under way
         for id, choice in made.items():
             if choice is not None and (choice.error is not None or choice.token in asked[id].stops):
                 self.scheduler.end(id)
@@ -243,7 +289,8 @@ class Engine:
         full = self.scheduler.commit(schedule, [choice.token for choice in choices])
         ended |= dict.fromkeys(full, "length")
         for part in schedule.parts:
-            asked[part.id].seconds += seconds
+            if part.id in asked:
+                asked[part.id].seconds += seconds
         for id, choice in {**dict.fromkeys(full), **made}.items():
             one = asked[id]
             if choice is not None and choice.error is None:

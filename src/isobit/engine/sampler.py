@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,17 +54,23 @@ class Chooser:
         self.seen = Tally(prompt if self.repeats else ())
         self.output = Tally()
         self._random = random.Random(params.seed)  # its own state: no other request can change the draws
-        self._uniform: float | None = None
+        self._uniforms: deque[float] = deque()
 
-    def uniform(self) -> float:
-        """The random number in ``[0, 1)`` of the next token: the same until :meth:`add`."""
-        if self._uniform is None:
-            self._uniform = self._random.random()
-        return self._uniform
+    @property
+    def ahead(self) -> bool:
+        """Whether a token can be chosen before the one in front of it is known."""
+        return not (self.repeats or self.counts)
+
+    def uniform(self, unread: int = 0) -> float:
+        """The random number in ``[0, 1)`` of the next token, behind ``unread`` others: the same until :meth:`add`."""
+        while len(self._uniforms) <= unread:
+            self._uniforms.append(self._random.random())
+        return self._uniforms[unread]
 
     def add(self, token: int) -> None:
         """The token that was chosen is part of the answer from now on."""
-        self._uniform = None
+        if self._uniforms:
+            self._uniforms.popleft()
         if self.repeats:
             self.seen.add(token)
         if self.counts:
@@ -94,12 +101,13 @@ def _alone(device: torch.device) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def sample(choosers: Sequence[Chooser], logits: Tensor) -> list[Choice]:
+def sample(choosers: Sequence[Chooser], logits: Tensor, unread: Sequence[int] | None = None) -> list[Choice]:
     """The next token of each request, which changes none of them: see :meth:`Chooser.add`.
 
     Args:
         choosers: one for each row.
         logits: ``[R, V]``, any floating dtype, any device; they stay as they are.
+        unread: for each how many tokens were chosen that it has not been told yet; None for none.
 
     Returns:
         For each row a choice. A row with NaN, +inf or nothing finite has an error and no token, and others none of it.
@@ -107,16 +115,17 @@ def sample(choosers: Sequence[Chooser], logits: Tensor) -> list[Choice]:
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     with _alone(logits.device):
-        return _choices(choosers, logits)
+        return _choices(choosers, logits, unread or [0] * len(choosers))
 
 
-def _choices(choosers: Sequence[Chooser], logits: Tensor) -> list[Choice]:
+def _choices(choosers: Sequence[Chooser], logits: Tensor, unread: Sequence[int]) -> list[Choice]:
     greedy, highest = _greedy(logits)
     tokens = [*greedy]
     fine = [row for row, value in enumerate(highest) if math.isfinite(value)]
     others = [row for row in fine if not choosers[row].plain]
     if others:
-        chosen = _changed([choosers[row] for row in others], _rows(logits, others))
+        uniforms = [choosers[row].uniform(unread[row]) if choosers[row].draws else 0.0 for row in others]
+        chosen = _changed([choosers[row] for row in others], _rows(logits, others), uniforms)
         for row, token in zip(others, chosen, strict=True):
             tokens[row] = token
     asked = [row for row in fine if choosers[row].params.logprobs is not None]
@@ -151,7 +160,7 @@ def _unusable(logits: Tensor) -> IsobitError:
     )
 
 
-def _changed(choosers: Sequence[Chooser], logits: Tensor) -> list[int]:
+def _changed(choosers: Sequence[Chooser], logits: Tensor, uniforms: Sequence[float]) -> list[int]:
     """Tokens where biases, penalties or draws decide; changes ``logits``, float64 ``[R, V]``."""
     _bias(choosers, logits)
     _penalize(choosers, logits)
@@ -164,7 +173,8 @@ def _changed(choosers: Sequence[Chooser], logits: Tensor) -> list[int]:
     for begin in range(0, len(drawn), at_once):
         rows = drawn[begin : begin + at_once]
         some = logits[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < len(rows) else _rows(logits, rows)
-        for row, token in zip(rows, _drawn([choosers[row] for row in rows], some), strict=True):
+        found = _drawn([choosers[row].params for row in rows], some, [uniforms[row] for row in rows])
+        for row, token in zip(rows, found, strict=True):
             tokens[row] = token
     return tokens
 
@@ -212,10 +222,10 @@ def _places(rows: Sequence[int], tallies: Sequence[Tally], logits: Tensor) -> tu
     return (row, id), count
 
 
-def _drawn(choosers: Sequence[Chooser], logits: Tensor) -> list[int]:
+def _drawn(params: Sequence[SamplingParams], logits: Tensor, uniforms: Sequence[float]) -> list[int]:
     """Temperature, truncation and one draw for each row; changes ``logits``, float64 ``[R, V]``."""
-    units, places = truncated([chooser.params for chooser in choosers], logits)
-    found = distribution.draw(units, _column((chooser.uniform() for chooser in choosers), logits.device))
+    units, places = truncated(params, logits)
+    found = distribution.draw(units, _column(uniforms, logits.device))
     if places is not None:
         found = places.gather(1, found[:, None])[:, 0]
     tokens: list[int] = found.tolist()

@@ -1,0 +1,99 @@
+"""Steps under way: computed already, or on a device that has not said yet what it chose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from isobit.engine.params import TokenLogprob
+from isobit.engine.request import Schedule
+from isobit.engine.sampler import Choice, Chooser
+from isobit.errors import IsobitError
+
+Scores = Mapping[int, "list[TokenLogprob] | IsobitError"]
+
+
+class Pending(Protocol):
+    """What a device will have chosen."""
+
+    def choices(self) -> list[Choice]:
+        """A choice for each chooser; waits for the device. The same when it is called again."""
+
+    def seconds(self) -> float:
+        """That the step took on the device, once :meth:`choices` has come back."""
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """A runner that starts a step before the tokens of the one before it are known."""
+
+    def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Pending:
+        """Starts a step and waits for nothing.
+
+        Args:
+            schedule: where a token is unknown it is what the step that was started last chooses for that request.
+            choosers: of ``schedule.choosers``; each :attr:`~isobit.engine.sampler.Chooser.ahead`.
+        """
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was computed and chosen at once."""
+
+    found: list[Choice]
+    took: float
+
+    def choices(self) -> list[Choice]:
+        return self.found
+
+    def seconds(self) -> float:
+        return self.took
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step under way.
+
+    Attributes:
+        schedule, pending: it, and what comes of it.
+        scores: of its prompts' tokens, by request.
+        ahead: whether the next step may be started before the tokens of this one are known.
+        started: when, on a monotonic clock.
+    """
+
+    schedule: Schedule
+    pending: Pending
+    scores: Scores = field(default_factory=dict)
+    ahead: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Stopwatch:
+    """How long steps take that overlap, and that a slow reader may come between.
+
+    A step begins when it is started or when the one before it is done, whichever is later. Of the time until its tokens
+    are there, what neither the device nor the engine worked is the caller's own, and is not counted.
+    """
+
+    def __init__(self) -> None:
+        self._done = 0.0
+        self._inside = 0.0  # seconds in the engine since the last step was done
+        self._entered = 0.0
+
+    def enter(self) -> None:
+        """The engine begins to work."""
+        self._entered = time.perf_counter()
+
+    def leave(self) -> None:
+        """It has ended."""
+        self._inside += time.perf_counter() - self._entered
+
+    def done(self, flight: Flight) -> float:
+        """A step is done, the engine still works; returns the seconds that it took."""
+        now = time.perf_counter()
+        inside = self._inside + now - self._entered
+        took = min(now - max(flight.started, self._done), flight.pending.seconds() + inside)
+        self._done, self._inside, self._entered = now, 0.0, now
+        return took
