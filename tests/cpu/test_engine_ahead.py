@@ -249,10 +249,11 @@ def test_a_slow_reader_is_not_counted_and_a_step_is(tokenizer: Tokenizer, monkey
             return self.found
 
     device.start = start  # type: ignore[method-assign, assignment]
-    last = None
-    for last in llm.stream([8, 9], SamplingParams(max_tokens=11, ignore_eos=True)):
+    pieces = []
+    for piece in llm.stream([8, 9], SamplingParams(max_tokens=11, ignore_eos=True)):
         clock[0] += 100.0
-    assert last is not None and last.completion is not None
-    timings = last.completion.timings
+        pieces.append(piece)
+    assert pieces[-1].completion is not None
+    timings = pieces[-1].completion.timings
     assert timings.prefill_seconds == pytest.approx(2.0)
     assert timings.decode_seconds == pytest.approx(20.0)

@@ -203,7 +203,7 @@ class Engine:
         with self._lock, shortages():
             self._watch.enter()
             try:
-                if flights and (self._lost or len(flights) > self.scheduler.ahead or not flights[-1].ahead):
+                while flights and (self._lost or len(flights) > self.scheduler.ahead or not flights[-1].ahead):
                     self._land()
                 started = self._start()
                 if flights and (not started or len(flights) > self.scheduler.ahead):
