@@ -24,6 +24,7 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "bench",
+    "compare",
     "evaluate",
     "info",
     "load",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from isobit.engine import llm
     from isobit.engine.generate import Generator
     from isobit.evaluation.benched import Bench
+    from isobit.evaluation.comparison import Comparison
     from isobit.evaluation.info import CheckpointInfo
     from isobit.evaluation.measure import Evaluation
     from isobit.legalize.plan import Plan
@@ -360,37 +361,96 @@ def evaluate(
     if cache_format(kv_cache) != AUTO and against is None:
         against = model
     names = _model("model", model), "" if against is None else _model("against", against)
-    file = arguments.optional_path("text", text)
-    ctx = arguments.optional_whole("ctx", ctx, 0)
-    if ctx in (0, 1):
-        raise UsageError(f"ctx: a context of {ctx} tokens scores nothing; use at least 2")
-    stride = arguments.optional_whole("stride", stride, 1)
-    if not isinstance(tokens, bool) and isinstance(tokens, int) and tokens < 0:
-        raise UsageError(f"tokens: {tokens} tokens to score; give at least 1, or 0 for the whole text")
-    count = arguments.optional_whole("tokens", tokens, 0)
-    seed = arguments.whole("seed", seed, 0, LARGEST_SEED)
-    if not isinstance(command, str):
-        raise UsageError(f"command must be text, not {command!r:.200}")
-    if progress is not None and not callable(progress):
-        raise UsageError(f"progress must be a function of (windows done, windows in all), not {progress!r}")
+    from isobit.evaluation.asking import TextSettings
+
+    settings = TextSettings.checked(text, ctx, stride, tokens, seed, command, progress)
     where = _where(device, target)
 
-    from isobit.evaluation import corpus, measure
-    from isobit.evaluation.likelihood import DEFAULT_TOKENS
+    from isobit.evaluation import measure
 
-    return measure.evaluate(
-        find(model),
-        corpus.heldout() if file is None else corpus.read_corpus(Path(file)),
-        against=None if against is None else find(against),
-        ctx=ctx,
-        stride=stride,
-        tokens=DEFAULT_TOKENS if count is None else count or None,
-        seed=seed,
+    source = None
+    if against is not None:
+        source = measure.Source(find(against), default_name(names[1]), **where)
+    return measure.evaluate_asked(
+        find(model), default_name(names[0]), source, settings.asked(**where, kv_cache=kv_cache)
+    )
+
+
+def compare(
+    models: Iterable[str | Path],
+    against: str | Path | None = None,
+    *,
+    tasks: Iterable[str] = (),
+    on_text: bool | None = None,
+    text: str | Path | None = None,
+    ctx: int | None = None,
+    stride: int | None = None,
+    tokens: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    target: str | None = None,
+    kv_cache: str = "auto",
+    work: str | Path | None = None,
+    logits_gb: float = 8.0,
+    command: str = "",
+    progress: Callable[[int, int], None] | None = None,
+    quiet: bool = True,
+    **asked: Any,
+) -> Comparison:
+    """Measure several models on a text, on tasks of lm-evaluation-harness, or on both (docs/evaluation.md).
+
+    Args:
+        models: local folders, Hugging Face ids, ``"bundled"``.
+        against: the source to compare each of them with.
+        tasks: names of tasks; needs the extra ``harness``.
+        on_text: whether a text is measured; None for yes where no task is named or a text is.
+        text, ctx, stride, tokens, device, target, kv_cache, command, progress: as :func:`evaluate` takes them.
+        seed: of the bootstrap (0 if None), and of tasks (the harness's own if None).
+        work: a folder where results are kept as they come: the same call goes on where it was interrupted, and a call
+            for more models or tasks measures only these. With its source's logits, up to ``logits_gb`` of them.
+        logits_gb: see ``work``.
+        quiet: tasks show no progress.
+        asked: how tasks are asked: ``shots``, ``limit``, ``include``, ``chat``, ``system``, ``add_bos``, ``max_length``
+            and ``batch`` of :class:`isobit.evaluation.tasks.results.TaskSetup`.
+
+    Raises:
+        IsobitError: bad input, models that cannot be compared, a task that cannot be run.
+    """
+    from isobit.evaluation import asking
+
+    listed = [_model(f"models[{place}]", one) for place, one in enumerate(models)]
+    if not listed:
+        raise UsageError("models: no model is named")
+    if cache_format(kv_cache) != AUTO and against is None:
+        if len(listed) > 1:
+            raise UsageError("kv_cache: name the model that these are compared with (against)")
+        against = listed[0]
+    source = None if against is None else _model("against", against)
+    wanted = arguments.texts("tasks", tasks)
+    own = arguments.optional_whole("seed", seed, 0, asking.LARGEST_SEED)
+    setup = asking.task_setup(wanted, seed=own, **asked) if wanted else None
+    settings = asking.TextSettings.checked(text, ctx, stride, tokens, own or 0, command, progress)
+    measured = on_text if on_text is not None else setup is None or text is not None
+    folder = arguments.optional_path("work", work)
+    where = _where(device, target)
+    if setup is not None:
+        from isobit.evaluation.tasks.run import require_harness
+
+        require_harness()
+
+    from isobit.evaluation.comparison import compare as run
+
+    return run(
+        {name: find(one) for name, one in zip(asking.names(listed, default_name), listed, strict=True)},
+        settings if measured else None,
+        setup,
+        source=None if source is None else (default_name(source), find(source)),
         **where,
         kv_cache=kv_cache,
+        work=None if folder is None else Path(folder),
+        logit_bytes=asking.gigabytes("logits_gb", logits_gb),
         command=command,
-        names=(default_name(names[0]), default_name(names[1]) if names[1] else ""),
-        progress=progress,
+        quiet=arguments.flag("quiet", quiet),
     )
 
 

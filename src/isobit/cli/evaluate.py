@@ -17,16 +17,21 @@ from isobit.errors import UsageError
 from isobit.formats.caches import AUTO, cache_format
 
 if TYPE_CHECKING:
+    from isobit.evaluation.comparison import Comparison
     from isobit.evaluation.measure import Evaluation
+    from isobit.evaluation.tasks.evaluate import TaskComparison
 
 EPILOG = """examples:
   isobit eval bundled-int4 --against bundled
   isobit eval bundled-int4 --against bundled --text my.py --report report.html
+  isobit eval bundled-fp8 bundled-int8 bundled-int4 --against bundled --work results
+  isobit eval bundled-int4 --against bundled --tasks hellaswag,arc_easy --limit 200
 
-Both models read the same windows of the text. KL is the divergence of the model's next-token distribution from its
+All models read the same windows of the text. KL is the divergence of a model's next-token distribution from its
 source's, in nats per token: 0 means that nothing was lost. Intervals are 95 %, from how far whole windows of the text
 lie apart; with fewer than 4 windows there are none. Figures hold for what ran the models: device, target and kernels
-are printed with them.
+are printed with them. Tasks are those of lm-evaluation-harness (pip install 'isobit[harness]'); docs/evaluation.md has
+the rules they are scored by.
 """
 
 
@@ -34,18 +39,22 @@ def register(subparsers: Any) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser(
         "eval",
-        help="perplexity, KL divergence and top-1 agreement of a model against its source",
-        description="Measure how well a model predicts a text, and what it lost against the model it was made from.",
+        help="perplexity, KL divergence, top-1 agreement and tasks of models against their source",
+        description="Measure how well models predict a text or do tasks, and what they lost against their source.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
-    parser.add_argument("--against", metavar="SOURCE", help="the model it was made from; without it, perplexity alone")
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help="local folders, Hugging Face ids, or `bundled`; a row for each"
+    )
+    parser.add_argument(
+        "--against", metavar="SOURCE", help="the model they were made from; without it, perplexity alone"
+    )
     parser.add_argument(
         "--text",
         type=path,
         metavar="FILE",
-        help="a UTF-8 text file or a folder of them (default: held-out Python code)",
+        help="a UTF-8 text file or a folder of them (default: held-out Python code; with --tasks: none)",
     )
     parser.add_argument(
         "--ctx", type=int, metavar="N", help="tokens per window (default: 512, or what the model can read)"
@@ -60,28 +69,104 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="about how many tokens to score, spread over the text; 0 for all (default: 32768)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    add_device_arguments(parser, "what runs both models (default: cpu)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the bootstrap (default: 0) and of tasks (default: the harness's)"
+    )
+    add_device_arguments(parser, "what runs the models (default: cpu)")
     add_cache_argument(
         parser, " of MODEL", "; without --against, MODEL is then compared with itself with a cache as activations"
     )
-    parser.add_argument("--report", type=path, metavar="FILE.html", help="write a report with plots; needs --against")
+    add_task_arguments(parser)
+    parser.add_argument(
+        "--work",
+        type=path,
+        metavar="FOLDER",
+        help="keep results here as they come, and go on from those that are there",
+    )
+    parser.add_argument(
+        "--logits",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="of the source's logits kept in --work for further models (default: 8; more are computed again)",
+    )
+    parser.add_argument(
+        "--report",
+        type=path,
+        metavar="FILE",
+        help="write a report: FILE.html (with plots; needs --against or --tasks) or FILE.md",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
 
 
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, and how they are asked."""
+    group = parser.add_argument_group("tasks of lm-evaluation-harness")
+    group.add_argument("--tasks", metavar="NAME,...", help="tasks or groups of tasks, for example hellaswag,arc_easy")
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples before each question (default: the task's)"
+    )
+    group.add_argument(
+        "--limit", type=float, metavar="N", help="only the first N items of each task, or a share of them below 1"
+    )
+    group.add_argument(
+        "--include-path",
+        type=path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder with task files of yours",
+    )
+    group.add_argument(
+        "--apply-chat-template",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="NAME",
+        help="make questions conversations, by the model's template (of that name)",
+    )
+    group.add_argument("--system-instruction", metavar="TEXT", help="the system message of these")
+    group.add_argument(
+        "--bos",
+        choices=("yes", "no"),
+        help="whether contexts begin with begin-of-text (default: what the tokenizer does; it is printed)",
+    )
+    group.add_argument("--max-length", type=int, metavar="N", help="tokens read at most (default: the model's context)")
+    group.add_argument("--batch", type=int, default=64, metavar="N", help="items worked on at once (default: 64)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the report if one was asked for."""
-    if args.against is None and cache_format(args.kv_cache) != AUTO:
-        args.against = args.model  # with a cache as activations
+    if args.against is None and cache_format(args.kv_cache) != AUTO and len(args.models) == 1:
+        args.against = args.models[0]  # with a cache as activations
     if args.report is not None:
-        check_report(args.report, args.against)
+        check_report(args.report, args.against, args.tasks)
+    command = command_line(args)
+    one = len(args.models) == 1 and args.tasks is None and args.work is None
+    found = compare(args, command)
+    if args.report is not None:
+        write_report(found, args.report)
+    notes.show(found.notes)
+    if args.json:
+        json.dump(as_json(found.texts[0]) if one else all_as_json(found), sys.stdout, indent=2, allow_nan=False)
+        print()
+    else:
+        output.write(summary(found, args.against))
+        if args.report is not None:
+            output.write(f"\nreport: {args.report}")
+    return 0
+
+
+def compare(args: argparse.Namespace, command: str) -> Comparison:
+    """What was asked for."""
     from isobit import api
 
-    found = api.evaluate(
-        args.model,
+    return api.compare(
+        args.models,
         args.against,
+        tasks=[] if args.tasks is None else [task.strip() for task in args.tasks.split(",")],
         text=args.text,
         ctx=args.ctx,
         stride=args.stride,
@@ -90,22 +175,60 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         target=args.target,
         kv_cache=args.kv_cache,
-        command=command_line(args),
+        work=args.work,
+        logits_gb=args.logits,
+        command=command,
         progress=None if args.quiet else show_progress,
+        quiet=args.quiet,
+        **{} if args.tasks is None else task_options(args),
     )
-    if args.report is not None and found.results is not None:
-        from isobit.evaluation import report
 
-        report.write(found.results, args.report)
-    notes.show(found.notes)
-    if args.json:
-        json.dump(as_json(found), sys.stdout, indent=2, allow_nan=False)
-        print()
+
+def task_options(args: argparse.Namespace) -> dict[str, Any]:
+    """How tasks are asked, in the words of the Python interface."""
+    return {
+        "shots": args.num_fewshot,
+        "limit": args.limit,
+        "include": [str(folder) for folder in args.include_path],
+        "chat": args.apply_chat_template,
+        "system": args.system_instruction,
+        "add_bos": None if args.bos is None else args.bos == "yes",
+        "max_length": args.max_length,
+        "batch": args.batch,
+    }
+
+
+def write_report(found: Comparison, path: Path) -> None:
+    """The report, in the format that its name says."""
+    from isobit.evaluation import report
+
+    if path.suffix.lower() == ".md":
+        report.write_file(path, found.markdown())
     else:
-        output.write(summary(found, args.against))
-        if args.report is not None:
-            output.write(f"\nreport: {args.report}")
-    return 0
+        report.write(found.results, path, found.tasks, found.command)
+
+
+def all_as_json(found: Comparison) -> dict[str, Any]:
+    """What was measured of several models, or in tasks, as JSON."""
+    return {
+        "models": [as_json(one) for one in found.texts],
+        "source": found.source,
+        "tasks": None if found.tasks is None else tasks_as_json(found.tasks),
+        "command": found.command,
+        "notes": found.notes,
+    }
+
+
+def tasks_as_json(found: TaskComparison) -> dict[str, Any]:
+    """What tasks found: every run with every item, and what each model lost."""
+    from isobit.evaluation.tasks.paired import changes
+
+    source = None if found.source is None else found.source[1]
+    runs = [
+        {"model": name, **asdict(run), "changes": [] if source is None else changes(source, run)}
+        for name, run in found.models
+    ]
+    return {"setup": asdict(found.setup), "source": None if source is None else asdict(source), "models": runs}
 
 
 def as_json(found: Evaluation) -> dict[str, Any]:
@@ -126,13 +249,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def check_report(path: Path, against: str | None) -> None:
+def check_report(path: Path, against: str | None, tasks: str | None = None) -> None:
     """Refuse a report that can't be written before anything is measured.
 
     Raises:
         UsageError: there is no source to compare with, no folder to write into, or another file of that name.
     """
-    if against is None:
+    if against is None and tasks is None and path.suffix.lower() != ".md":
         raise UsageError("--report compares a model with its source: give the source with --against")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--report {path}: the folder {path.absolute().parent} does not exist")
@@ -151,16 +274,26 @@ def _may_be_replaced(path: Path) -> bool:
             start = file.read(15)
     except OSError:
         return True  # whether it can be written is said where it is
-    return not start or start.lower() == b"<!doctype html>"
+    return not start or start.lower() in (b"<!doctype html>", b"# isobit eval: ")
+
+
+_REPEATED = (
+    "against", "text", "ctx", "stride", "tokens", "tasks", "num-fewshot", "limit", "apply-chat-template",
+    "system-instruction", "bos", "max-length",
+)  # fmt: skip
 
 
 def command_line(args: argparse.Namespace) -> str:
     """The command that measures the same again."""
-    parts = ["isobit", "eval", args.model]
-    for option in ("against", "text", "ctx", "stride", "tokens"):
-        value = getattr(args, option)
-        if value is not None:
-            parts += [f"--{option}", str(value)]
+    parts = ["isobit", "eval", *args.models]
+    for option in _REPEATED:
+        value = getattr(args, option.replace("-", "_"))
+        if value is not None and value is not False:
+            parts += (
+                [f"--{option}"] if value is True else [f"--{option}", f"{value:g}" if option == "limit" else str(value)]
+            )
+    for folder in args.include_path:
+        parts += ["--include-path", str(folder)]
     if args.seed:
         parts += ["--seed", str(args.seed)]
     if args.device != "cpu":
@@ -180,7 +313,11 @@ def show_progress(done: int, total: int) -> None:
         print(f"measured {total} window{'s' if total > 1 else ''}", file=sys.stderr)
 
 
-def summary(found: Evaluation, against: str | None) -> str:
+def summary(found: Comparison, against: str | None) -> str:
     """What was measured, a line each, with intervals."""
-    hint = "" if against is not None else "\n\nGive the model it was made from with --against to see what it lost."
+    hint = (
+        ""
+        if against is not None or found.tasks is not None
+        else "\n\nGive the model it was made from with --against to see what it lost."
+    )
     return f"{found}{hint}"

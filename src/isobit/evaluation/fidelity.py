@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,14 @@ from isobit.evaluation.statistics import POSITIVE, Estimate, Floats, WindowBoots
 
 Progress = Callable[[int, int], None]
 """Called with (windows done, windows in all)."""
+
+
+class Kept(Protocol):
+    """Logits of a source that were computed before; :class:`isobit.evaluation.kept.KeptLogits` has them."""
+
+    def get(self, batch: Sequence[Window]) -> Tensor | None: ...
+
+    def put(self, batch: Sequence[Window], logits: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ def compare_all(
     seed: int = 0,
     name: str = "source",
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Likelihood, dict[str, Fidelity]]:
     """Several models against one source, which reads each window once for all of them.
 
@@ -115,6 +125,7 @@ def compare_all(
         seed: of the bootstrap.
         name: what to call the source in an error.
         progress: called after each batch.
+        kept: where the source's logits are found again, and kept.
 
     Returns:
         The source's own likelihood, and a fidelity for each of the others.
@@ -126,7 +137,7 @@ def compare_all(
     collected = {key: _PerToken(key) for key in others}
     for indices in batches(chosen, vocab):
         batch = [chosen[i] for i in indices]
-        reference = batch_logits(source, batch)
+        reference = _reference(source, batch, kept)
         targets = scored_ids(batch).to(reference.device)
         parts = [log_probabilities(reference[rows]) for rows in row_chunks(*reference.shape)]
         nll = _nll(parts, targets)
@@ -141,6 +152,17 @@ def compare_all(
     mean = bootstrap.mean(nll_source, POSITIVE)
     own = summarize(mean, tokens=nll_source.size, num_windows=len(chosen), bytes_per_token=bytes_per_token, name=name)
     return own, {key: _fidelity(bootstrap, own, nll_source, rows, bytes_per_token) for key, rows in collected.items()}
+
+
+def _reference(source: LanguageModel, batch: Sequence[Window], kept: Kept | None) -> Tensor:
+    """The source's logits of a batch, where the source is."""
+    if kept is None:
+        return batch_logits(source, batch)
+    found = kept.get(batch)
+    if found is None:
+        found = batch_logits(source, batch)
+        kept.put(batch, found)
+    return found.to(source.place.tensors)
 
 
 def _nll(log_p: Sequence[Tensor], targets: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from isobit.checkpoint.reader import Checkpoint
@@ -14,6 +15,7 @@ from isobit.evaluation import paths, text
 from isobit.evaluation.corpus import Corpus, Sample, require_same_tokens, sample
 from isobit.evaluation.fidelity import Fidelity, Progress, compare_all
 from isobit.evaluation.info import CheckpointInfo, describe_checkpoint
+from isobit.evaluation.kept import KeptLogits
 from isobit.evaluation.layers import layer_errors
 from isobit.evaluation.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
 from isobit.evaluation.results import Method, Results, SchemeResult, SourceResult, Speed
@@ -97,6 +99,13 @@ def bytes_per_token(checkpoint: Checkpoint) -> int:
 
 
 @shortages()
+def evaluate_asked(path: Path, name: str, source: Source | None, asked: Asked) -> Evaluation:
+    """Measure a checkpoint; raises what :func:`evaluate` does."""
+    place(asked.device, asked.lowering)  # refused before anything is read
+    return measured(path, name, source, asked)
+
+
+@shortages()
 def evaluate(
     path: Path,
     corpus: Corpus,
@@ -137,35 +146,86 @@ def evaluate(
     """
     place(device, lowering)  # refused before anything is read
     name, source_name = names or (path.resolve().name, against.resolve().name if against else "")
+    source = None if against is None else Source(against, source_name, device, lowering)
+    asked = Asked(corpus, ctx, stride, tokens, seed, device, lowering, command, progress, kv_cache)
+    return measured(path, name, source, asked)
+
+
+Keep = Callable[[Sample, int], KeptLogits]
+"""Where the source's logits are kept: takes the windows and the vocabulary."""
+
+
+@dataclass
+class Source:
+    """What models are measured against, loaded when the first of them is."""
+
+    path: Path
+    name: str
+    device: str
+    lowering: str | None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self.path)
+
+    @cached_property
+    def subject(self) -> Subject:
+        return load_subject(self.path, self.name, device=self.device, lowering=self.lowering)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured, whatever the model; ``kv_cache`` is the model's, whose source has it as activations."""
+
+    corpus: Corpus
+    ctx: int | None
+    stride: int | None
+    tokens: int | None
+    seed: int
+    device: str
+    lowering: str | None
+    command: str = ""
+    progress: Progress | None = None
+    kv_cache: str = "auto"
+
+
+def measured(path: Path, name: str, source: Source | None, asked: Asked, keep: Keep | None = None) -> Evaluation:
+    """One model on a text, against its source if there is one."""
+    corpus = asked.corpus
     tokenizer = Tokenizer.from_folder(path)
-    if against is not None:
-        require_same_tokens(corpus, tokenizer, Tokenizer.from_folder(against), (name, source_name))
-    subject = load_subject(path, name, device=device, lowering=lowering, kv_cache=kv_cache)
-    chosen = sample(corpus, tokenizer, choose_ctx(subject, ctx), stride=stride, tokens=tokens)
+    if source is not None:
+        require_same_tokens(corpus, tokenizer, source.tokenizer, (name, source.name))
+    subject = load_subject(path, name, device=asked.device, lowering=asked.lowering, kv_cache=asked.kv_cache)
+    chosen = sample(corpus, tokenizer, choose_ctx(subject, asked.ctx), stride=asked.stride, tokens=asked.tokens)
     require_known_ids(chosen, subject, path)
-    source = subject
-    if against is not None:
-        source = load_subject(against, source_name, device=device, lowering=lowering)
-        require_same_vocabulary(source, subject)
-        choose_ctx(source, chosen.ctx)
+    first, kept = subject, None
+    if source is not None:
+        first = source.subject
+        require_same_vocabulary(first, subject)
+        choose_ctx(first, chosen.ctx)
+        kept = None if keep is None else keep(chosen, first.vocab)
     own, found = compare_all(
-        source.model,
-        {} if against is None else {name: subject.model},
+        first.model,
+        {} if source is None else {name: subject.model},
         chosen.windows,
         subject.vocab,
         bytes_per_token=chosen.bytes_per_token,
-        seed=seed,
-        name=source.name,
-        progress=progress,
+        seed=asked.seed,
+        name=first.name,
+        progress=asked.progress,
+        kept=kept,
     )
     notes = (*subject.model.notes, *tokenizer.id_notes)
-    if against is None:
-        return Evaluation(name, own, None, describe_method(corpus, chosen, seed, command, [subject]), None, notes)
+    if kept is not None and kept.why_not is not None:
+        notes = (*notes, f"{first.name}: its logits were not kept for other models: {kept.why_not}")
+    if source is None:
+        method = describe_method(corpus, chosen, asked.seed, asked.command, [subject])
+        return Evaluation(name, own, None, method, None, notes)
 
-    def method(layer_tokens: int) -> Method:
-        return describe_method(corpus, chosen, seed, command, [source, subject], layer_tokens)
+    def method_of(layer_tokens: int) -> Method:
+        return describe_method(corpus, chosen, asked.seed, asked.command, [first, subject], layer_tokens)
 
-    return _compared(source, subject, own, found[name], chosen, method, notes)
+    return _compared(first, subject, own, found[name], chosen, method_of, notes)
 
 
 def _compared(

@@ -14,9 +14,12 @@ import jinja2
 from markupsafe import Markup
 
 from isobit.checkpoint.room import cannot_write
+from isobit.errors import UsageError
 from isobit.evaluation import plots, summary, wording
 from isobit.evaluation.results import Method, Results, SchemeResult
 from isobit.evaluation.statistics import CONFIDENCE, LEAST_WINDOWS
+from isobit.evaluation.tasks import text as task_text
+from isobit.evaluation.tasks.evaluate import TaskComparison
 from isobit.version import __version__
 
 _LEVEL = f"{100 * CONFIDENCE:.0f} %"
@@ -42,13 +45,24 @@ class Plot:
     narrow: Markup
 
 
-def write(results: Results, path: Path) -> None:
+def write(results: Results | None, path: Path, tasks: TaskComparison | None = None, command: str = "") -> None:
     """Write the report to a file; its folder must exist.
+
+    Args:
+        results: what was measured on a text; None if there is none.
+        path: the file.
+        tasks: what was found in tasks; None if there were none.
+        command: what does it again, for a page of tasks alone.
 
     Raises:
         UsageError, CapacityError: it cannot be written.
     """
-    write_file(path, render(results))
+    if results is not None:
+        write_file(path, render(results, tasks))
+    elif tasks is not None:
+        write_file(path, render_tasks(tasks, command))
+    else:
+        raise UsageError("there is nothing to report: a text needs a source to compare with")
 
 
 def write_file(path: Path, text: str) -> None:
@@ -59,12 +73,44 @@ def write_file(path: Path, text: str) -> None:
         raise cannot_write(path, error) from error
 
 
-def render(results: Results) -> str:
-    """The report as HTML."""
+def _page(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"count": wording.count, "thousands": _thousands}
-    page = environment.from_string(_resource("report.html"))
-    return page.render(
+    return environment.from_string(_resource(name))
+
+
+def render_tasks(tasks: TaskComparison, command: str = "") -> str:
+    """A report of tasks alone as HTML."""
+    names = ", ".join(name for name, _ in tasks.models)
+    against = "" if tasks.source is None else f" against {tasks.source[0]}"
+    return _page("tasks_page.html").render(
+        version=__version__,
+        css=Markup(_resource("report.css")),
+        heading=f"{names}{against}: tasks",
+        date=max(run.date for _, run in tasks.everyone)[:10],
+        section=_tasks_section(tasks),
+        command=command,
+    )
+
+
+def _tasks_section(tasks: TaskComparison | None) -> Markup:
+    """The table of tasks and what belongs to it; empty without."""
+    if tasks is None:
+        return Markup("")
+    return Markup(
+        _page("tasks.html").render(
+            columns=task_text.columns(tasks),
+            rows=task_text.rows(tasks),
+            legend=task_text.LEGEND if tasks.source is not None else "",
+            said=task_text.said(tasks),
+        )
+    )
+
+
+def render(results: Results, tasks: TaskComparison | None = None) -> str:
+    """The report as HTML."""
+    return _page("report.html").render(
+        tasks=_tasks_section(tasks),
         version=__version__,
         css=Markup(_resource("report.css")),
         heading=summary.heading(results),

@@ -229,3 +229,18 @@ def table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([align(lines[0]), rule, *map(align, lines[1:])])
+
+
+def markdown(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:
+    """The same as a table in Markdown."""
+
+    def line(parts: Sequence[str]) -> str:
+        return "| " + " | ".join(parts) + " |"
+
+    def quoted(cell: str) -> str:
+        shown = printable(cell, LONGEST_CELL).replace("\\", "\\\\")
+        return "".join(f"\\{letter}" if letter in "|`*_[]<>" else letter for letter in shown)
+
+    heads = line([column.heading for column in columns])
+    rule = line(["---:" if column.number else "---" for column in columns])
+    return "\n".join([heads, rule, *(line([quoted(cell) for cell in row]) for row in cells)])
