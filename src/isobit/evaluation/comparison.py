@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from isobit.evaluation import several, text, wording
+from isobit.evaluation import several, tables, wording
 from isobit.evaluation.asking import TextSettings
 from isobit.evaluation.measure import Evaluation, Source
 from isobit.evaluation.results import Results
@@ -46,7 +46,7 @@ class Comparison:
         return tuple(dict.fromkeys(notes))
 
     def __str__(self) -> str:
-        parts = [str(self.texts[0]) if len(self.texts) == 1 else text.describe_all(self.texts, self.results)]
+        parts = [str(self.texts[0]) if len(self.texts) == 1 else tables.describe_all(self.texts, self.results)]
         if self.tasks is not None:
             parts.append(task_text.describe(self.tasks))
         return "\n\n".join(part for part in parts if part)
@@ -56,7 +56,7 @@ class Comparison:
         against = "" if self.source is None else f" against {self.source}"
         lines = [f"# isobit eval: {', '.join(self.models)}{against}", ""]
         if self.texts:
-            lines += [f"## {self.texts[0].method.text}", "", *text.markdown(self.texts, self.results), ""]
+            lines += [f"## {self.texts[0].method.text}", "", *tables.markdown(self.texts, self.results), ""]
         if self.tasks is not None:
             lines += ["## Tasks", "", wording.markdown(task_text.columns(self.tasks), task_text.rows(self.tasks)), ""]
             lines += [] if self.tasks.source is None else [task_text.LEGEND, ""]
