@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "Grammar",
     "LLM",
     "IsobitError",
     "SamplingParams",

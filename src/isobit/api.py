@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
+from isobit.engine.grammar import Grammar as Grammar  # of the interface, too
 from isobit.engine.loaded import Model
 from isobit.engine.params import SamplingParams as SamplingParams  # of the interface, too
 from isobit.errors import CheckpointWarning, UsageError

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from chat_templates import QWEN2
 
-from isobit.engine import chat
+from isobit.engine import chat, helper
 from isobit.errors import TemplateError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -117,7 +117,7 @@ def test_a_forked_process_renders_by_itself() -> None:
     if child == 0:
         try:
             os.write(write, chat.render("child {{ messages[0].content }}", MESSAGES).encode())
-            chat._close_workers()
+            helper.close_all()
         finally:
             os._exit(0)
     os.close(write)

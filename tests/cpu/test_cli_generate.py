@@ -44,10 +44,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         generator = Generator(LLM(model, tokenizer))
         stream = generator.stream
 
-        def new_answer(prompt: Any, params: Any = None) -> Any:  # answers are counted from the prompt's end
+        def new_answer(
+            prompt: Any, params: Any = None, grammar: Any = None
+        ) -> Any:  # answers are counted from the prompt's end
             given = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             model._rule = writes(ids, tokenizer.vocab_size, len(given))
-            return stream(prompt, params)
+            return stream(prompt, params, grammar)
 
         monkeypatch.setattr(generator, "stream", new_answer)
         return generator

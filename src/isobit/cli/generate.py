@@ -17,6 +17,7 @@ from isobit.errors import UsageError
 if TYPE_CHECKING:
     from isobit.engine.answer import Completion
     from isobit.engine.generate import Generator
+    from isobit.engine.grammar import Grammar
     from isobit.engine.params import SamplingParams, TokenLogprob
     from isobit.engine.tokenizer import Tokenizer
 
@@ -26,6 +27,7 @@ EPILOG = """examples:
   isobit generate bundled "def fib(n):" --max-tokens 64
   isobit generate ./model-int4 --file prompt.txt --temperature 0.7 --top-p 0.9 --seed 1
   echo "import os" | isobit generate bundled --json
+  isobit generate bundled "config = " --json-schema schema.json
 
 The prompt is completed as it is. To talk to a chat model, use `isobit chat`.
 """
@@ -46,6 +48,7 @@ def register(subparsers: Any) -> None:
     source.add_argument("--file", type=path, metavar="FILE", help="read the prompt from a file")
     add_sampling_options(parser)
     parser.add_argument("--logprobs", type=int, metavar="N", help="give log-probabilities of each token and the N best")
+    add_grammar_options(parser)
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -57,10 +60,38 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_grammar_options(parser: argparse.ArgumentParser) -> None:
+    """--json-schema, --regex and --grammar: which answers are right."""
+    group = parser.add_argument_group(
+        "grammar", "The answer is right by one of these; what cannot be enforced is refused. It ends where it is whole."
+    ).add_mutually_exclusive_group()
+    group.add_argument("--json-schema", type=path, metavar="FILE", help="JSON that this JSON Schema allows")
+    group.add_argument("--regex", metavar="PATTERN", help="what this regular expression matches as a whole")
+    group.add_argument("--grammar", type=path, metavar="FILE", help="a text of this grammar, in Lark's syntax or GBNF")
+
+
+def grammar_of(args: argparse.Namespace) -> Grammar | None:
+    """The grammar that the options give, if any.
+
+    Raises:
+        UsageError: it cannot be read or used.
+    """
+    from isobit.engine.grammar import Grammar
+
+    if args.json_schema is not None:
+        return Grammar.json_schema(text_input.file(args.json_schema, "the JSON schema"))
+    if args.regex is not None:
+        return Grammar.regex(text_input.argument(args.regex, "the regular expression"))
+    if args.grammar is not None:
+        return Grammar.grammar(text_input.file(args.grammar, "the grammar"))
+    return None
+
+
 def run(args: argparse.Namespace) -> int:
     """Complete, and print text on stdout; the timing goes to stderr when that is a terminal."""
     prompt = read_prompt(args.prompt, args.file)
     given = given_options(args)
+    grammar = grammar_of(args)
 
     from isobit import api
     from isobit.engine.prompts import doubled_bos
@@ -74,14 +105,14 @@ def run(args: argparse.Namespace) -> int:
     params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)
     if args.json:
-        completion = generator.generate(prompt, params)
+        completion = generator.generate(prompt, params, grammar)
         document = as_json(args.model, prompt, completion, generator.tokenizer)
         # Where the terminal cannot show a character, its JSON escape stands for it.
         escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
         json.dump(document | {"sampling": shown, "notes": found}, sys.stdout, indent=2, ensure_ascii=escaped)
         print()
         return 0
-    completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo)
+    completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo, grammar=grammar)
     if completion.logprobs is not None:
         print(logprob_lines(completion.logprobs, generator.tokenizer))
     if sys.stderr.isatty():
@@ -106,13 +137,19 @@ def read_prompt(text: str | None, file: Path | None) -> str:
 
 
 def print_answer(
-    generator: Generator, prompt: str | list[int], params: SamplingParams, *, stream: bool = True, echo: bool = False
+    generator: Generator,
+    prompt: str | list[int],
+    params: SamplingParams,
+    *,
+    stream: bool = True,
+    echo: bool = False,
+    grammar: Grammar | None = None,
 ) -> Completion:
     """Generate and print the answer's text and a line end."""
     if echo:
         print(prompt, end="", flush=True)
     completion = None
-    for piece in generator.stream(prompt, params):
+    for piece in generator.stream(prompt, params, grammar):
         completion = piece.completion
         if stream:
             print(piece.text, end="", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from isobit.engine.constraint import Constraint
 from isobit.engine.engine import Output
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import FinishReason
@@ -43,7 +44,8 @@ class Completion:
         token_ids: every token that was chosen, also the end-of-text token or those of a stop string.
         finish_reason: "stop" at an end-of-text token or stop string, "length" at max_tokens or the context's end,
             "abort" when it was ended from outside.
-        stop: what stopped it: the stop string, or the id of the end-of-text token; None for the others.
+        stop: what stopped it: the stop string, or the id of the end-of-text token; None for the others, and where
+            nothing could follow by the answer's grammar.
         logprobs: one per token of ``token_ids`` if asked for.
         prompt_logprobs: one per token of the prompt if asked for; None for its first, which nothing comes before.
         notes: what a person should know about this prompt, as sentences.
@@ -84,6 +86,7 @@ class Answer:
         most: tokens that it may have.
         notes: what a person should know about this prompt.
         scored: place of the first token of the prompt that is scored; None for none.
+        constraint: what the answer may be made of.
     """
 
     def __init__(
@@ -94,7 +97,9 @@ class Answer:
         most: int,
         notes: tuple[str, ...] = (),
         scored: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
+        self.constraint = constraint
         self.prompt, self.params, self.most, self.scored = prompt, params, most, scored
         self.stops = frozenset() if params.ignore_eos else tokenizer.eos_ids
         self.deliver: Callable[[Piece], object] = lambda piece: None
@@ -130,13 +135,14 @@ class Answer:
             self._prefill, self._cached = output.seconds, output.cached
         else:
             self._decode += output.seconds
-        at_eos = output.reason == "stop"
+        at_eos = output.reason == "stop" and token in self.stops
         text = "" if at_eos else self._watch.push(self._decoder.push(token))
         if output.reason is None and self._watch.found is None:
             self._text.append(text)
             return Piece(text, (token,), logprobs=logprobs)
         stop = self._watch.found if self._watch.found is not None else token if at_eos else None
-        last = self._last(text, (token,), "length" if stop is None else "stop", stop)
+        whole = stop is not None or output.reason == "stop"
+        last = self._last(text, (token,), "stop" if whole else "length", stop)
         return replace(last, logprobs=logprobs)
 
     def abort(self) -> Piece:

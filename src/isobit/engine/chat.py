@@ -6,18 +6,14 @@ wall time, memory and output (:mod:`isobit.engine.template_worker` says why a pr
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
+from isobit.engine.helper import Helper
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import TemplateError, UsageError
 
@@ -156,93 +152,18 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-class _Worker:
-    """The rendering process: started at the first request, and again after a template broke it."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def ask(self, request: str) -> dict[str, Any]:
-        """Send one JSON request and wait for the reply. The process answers or dies within the time limit."""
-        with self._lock:
-            process = self._running()
-            try:
-                assert process.stdin is not None and process.stdout is not None
-                process.stdin.write(request + "\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except BrokenPipeError:
-                line = ""
-            except BaseException:  # Ctrl-C between request and reply: the next reply would answer the wrong request
-                self.close()
-                raise
-            if line.endswith("\n"):
-                reply: dict[str, Any] = json.loads(line)
-                return reply
-            return self._died(process)
-
-    def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
-            return
-        process.kill()
-        _collect(process)
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self.close()
-        script = Path(__file__).with_name("template_worker.py")
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(script), str(self._limits.seconds), str(self._limits.memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="ascii",
-            start_new_session=True,  # Ctrl-C in a terminal is for us, not for it
-        )
-        assert process.stdout is not None and process.stderr is not None
-        if not process.stdout.readline():
-            reason = process.stderr.read().strip().rpartition("\n")[2]
-            _collect(process)
-            raise TemplateError(f"the process that renders chat templates does not start: {reason}")
-        self._process = process
-        return process
-
-    def _died(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        self._process = None
-        status = _collect(process)
-        if status == -signal.SIGALRM:
-            return {"error": "time"}
-        return {"error": "crashed", "message": f"exit status {status}"}
-
-
-def _collect(process: subprocess.Popen[str]) -> int:
-    status = process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None and not stream.closed:
-            try:
-                stream.close()
-            except BrokenPipeError:  # closing flushes what the dead process never read
-                continue
-    return status
-
-
-_workers: dict[tuple[int, Limits], _Worker] = {}
+_workers: dict[tuple[int, Limits], Helper] = {}
 _workers_lock = threading.Lock()
 
 
-def _worker(limits: Limits) -> _Worker:
+def _worker(limits: Limits) -> Helper:
     """The worker of this process with these limits; a forked child gets its own, for pipes cannot be shared."""
+    key = (os.getpid(), limits)
     with _workers_lock:
-        return _workers.setdefault((os.getpid(), limits), _Worker(limits))
+        if key not in _workers:
+            _workers[key] = Helper("template_worker.py", (str(limits.seconds), str(limits.memory)), _no_start)
+        return _workers[key]
 
 
-@atexit.register
-def _close_workers() -> None:
-    for worker in list(_workers.values()):
-        worker.close()
+def _no_start(reason: str) -> TemplateError:
+    return TemplateError(f"the process that renders chat templates does not start: {reason}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from isobit import arguments
 from isobit.engine import scoring
 from isobit.engine.blocks import BlockPool, blocks_for
+from isobit.engine.constraint import Constraint
 from isobit.engine.flight import Ahead, Flight, Known, Scores, Stopwatch
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams, TokenLogprob
@@ -156,6 +157,7 @@ class Engine:
         stops: frozenset[int] = frozenset(),
         priority: int = 0,
         scored: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """A request arrives; it takes part from the next step on, which says so if it cannot be served.
 
@@ -167,13 +169,14 @@ class Engine:
             stops: token ids that end it.
             priority: a smaller number goes first.
             scored: place of the first token of the prompt that is scored, 1 or more; None for none.
+            constraint: what the answer may be made of, for this request alone; None for anything.
 
         Raises:
             UsageError: the priority is no whole number, or beyond a million.
         """
         arguments.whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
         request = Request(id, tuple(prompt), most, priority, scored=scored)
-        self._inbox.append(_Asked(request, Chooser(params, prompt), stops, top=params.prompt_logprobs or 0))
+        self._inbox.append(_Asked(request, Chooser(params, prompt, constraint), stops, top=params.prompt_logprobs or 0))
 
     def abort(self, id: int) -> None:
         """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
@@ -282,7 +285,11 @@ class Engine:
         for id in [id for id in made if id not in asked]:
             del made[id]  # ended while the step was under way
         for id, choice in made.items():
-            if choice is not None and (choice.error is not None or choice.token in asked[id].stops):
+            if choice is None:
+                continue
+            if choice.error is None:
+                asked[id].chooser.add(choice.token)
+            if choice.error is not None or choice.token in asked[id].stops or asked[id].chooser.finished:
                 self.scheduler.end(id)
                 ended[id] = None if choice.error is not None else "stop"
         cached = {part.id: self.scheduler.state(part.id).reused or 0 for part in schedule.parts}
@@ -293,8 +300,6 @@ class Engine:
                 asked[part.id].seconds += seconds
         for id, choice in {**dict.fromkeys(full), **made}.items():
             one = asked[id]
-            if choice is not None and choice.error is None:
-                one.chooser.add(choice.token)
             self.made.append(Output(id, choice, ended.get(id), one.seconds, cached[id], tuple(one.scores)))
             one.seconds, one.scores = 0.0, []
             if id in ended:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from isobit.engine.answer import Completion, Piece
+from isobit.engine.grammar import Grammar
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
@@ -33,26 +34,31 @@ class Generator:
         """The most tokens of prompt and answer together."""
         return self.llm.context_length
 
-    def generate(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Completion:
+    def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, constraint: Grammar | None = None
+    ) -> Completion:
         """Complete a prompt.
 
         Args:
             prompt: text, encoded with the special tokens the tokenizer adds; or token ids, used as they are.
             params: how; greedy by default.
+            constraint: which answers are right.
 
         Raises:
             UsageError: the prompt is empty, no text, has impossible ids, or leaves no room for max_tokens.
             CapacityError: the prompt alone is longer than the context.
             IsobitError: the model's logits are NaN.
         """
-        for piece in self.stream(prompt, params):
+        for piece in self.stream(prompt, params, constraint):
             if piece.completion is not None:
                 return piece.completion
         raise AssertionError("a stream ends with a completion")
 
-    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, constraint: Grammar | None = None
+    ) -> Iterator[Piece]:
         """Complete a prompt piece by piece; takes and raises what :meth:`generate` does, before the first piece."""
-        return self.llm.stream(prompt, params or SamplingParams())
+        return self.llm.stream(prompt, params or SamplingParams(), constraint=constraint)
 
 
 def load_generator(

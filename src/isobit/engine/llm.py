@@ -11,8 +11,11 @@ from contextlib import aclosing
 from functools import partial
 
 from isobit.engine.answer import Answer, Completion, Piece
+from isobit.engine.constraint import Constraint
 from isobit.engine.driver import Driver
 from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
+from isobit.engine.grammar import Grammar
+from isobit.engine.grammars import Grammars
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.office import Office
 from isobit.engine.params import SamplingParams, TokenLogprob
@@ -74,6 +77,7 @@ class LLM:
         self._door = threading.Lock()  # nobody comes in while the engine is replaced
         self._driver = Driver(self._step, lambda: self._busy, self._fault)  # of asynchronous streams
         self._post: Office | None = None
+        self._grammars = Grammars(tokenizer, int(model.config.vocab_size))
         self.broken: Exception | None = None
         self.on_fault: Callable[[Exception], object] = lambda error: None
         self.on_recovery: Callable[[], object] = lambda: None
@@ -83,6 +87,15 @@ class LLM:
         """The most tokens of prompt and answer together."""
         return int(self.model.config.max_context)
 
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """The state of one answer under a grammar, for one prompt; a grammar that is new takes up to seconds.
+
+        Raises:
+            UsageError: the grammar is wrong, cannot be enforced, or costs too much; the message says why.
+            Unsupported: grammars cannot be used with this model's tokenizer.
+        """
+        return self._grammars.constraint(grammar)
+
     # Whole answers
 
     def generate(
@@ -91,6 +104,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int = 0,
+        constraint: Grammar | Constraint | None = None,
     ) -> list[Completion]:
         """Complete prompts; the answers come in their order.
 
@@ -99,9 +113,11 @@ class LLM:
                 single text is a list of one.
             params: how, for all of them or for each; None for what the model's generation_config.json asks for.
             priority: a smaller number goes before other callers' prompts.
+            constraint: which answers are right: a grammar for all of them, or the state of a single one.
 
         Raises:
-            UsageError: a prompt is empty, no text, has impossible ids, or leaves no room for max_tokens.
+            UsageError: a prompt is empty, no text, has impossible ids, or leaves no room for max_tokens; the grammar
+                cannot be used.
             CapacityError: a prompt alone is longer than the context, or memory does not suffice.
             IsobitError: the model's logits are NaN.
         """
@@ -109,9 +125,10 @@ class LLM:
         each = [params] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise UsageError(f"{len(listed)} prompts and {len(each)} SamplingParams: give one, or one for each prompt")
-        return self._completed(
-            [self._prepared(prompt, one) for prompt, one in zip(listed, each, strict=True)], priority
-        )
+        if constraint is not None and not isinstance(constraint, Grammar) and len(listed) > 1:
+            raise UsageError(f"a constraint is the state of one answer, and there are {len(listed)}: give a Grammar")
+        pairs = zip(listed, each, strict=True)
+        return self._completed([self._prepared(prompt, one, constraint) for prompt, one in pairs], priority)
 
     def score(
         self,
@@ -143,7 +160,7 @@ class LLM:
         if len(places) != len(sequences):
             raise UsageError(f"{len(sequences)} sequences and {len(places)} places: give one, or one for each sequence")
         params = SamplingParams(max_tokens=0, prompt_logprobs=top)
-        answers = [self._prepared(one, params, place) for one, place in zip(sequences, places, strict=True)]
+        answers = [self._prepared(one, params, scored=place) for one, place in zip(sequences, places, strict=True)]
         found = self._completed(answers, priority)
         return [tuple(score for score in one.prompt_logprobs or () if score is not None) for one in found]
 
@@ -172,12 +189,19 @@ class LLM:
 
     # One answer, piece by piece
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> Iterator[Piece]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        constraint: Grammar | Constraint | None = None,
+    ) -> Iterator[Piece]:
         """Complete a prompt piece by piece; takes and raises what :meth:`generate` does, before the first piece.
 
         The model works while a piece is asked for. Closing the iterator ends the answer.
         """
-        return self._pieces(self._prepared(prompt, params), priority)
+        return self._pieces(self._prepared(prompt, params, constraint), priority)
 
     def _pieces(self, answer: Answer, priority: int) -> Iterator[Piece]:
         came: deque[Piece] = deque()
@@ -195,13 +219,19 @@ class LLM:
             self._drop(id)
 
     async def stream_async(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        constraint: Grammar | None = None,
     ) -> AsyncGenerator[Piece]:
         """The same for asyncio: a thread takes the steps while there is an answer to be made.
 
         Cancelling the task, or closing the iterator, ends the answer.
         """
-        async with aclosing(self.stream_all_async([prompt], [params], priority=priority)) as pieces:
+        every = self.stream_all_async([prompt], [params], priority=priority, constraint=constraint)
+        async with aclosing(every) as pieces:
             async for _, piece in pieces:
                 yield piece
 
@@ -211,12 +241,16 @@ class LLM:
         params: Sequence[SamplingParams | None],
         *,
         priority: int = 0,
+        constraint: Grammar | None = None,
     ) -> AsyncGenerator[tuple[int, Piece]]:
         """Complete prompts beside each other, for asyncio: pieces as they come, each with the place of its prompt.
 
         The error of one ends all. Cancelling the task, or closing the iterator, ends the answers.
         """
-        answers = [self._prepared(prompt, one) for prompt, one in zip(prompts, params, strict=True)]
+        rules: list[Constraint | None] = [None] * len(prompts)
+        if constraint is not None:  # compiling takes longer than the event loop may wait
+            rules = [await asyncio.to_thread(self.constraint, constraint) for _ in prompts]
+        answers = [self._prepared(*one) for one in zip(prompts, params, rules, strict=True)]
         came = asyncio.Queue[tuple[int, Piece]]()
         office = self._office()
         ids: list[int] = []
@@ -276,13 +310,20 @@ class LLM:
 
     # Step by step
 
-    def add(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> int:
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        constraint: Grammar | Constraint | None = None,
+    ) -> int:
         """A prompt arrives, to be answered in the steps to come; takes and raises what :meth:`generate` does.
 
         Returns:
             Its id, by which :meth:`step` gives its pieces.
         """
-        answer = self._prepared(prompt, params)
+        answer = self._prepared(prompt, params, constraint)
         id = next(self._ids)
         return self._begin(answer, lambda piece: self._unread.append((id, piece)), priority, id)
 
@@ -347,12 +388,17 @@ class LLM:
 
     # What they share
 
-    def _prepared(self, prompt: Prompt, params: SamplingParams | None, scored: int = 1) -> Answer:
-        """An answer that has not begun; everything that can be wrong with it is found here.
-
-        ``scored`` is the place of the first token of the prompt that is scored if its logprobs are asked for.
-        """
-        return prepared(self.model, self.tokenizer, prompt, params, scored)
+    def _prepared(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        grammar: Grammar | Constraint | None = None,
+        *,
+        scored: int = 1,
+    ) -> Answer:
+        """An answer that has not begun (:func:`isobit.engine.prepare.prepared`)."""
+        rule = self.constraint(grammar) if isinstance(grammar, Grammar) else grammar
+        return prepared(self.model, self.tokenizer, prompt, params, scored, rule)
 
     def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int, id: int | None = None) -> int:
         id = next(self._ids) if id is None else id
@@ -371,7 +417,7 @@ class LLM:
     def _enter(self, id: int, answer: Answer) -> None:
         self.engine.add(
             id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=answer.priority,
-            scored=answer.scored,
+            scored=answer.scored, constraint=answer.constraint,
         )  # fmt: skip
 
     def _give(self, id: int, piece: Piece) -> None:

@@ -12,6 +12,7 @@ from isobit.errors import UsageError
 if TYPE_CHECKING:
     from isobit.engine.answer import Completion
     from isobit.engine.generate import Generator
+    from isobit.engine.grammar import Grammar
 
 
 class Model:
@@ -20,22 +21,23 @@ class Model:
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
 
-    def generate(self, prompt: str | list[int], **sampling: Any) -> Completion:
+    def generate(self, prompt: str | list[int], *, constraint: Grammar | None = None, **sampling: Any) -> Completion:
         """Complete a prompt.
 
         Args:
             prompt: text, or token ids.
+            constraint: which answers are right, like ``isobit.Grammar.json_schema(...)``; None for any.
             sampling: fields of :class:`isobit.engine.params.SamplingParams`, e.g. ``max_tokens=64, temperature=0.7``.
                 Where nothing is given, what the model's generation_config.json asks for holds (:attr:`sampling`).
 
         Raises:
             UsageError: a prompt or an option that cannot be used.
         """
-        return self._generator.generate(arguments.prompt(prompt), self._params(sampling))
+        return self._generator.generate(arguments.prompt(prompt), self._params(sampling), constraint)
 
-    def stream(self, prompt: str | list[int], **sampling: Any) -> Iterator[Any]:
+    def stream(self, prompt: str | list[int], *, constraint: Grammar | None = None, **sampling: Any) -> Iterator[Any]:
         """Complete a prompt piece by piece; takes what :meth:`generate` takes."""
-        return self._generator.stream(arguments.prompt(prompt), self._params(sampling))
+        return self._generator.stream(arguments.prompt(prompt), self._params(sampling), constraint)
 
     @property
     def notes(self) -> tuple[str, ...]:

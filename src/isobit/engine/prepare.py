@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from isobit.engine.answer import Answer
+from isobit.engine.constraint import Constraint
 from isobit.engine.params import SamplingParams
 from isobit.engine.prompts import doubled_bos, given_ids, require_known, room
 from isobit.engine.tokenizer import Tokenizer
@@ -26,7 +27,12 @@ class Model(Protocol):
 
 
 def prepared(
-    model: Model, tokenizer: Tokenizer, prompt: Prompt, params: SamplingParams | None, scored: int = 1
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    params: SamplingParams | None,
+    scored: int = 1,
+    constraint: Constraint | None = None,
 ) -> Answer:
     """An answer that has not begun.
 
@@ -35,6 +41,7 @@ def prepared(
         prompt: a text, or token ids.
         params: how; None for what the model's generation_config.json asks for.
         scored: place of the first token of the prompt that is scored, if its logprobs are asked for.
+        constraint: what it may be made of.
 
     Raises:
         UsageError, CapacityError: as :meth:`isobit.engine.llm.LLM.generate` says.
@@ -52,4 +59,5 @@ def prepared(
         raise UsageError(f"token {scored} of {len(ids)} cannot be the first that is scored: use 1 to {len(ids)}")
     doubled = doubled_bos(ids, tokenizer)
     notes = () if doubled is None else (doubled,)
-    return Answer(tokenizer, ids, params, most, notes, None if params.prompt_logprobs is None else scored)
+    first = None if params.prompt_logprobs is None else scored
+    return Answer(tokenizer, ids, params, most, notes, first, constraint)

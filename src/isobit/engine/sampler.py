@@ -1,6 +1,7 @@
 """From logits to the next tokens of many requests at once: penalties, temperature, truncation, a draw.
 
-The order of the steps, the same for every request (it is transformers'):
+The order of the steps, the same for every request (it is transformers'). Before all of them, tokens that the request's
+constraint does not allow go (:mod:`isobit.engine.constraint`):
 
 1. what ``logit_bias`` names is added;
 2. repetition penalty, over the tokens of prompt and output: a positive logit is divided by it, another multiplied;
@@ -29,7 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.engine import distribution
+from isobit.engine import distribution, masking
+from isobit.engine.constraint import Constraint
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.tally import Tally
 from isobit.errors import IsobitError
@@ -43,14 +45,18 @@ class Chooser:
     Args:
         params: how.
         prompt: token ids, which the repetition penalty counts.
+        constraint: what the answer may be made of; None for anything.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Iterable[int] = ()) -> None:
-        self.params = params
+    def __init__(
+        self, params: SamplingParams, prompt: Iterable[int] = (), constraint: Constraint | None = None
+    ) -> None:
+        self.params, self.constraint = params, constraint
         self.repeats = params.repetition_penalty != 1
         self.counts = bool(params.presence_penalty or params.frequency_penalty)
         self.draws = params.temperature > 0
-        self.plain = not (self.draws or self.repeats or self.counts or params.logit_bias)
+        changes = self.repeats or self.counts or params.logit_bias or constraint is not None
+        self.plain = not (self.draws or changes)
         self.seen = Tally(prompt if self.repeats else ())
         self.output = Tally()
         self._random = random.Random(params.seed)  # its own state: no other request can change the draws
@@ -59,7 +65,7 @@ class Chooser:
     @property
     def ahead(self) -> bool:
         """Whether a token can be chosen before the one in front of it is known."""
-        return not (self.repeats or self.counts)
+        return not (self.repeats or self.counts or self.constraint is not None)
 
     def uniform(self, unread: int = 0) -> float:
         """The random number in ``[0, 1)`` of the next token, behind ``unread`` others: the same until :meth:`add`."""
@@ -75,6 +81,13 @@ class Chooser:
             self.seen.add(token)
         if self.counts:
             self.output.add(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole by its constraint, and nothing can follow."""
+        return self.constraint is not None and self.constraint.finished
 
 
 @dataclass(frozen=True)
@@ -121,17 +134,23 @@ def sample(choosers: Sequence[Chooser], logits: Tensor, unread: Sequence[int] | 
 def _choices(choosers: Sequence[Chooser], logits: Tensor, unread: Sequence[int]) -> list[Choice]:
     greedy, highest = _greedy(logits)
     tokens = [*greedy]
-    fine = [row for row, value in enumerate(highest) if math.isfinite(value)]
-    others = [row for row in fine if not choosers[row].plain]
+    usable = [row for row, value in enumerate(highest) if math.isfinite(value)]
+    constraints = {row: found for row in usable if (found := choosers[row].constraint) is not None}
+    masks, errors = masking.asked(constraints)
+    others = [row for row in usable if not choosers[row].plain and row not in errors]
     if others:
         uniforms = [choosers[row].uniform(unread[row]) if choosers[row].draws else 0.0 for row in others]
-        chosen = _changed([choosers[row] for row in others], _rows(logits, others), uniforms)
+        changed = _rows(logits, others)
+        errors |= {others[place]: masking.nothing_left() for place in masking.apply([*map(masks.get, others)], changed)}
+        chosen = _changed([choosers[row] for row in others], changed, uniforms)
         for row, token in zip(others, chosen, strict=True):
             tokens[row] = token
+    fine = [row for row in usable if row not in errors]
     asked = [row for row in fine if choosers[row].params.logprobs is not None]
     picked = [tokens[row] for row in asked], [choosers[row].params.logprobs or 0 for row in asked]
     logprobs = dict(zip(asked, _logprobs(logits, asked, *picked, [greedy[row] for row in asked]), strict=True))
     choices = {row: Choice(tokens[row], logprobs.get(row)) for row in fine}
+    choices |= {row: Choice(-1, error=error) for row, error in errors.items()}
     return [choices.get(row) or Choice(-1, error=_unusable(logits[row])) for row in range(len(choosers))]
 
 

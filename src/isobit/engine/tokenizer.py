@@ -151,6 +151,11 @@ class Tokenizer:
             raise UsageError(f"token ids must be integers between 0 and {self.vocab_size - 1}") from None
         return cleaned_up(text) if self.cleans_up else text
 
+    def as_json(self) -> str:
+        """The whole tokenizer in the form of tokenizer.json."""
+        text: str = self._fast.to_str()
+        return text
+
     def added(self) -> list[tuple[int, str]]:
         """The tokens that were added to the vocabulary, by id."""
         return [(id, token.content) for id, token in sorted(self._fast.get_added_tokens_decoder().items())]

@@ -1,0 +1,173 @@
+"""JSON Schemas as the grammar library enforces them: what it would ignore is refused by name, or written otherwise.
+
+Pure; nothing here compiles anything. The tables are of llguidance 1.9 (tests/cpu/test_schemas.py tries every keyword).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from isobit.errors import UsageError, printable
+
+MOST_BYTES = 256 << 10  # of a schema as JSON
+DEEPEST = 64  # levels of lists and objects
+MOST_PARTS = 20_000  # lists, objects and values
+_SHOWN = 8  # reasons
+
+# Keywords that hold schemas, and how.
+_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_LISTS = frozenset({"prefixItems", "allOf", "anyOf", "oneOf"})
+_SINGLE = frozenset({"items", "additionalProperties", "additionalItems"})  # items may be a list, too
+ENFORCED = (
+    frozenset(
+        """type enum const required minProperties maxProperties minItems maxItems minimum maximum exclusiveMinimum
+        exclusiveMaximum multipleOf minLength maxLength pattern format $ref""".split()
+    )
+    | _MAPS
+    | _LISTS
+    | _SINGLE
+)
+# Keywords that say nothing about which texts are right, beside those that begin with "x-".
+HARMLESS = frozenset(
+    """title description default examples example $comment $schema deprecated readOnly writeOnly discriminator
+    externalDocs xml""".split()
+)
+# Keywords that are not enforced, with what to do instead.
+_INSTEAD = {
+    "not": "list what may be there",
+    "if": "use anyOf",
+    "then": "use anyOf",
+    "else": "use anyOf",
+    "uniqueItems": "leave it out",
+    "contains": "use prefixItems",
+    "propertyNames": "use patternProperties with additionalProperties: false",
+    "dependentRequired": "use anyOf",
+    "dependentSchemas": "use anyOf",
+    "dependencies": "use anyOf",
+    "unevaluatedProperties": "use additionalProperties",
+    "unevaluatedItems": "use items: false",
+    "$dynamicRef": "use $ref",
+    "$recursiveRef": "use $ref",
+    "$anchor": "use $ref with a path like #/$defs/name",
+    "$dynamicAnchor": "use $ref with a path like #/$defs/name",
+    "$id": "leave it out: references are paths like #/$defs/name",
+    "x-guidance": "it is the server's",
+}
+# Formats of numbers: the least and the greatest.
+_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    **{f"int{bits}": (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": (0, (1 << bits) - 1) for bits in (8, 16, 32, 64)},
+    "uint": (0, None),
+    "float": (None, None),
+    "double": (None, None),
+}
+
+
+def enforceable(schema: Any, called: str = "the JSON schema") -> Any:
+    """The schema as the library enforces it whole.
+
+    Args:
+        schema: a JSON Schema, parsed: an object, True or False.
+        called: how messages name it.
+
+    Raises:
+        UsageError: it is too large or too deep, or has keywords that cannot be enforced; names all of them.
+    """
+    _require_size(schema, called)
+    reasons: list[str] = []
+    places = {pointer for pointer, _ in _schemas(schema)}
+    for pointer, part in _schemas(schema):
+        reasons += [f"{reason} (at #{pointer})" for reason in _problems(part, places)]
+    if reasons:
+        more = "" if len(reasons) <= _SHOWN else f"; and {len(reasons) - _SHOWN} more"
+        listed = "; ".join(printable(reason, 300) for reason in reasons[:_SHOWN])
+        raise UsageError(f"{called} has what cannot be enforced: {listed}{more}")
+    return _rewritten(schema)
+
+
+def _require_size(schema: Any, called: str) -> None:
+    """Without recursion: what is too deep may be deeper than Python's stack."""
+    size, parts = 0, 0
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        parts += 1
+        if depth > DEEPEST:
+            raise UsageError(f"{called} is nested deeper than {DEEPEST} levels")
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            size += sum(len(str(key)) for key in value)
+            waiting += [(one, depth + 1) for one in value.values()]
+        elif isinstance(value, Sequence):
+            waiting += [(one, depth + 1) for one in value]
+        if parts + len(waiting) > MOST_PARTS or size > MOST_BYTES:
+            raise UsageError(f"{called} is larger than {MOST_BYTES} characters or {MOST_PARTS} parts")
+
+
+def _schemas(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every schema in it, itself first, with its place as a JSON pointer."""
+    waiting: list[tuple[str, Any]] = [("", schema)]
+    while waiting:
+        place, part = waiting.pop()
+        yield place, part
+        if not isinstance(part, Mapping):
+            continue
+        for key, value in part.items():
+            here = f"{place}/{_escaped(key)}"
+            if key in _MAPS and isinstance(value, Mapping):
+                waiting += [(f"{here}/{_escaped(name)}", one) for name, one in value.items()]
+            elif key in _LISTS | {"items"} and isinstance(value, list):
+                waiting += [(f"{here}/{number}", one) for number, one in enumerate(value)]
+            elif key in _SINGLE:
+                waiting.append((here, value))
+
+
+def _escaped(key: Any) -> str:
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def _problems(part: Any, places: set[str]) -> Iterator[str]:
+    if isinstance(part, bool):
+        return
+    if not isinstance(part, Mapping):
+        yield f"a schema must be an object, not {str(part)[:40]!r}"
+        return
+    for key, value in part.items():
+        if key == "$ref":
+            if not isinstance(value, str) or not value.startswith("#") or value[1:] not in places:
+                yield f"$ref to {str(value)[:80]!r}, which is no schema in it (nothing is fetched)"
+        elif key == "format":
+            if isinstance(part.get("type"), str) and part["type"] != "string" and value not in _NUMBERS:
+                yield f"format {str(value)[:40]!r} of a {part['type']}"
+        elif key in ("uniqueItems", "nullable") and isinstance(value, bool):
+            if key == "uniqueItems" and value:
+                yield f"uniqueItems: {_INSTEAD[key]}"
+        elif key in _INSTEAD:
+            yield f"{key}: {_INSTEAD[key]}"
+        elif key not in ENFORCED and key not in HARMLESS and not key.startswith("x-"):
+            yield f"{key[:80]!r}, which is no keyword that is known here"
+
+
+def _rewritten(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    found: dict[str, Any] = {}
+    for key, value in part.items():
+        if key in _MAPS and isinstance(value, Mapping):
+            found[key] = {name: _rewritten(one) for name, one in value.items()}
+        elif key in _LISTS | {"items"} and isinstance(value, list):
+            found[key] = [_rewritten(one) for one in value]
+        elif key in _SINGLE:
+            found[key] = _rewritten(value)
+        elif key in ENFORCED or key == "$schema":
+            found[key] = value
+    if found.get("format") in _NUMBERS and found.get("type") in ("integer", "number"):
+        found = _in_range(found, *_NUMBERS[found.pop("format")])
+    return {"anyOf": [found, {"type": "null"}]} if part.get("nullable") is True else found
+
+
+def _in_range(schema: dict[str, Any], least: int | None, most: int | None) -> dict[str, Any]:
+    bounds = {key: value for key, value in (("minimum", least), ("maximum", most)) if value is not None}
+    return {"allOf": [schema, bounds]} if bounds else schema
