@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that loads as a model whose every answer begins with SAYS and ends with </s>."""
     write_folder(tmp_path, byte_level())
 
-    def load(path: Path, dtype: str | None = None, device: str = "cpu", *, prefix_cache: bool = False) -> Generator:
+    def load(path: Path, dtype: str | None = None, device: str = "cpu", **options: object) -> Generator:
         tokenizer = Tokenizer.from_folder(path)
         ids = tokenizer.encode(SAYS + "</s>")
         model = FakeModel(tokenizer.vocab_size, lambda so_far: None, context=1000)  # type: ignore[arg-type,return-value]

@@ -174,3 +174,46 @@ def test_a_page_that_may_ask_is_told_so_before():
     assert reply.headers["access-control-allow-origin"] == "https://page.example"
     assert "authorization" in reply.headers["access-control-allow-headers"]
     assert client(serving()).options("/v1/chat/completions", headers=asked).status_code == 403
+
+
+def test_the_description_has_every_route(http):
+    described = {
+        (path, method.upper())
+        for path, operations in http.get("/openapi.json").json()["paths"].items()
+        for method in operations
+    }
+    assert described == {
+        (path.replace("{id:path}", "{id}"), method)
+        for path, method in paths()
+        if path != "/" and not path.startswith("/page/")
+    }
+
+
+def test_the_descriptions_fields_are_those_that_are_read():
+    import msgspec
+
+    from isobit.server.openapi import SCHEMAS
+    from isobit.server.schema.chat import ChatRequest
+    from isobit.server.schema.completions import CompletionRequest
+    from isobit.server.schema.tokens import DetokenizeRequest, TokenizeRequest
+
+    for kind in (ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest):
+        read = {field.encode_name for field in msgspec.structs.fields(kind)}
+        assert {*SCHEMAS[kind.__name__]["properties"]} <= read, kind
+
+
+def test_a_page_is_its_files_and_runs_nothing_else(tmp_path):
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    from isobit.server.routes.page import files
+
+    (tmp_path / "index.html").write_text("<p>hello")
+    (tmp_path / "page.js").write_text("1")
+    (tmp_path / "secret.txt").write_text("no")
+    http = TestClient(Starlette(routes=files(tmp_path)))
+    assert http.get("/").text == "<p>hello"
+    assert "script-src 'self';" in http.get("/").headers["content-security-policy"]
+    assert http.get("/page/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    for path in ("/page/secret.txt", "/page/..%2fsecret.txt", "/page/%2e%2e/secret.txt", "/page/"):
+        assert http.get(path).status_code == 404

@@ -124,17 +124,19 @@ class Session:
         A message that cannot be answered (template error, context full) leaves the conversation as it was. An answer
         that Ctrl-C stops is kept as far as it came.
         """
-        from isobit.engine import chat
+        from isobit.engine import chat, conversation
 
         self.unanswered = text
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self._generator.tokenizer
-        prompt = chat.render(self._template, messages, special_tokens=tokenizer.special_tokens, **self._options)
-        if not self.turns and adds_nothing(prompt, messages, tokenizer.special_tokens.values()):
-            print(BARE, file=sys.stderr)
+        if not self.turns:
+            prompt = chat.render(self._template, messages, special_tokens=tokenizer.special_tokens, **self._options)
+            if adds_nothing(prompt, messages, tokenizer.special_tokens.values()):
+                print(BARE, file=sys.stderr)
+        ids = conversation.encode(tokenizer, self._template, messages, **self._options)
         said: list[str] = []
         completion: Completion | None = None
-        pieces = self._pieces(tokenizer.encode(prompt, add_special=False))
+        pieces = self._pieces(ids)
         try:
             for piece in pieces:
                 said.append(piece.text)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from isobit.engine.helper import Helper
-from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import TemplateError, UsageError
 
 
@@ -97,12 +96,6 @@ def render(
     if "text" in reply:
         return _whole_characters(str(reply["text"]))
     raise TemplateError(FAILURES[reply["error"]].format(message=reply.get("message", ""), limits=limits))
-
-
-def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-    """Token ids of a conversation; takes and raises what :func:`render` and :meth:`Tokenizer.encode` do."""
-    text = render(template, messages, special_tokens=tokenizer.special_tokens, **options)
-    return tokenizer.encode(text, add_special=False)
 
 
 def _whole_characters(text: str) -> str:

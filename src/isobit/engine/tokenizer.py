@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,11 @@ class Tokenizer:
     def added(self) -> list[tuple[int, str]]:
         """The tokens that were added to the vocabulary, by id."""
         return [(id, token.content) for id, token in sorted(self._fast.get_added_tokens_decoder().items())]
+
+    @cached_property
+    def controls(self) -> tuple[str, ...]:
+        """The texts of the special tokens: written in a text that is encoded, they become those tokens."""
+        return tuple(text for id, text in self.added() if text and id in self._special_ids)
 
     def name_of(self, id: int) -> str | None:
         """What a token is called in the vocabulary; None for an id that it lacks."""

@@ -16,7 +16,7 @@ from isobit.server import logs
 from isobit.server.errors import Refusal
 from isobit.server.guard import Guard
 from isobit.server.replies import error_reply
-from isobit.server.routes import chat, completions, health, metrics, models, tokens
+from isobit.server.routes import chat, completions, health, metrics, models, openapi, page, tokens
 from isobit.server.serving import Serving
 
 # Every family of routes; each gives its own for what is served.
@@ -26,6 +26,8 @@ FAMILIES: tuple[Callable[[Serving], Sequence[Route]], ...] = (
     health.routes,
     metrics.routes,
     models.routes,
+    openapi.routes,
+    page.routes,
     tokens.routes,
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from isobit.engine import chat
+from isobit.engine import conversation
 from isobit.server.errors import wrong
 from isobit.server.schema.chat import ROLES, Message
 from isobit.server.serving import Serving
@@ -82,7 +82,7 @@ async def prompt_of(
     read = [texts(message, place) for place, message in enumerate(messages)]
 
     def rendered() -> list[int]:
-        return chat.encode(
+        return conversation.encode(
             serving.tokenizer, template, read, tools=tools, add_generation_prompt=opens, **dict(variables or {})
         )
 

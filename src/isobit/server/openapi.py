@@ -1,0 +1,186 @@
+"""The routes as OpenAPI describes them, for tools that make clients or look for faults. A test holds it to the routes.
+
+To add a route: a line in :data:`OPERATIONS`, and its bodies in :data:`SCHEMAS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from isobit.checkpoint.text.ranges import INTEGERS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS, NUMBERS
+from isobit.engine.engine import MOST_PRIORITY
+from isobit.server.settings import Limits
+
+Schema = dict[str, Any]
+_LIMITS = Limits()
+
+BOOLEAN: Schema = {"type": ["boolean", "null"]}
+TEXT: Schema = {"type": ["string", "null"]}
+OBJECT: Schema = {"type": ["object", "null"]}
+
+
+def whole(low: int, high: int) -> Schema:
+    """An integer, or nothing."""
+    return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+
+
+def either(*schemas: Schema) -> Schema:
+    """One of them."""
+    return {"anyOf": list(schemas)}
+
+
+def listed(items: Schema, **limits: int) -> Schema:
+    """An array."""
+    return {"type": "array", "items": items, **limits}
+
+
+def named(name: str) -> Schema:
+    """One of :data:`SCHEMAS`."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def record(required: Iterable[str] = (), **properties: Schema) -> Schema:
+    """An object."""
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+_NUMBERS: dict[str, Schema] = {
+    name: {"type": ["number", "null"], "minimum": low, "maximum": high} for name, (low, high, _) in NUMBERS.items()
+}
+_STOP = listed({"type": "string", "minLength": 1}, maxItems=MAX_STOP_STRINGS)
+_SAMPLED: dict[str, Schema] = _NUMBERS | {
+    "model": TEXT,
+    "top_k": whole(-1, INTEGERS["top_k"][1]),
+    "seed": whole(*INTEGERS["seed"]),
+    "stop": either({"type": "null"}, {"type": "string"}, _STOP),
+    "logit_bias": OBJECT
+    | {
+        "propertyNames": {"pattern": "^[0-9]+$"},
+        "additionalProperties": {"type": "number", "minimum": -MAX_LOGIT_BIAS, "maximum": MAX_LOGIT_BIAS},
+    },
+    "ignore_eos": BOOLEAN,
+    "max_tokens": whole(0, INTEGERS["max_tokens"][1]),
+    "n": whole(1, _LIMITS.choices),
+    "stream": BOOLEAN,
+    "stream_options": either({"type": "null"}, record(include_usage=BOOLEAN, continuous_usage_stats=BOOLEAN)),
+    "priority": whole(-MOST_PRIORITY, MOST_PRIORITY),
+}
+_ID: Schema = {"type": "integer", "minimum": 0}
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+_MESSAGES = listed(named("Message"), minItems=1)
+_ANSWER = ("id", "object", "created", "model", "choices", "usage")
+
+SCHEMAS: dict[str, Schema] = {
+    "Error": record(["error"], error=record(["message", "type", "param", "code"], message={"type": "string"})),
+    "Usage": record(["prompt_tokens", "completion_tokens", "total_tokens"]),
+    "Message": record(
+        ["role"],
+        role={"enum": _ROLES},
+        content=either({"type": "null"}, {"type": "string"}, listed(record(["type", "text"], text={"type": "string"}))),
+        name=TEXT,
+        tool_call_id=TEXT,
+        tool_calls=either({"type": "null"}, listed({"type": "object"})),
+        reasoning=TEXT,
+        reasoning_content=TEXT,
+    ),
+    "CompletionRequest": record(
+        ["prompt"],
+        **_SAMPLED,
+        prompt=either(_TEXT, listed(either(_TEXT, _ID, listed(_ID, minItems=1)), minItems=1, maxItems=_LIMITS.prompts)),
+        echo=BOOLEAN,
+        logprobs=whole(*INTEGERS["logprobs"]),
+        best_of=whole(1, _LIMITS.choices),
+        add_special_tokens=BOOLEAN,
+    ),
+    "Completion": record(_ANSWER, object={"const": "text_completion"}, usage=named("Usage")),
+    "ChatRequest": record(
+        ["messages"],
+        **_SAMPLED,
+        messages=_MESSAGES,
+        max_completion_tokens=whole(1, INTEGERS["max_tokens"][1]),
+        logprobs=BOOLEAN,
+        top_logprobs=whole(0, _LIMITS.top_logprobs),
+        chat_template_kwargs=OBJECT,
+        add_generation_prompt=BOOLEAN,
+        modalities=either({"type": "null"}, listed({"const": "text"})),
+        response_format=OBJECT,
+        tools=either({"type": "null"}, listed({"type": "object"})),
+        tool_choice=either(TEXT, {"type": "object"}),
+        parallel_tool_calls=BOOLEAN,
+        reasoning_effort=TEXT,
+    ),
+    "Chat": record(_ANSWER, object={"const": "chat.completion"}, usage=named("Usage")),
+    "TokenizeRequest": record(
+        model=TEXT,
+        prompt=TEXT,
+        content=TEXT,
+        messages=either({"type": "null"}, _MESSAGES),
+        add_special_tokens=BOOLEAN,
+        add_special=BOOLEAN,
+        add_generation_prompt=BOOLEAN,
+        return_token_strs=BOOLEAN,
+        chat_template_kwargs=OBJECT,
+    ),
+    "DetokenizeRequest": record(model=TEXT, tokens=listed(_ID)),
+}
+
+# path, method, what it does, body, reply, whether it may be a stream of events
+OPERATIONS: tuple[tuple[str, str, str, str | None, str | None, bool], ...] = (
+    ("/v1/completions", "post", "Go on with texts or token ids.", "CompletionRequest", "Completion", True),
+    ("/v1/chat/completions", "post", "Answer a conversation.", "ChatRequest", "Chat", True),
+    ("/v1/models", "get", "The model, by its names.", None, None, False),
+    ("/v1/models/{id}", "get", "The model.", None, None, False),
+    ("/tokenize", "post", "Token ids of a text or a conversation.", "TokenizeRequest", None, False),
+    ("/detokenize", "post", "The text of token ids.", "DetokenizeRequest", None, False),
+    ("/tokenizer_info", "get", "Special tokens, chat template.", None, None, False),
+    ("/health", "get", "Whether the server is alive; needs no key.", None, None, False),
+    ("/ready", "get", "Whether it answers; needs no key.", None, None, False),
+    ("/version", "get", "The version of isobit.", None, None, False),
+    ("/metrics", "get", "Counters and gauges for Prometheus.", None, None, False),
+    ("/v1/isobit/status", "get", "The model, its plan, and how busy the server is.", None, None, False),
+    ("/openapi.json", "get", "This description.", None, None, False),
+)
+_ALWAYS = (401, 403, 421, 431)
+_BODY = (400, 404, 413, 415, 500, 503)
+_MORE = {"/v1/models/{id}": (404,), "/ready": (503,)}
+
+
+def document() -> dict[str, Any]:
+    """All of it."""
+    paths: dict[str, dict[str, Any]] = {}
+    for path, method, *rest in OPERATIONS:
+        paths.setdefault(path, {})[method] = _operation(path, method, *rest)  # type: ignore[arg-type]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "isobit serve",
+            "version": "1",
+            "description": "A model over HTTP, as OpenAI's clients ask for it; docs/serving.md says what fields do.",
+        },
+        "security": [{}, {"key": []}],
+        "paths": paths,
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}, "schemas": SCHEMAS},
+    }
+
+
+def _operation(path: str, method: str, summary: str, body: str | None, reply: str | None, stream: bool) -> Schema:
+    kind = "text/plain" if path == "/metrics" else "application/json"
+    content: Schema = {kind: {"schema": named(reply) if reply else {}}}
+    if stream:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    error = {"description": "What is wrong.", "content": {"application/json": {"schema": named("Error")}}}
+    codes = sorted({*_ALWAYS, *(_BODY if body else ()), *_MORE.get(path, ())})
+    found: Schema = {
+        "summary": summary,
+        "operationId": f"{method}{path.replace('/', '_').replace('{', '').replace('}', '')}",
+        "responses": {"200": {"description": "Done.", "content": content}} | {str(code): error for code in codes},
+    }
+    if body:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": named(body)}}}
+    if "{id}" in path:
+        found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if path in ("/health", "/ready"):
+        found["security"] = []
+    return found
