@@ -62,14 +62,14 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def bound(name: str, n: int, k: int) -> cpu.CpuLinear:
+def bound(name: str, n: int, k: int, alike: bool = False) -> cpu.CpuLinear:
     row, bias = scheme(name), normal(n, seed=1)
     if row.weights is None:
         assert row.dtype is not None
-        return cpu.bind(normal(n, k).to(getattr(torch, row.dtype)), None, None, bias)
+        return cpu.bind(normal(n, k).to(getattr(torch, row.dtype)), None, None, bias, alike=alike)
     weight = quantize_weight(normal(n, k), row.weights, search="absmax", scale_dtype=torch.bfloat16)
     static = None if row.activations is None or row.activations.dynamic else torch.tensor([0.01])
-    return cpu.bind(weight, row.activations, static, bias)
+    return cpu.bind(weight, row.activations, static, bias, alike=alike)
 
 
 @pytest.mark.parametrize("name", [*ROUNDED, "w4a8-g256", *KEPT])
@@ -88,6 +88,24 @@ def test_a_row_is_the_same_among_any_number_of_others(name: str) -> None:
                     assert m > most or torch.equal(run(x[:m]), alone[:m]), (k, m)
         finally:
             cpu_library.set_threads(before)
+
+
+@pytest.mark.parametrize("name", [*KEPT, "w4a8", "w4a8-g64", "w4a8-g96", "fp8-block"])
+def test_where_it_is_asked_for_any_number_of_rows_is_alike(name: str) -> None:
+    group = scheme(name).weights.group if scheme(name).weights else None  # type: ignore[union-attr]
+    for k in (1280, 1152) if group or name == "fp8-block" else (1280, 1001, 4224):
+        if k % (group or 1):
+            continue
+        run, usual = bound(name, 70, k, alike=True), bound(name, 70, k)
+        x = normal(max(ROWS), k, seed=3)
+        x[5] *= 1e-3
+        x[5, ::7] *= 1e6  # a row that is not written in digits
+        alone = torch.cat([run(x[at : at + 1]) for at in range(len(x))])
+        assert torch.equal(alone, torch.cat([usual(x[at : at + 1]) for at in range(len(x))])), "few rows are as ever"
+        for m in ROWS:
+            assert torch.equal(run(x[:m]), alone[:m]), (k, m)
+        together = cpu.linears([run, bound(name, 33, k, alike=True), usual], x)
+        assert torch.equal(together[0], alone)
 
 
 # Heads of every kind: one query head for each of keys, scores then added up by lanes; several; norms; windows.

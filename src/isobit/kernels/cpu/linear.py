@@ -43,6 +43,7 @@ class _Struct(ctypes.Structure):
         ("block_rows", _SIZE),
         ("row_bytes", _SIZE),
         ("scale_format", _INT),
+        ("alike", _INT),
         ("codes", _POINTER),
         ("scales", _POINTER),
         ("zeros", _POINTER),
@@ -109,6 +110,7 @@ def bind(
     bias: Tensor | None,
     *,
     keep_values: bool = False,
+    alike: bool = False,
 ) -> CpuLinear:
     """Binds a weight to the kernels; the registry's row says which formats they take.
 
@@ -118,6 +120,7 @@ def bind(
         input_scale: float32 ``[1]`` for static activations.
         bias: ``[N]``.
         keep_values: of no effect: weights are never kept decoded.
+        alike: a row of activations gives the same bits in any number of rows, also where activations are not rounded.
 
     Raises:
         Unsupported: the weight holds codes that the kernels do not decode, or is of a dtype that they do not know.
@@ -127,7 +130,7 @@ def bind(
     check_linear(weight, activations, input_scale, bias)
     if (weight.codes if isinstance(weight, QTensor) else weight).device.type != "cpu":
         raise FormatError(f"a linear of shape {list(weight.shape)}: the CPU kernels read this machine's memory")
-    struct = _Struct(n=weight.shape[0], k=weight.shape[1])
+    struct = _Struct(n=weight.shape[0], k=weight.shape[1], alike=alike)
     if activations is not None:
         struct.activations = ACTIVATIONS[element(activations.element).name]
         struct.activation_group = activations.group or 0

@@ -149,7 +149,8 @@ Rows lay_out(const Isa &isa, const isobit_linear &w, const Layout &l, const floa
 // Whether two linears of one input take the same rounded and laid out activations.
 bool alike(const isobit_linear &a, const isobit_linear &b) {
     return a.k == b.k && a.format == b.format && a.activations == b.activations && a.group == b.group &&
-           a.activation_group == b.activation_group && a.input_scale == b.input_scale && !a.zeros == !b.zeros;
+           a.activation_group == b.activation_group && a.input_scale == b.input_scale && !a.zeros == !b.zeros &&
+           a.alike == b.alike;
 }
 
 // Groups that are no whole blocks of 16 lanes, such as int3's of 40, are decoded faster with 8: a row of copied tails

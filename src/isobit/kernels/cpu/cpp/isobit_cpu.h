@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 2
+#define ISOBIT_CPU_ABI 3
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -55,6 +55,7 @@ typedef struct {
     int64_t block_rows;         // rows that share a scale; 1: each has its own; 0: one scale for the whole matrix
     int64_t row_bytes;          // distance of rows in `codes`
     int32_t scale_format;       // ISOBIT_F32, ISOBIT_BF16 or ISOBIT_F16
+    int32_t alike;              // 1: a row gives the same bits for any number of rows, also where activations are not rounded
     const void *codes;
     const void *scales;         // [ceil(n / block_rows) or 1, ceil(k / group) or 1]; NULL for F32, BF16, F16
     const uint8_t *zeros;       // same shape, for UINT4, else NULL

@@ -79,11 +79,18 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
     return smaller(W >= 16 ? 256 : 32, cached < 12 ? 12 : cached);
 }
 
+// Whether products with many rows add up in another order than those with few, where a row must give the same bits with both:
+// then all rows are few. Formats of 8 bits and more have an order for both (many_chains).
+inline bool only_few(const isobit_linear &w, Kind few) {
+    if (!w.alike || bits_of(w.format) >= 8) return false;
+    return few != Kind::INT4_INT8 || w.group % (8 * W);
+}
+
 Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     Layout l{};
     l.wide = is_wide(w);
     l.kind = kind_of(w, false, l.wide, digits);
-    l.many = m > few_rows(w, l.kind);
+    l.many = m > few_rows(w, l.kind) && !only_few(w, l.kind);
     if (l.many) l.kind = kind_of(w, true, l.wide, digits);
     l.group = w.group ? w.group : w.k;
     l.groups = (w.k + l.group - 1) / l.group;
@@ -147,8 +154,8 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
             return with_decoder(w.format, l, [&](auto d) {
                 typedef decltype(d) D;
                 // What is rounded next must not depend on how many rows there are.
-                if constexpr (D::bits == 8)
-                    if (w.activations) return many_chains<D>(w, l, rows, m, begin, end, out);
+                if constexpr (D::bits >= 8)
+                    if (w.alike || (w.activations && D::bits == 8)) return many_chains<D>(w, l, rows, m, begin, end, out);
                 many_rows<FloatPanels<D>>(w, l, rows, m, begin, end, out);
             });
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);
