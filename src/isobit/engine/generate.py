@@ -68,17 +68,26 @@ def load_generator(
     *,
     prefix_cache: bool = False,
     kv_cache: str = "auto",
+    batch_invariant: bool = False,
 ) -> Generator:
     """Load a checkpoint folder for one answer after the other; takes and raises what :func:`load_llm` does.
 
     Nothing is kept from one answer for the next unless that is asked for: the same prompt gives the same answer.
     """
-    return Generator(load_llm(path, dtype, device, prefix_cache=prefix_cache, kv_cache=kv_cache))
+    return Generator(
+        load_llm(path, dtype, device, prefix_cache=prefix_cache, kv_cache=kv_cache, batch_invariant=batch_invariant)
+    )
 
 
 @shortages()
 def load_llm(
-    path: str | Path, dtype: str | None = None, device: str = "cpu", *, kv_cache: str = "auto", **options: Any
+    path: str | Path,
+    dtype: str | None = None,
+    device: str = "cpu",
+    *,
+    kv_cache: str = "auto",
+    batch_invariant: bool = False,
+    **options: Any,
 ) -> LLM:
     """Load a checkpoint folder, quantized or not.
 
@@ -87,6 +96,7 @@ def load_llm(
         dtype: what activations are computed in: "float32" (the default on a CPU), "bfloat16" or "float16".
         device: "cpu" or "cuda".
         kv_cache: what keys and values are stored as: "auto", "bf16", "f16", "fp8", "fp8-e5m2" or "int8".
+        batch_invariant: tokens and logprobs are the same bits whatever comes beside them.
         options: of :class:`isobit.engine.llm.LLM`.
 
     Raises:
@@ -97,7 +107,7 @@ def load_llm(
     from isobit.models.weights import load_model
 
     tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
-    model = load_model(path, dtype=dtype, device=device, kv_cache=kv_cache)
+    model = load_model(path, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant)
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()
         torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isobit.errors import Unsupported
 from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
@@ -30,6 +31,7 @@ def bind(
     bias: Tensor | None,
     *,
     keep_values: bool = False,
+    alike: bool = False,
 ) -> ReferenceLinear:
     """A function ``[..., K] -> [..., N]`` for one weight.
 
@@ -39,11 +41,17 @@ def bind(
         input_scale: float32 ``[1]`` for static activations.
         bias: ``[N]``.
         keep_values: decode the weight once and keep it in float32 instead of decoding it at every call.
+        alike: that a row gives the same bits in any number of rows cannot be had here.
 
     Raises:
+        Unsupported: it was asked for all the same.
         FormatError: shapes, dtypes or devices do not fit together.
     """
     check_linear(weight, activations, input_scale, bias)
+    if alike:
+        raise Unsupported(
+            "a batch-invariant linear", ["the order of PyTorch's sums depends on how many tokens come at once"]
+        )
     if not isinstance(weight, QTensor):
         return ReferenceLinear(weight, None, bias)
     rounder = None if activations is None else ReferenceRounding(activations, input_scale)

@@ -30,12 +30,15 @@ class Place:
         tensors: where its tensors are.
         machine: the GPU and whose lowering runs on it; None on a CPU.
         workspace: memory that the kernels of one model share; None on a CPU.
+        alike: whether a token's numbers are the same bits whatever comes beside it (batch-invariant): kernels that
+            cannot promise that are refused.
     """
 
     device: str = "cpu"
     tensors: torch.device = torch.device("cpu")
     machine: Machine | None = None
     workspace: Workspace | None = None
+    alike: bool = False
 
     @property
     def target(self) -> Target | None:
@@ -45,7 +48,8 @@ class Place:
     @property
     def options(self) -> dict[str, Any]:
         """What the binders of this device take besides."""
-        return {} if self.machine is None else {"machine": self.machine, "workspace": self.workspace}
+        found: dict[str, Any] = {"alike": True} if self.alike else {}
+        return found if self.machine is None else {**found, "machine": self.machine, "workspace": self.workspace}
 
     def tensor(self, value: Tensor) -> Tensor:
         """A tensor here."""
@@ -69,7 +73,7 @@ class Place:
         return activation_dtype(self.target, stored if stored in ("bfloat16", "float16") else "bfloat16")
 
 
-def place(device: str = "cpu", lowering: str | None = None) -> Place:
+def place(device: str = "cpu", lowering: str | None = None, *, alike: bool = False) -> Place:
     """The place called ``device``.
 
     Triton's interpreter (TRITON_INTERPRET=1) runs what is written for ``cuda`` on the CPU: a lowering must be named.
@@ -78,6 +82,7 @@ def place(device: str = "cpu", lowering: str | None = None) -> Place:
         device: ``cpu`` or ``cuda``.
         lowering: a target whose lowering is to run on this machine's GPU, which may be of a newer generation; None for
             the GPU's own.
+        alike: see :class:`Place`.
 
     Raises:
         UsageError: there is no such device, or a lowering is named for a CPU.
@@ -88,20 +93,20 @@ def place(device: str = "cpu", lowering: str | None = None) -> Place:
     if device == "cpu":
         if lowering is not None:
             raise UsageError(f"the lowering of {lowering} runs on a GPU: add --device cuda")
-        return Place()
+        return Place(alike=alike)
     if lowering is not None and lookup(lowering).backend is None:
         raise UsageError(f"{lowering} is no GPU that kernels are compiled for")
     if os.environ.get("TRITON_INTERPRET") == "1":
         if lowering is None:
             raise UsageError("under Triton's interpreter there is no GPU: name a lowering")
-        return _on(device, torch.device("cpu"), lookup(lowering))
+        return _on(device, torch.device("cpu"), lookup(lowering), alike)
     if not torch.cuda.is_available():
         why = "PyTorch is built for CPUs only" if torch.version.cuda is None else "PyTorch sees none"
         raise Unsupported(
             "running on a GPU", [why], "run on the CPU (--device cpu); `isobit doctor` says what is missing"
         )
-    return _on(device, torch.device("cuda"), lookup(lowering) if lowering else None)
+    return _on(device, torch.device("cuda"), lookup(lowering) if lowering else None, alike)
 
 
-def _on(device: str, tensors: torch.device, target: Target | None) -> Place:
-    return Place(device, tensors, card.machine(target), Workspace(tensors))
+def _on(device: str, tensors: torch.device, target: Target | None, alike: bool) -> Place:
+    return Place(device, tensors, card.machine(target), Workspace(tensors), alike)

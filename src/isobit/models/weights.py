@@ -44,6 +44,7 @@ def load_model(
     device: str = "cpu",
     lowering: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool = False,
 ) -> Decoder:
     """Loads a checkpoint, quantized or not.
 
@@ -58,18 +59,20 @@ def load_model(
         device: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what keys and values are stored as (:data:`isobit.formats.caches.CACHE_FORMATS`).
+        batch_invariant: a token's numbers are the same bits whatever comes beside it (docs/numerics.md, section 9).
 
     Raises:
         CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.
         ModelError: the architecture or a setting is not implemented.
         UsageError: an unknown dtype or device.
-        Unsupported: there is no such GPU, it has no kernel for these formats, or the cache cannot have this one.
+        Unsupported: there is no such GPU, it has no kernel for these formats (or none that is batch-invariant), or the
+            cache cannot have this one.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; activations are computed in {', '.join(DTYPES)}")
     stored = cache_format(kv_cache)
     ck = source if isinstance(source, Checkpoint) else Checkpoint.open(Path(source))
-    where = place(device, lowering)
+    where = place(device, lowering, alike=batch_invariant)
     found = contents(ck)
     chosen = DTYPES[dtype or where.default_dtype(found.config.dtype)]
     stored.require(dtype_name(chosen))
@@ -100,9 +103,12 @@ class _Loader:
         head = self._head(table)
         self._require_all_used()
         embedding = Embedding(table.weight, self.dtype, self.config.embedding_factor)
-        return Decoder(
+        made = Decoder(
             self.config, embedding, layers, norm, head, self.dtype, self.place, self.found.notes, self.stored
         ).eval()
+        if self.place.alike:
+            made.layer_ops  # noqa: B018 - chosen now: what cannot be had is refused before anything is computed
+        return made
 
     def _layer(self, number: int, spec: LayerSpec) -> Layer:
         parts: dict[str, nn.Module] = {}

@@ -18,6 +18,7 @@ from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.run import Float32Product, LibraryProduct, Run
+from isobit.kernels.gpu.tiles import ALIKE_ROWS, FEW, NARROW
 from isobit.kernels.gpu.variant import FLOATS, HALVES, Variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.rounded import Rounded
@@ -37,6 +38,7 @@ def bind(
     machine: Machine | None = None,
     workspace: Workspace | None = None,
     out_dtype: torch.dtype | None = None,
+    alike: bool = False,
 ) -> BoundLinear:
     """A function ``[..., K] -> [..., N]`` for one weight on a GPU.
 
@@ -50,6 +52,7 @@ def bind(
         machine: the machine instead, where it is known already.
         workspace: shared with the other linears of a model; one of its own if None.
         out_dtype: dtype of the result; None for that of the input.
+        alike: a token gives the same bits beside any number of others: one row, whose sums have one order, runs all.
 
     Raises:
         Unsupported: no kernel takes these formats on the target; has every reason.
@@ -62,7 +65,7 @@ def bind(
         raise Unsupported(f"a linear with {spec or 'plain'} weights and {activations or 'plain'} activations", [reason])
     machine = machine or card.machine(target)
     held = Held(weight, activations, input_scale, bias, imagined=machine.recorder is not None)
-    return BoundLinear(held, machine, workspace or Workspace(held.device), out_dtype)
+    return BoundLinear(held, machine, workspace or Workspace(held.device), out_dtype, alike=alike)
 
 
 class BoundLinear:
@@ -74,12 +77,21 @@ class BoundLinear:
         workspace: memory that it writes to between its launches.
     """
 
-    def __init__(self, held: Held, machine: Machine, workspace: Workspace, out_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        held: Held,
+        machine: Machine,
+        workspace: Workspace,
+        out_dtype: torch.dtype | None,
+        *,
+        alike: bool = False,
+    ) -> None:
         self.held, self.machine, self.workspace, self.out_dtype = held, machine, workspace, out_dtype
+        self.alike = alike
         self._runs: dict[tuple[int, torch.dtype], Float32Product | LibraryProduct | Run] = {}
         self._classes: dict[int, int] = {}  # of numbers of tokens: every call asks, and finding one goes over all rows
         self._arrange_for_16_bits()
-        workspace.reserve(*_needs(held.matrix(), held.activations, machine))
+        workspace.reserve(*_needs(held.matrix(), held.activations, machine, alike))
 
     @property
     def weight(self) -> QTensor | Tensor:
@@ -91,7 +103,7 @@ class BoundLinear:
         operands = self.held.operands
         if operands is None or operands.element.bits == 8:
             return
-        row, _ = self._pick("float16", 1)
+        row, _ = self._pick("float16", FEW if self.alike else 1)
         if row is not None:
             operands.arrange(self.held.unit(row, self.machine.target))
 
@@ -132,7 +144,7 @@ class BoundLinear:
 
     def _run(self, tokens: int, dtype: torch.dtype) -> Float32Product | LibraryProduct | Run:
         if tokens not in self._classes:
-            self._classes[tokens] = selection.size_class(tokens)
+            self._classes[tokens] = (selection.alike_class if self.alike else selection.size_class)(tokens)
         key = (self._classes[tokens], dtype)
         if key not in self._runs:
             row, operands = self.variant(tokens, dtype), self.held.operands
@@ -159,8 +171,14 @@ class BoundLinear:
         """
         spec = self.held.spec
         if spec is None and dtype == torch.float32:
+            if self.alike:
+                raise Unsupported(
+                    f"a batch-invariant linear with plain weights in float32 on {self.machine.target.name}",
+                    ["PyTorch runs it, whose sums depend on how many tokens come at once"],
+                    "compute in bfloat16 or float16",
+                )
             return None
-        row, refusals = self._pick(_name(dtype), tokens)
+        row, refusals = self._pick(_name(dtype), FEW if self.alike else tokens)
         if row is not None:
             return row
         what = f"a linear with {spec or 'plain'} weights and {self.held.activations or 'plain'} activations"
@@ -180,12 +198,13 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _needs(matrix: Matrix, activations: ActSpec | None, machine: Machine) -> tuple[int, int]:
+def _needs(matrix: Matrix, activations: ActSpec | None, machine: Machine, alike: bool = False) -> tuple[int, int]:
     """The most bytes of workspace and counters that a weight's kernels ask for at once, for 16-bit activations."""
     needs = [(0, 0)]
     for dtype in HALVES:
-        for tokens in map(selection.size_class, selection.sizes()):
-            row, _ = selection.pick(matrix.spec, activations, dtype, tokens, machine.target, matrix)
+        for tokens in (NARROW, FEW, ALIKE_ROWS) if alike else map(selection.size_class, selection.sizes()):
+            asked = FEW if alike else tokens
+            row, _ = selection.pick(matrix.spec, activations, dtype, asked, machine.target, matrix)
             if row is not None:
                 needs.append(workspace_needs(row, Call(matrix, dtype, tokens), machine))
     return max(nbytes for nbytes, _ in needs), max(counters for _, counters in needs)

@@ -10,7 +10,15 @@ from isobit.kernels.gpu.before_tiles import whole_token
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
 from isobit.kernels.gpu.machine import Machine
-from isobit.kernels.gpu.tiles import NARROW, Config, Constant, stages_that_fit, takes_narrow_tiles
+from isobit.kernels.gpu.tiles import (
+    ALIKE_TILE,
+    FEW,
+    NARROW,
+    Config,
+    Constant,
+    stages_that_fit,
+    takes_narrow_tiles,
+)  # fmt: skip
 from isobit.kernels.gpu.variant import Variant
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
@@ -53,12 +61,33 @@ def _scalar(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
 
 def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     constants = _common(row, call, machine, config)
-    if row.family == "few" and call.tokens <= NARROW and takes_narrow_tiles(machine.target):
-        constants["BLOCK_M"] = NARROW
+    if row.family == "few":
+        constants["BLOCK_M"] = _tokens_of_tile(call, machine, int(constants["BLOCK_M"] or 1))
     if constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call.matrix, machine, config)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
-    return replace(finished, num_stages=stages_that_fit(finished))
+    stages = stages_that_fit(finished)
+    wide = row.family == "few" and constants["BLOCK_M"] == ALIKE_TILE
+    return replace(finished, num_stages=min(stages, _deepest(finished, machine)) if wide else stages)
+
+
+def _tokens_of_tile(call: Call, machine: Machine, usual: int) -> int:
+    """Columns of a tile of few tokens. They do not meet: the bits of a token are the same in a tile of any width."""
+    if call.tokens <= NARROW and takes_narrow_tiles(machine.target):
+        return NARROW
+    if call.tokens > FEW and machine.target.unit("float16", "float16") is not None:
+        return ALIKE_TILE
+    return usual
+
+
+def _deepest(config: Config, machine: Machine) -> int:
+    """Stages of the pipeline that fit the shared memory of a multiprocessor in tiles wider than the row's own."""
+    constants = config.constexprs
+    step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
+    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
+    bytes_x = _SIZES.get(config.signature["x"], 1)
+    stage = step * (int(constants["BLOCK_N"] or 1) * bits // 8 + ALIKE_TILE * bytes_x)
+    return max(1, min(config.num_stages, machine.shared_memory // stage))
 
 
 def _lanes(row: Variant, call: Call, machine: Machine, config: Config) -> Config:

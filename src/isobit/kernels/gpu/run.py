@@ -16,7 +16,7 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.operands import Operands
 from isobit.kernels.gpu.prepare import Narrowed, Widened
 from isobit.kernels.gpu.rounding import Rounding
-from isobit.kernels.gpu.tiles import NATIVE
+from isobit.kernels.gpu.tiles import ALIKE_ROWS, NATIVE
 from isobit.kernels.gpu.variant import Variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.rounded import Rounded
@@ -63,7 +63,7 @@ class Run:
     """A linear on a row that isobit compiles, which the weight fits."""
 
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine, room: Workspace) -> None:
-        self.held, self.row, self.room = held, row, room
+        self.held, self.row, self.room, self.call = held, row, room, call
         self.rounding = _rounding(held, row, machine)
         self.arguments = _weight_arguments(held, row, call, machine)
         self.widened = None if row.widen is None else Widened(held, row.widen, row.operand, call, machine, room)
@@ -83,7 +83,13 @@ class Run:
             x, arguments["token_scale"] = self.narrowed(x)
         if self.widened is not None:
             arguments["w"] = self.widened()
-        self._launch(x, y, arguments)
+        if self.call.tokens != ALIKE_ROWS or len(x) <= ALIKE_ROWS:
+            self._launch(x, y, arguments)
+            return
+        for begin in range(0, len(x), ALIKE_ROWS):  # the bits of a row do not depend on where it is cut
+            part = slice(begin, begin + ALIKE_ROWS)
+            scales = {"token_scale": arguments["token_scale"][part]} if self.rounding is not None else {}
+            self._launch(x[part], y[part], {**arguments, **scales})
 
     def _launch(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> None:
         tokens, constants = x.shape[0], self.config.constexprs

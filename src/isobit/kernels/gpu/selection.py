@@ -6,7 +6,7 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.gpu.fits import Matrix, misfit
 from isobit.kernels.gpu.rows import VARIANTS
-from isobit.kernels.gpu.tiles import BLOCK, NARROW
+from isobit.kernels.gpu.tiles import ALIKE_ROWS, BLOCK, FEW, NARROW
 from isobit.kernels.gpu.variant import Variant, has_halves
 from isobit.targets.spec import Target
 
@@ -46,6 +46,11 @@ def size_class(tokens: int) -> int:
     firsts = sizes()
     lasts = sorted({NARROW, *(first - 1 for first in firsts[1:])})
     return next((last for last in lasts if tokens <= last), firsts[-1])
+
+
+def alike_class(tokens: int) -> int:
+    """The same where a token's bits must not depend on how many there are: narrower tiles of one row, no other row."""
+    return next((last for last in (NARROW, FEW) if tokens <= last), ALIKE_ROWS)
 
 
 def candidates(

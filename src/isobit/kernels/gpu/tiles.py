@@ -22,6 +22,9 @@ Constant = int | float | bool | str | None
 # measured.
 NARROW = 8
 FEW = 16
+# Where a token's bits must not depend on how many there are, the rows of few tokens run them all: tiles of ALIKE_TILE
+# where there are more than FEW, and this many at a time, which bounds the memory of split sums. Not measured.
+ALIKE_TILE, ALIKE_ROWS = 64, 512
 # Tokens from which weights widened once per call are chosen. On an H200, K = N = 4096 (gpu_linear.csv, crossover): 1024
 # tokens of int4 take 71 us widened and 98 us decoded in registers, 512 tokens 67 and 50 us; its sm_86 lowering 104 and
 # 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:

@@ -39,7 +39,7 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
 def make(place: Place) -> LayerOps:
     """The kernels of the GPU at a place, which share the workspace of its linears."""
     assert place.machine is not None and place.workspace is not None
-    kernels = GpuLayer(place.machine, place.workspace)
+    kernels = GpuLayer(place.machine, place.workspace, alike=place.alike)
 
     def norm(x: Tensor, weight: Tensor, eps: float, readers: Readers) -> Activations:
         return kernels.norm(x, weight, eps, _rounding(readers, x))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isobit.formats.caches import CacheFormat
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.batch import Span
-from isobit.models.config import Activation
+from isobit.models.config import Activation, LayerSpec
+from isobit.models.place import Place
 from isobit.models.rope import rotate
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
 
@@ -102,7 +104,11 @@ def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> 
     return _ACTIVATIONS[activation](gate) * up
 
 
+def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
+    return "the order of PyTorch's sums depends on how many tokens come at once" if place.alike else None
+
+
 _OPS = LayerOps(
     "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=project, attend=attend,
 )  # fmt: skip
-ROW = LayerRow("reference", 0, accepts=lambda dtype, place, layers, stored: None, make=lambda place: _OPS)
+ROW = LayerRow("reference", 0, accepts=_accepts, make=lambda place: _OPS)
