@@ -27,7 +27,7 @@ def linears() -> Iterator[tuple[str, str, bool]]:
     """In tiles of one width any numbers. In tiles of several widths those whose sums have no rounding.
 
     NumPy's products, which the interpreter takes, may add up in another order when a matrix is wider. On a GPU columns
-    of a tile do not meet (tests/gpu/test_batch_invariant.py).
+    of a tile do not meet (tests/gpu/test_alike_on_gpu.py).
     """
     generator = torch.Generator().manual_seed(1)
     for name in SCHEMES:
