@@ -143,17 +143,17 @@ def measure(folder: Path, scheme: str, what: Wanted) -> None:
 def figures(found: Any, folder: Path, scheme: str, what: Wanted) -> dict[str, object]:
     """The columns of a measured case."""
     cost = planned(folder, scheme, what, found.case)
-    read = cost.step_bytes / found.step
+    read, decodes = cost.step_bytes / found.step, found.case.new > 2  # a prompt alone has no step to speak of
     return {
-        "tok_s": round(found.decode, 1),
-        "step_ms": round(1e3 * found.step, 4),
-        "host_us": "" if found.host is None else round(1e6 * found.host, 1),
-        "share": round(read / found.bandwidth, 3),
+        "tok_s": round(found.decode, 1) if decodes else "",
+        "step_ms": round(1e3 * found.step, 4) if decodes else "",
+        "host_us": "" if found.host is None or not decodes else round(1e6 * found.host, 1),
+        "share": round(read / found.bandwidth, 3) if decodes else "",
         "read_tb_s": round(found.bandwidth / 1e12, 4),
         "all_tok_s": round(found.whole, 1),
         "first_token_ms": round(1e3 * found.first_token, 2),
         "prefill_tok_s": round(found.prefill, 1),
-        "planned_tok_s": round(cost.decode, 1),
+        "planned_tok_s": round(cost.decode, 1) if decodes else "",
         "planned_prefill_tok_s": round(cost.prefill, 1),
     }
 

@@ -93,7 +93,8 @@ def test_the_engine(tmp_path: Path) -> None:
     assert [(row["part"], row["batch"], row["prompt"]) for row in found] == [
         ("batch", "1", "8"), ("batch", "2", "8"), ("behind", "1", "64"), ("prefill", "2", "64"),
     ]  # fmt: skip
-    for row in found:
+    assert float(found[3]["prefill_tok_s"]) > 0 and found[3]["tok_s"] == ""
+    for row in found[:3]:
         step, host = float(row["step_ms"]), float(row["host_us"])
         assert float(row["tok_s"]) == pytest.approx(1e3 * int(row["batch"]) / step, rel=0.01)
         assert 0 < host < 1e3 * step and float(row["share"]) > 0 and float(row["planned_tok_s"]) > 0

@@ -107,6 +107,7 @@ class Engine:
 
     Attributes:
         made: what steps have made and nobody has taken yet, the oldest first.
+        waited: seconds in which nothing was done but to wait for a device's tokens, on a runner that works ahead.
 
     Raises:
         CapacityError: there is no memory for the cache.
@@ -137,6 +138,7 @@ class Engine:
         self._flights: deque[Flight] = deque()  # the steps under way, the oldest first
         self._lost = False  # whether a step that was not started to its end may have written over what the last chose
         self._watch = Stopwatch()
+        self.waited = 0.0
 
     @property
     def unfinished(self) -> bool:
@@ -256,11 +258,13 @@ class Engine:
     def _land(self) -> None:
         """The tokens of the oldest step under way are counted."""
         flight = self._flights[0]
+        began = time.perf_counter()
         try:
             choices = flight.pending.choices()
         except Exception:
             self._cancel()
             raise
+        self.waited += time.perf_counter() - began
         with uninterrupted():
             self._flights.popleft()
             self._lost = False

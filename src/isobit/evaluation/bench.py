@@ -120,26 +120,35 @@ class Waiting:
         del self.model.forward  # the class's own again
 
 
+_TILES = ((2048, 8), (4096, 16), (8192, 4))  # (words at once, how often) of a program that reads
+
+
 class GpuReader:
     """Reads a GPU's memory and does nothing else."""
 
     def __init__(self, device: torch.device, nbytes: int = GPU_BUFFER_BYTES) -> None:
         free = torch.cuda.mem_get_info(device)[0]
-        self._buffer = torch.zeros(max(1 << 20, min(nbytes, free // 4)) // 4, dtype=torch.int32, device=device)
+        unit = 4 * max(size * steps for size, steps in _TILES)
+        count = max(1, min(nbytes, free // 4) // unit)
+        self._buffer = torch.zeros(count * unit // 4, dtype=torch.int32, device=device)
+        programs = self._buffer.numel() // min(size * steps for size, steps in _TILES)
+        self._sink = torch.empty(programs, dtype=torch.int32, device=device)
         self.memory()
 
     def memory(self) -> float:
         """Bytes per second from memory: the best of a few runs."""
         size = self._buffer.numel() * 4
-        return max(size / seconds for seconds in self._runs(5))
+        return max(size / seconds for tile in _TILES for seconds in self._runs(*tile, count=5))
 
-    def _runs(self, count: int) -> Iterator[float]:
-        as_floats = self._buffer.view(torch.float32)
+    def _runs(self, size: int, steps: int, count: int) -> Iterator[float]:
+        from isobit.kernels.gpu.triton.read import read_all
+
+        programs = self._buffer.numel() // (size * steps)
         for _ in range(count):
             torch.cuda.synchronize()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
-            as_floats.max()
+            read_all[(programs,)](self._buffer, self._sink, SIZE=size, STEPS=steps, num_warps=8)
             end.record()
             end.synchronize()
             yield begin.elapsed_time(end) / 1e3
@@ -209,7 +218,7 @@ def _run(llm: LLM, prompts: list[list[int]], new: int) -> Round:
     model = llm.model
     assert isinstance(model, Decoder)
     params = SamplingParams(max_tokens=new, ignore_eos=True)
-    on_cpu = model.place.tensors.type == "cpu"
+    on_cpu, engine = model.place.tensors.type == "cpu", llm.engine
     times: list[tuple[float, float, int]] = []  # (seconds, of them waited, tokens) of each step
     first = prefill = 0.0
     waiting_for = set[int]()
@@ -218,7 +227,7 @@ def _run(llm: LLM, prompts: list[list[int]], new: int) -> Round:
         for prompt in prompts:
             waiting_for.add(llm.add(prompt, params))
         while llm.unfinished:
-            waited, before = waiting.seconds, now
+            waited, before = waiting.seconds if on_cpu else engine.waited, now
             pieces = llm.step()
             now = time.perf_counter()
             for id, piece in pieces:
@@ -230,8 +239,10 @@ def _run(llm: LLM, prompts: list[list[int]], new: int) -> Round:
             if not waiting_for and not prefill:
                 prefill, times = now - begin, []
                 continue
-            times.append((now - before, waiting.seconds - waited, len(pieces)))
+            waited = (waiting.seconds if on_cpu else engine.waited) - waited
+            times.append((now - before, waited, len(pieces)))
     whole = [(taken, waited) for taken, waited, tokens in times if tokens == len(prompts)]
     counted = whole[SETTLE_STEPS:] or whole or [(now - begin, 0.0)]
-    host = tuple(taken - waited for taken, waited in counted) if on_cpu else None
+    known = on_cpu or engine.scheduler.ahead > 0  # else the host's time and the device's are one
+    host = tuple(taken - waited for taken, waited in counted) if known else None
     return Round(tuple(taken for taken, _ in counted), host, first, prefill, now - begin)
