@@ -12,8 +12,10 @@ from dataclasses import replace
 import layer_oracle as oracle
 import torch
 import torch.nn.functional as F
+from interpreter_cases import LINEARS, weight
 
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.gpu.bind import BoundLinear, bind
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
@@ -146,7 +148,54 @@ def rounded(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> Itera
                     yield f"{what} {spec} {operand}", same
 
 
+def finished() -> Iterator[tuple[str, float]]:
+    """Residuals and gates in a linear's own launch, beside launches of their own."""
+    for name in ("f16", "fp8", "fp8-e5m2", "int8", "int4", "int4-asym", "int3", "fp8-block"):
+        for lowering in ("sm_86", "sm_75"):
+            bound, k = linear(name, lowering)
+            layer = GpuLayer(bound.machine, bound.workspace)
+            for tokens in (1, 3, 18):
+                x = torch.randn(tokens, k, generator=GENERATOR).half()
+                plain, residual = bound(x), torch.randn(tokens, bound.held.n, generator=GENERATOR).half()
+                label, added = f"{name} {lowering} {tokens}", bound(x, residual)
+                yield f"same: residual of {label}", 0.0 if torch.equal(added, residual + plain) else 1.0
+                row = bound.variant(tokens, x.dtype)
+                for activation in ("silu", "gelu_tanh"):
+                    gated = bound.gated(x, activation)
+                    if row is not None and row.family == "many":
+                        same = gated is None
+                    else:
+                        wanted = layer.gate(plain[:, ::2], plain[:, 1::2], activation)
+                        assert gated is not None and isinstance(wanted, torch.Tensor)
+                        same = torch.equal(gated.nan_to_num(1.5), wanted.nan_to_num(1.5))  # e5m2's largest overflow
+                    yield f"same: {activation} of {label}", 0.0 if same else 1.0
+
+
+def linear(name: str, lowering: str) -> tuple[BoundLinear, int]:
+    """A linear of gates and values by turns, of sizes that fill no tile."""
+    n, k = (130, 256) if name == "fp8-block" else (70, 640 if name == "int3" else 256)
+    if name == "f16":
+        return bind(torch.randn(n, k, generator=GENERATOR).half(), None, None, None, target=target(lowering)), k
+    spec, acts, _ = LINEARS[name]
+    packed, bias = weight(spec, n, k, GENERATOR), torch.randn(n, generator=GENERATOR)
+    return bind(packed, acts, None, bias, target=target(lowering)), k
+
+
+def in_parts() -> Iterator[tuple[str, float]]:
+    """Few long tokens rounded by several programs each."""
+    for k in (1024, 2100):
+        x = torch.randn(3, k, generator=GENERATOR) * 5
+        x[1, 7], x[2] = float("inf"), 0.0
+        for element in ("e4m3fn", "int8"):
+            for spec, scale in ((ActSpec(element, "token"), None), (ActSpec(element, "tensor", dynamic=False), 0.25)):
+                rounding = Rounding(spec, None if scale is None else torch.tensor([scale]), "*fp16", MACHINE)
+                found, wanted = LAYER.round(x, rounding), rounding(x)
+                same = torch.equal(found.codes, wanted.codes)
+                same &= torch.equal(found.scales.nan_to_num(7e8), wanted.scales.nan_to_num(7e8))
+                yield f"same: in parts {spec} {k}", 0.0 if same else 1.0
+
+
 if __name__ == "__main__":
-    for case in (attentions, alone, alike, rows):
+    for case in (attentions, alone, alike, rows, finished, in_parts):
         for result in case():
             print(json.dumps(result), flush=True)

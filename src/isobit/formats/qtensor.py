@@ -185,6 +185,19 @@ class QTensor:
         codes = self.codes[where.rows, where.words].contiguous()
         return replace(self, shape=where.shape, codes=codes, scale=scale, zero=zero)
 
+    def in_order(self, rows: Tensor) -> QTensor:
+        """The matrix of the rows with some indices, int64 ``[n]``, in their order, copied.
+
+        Raises:
+            FormatError: rows share scales in blocks.
+        """
+        if self.spec.block is not None:
+            raise FormatError("rows that share scales in blocks cannot be put in another order")
+        whole = self.spec.granularity == "tensor"
+        scale, zero = (per if per is None or whole else per[rows] for per in (self.scale, self.zero))
+        assert scale is not None
+        return replace(self, shape=(len(rows), self.shape[1]), codes=self.codes[rows], scale=scale, zero=zero)
+
     def split_rows(self, sizes: Sequence[int]) -> tuple[QTensor, ...]:
         """Splits a fused matrix (q/k/v, gate/up) into parts of ``sizes`` rows.
 
@@ -195,6 +208,32 @@ class QTensor:
             raise FormatError(f"parts of {list(sizes)} rows do not make up {self.shape[0]}")
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return tuple(self.rows(slice(end - size, end)) for end, size in zip(ends, sizes, strict=True))
+
+
+def stacked(parts: Sequence[QTensor]) -> QTensor:
+    """One matrix of the rows of several, one below the other: what :meth:`QTensor.split_rows` takes apart.
+
+    One scale of a whole part becomes one of each of its rows: of tensors comes a matrix of channels.
+
+    Raises:
+        FormatError: they differ in their formats, widths or dtypes of scales, or rows would share a block with others.
+    """
+    first = parts[0]
+    if any((part.spec, part.shape[1], part.scale.dtype) != (first.spec, first.shape[1], first.scale.dtype)
+           or part.over is not None for part in parts):  # fmt: skip
+        raise FormatError("matrices of different formats, widths or scales are not stacked")
+    height = 1 if first.spec.block is None else first.spec.block[0]
+    if any(part.shape[0] % height for part in parts[:-1]):
+        raise FormatError(f"a matrix whose rows end inside a block of {height} is not stacked on another")
+    scales, zeros = [part.scale for part in parts], [part.zero for part in parts if part.zero is not None]
+    spec = first.spec
+    if spec.granularity == "tensor":
+        spec = replace(spec, granularity="channel")
+        scales = [part.scale.expand(part.shape[0])[:, None] for part in parts]
+        zeros = [part.zero.expand(part.shape[0])[:, None] for part in parts if part.zero is not None]
+    shape = (sum(part.shape[0] for part in parts), first.shape[1])
+    codes = torch.cat([part.codes for part in parts])
+    return QTensor(spec, shape, codes, torch.cat(scales), torch.cat(zeros) if zeros else None)
 
 
 def _mismatch(what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> str:

@@ -76,6 +76,17 @@ def _mlp(part: GatedMlp, hidden: int) -> list[Module]:
     ]
 
 
+def by_input(found: tuple[Module, ...]) -> tuple[tuple[Module, ...], ...]:
+    """Modules of one layer, those together that engines make one matrix of."""
+    groups: list[list[Module]] = []
+    for module in found:
+        if groups and module.fused is not None and groups[-1][-1].fused == module.fused:
+            groups[-1].append(module)
+        else:
+            groups.append([module])
+    return tuple(tuple(group) for group in groups)
+
+
 def layer_prefix(layer: int) -> str:
     """What names of a layer's modules begin with in a checkpoint."""
     return f"model.layers.{layer}."

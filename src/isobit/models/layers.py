@@ -96,10 +96,10 @@ class Attention(Part):
         """The linears that read its input."""
         return self.q_proj, self.k_proj, self.v_proj  # type: ignore[return-value]
 
-    def forward(self, x: Activations, step: Step) -> Tensor:
-        """``[T, hidden]`` to the same."""
+    def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
+        """``[T, hidden]`` to the same; added to a residual, if one is given."""
         query, key, value = step.ops.project(self.readers, x)
-        return self.o_proj(step.ops.attend(self.heads, self.layer, query, key, value, step))  # type: ignore[no-any-return]
+        return _last(self.o_proj, step.ops.attend(self.heads, self.layer, query, key, value, step), step, residual)
 
 
 class GatedMLP(Part):
@@ -115,10 +115,19 @@ class GatedMLP(Part):
         """The linears that read its input."""
         return self.gate_proj, self.up_proj  # type: ignore[return-value]
 
-    def forward(self, x: Activations, step: Step) -> Tensor:
-        """``[T, hidden]`` to the same."""
-        gate, up = step.ops.project(self.readers, x)
-        return self.down_proj(step.ops.gate(gate, up, self.activation, (self.down_proj,)))  # type: ignore[no-any-return, arg-type]
+    def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
+        """``[T, hidden]`` to the same; added to a residual, if one is given."""
+        down = self.down_proj
+        gated = step.ops.project_gate(self.readers, x, self.activation, (down,))  # type: ignore[arg-type]
+        return _last(down, gated, step, residual)
+
+
+def _last(linear: nn.Module, x: Activations, step: Step, residual: Tensor | None) -> Tensor:
+    """What the last linear of a part gives, added to the residual if one is given."""
+    if residual is None:
+        return linear(x)  # type: ignore[no-any-return]
+    assert step.ops.project_add is not None and isinstance(linear, Linear)
+    return step.ops.project_add(linear, x, residual)
 
 
 class Layer(Part):
@@ -147,12 +156,22 @@ class Layer(Part):
         ops, norms = step.ops, self.norms
         first, second = norms.get("before_attention"), norms.get("before_mlp")
         normed = x if first is None else ops.norm(x, first.weight, first.eps, self._readers(self.self_attn))
-        mixed = self._after(self.self_attn(normed, step), "after_attention", step)
-        if second is None:
-            x = normed = ops.add(x, mixed)
+        if self._adds(self.self_attn, "after_attention", step):
+            x = self.self_attn(normed, step, x)
+            normed = x if second is None else ops.norm(x, second.weight, second.eps, self._readers(self.mlp))
         else:
-            x, normed = ops.add_norm(x, mixed, second.weight, second.eps, self._readers(self.mlp))
+            mixed = self._after(self.self_attn(normed, step), "after_attention", step)
+            if second is None:
+                x = normed = ops.add(x, mixed)
+            else:
+                x, normed = ops.add_norm(x, mixed, second.weight, second.eps, self._readers(self.mlp))
+        if self._adds(self.mlp, "after_mlp", step):
+            return self.mlp(normed, step, x)  # type: ignore[no-any-return]
         return ops.add(x, self._after(self.mlp(normed, step), "after_mlp", step))
+
+    def _adds(self, part: Attention | GatedMLP, role: str, step: Step) -> bool:
+        """Whether a part adds what it gives to the residual itself: nothing stands between, and nobody listens."""
+        return step.ops.project_add is not None and role not in self.norms and not part.observed
 
     def _after(self, x: Tensor, role: str, step: Step) -> Tensor:
         """What a part gives, behind its norm if it has one; the residual stream reads it, and takes floats."""

@@ -15,6 +15,8 @@ from isobit.models.place import Place
 class Linear(Part):
     """``y = x W^T + b`` through the kernel that the registry chose for its formats.
 
+    Where it is ``bound`` already, as a part of several in one (``joined.py``), it is given no weight.
+
     Attributes:
         weight: ``[N, K]``, quantized or not; where a kernel holds it in another order, made anew when asked for.
         activations: how inputs are rounded; None when they are not.
@@ -27,7 +29,7 @@ class Linear(Part):
 
     def __init__(
         self,
-        weight: QTensor | Tensor,
+        weight: QTensor | Tensor | None,
         activations: ActSpec | None = None,
         input_scale: Tensor | None = None,
         bias: Tensor | None = None,
@@ -35,16 +37,19 @@ class Linear(Part):
         keep_values: bool = False,
         dtype: torch.dtype = torch.float32,
         place: Place = Place(),  # noqa: B008 - frozen
+        bound: backends.Bound | None = None,
     ) -> None:
         super().__init__()
-        weight = place.weight(weight)
         self.activations = activations
         self.input_scale = None if input_scale is None else place.tensor(input_scale)
         self.bias = None if bias is None else place.tensor(bias).to(dtype)
-        bound = backends.bind(
-            weight, activations, self.input_scale, self.bias,
-            device=place.device, keep_values=keep_values, **place.options,
-        )  # fmt: skip
+        if bound is None:
+            assert weight is not None
+            weight = place.weight(weight)
+            bound = backends.bind(
+                weight, activations, self.input_scale, self.bias,
+                device=place.device, keep_values=keep_values, **place.options,
+            )  # fmt: skip
         self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
         self._given = weight if place.device == "cpu" else None  # GPU kernels own theirs: nothing is held twice
 

@@ -4,8 +4,9 @@ recorded, not made."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,20 +17,25 @@ from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
+from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.models.batch import Batch
-from isobit.models.blueprint import HEAD, layer_modules, layer_prefix
+from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
+from isobit.models.joined import apart, bind_linears, join
 from isobit.models.layers import Layer, RMSNorm
 from isobit.models.linear import Linear
 from isobit.models.ops.table import choose
 from isobit.models.place import Place
 from isobit.models.step import Step
 from isobit.targets.spec import Target
+
+if TYPE_CHECKING:
+    from isobit.kernels.gpu.bind import BoundLinear
 
 # Numbers of tokens that the kernels tell apart (kernels/gpu/selection.py), with some to spare.
 TOKENS = (1, 2, 4, 8, 12, 16, 17, 64, 1024)
@@ -60,16 +66,12 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
     if name not in _DTYPES:
         raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")
     found: dict[str, Request] = {}
-    for read in _kinds(held):
-        weight = read.weight.with_float_scales() if isinstance(read.weight, QTensor) else read.weight.to(_DTYPES[name])
-        bias = None if read.bias is None else read.bias.to(_DTYPES[name])
-        recorder = Recorder()
+    for use in _uses(held, _DTYPES[name]):
+        recorder, read = Recorder(), use.read
         machines = [Machine.imagined(target, count, recorder) for count in _MULTIPROCESSORS]
-        bound = bind(weight, read.activations, read.input_scale, bias, machine=machines[0])
+        bound = bind(read.weight, read.activations, read.input_scale, read.bias, machine=machines[0])
         for machine in machines:
-            bound.on(machine)
-            for tokens in TOKENS:
-                bound(torch.zeros(tokens, weight.shape[1], dtype=_DTYPES[name]))
+            use.call(bound.on(machine), _DTYPES[name])
         found |= recorder.requests
     return found | _of_layers(held, target, _DTYPES[name]), name
 
@@ -90,7 +92,7 @@ def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, 
             heads = layer.spec.attention
             angles = torch.zeros(len(x), heads.dim, dtype=dtype)
             shape = (1, heads.kv_heads, batch.sequences.block, heads.dim)
-            memory = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+            memory = Cached(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
             layer(x, Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None))  # type: ignore[misc]
         ops.norm(x, torch.ones(config.hidden_size), config.norm_eps, (head,))
     return recorder.requests
@@ -108,25 +110,30 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
     """One layer of each kind."""
     config, seen = held.config, set()
     for number, spec in enumerate(config.layers):
-        modules = layer_modules(spec, config.hidden_size)
-        names = {module.role: layer_prefix(number) + module.name for module in modules if module.kind != "norm"}
-        kind = spec, tuple(_kind(read_linear(held.ck, name, mmap=True)) for name in names.values())
+        groups = by_input(layer_modules(spec, config.hidden_size))
+        linears = [[layer_prefix(number) + module.name for module in group] for group in groups]
+        matrices = [names for group, names in zip(groups, linears, strict=True) if group[0].kind != "norm"]
+        kind = spec, tuple(_kind(_read(held, name)) for names in matrices for name in names)
         if kind in seen:
             continue
         seen.add(kind)
-        parts: dict[str, nn.Module] = {role: _bound(held, name, dtype, where) for role, name in names.items()}
-        parts |= {
-            module.role: RMSNorm(torch.ones(*module.shape), config.norm_eps)
-            for module in modules if module.kind == "norm"
-        }  # fmt: skip
+        parts: dict[str, nn.Module] = {}
+        for group, names in zip(groups, linears, strict=True):
+            if group[0].kind == "norm":
+                parts[group[0].role] = RMSNorm(torch.ones(*group[0].shape), config.norm_eps)
+                continue
+            reads = [_computed(_read(held, name), dtype) for name in names]
+            bound = bind_linears(
+                reads, by_turns=group[0].role == "gate", keep_values=False, dtype=dtype, place=where
+            )  # fmt: skip
+            parts |= {module.role: linear for module, linear in zip(group, bound, strict=True)}
         yield Layer(spec, number, parts, config.norm_eps, KvScales())
 
 
 def _bound(held: Contents, module: str, dtype: torch.dtype, where: Place) -> Linear:
     """A linear of the checkpoint where nothing is launched."""
-    read = _read(held, module)
-    weight = read.weight.with_float_scales() if isinstance(read.weight, QTensor) else read.weight.to(dtype)
-    return Linear(weight, read.activations, read.input_scale, read.bias, dtype=dtype, place=where)
+    read = _computed(_read(held, module), dtype)
+    return Linear(read.weight, read.activations, read.input_scale, read.bias, dtype=dtype, place=where)
 
 
 # ---------------------------------------------------------------------- linears
@@ -136,15 +143,65 @@ def _stored_dtype(config: ModelConfig) -> str:
     return config.dtype if config.dtype in ("bfloat16", "float16") else "bfloat16"
 
 
-def _kinds(found: Contents) -> Iterator[LinearWeight]:
+@dataclass(frozen=True)
+class _Use:
+    """A linear, or several as one, and how it is called.
+
+    Attributes:
+        read: its weight.
+        adds: whether a residual is added to what it gives.
+        gates: the activation of its gates, if it has any.
+    """
+
+    read: LinearWeight
+    adds: bool = False
+    gates: str | None = None
+
+    def call(self, bound: BoundLinear, dtype: torch.dtype) -> None:
+        """Calls it with every number of tokens that kernels tell apart."""
+        n, k = self.read.weight.shape
+        for tokens in TOKENS:
+            x = torch.zeros(tokens, k, dtype=dtype)
+            bound(x)
+            if self.adds:
+                bound(x, torch.zeros(tokens, n, dtype=dtype))
+            if self.gates:
+                bound.gated(x, self.gates)
+
+
+def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
     """One linear of each kind: those of one kind launch the same kernels."""
-    seen = set()
-    for module in _linears(found):
-        read = _read(found, module)
-        kind = _kind(read)
-        if kind not in seen:
-            seen.add(kind)
-            yield read
+    seen: set[object] = set()
+    for number, spec in enumerate(found.config.layers):
+        for group in by_input(layer_modules(spec, found.config.hidden_size)):
+            if group[0].kind == "norm":
+                continue
+            reads = [_read(found, layer_prefix(number) + module.name) for module in group]
+            gates = spec.mlp.activation if group[0].role == "gate" else None
+            adds = group[0].split == "columns"
+            kind = tuple(_kind(read) for read in reads), apart(reads), adds, gates
+            if kind not in seen:
+                seen.add(kind)
+                yield from _used(reads, adds, gates, dtype)
+    table = _TABLE if found.config.tie_word_embeddings else HEAD
+    yield _Use(_computed(_read(found, table), dtype))
+
+
+def _used(reads: list[LinearWeight], adds: bool, gates: str | None, dtype: torch.dtype) -> Iterator[_Use]:
+    """Linears of one input: one use where they are one matrix."""
+    computed = [_computed(read, dtype) for read in reads]
+    if apart(reads) is not None:
+        for read in computed:
+            yield _Use(read, adds)
+    else:
+        whole, rows = join(computed, gates is not None)
+        yield _Use(whole, adds, gates if rows[0].step else None)
+
+
+def _computed(read: LinearWeight, dtype: torch.dtype) -> LinearWeight:
+    """A linear as it is computed with."""
+    weight = read.weight.with_float_scales() if isinstance(read.weight, QTensor) else read.weight.to(dtype)
+    return replace(read, weight=weight, bias=None if read.bias is None else read.bias.to(dtype))
 
 
 def _read(found: Contents, module: str) -> LinearWeight:
@@ -159,9 +216,3 @@ def _kind(read: LinearWeight) -> tuple[object, ...]:
     quantized = isinstance(read.weight, QTensor)
     formats = (read.weight.spec, read.weight.scale.dtype) if isinstance(read.weight, QTensor) else read.weight.dtype
     return tuple(read.weight.shape), quantized, formats, read.activations, read.bias is None
-
-
-def _linears(found: Contents) -> list[str]:
-    """Modules that are multiplied by, the embedding too where it is the output projection."""
-    matrices = [name.rpartition(".")[0] for name, shape in found.expected.items() if len(shape) == 2]
-    return [name for name in matrices if name != _TABLE or found.config.tie_word_embeddings]

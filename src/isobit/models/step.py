@@ -59,6 +59,9 @@ class LayerOps:
         add_norm: (x, delta, weight, eps, readers) to the sum and its norm.
         gate: (gate, up, activation, readers) to ``activation(gate) * up``.
         project: several linears of one input.
+        project_gate: ((gate, up), x, activation, readers) to the gate of what two linears give.
+        project_add: (linear, x, residual) to the residual plus what a linear gives, with the bits of ``add``; None
+            where that is no less work than both: it is not asked for then.
         attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
         stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
             one; empty where the row has no such function.
@@ -72,7 +75,9 @@ class LayerOps:
     add_norm: Callable[[Tensor, Tensor, Tensor, float, Readers], tuple[Tensor, Activations]]
     gate: Callable[[Tensor, Tensor, Activation, Readers], Activations]
     project: Callable[[Readers, Activations], Sequence[Tensor]]
+    project_gate: Callable[[Readers, Activations, Activation, Readers], Activations]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
+    project_add: Callable[[Linear, Activations, Tensor], Tensor] | None = None
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
     reserve: Callable[[AttentionSpec, int, int, int], None] = lambda heads, sequences, most_new, most: None
     recordable: bool = False

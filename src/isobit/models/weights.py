@@ -17,11 +17,12 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.caches import CacheFormat, cache_format
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
-from isobit.models.blueprint import HEAD, NORM, TABLE, layer_modules, layer_prefix
+from isobit.models.blueprint import HEAD, NORM, TABLE, by_input, layer_modules, layer_prefix
 from isobit.models.cache.memory import dtype_name
 from isobit.models.config import LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
+from isobit.models.joined import bind_linears
 from isobit.models.layers import Embedding, Layer, RMSNorm
 from isobit.models.linear import Linear
 from isobit.models.place import Place, place
@@ -112,30 +113,36 @@ class _Loader:
 
     def _layer(self, number: int, spec: LayerSpec) -> Layer:
         parts: dict[str, nn.Module] = {}
-        for module in layer_modules(spec, self.config.hidden_size):
-            name = layer_prefix(number) + module.name
-            parts[module.role] = self._norm(name, *module.shape) if module.kind == "norm" else self._linear(name)
+        for group in by_input(layer_modules(spec, self.config.hidden_size)):
+            names = [layer_prefix(number) + module.name for module in group]
+            if group[0].kind == "norm":
+                parts[group[0].role] = self._norm(names[0], *group[0].shape)
+            else:
+                linears = self._bind([self._read(name) for name in names], by_turns=group[0].role == "gate")
+                parts |= {module.role: linear for module, linear in zip(group, linears, strict=True)}
         return Layer(spec, number, parts, self.config.norm_eps, self.kv_scales.get(number, KvScales()))
 
     def _head(self, table: LinearWeight) -> Linear:
         if not self.config.tie_word_embeddings:
-            return self._linear(HEAD)
+            return self._bind([self._read(HEAD)])[0]
         if self.ck.stored.get(TABLE) == HEAD:  # the config speaks of a linear, and of its inputs
-            return self._bind(table)
-        return self._bind(LinearWeight(table.weight))
+            return self._bind([table])[0]
+        return self._bind([LinearWeight(table.weight)])[0]
 
-    def _linear(self, module: str) -> Linear:
+    def _read(self, module: str) -> LinearWeight:
         read = self._weight(module)
         if (read.bias is not None) != (f"{module}.bias" in self.expected):
             state = "surplus" if read.bias is not None else "missing"
             raise CheckpointError(f"is {state} according to config.json", file=self.ck.path, tensor=f"{module}.bias")
-        return self._bind(read)
+        return read
 
-    def _bind(self, read: LinearWeight) -> Linear:
-        weight = read.weight if isinstance(read.weight, QTensor) else self._plain(read.weight)
-        return Linear(
-            weight, read.activations, read.input_scale, read.bias, keep_values=self.keep_values, dtype=self.dtype,
-            place=self.place,
+    def _bind(self, reads: list[LinearWeight], *, by_turns: bool = False) -> list[Linear]:
+        reads = [
+            read if isinstance(read.weight, QTensor) else replace(read, weight=self._plain(read.weight))
+            for read in reads
+        ]  # fmt: skip
+        return bind_linears(
+            reads, by_turns=by_turns, keep_values=self.keep_values, dtype=self.dtype, place=self.place
         )  # fmt: skip
 
     def _plain(self, weight: Tensor) -> Tensor:

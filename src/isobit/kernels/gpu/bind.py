@@ -111,28 +111,56 @@ class BoundLinear:
         """What rounds so many tokens for it; None where its kernel takes them as they are."""
         return self._run(tokens, dtype).rounding
 
-    def __call__(self, x: Tensor | Rounded) -> Tensor:
-        """``[..., K]``, or what :meth:`rounding` made of it, to ``[..., N]``."""
-        n, k = self.held.n, self.held.k
+    def __call__(self, x: Tensor | Rounded, residual: Tensor | None = None) -> Tensor:
+        """``[..., K]``, or what :meth:`rounding` made of it, to ``[..., N]``.
+
+        Args:
+            x: it.
+            residual: ``[..., N]`` in the dtype of the result, which is added to it; the bits are those of adding it
+                to what a call without it gives.
+        """
+        given, run = self._given(x)
+        y = torch.empty((*x.shape[:-1], self.held.n), dtype=self.out_dtype or x.dtype, device=self.held.device)
+        if residual is not None and (residual.shape != y.shape or residual.dtype != y.dtype):
+            raise FormatError(f"a residual of {residual.dtype} {list(residual.shape)} for {y.dtype} {list(y.shape)}")
+        if run is None:
+            return y
+        rows = y.view(-1, self.held.n)
+        if residual is None:
+            run(given, rows)
+        elif isinstance(run, Run) and run.finishes("add"):
+            run(given, rows, "add", residual.contiguous().view(rows.shape))
+        else:
+            run(given, rows)
+            torch.add(residual, y, out=y)
+        return y
+
+    def gated(self, x: Tensor | Rounded, activation: str) -> Tensor | None:
+        """``activation(gate) * value`` of a weight whose rows are gates and values by turns: ``[..., N / 2]``.
+
+        The bits are those of gating what a call gives. None where the kernel for so many tokens does not do that.
+        """
+        given, run = self._given(x)
+        if run is None or not isinstance(run, Run) or not run.finishes(activation):
+            return None
+        y = torch.empty((*x.shape[:-1], self.held.n // 2), dtype=self.out_dtype or x.dtype, device=self.held.device)
+        run(given, y.view(-1, self.held.n // 2), activation)
+        return y
+
+    def _given(self, x: Tensor | Rounded) -> tuple[Tensor | Rounded, Float32Product | LibraryProduct | Run | None]:
+        """Activations as rows, and what runs so many; None where there are none."""
+        k = self.held.k
         if isinstance(x, Rounded):
-            return self._of_rounded(x)
+            run = self._run(x.tokens, x.dtype) if x.tokens else None
+            if run is not None:
+                x.require(None if run.rounding is None else run.rounding.key)
+            return x, run
         if x.dtype not in _DTYPES or x.shape[-1] != k:
             raise FormatError(
                 f"a linear of {k} inputs takes float activations [..., {k}], not {x.dtype} {list(x.shape)}"
             )
         tokens = x.numel() // k
-        y = torch.empty((*x.shape[:-1], n), dtype=self.out_dtype or x.dtype, device=x.device)
-        if tokens:
-            self._run(tokens, x.dtype)(x.reshape(tokens, k).contiguous(), y.view(tokens, n))
-        return y
-
-    def _of_rounded(self, x: Rounded) -> Tensor:
-        y = torch.empty((*x.shape[:-1], self.held.n), dtype=self.out_dtype or x.dtype, device=x.codes.device)
-        if x.tokens:
-            run = self._run(x.tokens, x.dtype)
-            x.require(None if run.rounding is None else run.rounding.key)
-            run(x, y.view(x.tokens, -1))
-        return y
+        return x.reshape(tokens, k).contiguous(), self._run(tokens, x.dtype) if tokens else None
 
     def on(self, machine: Machine) -> BoundLinear:
         """The same weight for another machine of the same target: what runs is decided anew at the next call."""

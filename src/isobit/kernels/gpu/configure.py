@@ -20,6 +20,7 @@ from isobit.kernels.gpu.tiles import (
     takes_narrow_tiles,
 )  # fmt: skip
 from isobit.kernels.gpu.variant import Variant
+from isobit.targets.spec import Target
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 _SIZES = {"*fp16": 2, "*bf16": 2, "*fp32": 4}
@@ -39,12 +40,15 @@ class Call:
         dtype: of the activations, as torch calls it.
         tokens: the largest number of tokens for which the same is launched (``selection.size_class``).
         out_dtype: of the result; empty for that of the activations.
+        after: what is done with the result before it is stored: nothing, ``add`` (a residual), or the activation of
+            gates, which the rows of the weight are by turns with the values that they multiply.
     """
 
     matrix: Matrix
     dtype: str
     tokens: int
     out_dtype: str = ""
+    after: str = ""
 
 
 def configure(row: Variant, call: Call, machine: Machine) -> Config:
@@ -125,6 +129,8 @@ def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[
     """The constants with those that the weight's shape and format decide."""
     known, matrix = config.constexprs, call.matrix
     constants: dict[str, Constant] = {**known, "HAS_BIAS": matrix.bias}
+    if "AFTER" in known:
+        constants["AFTER"] = call.after
     if "UNIT" in known:
         constants |= {"UNIT": unit(row, matrix, machine.target), "GROUP": matrix.group}
     if "HAS_ZERO" in known:
@@ -136,7 +142,8 @@ def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[
 
 def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
     """Types of the arguments: those of the row but where activations or scales come in several."""
-    types = {**config.signature, "y": POINTERS[call.out_dtype or call.dtype]}
+    result = POINTERS[call.out_dtype or call.dtype]
+    types = {**config.signature, "y": result, "residual": result}
     if row.activations is None and row.layout.per_word == 1:
         types["x"] = row.operand if row.narrow else POINTERS[call.dtype]
     if row.widen:
@@ -160,6 +167,16 @@ def _split_k(matrix: Matrix, machine: Machine, config: Config) -> int:
     while splits < _MOST_SPLITS and 2 * splits * tiles <= most and matrix.k >= 2 * splits * _STEPS * step:
         splits *= 2
     return splits
+
+
+def finishes(row: Variant, after: str, target: Target) -> bool:
+    """Whether a row can do something (``Call.after``) with its results before they are stored.
+
+    Gates: of few tokens alone. A tile of many would be turned in shared memory first; not measured.
+    """
+    if "AFTER" not in row.config(target).constexprs:
+        return after == ""
+    return after in ("", "add") or row.family in ("vector", "few")
 
 
 def workspace_needs(row: Variant, call: Call, machine: Machine) -> tuple[int, int]:

@@ -71,7 +71,9 @@ def for_rows(config: Config, n: int) -> Config:
 
 def _config(target: Target, constants: Mapping[str, Constant], scale: str = "*fp32") -> Config:
     """What all have in common; rows, steps and warps of a program come from its tile."""
-    known: dict[str, Constant] = {"HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target))}
+    known: dict[str, Constant] = {
+        "HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target)), "AFTER": ""
+    }  # fmt: skip
     return for_rows(Config(matrix_signature("*i32", "*i32", scale), {**known, **constants}, 2, 1), 1)
 
 

@@ -83,7 +83,7 @@ class GpuLayer:
                 total=total, K=k, eps=eps, **arguments,
             )  # fmt: skip
         if rounding is not None and isinstance(result, Tensor):
-            return total, rounding(result)
+            return total, self.round(result, rounding)
         return total, result
 
     def gate(
@@ -92,17 +92,18 @@ class GpuLayer:
         """``activation(gate) * up`` of ``[..., K]``, rounded if a linear's ``rounding`` is given.
 
         Args:
-            gate, up: rows may be parts of longer ones: the last axis alone must be contiguous.
+            gate, up: rows may be parts of longer ones, whose numbers follow each other or are every second one.
             activation: one of ``ACTIVATIONS``.
         """
         if activation not in ACTIVATIONS:
             raise FormatError(f"a gate's activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
         if gate.shape != up.shape or gate.dtype != up.dtype:
             raise FormatError(f"a gate of {gate.dtype} {list(gate.shape)} does not fit {up.dtype} {list(up.shape)}")
-        gates, ups = _rows(gate), _rows(up)
+        gates, ups = _columns(gate), _columns(up)
         tokens, k = gates.shape
         parts, y = tiles.parts_of_token(k), torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         shape = self._row_shape(gate, rounding, activation=activation)
+        shape = replace(shape, by_turns=gates.stride(1) == 2)
         peaks = self._unused(torch.int32, y.device)
         if shape.element:
             peaks = torch.empty((tokens, parts), dtype=torch.int32, device=y.device)
@@ -115,8 +116,21 @@ class GpuLayer:
             return y if rounding is None else rounding(y)
         rounded, arguments = rounding.room(y)
         if tokens:
-            kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, activation=""))
+            plain = replace(shape, activation="", by_turns=False)
+            kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, plain)
             kernel((tokens, parts), x=y, peaks=peaks, K=k, **arguments)
+        return rounded
+
+    def round(self, x: Tensor, rounding: Rounding) -> Rounded:
+        """Rounds ``[..., K]``: long rows of few tokens in parts, each by a program that looks over all of its row."""
+        shape, k = self._row_shape(x, rounding), x.shape[-1]
+        tokens, parts = x.numel() // k, tiles.parts_of_token(k)
+        if not tokens or not shape.element or parts == 1 or tokens > tiles.TOKENS_IN_PARTS:
+            return rounding(x)
+        x = x.contiguous()
+        rounded, arguments = rounding.room(x)
+        kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, activation="", own=True))
+        kernel((tokens, parts), x=x, peaks=self._unused(torch.int32, x.device), K=k, **arguments)
         return rounded
 
     def _result(self, x: Tensor, rounding: Rounding | None) -> tuple[Tensor | Rounded, dict[str, Any]]:
@@ -294,6 +308,11 @@ def _rows(x: Tensor) -> Tensor:
     if x.dim() == 2 and x.stride(1) == 1:
         return x
     return x.reshape(-1, k) if x.is_contiguous() else x.contiguous().view(-1, k)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """``[..., K]`` as rows of which every number, or every second one, belongs to it; a copy of others."""
+    return x if x.dim() == 2 and x.stride(1) == 2 else _rows(x)
 
 
 def _name(dtype: torch.dtype) -> str:

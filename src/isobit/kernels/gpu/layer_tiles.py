@@ -22,6 +22,7 @@ _PROGRAMS_EACH = 8  # of a multiprocessor: with more sequences and heads than th
 LARGEST_HEAD = 256
 HEADS_AT_ONCE = 16  # of a program that rotates
 VALUES_AT_ONCE = 1024  # of a program that gates, or rounds a part of a token
+TOKENS_IN_PARTS = 16  # that are rounded in parts although nobody knows their largest magnitudes
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class RowShape:
         codes: pointer of the codes, or of values of them.
         static: whether the scale is given.
         activation: of a gate.
+        by_turns: whether gates and what they multiply lie by turns.
+        own: whether what rounds parts of a token finds its largest magnitude itself.
     """
 
     dtype: str
@@ -84,6 +87,8 @@ class RowShape:
     codes: str = "*u8"
     static: bool = False
     activation: str = "silu"
+    by_turns: bool = False
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +253,7 @@ def gate(shape: RowShape, target: Target) -> Config:
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "ACTIVATION": shape.activation, "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
-        "BLOCK_K": VALUES_AT_ONCE,
+        "BLOCK_K": VALUES_AT_ONCE, "STEP": 2 if shape.by_turns else 1,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"))
 
@@ -258,7 +263,7 @@ def quantize_parts(shape: RowShape, target: Target) -> Config:
     types = {"x": POINTERS[shape.dtype], "peaks": "*i32", **_rounding(shape)}
     constants: dict[str, Constant] = {
         **_rounded(shape), "OVERLAP": overlaps(target), "PARTS": _power_of_two(parts_of_token(shape.k)),
-        "BLOCK_K": VALUES_AT_ONCE,
+        "BLOCK_K": VALUES_AT_ONCE, "OWN": shape.own,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isobit.kernels.gpu import library
-from isobit.kernels.gpu.configure import Call, configure
+from isobit.kernels.gpu.configure import Call, configure, finishes
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.machine import Machine
@@ -33,6 +34,10 @@ class Float32Product:
     def __init__(self, held: Held) -> None:
         self.held = held
 
+    def finishes(self, after: str) -> bool:
+        """Nothing but the product."""
+        return after == ""
+
     def __call__(self, x: Tensor | Rounded, y: Tensor) -> None:
         """``x [M, K]`` to ``y [M, N]``."""
         assert self.held.plain is not None and not isinstance(x, Rounded)
@@ -46,6 +51,10 @@ class LibraryProduct:
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine) -> None:
         self.rounding = _rounding(held, row, machine)
         self.arguments = _weight_arguments(held, row, call, machine)
+
+    def finishes(self, after: str) -> bool:
+        """Nothing but the product."""
+        return after == ""
 
     def __call__(self, x: Tensor | Rounded, y: Tensor) -> None:
         """``x [M, K]``, or what it was rounded to, to ``y [M, N]``."""
@@ -63,18 +72,27 @@ class Run:
     """A linear on a row that isobit compiles, which the weight fits."""
 
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine, room: Workspace) -> None:
-        self.held, self.row, self.room, self.call = held, row, room, call
+        self.held, self.row, self.room, self.call, self.machine = held, row, room, call, machine
         self.rounding = _rounding(held, row, machine)
         self.arguments = _weight_arguments(held, row, call, machine)
         self.widened = None if row.widen is None else Widened(held, row.widen, row.operand, call, machine, room)
         self.narrowed = None if row.narrow is None else Narrowed(row.narrow, call, machine)
         self.config = configure(row, call, machine)
-        self.kernel = Kernel(row.entry, self.config, machine)
+        self.kernels = {"": Kernel(row.entry, self.config, machine)}  # by what is done with the result
         self.split_k = int(self.config.constexprs.get("SPLIT_K") or 1)
 
-    def __call__(self, x: Tensor | Rounded, y: Tensor) -> None:
-        """``x [M, K]``, or what it was rounded to, to ``y [M, N]``."""
-        arguments = dict(self.arguments)
+    def finishes(self, after: str) -> bool:
+        """Whether it can do something with its results before they are stored; see ``configure.Call``."""
+        return finishes(self.row, after, self.machine.target)
+
+    def __call__(self, x: Tensor | Rounded, y: Tensor, after: str = "", residual: Tensor | None = None) -> None:
+        """``x [M, K]``, or what it was rounded to, to ``y [M, N]``, or ``[M, N / 2]`` behind gates.
+
+        Args:
+            after: what is done with the result.
+            residual: ``[M, N]``: what is added.
+        """
+        arguments = {**self.arguments, "residual": y if residual is None else residual}
         if self.rounding is not None:
             rounded = x if isinstance(x, Rounded) else self.rounding(x)
             x, arguments["token_scale"] = self.rounding.operand(rounded), rounded.scales
@@ -83,15 +101,21 @@ class Run:
             x, arguments["token_scale"] = self.narrowed(x)
         if self.widened is not None:
             arguments["w"] = self.widened()
+        if after not in self.kernels:
+            config = configure(self.row, replace(self.call, after=after), self.machine)
+            self.kernels[after] = Kernel(self.row.entry, config, self.machine)
+        kernel = self.kernels[after]
         if self.call.tokens != ALIKE_ROWS or len(x) <= ALIKE_ROWS:
-            self._launch(x, y, arguments)
+            self._launch(kernel, x, y, arguments)
             return
         for begin in range(0, len(x), ALIKE_ROWS):  # the bits of a row do not depend on where it is cut
             part = slice(begin, begin + ALIKE_ROWS)
-            scales = {"token_scale": arguments["token_scale"][part]} if self.rounding is not None else {}
-            self._launch(x[part], y[part], {**arguments, **scales})
+            cut = {"residual": arguments["residual"][part]}
+            if self.rounding is not None:
+                cut["token_scale"] = arguments["token_scale"][part]
+            self._launch(kernel, x[part], y[part], {**arguments, **cut})
 
-    def _launch(self, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> None:
+    def _launch(self, kernel: Kernel, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> None:
         tokens, constants = x.shape[0], self.config.constexprs
         if self.config.signature["x"] == "*i32":
             aligned = x.storage_offset() * x.element_size() % 16 == 0
@@ -100,14 +124,14 @@ class Run:
         block_n, block_m = int(constants["BLOCK_N"] or 1), int(constants.get("BLOCK_M") or 1)
         rows = -(-self.held.n // block_n)
         if self.row.family == "vector":
-            self.kernel((rows, tokens), **arguments)
+            kernel((rows, tokens), **arguments)
             return
         tiles = rows * -(-tokens // block_m)
         if self.split_k > 1:
             dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
             arguments["partials"] = self.room.take((tiles * self.split_k * block_n * block_m,), dtype)
             arguments["counters"] = self.room.counters(tiles)
-        self.kernel((tiles * self.split_k,), M=tokens, **arguments)
+        kernel((tiles * self.split_k,), M=tokens, **arguments)
 
 
 def _rounding(held: Held, row: Variant, machine: Machine) -> Rounding | None:

@@ -175,7 +175,8 @@ def _tile_constants(target: Target, family: Family, tile: Tile) -> dict[str, Con
 def matrix_signature(x: str, w: str, scale: str = "*fp32") -> dict[str, str]:
     y = x if x in POINTERS.values() else "*bf16"
     return {
-        "x": x, "w": w, "token_scale": "*fp32", "scale": scale, "zero": "*u8", "bias": "*fp32", "y": y,
+        "x": x, "w": w, "token_scale": "*fp32", "scale": scale, "zero": "*u8", "bias": "*fp32", "residual": y,
+        "y": y,
         "partials": "*i32" if x == "*i8" else "*fp32", "counters": "*i32", "M": "i32", "N": "i32", "K": "i32",
         "stride_w": "i32", "stride_scale": "i32", "gain": "fp32",
     }  # fmt: skip
@@ -220,8 +221,8 @@ def row_scaled(
             tile = replace(tile, m=min(tile.m, 128))
         constants = {
             **_tile_constants(target, family, tile), "ELEMENT": element, "HAS_TOKEN_SCALE": rounded,
-            "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True, "IMPRECISE": imprecise, "PROMOTE": promote,
-            "PRECISION": _precision(target), "BLOCK_K": tile.k,
+            "HAS_SCALE": scaled, "HAS_BIAS": False, "AFTER": "", "EVEN_K": True, "IMPRECISE": imprecise,
+            "PROMOTE": promote, "PRECISION": _precision(target), "BLOCK_K": tile.k,
         }  # fmt: skip
         return Config(matrix_signature(x, w), constants, tile.warps, tile.stages)
 
@@ -240,7 +241,7 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
         constants: dict[str, Constant] = {
             # sm_86 on it, codes widened: 64 tokens 757.8 in 2 stages, the fastest of 6 (128: 809.5).
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
-            "ELEMENT": element, "HAS_BIAS": False, "GROUP": BLOCK,
+            "ELEMENT": element, "HAS_BIAS": False, "AFTER": "", "GROUP": BLOCK,
             "BLOCK_K": 128 if target.unit("float16", "float16") else tile.k,
             "IMPRECISE": _WHOLE_STEP if family == "many" and w == x else 0,
         }  # fmt: skip
@@ -274,7 +275,7 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
             tile = replace(tile, m=min(tile.m, 32))
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
-            "GROUP": 128, "UNIT": unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False,
+            "GROUP": 128, "UNIT": unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False, "AFTER": "",
         }  # fmt: skip
         small = target.shared_memory < _MIDDLE_SHARED
         return Config(matrix_signature(x, "*i16", "*bf16"), constants, tile.warps, 1 if small else tile.stages)
@@ -287,7 +288,7 @@ def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False)
 
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
-            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "BLOCK_N": 8,
+            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "AFTER": "", "BLOCK_N": 8,
             "BLOCK_K": 256 if zero else 512,  # zero points take registers too
         }  # fmt: skip
         if family == "many":
@@ -306,9 +307,9 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
 
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
-            "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "EVEN_K": True,
-            "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4, "BLOCK_K": 1024 // _bytes(w),
-            "UNROLL": 2,
+            "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "AFTER": "",
+            "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
+            "BLOCK_K": 1024 // _bytes(w), "UNROLL": 2,
         }  # fmt: skip
         return Config(matrix_signature(x, w), constants, 4 if _bytes(w) > 1 else 2, 1)
 
@@ -322,8 +323,8 @@ def vector_int8(target: Target) -> Config:
     UNROLL 2 on AMD: not measured.
     """
     constants: dict[str, Constant] = {
-        "HAS_BIAS": False, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
-        "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
+        "HAS_BIAS": False, "AFTER": "", "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target),
+        "BLOCK_N": 4, "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
     }  # fmt: skip
     return Config(matrix_signature("*i32", "*i32"), constants, 2, 1)
 

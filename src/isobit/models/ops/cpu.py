@@ -96,8 +96,13 @@ def _gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) ->
     return cpu_layer.gate(gate, up, activation)
 
 
+def _project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Tensor:
+    first, second = _project(linears, x)
+    return _gate(first, second, activation, readers)
+
+
 _OPS = LayerOps(
-    "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, project=_project, attend=_attend,
-    stack=_stack,
+    "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, project=_project,
+    project_gate=_project_gate, attend=_attend, stack=_stack,
 )  # fmt: skip
 ROW = LayerRow("cpu", 10, accepts=_accepts, make=lambda place: _OPS)

@@ -12,11 +12,13 @@ from torch import Tensor
 from isobit.formats.caches import CacheFormat
 from isobit.kernels import rounded
 from isobit.kernels.gpu.bind import BoundLinear
+from isobit.kernels.gpu.joined import Part, by_turns, whole_of
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.config import Activation, LayerSpec
+from isobit.models.linear import Linear
 from isobit.models.ops import reference
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
@@ -50,19 +52,31 @@ def make(place: Place) -> LayerOps:
     def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Activations:
         return kernels.gate(gate, up, activation, _rounding(readers, gate))
 
+    def project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Activations:
+        whole = whole_of(_bound(linears))
+        if whole is None or not by_turns(linears[0].bound):
+            first, second = _project(linears, x)
+            return gate(first, second, activation, readers)
+        made = whole.gated(x, activation)
+        if made is None:
+            both = whole(x)
+            return gate(both[:, ::2], both[:, 1::2], activation, readers)
+        rounding = _rounding(readers, made)
+        return made if rounding is None else kernels.round(made, rounding)
+
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         held = step.memory(layer)
         return kernels.attention(heads, q, k, v, *step.angles(layer), held.keys, held.values, step.batch.sequences)
 
     return LayerOps(
-        "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, attend=attend,
-        reserve=kernels.reserve, recordable=True,
+        "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, project_gate=project_gate,
+        project_add=_project_add, attend=attend, reserve=kernels.reserve, recordable=True,
     )  # fmt: skip
 
 
-def _bound(linears: Readers) -> list[BoundLinear]:
+def _bound(linears: Readers) -> list[BoundLinear | Part]:
     """The kernels of linears, where all have one that takes rounded activations and nobody listens to them."""
-    found = [one.bound for one in linears if isinstance(one.bound, BoundLinear) and not one.observed]
+    found = [one.bound for one in linears if isinstance(one.bound, (BoundLinear, Part)) and not one.observed]
     return found if len(found) == len(linears) else []
 
 
@@ -75,7 +89,18 @@ def _rounding(readers: Readers, x: Tensor) -> Rounding | None:
 
 def _project(linears: Readers, x: Activations) -> list[Tensor]:
     bound = _bound(linears)
-    return rounded.project(bound, x) if bound else reference.project(linears, x)
+    if not bound:
+        return reference.project(linears, x)
+    whole = whole_of(bound)
+    if whole is None:
+        return rounded.project(bound, x)
+    result = whole(x)
+    return [result[..., part.rows] for part in bound if isinstance(part, Part)]
+
+
+def _project_add(linear: Linear, x: Activations, residual: Tensor) -> Tensor:
+    (bound,) = _bound((linear,)) or (None,)
+    return residual + linear(x) if bound is None else bound(x, residual)
 
 
 ROW = LayerRow("triton", 20, accepts=_accepts, make=make)

@@ -104,11 +104,18 @@ def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> 
     return _ACTIVATIONS[activation](gate) * up
 
 
+def project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Tensor:
+    """The gate of what two linears give."""
+    first, second = project(linears, x)
+    return gate(first, second, activation, readers)
+
+
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
     return "the order of PyTorch's sums depends on how many tokens come at once" if place.alike else None
 
 
 _OPS = LayerOps(
-    "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=project, attend=attend,
+    "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=project, project_gate=project_gate,
+    attend=attend,
 )  # fmt: skip
 ROW = LayerRow("reference", 0, accepts=_accepts, make=lambda place: _OPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.after import store_rows
 from isobit.kernels.gpu.triton.decode import to_f16
 
 
@@ -53,9 +54,9 @@ def row_sums(total, other, column, ASM: tl.constexpr, NIBBLES: tl.constexpr):
 
 
 @triton.jit
-def epilogue(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
-             HAS_BIAS: tl.constexpr):  # fmt: skip
-    """The epilogue: scales, bias and the store of the results of rows ``n``."""
+def epilogue(y, residual, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
+             HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
+    """The epilogue: scales, bias, and what ``store_rows`` does with the results of rows ``n``."""
     inside = n < N
     if HAS_SCALE:
         sums = sums * tl.load(scale + n, mask=inside, other=0.0)
@@ -64,4 +65,4 @@ def epilogue(y, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.
         sums = sums * tl.load(token_scale)
     if HAS_BIAS:
         sums += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + n, sums.to(y.dtype.element_ty), mask=inside)
+    store_rows(y, residual, sums, n, N, 0, AFTER)

@@ -109,10 +109,10 @@ def _step(total, other, a, b, low, high, ELEMENT: tl.constexpr, X: tl.constexpr,
 
 @triton.jit
 def linear_lanes(
-    x, w, token_scale, scale, bias, y, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, N, K, gain,
     ELEMENT: tl.constexpr, X: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), 1).
 
@@ -124,7 +124,7 @@ def linear_lanes(
         token_scale: ``[1]`` float32, of rounded activations.
         scale: ``[N]`` float32.
         bias: ``[N]``.
-        y: ``[1, N]``.
+        residual, y, AFTER: see ``store_rows``.
         K: words of a row.
         gain: what the decoders of both operands left to be multiplied.
         ELEMENT: "hardware" (e4m3fn by the conversion of sm_89), "e4m3fn", "e5m2", "int8" (with X), "f16" or "bf16".
@@ -157,7 +157,7 @@ def linear_lanes(
     if ASM and ELEMENT == "int8" and X == "bf16":
         gain = gain * 64.0
     sums = row_sums(total, other, column, ASM, False)
-    epilogue(y, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+    epilogue(y, residual, sums, rows, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS, AFTER)
 
 
 @triton.jit
@@ -181,14 +181,14 @@ def _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT: tl.co
 
 @triton.jit
 def linear_lanes_block(
-    x, w, token_scale, scale, bias, y, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, N, K, gain,
     ELEMENT: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr,
-    OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
+    OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: the sums of every step are scaled. Grid: as ``linear_lanes``.
 
     Args:
-        x, w, bias, y, K, gain, OVERLAP, BLOCK_K, UNROLL: as ``linear_lanes``, for codes.
+        x, w, bias, residual, y, K, gain, AFTER, OVERLAP, BLOCK_K, UNROLL: as ``linear_lanes``, for codes.
         token_scale: ``[1, 4 K / GROUP]`` float32.
         scale: ``[ceil(N / GROUP), 4 K / GROUP]`` float32.
         ELEMENT: "hardware" or "e4m3fn".
@@ -220,4 +220,4 @@ def linear_lanes_block(
     total, other = _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT, ASM, EVEN_K)
     rows = n[:, None] + tl.arange(0, 2)[None, :]
     sums = row_sums(total, other, column, ASM, False)
-    epilogue(y, sums, rows, N, token_scale, scale, bias, gain, False, False, HAS_BIAS)
+    epilogue(y, residual, sums, rows, N, token_scale, scale, bias, gain, False, False, HAS_BIAS, AFTER)

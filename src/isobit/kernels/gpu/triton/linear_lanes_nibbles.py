@@ -132,10 +132,10 @@ def _step(
 
 @triton.jit
 def linear_lanes_nibbles(
-    x, w, scale, zero, bias, y, N, K,
+    x, w, scale, zero, bias, residual, y, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, DTYPE: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    UNROLL: tl.constexpr,
+    UNROLL: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Grid: (ceil(N / BLOCK_N), 1).
 
@@ -145,7 +145,7 @@ def linear_lanes_nibbles(
         scale: ``[8 K / GROUP, N]`` float32, bfloat16 or float16.
         zero: ``[8 K / GROUP, N]`` uint8 zero points, if HAS_ZERO; else codes are stored plus 8.
         bias: ``[N]``.
-        y: ``[1, N]``.
+        residual, y, AFTER: see ``store_rows``.
         K: words of a row, of eight codes each; whole units.
         GROUP: weights along K that share a scale: a multiple of a quarter of a unit that divides a step.
         DTYPE: of the activations: "f16" or "bf16".
@@ -184,4 +184,4 @@ def linear_lanes_nibbles(
     rows = n[:, None] + tl.arange(0, 2)[None, :]
     gain = 64.0 if ASM and DTYPE == "bf16" else 1.0
     sums = row_sums(total, other, column, ASM, True)
-    epilogue(y, sums, rows, N, scale, scale, bias, gain, False, False, HAS_BIAS)
+    epilogue(y, residual, sums, rows, N, scale, scale, bias, gain, False, False, HAS_BIAS, AFTER)

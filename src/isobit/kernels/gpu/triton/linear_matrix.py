@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.after import store_tile
 from isobit.kernels.gpu.triton.decode import nibbles, stream, to_bf16, to_f16
 from isobit.kernels.gpu.triton.pdl import prefetch, wait, wait_for_last
 
@@ -61,9 +62,9 @@ def _reduce_split_k(total, partials, counters, tile, split, SPLIT_K: tl.constexp
 
 
 @triton.jit
-def _epilogue(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
-              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """The epilogue: scales, bias and the store of a tile ``[BLOCK_N, BLOCK_M]``."""
+def _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
+              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
+    """The epilogue: scales, bias, and what ``store_tile`` does with a tile ``[BLOCK_N, BLOCK_M]``."""
     y_tile = total.to(tl.float32)
     if HAS_SCALE:
         y_tile = y_tile * (tl.load(scale + n, mask=n < N, other=0.0) * gain)[:, None]
@@ -71,18 +72,17 @@ def _epilogue(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SC
         y_tile = y_tile * tl.load(token_scale + m, mask=m < M, other=0.0)[None, :]
     if HAS_BIAS:
         y_tile += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    rounded = tl.trans(y_tile.to(y.dtype.element_ty))
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    tl.store(y + m.to(tl.int64)[:, None] * N + n[None, :], rounded, mask=inside)
+    store_tile(y, residual, y_tile, n, m, N, M, AFTER)
 
 
 @triton.jit
 def linear_matrix(
-    x, w, token_scale, scale, bias, y, partials, counters, M, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, partials, counters, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
     PROMOTE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
+    AFTER: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N) * ceil(M / BLOCK_M) * SPLIT_K,).
 
@@ -92,7 +92,7 @@ def linear_matrix(
         token_scale: ``[M]`` float32, of rounded activations.
         scale: ``[N]`` float32.
         bias: ``[N]``.
-        y: ``[M, N]``.
+        residual, y, AFTER: see ``store_rows``.
         partials, counters: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT_K > 1 only.
         gain: what the decoder left to be multiplied.
         OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it; -1
@@ -135,15 +135,16 @@ def linear_matrix(
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _epilogue(total, y, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+        _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS,
+                  AFTER)  # fmt: skip
 
 
 @triton.jit
 def linear_matrix_block(
-    x, w, token_scale, scale, bias, y, partials, counters, M, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, partials, counters, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
-    SWIZZLE: tl.constexpr,
+    SWIZZLE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: every ``GROUP`` along K has partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -153,7 +154,7 @@ def linear_matrix_block(
         token_scale: ``[M, K / GROUP]`` float32.
         scale: ``[ceil(N / GROUP), K / GROUP]`` float32; BLOCK_N divides GROUP.
         bias: ``[N]``.
-        y: ``[M, N]``.
+        residual, y, AFTER: see ``store_rows``.
         partials, counters, gain, IMPRECISE: as ``linear_matrix``.
         GROUP: rows and columns of a block, and activations that share a scale; K is a multiple.
         BLOCK_K: a step along K; divides GROUP.
@@ -191,7 +192,7 @@ def linear_matrix_block(
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _epilogue(total, y, token_scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+        _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS, AFTER)
 
 
 @triton.jit
@@ -207,9 +208,10 @@ def _add_quarter(total, partial, factor, weights, values, scales, SAME: tl.const
 
 @triton.jit
 def linear_matrix_nibbles(
-    x, w, scale, zero, bias, y, partials, counters, M, N, K,
+    x, w, scale, zero, bias, residual, y, partials, counters, M, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
+    AFTER: tl.constexpr,
 ):  # fmt: skip
     """4-bit codes in groups along K, each with partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -220,7 +222,7 @@ def linear_matrix_nibbles(
         scale: ``[K / GROUP, N]`` float32, bfloat16 or float16.
         zero: ``[K / GROUP, N]`` uint8, if HAS_ZERO; else the stored code of 0.0 is 8.
         bias: ``[N]``.
-        y: ``[M, N]``.
+        residual, y, AFTER: see ``store_rows``.
         GROUP: weights along K that share a scale, a multiple of a quarter unit.
         UNIT: K is a multiple.
     """
@@ -268,14 +270,14 @@ def linear_matrix_nibbles(
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _epilogue(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+        _epilogue(total, y, residual, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS, AFTER)
 
 
 @triton.jit
 def linear_matrix_stream(
-    x, w, scale, zero, bias, y, M, N, K, stride_w, stride_scale,
+    x, w, scale, zero, bias, residual, y, M, N, K, stride_w, stride_scale,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SWIZZLE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SWIZZLE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Packed integers of any width and group size, multiplied in float32. Grid: (tiles of N * tiles of M,).
 
@@ -284,7 +286,7 @@ def linear_matrix_stream(
         w: ``[N, stride_w]`` int32 words of ``BITS``-bit codes as formats/pack.py stores them.
         scale: ``[N, stride_scale]`` float32, bfloat16 or float16, one per group.
         zero: ``[N, stride_scale]`` uint8 zero points, if HAS_ZERO; else the code of 0.0 is half of the range.
-        bias, y: as ``linear_matrix``.
+        bias, residual, y, AFTER: as ``linear_matrix``.
         PRECISION: "ieee", or "tf32x3" where there is a matrix unit: three products of the operands' halves.
     """
     tile_n, tile_m, _, _ = _tile(N, M, BLOCK_N, BLOCK_M, 1, SWIZZLE)
@@ -306,4 +308,4 @@ def linear_matrix_stream(
             codes -= 1 << (BITS - 1)
         weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
         total = tl.dot(weights, values.to(tl.float32), total, input_precision=PRECISION)
-    _epilogue(total, y, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS)
+    _epilogue(total, y, residual, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS, AFTER)

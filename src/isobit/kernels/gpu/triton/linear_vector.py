@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.after import store_rows
 from isobit.kernels.gpu.triton.decode import dp4a, stream, to_f16
 from isobit.kernels.gpu.triton.pdl import prefetch, wait
 
@@ -23,9 +24,9 @@ def _codes_to_f32(codes, ELEMENT: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def _epilogue(y, total, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
-              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
-    """The epilogue: scales, bias and the store of one token's ``BLOCK_N`` results."""
+def _epilogue(y, residual, total, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
+              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
+    """The epilogue: scales, bias, and what ``store_rows`` does with one token's ``BLOCK_N`` results."""
     inside = n < N
     total = total.to(tl.float32)
     if HAS_SCALE:
@@ -34,15 +35,19 @@ def _epilogue(y, total, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE
         total = total * tl.load(token_scale + m)
     if HAS_BIAS:
         total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + m.to(tl.int64) * N + n, total.to(y.dtype.element_ty), mask=inside)
+    if AFTER == "" or AFTER == "add":
+        store_rows(y, residual, total, n, N, m.to(tl.int64), AFTER)
+    else:
+        PAIRS: tl.constexpr = n.shape[0] // 2
+        store_rows(y, residual, tl.reshape(total, (PAIRS, 2)), tl.reshape(n, (PAIRS, 2)), N, m.to(tl.int64), AFTER)
 
 
 @triton.jit
 def linear_vector(
-    x, w, token_scale, scale, bias, y, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    UNROLL: tl.constexpr,
+    UNROLL: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), M).
 
@@ -52,7 +57,7 @@ def linear_vector(
         token_scale: ``[M]`` float32, of rounded activations.
         scale: ``[N]`` float32.
         bias: ``[N]``.
-        y: ``[M, N]``.
+        residual, y, AFTER: see ``store_rows``.
         gain: what the decoder left to be multiplied.
     """
     m = tl.program_id(1)
@@ -74,14 +79,14 @@ def linear_vector(
             values = tl.load(token + k, mask=k < K, other=0.0)
         total += _codes_to_f32(codes, ELEMENT, ASM) * values.to(tl.float32)[None, :]
     sums = tl.sum(total, axis=1)
-    _epilogue(y, sums, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS)
+    _epilogue(y, residual, sums, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS, AFTER)
 
 
 @triton.jit
 def linear_vector_int8(
-    x, w, token_scale, scale, bias, y, N, K,
+    x, w, token_scale, scale, bias, residual, y, N, K,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """int8 by int8, exact in int32, four products an instruction. Grid: (ceil(N / BLOCK_N), M).
 
@@ -91,7 +96,7 @@ def linear_vector_int8(
         token_scale: ``[M]`` float32.
         scale: ``[N]`` float32.
         bias: ``[N]``.
-        y: ``[M, N]``.
+        residual, y, AFTER: see ``store_rows``.
         K: words of a row.
     """
     m = tl.program_id(1)
@@ -113,14 +118,14 @@ def linear_vector_int8(
             values = tl.load(token + k, mask=k < K, other=0)
         total = dp4a(words, tl.broadcast_to(values[None, :], (BLOCK_N, BLOCK_K)), total, ASM)
     sums = tl.sum(total, axis=1)
-    _epilogue(y, sums, m, n, N, token_scale, scale, bias, 1.0, True, True, HAS_BIAS)
+    _epilogue(y, residual, sums, m, n, N, token_scale, scale, bias, 1.0, True, True, HAS_BIAS, AFTER)
 
 
 @triton.jit
 def linear_vector_stream(
-    x, w, scale, zero, bias, y, N, K, stride_w, stride_scale,
+    x, w, scale, zero, bias, residual, y, N, K, stride_w, stride_scale,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Packed integers of any width as they are stored, any group size. Grid: (ceil(N / BLOCK_N), M).
 
@@ -130,7 +135,7 @@ def linear_vector_stream(
         scale: ``[N, stride_scale]`` float32, bfloat16 or float16, one per group.
         zero: ``[N, stride_scale]`` uint8 zero points, if HAS_ZERO; else the code of 0.0 is half of the range.
         bias: ``[N]``.
-        y: ``[M, N]``.
+        residual, y, AFTER: see ``store_rows``.
         GROUP: weights along K that share a scale.
     """
     m = tl.program_id(1)
@@ -152,4 +157,4 @@ def linear_vector_stream(
         weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
         total += weights * values[None, :]
     sums = tl.sum(total, axis=1)
-    _epilogue(y, sums, m, n, N, scale, scale, bias, 1.0, False, False, HAS_BIAS)
+    _epilogue(y, residual, sums, m, n, N, scale, scale, bias, 1.0, False, False, HAS_BIAS, AFTER)

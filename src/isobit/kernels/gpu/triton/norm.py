@@ -5,10 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.after import gated
 from isobit.kernels.gpu.triton.pdl import wait
 from isobit.kernels.gpu.triton.quantize import magnitudes, round_token
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -69,27 +68,14 @@ def norm_token(
 
 
 @triton.jit
-def _gated(gate, up, ACTIVATION: tl.constexpr):
-    """``activation(gate) * up`` in float32, of numbers in any float."""
-    g = gate.to(tl.float32)
-    if ACTIVATION == "silu":
-        share = 1.0 / (1.0 + tl.exp2(-g * _LOG2_E))
-    else:
-        tl.static_assert(ACTIVATION == "gelu_tanh", "an activation")
-        # (1 + tanh z) / 2 is 1 / (1 + exp(-2 z)), with z = sqrt(2 / pi) (g + 0.044715 g^3)
-        share = 1.0 / (1.0 + tl.exp2(g * (1.0 + 0.044715 * g * g) * (-1.5957691216057308 * _LOG2_E)))
-    return g * share * up.to(tl.float32)
-
-
-@triton.jit
 def gate(
     gate, up, y, peaks, K, stride_gate, stride_up, ACTIVATION: tl.constexpr, PEAKS: tl.constexpr,
-    OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """``activation(gate) * up``. Grid: (M, ceil(K / BLOCK_K)).
 
     Args:
-        gate, up: ``[M, K]``, with so many elements from row to row.
+        gate, up: ``[M, K]``, with so many elements from row to row, and STEP from one to the next.
         y: ``[M, K]``.
         peaks: int32 ``[M, ceil(K / BLOCK_K)]``, if PEAKS: the largest magnitudes, for ``quantize_parts``.
         ACTIVATION: "silu", or "gelu_tanh".
@@ -98,9 +84,9 @@ def gate(
         wait()
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    gates = tl.load(gate + m * stride_gate + k, mask=k < K, other=0.0)
-    ups = tl.load(up + m * stride_up + k, mask=k < K, other=0.0)
-    values = _gated(gates, ups, ACTIVATION).to(y.dtype.element_ty)
+    gates = tl.load(gate + m * stride_gate + k * STEP, mask=k < K, other=0.0)
+    ups = tl.load(up + m * stride_up + k * STEP, mask=k < K, other=0.0)
+    values = gated(gates, ups, ACTIVATION).to(y.dtype.element_ty)
     tl.store(y + m * K + k, values, mask=k < K)
     if PEAKS:
         tl.store(peaks + m * tl.num_programs(1) + tl.program_id(1), tl.max(magnitudes(values), axis=0))

@@ -150,21 +150,30 @@ def quantize_token(
 def quantize_parts(
     x, peaks, codes, scales, static_scale, K, qmax,
     ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """One scale per token, of parts whose largest magnitudes are known. Grid: (M, parts of BLOCK_K values).
+    """One scale per token, of parts. Grid: (M, parts of BLOCK_K values).
 
     Args:
         x, codes, scales, static_scale, qmax: as for ``quantize_token``.
-        peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part.
+        peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part, if they are known.
         PARTS: parts rounded up to a power of two.
+        OWN: they are not: each program looks over all of its token.
     """
     if OVERLAP:
         wait()
     m = tl.program_id(0).to(tl.int64)
-    part = tl.arange(0, PARTS)
-    parts = tl.num_programs(1)
-    peak = tl.max(tl.load(peaks + m * parts + part, mask=part < parts, other=0), axis=0)
+    if OWN:
+        column = tl.arange(0, BLOCK_K)
+        highest = tl.zeros((BLOCK_K,), tl.int32)
+        for place in tl.static_range(PARTS):
+            at = place * BLOCK_K + column
+            highest = tl.maximum(highest, magnitudes(tl.load(x + m * K + at, mask=at < K, other=0.0)))
+        peak = tl.max(highest, axis=0)
+    else:
+        part = tl.arange(0, PARTS)
+        parts = tl.num_programs(1)
+        peak = tl.max(tl.load(peaks + m * parts + part, mask=part < parts, other=0), axis=0)
     scale = scale_of_token(peak, static_scale, qmax, STATIC)
     if tl.program_id(1) == 0:
         tl.store(scales + m, scale)
