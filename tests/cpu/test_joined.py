@@ -163,7 +163,7 @@ def decoder(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple
     if name != "bf16":
         quantize(source, folder, Policy(scheme(name)), progress=False)
     recorder = Launches()
-    monkeypatch.setattr(weights, "place", lambda device, lowering: place(recorder))
+    monkeypatch.setattr(weights, "place", lambda *given, **options: place(recorder))
     return weights.load_model(folder, device="cuda"), recorder
 
 
