@@ -1,6 +1,7 @@
 # Every target installs what it needs into .venv by itself.
 #   make demo    plan, quantize, run and measure the bundled model; writes demo-out/report.html
 #   make test    the test suite (4 minutes on 2 idle cores)
+#   make harness lm-evaluation-harness on isobit, in this process and over HTTP (a minute; installs 760 MB)
 #   make slow    its long runs of the GPU kernels in Triton's interpreter (3 minutes on 2 cores)
 #   make check   ruff, mypy --strict on the pure floors, import-linter
 #   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits, models (3 minutes on 2 cores)
@@ -18,7 +19,7 @@ INSTALL = $(PIP) install --constraint constraints.txt
 PURE   := -m isobit.errors -m isobit.formats.spec -m isobit.formats.table -m isobit.formats.schemes -m isobit.formats.rules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check sanitize proof emulate support wheel bench clean
+.PHONY: help demo test harness slow check sanitize proof emulate support wheel bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +40,10 @@ $(VENV)/isobit-test: $(VENV)/isobit
 	$(INSTALL) --editable '.[test]'
 	@touch $@
 
+$(VENV)/isobit-harness: $(VENV)/isobit-test
+	$(INSTALL) --editable '.[test,harness]'
+	@touch $@
+
 $(VENV)/isobit-check: $(VENV)/isobit
 	$(INSTALL) --editable '.[check]'
 	@touch $@
@@ -47,7 +52,10 @@ demo: $(VENV)/isobit
 	$(BIN)/isobit demo --out demo-out
 
 test: $(VENV)/isobit-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not harness'
+
+harness: $(VENV)/isobit-harness
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/harness -m harness
 
 slow: $(VENV)/isobit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow

@@ -63,6 +63,7 @@ class IsobitLM(TemplateLM):
         self._read = min(self.max_length, longest - 1)  # the engine scores no token behind the end of the context
         self.rule = BosRule.of(llm.tokenizer, add_bos)
         self.seen: Counter[str] = Counter()
+        self._template: str | None = None  # of conversations, once one was asked for
 
     # Tokens
 
@@ -110,7 +111,7 @@ class IsobitLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the model reads it; its last message is to be continued where no prompt is added."""
-        template = getattr(self, "_template", None) or self.chat_template(True)
+        template = self._template or self.chat_template(True)
         assert template is not None
         text = render(
             template,

@@ -118,6 +118,7 @@ class Harness:
         setup = self.setup
         limit = setup.limit
         lm.seen.clear()
+        lm.chat_template(setup.chat)  # refused where the model has none of that name
         with aside(self.quiet):
             found = self._guarded(
                 task,

@@ -1,0 +1,8 @@
+"""What tests of the CPU room have made is used here, too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cpu"))
