@@ -211,6 +211,7 @@ def load(
     revision: str | None = None,
     device: str = "cpu",
     kv_cache: str = "auto",
+    memory: int | str | None = None,
 ) -> Model:
     """Load a checkpoint, quantized or not, ready to generate.
 
@@ -221,11 +222,16 @@ def load(
         device: ``"cpu"`` or ``"cuda"``.
         kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
             ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
+        memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
+            that does not fit is refused with the figures before a tensor is read.
+
+    Raises:
+        CapacityError: it does not fit.
 
     Warns:
         CheckpointWarning: what people should know about this checkpoint; :attr:`Model.notes` has it, too.
     """
-    loaded = Model(generator(model, dtype=dtype, revision=revision, device=device, kv_cache=kv_cache))
+    loaded = Model(generator(model, dtype=dtype, revision=revision, device=device, kv_cache=kv_cache, memory=memory))
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
     return loaded
@@ -241,6 +247,7 @@ def LLM(
     cache_tokens: int | None = None,
     prefix_cache: bool = True,
     kv_cache: str = "auto",
+    memory: int | str | None = None,
 ) -> llm.LLM:
     """Load a checkpoint, quantized or not, to answer many prompts at once.
 
@@ -252,13 +259,16 @@ def LLM(
         prefix_cache: whether prompts that begin alike are computed once.
         kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
             ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
+        memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
+            that does not fit is refused with the figures before a tensor is read.
+            Given, the cache gets at once what weights and the rest leave of it.
 
     Returns:
         An :class:`isobit.engine.llm.LLM`: ``generate(prompts, SamplingParams(...))``, ``stream``, ``stream_async``, and
         ``add``, ``step``, ``abort``.
 
     Raises:
-        CapacityError: there is no memory for so large a cache.
+        CapacityError: it does not fit, or there is no memory for so large a cache.
 
     Warns:
         CheckpointWarning: what people should know about this checkpoint; its ``notes`` have it, too.
@@ -268,13 +278,14 @@ def LLM(
     arguments.whole("sequences", sequences, 1, MOST_SEQUENCES)
     arguments.optional_whole("cache_tokens", cache_tokens, 1)
     arguments.flag("prefix_cache", prefix_cache)
+    most = arguments.optional_size("memory", memory)
     _where(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_llm
 
     loaded = load_llm(
         folder, dtype, device, kv_cache=kv_cache, sequences=sequences, cache_tokens=cache_tokens,
-        prefix_cache=prefix_cache,
+        prefix_cache=prefix_cache, memory=most,
     )  # fmt: skip
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
@@ -289,6 +300,7 @@ def generator(
     device: str = "cpu",
     prefix_cache: bool = False,
     kv_cache: str = "auto",
+    memory: int | str | None = None,
 ) -> Generator:
     """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same.
 
@@ -297,11 +309,12 @@ def generator(
     """
     arguments.optional_choice("dtype", dtype, DTYPES)
     cache_format(kv_cache)
+    most = arguments.optional_size("memory", memory)
     _where(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_generator
 
-    return load_generator(folder, dtype=dtype, device=device, prefix_cache=prefix_cache, kv_cache=kv_cache)
+    return load_generator(folder, dtype=dtype, device=device, prefix_cache=prefix_cache, kv_cache=kv_cache, memory=most)
 
 
 def _where(device: str, target: str | None) -> dict[str, Any]:
@@ -331,6 +344,7 @@ def evaluate(
     device: str = "cpu",
     target: str | None = None,
     kv_cache: str = "auto",
+    memory: int | str | None = None,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -349,6 +363,7 @@ def evaluate(
         target: whose lowering runs on a GPU, e.g. ``"sm_86"`` on a newer one; the GPU's own if None.
         kv_cache: what ``model`` stores keys and values as; see :func:`LLM`. Where that is not ``"auto"`` and
             ``against`` is None, it is compared with itself with a cache in the dtype of activations.
+        memory: what of the device each model may take; see :func:`LLM`.
         command: the command line that measures the same, for reports.
         progress: called with (windows done, windows in all) as they are done.
 
@@ -365,16 +380,28 @@ def evaluate(
     from isobit.evaluation.asking import TextSettings
 
     settings = TextSettings.checked(text, ctx, stride, tokens, seed, command, progress)
+    most = arguments.optional_size("memory", memory)
     where = _where(device, target)
 
     from isobit.evaluation import measure
 
-    source = None
+    folder, source = find(model), None
     if against is not None:
         source = measure.Source(find(against), default_name(names[1]), **where)
-    return measure.evaluate_asked(
-        find(model), default_name(names[0]), source, settings.asked(**where, kv_cache=kv_cache)
-    )
+    _fit([folder, *([source.path] if source else [])], device, most, kv_cache)
+    return measure.evaluate_asked(folder, default_name(names[0]), source, settings.asked(**where, kv_cache=kv_cache))
+
+
+def _fit(folders: Iterable[Path], device: str, memory: int | None, kv_cache: str) -> None:
+    """That each of these models fits the device, before one of them is read.
+
+    Raises:
+        CapacityError: it does not.
+    """
+    from isobit.engine.generate import require_room
+
+    for folder in dict.fromkeys(folders):
+        require_room(folder, device, memory, kv_cache)
 
 
 def compare(
@@ -391,6 +418,7 @@ def compare(
     device: str = "cpu",
     target: str | None = None,
     kv_cache: str = "auto",
+    memory: int | str | None = None,
     work: str | Path | None = None,
     logits_gb: float = 8.0,
     command: str = "",
@@ -405,7 +433,7 @@ def compare(
         against: the source to compare each of them with.
         tasks: names of tasks; needs the extra ``harness``.
         on_text: whether a text is measured; None for yes where no task is named or a text is.
-        text, ctx, stride, tokens, device, target, kv_cache, command, progress: as :func:`evaluate` takes them.
+        text, ctx, stride, tokens, device, target, kv_cache, memory, command, progress: as :func:`evaluate` takes them.
         seed: of the bootstrap (0 if None), and of tasks (the harness's own if None).
         work: a folder where results are kept as they come: the same call goes on where it was interrupted, and a call
             for more models or tasks measures only these. With its source's logits, up to ``logits_gb`` of them.
@@ -433,6 +461,7 @@ def compare(
     settings = asking.TextSettings.checked(text, ctx, stride, tokens, own or 0, command, progress)
     measured = on_text if on_text is not None else setup is None or text is not None
     folder = arguments.optional_path("work", work)
+    most = arguments.optional_size("memory", memory)
     where = _where(device, target)
     if setup is not None:
         from isobit.evaluation.tasks.run import require_harness
@@ -441,11 +470,14 @@ def compare(
 
     from isobit.evaluation.comparison import compare as run
 
+    folders = {name: find(one) for name, one in zip(asking.names(listed, default_name), listed, strict=True)}
+    origin = None if source is None else (default_name(source), find(source))
+    _fit([*folders.values(), *([origin[1]] if origin else [])], device, most, kv_cache)
     return run(
-        {name: find(one) for name, one in zip(asking.names(listed, default_name), listed, strict=True)},
+        folders,
         settings if measured else None,
         setup,
-        source=None if source is None else (default_name(source), find(source)),
+        source=origin,
         **where,
         kv_cache=kv_cache,
         work=None if folder is None else Path(folder),
@@ -466,13 +498,15 @@ def bench(
     new: int | None = None,
     context: int | None = None,
     rounds: int = 3,
+    kv_cache: str = "auto",
+    memory: int | str | None = None,
     revision: str | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Bench:
     """Measure how fast a model decodes and reads prompts here, beside what the plan says of the same.
 
     Args:
-        model, dtype, revision: as :func:`load` takes them.
+        model, dtype, kv_cache, memory, revision: as :func:`load` takes them.
         device: what runs it: ``"cpu"`` or ``"cuda"``.
         target: whose lowering runs on a GPU; the GPU's own if None.
         batches: how many sequences decode at once, a case each; 1 and 8 if None, on a GPU 64, too.
@@ -497,6 +531,8 @@ def bench(
     arguments.whole("new", new, 4)
     arguments.optional_whole("context", context, 1)
     arguments.whole("rounds", rounds, 1, 1000)
+    cache_format(kv_cache)
+    most = arguments.optional_size("memory", memory)
     where = _where(device, target)
     folder = find(model, revision=revision)
     from isobit.evaluation import benched
@@ -511,6 +547,8 @@ def bench(
         new=new,
         context=context,
         rounds=rounds,
+        kv_cache=kv_cache,
+        memory=most,
         progress=progress or (lambda what: None),
     )
 
@@ -532,6 +570,7 @@ def plan(
     batch: int = 1,
     kv: str | None = None,
     allow_relaxed: bool = False,
+    memory: int | str | None = None,
     revision: str | None = None,
     calibration: bool | str | Path = True,
 ) -> tuple[Workload, list[list[Plan]]]:
@@ -545,6 +584,7 @@ def plan(
         batch: sequences at once.
         kv: format of the cache; by default that of the activations.
         allow_relaxed: whether a rounding point may be dropped where nothing else works.
+        memory: what of each machine may be taken: bytes, or text like ``"20GiB"``; all of it if None.
         revision: branch, tag or commit of a Hugging Face id.
         calibration: whether speeds on this machine go by what :func:`bench` measured there; or the file that holds it.
 
@@ -564,6 +604,7 @@ def plan(
         batch=arguments.whole("batch", batch, 1),
         kv=arguments.optional_text("kv", kv),
         allow_relaxed=arguments.flag("allow_relaxed", allow_relaxed),
+        memory=arguments.optional_size("memory", memory),
         revision=revision,
         calibration=_calibration(calibration),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,34 @@ def pairs(name: str, value: object) -> tuple[tuple[str, str], ...]:
             raise _wrong(f"{name}[{place}]", "a pair like ('down_proj', 'keep')", one)
         found.append((text(f"{name}[{place}][0]", one[0]), text(f"{name}[{place}][1]", one[1])))
     return tuple(found)
+
+
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{end}": (1000 if end == "b" else 1024) ** power
+    for power, letter in enumerate("kmgt", 1)
+    for end in ("", "b", "ib")
+}
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,3})\s*")
+
+
+def size(name: str, value: object) -> int:
+    """Bytes: a whole number, or text such as ``20GiB``, ``20G`` (the same) or ``500MB`` (a thousand thousands each)."""
+    wanted = "a size like 20GiB, 500MB or a whole number of bytes"
+    if not isinstance(value, str):
+        try:
+            return whole(name, value, 1)
+        except UsageError:
+            raise _wrong(name, wanted, value) from None
+    found = _SIZE.fullmatch(value)
+    count = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].lower(), 0))
+    if count < 1:
+        raise _wrong(name, wanted, value)
+    return count
+
+
+def optional_size(name: str, value: object) -> int | None:
+    """As :func:`size`, or None."""
+    return None if value is None else size(name, value)
 
 
 def sequence(name: str, value: object) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import add_device_arguments, path
+from isobit.cli.parser import add_cache_argument, add_device_arguments, add_memory_argument, path
 
 if TYPE_CHECKING:
     from isobit.evaluation.benched import Bench, Figure
@@ -50,6 +50,8 @@ def register(subparsers: Any) -> None:
         "--context", type=int, metavar="N", help="also decode one sequence behind so many tokens (default: do not)"
     )
     parser.add_argument("--rounds", type=int, metavar="N", default=3, help="repetitions of each case (default: 3)")
+    add_cache_argument(parser)
+    add_memory_argument(parser)
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--calibration", type=path, metavar="FILE", help="keep it here instead of in isobit's own file")
@@ -82,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         new=args.new,
         context=args.context,
         rounds=args.rounds,
+        kv_cache=args.kv_cache,
+        memory=args.memory,
         revision=args.revision,
         progress=None if args.quiet else _progress,
     )

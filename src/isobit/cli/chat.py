@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
             f'Use `isobit generate {args.model} "PROMPT"`, or give a template with --template FILE'
         )
     options = {"enable_thinking": False} if args.no_thinking else {}
-    generator = api.generator(folder, dtype=args.dtype, device=args.device, prefix_cache=True, kv_cache=args.kv_cache)
+    generator = api.generator(
+        folder, dtype=args.dtype, device=args.device, prefix_cache=True, kv_cache=args.kv_cache, memory=args.memory
+    )
     notes.show(generator.notes)
     params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)

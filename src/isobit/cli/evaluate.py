@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import add_cache_argument, add_device_arguments, path
+from isobit.cli.parser import add_cache_argument, add_device_arguments, add_memory_argument, path
 from isobit.errors import UsageError
 from isobit.formats.caches import AUTO, cache_format
 
@@ -76,6 +76,7 @@ def register(subparsers: Any) -> None:
     add_cache_argument(
         parser, " of MODEL", "; without --against, MODEL is then compared with itself with a cache as activations"
     )
+    add_memory_argument(parser, "each model")
     add_task_arguments(parser)
     parser.add_argument(
         "--work",
@@ -175,6 +176,7 @@ def compare(args: argparse.Namespace, command: str) -> Comparison:
         device=args.device,
         target=args.target,
         kv_cache=args.kv_cache,
+        memory=args.memory,
         work=args.work,
         logits_gb=args.logits,
         command=command,

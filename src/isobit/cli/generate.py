@@ -97,7 +97,12 @@ def run(args: argparse.Namespace) -> int:
     from isobit.engine.prompts import doubled_bos
 
     generator = api.generator(
-        args.model, dtype=args.dtype, revision=args.revision, device=args.device, kv_cache=args.kv_cache
+        args.model,
+        dtype=args.dtype,
+        revision=args.revision,
+        device=args.device,
+        kv_cache=args.kv_cache,
+        memory=args.memory,
     )
     doubled = doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer)
     found = (*generator.notes, *([doubled] if doubled else []))

@@ -37,6 +37,25 @@ def add_cache_argument(parser: argparse.ArgumentParser, of: str = "", more: str 
     )
 
 
+def add_memory_argument(
+    parser: argparse.ArgumentParser, what: str = "the model and its cache", default: str = "what is free"
+) -> None:
+    """--memory; ``what`` may take so much, and ``default`` where nothing is said."""
+    parser.add_argument(
+        "--memory",
+        type=_size,
+        metavar="SIZE",
+        help=f"what of the device {what} may take, e.g. 20GiB (default: {default})",
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return arguments.size("it", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 class Parser(argparse.ArgumentParser):
     """Those of the commands are made of this class, too."""
 

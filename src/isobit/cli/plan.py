@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import path
+from isobit.cli.parser import add_memory_argument, path
 
 
 def register(subparsers: Any) -> None:
@@ -46,6 +46,7 @@ def register(subparsers: Any) -> None:
         choices=("relaxed",),
         help="relaxed: where nothing else works, drop the rounding of activations (other results than those evaluated)",
     )
+    add_memory_argument(parser, "a model and its cache", "all of it")
     measured = parser.add_mutually_exclusive_group()
     measured.add_argument(
         "--calibration", type=path, metavar="FILE", help="where `isobit bench` left what it measured (default: its own)"
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         kv=args.kv,
         allow_relaxed=args.allow == "relaxed",
+        memory=args.memory,
         revision=args.revision,
         calibration=args.calibration or not args.no_calibration,
     )

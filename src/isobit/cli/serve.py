@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             cache_tokens=args.cache_tokens,
             prefix_cache=not args.no_prefix_cache,
             kv_cache=args.kv_cache,
+            memory=args.memory,
         )
     notes.show(llm.notes)
     slow_path.warn(llm.model)

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 
 from isobit.engine.answer import Completion, Piece
+from isobit.engine.engine import SEQUENCES
 from isobit.engine.grammar import Grammar
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
+from isobit.formats.caches import cache_format
+from isobit.models.place import place
+from isobit.models.room import Room, room
 from isobit.shortage import shortages
+from isobit.targets import detect
+
+_AT_ONCE = 2  # longest answers that the cache holds, where it has one size and they come one after the other
 
 
 class Generator:
@@ -69,14 +76,27 @@ def load_generator(
     prefix_cache: bool = False,
     kv_cache: str = "auto",
     batch_invariant: bool = False,
+    memory: int | None = None,
 ) -> Generator:
     """Load a checkpoint folder for one answer after the other; takes and raises what :func:`load_llm` does.
 
     Nothing is kept from one answer for the next unless that is asked for: the same prompt gives the same answer.
     """
-    return Generator(
-        load_llm(path, dtype, device, prefix_cache=prefix_cache, kv_cache=kv_cache, batch_invariant=batch_invariant)
-    )
+    options: dict[str, Any] = {"prefix_cache": prefix_cache, "kv_cache": kv_cache, "batch_invariant": batch_invariant}
+    return Generator(load_llm(path, dtype, device, memory=memory, at_once=_AT_ONCE, **options))
+
+
+def require_room(
+    folder: Path, device: str = "cpu", memory: int | None = None, kv_cache: str = "auto", sequences: int = 1
+) -> Room | None:
+    """That a checkpoint fits its device, as it is planned; what that leaves. See :func:`isobit.models.room.room`.
+
+    Raises:
+        CapacityError: it does not fit.
+    """
+    gpu = place(device).tensors.type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if gpu else detect.memory()[1]
+    return room(folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences)
 
 
 @shortages()
@@ -87,6 +107,8 @@ def load_llm(
     *,
     kv_cache: str = "auto",
     batch_invariant: bool = False,
+    memory: int | None = None,
+    at_once: int | None = None,
     **options: Any,
 ) -> LLM:
     """Load a checkpoint folder, quantized or not.
@@ -97,16 +119,24 @@ def load_llm(
         device: "cpu" or "cuda".
         kv_cache: what keys and values are stored as: "auto", "bf16", "f16", "fp8", "fp8-e5m2" or "int8".
         batch_invariant: tokens and logprobs are the same bits whatever comes beside them.
+        memory: bytes of the device that all of it may take: the cache then gets at once what weights and the rest
+            leave. None for what is free, of which the cache takes what it needs.
+        at_once: longest answers that such a cache is to hold; None for as many as take part in a step.
         options: of :class:`isobit.engine.llm.LLM`.
 
     Raises:
         CheckpointError, ModelError: the folder cannot be used; the message says why.
-        CapacityError: there is no memory for the weights, or for a cache that was asked for.
+        CapacityError: there is no memory for the weights, or for a cache that was asked for; before a tensor is read
+            where the plan knows it.
         Unsupported: the device cannot be used.
     """
     from isobit.models.weights import load_model
 
     tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
+    sequences = options.get("sequences", SEQUENCES)
+    left = require_room(Path(path), device, memory, kv_cache, sequences)
+    if memory is not None and left is not None and options.get("cache_tokens") is None:
+        options["cache_tokens"] = left.cache_tokens(at_once or sequences)
     model = load_model(path, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant)
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()

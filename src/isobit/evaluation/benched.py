@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+from isobit.engine.generate import require_room
 from isobit.engine.llm import LLM
 from isobit.engine.tokenizer import Tokenizer
-from isobit.errors import UsageError
+from isobit.errors import CapacityError, UsageError
 from isobit.evaluation import bench
 from isobit.evaluation.bench import Case, Measured
 from isobit.evaluation.paths import hardware, layer_kernels, linear_kernels
+from isobit.formats.caches import CacheFormat, cache_format
 from isobit.formats.schemes import Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.kernels.cpu import library as cpu_library
@@ -103,10 +105,11 @@ class _Planner:
     row: Scheme | None
     target: Target
     board: Board
+    kv: str | None
 
     def __call__(self, case: Case, phase: Phase, board: Board | None = None) -> Plan:
         context = case.context if phase == "decode" else case.prompt
-        request = Request(min(context, self.work.max_context), case.batch if phase == "decode" else 1)
+        request = Request(min(context, self.work.max_context), case.batch if phase == "decode" else 1, self.kv)
         return plan(self.work, self.row, self.target, board or self.board, request)
 
 
@@ -122,6 +125,8 @@ def run(
     new: int,
     context: int | None,
     rounds: int,
+    kv_cache: str,
+    memory: int | None,
     progress: Callable[[str], object],
 ) -> Bench:
     """Benches a checkpoint; :func:`isobit.api.bench` says what the arguments are.
@@ -131,18 +136,25 @@ def run(
     """
     progress("loading")
     tokenizer = Tokenizer.from_folder(folder)
-    model = load_model(folder, dtype=dtype, device=device, lowering=lowering)
+    left = require_room(folder, device, memory, kv_cache, max(batches))
+    model = load_model(folder, dtype=dtype, device=device, lowering=lowering, kv_cache=kv_cache)
     longest = int(model.config.max_context)
     cases = bench.cases(batches, prompt, new, context, longest)
     chunk = min(prefill_chunk(model.place.target), longest - 2)
     if chunk < 1:
         raise UsageError(f"this model's context of {longest} tokens leaves nothing to measure")
     asked: list[tuple[Phase, Case]] = [*(("decode", case) for case in cases), ("prefill", Case(1, chunk, 2))]
-    planner = _planner(folder, model)
+    tokens = BLOCK * max(case.blocks for _, case in asked)
+    if left is not None and tokens > left.tokens:
+        raise CapacityError(
+            f"these cases need a cache of {tokens} tokens, and there is room for {left.tokens} ({left}): ask for fewer"
+            " sequences at once, or shorter ones"
+        )
+    planner = _planner(folder, model, cache_format(kv_cache))
     reader = bench.reader(model)
     llm = LLM(
         model, tokenizer, sequences=max(case.batch for _, case in asked), prefix_cache=False,
-        cache_tokens=BLOCK * max(case.blocks for _, case in asked),
+        cache_tokens=tokens,
     )  # fmt: skip
     figures = []
     for phase, case in asked:
@@ -167,14 +179,14 @@ def run(
     )
 
 
-def _planner(folder: Path, model: Decoder) -> _Planner:
+def _planner(folder: Path, model: Decoder, cache: CacheFormat) -> _Planner:
     """What plans the model as it was loaded."""
     work = described(*locate(folder))
     target, board = next(pair for pair in here() if pair[0].is_gpu == (model.place.target is not None))
     if model.place.target is not None and model.place.target.name != target.name:
         target = target_named(model.place.target.name)
     row = None if work.stored is not None else scheme_named("f16" if _half(model, work) else "bf16")
-    return _Planner(work, row, target, board)
+    return _Planner(work, row, target, board, cache.element or cache.dtype or None)
 
 
 def _half(model: Decoder, work: Workload) -> bool:

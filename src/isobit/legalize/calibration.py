@@ -139,10 +139,9 @@ def _weights(op: Op) -> str:
     return f"{spec.element} {spec.granularity}{shared}{'' if spec.symmetric else ' asymmetric'}"
 
 
-def with_bandwidth(target: Target, board: Board, found: Sequence[Measurement]) -> Board:
-    """A machine whose bandwidth is only estimated, with the one measured there last."""
-    here = machine_key(target, board)
-    last = next((one for one in reversed(found) if one.machine == here), None)
+def with_bandwidth(machine: str, board: Board, found: Sequence[Measurement]) -> Board:
+    """The board of a machine whose bandwidth is only estimated, with the one measured there last."""
+    last = next((one for one in reversed(found) if one.machine == machine), None)
     if not board.estimated or last is None:
         return board
     return replace(board, bandwidth=last.bandwidth)

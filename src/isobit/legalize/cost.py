@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
-from isobit.legalize.exact import bits
+from isobit.legalize.memory import kv_bytes
 from isobit.legalize.ops import Lowering, Op
 from isobit.targets.prefill import prefill_chunk
 from isobit.targets.spec import Board, Target
@@ -87,7 +87,7 @@ def cost(
 
 
 def _cache_bytes(op: Op, tokens: int) -> float:
-    return 2.0 * op.count * op.kv_heads * op.k * bits(op.kv) / 8 * tokens if op.kind == "attention" else 0.0
+    return 2.0 * op.count * kv_bytes(op.kv_heads, op.k, op.kv) * tokens if op.kind == "attention" else 0.0
 
 
 def _operations(op: Op, context: int) -> float:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.checkpoint.layouts.table import nbytes
+from isobit.formats.caches import SCALE_BYTES
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
+from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
@@ -87,8 +89,13 @@ def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:
 
 
 def kv_bytes_per_token(workload: Workload, kv: str) -> int:
-    """Bytes of the keys and values of one token in all layers."""
-    return 2 * sum(one.kv_heads * one.dim for one in workload.attentions) * bits(kv) // 8
+    """Bytes of the keys and values of one token in all layers, and of their scales where they are rounded."""
+    return 2 * sum(kv_bytes(one.kv_heads, one.dim, kv) for one in workload.attentions)
+
+
+def kv_bytes(heads: int, dim: int, kv: str) -> int:
+    """Bytes of the keys (or of the values) of one token in one layer."""
+    return heads * (dim * bits(kv) // 8 + (SCALE_BYTES if kv in ELEMENTS else 0))
 
 
 def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int, target: Target) -> int:

@@ -15,6 +15,7 @@ from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.source import expanded, resolve
 from isobit.errors import CheckpointError, SourceError, UsageError
+from isobit.formats.caches import cache_format as cache_named
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
@@ -32,7 +33,6 @@ from isobit.targets.table import TARGETS, lookup, reference_board
 LARGEST_CONFIG = 16 << 20  # bytes
 DEFAULT_CONTEXT = 4096
 LARGEST_BATCH = 1 << 30  # sequences
-_PLAIN_CACHES = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32"}
 
 Machine = tuple[Target, Board]
 
@@ -197,10 +197,11 @@ def cache_format(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    key = name.lower()
-    if key in _PLAIN_CACHES or key in _PLAIN_CACHES.values():
-        return _PLAIN_CACHES.get(key, key)
-    return element(key).name
+    try:
+        found = cache_named(name)
+    except UsageError:
+        return element(name.lower()).name  # one that no cache has: the plan says so, and what it would take
+    return found.element or found.dtype or None
 
 
 def plans(
@@ -212,6 +213,7 @@ def plans(
     batch: int = 1,
     kv: str | None = None,
     allow_relaxed: bool = False,
+    memory: int | None = None,
     revision: str | None = None,
     calibration: bool | Path = True,
 ) -> tuple[Workload, list[list[Plan]]]:
@@ -225,6 +227,7 @@ def plans(
         batch: sequences at once.
         kv: format of the cache; by default that of the activations.
         allow_relaxed: whether a rounding point may be dropped where nothing else works.
+        memory: bytes of each machine that may be taken; all if None.
         revision: branch, tag or commit of a Hugging Face id.
         calibration: whether speeds on this machine go by what `isobit bench` measured there; or the file that holds it.
 
@@ -246,17 +249,24 @@ def plans(
         asked = [None] if work.stored is not None else [*SCHEMES.values()]
     path = calibration if isinstance(calibration, Path) else usual_path() if calibration else None
     held = load(path)
-    return work, [_planned(work, asked, machine, request, held) for machine in machines(targets)]
+    return work, [_planned(work, asked, machine, memory, request, held) for machine in machines(targets)]
 
 
 def _planned(
-    work: Workload, asked: Sequence[Scheme | None], machine: Machine, request: Request, held: Calibration
+    work: Workload,
+    asked: Sequence[Scheme | None],
+    machine: Machine,
+    memory: int | None,
+    request: Request,
+    held: Calibration,
 ) -> list[Plan]:
     """The plans for one machine; for one of those that are here, with what was measured there."""
-    target, board = machine
+    target, whole = machine
+    board = whole if memory is None else replace(whole, memory=memory)
     if not board.here or held == Calibration(held.path):
         return [plan(work, row, target, board, request) for row in asked]
-    known, key, note = with_bandwidth(target, board, held.found), machine_key(target, board), held.about(target, board)
+    key, note = machine_key(target, whole), held.about(target, whole)
+    known = with_bandwidth(key, board, held.found)
     found = []
     for row in asked:
         again = partial(_on, work, row, target, request)

@@ -1,0 +1,143 @@
+"""Whether a model fits is known before a tensor of it is read; what is left is its cache's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+import isobit
+from isobit import arguments
+from isobit.cli.main import main
+from isobit.engine import generate
+from isobit.errors import CapacityError, UsageError
+from isobit.formats.caches import cache_format
+from isobit.legalize.memory import CPU_RUNTIME_BYTES, USABLE
+from isobit.models import weights
+from isobit.models.cache.paged import BLOCK
+from isobit.models.room import LEAST_TOKENS, Room, room
+from isobit.targets import detect
+
+PER_TOKEN = 2 * tiny.LAYERS * 2 * 64 * 4  # keys and values of two heads of 64 float32 numbers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("room") / "model", context=4096)
+
+
+def asked(model: Path, given: int | None, cache: str = "auto", free: int = 1 << 40, sequences: int = 1) -> Room:
+    found = room(model, gpu=False, free=free, given=given, cache=cache_format(cache), sequences=sequences)
+    assert found is not None
+    return found
+
+
+def least(model: Path) -> int:
+    """Bytes with which it just fits."""
+    one = asked(model, 1 << 40)
+    small = one.memory.weights + CPU_RUNTIME_BYTES + LEAST_TOKENS * PER_TOKEN
+    low, high = small, small + (64 << 20)
+    while high - low > 1024:
+        middle = (low + high) // 2
+        try:
+            asked(model, middle)
+            high = middle
+        except CapacityError:
+            low = middle
+    return high
+
+
+def test_the_figures_are_the_plan_s(model: Path) -> None:
+    found = asked(model, 1 << 30)
+    plan = isobit.plan(str(model), schemes=["bf16"], context=4096, memory="1GiB")[1][-1][0]
+    assert found.memory == plan.memory and plan.memory.capacity == int(USABLE * (1 << 30))
+    assert plan.memory.kv_per_token == PER_TOKEN
+    assert found.tokens == (plan.memory.capacity - found.held) // PER_TOKEN and found.fits
+    assert asked(model, 1 << 30, sequences=65).held - found.held == 64 * 4 * tiny.VOCAB
+    assert found.cache_tokens(2) == 2 * 4097 and found.cache_tokens(1 << 20) == found.tokens
+
+
+def test_narrow_caches_hold_more(model: Path) -> None:
+    wide, narrow = asked(model, 1 << 30), asked(model, 1 << 30, "int8")
+    assert narrow.memory.kv_per_token == 2 * tiny.LAYERS * 2 * (64 + 4) and narrow.tokens > 3 * wide.tokens
+
+
+def test_what_does_not_fit_is_refused_with_numbers_before_it_is_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*args: object, **options: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(weights._Loader, "decoder", read)
+    for call in (isobit.load, isobit.LLM, isobit.evaluate, isobit.bench):
+        with pytest.raises(CapacityError, match="does not fit") as error:
+            call(model, memory="100MiB")
+        said = str(error.value)
+        for part in ("weights 8.81 MiB", "runtime 274 MiB", "2 KiB a token", "100 MiB were given", "no context fits",
+                     "--kv-cache int8", "isobit plan"):  # fmt: skip
+            assert part in said, said
+    for command in (["generate", str(model), "a"], ["chat", str(model)], ["eval", str(model)], ["bench", str(model)]):
+        if command[0] != "chat":  # a model without a template is refused before
+            assert main([*command, "--memory", "100MiB"]) == 2
+            assert "100 MiB were given" in capsys.readouterr().err
+    with pytest.raises(CapacityError, match="of model|model does not fit"):
+        isobit.compare([model], memory="100MiB")
+
+
+def test_what_is_free_counts_where_nobody_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "memory", lambda: (1 << 40, 50 << 20))
+    with pytest.raises(CapacityError, match="has 50 MiB free"):
+        isobit.load(model)
+    assert isobit.load(model, memory="1GiB").generate([1, 2], max_tokens=2).token_ids, "whoever knows better says so"
+
+
+def test_the_cache_takes_what_is_left_and_no_more(model: Path) -> None:
+    enough = least(model)
+    llm = isobit.LLM(model, memory=enough, sequences=1)
+    tokens = llm.engine.pool.count * BLOCK
+    assert LEAST_TOKENS - BLOCK <= tokens <= LEAST_TOKENS + BLOCK
+    with pytest.raises(CapacityError, match=f"never fit the key-value cache, which holds {tokens} tokens"):
+        llm.generate([[1] * (tokens + 1)], isobit.SamplingParams(max_tokens=1))
+    prompts = [[place + 1] * 100 for place in range(3)]
+    params = isobit.SamplingParams(max_tokens=8, ignore_eos=True)
+    alone = [isobit.LLM(model).generate([prompt], params)[0].token_ids for prompt in prompts]
+    tight = isobit.LLM(model, memory=enough, sequences=3).generate(prompts, params)
+    assert [answer.token_ids for answer in tight] == alone, "they wait for each other"
+    with pytest.raises(CapacityError, match="does not fit"):
+        isobit.LLM(model, memory=enough - (1 << 20))
+
+
+def test_a_short_context_needs_no_more_than_itself(tmp_path: Path) -> None:
+    small = tiny.save_model(tmp_path / "small", context=64)
+    assert asked(small, 1 << 30).cache_tokens(1) == 65
+
+
+def test_what_cannot_be_planned_is_left_to_loading(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Unknown"]}))
+    assert room(tmp_path, gpu=False, free=1, given=None, cache=cache_format("auto"), sequences=1) is None
+
+
+def test_cases_that_need_a_larger_cache(model: Path) -> None:
+    with pytest.raises(CapacityError, match="these cases need a cache of .* there is room for"):
+        isobit.bench(model, memory=least(model) + (1 << 20), batches=[64], prompt=64, new=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("20GiB", 20 << 30), ("20G", 20 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("4096", 4096), (7, 7),
+     ("2k", 2048), ("3B", 3)],
+)  # fmt: skip
+def test_sizes(text: object, value: int) -> None:
+    assert arguments.size("memory", text) == value
+
+
+@pytest.mark.parametrize("wrong", ["", "0", 0, -1, True, 1.5, "20 XB", "GiB", "1e9", "-5GiB", "0.1B", [1]])
+def test_sizes_that_are_none(wrong: object) -> None:
+    with pytest.raises(UsageError, match="memory must be a size like 20GiB"):
+        arguments.size("memory", wrong)
+
+
+def test_require_room_is_what_loading_asks(model: Path) -> None:
+    assert generate.require_room(model, memory=1 << 30) == asked(model, 1 << 30)
