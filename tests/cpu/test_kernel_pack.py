@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="kernel packs are compiled by Triton: pip i
 from isobit.checkpoint.reader import Checkpoint
 from isobit.cli.main import main
 from isobit.errors import CheckpointError, IsobitError, Unsupported, UsageError
+from isobit.formats.caches import AUTO
 from isobit.formats.pack import code_dtype
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
@@ -125,7 +126,7 @@ def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(name: str, tmp_p
     packed, dtype = requests(model, SM_86, None)
     recorder, cpu = Recorder(), torch.device("cpu")
     where = Place("cuda", cpu, Machine.imagined(SM_86, 84, recorder), Workspace(cpu))
-    decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where).decoder()
+    decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where, AUTO).decoder()
     cache = decoder.paged_cache(10)
     first, second = CachedSequence((0, 1, 2, 3, 4, 5, 6), 400), CachedSequence((7, 8), 100)
     decoder(cache.batch([range(100), range(40)], [first, second]), cache)
