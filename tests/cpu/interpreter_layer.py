@@ -107,7 +107,7 @@ def alike() -> Iterator[tuple[str, float]]:
 
 def rows() -> Iterator[tuple[str, float]]:
     for dtype in (torch.float32, torch.float16):
-        for k in (320, 17000):  # more than a program holds
+        for k in (320, 1100, 17000):  # a part, several, more than a program holds
             x, delta = (torch.randn(3, k, generator=GENERATOR).to(dtype) for _ in range(2))
             x[1, 3] = 60.0
             weight = _weight(k)

@@ -76,11 +76,13 @@ class GpuLayer:
         total = x if delta is None else torch.empty_like(x)
         fused = tiles.holds_token(k, self.machine.target)  # else rounding is a launch of its own, with the same bits
         shape = self._row_shape(x, rounding if fused else None, add=delta is not None)
+        if shape.element and delta is None:
+            shape = replace(shape, parts=tiles.parts_of_norm(k, tokens))
         result, arguments = self._result(x, rounding if shape.element else None)
         if tokens:
             self._kernel("norm:norm_token", tiles.norm_token, shape)(
-                (tokens,), x=x, delta=x if delta is None else delta.contiguous(), weight=weight.contiguous(),
-                total=total, K=k, eps=eps, **arguments,
+                (tokens, shape.parts), x=x, delta=x if delta is None else delta.contiguous(),
+                weight=weight.contiguous(), total=total, K=k, eps=eps, **arguments,
             )  # fmt: skip
         if rounding is not None and isinstance(result, Tensor):
             return total, self.round(result, rounding)
@@ -124,12 +126,13 @@ class GpuLayer:
     def round(self, x: Tensor, rounding: Rounding) -> Rounded:
         """Rounds ``[..., K]``: long rows of few tokens in parts, each by a program that looks over all of its row."""
         shape, k = self._row_shape(x, rounding), x.shape[-1]
-        tokens, parts = x.numel() // k, tiles.parts_of_token(k)
-        if not tokens or not shape.element or parts == 1 or tokens > tiles.TOKENS_IN_PARTS:
+        tokens = x.numel() // k
+        parts = tiles.own_parts(k, tokens)
+        if not tokens or not shape.element or parts == 1:
             return rounding(x)
         x = x.contiguous()
         rounded, arguments = rounding.room(x)
-        kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, activation="", own=True))
+        kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, activation="", parts=2))
         kernel((tokens, parts), x=x, peaks=self._unused(torch.int32, x.device), K=k, **arguments)
         return rounded
 

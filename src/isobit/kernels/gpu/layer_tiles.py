@@ -22,7 +22,9 @@ _PROGRAMS_EACH = 8  # of a multiprocessor: with more sequences and heads than th
 LARGEST_HEAD = 256
 HEADS_AT_ONCE = 16  # of a program that rotates
 VALUES_AT_ONCE = 1024  # of a program that gates, or rounds a part of a token
-TOKENS_IN_PARTS = 16  # that are rounded in parts although nobody knows their largest magnitudes
+# Tokens that are rounded in parts although nobody knows their largest magnitudes: each program looks over all of its
+# token, and rounds so many values. Not measured against others.
+TOKENS_IN_PARTS, VALUES_OF_PART, READ_AT_ONCE = 16, 512, 4096
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class RowShape:
         static: whether the scale is given.
         activation: of a gate.
         by_turns: whether gates and what they multiply lie by turns.
-        own: whether what rounds parts of a token finds its largest magnitude itself.
+        parts: of a norm that rounds: programs that share a token; of what rounds parts of one: above 1 where it has to
+            find the token's largest magnitude itself.
     """
 
     dtype: str
@@ -88,7 +91,7 @@ class RowShape:
     static: bool = False
     activation: str = "silu"
     by_turns: bool = False
-    own: bool = False
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,9 @@ def norm_token(shape: RowShape, target: Target) -> Config:
         **dict.fromkeys(("x", "delta", "total", "y"), pointer), "weight": "*fp32", "eps": "fp32", **_rounding(shape)
     }  # fmt: skip
     return Config(
-        types, {**_rounded(shape), "ADD": shape.add, "OVERLAP": overlaps(target), "ONCE": once, "BLOCK_K": block},
+        types,
+        {**_rounded(shape), "ADD": shape.add, "OVERLAP": overlaps(target), "ONCE": once, "BLOCK_K": block,
+         "PARTS": shape.parts},
         warps, 1, divisible=("K",),
     )  # fmt: skip
 
@@ -263,7 +268,8 @@ def quantize_parts(shape: RowShape, target: Target) -> Config:
     types = {"x": POINTERS[shape.dtype], "peaks": "*i32", **_rounding(shape)}
     constants: dict[str, Constant] = {
         **_rounded(shape), "OVERLAP": overlaps(target), "PARTS": _power_of_two(parts_of_token(shape.k)),
-        "BLOCK_K": VALUES_AT_ONCE, "OWN": shape.own,
+        "BLOCK_K": VALUES_AT_ONCE if shape.parts == 1 else VALUES_OF_PART, "OWN": shape.parts > 1,
+        "READ": min(READ_AT_ONCE, _power_of_two(shape.k)),
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
 
@@ -271,6 +277,16 @@ def quantize_parts(shape: RowShape, target: Target) -> Config:
 def parts_of_token(k: int) -> int:
     """Programs that share a token of ``k`` values."""
     return -(-k // VALUES_AT_ONCE)
+
+
+def parts_of_norm(k: int, tokens: int) -> int:
+    """The same of a norm that rounds: a power of two."""
+    return 1 << (own_parts(k, tokens).bit_length() - 1)
+
+
+def own_parts(k: int, tokens: int) -> int:
+    """Programs that share each of some tokens of ``k`` values although they have to look over all of it."""
+    return 1 if tokens > TOKENS_IN_PARTS else -(-k // VALUES_OF_PART)
 
 
 def holds_token(k: int, target: Target) -> bool:

@@ -64,13 +64,20 @@ def make(place: Place) -> LayerOps:
         rounding = _rounding(readers, made)
         return made if rounding is None else kernels.round(made, rounding)
 
+    def project_add(linear: Linear, x: Activations, residual: Tensor) -> Tensor:
+        (bound,) = _bound((linear,)) or (None,)
+        if bound is None:
+            return residual + linear(x)
+        rounding = _rounding((linear,), x) if isinstance(x, Tensor) else None
+        return bound(x if rounding is None else kernels.round(x, rounding), residual)
+
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         held = step.memory(layer)
         return kernels.attention(heads, q, k, v, *step.angles(layer), held.keys, held.values, step.batch.sequences)
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, project_gate=project_gate,
-        project_add=_project_add, attend=attend, reserve=kernels.reserve, recordable=True,
+        project_add=project_add, attend=attend, reserve=kernels.reserve, recordable=True,
     )  # fmt: skip
 
 
@@ -96,11 +103,6 @@ def _project(linears: Readers, x: Activations) -> list[Tensor]:
         return rounded.project(bound, x)
     result = whole(x)
     return [result[..., part.rows] for part in bound if isinstance(part, Part)]
-
-
-def _project_add(linear: Linear, x: Activations, residual: Tensor) -> Tensor:
-    (bound,) = _bound((linear,)) or (None,)
-    return residual + linear(x) if bound is None else bound(x, residual)
 
 
 ROW = LayerRow("triton", 20, accepts=_accepts, make=make)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.after import gated
 from isobit.kernels.gpu.triton.pdl import wait
-from isobit.kernels.gpu.triton.quantize import magnitudes, round_token
+from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, round_token, scale_of_token, store_codes
 
 
 @triton.jit
@@ -25,9 +25,9 @@ def _sum(x, delta, total, place, inside, ADD: tl.constexpr):
 def norm_token(
     x, delta, weight, total, y, codes, scales, static_scale, K, eps, qmax,
     ADD: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr,
-    ONCE: tl.constexpr, BLOCK_K: tl.constexpr,
+    ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M,).
+    """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M, PARTS).
 
     The sum and the norm are values of the dtype of x, whatever follows: a rounded norm is the rounding of a norm.
 
@@ -38,8 +38,10 @@ def norm_token(
         y: ``[M, K]``: the norm, if there is no ELEMENT.
         codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is one; then ONCE.
         ONCE: K is at most BLOCK_K.
+        PARTS: programs that look over all of a token and round a part of it each: a power of two, 1 but for roundings.
     """
     tl.static_assert(ONCE or ELEMENT == "", "what is rounded is in registers as a whole")
+    tl.static_assert(PARTS == 1 or (ELEMENT != "" and not ADD), "only what is rounded has parts")
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
     factors = tl.load(weight + column, mask=column < K, other=0.0)
@@ -53,7 +55,15 @@ def norm_token(
             squares += more * more
     factor = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
     normed = (values.to(tl.float32) * factor * factors).to(values.dtype)
-    if ELEMENT != "":
+    if PARTS > 1:
+        scale = scale_of_token(tl.max(magnitudes(normed), axis=0), static_scale, qmax, STATIC)
+        if tl.program_id(1) == 0:
+            tl.store(scales + m, scale)
+        k = tl.program_id(1) * (BLOCK_K // PARTS) + tl.arange(0, BLOCK_K // PARTS)
+        own = tl.load(x + m * K + k, mask=k < K, other=0.0)
+        own = (own.to(tl.float32) * factor * tl.load(weight + k, mask=k < K, other=0.0)).to(own.dtype)
+        store_codes(codes + m * K, k, quotient_of(own, scale, qmax), k < K, ELEMENT, WIDE)
+    elif ELEMENT != "":
         round_token(normed, codes, scales, static_scale, m, K, qmax, ELEMENT, WIDE, STATIC, BLOCK_K)
     else:
         tl.store(y + m * K + column, normed, mask=column < K)

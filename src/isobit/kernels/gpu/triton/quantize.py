@@ -150,7 +150,7 @@ def quantize_token(
 def quantize_parts(
     x, peaks, codes, scales, static_scale, K, qmax,
     ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_K: tl.constexpr, OWN: tl.constexpr,
+    BLOCK_K: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr,
 ):  # fmt: skip
     """One scale per token, of parts. Grid: (M, parts of BLOCK_K values).
 
@@ -158,16 +158,16 @@ def quantize_parts(
         x, codes, scales, static_scale, qmax: as for ``quantize_token``.
         peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part, if they are known.
         PARTS: parts rounded up to a power of two.
-        OWN: they are not: each program looks over all of its token.
+        OWN: they are not: each program looks over all of its token, READ values at a time.
     """
     if OVERLAP:
         wait()
     m = tl.program_id(0).to(tl.int64)
     if OWN:
-        column = tl.arange(0, BLOCK_K)
-        highest = tl.zeros((BLOCK_K,), tl.int32)
-        for place in tl.static_range(PARTS):
-            at = place * BLOCK_K + column
+        column = tl.arange(0, READ)
+        highest = tl.zeros((READ,), tl.int32)
+        for begin in range(0, K, READ):
+            at = begin + column
             highest = tl.maximum(highest, magnitudes(tl.load(x + m * K + at, mask=at < K, other=0.0)))
         peak = tl.max(highest, axis=0)
     else:
