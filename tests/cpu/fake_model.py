@@ -67,6 +67,14 @@ class FakeModel:
         return torch.stack([self._rule(states[row]) for row in wanted])
 
 
+class TableModel(FakeModel):
+    """The next token depends on the last one alone: logits are rows of a table ``[V, V]``."""
+
+    def __init__(self, table: Tensor, context: int = 1024) -> None:
+        self.table = table
+        super().__init__(len(table), lambda ids: self.table[ids[-1]], context)
+
+
 def writes(tokens: list[int], vocab: int, prompt_length: int) -> Callable[[list[int]], Tensor]:
     """A rule that makes the model say ``tokens`` after its prompt, one by one, under greedy decoding."""
 

@@ -18,7 +18,7 @@ from isobit.cli.main import build_parser, main
 from isobit.errors import UsageError
 from isobit.evaluation import corpus, measure
 from isobit.evaluation.layers import hidden_states, layer_errors
-from isobit.evaluation.likelihood import windows
+from isobit.evaluation.windows import windows
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.weights import load_model

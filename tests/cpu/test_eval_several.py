@@ -11,10 +11,12 @@ import torch
 
 import isobit
 from isobit.cli.main import main
+from isobit.engine.request import Schedule
+from isobit.engine.runner import ModelRunner
 from isobit.errors import UsageError
 from isobit.evaluation import measure, several
 from isobit.evaluation.kept import KeptLogits
-from isobit.evaluation.likelihood import Window
+from isobit.evaluation.windows import Window
 from isobit.evaluation.work import Work, checkpoint_digest
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
@@ -161,15 +163,13 @@ def test_the_sources_logits_are_read_and_not_computed_again(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, computed = tmp_path / "work", []
-    from isobit.evaluation import fidelity
+    real = ModelRunner.run
 
-    real = fidelity.batch_logits
+    def noted(runner: ModelRunner, schedule: Schedule) -> torch.Tensor:
+        computed.append(id(runner.model))
+        return real(runner, schedule)
 
-    def noted(model: object, batch: object) -> torch.Tensor:
-        computed.append(id(model))
-        return real(model, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fidelity, "batch_logits", noted)
+    monkeypatch.setattr(ModelRunner, "run", noted)
     evaluate(models, "int8", work=work)
     alone = len(computed)
     kept = evaluate(models, "int4", work=work)
@@ -191,7 +191,7 @@ def test_logits_that_are_too_large_are_not_kept_and_that_is_said(models: Path, t
 
 
 def test_the_oldest_logits_make_room(tmp_path: Path) -> None:
-    window = [Window((1, 2, 3), 1)]
+    window = Window((1, 2, 3), 1)
     for key in ("first", "second", "third"):
         kept = KeptLogits(tmp_path, key, 250, 100)
         kept.put(window, torch.ones(2, 5))
@@ -200,7 +200,7 @@ def test_the_oldest_logits_make_room(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"third"}
     found = KeptLogits(tmp_path, "third", 250, 100).get(window)
     assert found is not None and torch.equal(found, torch.ones(2, 5))
-    assert KeptLogits(tmp_path, "third", 250, 100).get([Window((1, 2, 4), 1)]) is None
+    assert KeptLogits(tmp_path, "third", 250, 100).get(Window((1, 2, 4), 1)) is None
 
 
 def test_a_folder_of_other_things_is_left_alone(models: Path, tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_model import TableModel
 
 from isobit.errors import ModelError
 from isobit.evaluation import wording
 from isobit.evaluation.fidelity import compare
-from isobit.evaluation.likelihood import summarize, windows
+from isobit.evaluation.likelihood import summarize
 from isobit.evaluation.statistics import LEAST_WINDOWS, POSITIVE, Estimate, WindowBootstrap, student
-from isobit.models.batch import Batch
+from isobit.evaluation.windows import windows
 
 LENGTH, REPEATS, RESAMPLES = 48, 250, 150
 
@@ -131,17 +131,11 @@ def test_likelihoods_too_low_for_a_perplexity_are_refused_and_wide_intervals_are
 def test_an_evaluation_has_intervals_from_the_least_number_of_windows_on() -> None:
     import torch
 
-    class Table:
-        place = SimpleNamespace(tensors=torch.device("cpu"))
-
-        def __init__(self, seed: int) -> None:
-            self.table = torch.randn(9, 9, generator=torch.Generator().manual_seed(seed))
-
-        def forward(self, batch: Batch) -> torch.Tensor:
-            return self.table[batch.tokens][batch.outputs]
+    def table(seed: int) -> TableModel:
+        return TableModel(torch.randn(9, 9, generator=torch.Generator().manual_seed(seed)))
 
     ids = torch.randint(9, (200,), generator=torch.Generator().manual_seed(5)).tolist()
     for count in (LEAST_WINDOWS - 1, LEAST_WINDOWS):
-        found = compare(Table(0), Table(1), windows(ids[: 40 * count], 40), 9, bytes_per_token=3.0)
+        found = compare(table(0), table(1), windows(ids[: 40 * count], 40), bytes_per_token=3.0)
         estimates = (found.kl_mean, found.kl_p99, found.top1, found.perplexity, found.perplexity_ratio)
         assert all((estimate.low is None) == (count < LEAST_WINDOWS) for estimate in estimates)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fake_model import FakeModel, TableModel
 
+from isobit.engine import runner, scoring
 from isobit.errors import ModelError, UsageError
-from isobit.evaluation.likelihood import Window, batches, likelihood, spread, token_logprobs, window_of_tokens, windows
+from isobit.evaluation.likelihood import likelihood, token_logprobs
 from isobit.evaluation.statistics import WindowBootstrap
-from isobit.models.batch import Batch
+from isobit.evaluation.windows import Window, spread, window_of_tokens, windows
 
 
-class TableModel:
-    """The next token depends on the last one alone: logits are rows of a table."""
-
-    place = SimpleNamespace(tensors=torch.device("cpu"))
-
-    def __init__(self, vocab: int = 17, seed: int = 0) -> None:
-        self.table = torch.randn(vocab, vocab, generator=torch.Generator().manual_seed(seed))
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.table[batch.tokens][batch.outputs]
+def random_table(vocab: int = 17) -> torch.Tensor:
+    return torch.randn(vocab, vocab, generator=torch.Generator().manual_seed(0))
 
 
 def text_ids(count: int, vocab: int = 17, seed: int = 1) -> list[int]:
@@ -73,20 +66,34 @@ def test_spread_takes_full_windows_from_the_whole_text() -> None:
     assert len(spread(every, 1)) == 1
 
 
-def test_batches_cover_every_window_once_and_stay_bounded() -> None:
-    chosen = windows(list(range(100)), 8, 3)
-    found = list(batches(chosen, vocab=50, limit=24))
-    assert [i for batch in found for i in batch] == list(range(len(chosen)))
-    assert all(sum(len(chosen[i].ids) for i in batch) <= 24 for batch in found)
-    assert len(found) < len(chosen)
+def test_every_token_is_read_once_and_steps_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = TableModel(random_table()), text_ids(100)
+    chosen = windows(ids, 8, 3)
+    monkeypatch.setattr(runner, "_SCORED_ROWS", 5)
+    sequences = [(window.ids, window.first_scored) for window in chosen]
+    found: dict[tuple[int, int], int] = {}
+    for rows in scoring.read([model], sequences, longest=8, chunk=24):
+        assert len(rows.logits[0]) == len(rows.places) <= 5
+        pairs = zip(rows.sequences.tolist(), rows.places.tolist(), strict=True)
+        for pair, token, logits in zip(pairs, rows.tokens.tolist(), rows.logits[0], strict=True):
+            assert pair not in found
+            found[pair] = token
+            assert torch.equal(logits, model.table[chosen[pair[0]].ids[pair[1] - 1]])
+    expected = {
+        (number, at): window.ids[at]
+        for number, window in enumerate(chosen)
+        for at in range(window.first_scored, len(window.ids))
+    }
+    assert found == expected
+    assert max(model.calls) <= 24 and sum(model.calls) == sum(len(window.ids) for window in chosen)
 
 
 def test_perplexity_of_a_table_model_is_the_closed_form() -> None:
-    model, ids = TableModel(), text_ids(500)
+    model, ids = TableModel(random_table()), text_ids(500)
     chosen = windows(ids, 32, 16)
     logp = torch.log_softmax(model.table.double(), dim=1)
     expected = -np.mean([logp[a, b].item() for a, b in zip(ids, ids[1:], strict=False)])
-    found = likelihood(model, chosen, 17, bytes_per_token=2.5)
+    found = likelihood(model, chosen, bytes_per_token=2.5)
     assert found.tokens == 499
     assert found.perplexity.value == pytest.approx(math.exp(expected), rel=1e-12)
     assert found.bits_per_byte.value == pytest.approx(expected / math.log(2) / 2.5, rel=1e-12)
@@ -103,13 +110,7 @@ def test_perplexity_equals_transformers() -> None:
     )  # fmt: skip
     reference = LlamaForCausalLM(config).eval()
 
-    class Model:
-        place = SimpleNamespace(tensors=torch.device("cpu"))
-
-        def forward(self, batch: Batch) -> torch.Tensor:
-            rows = [reference(batch.tokens[None, one.begin : one.end]).logits[0] for one in batch.spans]
-            return torch.cat(rows)[batch.outputs]
-
+    model = FakeModel(97, lambda ids: reference(torch.tensor([ids])).logits[0, -1])
     ids = text_ids(150, vocab=97)
     chosen = windows(ids, 40)
     total, count = 0.0, 0
@@ -118,23 +119,23 @@ def test_perplexity_equals_transformers() -> None:
             part = torch.tensor([ids[begin : begin + 40]])
             total += reference(part, labels=part).loss.double().item() * (part.shape[1] - 1)
             count += part.shape[1] - 1
-    found = likelihood(Model(), chosen, 97, bytes_per_token=1.0)
+    found = likelihood(model, chosen, bytes_per_token=1.0)
     assert found.tokens == count
     assert found.perplexity.value == pytest.approx(math.exp(total / count), rel=1e-6)
 
 
 def test_batching_does_not_change_the_result() -> None:
-    model, ids = TableModel(), text_ids(300)
-    whole = token_logprobs(model, windows(ids, 300), 17)
-    parts = token_logprobs(model, windows(ids, 20, 7), 17)
+    ids = text_ids(300)
+    whole = token_logprobs(TableModel(random_table()), windows(ids, 300))
+    parts = token_logprobs(TableModel(random_table()), windows(ids, 20, 7))
     assert np.allclose(whole, parts, rtol=0, atol=1e-12)
 
 
 def test_a_model_that_gives_nan_is_refused_by_name() -> None:
-    model = TableModel()
+    model = TableModel(random_table())
     model.table[3] = math.nan
     with pytest.raises(ModelError, match=r"broken: the likelihood is NaN or infinite for \d+ of 199 tokens"):
-        token_logprobs(model, windows(text_ids(200), 200), 17, "broken")
+        token_logprobs(model, windows(text_ids(200), 200), "broken")
 
 
 # ---------------------------------------------------------------------- intervals

@@ -62,8 +62,8 @@ class TextSettings:
             UsageError: it cannot be used.
         """
         from isobit.evaluation import corpus
-        from isobit.evaluation.likelihood import DEFAULT_TOKENS
         from isobit.evaluation.measure import Asked
+        from isobit.evaluation.windows import DEFAULT_TOKENS
 
         return Asked(
             corpus=corpus.heldout() if self.file is None else corpus.read_corpus(Path(self.file)),

@@ -10,7 +10,7 @@ from typing import Protocol
 from isobit.bundled import HELDOUT_NAME, heldout_path
 from isobit.checkpoint.files import is_file, is_folder, read_file
 from isobit.errors import CheckpointError, UsageError
-from isobit.evaluation.likelihood import Window, spread, windows
+from isobit.evaluation.windows import Window, spread, windows
 
 MIN_TOKENS = 64
 LARGEST_TEXT = 1 << 30  # bytes of one file

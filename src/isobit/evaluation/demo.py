@@ -180,7 +180,6 @@ def measure_all(
         source.model,
         models,
         text.windows,
-        source.vocab,
         bytes_per_token=text.bytes_per_token,
         progress=progress_lines(tell),
     )

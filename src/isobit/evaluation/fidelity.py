@@ -6,45 +6,32 @@ Both models read the same tokens. For every scored token, with p the source's di
 * top-1 agreement: whether the most probable token is the same.
 * the negative log-likelihood of the token that follows in the text, under each model.
 
-Only one batch of windows is held at a time. A model that equals its source gives a KL of exactly 0. Intervals are
-those of :mod:`isobit.evaluation.statistics`.
+Only what one step of the engine reads is held at a time. A model that equals its source gives a KL of exactly 0.
+Intervals are those of :mod:`isobit.evaluation.statistics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from isobit.evaluation.likelihood import (
-    LanguageModel,
     Likelihood,
-    Window,
-    batch_logits,
-    batches,
     log_probabilities,
+    negative_log_likelihood,
     require_finite,
-    row_chunks,
-    scored_ids,
     summarize,
-    window_of_tokens,
 )
+from isobit.evaluation.reading import Kept, Read, read
 from isobit.evaluation.statistics import POSITIVE, Estimate, Floats, WindowBootstrap, exp
+from isobit.evaluation.windows import Window, window_of_tokens
 
 Progress = Callable[[int, int], None]
 """Called with (windows done, windows in all)."""
-
-
-class Kept(Protocol):
-    """Logits of a source that were computed before; :class:`isobit.evaluation.kept.KeptLogits` has them."""
-
-    def get(self, batch: Sequence[Window]) -> Tensor | None: ...
-
-    def put(self, batch: Sequence[Window], logits: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,21 +61,18 @@ class Fidelity:
     bits_per_byte: Estimate
 
 
-@dataclass
 class _PerToken:
-    """What one model did at each token, collected batch by batch."""
+    """What one model did at each token."""
 
-    name: str
-    nll: list[Floats] = field(default_factory=list)
-    kl: list[Floats] = field(default_factory=list)
-    same: list[Floats] = field(default_factory=list)
+    def __init__(self, name: str, tokens: int) -> None:
+        self.name = name
+        self.nll, self.kl, self.same = (np.empty(tokens) for _ in range(3))
 
 
 def compare(
-    source: LanguageModel,
-    other: LanguageModel,
+    source: Any,
+    other: Any,
     chosen: Sequence[Window],
-    vocab: int,
     *,
     bytes_per_token: float,
     seed: int = 0,
@@ -96,17 +80,14 @@ def compare(
     progress: Progress | None = None,
 ) -> Fidelity:
     """One model against its source; see :func:`compare_all`."""
-    _, found = compare_all(
-        source, {name: other}, chosen, vocab, bytes_per_token=bytes_per_token, seed=seed, progress=progress
-    )
+    _, found = compare_all(source, {name: other}, chosen, bytes_per_token=bytes_per_token, seed=seed, progress=progress)
     return found[name]
 
 
 def compare_all(
-    source: LanguageModel,
-    others: Mapping[str, LanguageModel],
+    source: Any,
+    others: Mapping[str, Any],
     chosen: Sequence[Window],
-    vocab: int,
     *,
     bytes_per_token: float,
     seed: int = 0,
@@ -117,14 +98,13 @@ def compare_all(
     """Several models against one source, which reads each window once for all of them.
 
     Args:
-        source: the model they were made from.
-        others: name -> model.
+        source: the model they were made from, a :class:`isobit.models.decoder.Decoder` as the others are.
+        others: name -> model; all have the same vocabulary.
         chosen: the windows to read.
-        vocab: size of the vocabulary that all of them share.
         bytes_per_token: UTF-8 bytes of the text per token of it.
         seed: of the bootstrap.
         name: what to call the source in an error.
-        progress: called after each batch.
+        progress: called when windows are done.
         kept: where the source's logits are found again, and kept.
 
     Returns:
@@ -133,59 +113,36 @@ def compare_all(
     Raises:
         ModelError: a model's outputs are NaN or infinite.
     """
-    source_nll: list[Floats] = []
-    collected = {key: _PerToken(key) for key in others}
-    for indices in batches(chosen, vocab):
-        batch = [chosen[i] for i in indices]
-        reference = _reference(source, batch, kept)
-        targets = scored_ids(batch).to(reference.device)
-        parts = [log_probabilities(reference[rows]) for rows in row_chunks(*reference.shape)]
-        nll = _nll(parts, targets)
+    window_of, total = window_of_tokens(chosen), sum(window.num_scored for window in chosen)
+    nll_source, collected = np.empty(total), {key: _PerToken(key, total) for key in others}
+    left = np.bincount(window_of, minlength=len(chosen))  # tokens of each window that are still to be scored
+    for part in read([source, *others.values()], chosen, kept):
+        log_p = log_probabilities(part.logits[0])
+        nll = negative_log_likelihood(log_p, part.tokens)
         require_finite(nll, "the likelihood", name)
-        source_nll.append(nll.cpu().numpy())
-        for key, other in others.items():
-            _add(collected[key], parts, batch_logits(other, batch), targets, key)
-        if progress is not None:
-            progress(indices[-1] + 1, len(chosen))
-    bootstrap = WindowBootstrap(window_of_tokens(chosen), seed=seed)
-    nll_source = np.concatenate(source_nll)
+        nll_source[part.places] = nll.cpu().numpy()
+        for rows, logits in zip(collected.values(), part.logits[1:], strict=True):
+            _add(rows, log_p, log_probabilities(logits), part)
+        done = int((left == 0).sum())
+        np.subtract.at(left, window_of[part.places], 1)
+        if progress is not None and int((left == 0).sum()) > done:
+            progress(int((left == 0).sum()), len(chosen))
+    bootstrap = WindowBootstrap(window_of, seed=seed)
     mean = bootstrap.mean(nll_source, POSITIVE)
     own = summarize(mean, tokens=nll_source.size, num_windows=len(chosen), bytes_per_token=bytes_per_token, name=name)
     return own, {key: _fidelity(bootstrap, own, nll_source, rows, bytes_per_token) for key, rows in collected.items()}
 
 
-def _reference(source: LanguageModel, batch: Sequence[Window], kept: Kept | None) -> Tensor:
-    """The source's logits of a batch, where the source is."""
-    if kept is None:
-        return batch_logits(source, batch)
-    found = kept.get(batch)
-    if found is None:
-        found = batch_logits(source, batch)
-        kept.put(batch, found)
-    return found.to(source.place.tensors)
-
-
-def _nll(log_p: Sequence[Tensor], targets: Tensor) -> Tensor:
-    picked, begin = [], 0
-    for part in log_p:
-        rows = targets[begin : begin + part.shape[0]].unsqueeze(1)
-        picked.append(-part.gather(1, rows).squeeze(1))
-        begin += part.shape[0]
-    return torch.cat(picked)
-
-
-def _add(rows: _PerToken, log_p: Sequence[Tensor], logits: Tensor, targets: Tensor, name: str) -> None:
-    """Compare one batch: ``log_p`` is the source's, float64 [rows, V] in chunks; ``logits`` are the other's."""
-    log_q = [log_probabilities(logits[part]) for part in row_chunks(*logits.shape)]
-    nll = _nll(log_q, targets)
+def _add(rows: _PerToken, log_p: Tensor, log_q: Tensor, part: Read) -> None:
+    """Compare some tokens: ``log_p`` is the source's and ``log_q`` the other's, float64 [rows, V]."""
+    nll = negative_log_likelihood(log_q, part.tokens)
     # Rounding can leave a sum of nearly equal terms a hair below the 0 that is the least KL divergence.
-    kl = torch.cat([divergence(p, q) for p, q in zip(log_p, log_q, strict=True)])
-    same = torch.cat([p.argmax(dim=1) == q.argmax(dim=1) for p, q in zip(log_p, log_q, strict=True)])
-    require_finite(nll, "the likelihood", name)
-    require_finite(kl, "the KL divergence", name)
-    rows.nll.append(nll.cpu().numpy())
-    rows.kl.append(kl.cpu().numpy())
-    rows.same.append(same.double().cpu().numpy())
+    kl = divergence(log_p, log_q)
+    require_finite(nll, "the likelihood", rows.name)
+    require_finite(kl, "the KL divergence", rows.name)
+    rows.nll[part.places] = nll.cpu().numpy()
+    rows.kl[part.places] = kl.cpu().numpy()
+    rows.same[part.places] = (log_p.argmax(dim=1) == log_q.argmax(dim=1)).double().cpu().numpy()
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -196,7 +153,7 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 def _fidelity(
     bootstrap: WindowBootstrap, own: Likelihood, source_nll: Floats, rows: _PerToken, bytes_per_token: float
 ) -> Fidelity:
-    nll, kl = np.concatenate(rows.nll), np.concatenate(rows.kl)
+    nll, kl = rows.nll, rows.kl
     theirs = summarize(
         bootstrap.mean(nll, POSITIVE),
         tokens=own.tokens,
@@ -205,7 +162,7 @@ def _fidelity(
         name=rows.name,
     )
     # Two models without any difference are the same on every text: an agreement of 1, and no doubt about it.
-    agreement = bootstrap.share(np.concatenate(rows.same)) if kl.any() else bootstrap.mean(np.concatenate(rows.same))
+    agreement = bootstrap.share(rows.same) if kl.any() else bootstrap.mean(rows.same)
     return Fidelity(
         tokens=own.tokens,
         windows=own.windows,

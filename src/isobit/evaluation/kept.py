@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor
 from isobit.checkpoint.checksums import checksum
 from isobit.checkpoint.durable import free_bytes
 from isobit.checkpoint.files import is_file
-from isobit.evaluation.likelihood import Window
+from isobit.evaluation.windows import Window
 from isobit.evaluation.work import write_whole
 
 DEFAULT_BYTES = 8 << 30
@@ -59,9 +58,13 @@ class KeptLogits:
         while others and sum(map(_size, others)) > left:
             shutil.rmtree(others.pop(0))
 
-    def get(self, batch: Sequence[Window]) -> Tensor | None:
-        """Logits of a batch's scored tokens, float32 ``[tokens, V]`` on the CPU; None if there are none, or damaged."""
-        path = self._path(batch)
+    def has(self, window: Window) -> bool:
+        """Whether there are logits of a window, whole or damaged."""
+        return self.why_not is None and is_file(self._path(window))
+
+    def get(self, window: Window) -> Tensor | None:
+        """Logits of its scored tokens, float32 ``[tokens, V]`` on the CPU; None if there are none, or damaged."""
+        path = self._path(window)
         if self.why_not is not None or not is_file(path):
             return None
         try:
@@ -72,8 +75,8 @@ class KeptLogits:
             return None
         return values if checksum(values) == head.get("sum") else None
 
-    def put(self, batch: Sequence[Window], logits: Tensor) -> None:
-        """Keep the logits of a batch.
+    def put(self, window: Window, logits: Tensor) -> None:
+        """Keep the logits of a window.
 
         Raises:
             CapacityError, UsageError: they cannot be written.
@@ -81,11 +84,11 @@ class KeptLogits:
         if self.why_not is None:
             values = logits.detach().float().cpu().contiguous()
             head = json.dumps({"shape": list(values.shape), "sum": checksum(values)}).encode() + b"\n"
-            write_whole(self._path(batch), head + values.numpy().tobytes())
+            write_whole(self._path(window), head + values.numpy().tobytes())
 
-    def _path(self, batch: Sequence[Window]) -> Path:
-        windows = json.dumps([(window.ids, window.first_scored) for window in batch])
-        return self._place / f"{hashlib.sha256(windows.encode()).hexdigest()[:32]}.f32"
+    def _path(self, window: Window) -> Path:
+        named = json.dumps([window.ids, window.first_scored])
+        return self._place / f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.f32"
 
 
 def _size(folder: Path) -> int:

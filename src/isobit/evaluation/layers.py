@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isobit.evaluation.likelihood import Window
+from isobit.evaluation.windows import Window
 from isobit.models.batch import Batch
 from isobit.models.decoder import Decoder
 

@@ -17,9 +17,10 @@ from isobit.evaluation.fidelity import Fidelity, Progress, compare_all
 from isobit.evaluation.info import CheckpointInfo, describe_checkpoint
 from isobit.evaluation.kept import KeptLogits
 from isobit.evaluation.layers import layer_errors
-from isobit.evaluation.likelihood import DEFAULT_CTX, DEFAULT_TOKENS, Likelihood
+from isobit.evaluation.likelihood import Likelihood
 from isobit.evaluation.results import Method, Results, SchemeResult, SourceResult, Speed
 from isobit.evaluation.statistics import RESAMPLES
+from isobit.evaluation.windows import DEFAULT_CTX, DEFAULT_TOKENS
 from isobit.models.contents import TABLE, contents
 from isobit.models.decoder import Decoder
 from isobit.models.place import place
@@ -208,7 +209,6 @@ def measured(path: Path, name: str, source: Source | None, asked: Asked, keep: K
         first.model,
         {} if source is None else {name: subject.model},
         chosen.windows,
-        subject.vocab,
         bytes_per_token=chosen.bytes_per_token,
         seed=asked.seed,
         name=first.name,
