@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes, slow_path, text_input
+from isobit.cli import notes, remote, slow_path, text_input
 from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import CapacityError, IsobitError, UsageError, printable
 
 if TYPE_CHECKING:
+    from isobit.cli.remote import RemoteSession
     from isobit.engine.answer import Completion, Piece
     from isobit.engine.generate import Generator
     from isobit.engine.params import SamplingParams
@@ -31,6 +32,7 @@ BARE = (
 EPILOG = """examples:
   isobit chat ./model-int4
   isobit chat ./model-int4 --system "Answer in one sentence." --temperature 0.7
+  isobit chat --server http://127.0.0.1:8000
   printf 'What is 2+2?\\nAnd times 3?\\n' | isobit chat ./model-int4
 
 Every line is one message. In the conversation: /reset, /help, /exit; Ctrl-C stops an answer.
@@ -46,7 +48,12 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_argument(parser)
+    add_model_argument(parser, optional=True)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="a server that has the model, as `isobit serve` is one; its key is in the variable ISOBIT_API_KEY",
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--template", type=path, metavar="FILE", help="a Jinja chat template instead of the model's")
     parser.add_argument("--no-thinking", action="store_true", help="pass enable_thinking=false to the template")
@@ -58,9 +65,13 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read messages until the end of input, and answer each."""
     given = given_options(args)
-    own = None if args.template is None else text_input.file(args.template, "the chat template")
     system = None if args.system is None else text_input.argument(args.system, "the system message")
     text_input.standard_input("messages")
+    if args.server is not None:
+        return _converse(args, remote.session(args, system, given), {"sampling": given, "notes": []})
+    if args.model is None:
+        raise UsageError("name a model, or a server that has one with --server URL")
+    own = None if args.template is None else text_input.file(args.template, "the chat template")
 
     from isobit import api
     from isobit.engine.tokenizer import Tokenizer
@@ -80,14 +91,19 @@ def run(args: argparse.Namespace) -> int:
     params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)
     session = Session(generator, template, system, params, options)
+    return _converse(args, session, {"sampling": shown, "notes": generator.notes})
+
+
+def _converse(args: argparse.Namespace, session: Session | RemoteSession, about: dict[str, Any]) -> int:
+    """Talk; the conversation is kept, and printed if it is asked for, however it ends."""
     error: IsobitError | None = None
     try:
         converse(session, quiet=args.json)
     except IsobitError as raised:  # what was said until then is kept
         error = raised
     if args.json:
-        document = {"model": args.model, "messages": session.messages, "turns": session.turns, "sampling": shown}
-        document |= {"notes": generator.notes, "error": error and str(error), "unanswered": session.unanswered}
+        document = {"model": args.model, "messages": session.messages, "turns": session.turns, **about}
+        document |= {"error": error and str(error), "unanswered": session.unanswered}
         json.dump(document, sys.stdout, indent=2)
         print(flush=True)
     if error is not None:
@@ -185,7 +201,7 @@ def _turn(completion: Completion | None) -> dict[str, Any]:
     }
 
 
-def converse(session: Session, *, quiet: bool = False) -> None:
+def converse(session: Session | RemoteSession, *, quiet: bool = False) -> None:
     """Read lines until /exit or the end of input, and answer each.
 
     In a terminal, an error of one message is shown and the conversation goes on; piped input ends with it.
