@@ -105,7 +105,7 @@ class Answer:
         self.deliver: Callable[[Piece], object] = lambda piece: None
         self.priority = 0
         self._notes = notes
-        self._decoder = DecodeStream(tokenizer)
+        self._decoder = DecodeStream(tokenizer, kept=frozenset(params.kept_special))
         self._watch = StopWatch(params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []

@@ -20,18 +20,35 @@ _GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of answers in front of what a grammar is about: what the model thinks.
+
+    Attributes:
+        begin: the token that begins it, if the model has one.
+        end: the text that ends it.
+        open: whether the prompt has begun it.
+    """
+
+    begin: int | None
+    end: str
+    open: bool
+
+
+@dataclass(frozen=True)
 class Grammar:
     """Which answers are right. Whether it can be used is found out when it is compiled.
 
     Attributes:
-        kind: "json", "regex", "choice" or "grammar": what messages call it.
+        kind: "json", "regex", "choice", "grammar" or "tools": what messages call it.
         source: what is compiled: llguidance's own JSON, or GBNF.
         gbnf: whether it is GBNF.
+        after: what may come before the answer; None for nothing.
     """
 
     kind: str
     source: str
     gbnf: bool = False
+    after: Section | None = None
 
     @classmethod
     def json_object(cls) -> Grammar:
@@ -85,23 +102,23 @@ class Grammar:
         return cls(kind, json.dumps({"grammars": [{"lark_grammar": _text("the grammar", text)}]}))
 
 
-def laid_out(schema: Any) -> dict[str, Any]:
+def laid_out(schema: Any, called: str = "the JSON schema") -> dict[str, Any]:
     """A schema, as text or parsed, that is enforced whole, with the spaces that its JSON may have.
 
-    Takes and raises what :meth:`Grammar.json_schema` does.
+    Messages name it as ``called`` says. Takes and raises what :meth:`Grammar.json_schema` does.
     """
     if isinstance(schema, str):
         try:
-            schema = json.loads(_text("the JSON schema", schema))
+            schema = json.loads(_text(called, schema))
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"the JSON schema is no JSON: {error}") from None
+            raise UsageError(f"{called} is no JSON: {error}") from None
     if not isinstance(schema, (dict, bool)):
-        raise UsageError(f"a JSON schema is an object, not {type(schema).__name__}")
-    found = enforceable(schema)
+        raise UsageError(f"{called} is an object, not {type(schema).__name__}")
+    found = enforceable(schema, called)
     try:
         json.dumps(found, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the JSON schema is no JSON: {error}") from None
+        raise UsageError(f"{called} is no JSON: {error}") from None
     found = {"allOf": [found]} if isinstance(found, bool) else found
     return {**found, "x-guidance": {"whitespace_pattern": _SPACE}}
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.engine.grammar import Grammar
+from isobit.engine.constraint import Constraint
+from isobit.engine.grammar import Grammar, Section
 from isobit.engine.helper import Helper
-from isobit.engine.tokenizer import Tokenizer
+from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.errors import IsobitError, Unsupported, UsageError
 
 # Of llguidance's own: about a second of compiling, some 20 ms for a token, 100 MB of a lexer's states.
@@ -53,6 +54,7 @@ _KINDS = {
     "regex": "the regular expression",
     "choice": "the choice",
     "grammar": "the grammar",
+    "tools": "a tool's parameters",
 }
 _HINTS = {"oneOf constraints": "its oneOf has branches that overlap: use anyOf, or branches of different types"}
 
@@ -73,20 +75,22 @@ class Grammars:
         self._own: Any = None
         self._helper: Helper | None = None
 
-    def constraint(self, grammar: Grammar) -> Matched:
+    def constraint(self, grammar: Grammar) -> Constraint:
         """The state of an answer that has not begun. Takes up to seconds for a grammar that is new.
 
         Raises:
             UsageError: the grammar is wrong, cannot be enforced, or costs too much; the message says why.
             Unsupported: grammars cannot be used with this model's tokenizer.
         """
+        section, grammar = grammar.after, replace(grammar, after=None)
         with self._lock:
             compiled = self._kept.get(grammar)
             if compiled is None:
                 compiled = self._compiled(grammar)
                 self._keep(grammar, compiled)
             self._kept.move_to_end(grammar)
-            return Matched(compiled.deep_copy())
+            matched = Matched(compiled.deep_copy())
+        return matched if section is None else Behind(matched, section, self._tokenizer)
 
     def _keep(self, grammar: Grammar, compiled: Any) -> None:
         self._kept[grammar] = compiled
@@ -182,3 +186,49 @@ class Matched:
         """This token was chosen; one that may not come ends the answer with the next :meth:`allowed`."""
         self._mask = None
         self._matcher.consume_token(token)
+
+
+class Behind:
+    """A constraint that begins behind a section in which the model writes what it wants to.
+
+    Args:
+        inner: what holds behind it.
+        section: it.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, inner: Matched, section: Section, tokenizer: Tokenizer) -> None:
+        self._inner, self._section = inner, section
+        self._stream = DecodeStream(tokenizer, skip_special=False)
+        self._inside = section.open
+        self._begun = section.open  # a token has come, or the prompt has begun the section
+        self._tail = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole, and nothing can follow."""
+        return not self._inside and self._inner.finished
+
+    def allowed(self) -> NDArray[np.uint32] | None:
+        """The tokens that may come next, a bit each; None for all."""
+        if self._inside:
+            return None
+        mask = self._inner.allowed()
+        begin = self._section.begin
+        if self._begun or begin is None or begin // 32 >= len(mask):
+            return mask
+        mask = mask.copy()
+        mask[begin // 32] |= np.uint32(1 << begin % 32)
+        return mask
+
+    def accept(self, token: int) -> None:
+        """This token was chosen."""
+        if not self._begun and token == self._section.begin:
+            self._inside = True
+        elif self._inside:
+            seen = self._tail + self._stream.push(token)
+            self._inside = self._section.end not in seen
+            self._tail = seen[-len(self._section.end) :]
+        else:
+            self._inner.accept(token)
+        self._begun = True

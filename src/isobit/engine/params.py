@@ -33,6 +33,7 @@ class SamplingParams:
         logprobs: give each token's log-probability and those of this many most probable tokens; None gives none.
         prompt_logprobs: the same for the tokens of the prompt, which is then computed from its beginning.
         ignore_eos: go on after end-of-text tokens.
+        kept_special: ids of special tokens whose text is part of the answer; that of others is not.
 
     Raises:
         UsageError: a value cannot be used; the message names the field.
@@ -52,6 +53,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
+    kept_special: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _stop_strings(self.stop))

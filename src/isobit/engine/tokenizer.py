@@ -212,10 +212,16 @@ class DecodeStream:
     The pieces, with that of :meth:`finish`, concatenate to exactly ``tokenizer.decode(ids)``. A decoder may treat the
     begin of its input specially (SentencePiece strips a space), so every window that is decoded begins with tokens
     whose text is out already. A run of byte-fallback tokens is decoded as a whole, and so held until it ends.
+
+    Args:
+        tokenizer: of the model.
+        skip_special: whether special tokens are left out.
+        kept: those that are not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, kept: frozenset[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
+        self._kept = kept if skip_special else frozenset[int]()
         self._skip_special = skip_special
         self._ids: list[int] = []
         self._window = 0  # where the decoded window begins
@@ -224,8 +230,11 @@ class DecodeStream:
 
     def push(self, id: int) -> str:
         """Add a token; returns the text that has become final, often that token's, sometimes nothing."""
+        hidden = self._skip_special and self._tokenizer.is_special(id) and id not in self._kept
+        if hidden and self._kept:
+            return ""
         self._ids.append(id)
-        if self._tokenizer.is_byte(id) or (self._skip_special and self._tokenizer.is_special(id)):
+        if hidden or self._tokenizer.is_byte(id):
             return ""  # a special token that is left out does not end a run of bytes
         if self._tokenizer.cleans_up:
             return self._settled()
@@ -251,7 +260,7 @@ class DecodeStream:
         return final
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, self._skip_special) if ids else ""
+        return self._tokenizer.decode(ids, self._skip_special and not self._kept) if ids else ""
 
 
 def _lone_surrogate(text: str) -> int | None:

@@ -32,8 +32,27 @@ def texts(message: Message, place: int) -> dict[str, Any]:
     if content is None and message.role != "assistant":
         raise wrong(f"{where} has no content", "messages")
     found = {name: value for name, value in msgspec.structs.asdict(message).items() if value is not None}
+    if message.tool_calls is not None:
+        found["tool_calls"] = [_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(message.tool_calls)]
     role = "system" if message.role == "developer" else message.role
     return found | {"role": role} | ({} if content is None else {"content": content})
+
+
+def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A call in the history: its arguments as templates read them, an object and not its text."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise wrong(f'{where} needs "function": {{"name": ..., "arguments": ...}}', "messages")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            read = msgspec.json.decode(arguments or "{}")
+        except (msgspec.DecodeError, RecursionError):
+            read = None
+        arguments = read if isinstance(read, dict) else arguments
+    kept = {name: value for name, value in call.items() if value is not None and name != "index"}
+    given = {name: value for name, value in function.items() if value is not None}
+    return kept | {"type": "function", "function": given | {"arguments": {} if arguments is None else arguments}}
 
 
 def _text(part: Mapping[str, Any], where: str) -> str:

@@ -49,6 +49,8 @@ _NUMBERS: dict[str, Schema] = {
     name: {"type": ["number", "null"], "minimum": low, "maximum": high} for name, (low, high, _) in NUMBERS.items()
 }
 _STOP = listed({"type": "string", "minLength": 1}, maxItems=MAX_STOP_STRINGS)
+_ID: Schema = {"type": "integer", "minimum": 0}
+_TEXT: Schema = {"type": "string", "minLength": 1}
 _SAMPLED: dict[str, Schema] = _NUMBERS | {
     "model": TEXT,
     "top_k": whole(-1, INTEGERS["top_k"][1]),
@@ -65,9 +67,13 @@ _SAMPLED: dict[str, Schema] = _NUMBERS | {
     "stream": BOOLEAN,
     "stream_options": either({"type": "null"}, record(include_usage=BOOLEAN, continuous_usage_stats=BOOLEAN)),
     "priority": whole(-MOST_PRIORITY, MOST_PRIORITY),
+    "response_format": OBJECT,
+    "structured_outputs": OBJECT,
+    "guided_json": either(OBJECT, TEXT),
+    "guided_regex": TEXT,
+    "guided_choice": either({"type": "null"}, listed(_TEXT, minItems=1)),
+    "guided_grammar": TEXT,
 }
-_ID: Schema = {"type": "integer", "minimum": 0}
-_TEXT: Schema = {"type": "string", "minLength": 1}
 _ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 _MESSAGES = listed(named("Message"), minItems=1)
 _ANSWER = ("id", "object", "created", "model", "choices", "usage")
@@ -105,7 +111,6 @@ SCHEMAS: dict[str, Schema] = {
         chat_template_kwargs=OBJECT,
         add_generation_prompt=BOOLEAN,
         modalities=either({"type": "null"}, listed({"const": "text"})),
-        response_format=OBJECT,
         tools=either({"type": "null"}, listed({"type": "object"})),
         tool_choice=either(TEXT, {"type": "object"}),
         parallel_tool_calls=BOOLEAN,

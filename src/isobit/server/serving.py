@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from isobit.engine.answer import Completion, Piece
+from isobit.engine.grammar import Grammar
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
@@ -116,7 +117,12 @@ class Serving:
             self.sequences -= count
 
     async def follow(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, priority: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        *,
+        priority: int = 0,
+        grammar: Grammar | None = None,
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Answers to prompts beside each other: pieces as they come, each with the place of its prompt.
 
@@ -130,7 +136,8 @@ class Serving:
             watches = [self.metrics.watch(time.perf_counter()) for _ in prompts]
             left = len(prompts)
             try:
-                async with aclosing(self.llm.stream_all_async(prompts, params, priority=priority)) as pieces:
+                every = self.llm.stream_all_async(prompts, params, priority=priority, constraint=grammar)
+                async with aclosing(every) as pieces:
                     async for place, piece in pieces:
                         watches[place].see(piece)
                         left -= piece.completion is not None
@@ -139,13 +146,20 @@ class Serving:
                 self.metrics.aborted.inc(left)
 
     async def whole(
-        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], *, priority: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        *,
+        priority: int = 0,
+        grammar: Grammar | None = None,
+        see: Callable[[int, Piece], object] = lambda place, piece: None,
     ) -> list[Completion]:
-        """The same as whole answers, in the order of the prompts."""
+        """The same as whole answers, in the order of the prompts; ``see`` is called with every piece."""
         found: dict[int, Completion] = {}
         try:
-            async with aclosing(self.follow(prompts, params, priority=priority)) as pieces:
+            async with aclosing(self.follow(prompts, params, priority=priority, grammar=grammar)) as pieces:
                 async for place, piece in pieces:
+                    see(place, piece)
                     if piece.completion is not None:
                         found[place] = piece.completion
         except UsageError as error:

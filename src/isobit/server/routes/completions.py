@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isobit.engine.answer import Completion, Piece
+from isobit.engine.grammar import Grammar
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prompts import given_ids, require_known
 from isobit.server import sampling
@@ -23,6 +24,7 @@ from isobit.server.requests import Head, require
 from isobit.server.schema.common import IDLE, StreamOptions
 from isobit.server.schema.completions import REFUSED, CompletionRequest
 from isobit.server.serving import Serving
+from isobit.server.shapes import grammar_of
 from isobit.server.usage import Count
 
 DEFAULT_TOKENS = 16  # as OpenAI has it
@@ -45,6 +47,7 @@ class Job:
         params: of every answer, those of the first prompt first.
         echo: whether answers begin with their prompts.
         logprobs: how many most probable tokens are listed in the place of each; None for no log-probabilities.
+        grammar: which answers are right.
     """
 
     prompts: tuple[Prompt, ...]
@@ -54,6 +57,7 @@ class Job:
     logprobs: int | None
     priority: int
     empty: bool
+    grammar: Grammar | None
 
     @property
     def ids(self) -> list[tuple[int, ...]]:
@@ -112,7 +116,10 @@ async def read_job(serving: Serving, body: CompletionRequest) -> Job:
     params = sampling.params(body, serving.tokenizer, 1 if empty else most, logprobs=body.logprobs, **further)
     each = [sampling.seeded(params, seed) for seed in sampling.seeds(params.seed, n)]
     whole = (tuple(prompts), n, tuple(each * len(prompts)), bool(body.echo), body.logprobs, body.priority or 0)
-    return Job(*whole, empty=empty)
+    grammar = grammar_of(body)
+    if grammar is not None:  # what is wrong with it is told before anything is sent
+        await serving.aside(serving.llm.constraint, grammar)
+    return Job(*whole, empty=empty, grammar=grammar)
 
 
 async def _prompts(serving: Serving, body: CompletionRequest) -> list[Prompt]:
@@ -149,7 +156,7 @@ async def _whole(serving: Serving, job: Job, head: Head) -> dict[str, Any]:
     if job.empty:
         choices = [_choice(place, _echoed(job, place), "length", None) for place in range(len(job.ids))]
     else:
-        made = await serving.whole(job.ids, job.params, priority=job.priority)
+        made = await serving.whole(job.ids, job.params, priority=job.priority, grammar=job.grammar)
         choices = [_finished(serving, job, place, completion) for place, completion in enumerate(made)]
         for completion in made:
             count.completion += completion.usage.completion_tokens
@@ -166,7 +173,8 @@ async def _in_pieces(serving: Serving, job: Job, head: Head, options: StreamOpti
             yield event(_reply(head, [_choice(place, _echoed(job, place), "length", None)]) | usage)
     else:
         parts = [Parts(serving, job, place) for place in range(len(job.ids))]
-        async with aclosing(serving.follow(job.ids, job.params, priority=job.priority)) as pieces:
+        every = serving.follow(job.ids, job.params, priority=job.priority, grammar=job.grammar)
+        async with aclosing(every) as pieces:
             async for place, piece in pieces:
                 count.completion += len(piece.token_ids)
                 if piece.completion is not None:

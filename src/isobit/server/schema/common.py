@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 # Fields that change nothing of an answer here.
@@ -37,7 +39,12 @@ class StreamOptions(msgspec.Struct):
 
 
 class Sampled(msgspec.Struct):
-    """How tokens are chosen; the names and ranges are those of SamplingParams."""
+    """How tokens are chosen; the names and ranges are those of SamplingParams.
+
+    Attributes:
+        response_format, structured_outputs, guided_json, guided_regex, guided_choice, guided_grammar: the form of the
+            answer (:mod:`isobit.server.shapes`).
+    """
 
     model: str | None = None
     temperature: float | None = None
@@ -56,3 +63,9 @@ class Sampled(msgspec.Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None

@@ -1,0 +1,443 @@
+"""Calls of tools: found in what families of models write, in pieces and whole, forced by grammars, and over HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from chat_templates import FAMILIES
+from fake_model import FakeModel, writes
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from served import client, events, serving
+from test_constraints import noise
+from tokenizers import AddedToken
+from tokenizers_for_tests import byte_level
+
+from isobit.engine.grammars import Grammars
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
+from isobit.server.tools import calls
+from isobit.server.tools.calls import Call
+from isobit.server.tools.forced import forced
+from isobit.server.tools.forms import FORMS, Form, form_of
+from isobit.server.tools.scan import Scanner
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "required": ["city"],
+}
+TOOLS = {"weather": WEATHER, "now": {"type": "object", "properties": {}}}
+FORM = {form.name: form for form in FORMS}
+
+# Templates in the style of families that chat_templates.py lacks: just what they do with tools and calls.
+KIMI = """{%- if tools %}<|im_system|>{{ tools | tojson }}<|im_end|>{% endif %}
+{%- for m in messages %}<|im_{{ m.role }}|>{{ m.content or '' }}
+{%- if m.tool_calls %}<|tool_calls_section_begin|>
+{%- for c in m.tool_calls %}<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}
+{%- endfor %}<|tool_call_end|><|tool_calls_section_end|>{% endif %}{% endfor %}<|im_assistant|>"""
+DEEPSEEK_V3 = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}
+{%- for c in m.tool_calls or [] %}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ c.function.name }}
+```json
+{{ c.function.arguments | tojson }}
+```<｜tool▁call▁end｜><｜tool▁calls▁end｜>{% endfor %}{% endfor %}<assistant>"""
+DEEPSEEK_V31 = DEEPSEEK_V3.replace(
+    "function<｜tool▁sep｜>{{ c.function.name }}\n```json\n", "{{ c.function.name }}<｜tool▁sep｜>"
+)
+DEEPSEEK_V31 = DEEPSEEK_V31.replace("\n```<", "<")
+MISTRAL_ARGS = FAMILIES["mistral"].replace("[INST]", "[TOOL_CALLS][ARGS][INST]")
+TEMPLATES = {
+    "hermes": FAMILIES["qwen3"],
+    "glm": FAMILIES["glm4"],
+    "llama3": FAMILIES["llama3"],
+    "mistral": FAMILIES["mistral"],
+    "mistral-args": MISTRAL_ARGS,
+    "kimi": KIMI,
+    "deepseek-v3": DEEPSEEK_V3,
+    "deepseek-v3.1": DEEPSEEK_V31,
+}
+
+# What a model writes, and the text and the calls in it.
+RAIN = Call("weather", '{"city": "Köln \\"x\\"", "days": 2}')
+NOW = Call("now", "{}")
+ARGS = '{"city": "Köln \\"x\\"", "days": 2}'
+WRITTEN: dict[str, list[tuple[str, list[Any]]]] = {
+    "hermes": [
+        (f'Let me see.\n<tool_call>\n{{"name": "weather", "arguments": {ARGS}}}\n</tool_call>', ["Let me see.", RAIN]),
+        (
+            f'<tool_call>{{"arguments": {ARGS}, "name": "weather"}}</tool_call>\n'
+            '<tool_call>\n{"name": "now"}\n</tool_call>',
+            [RAIN, NOW],
+        ),
+        ('<tool_call>{"name": "now", "arguments": "{}"}</tool_call> Done.', [NOW, " Done."]),
+        ('<tool_call>\n{"name": "now", "arguments": {}}', [NOW]),  # its last mark is missing
+    ],
+    "glm": [
+        (
+            '\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Köln "x"</arg_value>\n<arg_key>days</arg_key>\n'
+            "<arg_value>2</arg_value>\n</tool_call>\n<tool_call>now</tool_call>",
+            [RAIN, NOW],
+        ),
+    ],
+    "llama3": [
+        (f'{{"name": "weather", "parameters": {ARGS}}}', [RAIN]),
+        (
+            f'<|python_tag|>{{"name": "weather", "parameters": {ARGS}}}; {{"name": "now", "parameters": {{}}}}',
+            [RAIN, NOW],
+        ),
+        (' \n{"type": "function", "function": {"name": "now"}}', [NOW]),
+    ],
+    "mistral": [
+        (
+            f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ARGS}}}, {{"name": "now", "arguments": {{}}}}]',
+            [RAIN, NOW],
+        ),
+        ('Well. [TOOL_CALLS][{"name": "now", "arguments": {}}]', ["Well.", NOW]),
+    ],
+    "mistral-args": [
+        (f"[TOOL_CALLS]weather[ARGS]{ARGS}[TOOL_CALLS]now[ARGS]{{}}", [RAIN, NOW]),
+        ("[TOOL_CALLS]now[CALL_ID]abcdefghi[ARGS]{}", [Call("now", "{}", "abcdefghi")]),
+        (f"[TOOL_CALLS]weather{ARGS}", [RAIN]),
+    ],
+    "kimi": [
+        (
+            "Sure <|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+            f"{ARGS}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{{}}<|tool_call_end|>"
+            "<|tool_calls_section_end|>",
+            ["Sure", Call("weather", ARGS, "functions.weather:0"), Call("now", "{}", "functions.now:1")],
+        ),
+    ],
+    "deepseek-v3": [
+        (
+            f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{ARGS}\n```<｜tool▁call▁end｜>\n"
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            [RAIN, NOW],
+        ),
+    ],
+    "deepseek-v3.1": [
+        (
+            f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{ARGS}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            [RAIN],
+        ),
+    ],
+}
+# What is no call, and stays the text it is.
+BROKEN = {
+    "hermes": ["<tool_call>{}</tool_call>", '<tool_call>{"name": "now", "arguments": [', "<tool_call>", "a <tool_cal",
+               '<tool_call>{"name": "", "arguments": {}}</tool_call>', '<tool_call>{"name": 3}</tool_call>x',
+               '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>',
+               '<tool_call>{"name": "now", "arguments": {"a": 1e999}}</tool_call>',
+               '<tool_call>{"name": "now", "arguments": "1"}</tool_call>', "<tool_call>" + "[" * 5000 + "</tool_call>"],
+    "glm": ["<tool_call>now\n<arg_key>a</arg_key>\n</tool_call>", "<tool_call></tool_call>"],
+    "llama3": ['{"a": 1}', "{not JSON}", "x {", '{"name": "now"} and more', "  {"],
+    "mistral": ["[TOOL_CALLS] now", "[TOOL_CALLS][]", "[TOOL"],
+    "mistral-args": ["[TOOL_CALLS]now[ARGS]", "[TOOL_CALLS]"],
+    "kimi": ["<|tool_call_begin|>now{}<|tool_call_end|>"],
+    "deepseek-v3": ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n{}<｜tool▁call▁end｜>"],
+    "deepseek-v3.1": ["<｜tool▁call▁begin｜>now<｜tool▁call▁end｜>"],
+}  # fmt: skip
+
+
+def scanned(form: Form, pieces: list[str], most: int | None = None) -> list[Any]:
+    scanner = Scanner(form, TOOLS, most)
+    parts = [part for piece in pieces for part in scanner.push(piece)] + scanner.finish()
+    found: list[Any] = []
+    for part in parts:
+        if isinstance(part, str) and found and isinstance(found[-1], str):
+            found[-1] += part
+        else:
+            found.append(part)
+    return found
+
+
+def test_families_are_told_from_their_templates() -> None:
+    assert {name: form_of(text).name for name, text in TEMPLATES.items()} == {name: name for name in TEMPLATES}  # type: ignore[union-attr]
+    assert set(TEMPLATES) == set(FORM)
+    for other in ("llama2", "qwen2", "deepseek", "gemma", "phi"):
+        assert form_of(FAMILIES[other]) is None
+
+
+@pytest.mark.parametrize("name", sorted(FORM))
+def test_calls_are_found_however_they_are_cut(name: str) -> None:
+    for text, expected in WRITTEN[name]:
+        for size in (len(text), 1, 2, 3, 7):
+            assert scanned(FORM[name], [text[at : at + size] for at in range(0, len(text), size)]) == expected, text
+
+
+@pytest.mark.parametrize("name", sorted(FORM))
+def test_what_is_no_call_stays_text(name: str) -> None:
+    for text in BROKEN[name]:
+        for size in (len(text), 1, 5):
+            assert scanned(FORM[name], [text[at : at + size] for at in range(0, len(text), size)]) == [text]
+
+
+def test_calls_beyond_those_asked_for_are_dropped() -> None:
+    text, expected = WRITTEN["hermes"][1]
+    assert scanned(FORM["hermes"], [text], most=1) == expected[:1]
+
+
+LETTERS = [mark for form in FORMS for mark in form.marks]
+LETTERS += [*'{}[]",: \na', '{"name": "now"}', "<tool", "_call>", " " * 300, "functions.a:0"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(some.sampled_from(FORMS), some.lists(some.sampled_from(LETTERS), max_size=12), some.data())
+def test_any_text_in_any_pieces_is_the_same(form: Form, letters: list[str], data: Any) -> None:
+    text = "".join(letters)
+    cuts = sorted(data.draw(some.lists(some.integers(0, len(text)), max_size=6)))
+    pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    whole = scanned(form, [text])
+    assert scanned(form, pieces) == whole
+    if not any(isinstance(part, Call) for part in whole) and not any(frame in text for frame in form.frames):
+        assert "".join(whole) == text
+    for part in whole:
+        if isinstance(part, Call):
+            assert isinstance(json.loads(part.arguments), dict) and part.name
+
+
+def test_little_is_looked_at_again() -> None:
+    """What is held back, and read again with the next piece, does not grow with the text."""
+    for form in FORMS:
+        longest = max(map(len, form.marks))
+        for part in (*form.marks, form.begin[0][:-1], "<", " ", "a", form.begin[0] + "{}" + form.end[:-1]):
+            scanner = Scanner(form, TOOLS)
+            for _ in range(500):
+                scanner.push(part)
+                assert len(scanner._held) <= 256 + longest and len(scanner._tail) < longest
+
+
+# Forced
+
+
+def tokenizer_for(form: Form, special: bool, template: str | None = None) -> Tokenizer:
+    fast = byte_level()
+    for mark in form.marks:
+        fast.add_tokens([AddedToken(mark, normalized=False, special=special)])
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    return Tokenizer(fast, special_tokens=named, chat_templates={"default": template or TEMPLATES[form.name]})
+
+
+@pytest.mark.parametrize("name", sorted(FORM))
+@pytest.mark.parametrize("special", [True, False])
+def test_forced_calls_are_right_whatever_the_model_says(name: str, special: bool) -> None:
+    form, tokenizer = FORM[name], tokenizer_for(FORM[name], special)
+    llm = LLM(FakeModel(tokenizer.vocab_size, noise(tokenizer.vocab_size), context=2000), tokenizer)
+    kept = tuple(id for id, text in tokenizer.added() if text in form.marks)
+    tools = {
+        "weather": {
+            "properties": {"city": {"enum": ["Köln", "Bonn"], "type": "string"}, "days": {"$ref": "#/$defs/few"}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+            "$defs": {"few": {"type": "integer", "minimum": 1, "maximum": 7}},
+        },
+        "now": {"additionalProperties": False},
+    }
+    for many in (False, True):
+        grammar = forced(form, tokenizer, tools, many=many)
+        params = [SamplingParams(temperature=1.0, seed=n, max_tokens=1500, kept_special=kept) for n in range(3)]
+        for answer in llm.generate([[5]] * 3, params, constraint=grammar):
+            assert answer.finish_reason == "stop"
+            found = scanned(form, [answer.text])
+            assert found and all(isinstance(part, Call) for part in found), answer.text
+            assert many or len(found) == 1
+            for call in found:
+                arguments = json.loads(call.arguments)
+                if call.name == "weather":
+                    assert arguments["city"] in ("Köln", "Bonn") and 1 <= arguments["days"] <= 7 and len(arguments) == 2
+                else:
+                    assert call.name == "now" and arguments == {}
+
+
+def test_what_cannot_be_forced_is_named() -> None:
+    wrong = {"properties": {"a": {"type": "array", "uniqueItems": True}}}
+    for form in FORMS:
+        with pytest.raises(UsageError, match="the tool 'w'.*uniqueItems"):
+            forced(form, tokenizer_for(form, True), {"w": wrong}, many=False)
+    with pytest.raises(UsageError, match="'a'.*no maxLength"):
+        forced(
+            FORM["glm"],
+            tokenizer_for(FORM["glm"], True),
+            {"w": {"properties": {"a": {"type": "string", "maxLength": 3}}}},
+            many=False,
+        )
+
+
+# Over HTTP
+
+FUNCTIONS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "description": "Of a city.", "parameters": WEATHER, "strict": True},
+    },
+    {"type": "function", "function": {"name": "now"}},
+]
+ASK = [{"role": "user", "content": "Rain?"}]
+TURNS = [
+    *ASK,
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "functions.weather:0", "type": "function", "function": {"name": "weather", "arguments": ARGS}}]},
+    {"role": "tool", "tool_call_id": "functions.weather:0", "content": "yes"},
+]  # fmt: skip
+
+
+class Says:
+    """A server of a model that says one text, with its template's marks as special tokens."""
+
+    def __init__(self, name: str, special: bool = True, template: str | None = None) -> None:
+        self.tokenizer = tokenizer_for(FORM[name], special, template)
+        self.model = FakeModel(self.tokenizer.vocab_size, noise(self.tokenizer.vocab_size), context=4000)
+        self.http = client(serving(LLM(self.model, self.tokenizer, prefix_cache=False)))
+        self.prompts: list[str] = []
+
+    def ask(self, text: str, messages: Any = ASK, **body: Any) -> Any:
+        ids = self.tokenizer.encode(text + "</s>", add_special=False)
+
+        def rule(so_far: list[int]) -> Any:
+            self.length = self.length or len(so_far)
+            return writes(ids, self.tokenizer.vocab_size, self.length)(so_far)
+
+        self.length = 0
+        self.model._rule = rule
+        whole = {"messages": messages, "temperature": 0, "tools": FUNCTIONS, **body}
+        return self.http.post("/v1/chat/completions", json=whole)
+
+
+@pytest.mark.parametrize("name", sorted(FORM))
+@pytest.mark.parametrize("special", [True, False])
+def test_calls_over_http(name: str, special: bool) -> None:
+    says = Says(name, special)
+    for text, expected in WRITTEN[name]:
+        reply = says.ask(text).json()
+        (choice,) = reply["choices"]
+        assert choice["finish_reason"] == "tool_calls", reply
+        assert (choice["message"]["content"] or "") == "".join(part for part in expected if isinstance(part, str))
+        found = [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
+        assert found == [(call.name, call.arguments) for call in expected if isinstance(call, Call)]
+        ids = [call["id"] for call in choice["message"]["tool_calls"]]
+        assert len(set(ids)) == len(ids) and all(len(id) == 9 for id in ids if FORM[name].short)
+        assert all(call["type"] == "function" for call in choice["message"]["tool_calls"])
+        streamed(says.ask(text, stream=True).text, choice)
+    for text in BROKEN[name][:2]:
+        (choice,) = says.ask(text).json()["choices"]
+        assert choice["message"]["content"] == text and "tool_calls" not in choice["message"]
+        assert choice["finish_reason"] == "stop"
+
+
+def streamed(text: str, whole: dict[str, Any]) -> None:
+    """A stream has what the whole reply has: an index in every part of a call, name and id once."""
+    choices = [one for chunk in events(text) for one in chunk["choices"]]
+    assert "".join(one["delta"].get("content") or "" for one in choices) == (whole["message"]["content"] or "")
+    calls: dict[int, dict[str, Any]] = {}
+    for part in (part for one in choices for part in one["delta"].get("tool_calls", [])):
+        if "id" in part:
+            assert part["index"] == len(calls) and part["type"] == "function"
+            calls[part["index"]] = {"name": part["function"]["name"], "arguments": ""}
+        else:
+            assert "name" not in part["function"]
+        calls[part["index"]]["arguments"] += part["function"]["arguments"]
+    found = [
+        {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+        for call in whole["message"]["tool_calls"]
+    ]
+    assert list(calls.values()) == found
+    assert [one["finish_reason"] for one in choices if one["finish_reason"]] == ["tool_calls"]
+    assert [one["delta"]["role"] for one in choices if "role" in one["delta"]] == ["assistant"]
+
+
+@pytest.mark.parametrize("name", sorted(set(FORM) - {"mistral", "mistral-args"}))
+def test_calls_in_the_history_are_rendered(name: str) -> None:
+    says = Says(name)
+    seen: list[list[int]] = []
+    reply = says.ask("ok", TURNS)
+    assert reply.status_code == 200, reply.text
+    says.model._rule = lambda ids: (seen.append(ids), noise(says.tokenizer.vocab_size)(ids))[1]
+    says.http.post("/v1/chat/completions", json={"messages": TURNS, "tools": FUNCTIONS, "max_tokens": 1})
+    prompt = says.tokenizer.decode(seen[0], skip_special=False)
+    assert "weather" in prompt and "Köln" in prompt and "yes" in prompt and "Of a city." in prompt
+    assert '"{' not in prompt  # arguments are an object, not a text of one
+
+
+@pytest.mark.parametrize(
+    "choice, names", [("required", {"weather", "now"}), ({"type": "function", "function": {"name": "now"}}, {"now"})]
+)
+@pytest.mark.parametrize("name", ["hermes", "llama3", "mistral", "glm"])
+def test_a_call_is_forced(name: str, choice: Any, names: set[str]) -> None:
+    says = Says(name)
+    for text in ("I would rather talk.", "{}"):
+        functions = json.loads(json.dumps(FUNCTIONS))
+        functions[0]["function"]["parameters"] = {
+            "properties": {"days": {"enum": [1, 2]}},
+            "required": ["days"],
+            "additionalProperties": False,
+        }
+        functions[1]["function"]["parameters"] = {"additionalProperties": False}
+        found = says.ask(text, tools=functions, tool_choice=choice, parallel_tool_calls=False, max_tokens=300).json()[
+            "choices"
+        ][0]
+        (call,) = found["message"]["tool_calls"]
+        assert call["function"]["name"] in names and found["finish_reason"] == "tool_calls"
+        assert found["message"]["content"] is None
+
+
+def test_none_is_none_and_parallel_is_asked_for() -> None:
+    says = Says("hermes", special=False)
+    text, _ = WRITTEN["hermes"][1]
+    (choice,) = says.ask(text, tool_choice="none").json()["choices"]
+    assert choice["message"]["content"] == text and "tool_calls" not in choice["message"]
+    (choice,) = says.ask(text, parallel_tool_calls=False).json()["choices"]
+    assert len(choice["message"]["tool_calls"]) == 1
+    (choice,) = says.ask(text, tools=[]).json()["choices"]
+    assert choice["message"]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "body, field",
+    [
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tool_choice": "required", "tools": None}, "tool_choice"),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": 'a"b'}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 3}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}, "tools"),
+        ({"tools": FUNCTIONS[:1] * 2}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": f"a{n}"}} for n in range(129)]}, "tools"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "a", "parameters": {"not": {}}}}],
+                "tool_choice": "required",
+            },
+            "tools",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused_by_name(body: Any, field: str) -> None:
+    reply = Says("hermes").ask("x", **{"messages": ASK, **body})
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == field
+
+
+def test_a_template_without_tools_is_said() -> None:
+    reply = Says("hermes", template=FAMILIES["qwen2"]).ask("x")
+    assert reply.status_code == 400 and "has no tools" in reply.json()["error"]["message"]
+
+
+def test_arguments_that_are_text_of_an_object_count() -> None:
+    assert calls.objects('{"name": "a", "arguments": "{\\"b\\": 1}"}', {}) == [Call("a", '{"b": 1}')]
+    assert calls.objects("", {}) is None and calls.objects("[]", {}) is None
+
+
+def test_compiling_of_tools_is_kept() -> None:
+    form = FORM["hermes"]
+    tokenizer = tokenizer_for(form, True)
+    compiler = Grammars(tokenizer, tokenizer.vocab_size)
+    for _ in range(2):
+        compiler.constraint(forced(form, tokenizer, TOOLS, many=True))
+    assert len(compiler._kept) == 1
