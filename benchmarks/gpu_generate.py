@@ -26,6 +26,7 @@ from shapes import SHAPES, Recipe, make
 
 from isobit.engine.blocks import blocks_for
 from isobit.engine.generate import load_llm
+from isobit.engine.gpu_runner import runner_for
 from isobit.engine.params import SamplingParams
 from isobit.engine.request import Part, Schedule
 from isobit.engine.runner import ModelRunner
@@ -114,7 +115,7 @@ def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
     answers = [llm.generate([ids[:PROMPT]], answer)[0] for _ in range(4)]
     speed = statistics.median(answer.timings.tokens_per_second or 0.0 for answer in answers[1:])
     rows.put(f"decoding {ANSWER} tokens behind {PROMPT}", speed, "tokens/s", near.cost.decode)
-    runner = ModelRunner(llm.model)
+    runner = runner_for(llm.model, 1)
     runner.reserve(*[blocks_for(context, BLOCK)] * 2)
     usual = prefill_chunk(llm.model.place.target)
     for chunk in chunks:

@@ -9,8 +9,8 @@ import torch
 from families import make_model, save, token_ids
 from torch import Tensor
 
+from isobit.engine.graphs import Inputs
 from isobit.engine.request import Part
-from isobit.engine.runner import Inputs, rows_of, span_of
 from isobit.errors import CapacityError, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
@@ -153,23 +153,18 @@ def test_the_step_that_graphs_record_reads_lengths_where_the_model_is(
     members = [CachedSequence(held, length + 5) for held, length in zip(blocks, LENGTHS[:3], strict=True)]
     model.forward(cache.batch(ids[:3], members), cache)
     advance(cache, members, list(LENGTHS[:3]))
-    inputs = Inputs(4, cache, torch.device("cpu"))  # a row of padding
-    batch = inputs.batch(span_of(max(LENGTHS[:3]) + 5))
+    inputs = Inputs(4, 2, cache.block, torch.device("cpu"))  # a row of padding
     wanted = [list(one) for one in ids[:3]]
     for token in (5, 7, 11):
-        inputs.write([Part(n, one.length, (token + n,), one.blocks, True) for n, one in enumerate(members)])
-        found = model.forward(batch, cache)
+        parts = [Part(n, one.length, (token + n,), one.blocks, True) for n, one in enumerate(members)]
+        inputs.write(parts, (0, 3, 1), (-1, -1, -1))
+        found = model.forward(inputs.batch(4, max(LENGTHS[:3]) + 5), cache)[[0, 3, 1]]
         assert bool(found.isfinite().all())
         for number, one in enumerate(members):
             one.length += 1
             wanted[number].append(torch.tensor(token + number))
             alone = model.forward(Batch.of([torch.stack(wanted[number])]))[-1]
             assert close(found[number], alone, 1e-5 if folder.name == "plain" else 0.0)
-
-
-def test_spans_and_rows_grow_by_doubling() -> None:
-    assert [rows_of(sequences) for sequences in (1, 2, 3, 4, 5, 64, 65)] == [1, 2, 4, 4, 8, 64, 128]
-    assert [span_of(tokens) for tokens in (1, 256, 257, 512, 513, 1000)] == [256, 256, 512, 512, 1024, 1024]
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(folder: Path) -> None:

@@ -55,12 +55,15 @@ class Device(ModelRunner):
 
     def run(self, schedule: Schedule) -> torch.Tensor:
         parts = [
-            replace(part, tokens=(*part.tokens[:-1], self.chosen[part.id])) if part.tokens[-1] == UNKNOWN else part
+            part._replace(tokens=(*part.tokens[:-1], self.chosen[part.id])) if part.tokens[-1] == UNKNOWN else part
             for part in schedule.parts
         ]
         self.steps += 1
         self.blind += parts != list(schedule.parts)
         return super().run(replace(schedule, parts=tuple(parts)))
+
+    def record(self) -> None:
+        raise AssertionError("a cache that grows is not prepared for")
 
     def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Waiting:
         unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]

@@ -9,10 +9,10 @@ import torch
 
 from isobit.bundled import model_path
 from isobit.engine.generate import load_llm
+from isobit.engine.gpu_runner import GpuRunner
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.request import Part, Schedule
-from isobit.engine.runner import ModelRunner
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.batch import lay_out
@@ -40,11 +40,11 @@ def part(place: int, first: int, tokens: Sequence[int]) -> Part:
     return Part(place, first, tuple(tokens), tuple(range(5 * place, 5 * place + 5)), True)
 
 
-def by_graph(runner: ModelRunner, *parts: Part) -> torch.Tensor:
+def by_graph(runner: GpuRunner, *parts: Part) -> torch.Tensor:
     return runner.run(Schedule(parts, BLOCK))
 
 
-def by_hand(runner: ModelRunner, *parts: Part) -> torch.Tensor:
+def by_hand(runner: GpuRunner, *parts: Part) -> torch.Tensor:
     """The logits without a graph."""
     assert runner._cache is not None
     new, past, blocks = [p.tokens for p in parts], [p.first for p in parts], [p.blocks for p in parts]
@@ -60,7 +60,7 @@ def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @torch.inference_mode()
 def test_graphs_give_the_logits_of_single_steps_over_several_spans(llm: LLM) -> None:
     ids = (llm.tokenizer.encode(TEXT) * 60)[:250]  # behind it the span of 256 tokens ends
-    runner = ModelRunner(llm.model, 3)  # type: ignore[arg-type]
+    runner = GpuRunner(llm.model, 3)  # type: ignore[arg-type]
     runner.reserve(30, 30)
     for place in range(6):
         by_hand(runner, part(place, 0, ids))
@@ -79,7 +79,7 @@ def test_graphs_give_the_logits_of_single_steps_over_several_spans(llm: LLM) -> 
 @torch.inference_mode()
 def test_a_cache_that_moved_is_recorded_anew(llm: LLM) -> None:
     ids = llm.tokenizer.encode(TEXT)
-    runner = ModelRunner(llm.model)  # type: ignore[arg-type]
+    runner = GpuRunner(llm.model)  # type: ignore[arg-type]
     runner.reserve(10, 10)
     for place in (0, 1):
         by_hand(runner, part(place, 0, ids))

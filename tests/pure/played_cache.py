@@ -38,9 +38,18 @@ class Played:
         answers: per request those that were committed while somebody wanted them.
     """
 
-    def __init__(self, blocks: int, size: int, tokens: int, sequences: int, keeps: bool = True, ahead: int = 0) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        size: int,
+        tokens: int,
+        sequences: int,
+        keeps: bool = True,
+        ahead: int = 0,
+        window: int | None = None,
+    ) -> None:
         self.pool = BlockPool(blocks, size, keeps=keeps)
-        self.scheduler = Scheduler(self.pool, tokens=tokens, sequences=sequences, ahead=ahead)
+        self.scheduler = Scheduler(self.pool, tokens=tokens, sequences=sequences, ahead=ahead, window=window)
         self.cache: dict[int, History] = {}
         self.requests: dict[int, Request] = {}
         self.answers: dict[int, list[int]] = {}
@@ -82,8 +91,10 @@ class Played:
         for sequence, part in enumerate(schedule.parts):
             history = self.history_of(part.id)
             length = lengths[sequence]
-            read = [self.cache[table[sequence][p // size] * size + p % size] for p in range(length)]
-            assert read == [history[: p + 1] for p in range(length)], "a request attends to what is not its own"
+            window = self.scheduler.window
+            seen = range(0 if window is None else max(0, part.first - window + 1), length)
+            read = [self.cache[table[sequence][p // size] * size + p % size] for p in seen]
+            assert read == [history[: p + 1] for p in seen], "a request attends to what is not its own"
             assert part.chooses == (length == len(history) and self.requests[part.id].most > 0)
             if part.chooses:
                 chosen[part.id] = next_token(read[-1])
@@ -145,11 +156,11 @@ class Played:
     def check_blocks(self) -> None:
         """Every block is free, or held by as many requests as the pool says; nothing is lost."""
         states = [self.scheduler.state(id) for id in self.scheduler.running]
-        held = Counter(block for state in states for block in state.blocks)
+        held = Counter(block for state in states for block in state.blocks[state.passed :])
         assert all(held[block] == self.pool.holders(block) for block in range(self.pool.count))
         assert self.pool.free == self.pool.count - len(held)
         for state in states:
-            assert len(set(state.blocks)) == len(state.blocks)
+            assert len(set(state.blocks)) == len(state.blocks) - state.passed
             size = self.pool.size
             for place, block in enumerate(state.blocks):
                 if (place + 1) * size > state.held:

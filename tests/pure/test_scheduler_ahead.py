@@ -20,10 +20,10 @@ class Ahead(RuleBasedStateMachine):
 
     @initialize(
         blocks=st.integers(3, 12), size=st.integers(1, 4), sequences=st.integers(1, 4), more=st.integers(0, 9),
-        keeps=st.booleans(),
+        keeps=st.booleans(), window=st.none() | st.integers(1, 12),
     )  # fmt: skip
-    def begin(self, blocks: int, size: int, sequences: int, more: int, keeps: bool) -> None:
-        self.played = Played(blocks, size, sequences + more, sequences, keeps, ahead=1)
+    def begin(self, blocks: int, size: int, sequences: int, more: int, keeps: bool, window: int | None) -> None:
+        self.played = Played(blocks, size, sequences + more, sequences, keeps, ahead=1, window=window)
         self.last_id = 0
         self.aborted: set[int] = set()
 
@@ -149,6 +149,22 @@ def test_who_lacks_a_block_waits_for_one_that_comes_back() -> None:
     played.finish(20)
     assert played.scheduler.preemptions == 0
     assert all(played.answers[id] == alone(played.requests[id]) for id in (1, 2))
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_blocks_behind_a_window_are_free(ahead: int) -> None:
+    played = Played(blocks=12, size=2, tokens=4, sequences=1, ahead=ahead, window=4)
+    played.add(Request(1, tuple(range(4)), most=20))
+    held = set()
+    while played.scheduler.unfinished:
+        played.step()
+        held.add(played.pool.count - played.pool.free)
+    assert max(held) <= 5 and played.answers[1] == alone(played.requests[1])
+    played = Played(blocks=12, size=2, tokens=4, sequences=1, window=4)
+    played.add(Request(2, tuple(range(9)), most=3))
+    played.step()
+    played.step()
+    assert played.scheduler.state(2).passed == 2 and played.pool.look_up(played.scheduler.state(2).keys[:1])
 
 
 def test_steps_are_cancelled_from_the_newest_on_and_no_further_than_allowed() -> None:

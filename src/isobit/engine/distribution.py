@@ -51,7 +51,7 @@ def largest(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return found.masked_fill_(found < least, float("-inf")), places
 
 
-def outside_nucleus(weights: Tensor, units: Tensor, shares: Tensor, bits: int) -> Tensor:
+def outside_nucleus(weights: Tensor, units: Tensor, shares: Tensor, bits: int, *, wait: bool = True) -> Tensor:
     """Top-p: which weights are not among the fewest that have a share of their row's sum.
 
     Those are the largest; of equal ones the first.
@@ -61,18 +61,25 @@ def outside_nucleus(weights: Tensor, units: Tensor, shares: Tensor, bits: int) -
         units: the same as :func:`fixed` gives them.
         shares: float64 ``[R]``, above 0 and at most 1.
         bits: of ``units``.
+        wait: whether the numbers may be looked at on the way, which saves work and waits for a GPU.
 
     Returns:
         bool ``[R, V]``.
     """
     mass = units.sum(1, keepdim=True)
     wanted = (shares[:, None] * mass).ceil_().to(torch.int64).minimum(mass)  # 1 or more: 0 < share * mass
-    ordered, reached = _most_of(weights, units, wanted, mass, bits)
+    if wait:
+        ordered, reached = _most_of(weights, units, wanted, mass, bits)
+    else:
+        ordered = weights.sort(1, descending=True).values
+        reached = fixed(ordered, bits).cumsum(1)
     place = (reached < wanted).sum(1, keepdim=True)  # of the last one that belongs to it
+    if not wait:
+        place.clamp_(max=weights.shape[1] - 1)  # of a row of NaN
     least = ordered.gather(1, place)
     larger, equal = weights > least, weights == least
     room = place + 1 - larger.sum(1, keepdim=True)  # for equal ones
-    if bool((equal.sum(1, keepdim=True) > room).any()):
+    if not wait or bool((equal.sum(1, keepdim=True) > room).any()):
         return ~(larger | (equal & (equal.cumsum(1) <= room)))
     return weights < least
 

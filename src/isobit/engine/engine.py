@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -62,8 +62,7 @@ class Runner(Protocol):
         """Logits of ``schedule.scored`` behind the last :meth:`run`, in their order, few rows at once."""
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """A token of a request.
 
     Attributes:
@@ -93,6 +92,21 @@ class _Asked:
     seconds: float = 0.0
     top: int = 0  # most probable tokens that are given with a score
     scores: list[TokenLogprob] = field(default_factory=list)
+    cached: int | None = None
+
+    def scored(self, found: Sequence[TokenLogprob] | IsobitError, choice: Choice | None) -> Choice | None:
+        """Keeps scores of its prompt; returns what it gets instead of its token where there are none."""
+        if isinstance(found, IsobitError):
+            return Choice(-1, error=found)
+        self.scores += found
+        return choice
+
+    def told(self, choice: Choice) -> bool:
+        """Whether it ends with this choice, which it knows from now on."""
+        if choice.error is not None:
+            return True
+        self.chooser.add(choice.token)
+        return choice.token in self.stops or self.chooser.finished
 
 
 class Engine:
@@ -104,6 +118,7 @@ class Engine:
         sequences: the most that take part in a step.
         cache_tokens: tokens that the key-value cache holds; None for as many as the requests at hand need.
         prefix_cache: whether what was computed for one request is read by others that begin with the same tokens.
+        window: latest tokens that a token attends to, in all layers of the model; None where one attends to all.
 
     Attributes:
         made: what steps have made and nobody has taken yet, the oldest first.
@@ -121,6 +136,7 @@ class Engine:
         sequences: int = SEQUENCES,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
+        window: int | None = None,
     ) -> None:
         self._runner = runner
         self._grows = cache_tokens is None
@@ -129,7 +145,9 @@ class Engine:
         if not self._grows:
             self.pool.grow(runner.reserve(blocks, blocks))
         ahead = int(isinstance(runner, Ahead))
-        self.scheduler = Scheduler(self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead)
+        self.scheduler = Scheduler(
+            self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead, window=window
+        )
         self._asked: dict[int, _Asked] = {}
         self._inbox: deque[_Asked | int] = deque()  # what came since the last step: requests, and ids to end
         self.made: deque[Output] = deque()
@@ -144,6 +162,13 @@ class Engine:
     def unfinished(self) -> bool:
         """Whether there is something to do."""
         return bool(self._inbox) or bool(self.scheduler.unfinished) or bool(self._flights)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """What the first steps would do when they come, where the cache is there and stays where it is."""
+        if isinstance(self._runner, Ahead) and not self._grows:
+            with self._lock, shortages():
+                self._runner.record()
 
     def next_id(self) -> int:
         """An id that no request has had."""
@@ -278,33 +303,30 @@ class Engine:
 
     def _settle(self, schedule: Schedule, choices: list[Choice], scores: Scores, seconds: float) -> None:
         """Counts a step that was computed."""
-        asked = self._asked
-        made: dict[int, Choice | None] = dict(zip(schedule.choosers, choices, strict=True))
-        for id, found in scores.items():
-            if isinstance(found, list):
-                asked[id].scores += found
-            else:
-                made[id] = Choice(-1, error=found)
+        asked, state = self._asked, self.scheduler.state
+        chosen = iter(choices)
+        made: list[tuple[_Asked, Choice | None]] = []
         ended: dict[int, FinishReason | None] = {}
-        for id in [id for id in made if id not in asked]:
-            del made[id]  # ended while the step was under way
-        for id, choice in made.items():
-            if choice is None:
-                continue
-            if choice.error is None:
-                asked[id].chooser.add(choice.token)
-            if choice.error is not None or choice.token in asked[id].stops or asked[id].chooser.finished:
-                self.scheduler.end(id)
-                ended[id] = None if choice.error is not None else "stop"
-        cached = {part.id: self.scheduler.state(part.id).reused or 0 for part in schedule.parts}
-        full = self.scheduler.commit(schedule, [choice.token for choice in choices])
-        ended |= dict.fromkeys(full, "length")
         for part in schedule.parts:
-            if part.id in asked:
-                asked[part.id].seconds += seconds
-        for id, choice in {**dict.fromkeys(full), **made}.items():
-            one = asked[id]
-            self.made.append(Output(id, choice, ended.get(id), one.seconds, cached[id], tuple(one.scores)))
+            choice = next(chosen) if part.chooses else None
+            one = asked.get(part.id)
+            if one is None:  # ended while the step was under way
+                continue
+            one.seconds += seconds
+            if one.cached is None:
+                one.cached = state(part.id).reused or 0
+            if scores:
+                choice = one.scored(scores.get(part.id, ()), choice)
+            if choice is not None and one.told(choice):
+                self.scheduler.end(part.id)
+                ended[part.id] = None if choice.error is not None else "stop"
+            made.append((one, choice))
+        ended |= dict.fromkeys(self.scheduler.commit(schedule, [choice.token for choice in choices]), "length")
+        for one, choice in made:
+            id = one.request.id
+            if choice is None and id not in ended:
+                continue
+            self.made.append(Output(id, choice, ended.get(id), one.seconds, one.cached or 0, tuple(one.scores)))
             one.seconds, one.scores = 0.0, []
             if id in ended:
                 del asked[id]

@@ -37,6 +37,9 @@ class Ahead(Protocol):
             choosers: of ``schedule.choosers``; each :attr:`~isobit.engine.sampler.Chooser.ahead`.
         """
 
+    def record(self) -> None:
+        """Does before the first step what may be done before it."""
+
 
 @dataclass(frozen=True)
 class Known:

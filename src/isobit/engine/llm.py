@@ -14,13 +14,13 @@ from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.constraint import Constraint
 from isobit.engine.driver import Driver
 from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
+from isobit.engine.gpu_runner import runner_for
 from isobit.engine.grammar import Grammar
 from isobit.engine.grammars import Grammars
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.office import Office
 from isobit.engine.params import SamplingParams, TokenLogprob
-from isobit.engine.prepare import Model, Prompt, prepared
-from isobit.engine.runner import ModelRunner
+from isobit.engine.prepare import Model, Prompt, prepared, window_of
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError, UsageError
 from isobit.targets.prefill import prefill_chunk
@@ -62,11 +62,12 @@ class LLM:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._new_engine: Callable[[], Engine] = lambda: Engine(
-            runner if runner is not None else ModelRunner(model, sequences),  # type: ignore[arg-type]
+            runner if runner is not None else runner_for(model, sequences),
             tokens=chunk or prefill_chunk(model.place.target),
             sequences=sequences,
             cache_tokens=cache_tokens,
             prefix_cache=prefix_cache,
+            window=window_of(model.config),
         )
         self.engine = self._new_engine()
         self.notes = (*model.notes, *tokenizer.notes)
@@ -95,6 +96,13 @@ class LLM:
             Unsupported: grammars cannot be used with this model's tokenizer.
         """
         return self._grammars.constraint(grammar)
+
+    def prepare(self) -> None:
+        """Does before the first prompt what its steps would do when they come: on a GPU records them, in seconds.
+
+        Nothing is recorded for a cache that grows with what is asked for: it moves, and what is recorded does not.
+        """
+        self.engine.prepare()
 
     # Whole answers
 

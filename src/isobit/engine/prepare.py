@@ -61,3 +61,9 @@ def prepared(
     notes = () if doubled is None else (doubled,)
     first = None if params.prompt_logprobs is None else scored
     return Answer(tokenizer, ids, params, most, notes, first, constraint)
+
+
+def window_of(config: Any) -> int | None:
+    """The latest tokens that a token attends to, the most of any layer; None where one attends to all."""
+    windows = getattr(config, "windows", ())
+    return max(windows) if windows and None not in windows else None

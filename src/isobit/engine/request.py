@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -53,6 +53,8 @@ class Running:
         held: how many of ``tokens``, from the first on, have their keys and values in the cache, or will have them
             when the steps under way are computed: steps are computed in their order.
         blocks: of the cache, in order; position p is in ``blocks[p // size]``.
+        passed: the first of them that it has given back: nothing that it may attend to is in them. Others may write
+            there; the block behind them stands in their place.
         keys: of its full blocks, as far as they were needed; ``isobit.engine.blocks`` makes them.
         reused: tokens that were found in the cache and not computed when the request was first taken in.
         recomputed: how often its blocks were taken from it.
@@ -60,6 +62,8 @@ class Running:
         unknown: tokens at the end of ``tokens`` that are not known yet.
         flying: steps under way that it takes part in.
         ending: whether it has ended and only waits for these steps.
+        listed: ``blocks`` as the last part that was made of it has them.
+        whole: tokens that it has when its answer is complete; without one, more than it will have.
     """
 
     request: Request
@@ -67,6 +71,7 @@ class Running:
     tokens: list[int]
     held: int = 0
     blocks: list[int] = field(default_factory=list)
+    passed: int = 0
     keys: list[bytes] = field(default_factory=list)
     reused: int | None = None
     recomputed: int = 0
@@ -74,15 +79,19 @@ class Running:
     flying: int = 0
     ending: bool = False
     unscored: int = field(init=False)
+    listed: tuple[int, ...] = ()
+    whole: int = field(init=False)
 
     def __post_init__(self) -> None:
-        length = len(self.request.prompt)
+        length, most = len(self.request.prompt), self.request.most
         self.unscored = length if self.request.scored is None else min(self.request.scored, length)
+        self.whole = length + most if most else length + 1
 
     @property
     def left(self) -> int:
         """Tokens that are to be fed: 1 when it decodes; 0 when it has ended, or will with what is under way."""
-        return 0 if self.ending or self.complete else len(self.tokens) - self.held
+        count = len(self.tokens)
+        return 0 if self.ending or count >= self.whole else count - self.held
 
     @property
     def answered(self) -> int:
@@ -92,7 +101,7 @@ class Running:
     @property
     def complete(self) -> bool:
         """Whether the answer is as long as it may be; without one, whether the prompt has been fed."""
-        return 0 < self.answered >= self.request.most if self.request.most else self.held == len(self.tokens)
+        return len(self.tokens) >= self.whole if self.request.most else self.held == len(self.tokens)
 
     @property
     def readable(self) -> int:
@@ -103,8 +112,7 @@ class Running:
         return (self.unscored if self.unscored < len(self.request.prompt) else len(self.tokens)) - 1
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What one request feeds in one step.
 
     Attributes:

@@ -24,7 +24,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ class Chooser:
         params: how.
         prompt: token ids, which the repetition penalty counts.
         constraint: what the answer may be made of; None for anything.
+
+    Attributes:
+        ahead: whether a token can be chosen before the one in front of it is known.
     """
 
     def __init__(
@@ -61,11 +64,7 @@ class Chooser:
         self.output = Tally()
         self._random = random.Random(params.seed)  # its own state: no other request can change the draws
         self._uniforms: deque[float] = deque()
-
-    @property
-    def ahead(self) -> bool:
-        """Whether a token can be chosen before the one in front of it is known."""
-        return not (self.repeats or self.counts or self.constraint is not None)
+        self.ahead = not (self.repeats or self.counts or constraint is not None)
 
     def uniform(self, unread: int = 0) -> float:
         """The random number in ``[0, 1)`` of the next token, behind ``unread`` others: the same until :meth:`add`."""
@@ -90,8 +89,7 @@ class Chooser:
         return self.constraint is not None and self.constraint.finished
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A token, its log-probability if it was asked for; or why there is none."""
 
     token: int
@@ -278,7 +276,7 @@ def truncated(params: Sequence[SamplingParams], logits: Tensor) -> tuple[Tensor,
     units = distribution.fixed(weights, bits)
     if any(each.top_p < 1 for each in params):
         shares = _column((each.top_p for each in params), device)
-        units.masked_fill_(distribution.outside_nucleus(weights, units, shares, bits), 0)
+        units.masked_fill_(distribution.outside_nucleus(weights, units, shares, bits) & (shares < 1)[:, None], 0)
     if any(each.min_p > 0 for each in params):
         units.masked_fill_(weights < _column((each.min_p for each in params), device)[:, None], 0)
     return units, places

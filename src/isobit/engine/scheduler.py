@@ -37,19 +37,22 @@ class Scheduler:
         tokens: the most that one step feeds.
         sequences: the most that take part in a step, at most ``tokens``.
         ahead: steps that may be under way when another is scheduled.
+        window: latest tokens that a token attends to, in all layers of the model; None where one attends to all.
 
     Attributes:
         steps: schedules made so far.
         preemptions: how often blocks were taken from a request.
     """
 
-    def __init__(self, pool: BlockPool, *, tokens: int, sequences: int, ahead: int = 0) -> None:
+    def __init__(
+        self, pool: BlockPool, *, tokens: int, sequences: int, ahead: int = 0, window: int | None = None
+    ) -> None:
         if not 1 <= sequences <= tokens:
             raise UsageError(
                 f"{sequences} sequences at once with {tokens} tokens a step: a step feeds each of them a token, so "
                 "there must be one or more sequences, and as many tokens or more"
             )
-        self.pool, self.tokens, self.sequences, self.ahead = pool, tokens, sequences, ahead
+        self.pool, self.tokens, self.sequences, self.ahead, self.window = pool, tokens, sequences, ahead, window
         self.steps = self.preemptions = 0
         self._arrivals = 0
         self._known: dict[int, Running] = {}
@@ -133,7 +136,7 @@ class Scheduler:
             place = bisect_left(queue, state.rank, key=_rank)
             if place < len(queue) and queue[place] is state:
                 del queue[place]
-        self.pool.release(state.blocks)
+        self.pool.release(state.blocks[state.passed :])
         self._ending -= state.ending
         del self._known[state.request.id]
 
@@ -149,8 +152,9 @@ class Scheduler:
             raise RuntimeError("the last step has neither been committed nor cancelled")
         if not self._known:
             return None
-        ends = sum(state.left == 0 for state in self._running)  # they only wait for what is under way
-        parts, preempted, budget = self._continued(bool(ends))
+        lefts = [state.left for state in self._running]
+        ends = lefts.count(0)  # they only wait for what is under way
+        parts, preempted, budget = self._continued(lefts)
         if not preempted and (admitted := self._admitted(budget, ends)):
             parts = sorted(parts + admitted, key=lambda part: self._known[part.id].rank)
         if not parts:
@@ -159,34 +163,38 @@ class Scheduler:
         self._flights.append(Schedule(tuple(parts), self.pool.size, tuple(preempted)))
         return self._flights[-1]
 
-    def _continued(self, ends: bool) -> tuple[list[Part], list[int], int]:
+    def _continued(self, lefts: list[int]) -> tuple[list[Part], list[int], int]:
         """What the running requests feed, whose blocks were taken from them, and how many tokens are left.
 
         Args:
-            ends: whether one of them ends with what is under way: who lacks a block then waits for its blocks.
+            lefts: tokens that each has to feed. Where one has none, it ends with what is under way, and who lacks a
+                block waits for its blocks.
         """
+        ends = 0 in lefts
+        size = self.pool.size
         parts: list[Part] = []
         preempted: list[int] = []
         budget = self.tokens
-        decoding = sum(state.left == 1 for state in self._running)  # from here on; each has its token for certain
+        decoding = lefts.count(1)  # from here on; each has its token for certain
         place = 0
         while place < len(self._running):
-            state = self._running[place]
+            state, left = self._running[place], lefts[place]
             place += 1
-            left = state.left
             decoding -= left == 1
-            count = min(left, budget - decoding)
-            if count < 1:
-                continue
-            if ends and self._lacks(state, count) > self.pool.free:
-                continue
-            lost = self._make_room(state, count)
-            if lost:
-                decoding = sum(one.left == 1 for one in self._running[place:])
+            while 0 < (count := min(left, budget - decoding)):
+                lost: list[Running] = []
+                if state.held + count > size * len(state.blocks):
+                    if ends and self._lacks(state, count) > self.pool.free:
+                        break
+                    lost = self._make_room(state, count)
+                if not lost:
+                    parts.append(self._part(state, count))
+                    budget -= count
+                    break
                 preempted += [victim.request.id for victim in lost]
-            if state not in lost:
-                parts.append(self._part(state, count))
-                budget -= count
+                if state in lost:
+                    break
+                decoding = lefts[place : len(self._running)].count(1)  # what they would have fed is left for this one
         return parts, preempted, budget
 
     def _lacks(self, state: Running, count: int) -> int:
@@ -214,8 +222,8 @@ class Scheduler:
 
     def _preempt(self, state: Running) -> None:
         self._running.remove(state)
-        self.pool.release(state.blocks)
-        state.blocks, state.held = [], 0
+        self.pool.release(state.blocks[state.passed :])
+        state.blocks, state.listed, state.held, state.passed = [], (), 0, 0
         state.recomputed += 1
         self.preemptions += 1
         insort(self._waiting, state, key=_rank)
@@ -268,21 +276,19 @@ class Scheduler:
     def _part(self, state: Running, count: int) -> Part:
         """What a request feeds; from here on it counts as fed, and what it chooses as there."""
         first, end, request = state.held, state.held + count, state.request
-        # Token t is scored by what the token before it gives.
-        scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
-        part = Part(
-            id=request.id,
-            first=first,
-            tokens=tuple(state.tokens[first:end]),
-            blocks=tuple(state.blocks[: blocks_for(end, self.pool.size)]),
-            chooses=end == len(state.tokens) and request.most > 0,
-            scored=range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0),
-            targets=request.prompt[scored.start : scored.stop],
-        )
+        held = blocks_for(end, self.pool.size)
+        if len(state.listed) != held:
+            state.listed = tuple(state.blocks[:held])
+        chooses = end == len(state.tokens) and request.most > 0
+        part = Part(request.id, first, tuple(state.tokens[first:end]), state.listed, chooses)
+        if state.unscored < len(request.prompt):  # a token is scored by what the token before it gives
+            scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
+            places = range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0)
+            part = part._replace(scored=places, targets=request.prompt[scored.start : scored.stop])
+            state.unscored += len(part.targets)
         state.held = end
-        state.unscored += len(part.targets)
         state.flying += 1
-        if part.chooses:
+        if chooses:
             state.tokens.append(UNKNOWN)
             state.unknown += 1
         return part
@@ -309,7 +315,10 @@ class Scheduler:
             state = self._known[part.id]
             state.flying -= 1
             if state.blocks:  # else they were taken from it in the meantime
-                self._publish(state, part.first, part.first + len(part.tokens))
+                end = part.first + len(part.tokens)
+                self._publish(state, part.first, end)
+                if self.window is not None:
+                    self._pass(state, end, self.window)
             if part.chooses:
                 state.tokens[len(state.tokens) - state.unknown] = next(tokens)
                 state.unknown -= 1
@@ -344,6 +353,14 @@ class Scheduler:
                 state.held = part.first
             if state.ending and not state.flying:
                 self._leave(state)
+
+    def _pass(self, state: Running, end: int, window: int) -> None:
+        """Gives back the blocks that no token from place ``end`` on attends to."""
+        count = min(max(0, end - window + 1) // self.pool.size, len(state.blocks) - 1)
+        if count > state.passed:
+            self.pool.release(state.blocks[state.passed : count])
+            state.blocks[:count] = [state.blocks[count]] * count
+            state.passed, state.listed = count, ()
 
     def _publish(self, state: Running, first: int, end: int) -> None:
         """Blocks that tokens up to ``end`` have filled can be found."""

@@ -68,6 +68,7 @@ class Tokenizer:
         self.cleans_up = cleans_up
         self.vocab_size: int = fast.get_vocab_size(with_added_tokens=True)
         self._special_ids = _special_ids(fast) if special_ids is None else special_ids
+        self._alone: dict[tuple[int, bool], str] = {}  # texts of single tokens, as they were asked for
         self._byte_ids = frozenset(id for token, id in fast.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
 
     @classmethod
@@ -151,6 +152,13 @@ class Tokenizer:
         except (OverflowError, TypeError):
             raise UsageError(f"token ids must be integers between 0 and {self.vocab_size - 1}") from None
         return cleaned_up(text) if self.cleans_up else text
+
+    def decode_one(self, id: int, skip_special: bool = True) -> str:
+        """:meth:`decode` of a single token, which is kept: streams ask for it again and again."""
+        text = self._alone.get((id, skip_special))
+        if text is None:
+            text = self._alone[id, skip_special] = self.decode((id,), skip_special)
+        return text
 
     def as_json(self) -> str:
         """The whole tokenizer in the form of tokenizer.json."""
@@ -260,7 +268,10 @@ class DecodeStream:
         return final
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, self._skip_special and not self._kept) if ids else ""
+        skip = self._skip_special and not self._kept
+        if len(ids) == 1:
+            return self._tokenizer.decode_one(ids[0], skip)
+        return self._tokenizer.decode(ids, skip) if ids else ""
 
 
 def _lone_surrogate(text: str) -> int | None:

@@ -102,7 +102,6 @@ class ExecutionPath:
         dtype: what activations are computed in.
         linears: the kernels of its linear layers; isobit's own on the CPU with the instruction set they use.
         layers: what ran norms, rotation, attention and gates: ``cpu`` (isobit's own) or ``reference`` (PyTorch).
-        batch_invariant: whether a token's numbers are the same bits whatever was computed beside it.
     """
 
     model: str
@@ -111,11 +110,9 @@ class ExecutionPath:
     dtype: str
     linears: str
     layers: str
-    batch_invariant: bool = False
 
     def __str__(self) -> str:
-        how = "; batch-invariant" if self.batch_invariant else ""
-        return f"{self.device} ({self.target}), {self.dtype}; linears: {self.linears}; other parts: {self.layers}{how}"
+        return f"{self.device} ({self.target}), {self.dtype}; linears: {self.linears}; other parts: {self.layers}"
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from isobit.errors import UsageError
 from isobit.kernels.sequences import Sequences
+from isobit.models.staging import send
 
+_Numbers = NDArray[np.int64]
 Wanted = Literal["all", "last"]
 New = Sequence[int] | Tensor  # token ids, or embeddings [T, hidden]
 
@@ -102,24 +106,32 @@ def lay_out(
     counts = [_count(one) for one in new]
     if not counts or 0 in counts:
         raise UsageError("there are no tokens to run the model on")
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
+    starts = [0, *itertools.accumulate(counts)]
     lengths = [before + count for before, count in zip(past, counts, strict=True)]
     spans = tuple(
         Span(begin, begin + count, length, tuple(held))
         for begin, count, length, held in zip(starts, counts, lengths, blocks, strict=False)
     )
-    positions = [at for before, length in zip(past, lengths, strict=True) for at in range(before, length)]
-    slots = [span.blocks[at // block] * block + at % block for span in spans for at in range(span.past, span.length)]
     pages = max(len(held) for held in blocks)
-    table = [[*held, *[held[-1]] * (pages - len(held))] for held in blocks]
-    sequences = Sequences(
-        _int32(starts, device), _int32(lengths, device), _int32(table, device), _int64(slots, device), block,
-        max(counts), max(lengths),
-    )  # fmt: skip
-    tokens, embeds = _contents(new, device)
-    return Batch(tokens, embeds, _int64(positions, device), sequences, spans, _outputs(spans, wanted, device))
+    table = np.array([[*held, *[held[-1]] * (pages - len(held))] for held in blocks], np.int32)
+    positions, slots = _places(np.array(past, np.int64), np.array(counts, np.int64), table, block)
+    ids, embeds = _contents(new, device)
+    rows = _outputs(spans, wanted)
+    arrays: list[NDArray[Any]] = [np.array(starts, np.int32), np.array(lengths, np.int32), table, slots, positions]
+    arrays += [array for array in (ids, rows) if isinstance(array, np.ndarray)]
+    sent = iter(send(device, *arrays))
+    sequences = Sequences(next(sent), next(sent), next(sent), next(sent), block, max(counts), max(lengths))
+    placed = next(sent)
+    tokens = next(sent) if isinstance(ids, np.ndarray) else ids
+    return Batch(tokens, embeds, placed, sequences, spans, None if rows is None else next(sent))
+
+
+def _places(past: _Numbers, counts: _Numbers, table: NDArray[np.int32], block: int) -> tuple[_Numbers, _Numbers]:
+    """(positions, slots) of new tokens, one sequence after the other."""
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    begins = np.cumsum(counts) - counts
+    positions = np.arange(int(counts.sum())) + (past - begins)[sequence]
+    return positions, table[sequence, positions // block].astype(np.int64) * block + positions % block
 
 
 def _count(new: New) -> int:
@@ -129,12 +141,14 @@ def _count(new: New) -> int:
     return len(new)
 
 
-def _contents(new: Sequence[New], device: torch.device | None) -> tuple[Tensor | None, Tensor | None]:
-    """(ids, None) or (None, embeddings) of all sequences, one behind the other."""
+def _contents(new: Sequence[New], device: torch.device | None) -> tuple[_Numbers | Tensor | None, Tensor | None]:
+    """(ids, None) or (None, embeddings) of all sequences, one behind the other; ids still to be sent as an array."""
     embedded = [isinstance(one, Tensor) and one.is_floating_point() for one in new]
     if any(embedded) and not all(embedded):
         raise UsageError("give either token ids or embeddings")
-    parts = [one if isinstance(one, Tensor) else _int64(one, None) for one in new]
+    if not any(isinstance(one, Tensor) for one in new):
+        return np.concatenate([np.array(one, np.int64) for one in new]), None
+    parts = [one if isinstance(one, Tensor) else torch.from_numpy(np.array(one, np.int64)) for one in new]
     wanted = 2 if embedded[0] else 1
     if any(part.dim() != wanted for part in parts):
         raise UsageError("expected token ids [T], or embeddings [T, hidden], of each sequence")
@@ -143,26 +157,11 @@ def _contents(new: Sequence[New], device: torch.device | None) -> tuple[Tensor |
     return (None, joined) if embedded[0] else (joined.to(torch.int64), None)
 
 
-def _outputs(spans: tuple[Span, ...], wanted: Wanted | Sequence[range], device: torch.device | None) -> Tensor | None:
+def _outputs(spans: tuple[Span, ...], wanted: Wanted | Sequence[range]) -> _Numbers | None:
     if wanted == "all":
         return None
     if wanted == "last":
         if all(span.end - span.begin == 1 for span in spans):  # of one new token each: they are all
             return None
-        return _int64([span.end - 1 for span in spans], device)
-    rows = [span.begin + at for span, one in zip(spans, wanted, strict=True) for at in one]
-    return _int64(rows, device)
-
-
-def _int32(values: object, device: torch.device | None) -> Tensor:
-    return _tensor(np.array(values, np.int32), device)
-
-
-def _int64(values: object, device: torch.device | None) -> Tensor:
-    return _tensor(np.array(values, np.int64), device)
-
-
-def _tensor(numbers: np.ndarray[Any, Any], device: torch.device | None) -> Tensor:
-    """By way of numpy, which takes 2 us where ``torch.tensor`` takes 5: every step makes six of them."""
-    made = torch.from_numpy(numbers)
-    return made if device is None or device.type == "cpu" else made.to(device)
+        return np.array([span.end - 1 for span in spans], np.int64)
+    return np.array([span.begin + at for span, one in zip(spans, wanted, strict=True) for at in one], np.int64)

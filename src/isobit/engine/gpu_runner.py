@@ -1,0 +1,204 @@
+"""What runs the engine's steps on a GPU: recorded where each sequence has one new token, and ahead of the host.
+
+Nothing here waits for the device but :meth:`Launched.choices`. What a step chooses stays where the next one reads it,
+and goes to the host in one copy; which of it belongs to whom is known to the host alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isobit.engine import device_sampler
+from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
+from isobit.engine.request import UNKNOWN, Schedule
+from isobit.engine.runner import ModelRunner
+from isobit.engine.sampler import Choice, Chooser
+from isobit.errors import IsobitError
+from isobit.models.batch import Batch
+from isobit.models.cache.paged import PagedCache
+from isobit.models.decoder import Decoder
+from isobit.models.staging import fetch, send
+
+
+class GpuRunner(ModelRunner):
+    """Runs the steps of one model on a GPU.
+
+    Args:
+        model: one whose row of layer ops is recordable.
+        sequences: that take part in a step at most.
+    """
+
+    def __init__(self, model: Decoder, sequences: int = 1) -> None:
+        super().__init__(model, sequences)
+        self._inputs: Inputs | None = None
+        self._graphs: Graphs | None = None
+        self._places = Places()
+        self._row_of: dict[int, int] = {}  # id of a request -> where the last step left what it chose for it
+
+    def run(self, schedule: Schedule) -> Tensor:
+        """Logits ``[len(schedule.rows), vocab]``; they hold until the next call."""
+        logits, rows = self._logits(schedule)
+        if rows == [*range(len(rows))]:
+            return logits[: len(rows)]
+        (places,) = send(logits.device, np.array(rows, np.int64))
+        return logits.index_select(0, places)
+
+    def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Launched:
+        """Starts a step and waits for nothing; see :class:`isobit.engine.flight.Ahead`."""
+        timer = _Timer(self.model.place.tensors)
+        logits, rows = self._logits(schedule)
+        inputs = self._memory()
+        unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]
+        changed = [at for at, chooser in enumerate(choosers) if not chooser.plain]
+        asked = [at for at, chooser in enumerate(choosers) if chooser.params.logprobs is not None]
+        if changed:
+            changed_rows = [rows[at] for at in changed]
+            tokens = device_sampler.choose(
+                logits, changed_rows, [choosers[at] for at in changed], [unread[at] for at in changed]
+            )
+            (places,) = send(logits.device, np.array(changed_rows, np.int64))
+            inputs.chosen.index_copy_(0, places, tokens)
+        logprobs = None
+        if asked:
+            counts = [choosers[at].params.logprobs or 0 for at in asked]
+            logprobs = device_sampler.logprobs(logits, [rows[at] for at in asked], inputs.chosen, counts)
+        return Launched(fetch(inputs.result), rows, asked, logprobs, timer.stop())
+
+    @torch.inference_mode()
+    def record(self, sequences: Iterable[int] = ()) -> None:
+        """Records the steps of these numbers of sequences, or of all that may come: what else happens when needed."""
+        wanted = sequences or range(1, min(self._sequences, MOST_ROWS) + 1)
+        self._recorded(self._held()).record({rows_of(count) for count in wanted})
+
+    def _logits(self, schedule: Schedule) -> tuple[Tensor, list[int]]:
+        """Logits, the largest of which have been chosen, and which of their rows belongs to each chooser."""
+        parts, cache = schedule.parts, self._held()
+        if len(parts) <= MOST_ROWS and all(len(part.tokens) == 1 and not part.targets for part in parts):
+            self._states = None
+            graphs, inputs, bucket = self._recorded(cache), self._memory(), rows_of(len(parts))
+            rows = self._places.assign([part.id for part in parts], bucket)
+            sources = [self._row_of[part.id] if part.tokens[0] == UNKNOWN else -1 for part in parts]
+            inputs.write(parts, rows, sources)
+            logits = graphs.run(bucket, 1 + max(part.first for part in parts))
+            rows = [row for row, part in zip(rows, parts, strict=True) if part.chooses]
+        else:
+            logits, rows = super().run(schedule), [*range(len(schedule.choosers))]
+            self._memory().take_highest(logits)
+        self._row_of = dict(zip(schedule.choosers, rows, strict=True))
+        return logits, rows
+
+    def _batch(self, schedule: Schedule, cache: PagedCache) -> Batch:
+        """The batch of a step, with the tokens that only the device knows."""
+        batch = super()._batch(schedule, cache)
+        ends = np.cumsum([len(part.tokens) for part in schedule.parts])
+        unknown = [(end - 1, part.id) for end, part in zip(ends, schedule.parts, strict=True)
+                   if part.tokens[-1] == UNKNOWN]  # fmt: skip
+        if unknown:
+            places, sources = send(
+                self.model.place.tensors, np.array([at for at, _ in unknown], np.int64),
+                np.array([self._row_of[id] for _, id in unknown], np.int64),
+            )  # fmt: skip
+            assert batch.tokens is not None
+            batch.tokens.index_copy_(0, places, self._memory().chosen.index_select(0, sources))
+        return batch
+
+    def _memory(self) -> Inputs:
+        """What steps read and leave: for as long as there is a runner."""
+        if self._inputs is None:
+            columns = columns_of(self.model.config.max_context, self.block)
+            rows = max(self._sequences, rows_of(min(self._sequences, MOST_ROWS)))
+            self._inputs = Inputs(rows, columns, self.block, self.model.place.tensors)
+        return self._inputs
+
+    def _recorded(self, cache: PagedCache) -> Graphs:
+        """The graphs for a cache as it lies now."""
+        if self._graphs is None or self._graphs.moves != cache.moves:
+            if self._graphs is not None and self.model.place.tensors.type == "cuda":
+                torch.cuda.synchronize(self.model.place.tensors)  # what is recorded may still run
+            most = min(self.model.config.max_context, cache.blocks * cache.block)
+            self._graphs = Graphs(self.model, cache, self._memory(), most)
+        return self._graphs
+
+
+class _Timer:
+    """Seconds on the device between two points of its stream; nothing on a CPU, which is never behind."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._marks = device, [self._mark(device)]
+
+    @staticmethod
+    def _mark(device: torch.device) -> Any:
+        if device.type == "cpu":
+            return None
+        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        mark.record()
+        return mark
+
+    def stop(self) -> _Timer:
+        self._marks.append(self._mark(self._device))
+        return self
+
+    def wait(self) -> None:
+        """Until the device has come to the second point."""
+        if self._marks[1] is not None:
+            self._marks[1].synchronize()
+
+    def seconds(self) -> float:
+        begin, end = self._marks
+        return 0.0 if begin is None else float(begin.elapsed_time(end)) / 1e3
+
+
+class Launched:
+    """A step that the device works on; see :class:`isobit.engine.flight.Pending`.
+
+    Args:
+        result: on the host when the timer has stopped: ``Inputs.result``.
+        rows: of it, one for each chooser.
+        asked: choosers whose log-probabilities are wanted.
+        logprobs: these.
+        timer: stopped behind all of it.
+    """
+
+    def __init__(
+        self, result: Tensor, rows: list[int], asked: list[int], logprobs: device_sampler.Logprobs | None, timer: _Timer
+    ) -> None:
+        self._result, self._rows, self._asked, self._logprobs, self._timer = result, rows, asked, logprobs, timer
+
+    def choices(self) -> list[Choice]:
+        """A choice for each chooser; waits for the device."""
+        self._timer.wait()
+        count = len(self._result) // 12
+        tokens = self._result[: 8 * count].view(torch.int64).tolist()
+        highest = self._result[8 * count :].view(torch.float32).tolist()
+        found = [Choice(tokens[row]) if math.isfinite(highest[row]) else _unusable() for row in self._rows]
+        if self._logprobs is not None:
+            scores = self._logprobs.read([tokens[self._rows[at]] for at in self._asked])
+            for at, score in zip(self._asked, scores, strict=True):
+                if found[at].error is None:
+                    found[at] = Choice(found[at].token, score)
+        return found
+
+    def seconds(self) -> float:
+        """That the step took on the device."""
+        return self._timer.seconds()
+
+
+def _unusable() -> Choice:
+    message = (
+        "the model's logits cannot be used: some are NaN or infinite. An activation or a weight overflowed: try "
+        "--dtype float32 (dtype='float32'), and check the checkpoint with `isobit eval`"
+    )
+    return Choice(-1, error=IsobitError(message))
+
+
+def runner_for(model: Any, sequences: int) -> ModelRunner:
+    """What runs a model's steps where it is."""
+    if model.place.tensors.type == "cuda" and model.layer_ops.recordable:
+        return GpuRunner(model, sequences)
+    return ModelRunner(model, sequences)

@@ -1,0 +1,247 @@
+"""Steps of one token for each of some sequences, as CUDA graphs.
+
+A graph has fixed shapes and addresses. Numbers of a step are written into memory that it reads, in one copy that nobody
+waits for; which token was chosen last it reads where the step before left it. How long sequences are is read on the
+device; a bound of it, the *span*, sizes the grids of attention: sequences of few tokens need fewer launches. There is a
+graph for each number of rows (:func:`rows_of`) and each span, recorded when it is first needed, or all of them before.
+
+On a CPU nothing is recorded: the same step is computed anew, which tests use.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isobit.engine.blocks import blocks_for
+from isobit.engine.request import Part
+from isobit.kernels.sequences import Sequences
+from isobit.models.batch import Batch
+from isobit.models.cache.paged import PagedCache
+from isobit.models.decoder import Decoder
+from isobit.models.staging import send
+
+MOST_ROWS = 512  # larger steps take the time of their kernels, not of their launches
+# Rows of graphs: padding costs the time of its rows, a graph the time to record it, about 0.1 s.
+ROWS: tuple[int, ...] = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, MOST_ROWS + 1, 64))
+# Below 256 tokens a sequence is one part of attention's work and its parts need no merging. Up to 2048 it has no more
+# parts than a graph of few rows has programs for; with many rows programs are never too many.
+_SHORT, _MIDDLE, _FEW_ROWS = 256, 2048, 8
+
+
+def rows_of(sequences: int) -> int:
+    """The rows of a graph for so many sequences, at most :data:`MOST_ROWS`."""
+    return ROWS[bisect_left(ROWS, sequences)]
+
+
+def spans(rows: int, most: int) -> tuple[int, ...]:
+    """The bounds of a sequence's tokens that graphs of so many rows are for; ``most`` is what one may have."""
+    shorter = (_SHORT, _MIDDLE) if rows <= _FEW_ROWS else (_SHORT,)
+    return (*(span for span in shorter if span < most), most)
+
+
+class Places:
+    """Which row each sequence has: the same one as long as it takes part in every step."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._rows: list[int] = []
+
+    def assign(self, ids: list[int], rows: int) -> list[int]:
+        """A row below ``rows`` for each id, of which there are no more."""
+        if ids != self._ids or max(self._rows, default=0) >= rows:
+            before = dict(zip(self._ids, self._rows, strict=True))
+            kept = [before.get(id, rows) for id in ids]
+            taken = {row for row in kept if row < rows}
+            free = (row for row in range(rows) if row not in taken)
+            self._ids, self._rows = ids, [row if row < rows else next(free) for row in kept]
+        return self._rows
+
+
+class Inputs:
+    """Memory on the device that recorded steps of up to ``rows`` sequences read, and leave their choices in.
+
+    Rows that nobody needs are padding: a sequence of no tokens, whose new token is stored nowhere.
+
+    Args:
+        rows: sequences at most.
+        columns: blocks of a sequence at most.
+        block: tokens of a block.
+        device: where the model is.
+
+    Attributes:
+        chosen: int64 ``[rows]``: the token chosen last for each row.
+        highest: float32 ``[rows]``: its logit; not finite where there is none to choose.
+        held: int64 ``[2 * rows]``: the tokens that the host gave, and behind them ``chosen``: what ``sources`` name.
+        result: ``chosen`` and ``highest``, as bytes.
+    """
+
+    def __init__(self, rows: int, columns: int, block: int, device: torch.device) -> None:
+        self.rows = rows = -(-rows // 4) * 4  # every part begins at a multiple of 16 bytes
+        self.block, self.device = block, device
+        memory = torch.zeros(rows * (_GIVEN + _CHOSEN), dtype=torch.uint8, device=device)
+        self._given, self.result = memory[: rows * _GIVEN], memory[rows * _GIVEN :]
+        wide, narrow, tokens = torch.split(self._given, [rows * 24, rows * 4, rows * 8])
+        self._positions, self._slots, self._sources = wide.view(torch.int64).view(3, rows)
+        self._lengths = narrow.view(torch.int32)
+        self.held = memory[rows * 28 : rows * 44].view(torch.int64)
+        assert tokens.data_ptr() == self.held.data_ptr()
+        self.chosen, self.highest = self.held[rows:], self.result[rows * 8 :].view(torch.float32)
+        self._table = torch.zeros(rows, columns, dtype=torch.int32, device=device)
+        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._listed: list[tuple[int, ...]] = [()] * rows  # what is in the table
+
+    def write(self, parts: Sequence[Part], places: Sequence[int], sources: Sequence[int]) -> None:
+        """One more token of each sequence: to be called before a step.
+
+        Args:
+            parts: of one token each.
+            places: their rows.
+            sources: the row of :attr:`chosen` that has the token of each; -1 where the part has it.
+        """
+        rows, size = self.rows, self.block
+        at = np.array(places, np.int64)
+        wide, lengths = np.zeros((3, rows), np.int64), np.zeros(rows, np.int32)
+        tokens = np.zeros(rows, np.int64)
+        first = np.array([part.first for part in parts], np.int64)
+        wide[0, at] = first
+        wide[1] = -1
+        wide[1, at] = np.array([part.blocks[part.first // size] for part in parts], np.int64) * size + first % size
+        given = np.array(sources, np.int64)
+        wide[2, at] = np.where(given < 0, at, rows + given)
+        lengths[at] = first + 1
+        tokens[at] = [max(part.tokens[0], 0) for part in parts]  # padding reads some of them
+        numbers = np.concatenate([part.reshape(-1).view(np.uint8) for part in (wide, lengths, tokens)])
+        self._send(numbers, *self._changes(parts, places))
+
+    def _send(self, numbers: np.ndarray[Any, Any], cells: list[int], blocks: list[int]) -> None:
+        """One copy for all numbers; cells of the table that have changed are written from it."""
+        if not cells:
+            (sent,) = send(self.device, numbers.view(np.int64))
+        else:
+            sent, where, what = send(
+                self.device, numbers.view(np.int64), np.array(cells, np.int64), np.array(blocks, np.int32)
+            )
+            self._table.view(-1).index_copy_(0, where, what)
+        self._given.view(torch.int64).copy_(sent)
+
+    def _changes(self, parts: Sequence[Part], places: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Cells of the table, and the blocks that they have from now on."""
+        columns = self._table.shape[1]
+        cells: list[int] = []
+        blocks: list[int] = []
+        for part, row in zip(parts, places, strict=True):
+            before, now = self._listed[row], part.blocks
+            if before is now or before == now:
+                continue
+            begin = len(before) if now[: len(before)] == before else 0
+            cells += range(row * columns + begin, row * columns + len(now))
+            blocks += now[begin:]
+            self._listed[row] = now
+        return cells, blocks
+
+    def batch(self, rows: int, span: int) -> Batch:
+        """The batch that a recorded step of so many rows runs; what it reads is what was written last."""
+        tokens = self.held.index_select(0, self._sources[:rows])
+        lengths, slots = self._lengths[:rows], self._slots[:rows]
+        sequences = Sequences(self._starts[: rows + 1], lengths, self._table[:rows], slots, self.block, 1, span)
+        return Batch(tokens, None, self._positions[:rows], sequences, ())
+
+    def take_highest(self, logits: Tensor) -> None:
+        """Chooses the largest of each row of logits, the first among equals."""
+        rows = len(logits)
+        torch.argmax(logits, 1, out=self.chosen[:rows])
+        torch.gather(logits, 1, self.chosen[:rows, None], out=self.highest[:rows, None])
+
+
+_GIVEN = 3 * 8 + 4 + 8  # bytes of a row that the host writes, and that a step leaves
+_CHOSEN = 8 + 4
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph, its result, and what it reads and does not own."""
+
+    graph: Any
+    logits: Tensor
+    kept: object
+
+
+class Graphs:
+    """Recorded steps of one model and one cache.
+
+    Args:
+        model, cache: them.
+        inputs: what they read, and where they leave what they choose.
+        most: tokens that a sequence may have.
+
+    Attributes:
+        moves: of the cache when they were recorded: they hold for its memory as it lay then.
+    """
+
+    def __init__(self, model: Decoder, cache: PagedCache, inputs: Inputs, most: int) -> None:
+        self.model, self.cache, self.moves, self._inputs = model, cache, cache.moves, inputs
+        self._most = -(-most // cache.block) * cache.block
+        self._records = inputs.device.type == "cuda"
+        self._pool: Any = None  # one pool of memory for all graphs: one of them runs at a time
+        self._recorded: dict[tuple[int, int], _Recorded] = {}  # by number of rows, and span
+        if self._records:
+            model.reserve(min(inputs.rows, MOST_ROWS), 1, self._most)
+            self._stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
+
+    def run(self, rows: int, tokens: int) -> Tensor:
+        """Logits ``[rows, vocab]`` of what the inputs hold; they hold until the next call.
+
+        Args:
+            rows: of :func:`rows_of`.
+            tokens: of the longest sequence.
+        """
+        span = next(span for span in spans(rows, self._most) if tokens <= span)
+        if not self._records:
+            return self._compute(rows, span)
+        found = self._recorded.get((rows, span))
+        if found is None:
+            return self._record(rows, span)
+        found.graph.replay()
+        return found.logits
+
+    def record(self, rows: Iterable[int]) -> None:
+        """Records the steps of so many rows, the largest first, so that the others find their memory there."""
+        self._inputs.write([], [], [])  # padding alone: nothing is stored
+        for count in sorted(set(rows), reverse=True):
+            for span in reversed(spans(count, self._most)):
+                if self._records and (count, span) not in self._recorded:
+                    self._record(count, span)
+
+    def _compute(self, rows: int, span: int) -> Tensor:
+        logits = self.model.forward(self._inputs.batch(rows, span), self.cache)
+        self._inputs.take_highest(logits)
+        return logits
+
+    def _record(self, rows: int, span: int) -> Tensor:
+        """Records a step; returns the logits of a first one, which has run as usual.
+
+        That first one is on the stream of the recording, so that workspaces which are made once per stream are there.
+        """
+        kept = self.model.angle_tables(self._most)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            first = self._compute(rows, span)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            logits = self._compute(rows, span)
+        self._pool = graph.pool() if self._pool is None else self._pool
+        self._recorded[rows, span] = _Recorded(graph, logits, kept)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return first
+
+
+def columns_of(most: int, block: int) -> int:
+    """Blocks of a sequence of so many tokens."""
+    return max(1, blocks_for(most, block))

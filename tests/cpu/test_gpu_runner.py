@@ -1,0 +1,169 @@
+"""The runner of GPUs, on a CPU: what it keeps on the device and what it tells the host, without graphs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from families import make_model, save
+from tokenizers_for_tests import byte_level, write_folder
+
+from isobit.engine.flight import Ahead
+from isobit.engine.gpu_runner import GpuRunner, runner_for
+from isobit.engine.graphs import MOST_ROWS, ROWS, Inputs, Places, rows_of, spans
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
+from isobit.engine.request import Part
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import IsobitError
+from isobit.formats.rules import Policy, Rule
+from isobit.formats.schemes import scheme
+from isobit.kernels.cpu import library as cpu_library
+from isobit.models.cache.paged import BLOCK
+from isobit.models.decoder import Decoder
+from isobit.models.weights import load_model
+from isobit.quantizer.driver import quantize
+
+PROBLEM = cpu_library.problem()
+SAMPLINGS = [
+    SamplingParams(max_tokens=70, ignore_eos=True),
+    SamplingParams(max_tokens=60, temperature=1.0, top_p=0.9, seed=5, logprobs=2, ignore_eos=True),
+    SamplingParams(max_tokens=40, temperature=0.8, top_k=20, seed=6, logprobs=0),
+    SamplingParams(max_tokens=50, logprobs=3, stop=("e", "q"), logit_bias=((9, 2.0),), ignore_eos=True),
+]
+WAITS = SamplingParams(max_tokens=30, temperature=0.7, seed=8, frequency_penalty=0.7, ignore_eos=True)
+SCORED = SamplingParams(max_tokens=5, temperature=1.0, seed=9, prompt_logprobs=1, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_folder(write_folder(Path(tmp_path_factory.mktemp("tok")), byte_level()))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """One whose tokens do not depend on what is computed with them."""
+    if PROBLEM:
+        pytest.skip(PROBLEM)
+    root = tmp_path_factory.mktemp("runner")
+    made = save(make_model("LlamaForCausalLM", tie_word_embeddings=False, max_position_embeddings=512), root / "plain")
+    quantize(made, root / "int8", Policy(scheme("int8"), (Rule("lm_head", "int8"),)), progress=False)
+    return load_model(root / "int8")
+
+
+def prompts(model: Decoder, count: int) -> list[list[int]]:
+    numbers = random.Random(4)
+    vocabulary = model.config.vocab_size
+    shared = [numbers.randrange(vocabulary) for _ in range(BLOCK + 5)]
+    return [
+        shared[: (0, BLOCK + 5, 20)[at % 3]] + [numbers.randrange(vocabulary) for _ in range((1, 70, 9)[at % 3])]
+        for at in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({"sequences": 7}, ()),
+        ({"sequences": 3, "chunk": 50}, ()),
+        ({"sequences": 9, "cache_tokens": 5 * BLOCK, "prefix_cache": False}, ()),
+        ({"sequences": 5}, (WAITS, SCORED)),
+    ],
+    ids=str,
+)
+def test_answers_are_those_of_the_plain_runner(
+    options: dict[str, int], more: tuple[SamplingParams, ...], model: Decoder, tokenizer: Tokenizer
+) -> None:
+    every = [*SAMPLINGS, *more]
+    params = [every[at % len(every)] for at in range(14)]
+    given = prompts(model, 14)
+    plain = LLM(model, tokenizer, sequences=3)
+    assert not isinstance(plain.engine._runner, Ahead)
+    wanted = plain.generate(given, params)
+    llm = LLM(model, tokenizer, GpuRunner(model, options["sequences"]), **options)  # type: ignore[arg-type]
+    llm.prepare()
+    found = llm.generate(given, params)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.token_ids == other.token_ids and one.logprobs == other.logprobs
+        assert (one.text, one.finish_reason, one.stop) == (other.text, other.finish_reason, other.stop)
+        assert one.prompt_logprobs == other.prompt_logprobs
+    llm.step()
+    assert not llm.unfinished and llm.engine.pool.free == llm.engine.pool.count
+    assert ("cache_tokens" in options) == (llm.engine.scheduler.preemptions > 0)
+
+
+def test_a_row_without_logits_fails_alone(
+    model: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=1, logprobs=1, ignore_eos=True)
+    (wanted,) = LLM(model, tokenizer).generate([[8, 9]], params)
+    llm = LLM(model, tokenizer, GpuRunner(model, 4), sequences=4)
+    bad, good = llm.add([3, 4], params), llm.add([8, 9], params)
+    forward, steps = type(model).forward, iter(range(100))
+
+    def broken(*args: object) -> torch.Tensor:
+        logits: torch.Tensor = forward(*args)  # type: ignore[arg-type]
+        if next(steps) == 5:
+            logits[0] = torch.nan
+        return logits
+
+    monkeypatch.setattr(type(model), "forward", broken)
+    tokens: dict[int, list[int]] = {bad: [], good: []}
+    failed = None
+    while llm.unfinished:
+        for id, piece in llm.step():
+            tokens[id] += piece.token_ids
+            failed = piece.error or failed
+    assert isinstance(failed, IsobitError) and "NaN or infinite" in str(failed)
+    assert len(tokens[bad]) == 5 and tuple(tokens[good]) == wanted.token_ids
+
+
+def test_a_cpu_has_the_plain_runner(model: Decoder) -> None:
+    assert not isinstance(runner_for(model, 4), Ahead)
+
+
+def test_rows_and_spans_of_graphs() -> None:
+    assert [rows_of(count) for count in (1, 2, 3, 4, 5, 9, 60, 65, 250, 257)] == [1, 2, 4, 4, 8, 16, 64, 80, 256, 320]
+    assert ROWS[-1] == MOST_ROWS and [rows_of(count) for count in ROWS] == [*ROWS]
+    assert spans(1, 4096) == (256, 2048, 4096) and spans(64, 4096) == (256, 4096)
+    assert spans(1, 256) == spans(64, 64 * 3)[:0] + (256,) and spans(2, 300) == (256, 300)
+
+
+def test_a_sequence_keeps_its_row_while_it_is_there() -> None:
+    places, numbers = Places(), random.Random(2)
+    there: list[int] = []
+    before: dict[int, int] = {}
+    for turn in range(300):
+        there = [id for id in there if numbers.random() > 0.1] + ([turn] if len(there) < 20 else [])
+        rows = rows_of(max(1, len(there)))
+        found = dict(zip(there, places.assign([*there], rows), strict=True))
+        assert len(set(found.values())) == len(there) and all(0 <= row < rows for row in found.values())
+        assert all(found[id] == row for id, row in before.items() if id in found and row < rows)
+        before = found
+
+
+def test_inputs_are_what_was_written() -> None:
+    """Blocks that come, go to another sequence and shrink; tokens from the host and from the device."""
+    inputs = Inputs(6, 5, 4, torch.device("cpu"))
+    inputs.chosen.copy_(torch.arange(100, 108))
+    steps = [
+        [(1, 5, 7, (3, 1), 2, -1), (2, 0, 8, (4,), 0, -1)],
+        [(1, 6, -1, (3, 1), 2, 5), (2, 1, -1, (4,), 0, 1)],
+        [(1, 8, 9, (3, 1, 0), 2, -1), (3, 9, 4, (7, 6, 5), 0, -1)],
+        [(4, 2, 1, (2,), 0, -1)],
+    ]
+    for step in steps:
+        parts = [Part(id, first, (token,), blocks, True) for id, first, token, blocks, _, _ in step]
+        inputs.write(parts, [one[4] for one in step], [one[5] for one in step])
+        batch = inputs.batch(4, 20)
+        used = {one[4] for one in step}
+        for _, first, token, blocks, row, source in step:
+            assert batch.tokens is not None
+            assert int(batch.tokens[row]) == (token if source < 0 else 100 + source)
+            assert int(batch.positions[row]) == first and int(batch.sequences.lengths[row]) == first + 1
+            assert int(batch.sequences.slots[row]) == blocks[first // 4] * 4 + first % 4
+            assert tuple(batch.sequences.table[row, : len(blocks)].tolist()) == blocks
+        for row in set(range(4)) - used:
+            assert int(batch.sequences.slots[row]) == -1 and int(batch.sequences.lengths[row]) == 0
