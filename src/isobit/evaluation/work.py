@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,6 +138,13 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def _file_digest(path: Path) -> str:
+    about = path.stat()
+    return _digest_of(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(path: Path, *about: int) -> str:
+    """A file's hash; one that looks as it did before is not read again by the same process."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
