@@ -100,6 +100,30 @@ def test_the_engine(tmp_path: Path) -> None:
         assert 0 < host < 1e3 * step and float(row["share"]) > 0 and float(row["planned_tok_s"]) > 0
 
 
+FAKE_STREAMS = """#!{python}
+import json, sys
+path, streams = sys.argv[sys.argv.index("-m") + 1], sys.argv[sys.argv.index("-npl") + 1].split(",")
+assert open(path, "rb").read(4) == b"GGUF" and sys.argv[sys.argv.index("-c") + 1] == "32"
+print("some words")
+for number in streams:
+    print(json.dumps({{"pl": int(number), "speed_tg": 5.0 * int(number), "speed_pp": 3.0}}))
+"""
+
+
+def test_streams_beside_a_peer(tmp_path: Path) -> None:
+    tool = tmp_path / "llama-batched-bench"
+    tool.write_text(FAKE_STREAMS.format(python=sys.executable))
+    tool.chmod(0o755)
+    out, options = tmp_path / "streams.csv", ["--quick", "--schemes", "bf16", "--streams", 1, 2]
+    words = ["--llama-batched-bench", tool, "--llama-quantize", tool, "--work", tmp_path / "work", "--csv", out]
+    done = bench("cpu_streams.py", *options, *words)
+    assert done.returncode == 0, done.stderr
+    one, two = rows(out)
+    assert (one["streams"], two["streams"]) == ("1", "2") and one["to_fewest"] == "1.0"
+    assert float(two["to_fewest"]) == pytest.approx(float(two["tok_s"]) / float(one["tok_s"]), abs=0.01)
+    assert float(two["ratio"]) == pytest.approx(float(two["tok_s"]) / 10, rel=0.01)
+
+
 def test_two_trees(tmp_path: Path) -> None:
     out, tree = tmp_path / "trees.csv", BENCHMARKS.parent
     options = ["--quick", "--schemes", "int8", "--turns", 2, "--seconds", 0.02, "--csv", out]
@@ -119,6 +143,7 @@ def test_two_trees(tmp_path: Path) -> None:
         ("cpu_decode.py", ["--keep"], "need --work"),
         ("cpu_peers.py", ["--llama-bench", "nowhere"], "is not a program"),
         ("cpu_trees.py", ["--before", "nowhere"], "is no checkout of isobit"),
+        ("cpu_streams.py", ["--llama-batched-bench", "nowhere"], "is not a program"),
         ("engine_decode.py", ["--only", "speed"], "the parts are batch, behind, prefill, start"),
     ],
 )
