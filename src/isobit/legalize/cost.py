@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
 from isobit.legalize.memory import kv_bytes
 from isobit.legalize.ops import Lowering, Op
+from isobit.legalize.pace import EXPECTED, pace
+from isobit.legalize.pace_rows import PACES
 from isobit.targets.prefill import prefill_chunk
 from isobit.targets.spec import Board, Target
 
@@ -20,6 +22,9 @@ class Cost:
         decode: tokens per second of all sequences together, one token at a time each.
         prefill: tokens per second of a prompt.
         kernels: as ``decode``, if linears and attention were all there is.
+        attention, beside_attention: seconds of a step.
+        pace, pace_attention: how many times as long as by bytes and operations alone these are said to take, since
+            whole steps were measured so (:mod:`isobit.legalize.pace`).
         measured: whether every fraction used was measured on this target; else the figures are estimates.
         sources: where the fractions come from.
         step_bytes: read from memory for one step of the batch.
@@ -33,6 +38,10 @@ class Cost:
     sources: tuple[str, ...]
     step_bytes: float
     token_operations: float
+    attention: float = 0.0
+    beside_attention: float = 0.0
+    pace: float = 1.0
+    pace_attention: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,10 @@ def cost(
         return None
     launch, engine = LAUNCHES[target.vendor], ENGINES[target.vendor]
     prompt = min(context, prefill_chunk(target))
-    decode = chunk = step_bytes = token_operations = 0.0
+    attention = linears = chunk = step_bytes = token_operations = 0.0
     rows, rounded = set(), 0
+    work = list(work)
+    paced = pace(_widest(work), target, PACES)
     for item in (item for item in work if item.op.kind != "embedding"):  # one row of a table costs next to nothing
         op, lowering = item.op, item.lowering
         reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
@@ -71,19 +82,33 @@ def cost(
         read = item.weight_bytes + _cache_bytes(op, batch * context)
         operations = _operations(op, context)
         launches = op.count * launch.kernels * launch.seconds
-        decode += max(read / bandwidth, _operations(op, 2 * context) * batch / rate) + launches
+        seconds = max(read / bandwidth, _operations(op, 2 * context) * batch / rate) + launches
+        attention, linears = (
+            (attention + seconds, linears) if op.kind == "attention" else (attention, linears + seconds)
+        )
         chunk += max(item.weight_bytes / bandwidth, operations * prompt / rate) + launches
         step_bytes += read
         token_operations += operations
         rounded += op.count if op.activations is not None else 0
-    step = decode + engine.step + layers * engine.layer
+    slower = paced.at(batch)
+    decode = attention * paced.attention + linears * slower
+    step = decode + (engine.step + layers * engine.layer) * slower
     beside = layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
     whole = max(chunk + beside, layers * engine.python_layer + rounded * engine.python_rounding)
     measured = not board.estimated and all(
         target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))
     )
-    sources = (*sorted(row.source for row in rows), engine.source)
-    return Cost(batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations)
+    measured = measured and (paced is EXPECTED or target.name in paced.measured_on)
+    sources = (*sorted(row.source for row in rows), engine.source, *([paced.source] if paced.source else []))
+    return Cost(
+        batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations,
+        attention * paced.attention, step - attention * paced.attention, slower, paced.attention,
+    )  # fmt: skip
+
+
+def _widest(work: Iterable[Work]) -> Op:
+    """The op that has most of the weights."""
+    return max((item for item in work if item.op.kind == "linear"), key=lambda item: item.weight_bytes).op
 
 
 def _cache_bytes(op: Op, tokens: int) -> float:

@@ -1,0 +1,148 @@
+"""Makes src/isobit/legalize/pace_rows.py of benchmarks/results/engine_decode.csv: how long whole steps take, by batch.
+
+    python benchmarks/fit_plan.py            # writes the file, and prints how far plans are from what was measured
+    python benchmarks/fit_plan.py --check    # writes nothing; status 1 if a plan is more than a tenth off
+
+Of each format the rows of the latest date and commit count, in the GPU's own lowering. Afterwards the plans that tests
+and pages hold have to be made anew (docs/plan.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+from shapes import SHAPES
+
+from isobit.formats.schemes import scheme as scheme_named
+from isobit.legalize.pace import Pace
+from isobit.legalize.plan import Plan, Request, plan
+from isobit.models.workload import workload
+from isobit.targets.table import lookup
+
+ROWS = Path(__file__).parents[1] / "src" / "isobit" / "legalize" / "pace_rows.py"
+HEAD = '''"""How long whole steps take, by format and batch. Made by benchmarks/fit_plan.py; not to be edited."""
+
+from __future__ import annotations
+
+from isobit.legalize.pace import Pace
+
+PACES: tuple[Pace, ...] = (
+'''
+
+
+@dataclass(frozen=True)
+class Step:
+    """A measured step: of which scheme, how many sequences, behind how many tokens, how long."""
+
+    scheme: str
+    batch: int
+    context: int
+    seconds: float
+    where: str
+
+
+def measured(path: Path) -> list[Step]:
+    """The steps of the latest commit that measured each scheme."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["device"] != "CPU" and row["part"] in ("batch", "behind")]
+    rows = [row for row in rows if not row["target"]]
+    latest = {row["scheme"]: (row["date"], row["commit"]) for row in rows}
+    found: dict[tuple[str, int, int], Step] = {}
+    for row in rows:
+        if (row["date"], row["commit"]) == latest[row["scheme"]] and row["shape"] == "7b":
+            context = int(row["prompt"]) + int(row["new"]) // 2
+            where = f"{row['device']}, {row['date']}, commit {row['commit']}"
+            one = Step(row["scheme"], int(row["batch"]), context, float(row["step_ms"]) / 1e3, where)
+            found[one.scheme, one.batch, one.context] = one
+    return list(found.values())
+
+
+def planned(step: Step) -> Plan:
+    """What the plan says of a step."""
+    target, board = lookup(step.where.split(",")[0].removeprefix("NVIDIA "))
+    assert board is not None
+    work = workload(SHAPES["7b"].config())
+    return plan(work, scheme_named(step.scheme), target, board, Request(step.context, step.batch))
+
+
+def split(step: Step) -> tuple[float, float]:
+    """Seconds that a step would take by itself: attention, and all else."""
+    cost: Any = planned(step).cost
+    attention, rest = cost.attention / cost.pace_attention, cost.beside_attention / cost.pace
+    return attention, rest
+
+
+def fitted(steps: list[Step]) -> Pace:
+    """The row of one scheme."""
+    by_batch = sorted((one for one in steps if one.context < 1024), key=lambda one: one.batch)
+    behind = [one for one in steps if one.context >= 1024 and one.batch == 1]
+    first, attention = 1.0, 1.0
+    for _ in range(8):  # each of the two says something of the other
+        if by_batch:
+            mine, rest = split(by_batch[0])
+            first = (by_batch[0].seconds - attention * mine) / rest
+        if behind:
+            mine, rest = split(behind[0])
+            attention = max(0.2, (behind[0].seconds - first * rest) / mine)
+    points = []
+    for one in by_batch:
+        mine, rest = split(one)
+        points.append((one.batch, round(max(0.1, (one.seconds - attention * mine) / rest), 3)))
+    row = scheme_named(steps[0].scheme)
+    element = row.weights.element if row.weights else {"bf16": "bfloat16", "f16": "float16"}[row.name]
+    target, _ = lookup(steps[0].where.split(",")[0].removeprefix("NVIDIA "))
+    source = f"{steps[0].where}: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)"
+    return Pace(
+        ("nvidia", "amd"), element, row.activations is not None, tuple(points), round(attention, 3),
+        (target.name,), source,
+    )  # fmt: skip
+
+
+def text(rows: list[Pace]) -> str:
+    """The file."""
+    lines = []
+    for row in rows:
+        lines += [
+            "    Pace(", f"        {row.vendors!r},", f"        {row.weights!r},", f"        {row.rounded!r},",
+            f"        {row.points!r},", f"        {row.attention!r},", f"        {row.measured_on!r},",
+            f"        {row.source!r},", "    ),",
+        ]  # fmt: skip
+    return HEAD + "\n".join(lines).replace("'", '"') + "\n)\n"
+
+
+def apart(step: Step) -> float:
+    """A plan's decode speed over the measured one."""
+    cost: Any = planned(step).cost
+    return float(cost.decode * step.seconds / step.batch)
+
+
+def main() -> int:
+    """Fits and compares; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "engine_decode.csv")
+    args = parser.parse_args()
+    steps = measured(args.csv)
+    if not args.check:
+        names = list(dict.fromkeys(one.scheme for one in steps))
+        ROWS.write_text(text([fitted([one for one in steps if one.scheme == name]) for name in names]))
+        print(f"{ROWS} is written; run this with --check")
+        return 0
+    worst = 1.0
+    for one in steps:
+        ratio = apart(one)
+        worst = max(worst, ratio, 1 / ratio)
+        print(
+            f"{one.scheme:<6} {one.batch:>4} x {one.context:<5} {1e3 * one.seconds:8.3f} ms  planned {ratio:.3f} of it"
+        )
+    return 0 if worst <= 1.1 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

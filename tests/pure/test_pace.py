@@ -1,0 +1,61 @@
+"""Plans of whole steps, by batch: within a tenth of what the engine was measured at."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from isobit.legalize.ops import Op
+from isobit.legalize.pace import EXPECTED, Pace, pace
+from isobit.legalize.pace_rows import PACES
+from isobit.targets.table import target
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FP8 = Pace(("nvidia",), "e4m3fn", True, ((1, 1.0), (8, 2.0), (64, 4.0)), 0.5, ("sm_90",), "measured")
+INT4 = Pace(("nvidia",), "int4", False, ((1, 3.0),), 1.0, ("sm_90",), "measured")
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> object:
+    pytest.importorskip("torch")  # shapes.py writes checkpoints, too
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fit_plan
+
+    yield fit_plan
+    for name in ("fit_plan", "common", "shapes"):
+        sys.modules.pop(name, None)
+
+
+def test_plans_are_within_a_tenth_of_measured_steps(fit: object) -> None:
+    steps = fit.measured(BENCHMARKS / "results" / "engine_decode.csv")  # type: ignore[attr-defined]
+    assert len(steps) >= 8 and {step.batch for step in steps} >= {1, 8, 64, 256}
+    for step in steps:
+        assert fit.apart(step) == pytest.approx(1.0, abs=0.1), step  # type: ignore[attr-defined]
+
+
+def test_rows_are_made_of_what_was_measured(fit: object) -> None:
+    steps = fit.measured(BENCHMARKS / "results" / "engine_decode.csv")  # type: ignore[attr-defined]
+    for row in PACES:
+        assert any(step.where in row.source for step in steps), "run benchmarks/fit_plan.py"
+        assert [batch for batch, _ in row.points] == sorted({batch for batch, _ in row.points})
+
+
+def test_between_points_and_beyond() -> None:
+    assert [FP8.at(number) for number in (1, 8, 64, 1000)] == [1.0, 2.0, 4.0, 4.0]
+    assert FP8.at(3) == pytest.approx(1 + 0.528, abs=1e-3) and 2.0 < FP8.at(9) < FP8.at(63) < 4.0
+    assert INT4.at(1) == INT4.at(99) == 3.0
+
+
+def test_the_nearest_row_is_taken() -> None:
+    from isobit.formats.schemes import scheme
+
+    def op(name: str) -> Op:
+        row = scheme(name)
+        return Op("linear", "x", 4096, 4096, row.weights, row.activations)
+
+    rows, hopper = (FP8, INT4), target("sm_90")
+    assert pace(op("fp8"), hopper, rows) is FP8 and pace(op("int8"), hopper, rows) is FP8
+    assert pace(op("int4"), hopper, rows) is INT4 and pace(op("int3"), hopper, rows) is INT4
+    assert pace(op("fp8"), target("cpu-avx2"), rows) is EXPECTED and pace(op("fp8"), hopper, ()) is EXPECTED
