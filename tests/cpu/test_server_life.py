@@ -230,3 +230,19 @@ def test_a_body_that_never_ends_is_cut():
         assert connection.getresponse().status == 413
         connection.close()
         assert httpx2.get(f"{address}/health").status_code == 200
+
+
+def test_a_cache_that_is_smaller_than_the_context_is_the_limit(tokenizer):
+    def rule(ids):
+        logits = torch.zeros(tokenizer.vocab_size)
+        logits[40] = 1.0
+        return logits
+
+    llm = LLM(FakeModel(tokenizer.vocab_size, rule), tokenizer, sequences=2, cache_tokens=64)
+    http = client(serving(llm))
+    room = http.get("/v1/models").json()["data"][0]["max_model_len"]
+    assert room == llm.engine.pool.count * llm.engine.pool.size < llm.context_length
+    body = {"prompt": [5] * (room - 8), "ignore_eos": True}
+    assert http.post("/v1/completions", json=body | {"max_tokens": 8}).status_code == 200
+    reply = http.post("/v1/completions", json=body | {"max_tokens": 9})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from isobit.server import run as running
 
     sock = running.listener(args.host, args.port)
-    about = running.planned(api.find(args.model, revision=args.revision, weights=False), args.device)
+    kv = None if args.kv_cache == "auto" else args.kv_cache
+    about = running.planned(api.find(args.model, revision=args.revision, weights=False), args.device, kv)
     print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below

@@ -159,6 +159,11 @@ class Engine:
         self.waited = 0.0
 
     @property
+    def longest(self) -> int | None:
+        """The most tokens of prompt and answer together that the cache ever holds; None for one that grows."""
+        return None if self._grows else self.pool.count * self.pool.size
+
+    @property
     def unfinished(self) -> bool:
         """Whether there is something to do."""
         return bool(self._inbox) or bool(self.scheduler.unfinished) or bool(self._flights)

@@ -18,6 +18,7 @@ from isobit import api
 from isobit.engine.llm import LLM
 from isobit.errors import CapacityError, Unsupported, UsageError
 from isobit.legalize import text
+from isobit.legalize.ops import Refusal
 from isobit.legalize.plan import Plan
 from isobit.models.place import place
 from isobit.server import logs
@@ -29,7 +30,7 @@ LOST = 70  # exit status, as of a bug
 KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
 
 
-def planned(folder: Path, device: str) -> dict[str, Any]:
+def planned(folder: Path, device: str, kv: str | None = None) -> dict[str, Any]:
     """What will happen to a model on this machine; needs its configuration alone.
 
     Returns:
@@ -41,9 +42,10 @@ def planned(folder: Path, device: str) -> dict[str, Any]:
     """
     if device != "cpu":
         place(device, None)
-    work, machines = api.plan(str(folder), targets=["here"])
+    work, machines = api.plan(str(folder), targets=["here"], kv=kv)
     if work.stored is None:  # not quantized: of all that could be made of it only what it is
-        work, machines = api.plan(str(folder), targets=["here"], schemes=["f16" if work.dtype == "float16" else "bf16"])
+        own = ["f16" if work.dtype == "float16" else "bf16"]
+        work, machines = api.plan(str(folder), targets=["here"], schemes=own, kv=kv)
     kept = [found for found in machines if found and found[0].target.is_gpu == (device != "cpu")]
     lines = [f"{work.title}, context up to {work.max_context} tokens"]
     for plans in kept:
@@ -57,9 +59,12 @@ def planned(folder: Path, device: str) -> dict[str, Any]:
 
 
 def _require(plan: Plan) -> None:
-    """Raises an error if a plan says that the model cannot run."""
+    """Raises an error if a plan says that the model cannot run.
+
+    Attention over a rounded cache may be refused by the plan, which is about kernels, and still run, slowly.
+    """
     where = f"{plan.board.name} ({plan.target.name})"
-    if plan.action == "refused":
+    if any(isinstance(decision, Refusal) and op.kind == "linear" for op, decision in plan.ops):
         raise Unsupported(f"this model ({plan.scheme}) on {where}", plan.reasons, plan.instead or None)
     if plan.memory.weights > plan.memory.capacity:
         need, have = (f"{size / 2**30:.2f} GiB" for size in (plan.memory.weights, plan.memory.capacity))

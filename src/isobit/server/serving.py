@@ -84,7 +84,8 @@ class Serving:
     @property
     def capacity(self) -> int:
         """The most tokens that prompt and answer can have together."""
-        return self.llm.context_length
+        longest = self.llm.engine.longest
+        return self.llm.context_length if longest is None else min(self.llm.context_length, longest)
 
     def require_model(self, name: str | None) -> None:
         """Raises a Refusal if another model is asked for."""
@@ -184,7 +185,7 @@ class Serving:
             return
         answer = "" if asked is None else f" and asks for {asked} of answer"
         raise wrong(
-            f"the prompt has {tokens} tokens{answer}, and the model's context holds {self.capacity} in all: shorten "
+            f"the prompt has {tokens} tokens{answer}, and the context holds {self.capacity} in all: shorten "
             + ("the prompt" if asked is None else "one of them"),
             "max_tokens" if asked is not None and tokens < self.capacity else "prompt",
             "context_length_exceeded",
