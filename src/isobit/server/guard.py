@@ -20,6 +20,7 @@ from isobit.server.replies import ClientGone, error_reply
 from isobit.server.settings import Settings
 
 OPEN = frozenset({"/health", "/ready"})  # routes without a key
+WATCHED = OPEN | {"/v1/isobit/status", "/metrics"}  # asked every few seconds: not logged while all is well
 
 
 # What a page of an allowed origin may do, as browsers ask before they do it.
@@ -75,7 +76,7 @@ class Guard:
                     logs.note(scope, error)
                 await error_reply(error)(scope, receive, sending)
         finally:
-            if scope["path"] not in OPEN:
+            if scope["path"] not in WATCHED or status >= 400:
                 logs.line(
                     "request",
                     request=scope["isobit.id"],

@@ -165,7 +165,7 @@ async function write(above) {
   const pace = drawer(mine, id);
   pace.soon();
   try {
-    for await (const chunk of answer({ ...body, model: status?.model.id, messages }, control.signal)) {
+    for await (const chunk of answer({ ...body, model: status?.model, messages }, control.signal)) {
       take(node, chunk, (performance.now() - began) / 1000);
       pace.soon();
     }
@@ -293,10 +293,10 @@ function turnTheme() {
 function statusChanged(next) {
   if (next && !status) {
     settings.build(next.sampling ?? {});
-    document.title = `${next.model.id} · isobit`;
-    byId("empty-text").textContent = next.model.chat === false
+    document.title = `${next.model} · isobit`;
+    byId("empty-text").textContent = next.chat === false
       ? "This model has no chat template: it goes on with the text it is given, and does not answer like an assistant."
-      : `${next.model.id} runs here. Nothing you write leaves this server.`;
+      : `${next.model} runs here. Nothing you write leaves this server.`;
   }
   if (!next && status) notice("The server does not answer. This page looks for it again every two seconds.");
   if (next && !status) notice("");

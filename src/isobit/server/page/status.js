@@ -31,16 +31,19 @@ async function refresh() {
 }
 
 function draw() {
-  const { model, load, plan } = status;
+  const speed = status.tokens_per_second.generation;
+  const usage = status.kv_cache.usage;
   byId("load").classList.remove("stale");
-  byId("model-name").textContent = model.id;
-  byId("model-format").hidden = !plan?.scheme;
-  byId("model-format").textContent = plan?.scheme ?? "";
-  byId("load-speed").textContent = load.tokens_per_second > 0 ? `${number(load.tokens_per_second)} tok/s` : "idle";
-  byId("load-queue").textContent = `${load.running} / ${load.waiting}`;
-  byId("load-cache").textContent = `${Math.round(100 * load.kv_cache_usage)} %`;
-  byId("load-meter").value = load.kv_cache_usage;
+  byId("model-name").textContent = status.model;
+  byId("model-format").hidden = !plan();
+  byId("model-format").textContent = plan()?.scheme ?? "";
+  byId("load-speed").textContent = speed > 0 ? `${number(speed)} tok/s` : status.state === "ready" ? "idle" : status.state;
+  byId("load-queue").textContent = `${status.queue.running} / ${status.queue.waiting}`;
+  byId("load-cache").textContent = `${Math.round(100 * usage)} %`;
+  byId("load-meter").value = usage;
 }
+
+const plan = () => status.plan?.[0];
 
 /** Fills the dialog about the model. */
 export function about() {
@@ -49,24 +52,42 @@ export function about() {
     home.replaceChildren(make("p", {}, "The server does not answer."));
     return;
   }
-  const { model, plan, certificate, load } = status;
   home.replaceChildren(
     section("What it is", [
-      ["Model", model.id], ["Family", model.family], ["Parameters", model.parameters && number(model.parameters)],
-      ["Context", model.context && `${number(model.context)} tokens`],
-    ]),
-    section("How it runs here", [
-      ["Machine", plan?.machine], ["Weights", join(plan?.scheme, bytes(plan?.weight_bytes))], ["Arithmetic", plan?.action],
-      ["KV cache", join(plan?.kv_format, plan?.kv_bytes_per_token && `${bytes(plan.kv_bytes_per_token)} a token`)],
-      ["Expected", join(plan?.decode && `${number(plan.decode)} tokens/s for one answer`, plan?.prefill && `${number(plan.prefill)} of a prompt`)],
-    ], plan?.reasons ?? []),
-    section("Fidelity", Object.entries(certificate?.figures ?? {}), certificate ? [] : ["No certificate lies beside this checkpoint; `isobit eval --against SOURCE` measures what the format lost."]),
+      ["Model", status.names.join(", ")], ["Family", status.title],
+      ["Context", `${number(status.context_length)} tokens`],
+      ["Weights", join(status.bits_per_weight && `${status.bits_per_weight.toFixed(2)} bits each`, bytes(status.file_bytes))],
+      ["Linear layers", formats("linear")], ["Embedding", formats("embedding")],
+    ], status.notes),
+    ...(plan() ? [planned(plan())] : []),
+    certified(status.certificate),
     section("Now", [
-      ["State", status.state], ["Running", load.running], ["Waiting", load.waiting],
-      ["KV cache in use", `${Math.round(100 * load.kv_cache_usage)} %`],
-      ["Prompt tokens found in it", load.prefix_hit_rate === undefined ? undefined : `${Math.round(100 * load.prefix_hit_rate)} %`],
-      ["Up since", new Date(Date.now() - 1000 * load.uptime_seconds).toLocaleString()],
+      ["State", status.state], ["Answers running", status.queue.running], ["Waiting", status.queue.waiting],
+      ["KV cache", join(`${Math.round(100 * status.kv_cache.usage)} % used`, status.kv_cache.tokens && `${number(status.kv_cache.tokens)} tokens in all`)],
+      ["Prompt tokens found in it", status.kv_cache.prefix_queries ? `${Math.round((100 * status.kv_cache.prefix_hits) / status.kv_cache.prefix_queries)} %` : ""],
+      ["Up since", new Date(Date.now() - 1000 * status.uptime_seconds).toLocaleString()],
+      ["isobit", status.version],
     ]));
+}
+
+function formats(kind) {
+  const found = (status.formats ?? []).filter((one) => one.kind === kind);
+  return found.map((one) => (found.length > 1 ? `${one.scheme} (${one.modules})` : one.scheme)).join(", ");
+}
+
+function planned({ board, target, how, decode_how, action, memory, speed, reasons, notes }) {
+  return section("How it runs here", [
+    ["Machine", join(board, target)], ["Arithmetic", `${action}: ${how}`], ["One token", decode_how === how ? "" : decode_how],
+    ["Memory", memory && `${bytes(memory.total)} of ${bytes(memory.capacity)}`],
+    ["KV cache", memory && `${bytes(memory.kv_per_token)} a token`],
+    ["Expected", speed && join(`${number(speed.decode_tokens_per_second)} tokens/s for one answer`, `${number(speed.prefill_tokens_per_second)} of a prompt`)],
+    ["", speed && (speed.measured_here ? `measured here, ${speed.measured_here}` : speed.measured ? "measured" : "estimated")],
+  ], [...reasons, ...notes]);
+}
+
+function certified(certificate) {
+  if (!certificate) return section("Fidelity", [], ["No certificate lies beside this checkpoint: isobit eval with --against measures what its format lost."]);
+  return section("Fidelity", Object.entries(certificate).filter(([, value]) => typeof value !== "object"));
 }
 
 function section(title, rows, notes = []) {
