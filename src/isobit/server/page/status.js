@@ -22,18 +22,17 @@ export function watch(changed) {
 async function refresh() {
   try {
     status = await get("v1/isobit/status", status === null);
-    draw();
   } catch {
     status = null;
-    byId("load").classList.add("stale");
   }
+  byId("load").classList.toggle("stale", status === null);
+  if (status !== null) draw();
   told(status);
 }
 
 function draw() {
   const speed = status.tokens_per_second.generation;
   const usage = status.kv_cache.usage;
-  byId("load").classList.remove("stale");
   byId("model-name").textContent = status.model;
   byId("model-format").hidden = !plan();
   byId("model-format").textContent = plan()?.scheme ?? "";
