@@ -6,6 +6,7 @@
 #   make check   ruff, mypy --strict on the pure floors, import-linter
 #   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits, models (3 minutes on 2 cores)
 #   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
+#   make page    the web page of `isobit serve` in a headless Chromium, which Debian calls chromium (1 minute)
 #   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 and with parts of it (2 minutes on 2 cores)
 #   make support the same, and writes what was found into docs/support.md
 #   make wheel   the source distribution and the wheel in dist/, checked in an environment of its own (2 minutes on 2 cores)
@@ -56,6 +57,10 @@ test: $(VENV)/isobit-test
 
 harness: $(VENV)/isobit-harness
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/harness -m harness
+
+page: $(VENV)/isobit-test
+	$(INSTALL) playwright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_page.py
 
 slow: $(VENV)/isobit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,14 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     yield from opened(browser, address)
 
 
+def soon(page: Any, expression: str) -> None:
+    """Waits for something that must come. (Playwright's own waiting needs eval, which this page forbids.)"""
+    end = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"it never came: {expression}"
+        page.wait_for_timeout(20)
+
+
 def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
     context = browser.new_context(**options)
     found = context.new_page()
@@ -54,7 +63,7 @@ def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
     found.on("request", lambda request: request.url.startswith(address) or problems.append(request.url))
     found.on("console", lambda line: "Content Security Policy" in line.text and problems.append(line.text))
     found.goto(address)
-    found.wait_for_function("document.title === 'bundled · isobit'")
+    soon(found, "document.title === 'bundled · isobit'")
     yield found
     context.close()
     assert not problems
@@ -62,7 +71,13 @@ def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
 
 def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "finish_reason": reason, **more}
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "bundled", "choices": [choice]}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "bundled",
+        "choices": [choice],
+    }
 
 
 def answers(page: Any, *chunks: dict[str, Any], done: bool = True) -> list[dict[str, Any]]:
@@ -91,9 +106,9 @@ def test_a_chat_with_the_model(page: Any) -> None:
     assert answer.locator(".body").inner_text().strip() and "tokens/s" in facts and "first after" in facts
     page.get_by_role("button", name="Regenerate").click()
     page.wait_for_selector("#send:visible")
-    assert page.locator(".turner").inner_text().split() == ["‹", "2/2", "›"]
+    assert page.locator(".turner").inner_text() == "‹2/2›"
     page.get_by_role("button", name="The branch before").click()
-    assert page.locator(".turner").inner_text().split() == ["‹", "1/2", "›"]
+    assert page.locator(".turner").inner_text() == "‹1/2›"
     page.reload()
     page.locator("#chats .chat").click()
     assert page.locator(".message.user .body").inner_text() == "def add(a, b):"
@@ -121,12 +136,13 @@ def test_stopping_leaves_what_came(page: Any, address: str) -> None:
     page.keyboard.press("Escape")
     page.fill("#prompt", "class A:")
     page.press("#prompt", "Enter")
-    page.wait_for_function("document.querySelector('.message:not(.user) .body')?.textContent.length > 20")
+    soon(page, "document.querySelector('.message:not(.user) .body')?.textContent.length > 20")
     page.keyboard.press("Escape")
     page.wait_for_selector("#send:visible")
     assert "stopped" in page.locator(".message:not(.user) .facts").inner_text()
-    page.wait_for_function(
-        "fetch('/v1/isobit/status').then(one => one.json()).then(one => one.queue.running === 0 && one.queue.admitted === 0)"
+    soon(
+        page,
+        "fetch('/v1/isobit/status').then(one => one.json()).then(one => one.queue.running + one.queue.admitted === 0)",
     )
 
 
@@ -163,14 +179,17 @@ def test_an_answer_never_becomes_markup(page: Any) -> None:
 
 
 RENDERED = [
-    ("# A\ntext *em* **strong** ***both*** ~~gone~~ `a*b*`", "<h3>A</h3><p>text <em>em</em> <strong>strong</strong> <strong><em>both</em></strong> <del>gone</del> <code>a*b*</code></p>"),
-    ("- a\n- b\n  - c\n\n1. x\n2. y", "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul><ol><li>x</li><li>y</li></ol>"),
+    ("# A\ntext", "<h3>A</h3><p>text</p>"),
+    ("*em* **strong** ~~gone~~", "<p><em>em</em> <strong>strong</strong> <del>gone</del></p>"),
+    ("***both*** `a*b*`", "<p><strong><em>both</em></strong> <code>a*b*</code></p>"),
+    ("- a\n- b\n  - c", "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul>"),
+    ("- a\n\n1. x\n2. y", "<ul><li>a</li></ul><ol><li>x</li><li>y</li></ol>"),
     ("3) x", '<ol start="3"><li>x</li></ol>'),
     ("> a\n> - b", "<blockquote><p>a</p><ul><li>b</li></ul></blockquote>"),
     ("a_b_c and 2 * 3 * 4 \\*not\\*", "<p>a_b_c and 2 * 3 * 4 *not*</p>"),
     ("**open *and `never closed", "<p>**open *and `never closed</p>"),
     ("---", "<hr>"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "markup"), RENDERED)
@@ -178,7 +197,7 @@ def test_markdown(page: Any, text: str, markup: str) -> None:
     made = page.evaluate(
         """async (text) => {
             const home = document.createElement("div");
-            (await import("/markdown.js")).show(home, text);
+            (await import("/page/markdown.js")).show(home, text);
             return home.innerHTML;
         }""",
         text,
@@ -190,7 +209,7 @@ def test_text_that_is_never_closed_takes_no_time(page: Any) -> None:
     """Twenty times the text, not four hundred times the work: the work is counted, not timed."""
     found = page.evaluate(
         """async () => {
-            const { inline } = await import("/markdown.js");
+            const { inline } = await import("/page/markdown.js");
             const search = String.prototype.indexOf;
             let looked = 0;
             String.prototype.indexOf = function (what, from = 0) {
@@ -222,7 +241,7 @@ def test_reasoning_tools_and_probabilities(page: Any) -> None:
     assert page.locator(".thought:visible").inner_text().startswith("Reasoning")
     page.locator(".thought:visible summary").click()
     assert page.locator(".thought:visible").inner_text().split("\n")[-1] == "Let me think."
-    assert page.locator(".calls").inner_text().split("\n")[0] == "calls weather"
+    assert page.locator(".calls:not(:empty)").inner_text().split("\n")[0] == "calls weather"
     assert json.loads(page.locator(".calls pre").inner_text()) == {"city": "Oslo"}
     assert asked[0]["stream"] is True and asked[0]["messages"] == [{"role": "user", "content": "Weather?"}]
 
@@ -303,16 +322,17 @@ def test_keys_of_the_keyboard(page: Any) -> None:
     page.press("#prompt", "ArrowUp")
     page.keyboard.type(" three")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.user .turner')?.textContent.includes('2/2')")
+    soon(page, "document.querySelector('.user .turner')?.textContent.includes('2/2')")
     assert asked[1]["messages"][0]["content"] == "one\ntwo three"
     page.wait_for_selector("#send:visible")
     page.keyboard.press("Control+k")
     assert page.locator(".message").count() == 0 and page.evaluate("document.activeElement.id") == "prompt"
     page.reload()
-    page.wait_for_function("document.activeElement.id === 'prompt'")
-    page.evaluate("document.activeElement.blur()")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
+    soon(page, "document.activeElement.id === 'prompt'")
+    page.focus(".skip")
+    assert page.locator(".skip").bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "prompt"
 
 
 def test_the_model_at_a_glance(page: Any) -> None:
@@ -330,7 +350,9 @@ def test_widths_and_themes(browser: Any, address: str, width: int, scheme: str) 
         answers(page, chunk({"content": long}, "stop"))
         ask(page, "w" * 300)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.evaluate("document.querySelector('#scroll').scrollWidth <= document.querySelector('#scroll').clientWidth")
+        assert page.evaluate(
+            "document.querySelector('#scroll').scrollWidth <= document.querySelector('#scroll').clientWidth"
+        )
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
         page.click("#theme")
@@ -348,11 +370,11 @@ def test_a_key_is_asked_for(browser: Any) -> None:
         context = browser.new_context(http_credentials={"username": "", "password": "secret"})
         page = context.new_page()
         page.goto(address)
-        page.wait_for_function("document.title === 'bundled · isobit'")
+        soon(page, "document.title === 'bundled · isobit'")
         ask(page, "def f")
         assert page.locator(".message:not(.user) .body").inner_text().strip()
         context.close()
         context = browser.new_context()
         assert context.request.get(f"{address}/").status == 401
-        assert context.request.get(f"{address}/app.js").status == 401
+        assert context.request.get(f"{address}/page/app.js").status == 401
         context.close()

@@ -61,7 +61,12 @@ function fenceEnd(lines, at, mark) {
 }
 
 function listEnd(lines, at) {
-  const inside = (line) => ITEM.test(line) || /^ {2,}\S/.test(line);
+  const [, indent, first] = ITEM.exec(lines[at]);
+  const another = (line) => { // a list of the other kind beside this one
+    const found = ITEM.exec(line);
+    return found !== null && found[1].length <= indent.length && /\d/.test(found[2]) !== /\d/.test(first);
+  };
+  const inside = (line) => (ITEM.test(line) && !another(line)) || /^ {2,}\S/.test(line);
   while (at < lines.length) {
     if (inside(lines[at]) || (lines[at].trim() === "" && at + 1 < lines.length && inside(lines[at + 1]))) at += 1;
     else break;
@@ -124,7 +129,7 @@ function list(lines, depth) {
     const lone = blocks.length > 0 && blocks[0].tagName === "P"; // an item's own text needs no paragraph of its own
     return make("li", {}, ...(lone ? [...blocks[0].childNodes, ...blocks.slice(1)] : blocks));
   });
-  return make(ordered ? "ol" : "ul", ordered ? { start: Number.parseInt(first[2], 10) } : {}, ...made);
+  return make(ordered ? "ol" : "ul", ordered && Number.parseInt(first[2], 10) !== 1 ? { start: Number.parseInt(first[2], 10) } : {}, ...made);
 }
 
 function cells(line) {
