@@ -211,6 +211,7 @@ def load(
     revision: str | None = None,
     device: str = "cpu",
     kv_cache: str = "auto",
+    batch_invariant: bool = False,
     memory: int | str | None = None,
 ) -> Model:
     """Load a checkpoint, quantized or not, ready to generate.
@@ -222,6 +223,8 @@ def load(
         device: ``"cpu"`` or ``"cuda"``.
         kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
             ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
+        batch_invariant: tokens and logprobs are the same bits whatever comes beside them (docs/numerics.md,
+            section 10); refused with reasons where that cannot be had.
         memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
             that does not fit is refused with the figures before a tensor is read.
 
@@ -231,7 +234,12 @@ def load(
     Warns:
         CheckpointWarning: what people should know about this checkpoint; :attr:`Model.notes` has it, too.
     """
-    loaded = Model(generator(model, dtype=dtype, revision=revision, device=device, kv_cache=kv_cache, memory=memory))
+    loaded = Model(
+        generator(
+            model, dtype=dtype, revision=revision, device=device, kv_cache=kv_cache, memory=memory,
+            batch_invariant=batch_invariant,
+        )
+    )  # fmt: skip
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
     return loaded
@@ -247,6 +255,7 @@ def LLM(
     cache_tokens: int | None = None,
     prefix_cache: bool = True,
     kv_cache: str = "auto",
+    batch_invariant: bool = False,
     memory: int | str | None = None,
 ) -> llm.LLM:
     """Load a checkpoint, quantized or not, to answer many prompts at once.
@@ -259,6 +268,8 @@ def LLM(
         prefix_cache: whether prompts that begin alike are computed once.
         kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
             ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
+        batch_invariant: tokens and logprobs are the same bits whatever comes beside them (docs/numerics.md,
+            section 10); refused with reasons where that cannot be had.
         memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
             that does not fit is refused with the figures before a tensor is read.
             Given, the cache gets at once what weights and the rest leave of it.
@@ -278,6 +289,7 @@ def LLM(
     arguments.whole("sequences", sequences, 1, MOST_SEQUENCES)
     arguments.optional_whole("cache_tokens", cache_tokens, 1)
     arguments.flag("prefix_cache", prefix_cache)
+    arguments.flag("batch_invariant", batch_invariant)
     most = arguments.optional_size("memory", memory)
     _where(device, None)
     folder = find(model, revision=revision)
@@ -285,7 +297,7 @@ def LLM(
 
     loaded = load_llm(
         folder, dtype, device, kv_cache=kv_cache, sequences=sequences, cache_tokens=cache_tokens,
-        prefix_cache=prefix_cache, memory=most,
+        prefix_cache=prefix_cache, memory=most, batch_invariant=batch_invariant,
     )  # fmt: skip
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
@@ -300,6 +312,7 @@ def generator(
     device: str = "cpu",
     prefix_cache: bool = False,
     kv_cache: str = "auto",
+    batch_invariant: bool = False,
     memory: int | str | None = None,
 ) -> Generator:
     """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same.
@@ -309,12 +322,14 @@ def generator(
     """
     arguments.optional_choice("dtype", dtype, DTYPES)
     cache_format(kv_cache)
+    arguments.flag("batch_invariant", batch_invariant)
     most = arguments.optional_size("memory", memory)
     _where(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_generator
 
-    return load_generator(folder, dtype=dtype, device=device, prefix_cache=prefix_cache, kv_cache=kv_cache, memory=most)
+    options: dict[str, Any] = {"prefix_cache": prefix_cache, "kv_cache": kv_cache, "batch_invariant": batch_invariant}
+    return load_generator(folder, dtype=dtype, device=device, memory=most, **options)
 
 
 def _where(device: str, target: str | None) -> dict[str, Any]:
@@ -344,6 +359,7 @@ def evaluate(
     device: str = "cpu",
     target: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool | None = None,
     memory: int | str | None = None,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
@@ -363,6 +379,8 @@ def evaluate(
         target: whose lowering runs on a GPU, e.g. ``"sm_86"`` on a newer one; the GPU's own if None.
         kv_cache: what ``model`` stores keys and values as; see :func:`LLM`. Where that is not ``"auto"`` and
             ``against`` is None, it is compared with itself with a cache in the dtype of activations.
+        batch_invariant: whether the same bits are measured whatever is computed at once (docs/numerics.md, section 10);
+            None for yes where that can be had, and a note where it cannot.
         memory: what of the device each model may take; see :func:`LLM`.
         command: the command line that measures the same, for reports.
         progress: called with (windows done, windows in all) as they are done.
@@ -381,15 +399,17 @@ def evaluate(
 
     settings = TextSettings.checked(text, ctx, stride, tokens, seed, command, progress)
     most = arguments.optional_size("memory", memory)
+    alike = arguments.optional_flag("batch_invariant", batch_invariant)
     where = _where(device, target)
 
     from isobit.evaluation import measure
 
     folder, source = find(model), None
     if against is not None:
-        source = measure.Source(find(against), default_name(names[1]), **where)
+        source = measure.Source(find(against), default_name(names[1]), **where, batch_invariant=alike)
     _fit([folder, *([source.path] if source else [])], device, most, kv_cache)
-    return measure.evaluate_asked(folder, default_name(names[0]), source, settings.asked(**where, kv_cache=kv_cache))
+    asked = settings.asked(**where, kv_cache=kv_cache, batch_invariant=alike)
+    return measure.evaluate_asked(folder, default_name(names[0]), source, asked)
 
 
 def _fit(folders: Iterable[Path], device: str, memory: int | None, kv_cache: str) -> None:
@@ -418,6 +438,7 @@ def compare(
     device: str = "cpu",
     target: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool | None = None,
     memory: int | str | None = None,
     work: str | Path | None = None,
     logits_gb: float = 8.0,
@@ -433,7 +454,8 @@ def compare(
         against: the source to compare each of them with.
         tasks: names of tasks; needs the extra ``harness``.
         on_text: whether a text is measured; None for yes where no task is named or a text is.
-        text, ctx, stride, tokens, device, target, kv_cache, memory, command, progress: as :func:`evaluate` takes them.
+        text, ctx, stride, tokens, device, target, kv_cache, batch_invariant, memory, command, progress: as
+            :func:`evaluate` takes them.
         seed: of the bootstrap (0 if None), and of tasks (the harness's own if None).
         work: a folder where results are kept as they come: the same call goes on where it was interrupted, and a call
             for more models or tasks measures only these. With its source's logits, up to ``logits_gb`` of them.
@@ -480,6 +502,7 @@ def compare(
         source=origin,
         **where,
         kv_cache=kv_cache,
+        batch_invariant=arguments.optional_flag("batch_invariant", batch_invariant),
         work=None if folder is None else Path(folder),
         logit_bytes=asking.gigabytes("logits_gb", logits_gb),
         command=command,

@@ -24,6 +24,11 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def optional_flag(name: str, value: object) -> bool | None:
+    """The same, or None."""
+    return None if value is None else flag(name, value)
+
+
 def whole(name: str, value: object, least: int, most: int = 2**63 - 1) -> int:
     """A whole number from ``least`` to ``most``; True and 1.0 are none."""
     wanted = f"a whole number of at least {least}" if most >= 2**63 - 1 else f"a whole number from {least} to {most}"

@@ -77,6 +77,11 @@ def register(subparsers: Any) -> None:
         parser, " of MODEL", "; without --against, MODEL is then compared with itself with a cache as activations"
     )
     add_memory_argument(parser, "each model")
+    parser.add_argument(
+        "--batch-invariant",
+        action=argparse.BooleanOptionalAction,
+        help="measure the same bits whatever is computed at once (default: yes where that can be had)",
+    )
     add_task_arguments(parser)
     parser.add_argument(
         "--work",
@@ -176,6 +181,7 @@ def compare(args: argparse.Namespace, command: str) -> Comparison:
         device=args.device,
         target=args.target,
         kv_cache=args.kv_cache,
+        batch_invariant=args.batch_invariant,
         memory=args.memory,
         work=args.work,
         logits_gb=args.logits,
@@ -304,6 +310,8 @@ def command_line(args: argparse.Namespace) -> str:
         parts += ["--target", args.target]
     if cache_format(args.kv_cache) != AUTO:
         parts += ["--kv-cache", args.kv_cache]
+    if args.batch_invariant is not None:
+        parts.append("--batch-invariant" if args.batch_invariant else "--no-batch-invariant")
     return shlex.join(parts)
 
 

@@ -56,6 +56,15 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_batch_invariant_argument(parser: argparse.ArgumentParser) -> None:
+    """--batch-invariant."""
+    parser.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="the same bits whatever is computed beside an answer (docs/numerics.md, section 10)",
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """Those of the commands are made of this class, too."""
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import text_input
-from isobit.cli.parser import add_cache_argument, add_memory_argument
+from isobit.cli.parser import add_batch_invariant_argument, add_cache_argument, add_memory_argument
 from isobit.errors import printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
 
 
 def add_model_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """MODEL, --revision, --dtype, --device, --kv-cache and --memory."""
+    """MODEL, --revision, --dtype, --device, --kv-cache, --batch-invariant and --memory."""
     many: dict[str, Any] = {"nargs": "?"} if optional else {}
     parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`", **many)
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
@@ -50,6 +50,7 @@ def add_model_argument(parser: argparse.ArgumentParser, *, optional: bool = Fals
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what runs it (default: cpu)")
     add_cache_argument(parser)
+    add_batch_invariant_argument(parser)
     add_memory_argument(parser)
 
 

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             prefix_cache=not args.no_prefix_cache,
             kv_cache=args.kv_cache,
             memory=args.memory,
+            batch_invariant=args.batch_invariant,
         )
     notes.show(llm.notes)
     slow_path.warn(llm.model)

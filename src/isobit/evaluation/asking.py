@@ -55,7 +55,9 @@ class TextSettings:
             raise UsageError(f"progress must be a function of (windows done, windows in all), not {progress!r}")
         return cls(file, ctx, stride, count, seed, command, progress)
 
-    def asked(self, device: str, lowering: str | None, kv_cache: str = "auto") -> Asked:
+    def asked(
+        self, device: str, lowering: str | None, kv_cache: str = "auto", batch_invariant: bool | None = None
+    ) -> Asked:
         """The same with the text read.
 
         Raises:
@@ -76,6 +78,7 @@ class TextSettings:
             command=self.command,
             progress=self.progress,
             kv_cache=kv_cache,
+            batch_invariant=batch_invariant,
         )
 
 

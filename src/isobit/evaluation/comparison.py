@@ -73,6 +73,7 @@ def compare(
     device: str = "cpu",
     lowering: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool | None = None,
     work: Path | None = None,
     logit_bytes: int = 0,
     command: str = "",
@@ -88,6 +89,7 @@ def compare(
         device: what runs them: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what the models store keys and values as; their source has them as activations.
+        batch_invariant: of all models; see :func:`isobit.evaluation.loading.load_measured`.
         work: a folder where results are found again, and kept.
         logit_bytes: of the source's logits that are kept there.
         command: the command that does it again.
@@ -96,12 +98,12 @@ def compare(
     Raises:
         IsobitError: bad input, models that cannot be compared, a task that cannot be run.
     """
-    asked = None if settings is None else settings.asked(device, lowering, kv_cache)
+    asked = None if settings is None else settings.asked(device, lowering, kv_cache, batch_invariant)
     kept = None if work is None else Work(work)
     try:
         texts: list[Evaluation] = []
         if asked is not None:
-            first = None if source is None else Source(source[1], source[0], device, lowering)
+            first = None if source is None else Source(source[1], source[0], device, lowering, batch_invariant)
             texts = several.evaluate_all(models, asked, source=first, work=kept, logit_bytes=logit_bytes)
         tasks = None
         if setup is not None:
@@ -112,6 +114,7 @@ def compare(
                 device=device,
                 lowering=lowering,
                 kv_cache=kv_cache,
+                batch_invariant=batch_invariant,
                 work=kept,
                 quiet=quiet,
             )

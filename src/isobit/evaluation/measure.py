@@ -18,13 +18,13 @@ from isobit.evaluation.info import CheckpointInfo, describe_checkpoint
 from isobit.evaluation.kept import KeptLogits
 from isobit.evaluation.layers import layer_errors
 from isobit.evaluation.likelihood import Likelihood
+from isobit.evaluation.loading import load_measured
 from isobit.evaluation.results import Method, Results, SchemeResult, SourceResult, Speed
 from isobit.evaluation.statistics import RESAMPLES
 from isobit.evaluation.windows import DEFAULT_CTX, DEFAULT_TOKENS
 from isobit.models.contents import TABLE, contents
 from isobit.models.decoder import Decoder
 from isobit.models.place import place
-from isobit.models.weights import load_model
 from isobit.shortage import shortages
 from isobit.targets.detect import detect
 
@@ -74,6 +74,7 @@ def load_subject(
     device: str = "cpu",
     lowering: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool | None = None,
 ) -> Subject:
     """Load a checkpoint to be measured.
 
@@ -83,9 +84,12 @@ def load_subject(
         device: what runs it: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what it stores keys and values as.
+        batch_invariant: see :func:`isobit.evaluation.loading.load_measured`.
     """
     checkpoint = Checkpoint.open(path)
-    model = load_model(checkpoint, device=device, lowering=lowering, kv_cache=kv_cache)
+    model = load_measured(
+        checkpoint, device=device, lowering=lowering, kv_cache=kv_cache, batch_invariant=batch_invariant
+    )
     info = describe_checkpoint(checkpoint)
     return Subject(name or path.resolve().name, model, info, model.config.vocab_size, bytes_per_token(checkpoint))
 
@@ -119,6 +123,7 @@ def evaluate(
     device: str = "cpu",
     lowering: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool | None = None,
     command: str = "",
     names: tuple[str, str] | None = None,
     progress: Progress | None = None,
@@ -136,6 +141,7 @@ def evaluate(
         device: what runs both models: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what the checkpoint's model stores keys and values as; its source has them as activations.
+        batch_invariant: of all models; see :func:`isobit.evaluation.loading.load_measured`.
         command: the command line that does it again, for the report.
         names: what to call the model and its source.
         progress: called after each batch of windows.
@@ -147,8 +153,8 @@ def evaluate(
     """
     place(device, lowering)  # refused before anything is read
     name, source_name = names or (path.resolve().name, against.resolve().name if against else "")
-    source = None if against is None else Source(against, source_name, device, lowering)
-    asked = Asked(corpus, ctx, stride, tokens, seed, device, lowering, command, progress, kv_cache)
+    source = None if against is None else Source(against, source_name, device, lowering, batch_invariant)
+    asked = Asked(corpus, ctx, stride, tokens, seed, device, lowering, command, progress, kv_cache, batch_invariant)
     return measured(path, name, source, asked)
 
 
@@ -164,6 +170,7 @@ class Source:
     name: str
     device: str
     lowering: str | None
+    batch_invariant: bool | None = None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -171,7 +178,9 @@ class Source:
 
     @cached_property
     def subject(self) -> Subject:
-        return load_subject(self.path, self.name, device=self.device, lowering=self.lowering)
+        return load_subject(
+            self.path, self.name, device=self.device, lowering=self.lowering, batch_invariant=self.batch_invariant
+        )
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,7 @@ class Asked:
     command: str = ""
     progress: Progress | None = None
     kv_cache: str = "auto"
+    batch_invariant: bool | None = None
 
 
 def measured(path: Path, name: str, source: Source | None, asked: Asked, keep: Keep | None = None) -> Evaluation:
@@ -196,7 +206,10 @@ def measured(path: Path, name: str, source: Source | None, asked: Asked, keep: K
     tokenizer = Tokenizer.from_folder(path)
     if source is not None:
         require_same_tokens(corpus, tokenizer, source.tokenizer, (name, source.name))
-    subject = load_subject(path, name, device=asked.device, lowering=asked.lowering, kv_cache=asked.kv_cache)
+    subject = load_subject(
+        path, name, device=asked.device, lowering=asked.lowering, kv_cache=asked.kv_cache,
+        batch_invariant=asked.batch_invariant,
+    )  # fmt: skip
     chosen = sample(corpus, tokenizer, choose_ctx(subject, asked.ctx), stride=asked.stride, tokens=asked.tokens)
     require_known_ids(chosen, subject, path)
     first, kept = subject, None

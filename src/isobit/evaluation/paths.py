@@ -32,6 +32,7 @@ def execution_path(name: str, model: Decoder, machine: Machine) -> ExecutionPath
         dtype=str(model.dtype).removeprefix("torch."),
         linears=linear_kernels(model),
         layers=layer_kernels(model),
+        batch_invariant=model.place.alike,
     )
 
 

@@ -102,6 +102,7 @@ class ExecutionPath:
         dtype: what activations are computed in.
         linears: the kernels of its linear layers; isobit's own on the CPU with the instruction set they use.
         layers: what ran norms, rotation, attention and gates: ``cpu`` (isobit's own) or ``reference`` (PyTorch).
+        batch_invariant: whether a token's numbers are the same bits whatever was computed beside it.
     """
 
     model: str
@@ -110,9 +111,11 @@ class ExecutionPath:
     dtype: str
     linears: str
     layers: str
+    batch_invariant: bool = False
 
     def __str__(self) -> str:
-        return f"{self.device} ({self.target}), {self.dtype}; linears: {self.linears}; other parts: {self.layers}"
+        how = "; batch-invariant" if self.batch_invariant else ""
+        return f"{self.device} ({self.target}), {self.dtype}; linears: {self.linears}; other parts: {self.layers}{how}"
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def _settings(asked: Asked, source: Source | None) -> dict[str, Any]:
         "text": [asked.corpus.name, text_digest(*asked.corpus.documents)],
         "windows": [asked.ctx, asked.stride, asked.tokens],
         "seed": asked.seed,
+        "batch invariant": asked.batch_invariant,
         "ran on": [asked.device, asked.lowering, machine.cpu, machine.cpu_features, machine.cores, machine.gpus],
         "isobit": own_digest(),
         "source": None if source is None else [source.name, checkpoint_digest(source.path)],

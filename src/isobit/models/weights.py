@@ -60,7 +60,7 @@ def load_model(
         device: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what keys and values are stored as (:data:`isobit.formats.caches.CACHE_FORMATS`).
-        batch_invariant: a token's numbers are the same bits whatever comes beside it (docs/numerics.md, section 9).
+        batch_invariant: a token's numbers are the same bits whatever comes beside it (docs/numerics.md, section 10).
 
     Raises:
         CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.

@@ -15,11 +15,12 @@ from isobit.bundled import HELDOUT_NAME, heldout_path
 from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, guarded, read_fast
+from isobit.engine import scoring
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
-from isobit.models.batch import Batch
+from isobit.models.blueprint import HEAD
 from isobit.models.place import place
 from isobit.models.weights import load_model
 from isobit.quantizer.jobs import InputScales
@@ -149,7 +150,8 @@ def input_scales(
         Unsupported: there is no such GPU, or it has no kernel for the source's formats.
     """
     model = load_model(ck, device=device, lowering=lowering)
-    windows = list(_windows(_tokens(ck, text), min(WINDOW, model.config.max_context)))
+    cut = _windows(_tokens(ck, text), min(WINDOW, model.config.max_context))
+    windows = [window.tolist() for window in cut]
     largest: dict[str, float] = {}
     hooks = []
     for name, linear in model.linears():
@@ -162,9 +164,10 @@ def input_scales(
             f"static activation scales can be measured for linear layers only, not for {', '.join(unknown)}"
         )
     try:
-        with torch.inference_mode():
-            for ids in windows:
-                model.forward(Batch.of([ids], wanted="last", device=model.place.tensors))
+        # The logits are nobody's: what the linears are given is looked at, lm_head's inputs where they are wanted.
+        sequences = [(ids, 1 if HEAD in modules else len(ids)) for ids in windows]
+        for _ in scoring.read([model], sequences, longest=max(map(len, windows))):
+            pass
     finally:
         for hook in hooks:
             hook.remove()

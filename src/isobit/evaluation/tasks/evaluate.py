@@ -11,13 +11,13 @@ from typing import Any
 
 from isobit.engine.llm import LLM
 from isobit.engine.tokenizer import Tokenizer
+from isobit.evaluation.loading import load_measured
 from isobit.evaluation.paths import execution_path
 from isobit.evaluation.tasks.results import TaskRun, TaskSetup
 from isobit.evaluation.tasks.run import Harness
 from isobit.evaluation.work import Work, checkpoint_digest, own_digest
 from isobit.formats.caches import AUTO
 from isobit.models.place import place
-from isobit.models.weights import load_model
 from isobit.shortage import shortages
 from isobit.targets.detect import detect
 
@@ -51,6 +51,7 @@ def evaluate_tasks(
     device: str = "cpu",
     lowering: str | None = None,
     kv_cache: str = "auto",
+    batch_invariant: bool | None = None,
     work: Work | None = None,
     quiet: bool = False,
 ) -> TaskComparison:
@@ -63,6 +64,7 @@ def evaluate_tasks(
         device: what runs them: ``cpu`` or ``cuda``.
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what the models store keys and values as; the source has them as activations.
+        batch_invariant: of all models; see :func:`isobit.evaluation.loading.load_measured`.
         work: where results are found again, and kept, task by task.
         quiet: no progress.
 
@@ -76,7 +78,8 @@ def evaluate_tasks(
 
     def run(name: str, path: Path, stored: str) -> tuple[str, TaskRun]:
         if (path, stored) not in runs:
-            runs[path, stored] = _all_tasks(_Loaded(name, path, device, lowering, stored, setup, quiet), harness, work)
+            loaded = _Loaded(name, path, device, lowering, stored, batch_invariant, setup, quiet)
+            runs[path, stored] = _all_tasks(loaded, harness, work)
         return name, runs[path, stored]
 
     first = None if source is None else run(*source, AUTO.name)
@@ -92,6 +95,7 @@ class _Loaded:
     device: str
     lowering: str | None
     kv_cache: str
+    batch_invariant: bool | None
     setup: TaskSetup
     quiet: bool
 
@@ -101,7 +105,10 @@ class _Loaded:
 
         setup = self.setup
         tokenizer = Tokenizer.from_folder(self.path)
-        model = load_model(self.path, device=self.device, lowering=self.lowering, kv_cache=self.kv_cache)
+        model = load_measured(
+            self.path, device=self.device, lowering=self.lowering, kv_cache=self.kv_cache,
+            batch_invariant=self.batch_invariant,
+        )  # fmt: skip
         llm = LLM(model, tokenizer, sequences=setup.batch)
         return IsobitLM(
             llm, self.name, add_bos=setup.add_bos, max_length=setup.max_length, seed=setup.seed or 0, quiet=self.quiet
@@ -135,6 +142,7 @@ def _settings(loaded: _Loaded) -> dict[str, Any]:
     return {
         "model": [loaded.name, checkpoint_digest(loaded.path), loaded.kv_cache],
         "asked": repr(asked),
+        "batch invariant": loaded.batch_invariant,
         "ran on": [loaded.device, loaded.lowering, machine.cpu, machine.cpu_features, machine.cores, machine.gpus],
         "isobit": own_digest(),
         "harness": metadata.version("lm_eval"),
