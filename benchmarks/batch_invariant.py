@@ -17,7 +17,7 @@ from pathlib import Path
 from common import RESULTS, provenance, save
 from shapes import SHAPES, Recipe, make
 
-CASES = ((1, 64, 48), (8, 64, 48), (64, 64, 32), (1, 4032, 32))  # sequences, tokens of a prompt, of an answer
+CASES = ((8, 64, 64), (1, 64, 64), (64, 64, 64), (1, 4032, 32))  # sequences, tokens of a prompt, of an answer
 
 
 def measure(folder: Path, scheme: str, args: argparse.Namespace) -> list[dict[str, object]]:
@@ -38,7 +38,7 @@ def measure(folder: Path, scheme: str, args: argparse.Namespace) -> list[dict[st
         memory = bench.reader(model).memory
         llm = LLM(
             model, tokenizer, sequences=max(case.batch for case in cases),
-            cache_tokens=BLOCK * max(case.blocks for case in cases), prefix_cache=False,
+            cache_tokens=2 * BLOCK * max(case.blocks for case in cases), prefix_cache=False,
         )  # fmt: skip
         found[alike] = [bench.measure(llm, case, memory, rounds=args.rounds) for case in cases]
         del model, llm, memory
