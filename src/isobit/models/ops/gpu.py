@@ -67,9 +67,10 @@ def make(place: Place) -> LayerOps:
     def project_add(linear: Linear, x: Activations, residual: Tensor) -> Tensor:
         (bound,) = _bound((linear,)) or (None,)
         if bound is None:
-            return residual + linear(x)
-        rounding = _rounding((linear,), x) if isinstance(x, Tensor) else None
-        return bound(x if rounding is None else kernels.round(x, rounding), residual)
+            return residual + reference.project((linear,), x)[0]
+        if isinstance(x, Tensor) and (rounding := _rounding((linear,), x)) is not None:
+            x = kernels.round(x, rounding)
+        return bound(x, residual)
 
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         held = step.memory(layer)
