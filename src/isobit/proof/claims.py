@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from isobit.errors import UsageError
 from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.compile.request import specialize
-from isobit.kernels.gpu.configure import Call, configure, rounding
+from isobit.kernels.gpu.configure import Call, configure, finishes, rounding
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
@@ -78,6 +78,9 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
         for rows in (_ROWS, WIDE_ROWS) if row.way == "lanes" else (_ROWS,):
             for tokens in (NARROW, FEW) if row.family == "few" else (row.tokens[1] or LARGE,):
                 yield configure(row, Call(_weight(row, rows, target), dtype, tokens), machine)
+    if finishes(row, "silu", target):  # gates ask for more than a residual does
+        tokens = FEW if row.family == "few" else 1
+        yield configure(row, Call(_weight(row, WIDE_ROWS, target), dtypes[0], tokens, after="silu"), machine)
 
 
 def _weight(row: Variant, rows: int, target: Target) -> Matrix:
