@@ -76,14 +76,21 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
         q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, 8, 8, 1, 1))
         keys, values = (torch.zeros(2, 8, 256, 128, dtype=dtype) for _ in "kv")
         layer.attention(spec, q, k, v, cos, sin, keys, values, sequences)
-    x, wide = torch.zeros(3, 4096, dtype=dtype), torch.zeros(3, 11008, dtype=dtype)
     rounding = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine)
-    layer.norm(x, torch.ones(4096), 1e-5)
-    layer.add_norm(x, x, torch.ones(4096), 1e-5)
-    layer.add_norm(x, x, torch.ones(4096), 1e-5, rounding)
-    layer.gate(wide, wide)
-    layer.gate(wide, wide, "gelu_tanh")
-    layer.gate(wide, wide, "silu", rounding)
+    for tokens in (1, 3, 20):
+        x, both = torch.zeros(tokens, 4096, dtype=dtype), torch.zeros(tokens, 2 * 11008, dtype=dtype)
+        layer.norm(x, torch.ones(4096), 1e-5)
+        layer.norm(x, torch.ones(4096), 1e-5, rounding)
+        layer.add_norm(x, x, torch.ones(4096), 1e-5)
+        layer.add_norm(x, x, torch.ones(4096), 1e-5, rounding)
+        if tokens < 20:  # more are rounded as those of other linears are
+            layer.round(both[:, :11008], rounding)
+        if tokens > 1:
+            for gates, ups in ((both[:, :11008], both[:, 11008:]), (both[:, ::2], both[:, 1::2])):
+                layer.gate(gates, ups)
+                layer.gate(gates, ups, "gelu_tanh")
+                layer.gate(gates, ups, "silu", rounding)
+    assert not [request for request in recorder.requests.values() if request.name() not in proved]
     launched = {proved[request.name()] for request in recorder.requests.values()}
     assert len(launched) == len(LAYER_ROWS) - 4, "all but the attentions of other dtypes"
-    assert len(recorder.requests) == 11
+    assert len(recorder.requests) == 23

@@ -14,7 +14,7 @@ from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rows import VARIANTS
-from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, Config
+from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, SOME, Config
 from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves
 from isobit.proof.matrix import Claim
 from isobit.proof.operands import precise
@@ -76,11 +76,17 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
     dtypes = [usual if usual in row.dtypes else row.dtypes[0], *(() if has_halves(target) else row.without_units[:1])]
     for dtype in dtypes:
         for rows in (_ROWS, WIDE_ROWS) if row.way == "lanes" else (_ROWS,):
-            for tokens in (NARROW, FEW) if row.family == "few" else (row.tokens[1] or LARGE,):
+            for tokens in _tokens(row):
                 yield configure(row, Call(_weight(row, rows, target), dtype, tokens), machine)
     if finishes(row, "silu", target):  # gates ask for more than a residual does
         tokens = FEW if row.family == "few" else 1
         yield configure(row, Call(_weight(row, WIDE_ROWS, target), dtypes[0], tokens, after="silu"), machine)
+
+
+def _tokens(row: Variant) -> tuple[int, ...]:
+    """Numbers of tokens for which a row is configured differently."""
+    several = {"few": (NARROW, FEW), "many": (SOME, LARGE)} if row.tokens[1] is None or row.family == "few" else {}
+    return several.get(row.family, (row.tokens[1] or LARGE,))
 
 
 def _weight(row: Variant, rows: int, target: Target) -> Matrix:

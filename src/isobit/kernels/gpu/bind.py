@@ -230,7 +230,7 @@ def _needs(matrix: Matrix, activations: ActSpec | None, machine: Machine, alike:
     """The most bytes of workspace and counters that a weight's kernels ask for at once, for 16-bit activations."""
     needs = [(0, 0)]
     for dtype in HALVES:
-        for tokens in (NARROW, FEW, ALIKE_ROWS) if alike else map(selection.size_class, selection.sizes()):
+        for tokens in (NARROW, FEW, ALIKE_ROWS) if alike else selection.classes():
             asked = FEW if alike else tokens
             row, _ = selection.pick(matrix.spec, activations, dtype, asked, machine.target, matrix)
             if row is not None:

@@ -14,12 +14,14 @@ from isobit.kernels.gpu.tiles import (
     ALIKE_TILE,
     FEW,
     NARROW,
+    SOME,
     Config,
     Constant,
+    for_some,
     stages_that_fit,
     takes_narrow_tiles,
 )  # fmt: skip
-from isobit.kernels.gpu.variant import Variant
+from isobit.kernels.gpu.variant import Variant, has_halves
 from isobit.targets.spec import Target
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
@@ -67,7 +69,12 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
     constants = _common(row, call, machine, config)
     if row.family == "few":
         constants["BLOCK_M"] = _tokens_of_tile(call, machine, int(constants["BLOCK_M"] or 1))
-    if constants.get("SPLIT_K", 1) != 1:
+    some = row.family == "many" and call.tokens <= SOME and has_halves(machine.target)
+    if some:
+        config = replace(config, constexprs=constants)
+        config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n)
+        constants = dict(config.constexprs)
+    if some or constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call.matrix, machine, config)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
     stages = stages_that_fit(finished)
@@ -157,16 +164,26 @@ def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
 def _split_k(matrix: Matrix, machine: Machine, config: Config) -> int:
     """Splits of K: as many as fill the multiprocessors at the occupancy that shared memory allows."""
     constants = config.constexprs
-    n, m = int(constants["BLOCK_N"] or 1), NARROW
-    step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
-    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
-    stage = step * (n * bits // 8 + m * _SIZES.get(config.signature["x"], 1))
-    occupancy = max(1, machine.shared_memory // (stage * config.num_stages))  # programs of a multiprocessor
-    tiles, splits = -(-matrix.n // n), 1
-    most = occupancy * machine.multiprocessors
+    n, step = int(constants["BLOCK_N"] or 1), _step(config)
+    tiles, splits, most = -(-matrix.n // n), 1, _at_once(config, machine)
     while splits < _MOST_SPLITS and 2 * splits * tiles <= most and matrix.k >= 2 * splits * _STEPS * step:
         splits *= 2
     return splits
+
+
+def _step(config: Config) -> int:
+    """Values of K of one step."""
+    return int(config.constexprs.get("BLOCK_K") or config.constexprs.get("UNIT") or 128)
+
+
+def _at_once(config: Config, machine: Machine) -> int:
+    """Programs that a machine runs at once, as far as shared memory decides; of few tokens, in the narrowest tiles."""
+    constants = config.constexprs
+    n, m = int(constants["BLOCK_N"] or 1), int(constants["BLOCK_M"] or 1)
+    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
+    columns = m if m > FEW and constants.get("SPLIT_K") == 1 else NARROW
+    stage = _step(config) * (n * bits // 8 + columns * _SIZES.get(config.signature["x"], 1))
+    return max(1, machine.shared_memory // (stage * config.num_stages)) * machine.multiprocessors
 
 
 def finishes(row: Variant, after: str, target: Target) -> bool:

@@ -118,7 +118,7 @@ class GpuLayer:
             return y if rounding is None else rounding(y)
         rounded, arguments = rounding.room(y)
         if tokens:
-            plain = replace(shape, activation="", by_turns=False)
+            plain = replace(shape, activation="silu", by_turns=False)
             kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, plain)
             kernel((tokens, parts), x=y, peaks=peaks, K=k, **arguments)
         return rounded
@@ -132,7 +132,7 @@ class GpuLayer:
             return rounding(x)
         x = x.contiguous()
         rounded, arguments = rounding.room(x)
-        kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, activation="", parts=2))
+        kernel = self._kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, parts=2))
         kernel((tokens, parts), x=x, peaks=self._unused(torch.int32, x.device), K=k, **arguments)
         return rounded
 
@@ -150,10 +150,11 @@ class GpuLayer:
         self, x: Tensor, rounding: Rounding | None, *, add: bool = False, activation: str = "silu"
     ) -> RowShape:
         dtype, k = _name(x.dtype), x.shape[-1]
+        late = tiles.late(x.numel() // k)
         if rounding is None or rounding.spec.group is not None:
-            return RowShape(dtype, k, add, activation=activation)
+            return RowShape(dtype, k, add, activation=activation, late=late)
         static = rounding.static_scale is not None
-        return RowShape(dtype, k, add, rounding.spec.element, rounding.pointer, static, activation)
+        return RowShape(dtype, k, add, rounding.spec.element, rounding.pointer, static, activation, late=late)
 
     # ------------------------------------------------------------------ attention
 
@@ -187,8 +188,9 @@ class GpuLayer:
         """The first part of :meth:`attention`: the rotated queries; keys and values are then in the cache."""
         tokens, at_once = q.shape[0], tiles.HEADS_AT_ONCE
         shape = RopeShape(
-            _name(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, _name(cos.dtype)
-        )
+            _name(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, _name(cos.dtype),
+            tiles.late(tokens),
+        )  # fmt: skip
         unused = self._unused(torch.float32, q.device)
         rotated = torch.empty((tokens, spec.heads * spec.dim), dtype=q.dtype, device=q.device)
         q, k, v = _rows(q), _rows(k), _rows(v)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RopeShape, RowShape
@@ -89,24 +89,36 @@ def _usual(target: Target) -> str:
 def _ropes(target: Target) -> Iterator[Config]:
     dtype = _usual(target)
     for norm in (False, True):
-        yield tiles.rope_append(RopeShape(dtype, 32, 8, 128, norm), target)
+        for late in (False, True):
+            yield tiles.rope_append(RopeShape(dtype, 32, 8, 128, norm, late=late), target)
 
 
 def _norms(target: Target) -> Iterator[Config]:
-    dtype = _usual(target)
-    yield tiles.norm_token(RowShape(dtype, 4096), target)
-    for element in ("", "e4m3fn", "int8"):
-        yield tiles.norm_token(RowShape(dtype, 4096, True, element, CODES.get(element, "*u8")), target)
+    dtype, parts = _usual(target), tiles.parts_of_norm(4096, 1)
+    for late in (False, True):
+        for add in (False, True):
+            yield tiles.norm_token(RowShape(dtype, 4096, add, late=late), target)
+        for element in ("e4m3fn", "int8"):
+            plain = RowShape(dtype, 4096, False, element, CODES[element], late=late)
+            yield tiles.norm_token(replace(plain, add=True), target)
+            yield tiles.norm_token(replace(plain, parts=parts), target)
+            if late:
+                yield tiles.norm_token(plain, target)
 
 
 def _gates(target: Target) -> Iterator[Config]:
     for activation, element in (("silu", ""), ("gelu_tanh", ""), ("silu", "int8")):
-        yield tiles.gate(RowShape(_usual(target), 11008, element=element, activation=activation), target)
+        for by_turns in (False, True):
+            shape = RowShape(_usual(target), 11008, element=element, activation=activation, by_turns=by_turns)
+            yield tiles.gate(replace(shape, late=True), target)
 
 
 def _roundings(target: Target) -> Iterator[Config]:
     for element in CODES:
-        yield tiles.quantize_parts(RowShape(_usual(target), 11008, element=element, codes=CODES[element]), target)
+        shape = RowShape(_usual(target), 11008, element=element, codes=CODES[element])
+        yield tiles.quantize_parts(replace(shape, late=True), target)
+        for late in (False, True):
+            yield tiles.quantize_parts(replace(shape, parts=2, late=late), target)
 
 
 LAYER_ROWS: tuple[LayerRow, ...] = (

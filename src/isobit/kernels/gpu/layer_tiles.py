@@ -81,6 +81,7 @@ class RowShape:
         by_turns: whether gates and what they multiply lie by turns.
         parts: of a norm that rounds: programs that share a token; of what rounds parts of one: above 1 where it has to
             find the token's largest magnitude itself.
+        late: whether the next kernel starts when the one before has ended (``late``).
     """
 
     dtype: str
@@ -92,11 +93,12 @@ class RowShape:
     activation: str = "silu"
     by_turns: bool = False
     parts: int = 1
+    late: bool = False
 
 
 @dataclass(frozen=True)
 class RopeShape:
-    """What a compiled rotation depends on; ``table`` is the dtype of cosines and sines."""
+    """What a compiled rotation depends on; ``table`` is the dtype of cosines and sines, ``late`` as of ``RowShape``."""
 
     dtype: str
     heads: int
@@ -104,6 +106,7 @@ class RopeShape:
     dim: int
     norm: bool = False
     table: str = ""
+    late: bool = False
 
 
 def _power_of_two(size: int) -> int:
@@ -229,7 +232,7 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "HALF": _power_of_two(shape.dim // 2),
-        "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "OVERLAP": overlaps(target),
+        "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "OVERLAP": overlaps(target), "LATE": shape.late,
     }  # fmt: skip
     # With four warps two registers spill on NVIDIA's targets up to sm_90, in 40 (``isobit compile``).
     return Config(types, constants, 8, 1, divisible=("stride_q", "stride_k", "stride_v"))
@@ -245,7 +248,7 @@ def norm_token(shape: RowShape, target: Target) -> Config:
     return Config(
         types,
         {**_rounded(shape), "ADD": shape.add, "OVERLAP": overlaps(target), "ONCE": once, "BLOCK_K": block,
-         "PARTS": shape.parts},
+         "PARTS": shape.parts, "LATE": shape.late},
         warps, 1, divisible=("K",),
     )  # fmt: skip
 
@@ -258,7 +261,7 @@ def gate(shape: RowShape, target: Target) -> Config:
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "ACTIVATION": shape.activation, "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
-        "BLOCK_K": VALUES_AT_ONCE, "STEP": 2 if shape.by_turns else 1,
+        "BLOCK_K": VALUES_AT_ONCE, "STEP": 2 if shape.by_turns else 1, "LATE": shape.late,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"))
 
@@ -269,7 +272,7 @@ def quantize_parts(shape: RowShape, target: Target) -> Config:
     constants: dict[str, Constant] = {
         **_rounded(shape), "OVERLAP": overlaps(target), "PARTS": _power_of_two(parts_of_token(shape.k)),
         "BLOCK_K": VALUES_AT_ONCE if shape.parts == 1 else VALUES_OF_PART, "OWN": shape.parts > 1,
-        "READ": min(READ_AT_ONCE, _power_of_two(shape.k)),
+        "READ": min(READ_AT_ONCE, _power_of_two(shape.k)), "LATE": shape.late,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
 
@@ -277,6 +280,12 @@ def quantize_parts(shape: RowShape, target: Target) -> Config:
 def parts_of_token(k: int) -> int:
     """Programs that share a token of ``k`` values."""
     return -(-k // VALUES_AT_ONCE)
+
+
+def late(tokens: int) -> bool:
+    """Whether what stands between linears lets the next start late (``pdl.wait``): linears of one token have thousands
+    of small programs, which find their places whenever they start; those of several have few large ones."""
+    return tokens > 1
 
 
 def parts_of_norm(k: int, tokens: int) -> int:

@@ -25,6 +25,9 @@ FEW = 16
 # Where a token's bits must not depend on how many there are, the rows of few tokens run them all: tiles of ALIKE_TILE
 # where there are more than FEW, and this many at a time, which bounds the memory of split sums. Not measured.
 ALIKE_TILE, ALIKE_ROWS = 64, 512
+# Tokens up to which "many" take tiles for so many, and split K where those are too few for the machine. 64 tokens of a
+# 7B's layer (dev/LOG.md, 2026-11-28): e4m3 101 to 74 us, int8 198 to 73, int4 202 to 93. Others: not measured.
+SOME = 64
 # Tokens from which weights widened once per call are chosen. On an H200, K = N = 4096 (gpu_linear.csv, crossover): 1024
 # tokens of int4 take 71 us widened and 98 us decoded in registers, 512 tokens 67 and 50 us; its sm_86 lowering 104 and
 # 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:
@@ -154,6 +157,29 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     return Tile(128, 64, 64 // bytes_x, 4 if target.registers > 256 else 8, 2)
 
 
+def for_some(config: Config, target: Target, tiles_in_a_wave: Callable[[Config], int], rows: int) -> Config:
+    """The configuration of "many" for up to ``SOME`` tokens.
+
+    Codes: 6 stages where one wave holds all tiles (o 10.1, down 21.6 us; in 4: 11.6, 28.2), else 4 (gate and up 26.7;
+    in 6: 29.9). Nibbles: 128 rows in 8 warps and 3 stages (o 10.5 us; 64 rows in 4 warps 11.4).
+
+    Args:
+        config: the row's.
+        target: what it is for.
+        tiles_in_a_wave: programs of a configuration that the machine runs at once.
+        rows: of the weight.
+    """
+    config = config.with_constants(BLOCK_M=min(SOME, int(config.constexprs["BLOCK_M"] or SOME)))
+    if target.shared_memory <= _LARGE_SHARED or not overlaps(target):
+        return config
+    if _bytes(config.signature["x"]) == 1 and "GROUP" not in config.constexprs:
+        deep = replace(config.with_constants(BLOCK_N=64), num_warps=4, num_stages=6)
+        return deep if -(-rows // 64) <= tiles_in_a_wave(deep) else replace(deep, num_stages=4)
+    if "UNIT" in config.constexprs and not config.constexprs["HAS_ZERO"]:
+        return replace(config.with_constants(BLOCK_N=128), num_warps=8, num_stages=3)
+    return config
+
+
 def _lines_ahead(target: Target) -> int:
     """Cache lines of each row of weights to prefetch while the kernel before still runs.
 
@@ -168,7 +194,7 @@ def _tile_constants(target: Target, family: Family, tile: Tile) -> dict[str, Con
         "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": tile.n, "BLOCK_M": tile.m,
         # For a few tokens `configure` decides how K is split. SWIZZLE: tiles along N that run side by side, for x in
         # the level-2 cache; measured were 4 and 16 (bf16 204.4 and 201.7, int8 130.9 and 131.1), not 8.
-        "SPLIT_K": 4 if few else 1, "SWIZZLE": 1 if few else 8,
+        "SPLIT_K": 4 if few else 1, "SWIZZLE": 1 if few else 8, "LATE": False,
     }  # fmt: skip
 
 

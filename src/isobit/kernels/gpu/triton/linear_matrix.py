@@ -13,7 +13,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.after import store_tile
 from isobit.kernels.gpu.triton.decode import nibbles, stream, to_bf16, to_f16
-from isobit.kernels.gpu.triton.pdl import prefetch, wait, wait_for_last
+from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait_for_last
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def linear_matrix(
     x, w, token_scale, scale, bias, residual, y, partials, counters, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
-    PROMOTE: tl.constexpr, PRECISION: tl.constexpr,
+    PROMOTE: tl.constexpr, PRECISION: tl.constexpr, LATE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
     AFTER: tl.constexpr,
 ):  # fmt: skip
@@ -97,6 +97,7 @@ def linear_matrix(
         gain: what the decoder left to be multiplied.
         OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it; -1
             if that kernel writes the weights and another one must not do so again before this one has ended.
+        LATE: let the next kernel start behind the loop over K, and not at the beginning.
         IMPRECISE: products along K that a Hopper float8 unit may add up before float32 takes over.
         PROMOTE: add the sum of each step along K to the total outside the matrix unit (which rounds its sums).
         PRECISION: how float32 operands are multiplied: "ieee", or "tf32x3" in three products of their halves.
@@ -112,7 +113,9 @@ def linear_matrix(
     end = tl.minimum(K, begin + steps * BLOCK_K)
     if OVERLAP > 0:
         prefetch(rows, tl.minimum(begin, K - 1), K, OVERLAP)
-        wait()
+        if not LATE:
+            let_next_start()
+        wait_for_last()
     elif OVERLAP < 0:
         wait_for_last()
     real = (m < M)[None, :]
@@ -131,6 +134,8 @@ def linear_matrix(
         else:
             total = tl.dot(weights, values, total, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE,
                            out_dtype=total.dtype)  # fmt: skip
+    if OVERLAP > 0 and LATE:
+        let_next_start()
     last = True
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
@@ -143,7 +148,8 @@ def linear_matrix(
 def linear_matrix_block(
     x, w, token_scale, scale, bias, residual, y, partials, counters, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    LATE: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     SWIZZLE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: every ``GROUP`` along K has partial sums of its own. Grid: as ``linear_matrix``.
@@ -175,7 +181,9 @@ def linear_matrix_block(
     end = tl.minimum(groups, begin + steps)
     if OVERLAP:
         prefetch(row, tl.minimum(begin, groups - 1) * GROUP, K, OVERLAP)
-        wait()
+        if not LATE:
+            let_next_start()
+        wait_for_last()
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for group in range(begin, end):
         at = group * GROUP
@@ -188,6 +196,8 @@ def linear_matrix_block(
             partial = tl.dot(weights, values, partial, max_num_imprecise_acc=IMPRECISE, out_dtype=tl.float32)
         factor = tl.load(token_scales + group, mask=m < M, other=0.0) * (tl.load(scales + group) * gain)
         total += partial * factor[None, :]
+    if OVERLAP > 0 and LATE:
+        let_next_start()
     last = True
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
@@ -210,7 +220,8 @@ def _add_quarter(total, partial, factor, weights, values, scales, SAME: tl.const
 def linear_matrix_nibbles(
     x, w, scale, zero, bias, residual, y, partials, counters, M, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr,
-    OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
+    OVERLAP: tl.constexpr, LATE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
     AFTER: tl.constexpr,
 ):  # fmt: skip
     """4-bit codes in groups along K, each with partial sums of its own. Grid: as ``linear_matrix``.
@@ -242,7 +253,9 @@ def linear_matrix_nibbles(
     end = tl.minimum(units, begin + steps)
     if OVERLAP:
         prefetch(row, tl.minimum(begin, units - 1) * QUARTER, K // 4, OVERLAP)
-        wait()
+        if not LATE:
+            let_next_start()
+        wait_for_last()
     real = (m < M)[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for unit in range(begin, end):
@@ -266,6 +279,8 @@ def linear_matrix_nibbles(
         total, partial, s0 = _add_quarter(total, partial, s0, w2, x2, g2, GROUP % UNIT == 0)
         total, partial, s0 = _add_quarter(total, partial, s0, w3, x3, g3, GROUP % (2 * QUARTER) == 0)
         total += partial * s0
+    if OVERLAP > 0 and LATE:
+        let_next_start()
     last = True
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)

@@ -25,7 +25,7 @@ def _sum(x, delta, total, place, inside, ADD: tl.constexpr):
 def norm_token(
     x, delta, weight, total, y, codes, scales, static_scale, K, eps, qmax,
     ADD: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr,
-    ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
+    ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M, PARTS).
 
@@ -38,6 +38,7 @@ def norm_token(
         y: ``[M, K]``: the norm, if there is no ELEMENT.
         codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is one; then ONCE.
         ONCE: K is at most BLOCK_K.
+        LATE: see ``pdl.wait``.
         PARTS: programs that look over all of a token and round a part of it each: a power of two, 1 but for roundings.
     """
     tl.static_assert(ONCE or ELEMENT == "", "what is rounded is in registers as a whole")
@@ -46,7 +47,7 @@ def norm_token(
     column = tl.arange(0, BLOCK_K)
     factors = tl.load(weight + column, mask=column < K, other=0.0)
     if OVERLAP:
-        wait()
+        wait(LATE)
     values = _sum(x, delta, total, m * K + column, column < K, ADD)
     squares = values.to(tl.float32) * values.to(tl.float32)
     if not ONCE:
@@ -80,7 +81,7 @@ def norm_token(
 @triton.jit
 def gate(
     gate, up, y, peaks, K, stride_gate, stride_up, ACTIVATION: tl.constexpr, PEAKS: tl.constexpr,
-    OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr,
+    OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """``activation(gate) * up``. Grid: (M, ceil(K / BLOCK_K)).
 
@@ -89,9 +90,10 @@ def gate(
         y: ``[M, K]``.
         peaks: int32 ``[M, ceil(K / BLOCK_K)]``, if PEAKS: the largest magnitudes, for ``quantize_parts``.
         ACTIVATION: "silu", or "gelu_tanh".
+        LATE: see ``pdl.wait``.
     """
     if OVERLAP:
-        wait()
+        wait(LATE)
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     gates = tl.load(gate + m * stride_gate + k * STEP, mask=k < K, other=0.0)

@@ -39,7 +39,15 @@ def wait_for_last():
 
 
 @triton.jit
-def wait():
-    """Lets the next kernel start, then waits for the one before."""
-    let_next_start()
-    wait_for_last()
+def wait(LATE: tl.constexpr = False):
+    """Lets the next kernel start and waits for the one before; LATE: the other way round.
+
+    Late where the next is a linear of few large programs: those that start while the kernel before this one still fills
+    the machine find room on some multiprocessors only, share them to the end, and leave the others idle.
+    """
+    if LATE:
+        wait_for_last()
+        let_next_start()
+    else:
+        let_next_start()
+        wait_for_last()

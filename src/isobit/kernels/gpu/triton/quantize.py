@@ -150,7 +150,7 @@ def quantize_token(
 def quantize_parts(
     x, peaks, codes, scales, static_scale, K, qmax,
     ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_K: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr,
+    BLOCK_K: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """One scale per token, of parts. Grid: (M, parts of BLOCK_K values).
 
@@ -158,10 +158,11 @@ def quantize_parts(
         x, codes, scales, static_scale, qmax: as for ``quantize_token``.
         peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part, if they are known.
         PARTS: parts rounded up to a power of two.
+        LATE: see ``pdl.wait``.
         OWN: they are not: each program looks over all of its token, READ values at a time.
     """
     if OVERLAP:
-        wait()
+        wait(LATE)
     m = tl.program_id(0).to(tl.int64)
     if OWN:
         column = tl.arange(0, READ)

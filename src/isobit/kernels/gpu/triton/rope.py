@@ -50,7 +50,7 @@ def _store(y, first, second, inside, DIM: tl.constexpr, HALF: tl.constexpr):
 def rope_append(
     q, k, v, cos, sin, q_norm, k_norm, slots, rotated, keys, values, stride_q, stride_k, stride_v, block, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BATCH: tl.constexpr,
-    NORM: tl.constexpr, OVERLAP: tl.constexpr,
+    NORM: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (T, ceil(HEADS / BATCH) + 2 * ceil(KV_HEADS / BATCH)): heads of queries, of keys, of values.
 
@@ -63,13 +63,14 @@ def rope_append(
         keys, values: ``[blocks, KV_HEADS, block, DIM]``.
         HALF: DIM / 2 rounded up to a power of two.
         BATCH: heads of a program.
+        LATE: see ``pdl.wait``.
     """
     Q_PROGRAMS: tl.constexpr = (HEADS + BATCH - 1) // BATCH
     KV_PROGRAMS: tl.constexpr = (KV_HEADS + BATCH - 1) // BATCH
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
     if OVERLAP:
-        wait()
+        wait(LATE)
     if program < Q_PROGRAMS:
         head = program * BATCH + tl.arange(0, BATCH)[:, None]
         first, second = _rotated(
