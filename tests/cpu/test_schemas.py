@@ -80,6 +80,10 @@ REFUSED: list[tuple[Any, str]] = [
     ({"$ref": "#/default/a", "default": {"a": {"not": {}}}}, "#/default/a"),
     ({"$ref": "#/$defs/b"}, "#/$defs/b"),
     ({"properties": {"a": 1}}, "#/properties/a"),
+    ({"properties": [1]}, "properties, which must be an object"),
+    ({"required": "a"}, "required, which must be a list"),
+    ({"enum": 3}, "enum, which must be a list"),
+    ({"anyOf": {}}, "anyOf, which must be a list"),
     ({"anyOf": [{"type": "null"}, {"properties": {"q": {"not": {}}}}]}, "#/anyOf/1/properties/q"),
     ({"x-guidance": {"lenient": True}, "contains": {}}, "x-guidance"),
 ]

@@ -10,9 +10,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 
+from torch import Tensor
+
+from isobit import arguments
 from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.constraint import Constraint
 from isobit.engine.driver import Driver
+from isobit.engine.embedding import POOLS, embedding
 from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
 from isobit.engine.gpu_runner import runner_for
 from isobit.engine.grammar import Grammar
@@ -23,6 +27,7 @@ from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prepare import Model, Prompt, prepared, window_of
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError, UsageError
+from isobit.shortage import shortages
 from isobit.targets.prefill import prefill_chunk
 
 
@@ -171,6 +176,28 @@ class LLM:
         answers = [self._prepared(one, params, scored=place) for one, place in zip(sequences, places, strict=True)]
         found = self._completed(answers, priority)
         return [tuple(score for score in one.prompt_logprobs or () if score is not None) for one in found]
+
+    def embed(self, text: Prompt, pool: str = "last", *, normalized: bool = True) -> Tensor:
+        """A text as a vector: what the model's last norm makes of its last token, or the mean of all.
+
+        It is computed by itself, between two steps.
+
+        Args:
+            text: a text, encoded with the special tokens the tokenizer adds, or token ids.
+            pool: "last" or "mean".
+            normalized: to length 1.
+
+        Returns:
+            float32 ``[hidden]``.
+
+        Raises:
+            UsageError: the text is empty, or has impossible ids; there is no such way to pool.
+            CapacityError: the text is longer than the context.
+        """
+        arguments.choice("pool", pool, POOLS)
+        answer = self._prepared(text, SamplingParams(max_tokens=0, prompt_logprobs=0))
+        with self._lock, shortages():
+            return embedding(self.model, answer.prompt, pool, normalized=normalized)
 
     def _completed(self, answers: list[Answer], priority: int) -> list[Completion]:
         ended: dict[int, Piece] = {}

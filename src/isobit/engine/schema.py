@@ -19,6 +19,7 @@ _SHOWN = 8  # reasons
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _LISTS = frozenset({"prefixItems", "allOf", "anyOf", "oneOf"})
 _SINGLE = frozenset({"items", "additionalProperties", "additionalItems"})  # items may be a list, too
+_ARRAYS = _LISTS | {"required", "enum"}
 ENFORCED = (
     frozenset(
         """type enum const required minProperties maxProperties minItems maxItems minimum maximum exclusiveMinimum
@@ -135,7 +136,9 @@ def _problems(part: Any, places: set[str]) -> Iterator[str]:
         yield f"a schema must be an object, not {str(part)[:40]!r}"
         return
     for key, value in part.items():
-        if key == "$ref":
+        if (key in _MAPS and not isinstance(value, Mapping)) or (key in _ARRAYS and not isinstance(value, list)):
+            yield f"{key}, which must be {'an object' if key in _MAPS else 'a list'}"
+        elif key == "$ref":
             if not isinstance(value, str) or not value.startswith("#") or value[1:] not in places:
                 yield f"$ref to {str(value)[:80]!r}, which is no schema in it (nothing is fetched)"
         elif key == "format":

@@ -16,18 +16,33 @@ from isobit.server import logs
 from isobit.server.errors import Refusal
 from isobit.server.guard import Guard
 from isobit.server.replies import error_reply
-from isobit.server.routes import chat, completions, health, metrics, models, openapi, page, tokens
+from isobit.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    metrics,
+    models,
+    openapi,
+    page,
+    responses,
+    tokens,
+)
 from isobit.server.serving import Serving
 
 # Every family of routes; each gives its own for what is served.
 FAMILIES: tuple[Callable[[Serving], Sequence[Route]], ...] = (
     chat.routes,
     completions.routes,
+    embeddings.routes,
     health.routes,
+    messages.routes,
     metrics.routes,
     models.routes,
     openapi.routes,
     page.routes,
+    responses.routes,
     tokens.routes,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -137,34 +137,45 @@ def _top(serving: Serving, body: ChatRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-async def whole(serving: Serving, job: Job) -> tuple[list[Answered], Count]:
-    """All answers, in their order, and what they cost."""
-    parts = [job.shape.reader() for _ in job.params]
+class _Reading:
+    """Takes the answers of a job apart, and counts what they cost."""
+
+    def __init__(self, job: Job, count: Count) -> None:
+        self.parts = [job.shape.reader() for _ in job.params]
+        self._count = count
+
+    def see(self, place: int, piece: Piece) -> Event:
+        """The next piece of one of them."""
+        parts, count = self.parts[place], self._count
+        before = parts.reasoning_tokens
+        news = parts.see(piece)
+        count.completion += len(piece.token_ids)
+        count.reasoning += parts.reasoning_tokens - before
+        if piece.completion is not None:
+            count.cached += piece.completion.usage.cached_tokens
+        return Event(place, piece, news, parts)
+
+
+async def whole(
+    serving: Serving, job: Job, hear: Callable[[Event], object] = lambda event: None
+) -> tuple[list[Answered], Count]:
+    """All answers, in their order, and what they cost; ``hear`` is called with every event."""
+    count = Count(len(job.prompt))
+    reading = _Reading(job, count)
     made = await serving.whole(
         job.ids,
         job.params,
         priority=job.priority,
         grammar=job.shape.grammar,
-        see=lambda place, piece: parts[place].see(piece),
+        see=lambda place, piece: hear(reading.see(place, piece)),
     )
-    count = Count(len(job.prompt))
-    for completion, part in zip(made, parts, strict=True):
-        count.completion += completion.usage.completion_tokens
-        count.cached += completion.usage.cached_tokens
-        count.reasoning += part.reasoning_tokens
-    return [Answered(*pair) for pair in zip(made, parts, strict=True)], count
+    return [Answered(*pair) for pair in zip(made, reading.parts, strict=True)], count
 
 
 async def follow(serving: Serving, job: Job, count: Count) -> AsyncGenerator[Event, None]:
     """The answers as they come; what they cost is counted before it is given out."""
-    parts = [job.shape.reader() for _ in job.params]
+    reading = _Reading(job, count)
     every = serving.follow(job.ids, job.params, priority=job.priority, grammar=job.shape.grammar)
     async with aclosing(every) as pieces:
         async for place, piece in pieces:
-            before = parts[place].reasoning_tokens
-            news = parts[place].see(piece)
-            count.completion += len(piece.token_ids)
-            count.reasoning += parts[place].reasoning_tokens - before
-            if piece.completion is not None:
-                count.cached += piece.completion.usage.cached_tokens
-            yield Event(place, piece, news, parts[place])
+            yield reading.see(place, piece)

@@ -39,6 +39,12 @@ def event(value: Any) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
 
 
+def named_event(value: Mapping[str, Any]) -> bytes:
+    """A value as an event of a stream whose events are named by their types."""
+    data: bytes = encode(value)
+    return b"event: " + str(value["type"]).encode() + b"\ndata: " + data + b"\n\n"
+
+
 async def gone(receive: Receive) -> None:
     """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
