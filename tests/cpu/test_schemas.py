@@ -82,6 +82,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"properties": {"a": 1}}, "#/properties/a"),
     ({"properties": [1]}, "properties, which must be an object"),
     ({"required": "a"}, "required, which must be a list"),
+    ({"format": {}}, "format, which must be a text"),
     ({"enum": 3}, "enum, which must be a list"),
     ({"anyOf": {}}, "anyOf, which must be a list"),
     ({"anyOf": [{"type": "null"}, {"properties": {"q": {"not": {}}}}]}, "#/anyOf/1/properties/q"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -379,3 +381,78 @@ def test_openais_client_reads_vectors() -> None:
 def test_streams_of_chats_still_end_with_done(model: Model) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
     assert events(model.says("Yes.").http.post("/v1/chat/completions", json=body).text)
+
+
+# Bodies with something wrong in them, anywhere: refused, never an error within
+
+JUNK: list[Any] = [
+    *(None, 0, -1, 1.5, True, "", "x", [], {}, [1], ["a"], [None], {"a": 1}, {"type": {}}, [[]], [{}], {"type": []}),
+    10**30,
+    *({"type": "function"}, {"schema": 3}, {"properties": []}, {"format": {}}, {"enum": {}}, {"type": ["string", 3]}),
+]  # fmt: skip
+_SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 1, "format": "int32"}, "b": {"anyOf": [{"$ref": "#/$defs/q"}]}},
+    "required": ["a"],
+    "$defs": {"q": {"type": "string", "pattern": "a+", "maxLength": 3}},
+}
+_CALL = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+_TOOL = {"type": "function", "function": {"name": "now", "parameters": _SCHEMA}}
+BODIES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "x"}]},
+            {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+            {"role": "tool", "tool_call_id": "a", "content": "b"},
+        ],
+        "tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "now"}}, "parallel_tool_calls": True,
+        "max_tokens": 3, "chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low",
+    }),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 2, "response_format": {
+        "type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA}}}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 2, "structured_outputs": {"json": _SCHEMA}}),
+    ("/v1/responses", {
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "n"},
+        ],
+        "tools": FLAT, "text": {"format": {"type": "text"}}, "reasoning": {"effort": "low"}, "max_output_tokens": 2,
+    }),
+    ("/v1/messages", {
+        "messages": [
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "h", "signature": ""},
+                {"type": "tool_use", "id": "t", "name": "now", "input": {"a": 1}},
+            ]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "n"}]}]},
+        ],
+        "system": [{"type": "text", "text": "s"}], "max_tokens": 3, "tools": INPUT, "tool_choice": {"type": "auto"},
+        "thinking": {"type": "disabled"}, "output_config": {"effort": "low"}, "stop_sequences": ["a"],
+    }),
+]  # fmt: skip
+
+
+def places(value: Any, so_far: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield (*so_far, key)
+        yield from places(inner, (*so_far, key))
+
+
+@pytest.mark.parametrize("number", range(len(BODIES)))
+def test_no_body_is_an_error_within(model: Model, number: int) -> None:
+    path, body = BODIES[number]
+    assert model.says("ok").http.post(path, json=body).status_code == 200
+    chosen = random.Random(number)
+    cases = [(place, junk) for place in places(body) for junk in JUNK]
+    for place, junk in chosen.sample(cases, 120):
+        changed = json.loads(json.dumps(body))
+        inner = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = junk
+        reply = model.http.post(path, json=changed)
+        assert reply.status_code in (200, 400), (place, junk, reply.text)

@@ -142,7 +142,9 @@ def _problems(part: Any, places: set[str]) -> Iterator[str]:
             if not isinstance(value, str) or not value.startswith("#") or value[1:] not in places:
                 yield f"$ref to {str(value)[:80]!r}, which is no schema in it (nothing is fetched)"
         elif key == "format":
-            if isinstance(part.get("type"), str) and part["type"] != "string" and value not in _NUMBERS:
+            if not isinstance(value, str):
+                yield "format, which must be a text"
+            elif isinstance(part.get("type"), str) and part["type"] != "string" and value not in _NUMBERS:
                 yield f"format {str(value)[:40]!r} of a {part['type']}"
         elif key in ("uniqueItems", "nullable") and isinstance(value, bool):
             if key == "uniqueItems" and value:

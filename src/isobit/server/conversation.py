@@ -55,7 +55,9 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
     return kept | {"type": "function", "function": given | {"arguments": {} if arguments is None else arguments}}
 
 
-def _text(part: Mapping[str, Any], where: str) -> str:
+def _text(part: object, where: str) -> str:
+    if not isinstance(part, Mapping):  # routes of other interfaces hand lists on as they come
+        raise wrong(f"{where} must be an object", "messages")
     kind = part.get("type", "text")
     if kind not in ("text", "input_text", "output_text", "refusal"):
         raise wrong(f"{where} is of type {str(kind)[:40]!r}; this model reads text only", "messages")
