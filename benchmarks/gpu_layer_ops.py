@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from gpu_tune import timed
 
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.cached import Cached
 from isobit.kernels.gpu import card
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.rounding import Rounding
@@ -66,7 +67,7 @@ def attentions(layer: GpuLayer, spec: AttentionSpec, count: int, new: int, lengt
     held = 4 * count * spec.kv_heads * length * spec.dim
     q = torch.randn(count * new, spec.heads * spec.dim, device="cuda").bfloat16()
     caches = rotated(held, lambda: [torch.randn(shape, device="cuda").bfloat16() for _ in "kv"])
-    ours = each([lambda k=k, v=v: layer.attend(spec, q, k, v, batch) for k, v in caches])  # type: ignore[misc]
+    ours = each([lambda k=k, v=v: layer.attend(spec, q, Cached(k, v), batch) for k, v in caches])  # type: ignore[misc]
     del caches
     plain = (count, spec.kv_heads, length, spec.dim)
     queries = torch.randn(count, spec.heads, new, spec.dim, device="cuda").bfloat16()
@@ -100,7 +101,7 @@ def rope(layer: GpuLayer, spec: AttentionSpec, count: int) -> tuple[float, float
         for held, new in ((flat[0], rotate(k)), (flat[1], v.view(count, -1, spec.dim))):
             held.index_copy_(2, position, new[:, :, None])
 
-    ours = each([lambda: layer.rope_append(spec, q, k, v, cos, sin, keys, values, batch)] * 16)
+    ours = each([lambda: layer.rope_append(spec, q, k, v, cos, sin, Cached(keys, values), batch)] * 16)
     return ours, each([torchs] * 16)
 
 

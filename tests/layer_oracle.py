@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from isobit.formats.codec import decode
+from isobit.kernels.cached import Cached, rounded
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.sequences import Sequences
 
@@ -23,15 +25,22 @@ class Batch:
     keys: Tensor
     values: Tensor
     sequences: Sequences
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+    element: str = ""
 
     @property
-    def arguments(self) -> tuple[Tensor | Sequences, ...]:
-        return tuple(self.__dict__.values())
+    def cached(self) -> Cached:
+        return Cached(self.keys, self.values, self.key_scales, self.value_scales, self.element)
+
+    @property
+    def arguments(self) -> tuple[Tensor | Sequences | Cached, ...]:
+        return self.q, self.k, self.v, self.cos, self.sin, self.cached, self.sequences
 
 
 def batch(
     spec: AttentionSpec, sizes: list[tuple[int, int]], block: int, dtype: torch.dtype, seed: int, device: str = "cpu",
-    columns: int | None = None,
+    columns: int | None = None, element: str = "",
 ) -> Batch:  # fmt: skip
     """A batch of sequences of (new tokens, length), the blocks of the cache dealt out at random; the rest of it NaN.
 
@@ -65,7 +74,29 @@ def batch(
         torch.tensor(slots).to(device), block, max(new for new, _ in sizes), max(length for _, length in sizes),
     )  # fmt: skip
     floats = (part.to(device, dtype) for part in (q, k, v, angles.cos(), angles.sin(), *cache))
-    return Batch(*floats, sequences)
+    given = Batch(*floats, sequences)
+    return given if not element else _as_codes(given, element)
+
+
+def _as_codes(given: Batch, element: str) -> Batch:
+    """The same with what is cached rounded, by the law."""
+    (keys, key_scales), (values, value_scales) = (
+        rounded(part, element, part.dtype) for part in (given.keys, given.values)
+    )
+    return replace(given, keys=keys, values=values, key_scales=key_scales, value_scales=value_scales, element=element)
+
+
+def _cached(part: Tensor, scales: Tensor | None, element: str) -> Tensor:
+    """What is cached, in float64."""
+    if scales is None:
+        return part.double().cpu()
+    return (decode(part, element).double() * scales.double()[..., None]).cpu()
+
+
+def _as_cached(new: Tensor, element: str, dtype: torch.dtype) -> Tensor:
+    """What a cache gives back of new keys or values in float64."""
+    codes, scales = rounded(new.to(dtype), element, dtype)
+    return _cached(codes, scales, element)
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
@@ -86,12 +117,15 @@ def attention(spec: AttentionSpec, given: Batch) -> tuple[Tensor, Tensor, Tensor
     Queries and keys are rounded to their dtype behind a norm and behind the rotation, as the kernels say.
     """
     dtype = given.q.dtype
-    q, k, v, cos, sin, keys, values = (
-        part.double().cpu() for part in (given.q, given.k, given.v, given.cos, given.sin, given.keys, given.values)
+    q, k, v, cos, sin = (part.double().cpu() for part in (given.q, given.k, given.v, given.cos, given.sin))
+    keys, values = (
+        _cached(part, scales, given.element)
+        for part, scales in ((given.keys, given.key_scales), (given.values, given.value_scales))
     )
     q, k, v = (part.view(len(part), -1, spec.dim) for part in (q, k, v))
     q = _rotate(_norm(q, _cpu(spec.q_norm), spec.eps, dtype), cos, sin).to(dtype).double()
     k = _rotate(_norm(k, _cpu(spec.k_norm), spec.eps, dtype), cos, sin).to(dtype).double()
+    k, v = _as_cached(k, given.element, dtype), _as_cached(v, given.element, dtype)
     out = torch.zeros_like(q)
     starts, lengths, table = (
         part.tolist() for part in (given.sequences.starts, given.sequences.lengths, given.sequences.table)

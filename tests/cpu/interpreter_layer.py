@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from interpreter_cases import LINEARS, weight
 
+from isobit.formats.codec import quantize_activations
 from isobit.formats.schemes import ActSpec
 from isobit.kernels.gpu.bind import BoundLinear, bind
 from isobit.kernels.gpu.layer import GpuLayer
@@ -63,6 +64,34 @@ def attentions() -> Iterator[tuple[str, float]]:
             yield f"same: values stored, {name} {dtype}", 0.0 if same and not bool(found[~real].any()) else 1.0
 
 
+def coded() -> Iterator[tuple[str, float]]:
+    """A cache of codes: what is stored are the bits of the law, and what is read is what they stand for."""
+    names = {"e4m3fn": ("decoding", "mixture"), "e5m2": ("one prompt",), "int8": ("window, cap, scale",)}
+    for element, cases in names.items():
+        for name in cases:
+            spec, sizes, block = ATTENTIONS[name]
+            for dtype in (torch.float32, torch.float16):
+                given = oracle.batch(spec, sizes, block, dtype, 1, element=element)
+                wanted, _, _ = oracle.attention(spec, given)
+                found = LAYER.attention(spec, *given.arguments)  # type: ignore[arg-type]
+                yield f"coded {dtype} {element} {name}", oracle.error(found, wanted)
+                real = given.sequences.slots >= 0
+                codes, scales = quantize_activations(
+                    given.v[real].view(-1, spec.kv_heads, spec.dim), ActSpec(element, "token")
+                )
+                assert given.value_scales is not None
+                same = torch.equal(oracle.stored(given, given.values), codes)
+                same &= torch.equal(oracle.stored(given, given.value_scales), scales[..., 0])
+                yield f"same: codes of values, {name} {element} {dtype}", 0.0 if same else 1.0
+                plain = oracle.batch(spec, sizes, block, dtype, 1)
+                LAYER.attention(spec, *plain.arguments)  # type: ignore[arg-type]
+                codes, scales = quantize_activations(oracle.stored(plain, plain.keys), ActSpec(element, "token"))
+                assert given.key_scales is not None
+                same = torch.equal(oracle.stored(given, given.keys), codes)
+                same &= torch.equal(oracle.stored(given, given.key_scales), scales[..., 0])
+                yield f"same: codes of keys, {name} {element} {dtype}", 0.0 if same else 1.0
+
+
 def alone() -> Iterator[tuple[str, float]]:
     """Every sequence alone, and a prompt in two chunks: the same bits as together."""
     spec, sizes, block = ATTENTIONS["mixture"]
@@ -79,7 +108,7 @@ def alone() -> Iterator[tuple[str, float]]:
             most=max(1, length),
         )  # fmt: skip
         parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
-        found = LAYER.attention(spec, *parts, given.keys, given.values, one)
+        found = LAYER.attention(spec, *parts, given.cached, one)
         yield f"same: {end - begin} of {length} tokens alone", 0.0 if torch.equal(found, together[own]) else 1.0
 
 
@@ -99,7 +128,7 @@ def alike() -> Iterator[tuple[str, float]]:
                 table=given.sequences.table[1:2], slots=given.sequences.slots[own], most_new=1, most=position + 1,
             )  # fmt: skip
             parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
-            found = layer.attention(spec, *parts, given.keys, given.values, one)
+            found = layer.attention(spec, *parts, given.cached, one)
             if dtype == torch.float32:  # the bits of NumPy's products depend on a row's place
                 continue
             yield f"same: alike, {dtype} {position}", 0.0 if torch.equal(found, together[own]) else 1.0
@@ -196,6 +225,6 @@ def in_parts() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    for case in (attentions, alone, alike, rows, finished, in_parts):
+    for case in (attentions, coded, alone, alike, rows, finished, in_parts):
         for result in case():
             print(json.dumps(result), flush=True)

@@ -26,6 +26,8 @@ WRONG = {
     "cosines of an attention": replace(GIVEN, cos=GIVEN.cos[:3]),
     "cached values of an attention": replace(GIVEN, values=GIVEN.values[:, :1]),
     "of one dtype": replace(GIVEN, keys=GIVEN.keys.float()),
+    "float32 scales": replace(oracle.batch(SPEC, [(1, 20)], 64, torch.float16, 1, element="int8"), value_scales=None),
+    "or torch.uint8": replace(oracle.batch(SPEC, [(1, 20)], 64, torch.float16, 1, element="int8"), element="e5m2"),
     "the cache of a layer is contiguous": replace(
         GIVEN, keys=GIVEN.keys.transpose(1, 2).contiguous().transpose(1, 2), values=GIVEN.values
     ),
@@ -101,8 +103,9 @@ def launched(new: list[tuple[int, int]], most: int | None = None, *, alike: bool
 
 def test_what_is_launched_follows_from_what_the_host_knows() -> None:
     assert launched([(1, 40)]) == {"rope_append", "few"}
-    assert launched([(1, 40)], 300) == {"rope_append", "few", "merge"}
-    assert launched([(1, 300), (2, 10)]) == {"rope_append", "few", "merge"}
+    assert launched([(1, tiles.ONE_PART)]) == {"rope_append", "few"}, "one part needs no merging"
+    assert launched([(1, 40)], tiles.ONE_PART + 1) == {"rope_append", "few", "merge"}
+    assert launched([(1, tiles.ONE_PART + 1), (2, 10)]) == {"rope_append", "few", "merge"}
     assert launched([(50, 50)]) == {"rope_append", "many"}
     assert launched([(50, 50), (1, 9)]) == {"rope_append", "few", "many"}
     assert launched([(1, 300), (50, 50)], alike=True) == launched([(1, 300)], alike=True) == {"rope_append", "many"}
@@ -122,6 +125,6 @@ def test_the_workspace_is_sized_before_it_is_used() -> None:
 
 
 def test_parts_and_programs() -> None:
-    assert [tiles.parts_of(most) for most in (0, 1, 256, 257, 8192, 1 << 30)] == [1, 1, 1, 2, 32, 32]
+    assert [tiles.parts_of(most) for most in (0, 1, 256, 512, 513, 8192, 1 << 30)] == [1, 1, 1, 1, 3, 32, 32]
     assert tiles.programs_of(32, 32, 132) == 32, "one sequence: a program for each part"
     assert tiles.programs_of(32, 2048, 132) == 1, "many: a program for several"

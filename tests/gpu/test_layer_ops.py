@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.cached import rounded as as_cached
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.rounded import Rounded, project
 
@@ -66,6 +67,27 @@ def test_attention_is_that_of_float64(spec: str, mixture: str, lowering: str | N
             assert torch.equal(oracle.stored(given, given.values).double().cpu(), values[real])
 
 
+@pytest.mark.parametrize("lowering", [None, "sm_86", "sm_75"])
+@pytest.mark.parametrize("element", ["e4m3fn", "e5m2", "int8"])
+def test_a_cache_of_codes_is_that_of_float64(element: str, lowering: str | None) -> None:
+    """What is stored are the bits of the law; what is read is exactly what they stand for."""
+    layer = layers(lowering)
+    for dtype in (torch.float16,) if lowering == "sm_75" else (*HALVES, torch.float32):
+        for spec, mixture in (("grouped", "mixture"), ("llama", "decode"), ("gemma", "mixture"), ("odd", "chunk")):
+            given = oracle.batch(SPECS[spec], MIXTURES[mixture], 64, dtype, 1, "cuda", element=element)
+            plain = oracle.batch(SPECS[spec], MIXTURES[mixture], 64, dtype, 1, "cuda")
+            wanted, _, _ = oracle.attention(SPECS[spec], given)
+            found = layer.attention(SPECS[spec], *given.arguments)
+            layer.rope_append(SPECS[spec], *plain.arguments)
+            assert oracle.error(found, wanted) < 3 * ROUNDED[dtype], (dtype, spec, mixture)
+            for held, scales, numbers in (
+                (given.keys, given.key_scales, plain.keys), (given.values, given.value_scales, plain.values)
+            ):  # fmt: skip
+                codes, wanted_scales = as_cached(oracle.stored(plain, numbers), element, dtype)
+                assert torch.equal(oracle.stored(given, held), codes)
+                assert torch.equal(oracle.stored(given, scales), wanted_scales)
+
+
 def test_attention_in_float32_and_with_norms() -> None:
     layer, generator = layers(), torch.Generator().manual_seed(2)
     weights = [torch.rand(128, generator=generator).cuda() + 0.5 for _ in range(2)]
@@ -89,7 +111,7 @@ def test_a_sequence_does_not_depend_on_its_neighbours_nor_on_where_its_blocks_ar
             table=given.sequences.table[b : b + 1], slots=given.sequences.slots[own], most_new=new, most=max(1, length),
         )  # fmt: skip
         parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
-        assert torch.equal(layer.attention(spec, *parts, given.keys, given.values, alone), together[own]), (new, length)
+        assert torch.equal(layer.attention(spec, *parts, given.cached, alone), together[own]), (new, length)
 
 
 def test_a_prompt_in_chunks_is_the_prompt_at_once() -> None:
@@ -120,7 +142,7 @@ def test_a_token_has_the_same_bits_in_a_prompt_and_alone_where_that_is_asked_for
             most=position + 1,
         )  # fmt: skip
         parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
-        assert torch.equal(layer.attention(spec, *parts, given.keys, given.values, one), together[own]), position
+        assert torch.equal(layer.attention(spec, *parts, given.cached, one), together[own]), position
 
 
 def test_a_recorded_graph_serves_any_lengths() -> None:

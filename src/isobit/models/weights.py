@@ -14,7 +14,7 @@ from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.small import read_vector
 from isobit.errors import CheckpointError, UsageError
-from isobit.formats.caches import CacheFormat, cache_format
+from isobit.formats.caches import AUTO, CacheFormat, cache_format
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
 from isobit.models.blueprint import HEAD, NORM, TABLE, by_input, layer_modules, layer_prefix
@@ -84,7 +84,7 @@ class _Loader:
     """Reads every tensor of a model exactly once."""
 
     def __init__(
-        self, found: Contents, dtype: torch.dtype, keep_values: bool | None, where: Place, stored: CacheFormat
+        self, found: Contents, dtype: torch.dtype, keep_values: bool | None, where: Place, stored: CacheFormat = AUTO
     ) -> None:
         self.found, self.ck, self.config, self.expected = found, found.ck, found.config, found.expected
         self.dtype, self.place, self.stored = dtype, where, stored

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
+from isobit.formats.pack import code_dtype
+from isobit.formats.table import element
+from isobit.kernels.cached import Cached
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RopeShape, RowShape
@@ -159,8 +162,8 @@ class GpuLayer:
     # ------------------------------------------------------------------ attention
 
     def attention(
-        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
-        values: Tensor, sequences: Sequences,
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences,
     ) -> Tensor:  # fmt: skip
         """Norms and rotates queries and keys, stores keys and values, and attends to all of the cache.
 
@@ -169,27 +172,27 @@ class GpuLayer:
             q: ``[T, heads * dim]``; rows may be parts of longer ones, as of k and v.
             k, v: ``[T, kv_heads * dim]``.
             cos, sin: ``[T, dim]`` of each token's position, of any floating-point dtype.
-            keys, values: the cache, ``[blocks, kv_heads, block, dim]``, contiguous.
+            held: the cache: keys and values in the dtype of q, or codes.
             sequences: where the tokens belong.
 
         Returns:
             ``[T, heads * dim]``; zeros for tokens of sequences of length 0.
         """
-        self._check(spec, q, k, v, cos, sin, keys, values, sequences)
+        self._check(spec, q, k, v, cos, sin, held, sequences)
         if q.shape[0] == 0:
             return torch.empty_like(q)
-        rotated = self.rope_append(spec, q, k, v, cos, sin, keys, values, sequences)
-        return self.attend(spec, rotated, keys, values, sequences)
+        rotated = self.rope_append(spec, q, k, v, cos, sin, held, sequences)
+        return self.attend(spec, rotated, held, sequences)
 
     def rope_append(
-        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
-        values: Tensor, sequences: Sequences,
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences,
     ) -> Tensor:  # fmt: skip
         """The first part of :meth:`attention`: the rotated queries; keys and values are then in the cache."""
         tokens, at_once = q.shape[0], tiles.HEADS_AT_ONCE
         shape = RopeShape(
             _name(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, _name(cos.dtype),
-            tiles.late(tokens),
+            tiles.late(tokens), held.element,
         )  # fmt: skip
         unused = self._unused(torch.float32, q.device)
         rotated = torch.empty((tokens, spec.heads * spec.dim), dtype=q.dtype, device=q.device)
@@ -199,27 +202,25 @@ class GpuLayer:
             (tokens, programs), q=q, k=k, v=v, cos=cos.contiguous(), sin=sin.contiguous(),
             q_norm=unused if spec.q_norm is None else spec.q_norm,
             k_norm=unused if spec.k_norm is None else spec.k_norm,
-            slots=sequences.slots, rotated=rotated, keys=keys, values=values, stride_q=q.stride(0),
+            slots=sequences.slots, rotated=rotated, **self._held(held), stride_q=q.stride(0),
             stride_k=k.stride(0), stride_v=v.stride(0), block=sequences.block, eps=spec.eps,
         )  # fmt: skip
         return rotated
 
-    def attend(
-        self, spec: AttentionSpec, rotated: Tensor, keys: Tensor, values: Tensor, sequences: Sequences
-    ) -> Tensor:
+    def attend(self, spec: AttentionSpec, rotated: Tensor, held: Cached, sequences: Sequences) -> Tensor:
         """The second part of :meth:`attention`."""
         tokens, count = rotated.shape[0], sequences.lengths.shape[0]
         window, cap = spec.window or 0, spec.softcap
         shape = AttentionShape(
             _name(rotated.dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, cap is not None,
-            sequences.block, sequences.table.shape[1], self.alike,
+            sequences.block, sequences.table.shape[1], self.alike, held.element,
         )  # fmt: skip
         gains = {"gain": 1.0, "factor": spec.factor * _LOG2_E}
         if cap is not None:
             gains = {"gain": spec.factor / cap, "factor": cap * _LOG2_E}
         out = torch.empty_like(rotated)
         arguments: dict[str, Any] = {
-            "q": rotated, "keys": keys, "values": values, "starts": sequences.starts, "lengths": sequences.lengths,
+            "q": rotated, **self._held(held), "starts": sequences.starts, "lengths": sequences.lengths,
             "table": sequences.table, "out": out, "columns": sequences.table.shape[1], "block": sequences.block,
             "window": window, **gains,
         }  # fmt: skip
@@ -246,6 +247,15 @@ class GpuLayer:
             kernel = self._kernel("attention_few:attention_merge", tiles.attention_merge, shape)
             kernel((queries, shape.kv_heads, count), **given)
 
+    def _held(self, held: Cached) -> dict[str, Tensor]:
+        """The arguments of a kernel that say what a cache holds."""
+        none = self._unused(torch.float32, held.keys.device)
+        return {
+            "keys": held.keys, "values": held.values,
+            "key_scales": none if held.key_scales is None else held.key_scales,
+            "value_scales": none if held.value_scales is None else held.value_scales,
+        }  # fmt: skip
+
     def reserve(self, spec: AttentionSpec, sequences: int, most_new: int, most: int) -> None:
         """Says that attention will be asked for so many sequences, before the first graph is recorded.
 
@@ -261,22 +271,31 @@ class GpuLayer:
             self.workspace.reserve(4 * held * (shape.width + 2))
 
     def _check(
-        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
-        values: Tensor, sequences: Sequences,
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences,
     ) -> None:  # fmt: skip
         tokens, shared = q.shape[0], spec.kv_heads * spec.dim
-        cache = (keys.shape[0], spec.kv_heads, sequences.block, spec.dim)
+        cache = (held.keys.shape[0], spec.kv_heads, sequences.block, spec.dim)
         if spec.dim > tiles.LARGEST_HEAD or spec.dim % 2:
             raise FormatError(f"GPU attention has even heads of up to {tiles.LARGEST_HEAD} values, not {spec.dim}")
         for what, part, wanted in (
             ("queries", q, (tokens, spec.heads * spec.dim)), ("keys", k, (tokens, shared)),
             ("values", v, (tokens, shared)), ("cosines", cos, (tokens, spec.dim)), ("sines", sin, (tokens, spec.dim)),
-            ("cached keys", keys, cache), ("cached values", values, cache), ("slots", sequences.slots, (tokens,)),
+            ("cached keys", held.keys, cache), ("cached values", held.values, cache),
+            ("slots", sequences.slots, (tokens,)),
         ):  # fmt: skip
             if tuple(part.shape) != wanted:
                 raise FormatError(f"{what} of an attention: {list(wanted)}, not {list(part.shape)}")
-        if {part.dtype for part in (k, v, keys, values)} != {q.dtype} or cos.dtype != sin.dtype:
-            raise FormatError(f"queries, keys, values and their cache are of one dtype, which is {q.dtype} of queries")
+        stored = code_dtype(element(held.element)) if held.element else q.dtype
+        cached = {part.dtype for part in (held.keys, held.values)}
+        if {k.dtype, v.dtype} != {q.dtype} or cos.dtype != sin.dtype or cached != {stored}:
+            raise FormatError(
+                f"queries, keys, values and their cache are of one dtype, which is {q.dtype} of queries, or {stored} of"
+                f" what is cached"
+            )
+        for part in (held.key_scales, held.value_scales) if held.element else ():
+            if part is None or part.shape != cache[:3] or part.dtype != torch.float32:
+                raise FormatError(f"cached codes have float32 scales {list(cache[:3])}")
         numbers = sequences.starts, sequences.lengths, sequences.table
         if {part.dtype for part in numbers} != {torch.int32} or sequences.slots.dtype != torch.int64:
             raise FormatError("starts, lengths and the table of blocks are int32, slots int64")
@@ -284,7 +303,7 @@ class GpuLayer:
             raise FormatError("what says which tokens belong to which sequence is contiguous")
         if spec.factor <= 0 or (spec.softcap is not None and spec.softcap <= 0):
             raise FormatError(f"an attention's scale and cap are positive, not {spec.factor} and {spec.softcap}")
-        if not keys.is_contiguous() or not values.is_contiguous():
+        if not all(part.is_contiguous() for part in held.tensors):
             raise FormatError("the cache of a layer is contiguous")
 
     # ------------------------------------------------------------------ kernels

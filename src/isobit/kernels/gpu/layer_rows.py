@@ -40,15 +40,19 @@ class LayerRow:
 
 _MODULES = "isobit.kernels.gpu.triton"
 _ATTENTIONS = {"few": tiles.attention_few, "many": tiles.attention_many}
+_CODED: dict[str, tuple[str, ...]] = {"bfloat16": ("e4m3fn", "int8"), "float16": ("e5m2",), "float32": ()}
 _SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is too low for the units of warp groups
 
 
 def _shapes(dtype: str) -> tuple[AttentionShape, ...]:
-    """Attentions of usual models: grouped queries; wide heads with a window and a cap; more heads than tiles hold."""
+    """Attentions of usual models: grouped queries; wide heads with a window and a cap; more heads than tiles hold; and
+    caches of codes, each format once."""
     plain = AttentionShape(dtype, 32, 8, 128)
+    coded = tuple(replace(plain, element=element) for element in _CODED[dtype])
     if dtype != "bfloat16":
-        return (plain,)
-    return plain, AttentionShape(dtype, 16, 8, 256, True, True), AttentionShape(dtype, 32, 32, 80, block=16)
+        return plain, *coded
+    odd = AttentionShape(dtype, 16, 8, 256, True, True), AttentionShape(dtype, 32, 32, 80, block=16)
+    return plain, *odd, *coded
 
 
 def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
@@ -88,9 +92,9 @@ def _usual(target: Target) -> str:
 
 def _ropes(target: Target) -> Iterator[Config]:
     dtype = _usual(target)
-    for norm in (False, True):
+    for norm, element in ((False, ""), (True, ""), (False, "e4m3fn"), (True, "int8")):
         for late in (False, True):
-            yield tiles.rope_append(RopeShape(dtype, 32, 8, 128, norm, late=late), target)
+            yield tiles.rope_append(RopeShape(dtype, 32, 8, 128, norm, late=late, element=element), target)
 
 
 def _norms(target: Target) -> Iterator[Config]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.kernels.gpu.before_tiles import whole_token
-from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
+from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
@@ -16,7 +16,8 @@ _LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
 # On an H200 (gpu_layer_ops.csv, the tuning in dev/LOG.md) parts of 256 were the fastest of 64 to 512: one sequence of
 # 4032 tokens wants short ones (25 us with 128, 23 with 256, 31 with 512), 64 of 512 long ones (147, 137, 128). What
 # suits the batch is not taken: a token's bits would depend on its neighbours.
-PART, MOST_PARTS = 256, 32
+# A sequence of up to ONE_PART keys is one part all the same: it needs no merging.
+PART, ONE_PART, MOST_PARTS = 256, 512, 32
 _MOST_NEW, _TILE_ROWS = 4, 16  # tokens that are few; rows of the smallest tile of a matrix unit
 _PROGRAMS_EACH = 8  # of a multiprocessor: with more sequences and heads than that, programs take several parts
 LARGEST_HEAD = 256
@@ -38,6 +39,7 @@ class AttentionShape:
         block: tokens of a block of the cache.
         columns: blocks of a sequence at most.
         alike: whether a token's bits are the same as one of few and as one of many: no sequence is one of few.
+        element: element format that keys and values are cached as; empty for ``dtype``.
     """
 
     dtype: str
@@ -49,6 +51,17 @@ class AttentionShape:
     block: int = 256
     columns: int = 16
     alike: bool = False
+    element: str = ""
+
+    @property
+    def cached(self) -> str:
+        """What keys and values are to Triton."""
+        return CODES[self.element] if self.element else POINTERS[self.dtype]
+
+    @property
+    def key_bytes(self) -> int:
+        """Of a key's numbers as they are multiplied."""
+        return self.width * _SIZES[self.dtype]
 
     @property
     def group(self) -> int:
@@ -98,7 +111,8 @@ class RowShape:
 
 @dataclass(frozen=True)
 class RopeShape:
-    """What a compiled rotation depends on; ``table`` is the dtype of cosines and sines, ``late`` as of ``RowShape``."""
+    """What a compiled rotation depends on; ``table`` is the dtype of cosines and sines, ``late`` as of ``RowShape``,
+    ``element`` as of ``AttentionShape``."""
 
     dtype: str
     heads: int
@@ -107,6 +121,7 @@ class RopeShape:
     norm: bool = False
     table: str = ""
     late: bool = False
+    element: str = ""
 
 
 def _power_of_two(size: int) -> int:
@@ -133,14 +148,16 @@ class _Tile:
 def _attention(shape: AttentionShape, target: Target, tile: _Tile, signature: dict[str, str]) -> Config:
     pointer = POINTERS[shape.dtype]
     types = {
-        **dict.fromkeys(("q", "keys", "values", "out"), pointer),
+        **dict.fromkeys(("q", "out"), pointer), **dict.fromkeys(("keys", "values"), shape.cached),
+        **dict.fromkeys(("key_scales", "value_scales"), "*fp32"),
         **dict.fromkeys(("starts", "lengths", "table"), "*i32"), **signature,
         **dict.fromkeys(("columns", "block", "window"), "i32"), "gain": "fp32", "factor": "fp32",
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "WIDTH": shape.width, "NEW": shape.few,
         "BLOCK_N": tile.n, "WHOLE": shape.block % tile.n == 0 or shape.columns == 1, "WINDOW": shape.window,
-        "SOFTCAP": shape.softcap, "PRECISION": _precision(target, shape.dtype), "OVERLAP": overlaps(target),
+        "SOFTCAP": shape.softcap, "PRECISION": _precision(target, shape.dtype), "ELEMENT": shape.element,
+        "ASM": is_cuda(target), "OVERLAP": overlaps(target),
     }  # fmt: skip
     return Config(types, constants, tile.warps, tile.stages, divisible=())
 
@@ -152,13 +169,13 @@ def attention_few(shape: AttentionShape, target: Target) -> Config:
         shape, target, _few_tile(shape, target, rows),
         {"work": "*fp32", "stats": "*fp32", "room": "i32", "queries": "i32"},
     )  # fmt: skip
-    return config.with_constants(ROWS=rows, PART=PART, MOST=MOST_PARTS)
+    return config.with_constants(ROWS=rows, PART=PART, ONE=ONE_PART, MOST=MOST_PARTS)
 
 
 def attention_merge(shape: AttentionShape, target: Target) -> Config:
     """Configuration of ``attention_merge``."""
     few = attention_few(shape, target)
-    wanted = ("HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "MOST", "WINDOW", "OVERLAP")
+    wanted = ("HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "ONE", "MOST", "WINDOW", "OVERLAP")
     return Config(few.signature, {name: few.constexprs[name] for name in wanted}, 4, 1, divisible=())
 
 
@@ -211,7 +228,7 @@ def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
 
 def parts_of(most: int) -> int:
     """Parts of a sequence of up to ``most`` tokens that there must be room for."""
-    return min(MOST_PARTS, max(1, -(-most // PART)))
+    return 1 if most <= ONE_PART else min(MOST_PARTS, max(1, -(-most // PART)))
 
 
 def programs_of(parts: int, others: int, multiprocessors: int) -> int:
@@ -226,13 +243,16 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
     """Configuration of ``rope_append``."""
     pointer, table = POINTERS[shape.dtype], POINTERS[shape.table or shape.dtype]
     types = {
-        **dict.fromkeys(("q", "k", "v", "rotated", "keys", "values"), pointer), "cos": table, "sin": table,
+        **dict.fromkeys(("q", "k", "v", "rotated"), pointer), "cos": table, "sin": table,
+        **dict.fromkeys(("keys", "values"), CODES[shape.element] if shape.element else pointer),
+        **dict.fromkeys(("key_scales", "value_scales"), "*fp32"),
         "q_norm": "*fp32", "k_norm": "*fp32", "slots": "*i64",
         **dict.fromkeys(("stride_q", "stride_k", "stride_v", "block"), "i32"), "eps": "fp32",
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "HALF": _power_of_two(shape.dim // 2),
-        "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "OVERLAP": overlaps(target), "LATE": shape.late,
+        "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "ELEMENT": shape.element, "OVERLAP": overlaps(target),
+        "LATE": shape.late,
     }  # fmt: skip
     # With four warps two registers spill on NVIDIA's targets up to sm_90, in 40 (``isobit compile``).
     return Config(types, constants, 8, 1, divisible=("stride_q", "stride_k", "stride_v"))

@@ -32,8 +32,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     name = str(dtype).removeprefix("torch.")
     if name not in POINTERS:
         return f"computes in {', '.join(POINTERS)}, not in {name}"
-    if stored.stored(name) != name:
-        return f"reads keys and values in {name}, not in {stored.name}"
+    if not stored.element and stored.stored(name) != name:
+        return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
     widest = max((layer.attention.dim for layer in layers), default=0)
     return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}" if widest > LARGEST_HEAD else None
 
@@ -73,8 +73,7 @@ def make(place: Place) -> LayerOps:
         return bound(x, residual)
 
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        held = step.memory(layer)
-        return kernels.attention(heads, q, k, v, *step.angles(layer), held.keys, held.values, step.batch.sequences)
+        return kernels.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), step.batch.sequences)
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, project_gate=project_gate,

@@ -9,54 +9,64 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.attention import add_tile, rows_of_keys, scores
+from isobit.kernels.gpu.triton.attention import add_tile, block_of, rows_of_keys, scales_of, scores, tile_of
 from isobit.kernels.gpu.triton.pdl import let_next_start, wait_for_last
 
 
 @triton.jit
-def _parts(length, new, window, BLOCK_N: tl.constexpr, PART: tl.constexpr, MOST: tl.constexpr, WINDOW: tl.constexpr):
+def _parts(
+    length, new, window, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
+    WINDOW: tl.constexpr,
+):  # fmt: skip
     """The first key that one of the new tokens sees, and the step that it is in; keys of a part; how many parts."""
     oldest = 0
     if WINDOW:
         oldest = tl.maximum(length - new - window + 1, 0) // BLOCK_N * BLOCK_N
     size = tl.maximum(tl.cdiv(length - oldest, PART * MOST), 1) * PART
+    size = tl.where(length - oldest <= ONE, ONE, size)
     return oldest, size, tl.maximum(tl.cdiv(length - oldest, size), 1)
 
 
 @triton.jit
 def _part(
-    query, keys, values, table, first, end, length, newest, block, head, gain, factor, window,
+    query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """What the keys of positions ``first`` to ``end - 1`` give the queries: see ``add_tile``."""
-    d = tl.arange(0, WIDTH)[None, :]
+    dtype: tl.constexpr = query.dtype
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
+    held = block_of(table, first, length - 1, block, WHOLE)
     for at in range(first, end, BLOCK_N):
-        place = rows_of_keys(table, at, length - 1, block, head, KV_HEADS, WHOLE, BLOCK_N)[:, None] * DIM + d
-        if DIM == WIDTH:
-            key = tl.load(keys + place)
-            value = tl.load(values + place)
-        else:
-            key = tl.load(keys + place, mask=d < DIM, other=0.0)
-            value = tl.load(values + place, mask=d < DIM, other=0.0)
+        base, rows = rows_of_keys(table, held, at, length - 1, block, head, KV_HEADS, WHOLE, True, BLOCK_N)
+        held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
+        key = tile_of(keys, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        value = tile_of(values, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
+        value_scale = scales_of(value_scales, base, rows, dtype, ELEMENT)
         position = at + tl.arange(0, BLOCK_N)
         seen = (position < end)[None, :] & (position[None, :] <= newest[:, None])
         if WINDOW:
             seen = seen & (position[None, :] > newest[:, None] - window)
-        products = tl.where(seen, scores(query, key, gain, SOFTCAP, PRECISION), float("-inf"))
-        peak, weight, total = add_tile(products, factor, value, peak, weight, total, PRECISION, True)
+        products = scores(query, key, key_scale, gain, ELEMENT, SOFTCAP, PRECISION)
+        products = tl.where(seen, products, float("-inf"))
+        peak, weight, total = add_tile(
+            products, factor, value, value_scale, peak, weight, total, ELEMENT, PRECISION, True
+        )
     return peak, weight, total
 
 
 @triton.jit
 def attention_few(
-    q, keys, values, starts, lengths, table, out, work, stats, columns, room, queries, block, window, gain, factor,
+    q, keys, values, key_scales, value_scales, starts, lengths, table, out, work, stats, columns, room, queries, block,
+    window, gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, MOST: tl.constexpr, WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
+    WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
+    ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of up to ``NEW`` new tokens; the others are left alone. Grid: (programs, KV_HEADS, B).
 
@@ -65,7 +75,8 @@ def attention_few(
 
     Args:
         q: ``[T, HEADS * DIM]``, rotated.
-        keys, values: ``[blocks, KV_HEADS, block, DIM]``, of the dtype of q, the new tokens' among them.
+        keys, values: ``[blocks, KV_HEADS, block, DIM]``, of the dtype of q or codes, the new tokens' among them.
+        key_scales, value_scales: float32 ``[blocks, KV_HEADS, block]``, of codes.
         starts, lengths, table: of ``kernels.sequences.Sequences``; ``table`` has ``columns`` columns.
         out: ``[T, HEADS * DIM]``, of sequences with one part; zeros where the length is 0.
         work, stats: float32 ``[B, KV_HEADS, room, queries, WIDTH]`` and ``[.., 2]``: the sums of the parts of others.
@@ -76,6 +87,9 @@ def attention_few(
         ROWS: queries of a tile: new tokens times the heads that share a head of keys.
         BLOCK_N: keys of a step; divides PART.
         PART: keys of a part where there are at most MOST of them, which is a power of two.
+        ONE: keys that are not worth more than one part; at least PART.
+        ELEMENT: element format of codes; empty where there are none.
+        ASM: whether codes are decoded in inline assembly.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     head, b = tl.program_id(1), tl.program_id(2)
@@ -84,7 +98,7 @@ def attention_few(
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
     length = tl.load(lengths + b)
-    oldest, size, parts = _parts(length, new, window, BLOCK_N, PART, MOST, WINDOW)
+    oldest, size, parts = _parts(length, new, window, BLOCK_N, PART, ONE, MOST, WINDOW)
     if OVERLAP:
         wait_for_last()
     if (new > 0) & (new <= NEW):
@@ -97,9 +111,9 @@ def attention_few(
         for part in range(tl.program_id(0), parts, tl.num_programs(0)):
             first = oldest + part * size
             peak, weight, total = _part(
-                query, keys, values, table + b.to(tl.int64) * columns, first, tl.minimum(first + size, length), length,
-                newest, block, head, gain, factor, window, KV_HEADS, DIM, WIDTH, ROWS, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
-                PRECISION,
+                query, keys, values, key_scales, value_scales, table + b.to(tl.int64) * columns, first,
+                tl.minimum(first + size, length), length, newest, block, head, gain, factor, window, KV_HEADS, DIM,
+                WIDTH, ROWS, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, ELEMENT, ASM,
             )  # fmt: skip
             if parts == 1:
                 mixed = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
@@ -116,7 +130,8 @@ def attention_few(
 def attention_merge(
     starts, lengths, out, work, stats, room, queries, window,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
-    BLOCK_N: tl.constexpr, PART: tl.constexpr, MOST: tl.constexpr, WINDOW: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr, WINDOW: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts that ``attention_few`` left. Grid: (queries, KV_HEADS, B); arguments as there."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -125,7 +140,7 @@ def attention_merge(
         let_next_start()
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
-    _, _, parts = _parts(tl.load(lengths + b), new, window, BLOCK_N, PART, MOST, WINDOW)
+    _, _, parts = _parts(tl.load(lengths + b), new, window, BLOCK_N, PART, ONE, MOST, WINDOW)
     if OVERLAP:
         wait_for_last()
     if (new <= NEW) & (row < new * GROUP) & (parts > 1):

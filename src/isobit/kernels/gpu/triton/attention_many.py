@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.attention import add_tile, rows_of_keys, scores
+from isobit.kernels.gpu.triton.attention import add_tile, block_of, rows_of_keys, scales_of, scores, tile_of
 from isobit.kernels.gpu.triton.pdl import wait
 
 
@@ -27,37 +27,42 @@ def _sequence(starts, sequences, tile, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def _steps(
-    query, keys, values, table, first, end, length, newest, block, head, gain, factor, window, peak, weight, total,
+    query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
+    peak, weight, total,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """The sums with the keys of positions ``first`` to ``end - 1`` added, which all queries see, or not (MASKED)."""
-    d = tl.arange(0, WIDTH)[None, :]
+    dtype: tl.constexpr = query.dtype
+    held = block_of(table, first, length - 1, block, WHOLE)
     for at in range(first, end, BLOCK_N):
-        place = rows_of_keys(table, at, length - 1, block, head, KV_HEADS, WHOLE, BLOCK_N)[:, None] * DIM + d
-        if DIM == WIDTH:
-            key = tl.load(keys + place)
-            value = tl.load(values + place)
-        else:
-            key = tl.load(keys + place, mask=d < DIM, other=0.0)
-            value = tl.load(values + place, mask=d < DIM, other=0.0)
-        products = scores(query, key, gain, SOFTCAP, PRECISION)
+        base, rows = rows_of_keys(table, held, at, length - 1, block, head, KV_HEADS, WHOLE, MASKED, BLOCK_N)
+        held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
+        key = tile_of(keys, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        value = tile_of(values, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
+        value_scale = scales_of(value_scales, base, rows, dtype, ELEMENT)
+        products = scores(query, key, key_scale, gain, ELEMENT, SOFTCAP, PRECISION)
         if MASKED:
             position = (at + tl.arange(0, BLOCK_N))[None, :]
             seen = position <= newest[:, None]
             if WINDOW:
                 seen = seen & (position > newest[:, None] - window)
             products = tl.where(seen, products, float("-inf"))
-        peak, weight, total = add_tile(products, factor, value, peak, weight, total, PRECISION, MASKED)
+        peak, weight, total = add_tile(
+            products, factor, value, value_scale, peak, weight, total, ELEMENT, PRECISION, MASKED
+        )
     return peak, weight, total
 
 
 @triton.jit
 def attention_many(
-    q, keys, values, starts, lengths, table, out, sequences, columns, block, window, gain, factor,
+    q, keys, values, key_scales, value_scales, starts, lengths, table, out, sequences, columns, block, window, gain,
+    factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of more than ``NEW`` new tokens; the others are left alone. Grid: (T // BLOCK_M + B, HEADS).
 
@@ -65,7 +70,8 @@ def attention_many(
     no bit of them: its result does not depend on which of its neighbours are new, too.
 
     Args:
-        q, keys, values, starts, lengths, table, out, columns, block, window, gain, factor: as for ``attention_few``.
+        q, keys, values, key_scales, value_scales, starts, lengths, table, out, columns, block, window, gain, factor,
+            ELEMENT, ASM: as for ``attention_few``.
         sequences: B.
         BLOCK_M: queries of a program; BLOCK_N: keys of a step.
     """
@@ -99,16 +105,19 @@ def attention_many(
         total = tl.zeros((BLOCK_M, WIDTH), tl.float32)
         if WINDOW:
             peak, weight, total = _steps(
-                query, keys, values, blocks, first, whole, length, newest, block, kv_head, gain, factor, window, peak,
-                weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, True,
+                query, keys, values, key_scales, value_scales, blocks, first, whole, length, newest, block, kv_head,
+                gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
+                PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip
         peak, weight, total = _steps(
-            query, keys, values, blocks, whole, diagonal, length, newest, block, kv_head, gain, factor, window, peak,
-            weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, False,
+            query, keys, values, key_scales, value_scales, blocks, whole, diagonal, length, newest, block, kv_head,
+            gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
+            PRECISION, ELEMENT, ASM, False,
         )  # fmt: skip
         peak, weight, total = _steps(
-            query, keys, values, blocks, diagonal, end, length, newest, block, kv_head, gain, factor, window, peak,
-            weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, True,
+            query, keys, values, key_scales, value_scales, blocks, diagonal, end, length, newest, block, kv_head,
+            gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
+            PRECISION, ELEMENT, ASM, True,
         )  # fmt: skip
         mixed = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
         tl.store(out + place, mixed.to(out.dtype.element_ty), mask=inside)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.gpu.triton.pdl import wait
+from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, scale_of, store_codes
 
 
 @triton.jit
@@ -47,10 +48,39 @@ def _store(y, first, second, inside, DIM: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
+def _largest(ELEMENT: tl.constexpr):
+    if ELEMENT == "e4m3fn":
+        return tl.full((), 448.0, tl.float32)
+    elif ELEMENT == "e5m2":
+        return tl.full((), 57344.0, tl.float32)
+    else:
+        tl.static_assert(ELEMENT == "int8", "an 8-bit element format")
+        return tl.full((), 127.0, tl.float32)
+
+
+@triton.jit
+def _store_rounded(
+    y, scales, first, second, inside, dtype: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr,
+    HALF: tl.constexpr,
+):  # fmt: skip
+    """Stores both halves of heads as codes, with a scale of each head: what is rounded are values of ``dtype``."""
+    d = tl.arange(0, HALF)
+    mask = inside & (d < DIM // 2)[None, :]
+    first, second = first.to(dtype), second.to(dtype)
+    peak = tl.maximum(tl.max(magnitudes(first), axis=1), tl.max(magnitudes(second), axis=1))
+    largest = _largest(ELEMENT)
+    scale = scale_of(peak, largest)[:, None]
+    tl.store(scales, scale, mask=inside)
+    store_codes(y, d[None, :], quotient_of(first, scale, largest), mask, ELEMENT, False)
+    store_codes(y, (DIM // 2 + d)[None, :], quotient_of(second, scale, largest), mask, ELEMENT, False)
+
+
+@triton.jit
 def rope_append(
-    q, k, v, cos, sin, q_norm, k_norm, slots, rotated, keys, values, stride_q, stride_k, stride_v, block, eps,
+    q, k, v, cos, sin, q_norm, k_norm, slots, rotated, keys, values, key_scales, value_scales, stride_q, stride_k,
+    stride_v, block, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BATCH: tl.constexpr,
-    NORM: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
+    NORM: tl.constexpr, ELEMENT: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (T, ceil(HEADS / BATCH) + 2 * ceil(KV_HEADS / BATCH)): heads of queries, of keys, of values.
 
@@ -61,9 +91,11 @@ def rope_append(
         slots: int64 ``[T]``: where in the cache; -1: nowhere.
         rotated: ``[T, HEADS * DIM]``: the queries.
         keys, values: ``[blocks, KV_HEADS, block, DIM]``.
+        key_scales, value_scales: float32 ``[blocks, KV_HEADS, block]``, of codes.
         HALF: DIM / 2 rounded up to a power of two.
         BATCH: heads of a program.
         LATE: see ``pdl.wait``.
+        ELEMENT: element format that keys and values are rounded to (docs/numerics.md, 9); empty: they are not.
     """
     Q_PROGRAMS: tl.constexpr = (HEADS + BATCH - 1) // BATCH
     KV_PROGRAMS: tl.constexpr = (KV_HEADS + BATCH - 1) // BATCH
@@ -88,7 +120,23 @@ def rope_append(
                     k + token * stride_k + head * DIM, k_norm, cos + token * DIM, sin + token * DIM, eps,
                     head < KV_HEADS, NORM, DIM, HALF,
                 )  # fmt: skip
-                _store(keys + row * DIM, first, second, head < KV_HEADS, DIM, HALF)
+                if ELEMENT != "":
+                    _store_rounded(
+                        keys + row * DIM, key_scales + row, first, second, head < KV_HEADS, k.dtype.element_ty, ELEMENT,
+                        DIM, HALF,
+                    )  # fmt: skip
+                else:
+                    _store(keys + row * DIM, first, second, head < KV_HEADS, DIM, HALF)
+            elif ELEMENT != "":
+                d = tl.arange(0, HALF)[None, :]
+                inside = (head < KV_HEADS) & (d < DIM // 2)
+                of = v + token * stride_v + head * DIM + d
+                first = tl.load(of, mask=inside, other=0.0)
+                second = tl.load(of + DIM // 2, mask=inside, other=0.0)
+                _store_rounded(
+                    values + row * DIM, value_scales + row, first, second, head < KV_HEADS, v.dtype.element_ty, ELEMENT,
+                    DIM, HALF,
+                )  # fmt: skip
             else:
                 d = tl.arange(0, 2 * HALF)[None, :]
                 inside = (head < KV_HEADS) & (d < DIM)
