@@ -13,6 +13,7 @@ from ragged import ragged
 from torch import Tensor
 
 from isobit.errors import IsobitError
+from isobit.kernels.cached import Cached
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.heads import AttentionSpec
@@ -86,7 +87,9 @@ def test_capped_scores_are_those_of_float64() -> None:
     q[1::2, 0], k[1::2, 0], v[1::2, 0] = scores, 1.0, 1.0  # behind a key with score 0
     keys, values = torch.zeros(count, 1, 2, dim), torch.zeros(count, 1, 2, dim)
     rotation = torch.ones(2 * count, dim), torch.zeros(2 * count, dim)
-    found = cpu_layer.attention(heads, q, k, v, *rotation, keys, values, ragged([2] * count, [0] * count, 2))[1::2, 0]
+    found = cpu_layer.attention(heads, q, k, v, *rotation, Cached(keys, values), ragged([2] * count, [0] * count, 2))[
+        1::2, 0
+    ]
     wanted = torch.sigmoid(softcap * torch.tanh(scores.double() / softcap))
     small = scores.abs() < 1
     for those, most in ((small, 2.5e-7), (~small, 6e-6)):
@@ -162,7 +165,7 @@ def test_attention(case: tuple[int, int, int, int, int, int, int | None, bool, f
     rotation = angles.cos().repeat(batch, 1), angles.sin().repeat(batch, 1)
     sequences = ragged([tokens] * batch, [past] * batch, past + tokens + 3)
     # What is behind the valid keys is NaN, and must not be read.
-    found = cpu_layer.attention(heads, *flat, *rotation, keys, values, sequences).unflatten(0, (batch, tokens))
+    found = cpu_layer.attention(heads, *flat, *rotation, Cached(keys, values), sequences).unflatten(0, (batch, tokens))
     for part, right in zip((found, keys, values), wanted, strict=True):
         torch.testing.assert_close(part.double(), right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -176,7 +179,7 @@ def test_attention_does_not_depend_on_the_number_of_threads(tokens: int) -> None
         keys, values = (normal(1, 2, 1100, 64, seed=i) for i in (5, 6))
         rotation = torch.ones(tokens, 64), torch.zeros(tokens, 64)
         sequences = ragged([tokens], [1000], 1100)
-        found.append(cpu_layer.attention(AttentionSpec(8, 2, 64), q, k, v, *rotation, keys, values, sequences))
+        found.append(cpu_layer.attention(AttentionSpec(8, 2, 64), q, k, v, *rotation, Cached(keys, values), sequences))
     cpu_library.set_threads(before)
     assert torch.equal(*found)
 
@@ -187,5 +190,5 @@ def test_a_full_cache_is_refused() -> None:
     sequences = replace(ragged([2], [6], 8), lengths=torch.tensor([9], dtype=torch.int32))
     with pytest.raises(IsobitError, match="no room"):
         cpu_layer.attention(
-            AttentionSpec(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), full, full, sequences
+            AttentionSpec(1, 1, 64), q, k, k, torch.ones(2, 64), torch.ones(2, 64), Cached(full, full), sequences
         )

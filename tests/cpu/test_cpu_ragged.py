@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isobit.errors import FormatError, IsobitError, Unsupported
 from isobit.formats.schemes import scheme
+from isobit.kernels.cached import Cached
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu import linear as cpu
@@ -73,7 +74,7 @@ def run(
         put(keys, sequences, number, part.keys)
         put(values, sequences, number, part.values)
     flat = (torch.cat([getattr(part, name) for part in all_tokens]) for name in ("q", "k", "v", "cos", "sin"))
-    out = cpu_layer.attention(spec, *flat, keys, values, sequences)
+    out = cpu_layer.attention(spec, *flat, Cached(keys, values), sequences)
     parts = out.split([part.q.shape[0] for part in all_tokens])
     return [(part, got(keys, sequences, i), got(values, sequences, i)) for i, part in enumerate(parts)]
 
@@ -167,7 +168,7 @@ def test_whole_layers_too(after: bool) -> None:
         x = torch.cat([inputs[i][0] for i in kept])
         cos, sin = (torch.cat([getattr(inputs[i][1], name) for i in kept]) for name in ("cos", "sin"))
         before = x.clone()
-        y = stack.run(x, cos, sin, keys, values, sequences, keys.stride(0))
+        y = stack.run(x, cos, sin, Cached(keys, values), sequences, keys.stride(0))
         assert torch.equal(x, before) and y.isfinite().all()
         return list(y.split([FRESH[i] for i in kept]))
 
@@ -224,7 +225,7 @@ def test_hostile_sequences_are_refused_before_anything_is_written(case: str) -> 
     why, changes = HOSTILE[case]
     q, k, v = normal(4, 256), normal(4, 128), normal(4, 128, seed=1)
     keys, values, before = torch.zeros(6, 2, 64, 64), torch.zeros(6, 2, 64, 64), q.clone()
-    arguments = q, k, v, torch.ones(4, 64), torch.zeros(4, 64), keys, values
+    arguments = q, k, v, torch.ones(4, 64), torch.zeros(4, 64), Cached(keys, values)
     with pytest.raises(IsobitError, match=why):
         cpu_layer.attention(AttentionSpec(4, 2, 64), *arguments, sequences_of(RIGHT | changes))
     assert torch.equal(q, before) and not keys.any() and not values.any()
@@ -236,7 +237,7 @@ def test_blocks_that_keys_do_not_fit_into_are_refused() -> None:
     cache = torch.zeros(4, 1, 48, 64)
     sequences = ragged([1], [100], 48)
     with pytest.raises(IsobitError, match="neither a multiple of 64 tokens nor all of a sequence"):
-        cpu_layer.attention(AttentionSpec(1, 1, 64), x, x, x, x, x, cache, cache.clone(), sequences)
+        cpu_layer.attention(AttentionSpec(1, 1, 64), x, x, x, x, x, Cached(cache, cache.clone()), sequences)
 
 
 def test_layers_that_do_not_share_a_cache_and_unknown_activations_are_refused() -> None:

@@ -22,6 +22,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
 from isobit.kernels import reference
+from isobit.kernels.cached import Cached
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library
 from isobit.kernels.cpu import linear as cpu
@@ -185,6 +186,10 @@ def test_the_cpu_kernels_read_this_machine_s_memory_only() -> None:
             cpu.linears([bound, bound], x)
 
 
+def attend(spec: AttentionSpec, *, keys: torch.Tensor, values: torch.Tensor, **others: Any) -> torch.Tensor:
+    return cpu_layer.attention(spec, **others, held=Cached(keys, values))
+
+
 @needs_kernels
 def test_parts_of_a_layer_fit_together_or_nothing_runs() -> None:
     x, weight = torch.ones(1, 3, 32), torch.ones(32)
@@ -201,22 +206,22 @@ def test_parts_of_a_layer_fit_together_or_nothing_runs() -> None:
     right = {"q": torch.ones(6, 32), "k": torch.ones(6, 16), "v": torch.ones(6, 16), "cos": torch.ones(6, 8),
              "sin": torch.ones(6, 8), "keys": torch.ones(2, 2, 5, 8), "values": torch.ones(2, 2, 5, 8)}  # fmt: skip
     sequences = ragged([3, 3], [2, 2], 5)
-    cpu_layer.attention(spec, **right, sequences=sequences)
+    attend(spec, **right, sequences=sequences)
     for name, value in right.items():
         for bad in (value[:, 1:].clone(), value.double(), value.to("meta")):
             with pytest.raises(FormatError, match="on the CPU, not"):
-                cpu_layer.attention(spec, **(right | {name: bad}), sequences=sequences)
+                attend(spec, **(right | {name: bad}), sequences=sequences)
     with pytest.raises(FormatError, match="norm of keys"):
-        cpu_layer.attention(AttentionSpec(4, 2, 8, k_norm=torch.ones(7)), **right, sequences=sequences)
+        attend(AttentionSpec(4, 2, 8, k_norm=torch.ones(7)), **right, sequences=sequences)
     with pytest.raises(FormatError, match="cached keys"):
-        cpu_layer.attention(spec, **right, sequences=ragged([3, 3], [2, 2], 6))
+        attend(spec, **right, sequences=ragged([3, 3], [2, 2], 6))
     with pytest.raises(IsobitError, match="neither a multiple of 64"):
-        cpu_layer.attention(spec, **right, sequences=ragged([3, 3], [3, 2], 5))
+        attend(spec, **right, sequences=ragged([3, 3], [3, 2], 5))
     for name in ("starts", "lengths", "table", "slots"):
         part = getattr(sequences, name)
         for bad in (part.float(), part[None], part.repeat_interleave(2, 0)[::2], part.to("meta"), part[:-1].clone()):
             with pytest.raises(FormatError, match="on the CPU, not"):
-                cpu_layer.attention(spec, **right, sequences=replace(sequences, **{name: bad}))
+                attend(spec, **right, sequences=replace(sequences, **{name: bad}))
 
 
 @pytest.mark.parametrize("kernel", ["reference", pytest.param("cpu", marks=needs_kernels)])

@@ -11,6 +11,7 @@ from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec, scheme
 from isobit.formats.table import element
+from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.bind import bind
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
@@ -75,7 +76,7 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
         )  # fmt: skip
         q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, 8, 8, 1, 1))
         keys, values = (torch.zeros(2, 8, 256, 128, dtype=dtype) for _ in "kv")
-        layer.attention(spec, q, k, v, cos, sin, keys, values, sequences)
+        layer.attention(spec, q, k, v, cos, sin, Cached(keys, values), sequences)
     rounding = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine)
     for tokens in (1, 3, 20):
         x, both = torch.zeros(tokens, 4096, dtype=dtype), torch.zeros(tokens, 2 * 11008, dtype=dtype)

@@ -42,17 +42,18 @@ def check_linear(
         raise FormatError(f"a linear of shape {list(weight.shape)}: {'; '.join(problems)}")
 
 
-def check_on_cpu(what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    """That a tensor is contiguous float32 ``shape`` in this machine's memory, as the CPU kernels read it; or None.
+def check_on_cpu(what: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """That a tensor is contiguous ``shape`` of a dtype in this machine's memory, as the CPU kernels read it; or None.
 
     Raises:
         FormatError: it isn't.
     """
     if tensor is None:
         return
-    found = tuple(tensor.shape) == shape and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    found = tuple(tensor.shape) == shape and tensor.dtype == dtype and tensor.is_contiguous()
     if not found or tensor.device.type != "cpu":
-        raise FormatError(f"{what}: contiguous float32 {list(shape)} on the CPU, not {_described(tensor)}")
+        name = str(dtype).removeprefix("torch.")
+        raise FormatError(f"{what}: contiguous {name} {list(shape)} on the CPU, not {_described(tensor)}")
 
 
 def _is_scale(scale: Tensor | None) -> bool:

@@ -11,7 +11,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from isobit.errors import Unsupported
+from isobit.errors import FormatError, Unsupported
+from isobit.formats.pack import code_dtype
+from isobit.formats.table import element
+from isobit.kernels.cached import Cached
 from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu import sequences as cpu_sequences
@@ -20,6 +23,10 @@ from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.sequences import Sequences
 
 LARGEST_HEAD = 512  # dimensions
+# enum isobit_format of isobit_cpu.h, of what a cache holds: a dtype or an element format
+CACHE_FORMATS: dict[torch.dtype | str, int] = {
+    torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, "e4m3fn": 3, "e5m2": 4, "int8": 5
+}  # fmt: skip
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}  # enum isobit_activation of isobit_cpu.h
 
 _POINTER, _SIZE, _FLOAT, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
@@ -32,7 +39,9 @@ class _Attention(ctypes.Structure):
         [("sequences", cpu_sequences.Struct)]
         + [(name, _SIZE) for name in ("heads", "kv_heads", "dim", "window", "ldq", "ldk", "ldv", "ldo")]
         + [(name, _FLOAT) for name in ("scale", "softcap", "eps")]
-        + [(name, _POINTER) for name in ("cos", "sin", "q_norm", "k_norm", "q", "k", "v", "keys", "values", "out")]
+        + [(name, _POINTER) for name in ("cos", "sin", "q_norm", "k_norm", "q", "k", "v", "keys", "values")]
+        + [(name, _POINTER) for name in ("key_scales", "value_scales", "out")]
+        + [("cache_format", _CODE)]
     )
 
 
@@ -136,6 +145,34 @@ def exp(x: Tensor) -> Tensor:
     return y
 
 
+def check_cached(held: Cached, shape: tuple[int, ...]) -> int:
+    """That a cache is what the kernels read: keys and values of a shape that ends in it; gives enum isobit_format.
+
+    Raises:
+        FormatError: it isn't.
+    """
+    format = CACHE_FORMATS.get(held.element or held.keys.dtype, 0)
+    if held.element and not format:
+        raise FormatError(f"the CPU kernels keep no keys and values as codes of {held.element}")
+    dtype = code_dtype(element(held.element)) if held.element else held.keys.dtype if format else torch.float32
+    for what, part in (("cached keys", held.keys), ("cached values", held.values)):
+        # Looked into only where something is wrong: this is called for every token.
+        if part.shape[-4:] != shape or part.dtype is not dtype or not part.is_contiguous() or not part.is_cpu:
+            check_on_cpu(what, part, (*part.shape[:-4], *shape), dtype)
+    scales = [("scales of cached keys", held.key_scales), ("scales of cached values", held.value_scales)]
+    for what, found in scales if held.element else ():
+        if found is None:
+            raise FormatError(f"{what}: missing")
+        check_on_cpu(what, found, (*held.keys.shape[:-4], *shape[:3]))
+    return format
+
+
+def pointers(held: Cached) -> tuple[int | None, ...]:
+    """Keys, values, and their scales."""
+    scales = (None if part is None else part.data_ptr() for part in (held.key_scales, held.value_scales))
+    return held.keys.data_ptr(), held.values.data_ptr(), *scales
+
+
 def attention(
     heads: AttentionSpec,
     q: Tensor,
@@ -143,8 +180,7 @@ def attention(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    held: Cached,
     sequences: Sequences,
 ) -> Tensor:
     """Norms and rotates queries and keys, stores keys and values, and lets each token attend to its sequence.
@@ -156,7 +192,7 @@ def attention(
         q: float32 ``[T, heads * dim]``; overwritten.
         k, v: float32 ``[T, kv_heads * dim]``.
         cos, sin: float32 ``[T, dim]``, of the position of each token.
-        keys, values: the cache, float32 ``[blocks, kv_heads, block, dim]``, holding what came before these tokens.
+        held: the cache, holding what came before these tokens.
         sequences: whose the tokens are. A block is a multiple of 64 tokens, unless each sequence fits into one.
 
     Returns:
@@ -167,17 +203,17 @@ def attention(
         IsobitError: the sequences do not fit the tokens or the cache; nothing has been written.
     """
     tokens, width, shared = q.shape[0], heads.heads * heads.dim, heads.kv_heads * heads.dim
-    cache = (keys.shape[0], heads.kv_heads, sequences.block, heads.dim)
+    cache = (held.keys.shape[0], heads.kv_heads, sequences.block, heads.dim)
     for what, part, shape in (
         ("queries", q, (tokens, width)), ("keys", k, (tokens, shared)), ("values", v, (tokens, shared)),
         ("cosines", cos, (tokens, heads.dim)), ("sines", sin, (tokens, heads.dim)),
-        ("cached keys", keys, cache), ("cached values", values, cache),
         ("norm of queries", heads.q_norm, (heads.dim,)), ("norm of keys", heads.k_norm, (heads.dim,)),
     ):  # fmt: skip
         check_on_cpu(what, part, shape)
+    format = check_cached(held, cache)
     out = torch.empty_like(q)
     arguments = _Attention(
-        cpu_sequences.struct(sequences, tokens, keys.shape[0]),
+        cpu_sequences.struct(sequences, tokens, held.keys.shape[0]),
         heads.heads,
         heads.kv_heads,
         heads.dim,
@@ -196,9 +232,9 @@ def attention(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
+        *pointers(held),
         out.data_ptr(),
+        format,
     )
     check(_lib().isobit_cpu_attention(ctypes.byref(arguments)))
     return out

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
+from isobit.kernels.cached import Cached
 from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import sequences as cpu_sequences
-from isobit.kernels.cpu.layer import activation_code
+from isobit.kernels.cpu.layer import activation_code, check_cached, pointers
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.cpu.linear import CpuLinear
 from isobit.kernels.heads import AttentionSpec
@@ -45,8 +46,8 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         [("sequences", cpu_sequences.Struct)]
-        + [(name, _POINTER) for name in ("cos", "sin", "keys", "values")]
-        + [("cache_stride", _SIZE)]
+        + [(name, _POINTER) for name in ("cos", "sin", "keys", "values", "key_scales", "value_scales")]
+        + [("cache_stride", _SIZE), ("cache_format", _CODE)]
     )
 
 
@@ -92,15 +93,13 @@ class CpuStack:
         self._call = library().isobit_cpu_layers
         self._call.argtypes = (_POINTER, _SIZE, ctypes.POINTER(_Step), _POINTER)
 
-    def run(
-        self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, sequences: Sequences, stride: int
-    ) -> Tensor:
+    def run(self, x: Tensor, cos: Tensor, sin: Tensor, held: Cached, sequences: Sequences, stride: int) -> Tensor:
         """The residual stream behind the last layer.
 
         Args:
             x: float32 ``[T, hidden]``, contiguous.
             cos, sin: float32 ``[T, dim]`` of the position of each token.
-            keys, values: memory of the first layer, float32 ``[..., blocks, kv_heads, block, dim]``.
+            held: memory of the first layer, ``[..., blocks, kv_heads, block, dim]``.
             sequences: whose the tokens are; see :func:`isobit.kernels.cpu.layer.attention`.
             stride: values from one layer's keys to the next one's; 0 when all may use the same memory.
 
@@ -108,31 +107,33 @@ class CpuStack:
             FormatError: a tensor has another shape, dtype or place.
             IsobitError: the sequences do not fit the tokens or the cache; nothing has been written.
         """
-        tokens, heads, blocks = x.shape[0], self._heads, keys.shape[-4] if keys.dim() > 3 else 0
+        tokens, heads, blocks = x.shape[0], self._heads, held.keys.shape[-4] if held.keys.dim() > 3 else 0
         rotary, cache = (tokens, heads.dim), (blocks, heads.kv_heads, sequences.block, heads.dim)
         for what, part, shape in (
             ("the residual stream", x, (tokens, self._hidden)), ("cosines", cos, rotary), ("sines", sin, rotary),
-            ("cached keys", keys, (*keys.shape[:-4], *cache)), ("cached values", values, (*keys.shape[:-4], *cache)),
         ):  # fmt: skip
             # Looked into only where something is wrong: this is called for every token.
             if part.shape != shape or part.dtype is not torch.float32 or not part.is_contiguous() or not part.is_cpu:
                 check_on_cpu(what, part, shape)
-        self._require_room(keys, stride)
-        self._require_room(values, stride)
+        format = check_cached(held, cache)
+        for part in (held.keys, held.values):
+            self._require_room(part, stride, math.prod(cache))
+        for scales in held.tensors[2:]:
+            self._require_room(scales, stride // heads.dim, math.prod(cache[:3]))
         y = x.clone()
         batch = cpu_sequences.struct(sequences, tokens, blocks)
-        step = _Step(batch, cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), stride)
+        step = _Step(batch, cos.data_ptr(), sin.data_ptr(), *pointers(held), stride, format)
         check(self._call(ctypes.addressof(self._structs), len(self._structs), ctypes.byref(step), y.data_ptr()))
         return y
 
-    def _require_room(self, memory: Tensor, stride: int) -> None:
-        """That the memory goes on to the last layer's keys or values.
+    def _require_room(self, memory: Tensor, stride: int, numbers: int) -> None:
+        """That the memory goes on to the last layer's ``numbers`` numbers.
 
         Raises:
             FormatError: it ends before.
         """
-        needed = memory.storage_offset() + stride * (len(self._structs) - 1) + math.prod(memory.shape[-4:])
-        if stride < 0 or 4 * needed > memory.untyped_storage().nbytes():
+        needed = memory.storage_offset() + stride * (len(self._structs) - 1) + numbers
+        if stride < 0 or memory.itemsize * needed > memory.untyped_storage().nbytes():
             raise FormatError(
                 f"a cache of {memory.untyped_storage().nbytes()} bytes does not hold {len(self._structs)} layers"
                 f" {stride} numbers apart"

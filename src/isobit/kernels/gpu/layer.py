@@ -293,8 +293,8 @@ class GpuLayer:
                 f"queries, keys, values and their cache are of one dtype, which is {q.dtype} of queries, or {stored} of"
                 f" what is cached"
             )
-        for part in (held.key_scales, held.value_scales) if held.element else ():
-            if part is None or part.shape != cache[:3] or part.dtype != torch.float32:
+        for scales in (held.key_scales, held.value_scales) if held.element else ():
+            if scales is None or scales.shape != cache[:3] or scales.dtype != torch.float32:
                 raise FormatError(f"cached codes have float32 scales {list(cache[:3])}")
         numbers = sequences.starts, sequences.lengths, sequences.table
         if {part.dtype for part in numbers} != {torch.int32} or sequences.slots.dtype != torch.int64:

@@ -27,8 +27,6 @@ from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Stack, 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
     if place.device != "cpu" or dtype != torch.float32:
         return f"computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on {place.device}"
-    if stored.stored("float32") != "float32":
-        return f"reads keys and values in float32, not in {stored.name}"
     widest = max((layer.attention.dim for layer in layers), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
@@ -44,8 +42,7 @@ def _project(linears: Readers, x: Activations) -> list[Tensor]:
 
 
 def _attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-    held = step.memory(layer)
-    return cpu_layer.attention(heads, q, k, v, *step.angles(layer), held.keys, held.values, step.batch.sequences)
+    return cpu_layer.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), step.batch.sequences)
 
 
 def _stack(layers: nn.ModuleList) -> Stack | str:
@@ -63,8 +60,7 @@ def _stack(layers: nn.ModuleList) -> Stack | str:
 
     def run(x: Tensor, step: Step) -> Tensor:
         assert step.stride is not None
-        held = step.memory(0)
-        return stack.run(x, *step.angles(0), held.keys, held.values, step.batch.sequences, step.stride)
+        return stack.run(x, *step.angles(0), step.memory(0), step.batch.sequences, step.stride)
 
     return run
 

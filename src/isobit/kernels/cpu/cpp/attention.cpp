@@ -91,6 +91,9 @@ const char *problem(const isobit_attention &a) {
     if (!std::isfinite(a.scale)) return "the scale of scores is not a number";
     if (!(a.softcap >= 0) || std::isinf(a.softcap)) return "the cap of scores is not a positive number, nor 0 for none";
     if (!a.q || !a.k || !a.v || !a.cos || !a.sin || !a.keys || !a.values || !a.out) return "a null pointer";
+    if (a.cache_format < ISOBIT_F32 || a.cache_format > ISOBIT_INT8) return "unknown format of a cache";
+    if ((bits_of(a.cache_format) == 8) != (a.key_scales && a.value_scales) || !a.key_scales != !a.value_scales)
+        return "a cache of codes has scales of keys and of values, and no other has";
     if (!a.q_norm != !a.k_norm) return "there is a norm of queries or of keys only";
     return nullptr;
 }
@@ -125,8 +128,17 @@ void prepare(const LayerIsa &isa, const isobit_attention &a) {
             }
             for (int64_t head = 0; head < a.kv_heads; ++head) {
                 const int64_t to = ((slot / block * a.kv_heads + head) * block + slot % block) * a.dim;
-                isa.rotate(a.k + at * a.ldk + head * a.dim, a.k_norm, a.eps, cos, sin, a.dim, a.keys + to);
-                std::memcpy(a.values + to, a.v + at * a.ldv + head * a.dim, static_cast<size_t>(a.dim) * 4);
+                const float *k = a.k + at * a.ldk + head * a.dim, *v = a.v + at * a.ldv + head * a.dim;
+                if (a.cache_format == ISOBIT_F32) {
+                    isa.rotate(k, a.k_norm, a.eps, cos, sin, a.dim, static_cast<float *>(a.keys) + to);
+                    std::memcpy(static_cast<float *>(a.values) + to, v, static_cast<size_t>(a.dim) * 4);
+                    continue;
+                }
+                float rotated[LARGEST_HEAD];
+                isa.rotate(k, a.k_norm, a.eps, cos, sin, a.dim, rotated);
+                const int64_t bytes = to * bits_of(a.cache_format) / 8, row = to / a.dim;
+                isa.put_cached(a.cache_format, rotated, a.dim, static_cast<uint8_t *>(a.keys) + bytes, a.key_scales + row);
+                isa.put_cached(a.cache_format, v, a.dim, static_cast<uint8_t *>(a.values) + bytes, a.value_scales + row);
             }
         }
     });

@@ -113,6 +113,8 @@ inline void transpose_keys(const Loose *keys, int64_t count, int64_t dim, int64_
     }
 }
 
+#include "cached.inc.h"
+
 inline F larger(F a, F b) { return a > b ? a : b; }
 
 template <int half = W / 2, int... lane>
@@ -178,17 +180,18 @@ int64_t padded_dim(int64_t dim) { return round_up(dim, W); }
 
 // Memory of one piece.
 struct Workspace {
-    float *queries, *keys, *values, *scores, *factors, *totals;
+    float *queries, *keys, *values, *scores, *factors, *totals, *taken;
 
     Workspace(int64_t rows, int64_t dim) {
         static thread_local Buffer buffer;
         const int64_t padded = padded_dim(dim);
-        queries = buffer.floats(rows * dim + KEYS * dim + KEYS * padded + rows * KEYS + 2 * round_up(rows, 16) + 4 * 16);
+        queries = buffer.floats(rows * dim + KEYS * dim + KEYS * padded + rows * KEYS + 2 * round_up(rows, 16) + KEYS * dim + 5 * 16);
         keys = queries + round_up(rows * dim, 16);
         values = keys + KEYS * dim;
         scores = values + round_up(KEYS * padded, 16);
         factors = scores + rows * KEYS;
         totals = factors + round_up(rows, 16);
+        taken = totals + round_up(rows, 16);
     }
 };
 
@@ -227,6 +230,14 @@ struct Keys {
     int64_t first, at, ahead;
 };
 
+// Keys or values as floats: where they lie, or taken from what is stored to `memory`.
+inline const float *as_stored(const isobit_attention &a, const void *cache, const Keys &k, int64_t count, float *memory) {
+    if (a.cache_format == ISOBIT_F32) return static_cast<const float *>(cache) + k.at;
+    const auto *from = static_cast<const uint8_t *>(cache) + k.at * bits_of(a.cache_format) / 8;
+    take_cached(a.cache_format, from, count * a.dim, k.ahead, memory);
+    return memory;
+}
+
 // Scores of the rows of a piece with a few keys, softened, and their sums of values.
 inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspace &space, const Keys &k, const Partial &out) {
     const int64_t group = a.heads / a.kv_heads, count = smaller(KEYS, p.end - k.first), padded = padded_dim(a.dim);
@@ -236,7 +247,11 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     while (begin < end && Seen(a.window, p.position + end - 1).begin >= k.first + count) --end;
     if (begin == end) return;
     const int64_t row = begin * group, rows = (end - begin) * group;
-    put_scores(space.queries + row * a.dim, rows, group, a.keys + k.at, count, a.dim, k.ahead, space);
+    const bool plain = a.cache_format == ISOBIT_F32;
+    const int64_t ahead = plain ? k.ahead : 0;  // else what is stored has been asked for already
+    const float *const keys = as_stored(a, a.keys, k, count, space.taken);
+    put_scores(space.queries + row * a.dim, rows, group, keys, count, a.dim, ahead, space);
+    if (a.key_scales) put_scales(a.key_scales + k.at / a.dim, count, rows, space.scores);
     if (a.softcap > 0) cap(space.scores, rows * KEYS, a.softcap);
     for (int64_t i = 0; i < rows; ++i) {
         const Seen seen(a.window, p.position + begin + i / group);
@@ -245,7 +260,8 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     }
     exp_all(space.factors, rows, space.factors);
     for (int64_t i = 0; i < rows; ++i) out.total[row + i] = out.total[row + i] * space.factors[i] + space.totals[i];
-    const float *values = a.values + k.at;
+    if (a.value_scales) put_scales(a.value_scales + k.at / a.dim, count, rows, space.scores);
+    const float *values = as_stored(a, a.values, k, count, space.taken);
     int64_t stride = a.dim;
     if (padded != a.dim) {
         for (int64_t j = 0; j < count; ++j) {
@@ -255,7 +271,7 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
         values = space.values;
         stride = padded;
     }
-    product(space.scores, KEYS, rows, values, stride, padded, count, k.ahead, space.factors, out.out + row * padded, padded);
+    product(space.scores, KEYS, rows, values, stride, padded, count, ahead, space.factors, out.out + row * padded, padded);
 }
 
 // Where the key at a position is in the cache. Positions from there to the next multiple of KEYS follow it: a block ends there, or is

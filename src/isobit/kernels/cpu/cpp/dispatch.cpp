@@ -89,17 +89,12 @@ const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t l
 namespace {
 
 constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
-constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
 
 // Scale of n activations, and their rounded values; scale NaN and zeros if one of them is not finite.
 float round_run(const Isa &isa, int32_t activations, float static_scale, const float *x, int64_t n, float *out) {
-    const float qmax = activations == ISOBIT_ACT_E4M3FN ? 448.0f : activations == ISOBIT_ACT_E5M2 ? 57344.0f : 127.0f;
     const float amax = isa.absmax(x, n);
     float scale = static_scale;
-    if (!static_scale) {
-        scale = amax / qmax;
-        scale = scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale;
-    }
+    if (!static_scale) scale = activation_scale(activations, amax);
     if (!std::isfinite(amax)) scale = NAN;
     isa.round(activations, x, n, scale, out);
     return scale;

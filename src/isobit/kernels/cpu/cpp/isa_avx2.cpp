@@ -197,6 +197,24 @@ struct Int4 {
     }
 };
 
+// What a cache holds, eight numbers at a time. A float8 code, shifted, is a half: e4m3 2^8 too small.
+struct Stored {
+    static ISOBIT_INLINE F int8(const uint8_t *p) { return as_f(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(p)))); }
+    static ISOBIT_INLINE F e4m3(const uint8_t *p) {
+        const __m128i shifted = _mm_slli_epi16(_mm_cvtepi8_epi16(eight(p)), 7);
+        return halves(_mm_and_si128(shifted, _mm_set1_epi16(static_cast<short>(0xbf80)))) * splat(256.0f);
+    }
+    static ISOBIT_INLINE F e5m2(const uint8_t *p) { return halves(_mm_unpacklo_epi8(_mm_setzero_si128(), eight(p))); }
+    static ISOBIT_INLINE F bf16(const uint8_t *p) {
+        return as_f(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)));
+    }
+    static ISOBIT_INLINE F f16(const uint8_t *p) { return halves(load16(p)); }
+
+  private:
+    static ISOBIT_INLINE __m128i eight(const uint8_t *p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)); }
+    static ISOBIT_INLINE F splat(float value) { return value - F{}; }
+};
+
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
@@ -208,6 +226,6 @@ bool available() {
 }  // namespace
 
 const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
+const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

@@ -302,6 +302,23 @@ struct Int4 {
     }
 };
 
+// What a cache holds, sixteen numbers at a time. A float8 code, shifted, is a half: e4m3 2^8 too small.
+struct Stored {
+    static ISOBIT_INLINE F int8(const uint8_t *p) { return as_f(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p)))); }
+    static ISOBIT_INLINE F e4m3(const uint8_t *p) {
+        const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load16(p)), 7);
+        return halves(_mm256_and_si256(shifted, _mm256_set1_epi16(static_cast<short>(0xbf80)))) * splat(256.0f);
+    }
+    static ISOBIT_INLINE F e5m2(const uint8_t *p) { return halves(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load16(p)), 8)); }
+    static ISOBIT_INLINE F bf16(const uint8_t *p) {
+        return as_f(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16)));
+    }
+    static ISOBIT_INLINE F f16(const uint8_t *p) { return halves(load32(p)); }
+
+  private:
+    static ISOBIT_INLINE F splat(float value) { return value - F{}; }
+};
+
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
@@ -317,6 +334,6 @@ bool available() {
 }  // namespace
 
 const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, use};
-const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
+const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

@@ -179,6 +179,28 @@ struct Int4 {
     }
 };
 
+// What a cache holds, four numbers at a time. A float8 code, shifted, is a half: e4m3 2^8 too small.
+struct Stored {
+    static ISOBIT_INLINE F int8(const uint8_t *p) {
+        return as_f(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four(p))))));
+    }
+    static ISOBIT_INLINE F e4m3(const uint8_t *p) {
+        return half(vget_low_s16(vbicq_s16(vshll_n_s8(four(p), 7), vdupq_n_s16(0x4000)))) * splat(256.0f);
+    }
+    static ISOBIT_INLINE F e5m2(const uint8_t *p) { return half(vget_low_s16(vshll_n_s8(four(p), 8))); }
+    static ISOBIT_INLINE F bf16(const uint8_t *p) { return reinterpret_cast<F>(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)); }
+    static ISOBIT_INLINE F f16(const uint8_t *p) { return half(vreinterpret_s16_u8(vld1_u8(p))); }
+
+  private:
+    static ISOBIT_INLINE int8x8_t four(const uint8_t *p) {
+        uint32_t bytes;
+        std::memcpy(&bytes, p, 4);
+        return vreinterpret_s8_u32(vdup_n_u32(bytes));
+    }
+    static ISOBIT_INLINE F half(int16x4_t value) { return as_f(vcvt_f32_f16(vreinterpret_f16_s16(value))); }
+    static ISOBIT_INLINE F splat(float value) { return value - F{}; }
+};
+
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
@@ -198,6 +220,6 @@ bool available() {
 }  // namespace
 
 const Isa neon_isa = {"neon", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
+const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

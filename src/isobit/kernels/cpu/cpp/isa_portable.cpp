@@ -171,6 +171,42 @@ struct Int4 {
     }
 };
 
+// What a cache holds, four numbers at a time.
+struct Stored {
+    static ISOBIT_INLINE F int8(const uint8_t *p) {
+        return each([&](int i) { return static_cast<float>(static_cast<int8_t>(p[i])); });
+    }
+    static ISOBIT_INLINE F e4m3(const uint8_t *p) {
+        return each([&](int i) { return table().e4m3[p[i]]; });
+    }
+    static ISOBIT_INLINE F e5m2(const uint8_t *p) {
+        return each([&](int i) { return table().e5m2[p[i]]; });
+    }
+    static ISOBIT_INLINE F bf16(const uint8_t *p) {
+        uint32_t values[W];
+        for (int i = 0; i < W; ++i) values[i] = static_cast<uint32_t>(half(p, i)) << 16;
+        F out;
+        std::memcpy(&out, values, sizeof out);
+        return out;
+    }
+    static ISOBIT_INLINE F f16(const uint8_t *p) {
+        return each([&](int i) { return small_float(half(p, i), 5, 10, 15, true); });
+    }
+
+  private:
+    static ISOBIT_INLINE uint16_t half(const uint8_t *p, int i) {
+        uint16_t value;
+        std::memcpy(&value, p + 2 * i, 2);
+        return value;
+    }
+    template <class Value>
+    static ISOBIT_INLINE F each(Value value) {
+        F out;
+        for (int i = 0; i < W; ++i) out[i] = value(i);
+        return out;
+    }
+};
+
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
@@ -180,6 +216,6 @@ bool available() { return true; }
 }  // namespace
 
 const Isa portable_isa = {"portable", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa portable_layer = {"portable", norm_row, gate_all, exp_all, rotate_head, padded_dim, attend, merge};
+const LayerIsa portable_layer = {"portable", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

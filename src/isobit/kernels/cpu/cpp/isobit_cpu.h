@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 3
+#define ISOBIT_CPU_ABI 4
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -137,8 +137,10 @@ typedef struct {
     const float *q_norm, *k_norm; // [dim], or both NULL
     float *q;                     // [tokens, heads, dim]; comes out normed and rotated
     const float *k, *v;           // [tokens, kv_heads, dim]
-    float *keys, *values;         // [blocks, kv_heads, block, dim]
+    void *keys, *values;          // [blocks, kv_heads, block, dim]
+    float *key_scales, *value_scales;  // [blocks, kv_heads, block] of codes of 8 bits, else NULL
     float *out;                   // [tokens, heads, dim]
+    int32_t cache_format;         // enum isobit_format of keys and values, up to ISOBIT_INT8
 } isobit_attention;
 
 int isobit_cpu_attention(const isobit_attention *a);
@@ -160,8 +162,10 @@ typedef struct {
 typedef struct {
     isobit_sequences sequences;
     const float *cos, *sin;   // [tokens, dim]
-    float *keys, *values;     // those of the first layer
+    void *keys, *values;      // those of the first layer
+    float *key_scales, *value_scales;
     int64_t cache_stride;     // values from a layer's keys to the next one's; 0: all use the same memory
+    int32_t cache_format;
 } isobit_step;
 
 // x: float32 [tokens, hidden], contiguous; becomes what the last layer leaves. The same calls as above in the same

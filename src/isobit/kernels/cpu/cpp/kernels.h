@@ -36,6 +36,15 @@ inline int bits_of(int32_t format) {
     return 0;
 }
 
+constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
+
+// Of activations of which the largest magnitude is `amax`: NaN where that is no number.
+inline float activation_scale(int32_t activations, float amax) {
+    const float scale = amax / (activations == ISOBIT_ACT_E4M3FN ? 448.0f : activations == ISOBIT_ACT_E5M2 ? 57344.0f : 127.0f);
+    if (!(amax <= 3.4028234663852886e38f)) return __builtin_nanf("");
+    return scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale;
+}
+
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -57,6 +57,8 @@ struct LayerIsa {
     // Norm of a head (NULL: none), then the rotation; out may be x.
     void (*rotate)(const float *x, const float *weight, float eps, const float *cos, const float *sin, int64_t dim, float *out);
     int64_t (*padded_dim)(int64_t dim);
+    // Stores one head's keys or values in a format of the cache that is not float32; scale of codes.
+    void (*put_cached)(int32_t format, const float *x, int64_t dim, void *to, float *scale);
     void (*attend)(const isobit_attention &, const Piece &, const Partial &);
     // out = sum of parts[i].out * exp(parts[i].largest - overall) / sum of their totals, for one row.
     void (*merge)(const Partial *parts, int64_t count, int64_t row, int64_t dim, float *out);

@@ -48,7 +48,11 @@ isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, in
     a.scale = l.scale, a.softcap = l.softcap, a.eps = l.eps;
     a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
     a.q = s.q, a.k = s.k, a.v = s.v, a.out = s.mixed;
-    a.keys = step.keys + layer * step.cache_stride, a.values = step.values + layer * step.cache_stride;
+    const int64_t numbers = layer * step.cache_stride, bytes = numbers * bits_of(step.cache_format) / 8;
+    a.cache_format = step.cache_format;
+    a.keys = static_cast<uint8_t *>(step.keys) + bytes, a.values = static_cast<uint8_t *>(step.values) + bytes;
+    a.key_scales = step.key_scales ? step.key_scales + numbers / l.dim : nullptr;
+    a.value_scales = step.value_scales ? step.value_scales + numbers / l.dim : nullptr;
     return a;
 }
 
