@@ -68,14 +68,14 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
     recorder, cpu = Recorder(), torch.device("cpu")
     layer = GpuLayer(Machine.imagined(target, recorder=recorder), Workspace(cpu))
-    for new, length in ((1, 300), (20, 20)):
+    for new, length in ((1, 600), (20, 20)):
         spec = AttentionSpec(32, 8, 128)
         sequences = Sequences(
-            torch.tensor([0, new]).int(), torch.tensor([length]).int(), torch.zeros(1, 2).int(),
+            torch.tensor([0, new]).int(), torch.tensor([length]).int(), torch.zeros(1, 3).int(),
             torch.zeros(new).long(), 256, new, length,
         )  # fmt: skip
         q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, 8, 8, 1, 1))
-        keys, values = (torch.zeros(2, 8, 256, 128, dtype=dtype) for _ in "kv")
+        keys, values = (torch.zeros(3, 8, 256, 128, dtype=dtype) for _ in "kv")
         layer.attention(spec, q, k, v, cos, sin, Cached(keys, values), sequences)
     rounding = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine)
     for tokens in (1, 3, 20):
