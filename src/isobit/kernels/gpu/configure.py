@@ -13,10 +13,12 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.tiles import (
     ALIKE_TILE,
     FEW,
+    MOST_SPLITS,
     NARROW,
     SOME,
     Config,
     Constant,
+    for_few,
     for_some,
     stages_that_fit,
     takes_narrow_tiles,
@@ -26,11 +28,8 @@ from isobit.targets.spec import Target
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 _SIZES = {"*fp16": 2, "*bf16": 2, "*fp32": 4}
-# Split-K, one token on an H200 (gpu_tune_one.csv): int4 at 4096x11008 takes 19.3, 14.4 and 10.6 us in 2, 4 and 8
-# splits, at 22016x4096 20.3, 20.4 and 26.8; without splits 4096 rows take 8.4 us instead of 6.8 (dev/LOG.md,
-# 2026-11-23). More than 8 and fewer steps than _STEPS in a split: not measured.
-_MOST_SPLITS = 8
-_STEPS = 4
+# Steps of K that a split has at least; of nibbles, whose steps are long, 2: o by 8 tokens 5.9 us in 8 splits, 7.6 in 4.
+_STEPS, _STEPS_OF_NIBBLES = 4, 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,9 @@ def _scalar(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
 
 
 def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    most = MOST_SPLITS
+    if row.family == "few":
+        config, most = for_few(config, machine.target, call.matrix.n, machine.multiprocessors)
     constants = _common(row, call, machine, config)
     if row.family == "few":
         constants["BLOCK_M"] = _tokens_of_tile(call, machine, int(constants["BLOCK_M"] or 1))
@@ -75,7 +77,7 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
         config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n)
         constants = dict(config.constexprs)
     if some or constants.get("SPLIT_K", 1) != 1:
-        constants["SPLIT_K"] = _split_k(call.matrix, machine, config)
+        constants["SPLIT_K"] = _split_k(call.matrix, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
     stages = stages_that_fit(finished)
     wide = row.family == "few" and constants["BLOCK_M"] == ALIKE_TILE
@@ -161,12 +163,13 @@ def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
     return types
 
 
-def _split_k(matrix: Matrix, machine: Machine, config: Config) -> int:
+def _split_k(matrix: Matrix, machine: Machine, config: Config, limit: int) -> int:
     """Splits of K: as many as fill the multiprocessors at the occupancy that shared memory allows."""
     constants = config.constexprs
     n, step = int(constants["BLOCK_N"] or 1), _step(config)
     tiles, splits, most = -(-matrix.n // n), 1, _at_once(config, machine)
-    while splits < _MOST_SPLITS and 2 * splits * tiles <= most and matrix.k >= 2 * splits * _STEPS * step:
+    steps = _STEPS_OF_NIBBLES if "UNIT" in constants and constants.get("SPLIT_K") != 1 else _STEPS
+    while splits < limit and 2 * splits * tiles <= most and matrix.k >= 2 * splits * steps * step:
         splits *= 2
     return splits
 

@@ -43,6 +43,10 @@ BLOCK = 128  # rows and columns of a block of weights, and activations of a grou
 # CUDA architecture from which there is programmatic dependent launch (PDL): a kernel may start before its predecessor
 # has ended. Gains 2 to 7 % at one token (dev/LOG.md, 2026-11-23).
 DEPENDENT_LAUNCH_ARCH = 90
+# Split-K, one token on an H200 (gpu_tune_one.csv): int4 at 4096x11008 takes 19.3, 14.4 and 10.6 us in 2, 4 and 8
+# splits, at 22016x4096 20.3, 20.4 and 26.8; without splits 4096 rows take 8.4 us instead of 6.8 (dev/LOG.md,
+# 2026-11-23). More than 8: not measured.
+MOST_SPLITS = 8
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,22 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
         return Tile(128, 128, 64, 8 if overlaps(target) else 4, 3)
     # A thread of RDNA has half of CDNA's registers: twice the threads share the tile. Not measured.
     return Tile(128, 64, 64 // bytes_x, 4 if target.registers > 256 else 8, 2)
+
+
+def for_few(config: Config, target: Target, rows: int, multiprocessors: int) -> tuple[Config, int]:
+    """The configuration of "few" for a weight of so many rows, and the most splits of K; whatever the number of tokens.
+
+    Weights of the products' own format by 8 tokens (gpu_tune_some.csv; bf16, e4m3): gate and up in tiles of 128 rows
+    with half a step 45.6 and 25.9 us (64 rows 53.8 and 27.3), q, k and v not split 27.3 and 16.4 (in two 29.4 and
+    17.6), down in four 25.4 and 15.4 (e4m3 in eight 17.2); 16-bit weights in 3 stages (in 4 o 12.2, down 27.2).
+    """
+    codes = "GROUP" not in config.constexprs and config.constexprs.get("ELEMENT") == "native"
+    if not codes or target.shared_memory <= _LARGE_SHARED or not overlaps(target):
+        return config, MOST_SPLITS
+    tiles, step = -(-rows // int(config.constexprs["BLOCK_N"] or 1)), int(config.constexprs["BLOCK_K"] or 1)
+    if tiles > 2 * multiprocessors:
+        return replace(config.with_constants(BLOCK_N=128, BLOCK_K=step // 2), num_stages=4), 1
+    return replace(config, num_stages=3), 1 if tiles > multiprocessors else 4
 
 
 def for_some(config: Config, target: Target, tiles_in_a_wave: Callable[[Config], int], rows: int) -> Config:
