@@ -5,7 +5,7 @@
 #   make slow    its long runs of the GPU kernels in Triton's interpreter (3 minutes on 2 cores)
 #   make check   ruff, mypy --strict on the pure floors, import-linter
 #   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits, models (3 minutes on 2 cores)
-#   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 5 minutes on 2 cores)
+#   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 8 minutes on 2 cores)
 #   make page    the web page of `isobit serve` in a headless Chromium, which Debian calls chromium (1 minute)
 #   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 and with parts of it (2 minutes on 2 cores)
 #   make support the same, and writes what was found into docs/support.md
