@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_model, save
+from tiny import save_model
 from tokenizers_for_tests import byte_level, write_folder
 
+import isobit
+from isobit.cli.main import main
 from isobit.engine.answer import Completion
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
-from isobit.errors import Unsupported
+from isobit.errors import Unsupported, UsageError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import SCHEMES, scheme
 from isobit.kernels.cpu import formats as cpu_formats
@@ -101,6 +104,50 @@ def test_what_cannot_be_had_is_refused_with_reasons(source: Path, monkeypatch: p
     with pytest.raises(Unsupported, match="reference") as found:
         load_model(source, batch_invariant=True)
     assert any("depends on how many tokens come at once" in reason for reason in found.value.reasons)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def test_an_evaluation_is_batch_invariant_unless_somebody_says_otherwise(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if PROBLEM:
+        pytest.skip(PROBLEM)
+    for option, alike in (([], True), (["--batch-invariant"], True), (["--no-batch-invariant"], False)):
+        assert main(["eval", str(tiny), "--tokens", "300", "--json", "-q", *option]) == 0
+        shown = capsys.readouterr()
+        found = json.loads(shown.out)["method"]
+        assert found["paths"][0]["batch_invariant"] is alike
+        assert found["command"].endswith(option[0] if option else "300")
+        assert "batch invariance" not in shown.err
+
+
+def test_where_an_evaluation_cannot_be_batch_invariant_it_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOBIT_KERNEL", "reference")
+    found = isobit.evaluate(tiny, tokens=300)
+    (note,) = (note for note in found.notes if "without batch invariance" in note)
+    assert "depends on how many tokens come at once" in note
+    assert not found.method.paths[0].batch_invariant
+    with pytest.raises(Unsupported, match="depends on how many tokens come at once"):
+        isobit.evaluate(tiny, tokens=300, batch_invariant=True)
+    assert not [note for note in isobit.evaluate(tiny, tokens=300, batch_invariant=False).notes if "invariance" in note]
+
+
+def test_from_the_command_line_and_from_python(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if PROBLEM:
+        pytest.skip(PROBLEM)
+    llm = isobit.LLM(tiny, batch_invariant=True)
+    assert llm.model.place.alike and isobit.load(tiny, batch_invariant=True)
+    asked = ["generate", str(tiny), "def f(", "--max-tokens", "4", "--ignore-eos", "--json"]
+    assert main([*asked, "--batch-invariant"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 4
+    assert main([*asked, "--batch-invariant", "--dtype", "bfloat16"]) == 2
+    assert "depends on how many tokens come at once" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="batch_invariant"):
+        isobit.LLM(tiny, batch_invariant=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
