@@ -166,6 +166,20 @@ def test_ranges_of_sequences_are_scored_behind_what_the_cache_holds(model: Decod
     assert all(one.top == () for one in second)
 
 
+def test_what_many_sequences_begin_with_is_computed_once_though_all_come_at_once(
+    model: Decoder, tokenizer: Tokenizer
+) -> None:
+    contexts = [ids_for(model, 2 * BLOCK + 1, seed) for seed in (20, 21)]
+    sequences = [context + ids_for(model, 3, seed) for context in contexts for seed in (30, 31, 32)]
+    fed: list[int] = []
+    hidden = Decoder.hidden_states
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "hidden_states", lambda *args: (fed.append(len(args[1].positions)), hidden(*args))[1])
+        found = LLM(model, tokenizer, chunk=4 * len(sequences[0])).score(sequences, len(contexts[0]))
+    assert sum(fed) == 2 * len(sequences[0]) + 4 * (len(sequences[0]) - 2 * BLOCK)
+    assert found == [LLM(model, tokenizer).score([ids], len(contexts[0]))[0] for ids in sequences]
+
+
 def test_a_context_that_is_full_can_be_read(model: Decoder, tokenizer: Tokenizer) -> None:
     llm = LLM(model, tokenizer)
     ids = ids_for(model, CONTEXT, 7)

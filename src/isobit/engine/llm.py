@@ -13,6 +13,7 @@ from functools import partial
 from torch import Tensor
 
 from isobit import arguments
+from isobit.engine import scoring
 from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.constraint import Constraint
 from isobit.engine.driver import Driver
@@ -174,8 +175,13 @@ class LLM:
             raise UsageError(f"{len(sequences)} sequences and {len(places)} places: give one, or one for each sequence")
         params = SamplingParams(max_tokens=0, prompt_logprobs=top)
         answers = [self._prepared(one, params, scored=place) for one, place in zip(sequences, places, strict=True)]
-        found = self._completed(answers, priority)
-        return [tuple(score for score in one.prompt_logprobs or () if score is not None) for one in found]
+        beginnings = [answer.prompt[:place] for answer, place in zip(answers, places, strict=True)]
+        found: list[tuple[TokenLogprob, ...]] = [()] * len(answers)
+        for wave in scoring.waves(beginnings, self.engine.scheduler.sequences):
+            ended = self._completed([answers[at] for at in wave], priority)
+            for at, one in zip(wave, ended, strict=True):
+                found[at] = tuple(score for score in one.prompt_logprobs or () if score is not None)
+        return found
 
     def embed(self, text: Prompt, pool: str = "last", *, normalized: bool = True) -> Tensor:
         """A text as a vector: what the model's last norm makes of its last token, or the mean of all.

@@ -52,6 +52,31 @@ def _rows(logits: Iterable[Tensor], tokens: list[int], counts: list[int]) -> Ite
         begin = end
 
 
+def waves(beginnings: Sequence[Sequence[int]], at_once: int) -> list[list[int]]:
+    """Sequences parted so that no two that begin alike come in the same step before what they share is computed.
+
+    What a step computes can be read from the next one on. So of as many neighbours as are worked on at once the first
+    of each beginning comes before the others.
+
+    Args:
+        beginnings: of each sequence: what may be shared.
+        at_once: sequences that are worked on at once.
+    """
+    found: list[list[int]] = []
+    gathered: list[int] = []
+    for first in range(0, len(beginnings), at_once):
+        seen: set[tuple[int, ...]] = set()
+        others: list[int] = []
+        for place in range(first, min(first + at_once, len(beginnings))):
+            beginning = tuple(beginnings[place])
+            (others if beginning in seen else gathered).append(place)
+            seen.add(beginning)
+        if others:
+            found += [gathered, others]
+            gathered = []
+    return [*found, gathered] if gathered else found
+
+
 @dataclass(frozen=True)
 class Rows:
     """Tokens that models have read beside each other and scored.
