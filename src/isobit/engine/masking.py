@@ -55,14 +55,20 @@ def apply(masks: Sequence[Words | None], logits: Tensor) -> list[int]:
         mask = masks[row]
         assert mask is not None
         words[place, : min(size, len(mask))] = mask[:size]
-    bytes_ = torch.from_numpy(words.view(np.uint8)).to(logits.device)
-    bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    out = ((bytes_[:, :, None] >> bits) & 1 == 0).reshape(len(rows), -1)[:, :vocabulary]
     places = torch.tensor(rows, device=logits.device)
-    left = logits[places].masked_fill_(out, -math.inf)
+    left = logits[places].masked_fill_(_left_out(words.view(np.uint8), logits.device)[:, :vocabulary], -math.inf)
     empty = left.amax(1) == -math.inf
     logits[places] = left.masked_fill_(empty[:, None], 0.0)
     return [row for row, nothing in zip(rows, empty.tolist(), strict=True) if nothing]
+
+
+def _left_out(allowed: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """True for each bit that is not set, ``[rows, 8 * bytes]``."""
+    if device.type == "cpu":  # in less than a fifth of the time of the same in PyTorch
+        return torch.from_numpy(np.unpackbits(~allowed, axis=1, bitorder="little").view(np.bool_))
+    bytes_ = torch.from_numpy(allowed).to(device)  # an eighth of what the bits are goes over
+    bits = torch.arange(8, dtype=torch.uint8, device=device)
+    return ((bytes_[:, :, None] >> bits) & 1 == 0).reshape(len(allowed), -1)
 
 
 def nothing_left() -> IsobitError:
