@@ -264,3 +264,15 @@ def test_without_the_harness_one_line_says_how_to_get_it(
     assert main(["eval", str(models / "int8"), "--tasks", "hellaswag"]) == 2
     err = capsys.readouterr().err
     assert "pip install 'isobit[harness]'" in err and len(err.splitlines()) == 1
+
+
+def test_what_is_to_be_known_about_checkpoints_is_said_of_tasks_alone_too() -> None:
+    from isobit.evaluation.comparison import Comparison
+    from isobit.evaluation.tasks.evaluate import TaskComparison
+    from isobit.evaluation.tasks.results import TaskRun, TaskSetup
+
+    one, other = (TaskRun((), "", 10, None, (), "0.4.13", "cpu", "2026-01-01", (note,)) for note in ("this", "that"))
+    tasks = TaskComparison(TaskSetup(("x",)), ("source", other), (("int4", one),))
+    assert Comparison(("int4",), "source", (), tasks).notes == ("source: that", "this")
+    both = TaskComparison(TaskSetup(("x",)), None, (("int4", one), ("int8", other)))
+    assert Comparison(("int4", "int8"), None, (), both).notes == ("int4: this", "int8: that")

@@ -152,7 +152,7 @@ def test_a_model_against_its_source(
     # What is done is not done again; no model is loaded for it.
     from isobit.evaluation.tasks import evaluate as evaluating
 
-    monkeypatch.setattr(evaluating, "load_model", None)
+    monkeypatch.setattr(evaluating, "load_measured", None)
     assert main([*argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["tasks"]
     (model,) = found["models"]

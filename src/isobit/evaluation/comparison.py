@@ -42,7 +42,11 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know about the checkpoints that were measured."""
-        notes = (note if len(self.models) == 1 else f"{one.model}: {note}" for one in self.texts for note in one.notes)
+        several_models = len(self.models) > 1
+        notes = [f"{one.model}: {note}" if several_models else note for one in self.texts for note in one.notes]
+        for name, run in () if self.tasks is None else self.tasks.everyone:
+            named = several_models or name not in self.models
+            notes += [f"{name}: {note}" if named else note for note in run.notes]
         return tuple(dict.fromkeys(notes))
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class TaskRun:
         harness: version of lm-evaluation-harness.
         path: what ran the model, in words.
         date: ISO 8601, UTC.
+        notes: what people should know about the checkpoint, as sentences.
     """
 
     results: tuple[TaskResult, ...]
@@ -107,17 +108,9 @@ class TaskRun:
     harness: str
     path: str
     date: str
+    notes: tuple[str, ...] = ()
 
     def joined(self, other: TaskRun) -> TaskRun:
         """The same model's runs of other tasks together with these."""
         seen = tuple(dict.fromkeys([*self.seen, *other.seen]))
-        return TaskRun(
-            (*self.results, *other.results),
-            self.bos,
-            self.reads,
-            self.template,
-            seen,
-            self.harness,
-            self.path,
-            self.date,
-        )
+        return replace(self, results=(*self.results, *other.results), seen=seen)

@@ -143,6 +143,7 @@ class Harness:
             harness=metadata.version("lm_eval"),
             path=path,
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            notes=tuple(lm.llm.notes),
         )
 
     @staticmethod
