@@ -18,7 +18,7 @@ from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.run import Float32Product, LibraryProduct, Run
-from isobit.kernels.gpu.tiles import ALIKE_ROWS, FEW, NARROW
+from isobit.kernels.gpu.tiles import ALIKE_ROWS, FEW
 from isobit.kernels.gpu.variant import FLOATS, HALVES, Variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.rounded import Rounded
@@ -230,7 +230,7 @@ def _needs(matrix: Matrix, activations: ActSpec | None, machine: Machine, alike:
     """The most bytes of workspace and counters that a weight's kernels ask for at once, for 16-bit activations."""
     needs = [(0, 0)]
     for dtype in HALVES:
-        for tokens in (NARROW, FEW, ALIKE_ROWS) if alike else selection.classes():
+        for tokens in (FEW, ALIKE_ROWS) if alike else selection.classes():
             asked = FEW if alike else tokens
             row, _ = selection.pick(matrix.spec, activations, dtype, asked, machine.target, matrix)
             if row is not None:
