@@ -127,13 +127,13 @@ def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(name: str, tmp_p
     recorder, cpu = Recorder(), torch.device("cpu")
     where = Place("cuda", cpu, Machine.imagined(SM_86, 84, recorder), Workspace(cpu))
     decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where, AUTO).decoder()
-    cache = decoder.paged_cache(10)
-    first, second = CachedSequence((0, 1, 2, 3, 4, 5, 6), 400), CachedSequence((7, 8), 100)
+    cache = decoder.paged_cache(14)
+    first, second = CachedSequence(tuple(range(12)), 700), CachedSequence((12, 13), 100)
     decoder(cache.batch([range(100), range(40)], [first, second]), cache)
     first.length, second.length = 100, 40
     decoder(cache.batch([[1], range(20)], [first, second]), cache)
     decoder(cache.batch([[1]], [first], wanted="last"), cache)
-    first.length, second.length = 390, 60
+    first.length, second.length = 690, 60
     decoder(cache.batch([[1], [2]], [first, second], wanted="last"), cache)
     launched = {request.entry.partition(":")[2] for request in recorder.requests.values()}
     assert {"rope_append", "norm_token", "gate", "attention_few", "attention_many", "attention_merge"} <= launched

@@ -26,7 +26,7 @@ from isobit.proof.claims import claims
 from isobit.targets.table import TARGETS
 
 N, K = 4096, 4096  # as claims take weights to be
-TOKENS = (1, 8, 16, 40, 1024)
+TOKENS = (1, 8, 16, 40, 100, 200, 1024)
 SCHEMES = ("bf16", "fp8", "fp8-e5m2", "fp8-static", "fp8-block", "fp8-w8a16", "int8", "int8-w8a16", "int4", "int4-asym")
 
 

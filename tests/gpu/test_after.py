@@ -34,7 +34,7 @@ def test_what_a_linear_finishes(scheme: str, lowering: str) -> None:
             weight = _cuda(_weight(scheme, n, k, draw))
         bound = bind(weight, acts, static, None, target=here() if lowering == "here" else target(lowering))
         layer = GpuLayer(bound.machine, bound.workspace)
-        for tokens in (1, 5, 16, 60, 1100):
+        for tokens in (1, 5, 16, 60, 100, 1100):
             x = torch.randn(tokens, k, generator=draw).bfloat16().cuda()
             residual = torch.randn(tokens, n, generator=draw).bfloat16().cuda()
             plain = bound(x)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from isobit.kernels.gpu.bind import BoundLinear
 
 # Numbers of tokens that the kernels tell apart (kernels/gpu/selection.py), with some to spare.
-TOKENS = (1, 2, 4, 8, 12, 16, 17, 64, 65, 1024)
+TOKENS = (1, 2, 4, 8, 12, 16, 17, 64, 65, 129, 1024)
 # Multiprocessors of the cards there are, from a T4 to a B200 and an RTX PRO 6000: how far K is split depends on them,
 # in powers of two, so that neighbours give the same kernels and a pack serves every card of its target.
 _MULTIPROCESSORS = (16, 24, 40, 58, 72, 84, 108, 132, 148, 170, 188)

@@ -15,7 +15,7 @@ from isobit.kernels.gpu.tiles import (
     FEW,
     MOST_SPLITS,
     NARROW,
-    SOME,
+    SOME_MORE,
     Config,
     Constant,
     for_few,
@@ -71,13 +71,13 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
     constants = _common(row, call, machine, config)
     if row.family == "few":
         constants["BLOCK_M"] = _tokens_of_tile(call, machine, int(constants["BLOCK_M"] or 1))
-    some = row.family == "many" and call.tokens <= SOME and has_halves(machine.target)
+    some = row.family == "many" and call.tokens <= SOME_MORE and has_halves(machine.target)
     if some:
         config = replace(config, constexprs=constants)
-        config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n)
+        config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n, call.tokens)
         constants = dict(config.constexprs)
     if some or constants.get("SPLIT_K", 1) != 1:
-        constants["SPLIT_K"] = _split_k(call.matrix, machine, config, most)
+        constants["SPLIT_K"] = _split_k(call, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
     stages = stages_that_fit(finished)
     wide = row.family == "few" and constants["BLOCK_M"] == ALIKE_TILE
@@ -163,11 +163,14 @@ def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
     return types
 
 
-def _split_k(matrix: Matrix, machine: Machine, config: Config, limit: int) -> int:
+def _split_k(call: Call, machine: Machine, config: Config, limit: int) -> int:
     """Splits of K: as many as fill the multiprocessors at the occupancy that shared memory allows."""
     constants = config.constexprs
     n, step = int(constants["BLOCK_N"] or 1), _step(config)
-    tiles, splits, most = -(-matrix.n // n), 1, _at_once(config, machine)
+    matrix, splits, most = call.matrix, 1, _at_once(config, machine)
+    tiles = -(-matrix.n // n)
+    if constants.get("SPLIT_K") == 1:  # few tokens: one tile of them, whatever their number
+        tiles *= -(-call.tokens // int(constants["BLOCK_M"] or 1))
     steps = _STEPS_OF_NIBBLES if "UNIT" in constants and constants.get("SPLIT_K") != 1 else _STEPS
     while splits < limit and 2 * splits * tiles <= most and matrix.k >= 2 * splits * steps * step:
         splits *= 2

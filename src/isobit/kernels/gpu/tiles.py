@@ -26,8 +26,9 @@ FEW = 16
 # where there are more than FEW, and this many at a time, which bounds the memory of split sums. Not measured.
 ALIKE_TILE, ALIKE_ROWS = 64, 512
 # Tokens up to which "many" take tiles for so many, and split K where those are too few for the machine. 64 tokens of a
-# 7B's layer (dev/LOG.md, 2026-11-28): e4m3 101 to 74 us, int8 198 to 73, int4 202 to 93. Others: not measured.
-SOME = 64
+# 7B's layer (gpu_tune_some.csv): e4m3 101 to 71 us, int8 198 to 71, int4 202 to 93; 128: 104 to 89, 202 to 87, 252 to
+# 150. Others: not measured.
+SOME, SOME_MORE = 64, 128
 # Tokens from which weights widened once per call are chosen. On an H200, K = N = 4096 (gpu_linear.csv, crossover): 1024
 # tokens of int4 take 71 us widened and 98 us decoded in registers, 512 tokens 67 and 50 us; its sm_86 lowering 104 and
 # 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:
@@ -177,8 +178,10 @@ def for_few(config: Config, target: Target, rows: int, multiprocessors: int) -> 
     return replace(config, num_stages=3), 1 if tiles > multiprocessors else 4
 
 
-def for_some(config: Config, target: Target, tiles_in_a_wave: Callable[[Config], int], rows: int) -> Config:
-    """The configuration of "many" for up to ``SOME`` tokens.
+def for_some(
+    config: Config, target: Target, tiles_in_a_wave: Callable[[Config], int], rows: int, tokens: int
+) -> Config:  # fmt: skip
+    """The configuration of "many" for ``SOME`` or ``SOME_MORE`` tokens.
 
     Codes: 6 stages where one wave holds all tiles (o 10.1, down 21.6 us; in 4: 11.6, 28.2), else 4 (gate and up 26.7;
     in 6: 29.9). Nibbles: 128 rows in 8 warps and 3 stages (o 10.5 us; 64 rows in 4 warps 11.4).
@@ -187,9 +190,9 @@ def for_some(config: Config, target: Target, tiles_in_a_wave: Callable[[Config],
         config: the row's.
         target: what it is for.
         tiles_in_a_wave: programs of a configuration that the machine runs at once.
-        rows: of the weight.
+        rows, tokens: of the weight; that are multiplied.
     """
-    config = config.with_constants(BLOCK_M=min(SOME, int(config.constexprs["BLOCK_M"] or SOME)))
+    config = config.with_constants(BLOCK_M=min(tokens, int(config.constexprs["BLOCK_M"] or tokens)))
     if target.shared_memory <= _LARGE_SHARED or not overlaps(target):
         return config
     if _bytes(config.signature["x"]) == 1 and "GROUP" not in config.constexprs:
