@@ -85,6 +85,7 @@ def test_answers_are_those_of_the_plain_runner(
     llm = LLM(model, tokenizer, GpuRunner(model, options["sequences"]), **options)  # type: ignore[arg-type]
     llm.prepare()
     found = llm.generate(given, params)
+    assert max(llm.engine._runner._prompts()._seen.values()) > 1  # type: ignore[attr-defined]
     for one, other in zip(found, wanted, strict=True):
         assert one.token_ids == other.token_ids and one.logprobs == other.logprobs
         assert (one.text, one.finish_reason, one.stop) == (other.text, other.finish_reason, other.stop)

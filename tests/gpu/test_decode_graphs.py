@@ -77,6 +77,23 @@ def test_graphs_give_the_logits_of_single_steps_over_several_spans(llm: LLM) -> 
 
 
 @torch.inference_mode()
+def test_steps_of_prompts_are_recorded_when_they_come_again(llm: LLM) -> None:
+    ids = (llm.tokenizer.encode(TEXT) * 60)[:200]
+    runner = GpuRunner(llm.model, 12)  # type: ignore[arg-type]
+    runner.reserve(80, 80)
+    for turn in range(4):  # of other numbers of tokens, in the same graphs
+        counts = (97 + turn, 1, 60, 3) if turn % 2 else (120, 1, 30 + turn)
+        parts = [part(place, 0, ids[: 100 + place]) for place in range(len(counts))]
+        by_hand(runner, *parts)
+        new = [part(place, 100 + place, ids[:count]) for place, count in enumerate(counts)]
+        wanted = by_hand(runner, *new).clone()
+        found = by_graph(runner, *new)
+        assert found.shape == wanted.shape and apart(found, wanted) < 5e-2, turn
+        torch.full((1 << 22,), float("nan"), device="cuda")
+    assert max(runner._prompts()._seen.values()) > 1
+
+
+@torch.inference_mode()
 def test_a_cache_that_moved_is_recorded_anew(llm: LLM) -> None:
     ids = llm.tokenizer.encode(TEXT)
     runner = GpuRunner(llm.model)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ and goes to the host in one copy; which of it belongs to whom is known to the ho
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from isobit.engine import device_sampler
 from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
+from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
 from isobit.engine.request import UNKNOWN, Schedule
 from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import Choice, Chooser
 from isobit.errors import IsobitError
-from isobit.models.batch import Batch
+from isobit.models.batch import Batch, lay_out
 from isobit.models.cache.paged import PagedCache
 from isobit.models.decoder import Decoder
 from isobit.models.staging import fetch, send
@@ -38,6 +40,7 @@ class GpuRunner(ModelRunner):
         super().__init__(model, sequences)
         self._inputs: Inputs | None = None
         self._graphs: Graphs | None = None
+        self._pieces: Pieces | None = None
         self._places = Places()
         self._row_of: dict[int, int] = {}  # id of a request -> where the last step left what it chose for it
 
@@ -74,7 +77,15 @@ class GpuRunner(ModelRunner):
     def record(self, sequences: Iterable[int] = ()) -> None:
         """Records the steps of these numbers of sequences, or of all that may come: what else happens when needed."""
         wanted = sequences or range(1, min(self._sequences, MOST_ROWS) + 1)
-        self._recorded(self._held()).record({rows_of(count) for count in wanted})
+        graphs = self._recorded(self._held())
+        if not sequences:  # the largest first: the others find their memory there
+            pieces = self._prompts()
+            for tokens in reversed(TOKENS):
+                for count in sorted({FEW, pieces.sequences}, reverse=True):
+                    pieces.comes_again((tokens, count))
+                    pieces.clear(tokens)
+                    graphs.run_pieces(pieces, (tokens, count))
+        graphs.record({rows_of(count) for count in wanted})
 
     def _logits(self, schedule: Schedule) -> tuple[Tensor, list[int]]:
         """Logits, the largest of which have been chosen, and which of their rows belongs to each chooser."""
@@ -87,32 +98,62 @@ class GpuRunner(ModelRunner):
             inputs.write(parts, rows, sources)
             logits = graphs.run(bucket, 1 + max(part.first for part in parts))
             rows = [row for row, part in zip(rows, parts, strict=True) if part.chooses]
+        elif (piece := self._piece(schedule)) is not None:
+            self._states = None
+            logits = self._run_piece(schedule, piece, cache)
+            rows = [row for row, part in enumerate(parts) if part.chooses]
         else:
             logits, rows = super().run(schedule), [*range(len(schedule.choosers))]
             self._memory().take_highest(logits)
         self._row_of = dict(zip(schedule.choosers, rows, strict=True))
         return logits, rows
 
+    def _piece(self, schedule: Schedule) -> tuple[int, int] | None:
+        """The graph for a step in which prompts are fed; None for one that is not recorded, or not yet."""
+        tokens = sum(len(part.tokens) for part in schedule.parts)
+        pieces = self._prompts()
+        bucket = bucket_of(tokens, len(schedule.parts), pieces.sequences)
+        if bucket is None or any(part.targets for part in schedule.parts):
+            return None
+        return bucket if pieces.comes_again(bucket) else None
+
+    def _run_piece(self, schedule: Schedule, bucket: tuple[int, int], cache: PagedCache) -> Tensor:
+        pieces, parts = self._prompts(), schedule.parts
+        batch = lay_out(
+            [part.tokens for part in parts], [part.first for part in parts], [part.blocks for part in parts], self.block
+        )
+        pieces.write(batch, bucket[0], self._unknown(schedule), self._memory().chosen)
+        return self._recorded(cache).run_pieces(pieces, bucket)
+
     def _batch(self, schedule: Schedule, cache: PagedCache) -> Batch:
         """The batch of a step, with the tokens that only the device knows."""
         batch = super()._batch(schedule, cache)
-        ends = np.cumsum([len(part.tokens) for part in schedule.parts])
-        unknown = [(end - 1, part.id) for end, part in zip(ends, schedule.parts, strict=True)
-                   if part.tokens[-1] == UNKNOWN]  # fmt: skip
+        unknown = self._unknown(schedule)
         if unknown:
-            places, sources = send(
-                self.model.place.tensors, np.array([at for at, _ in unknown], np.int64),
-                np.array([self._row_of[id] for _, id in unknown], np.int64),
-            )  # fmt: skip
+            places, sources = send(self.model.place.tensors, *np.array(unknown, np.int64).T)
             assert batch.tokens is not None
             batch.tokens.index_copy_(0, places, self._memory().chosen.index_select(0, sources))
         return batch
+
+    def _unknown(self, schedule: Schedule) -> list[tuple[int, int]]:
+        """Places in a step's batch of tokens that only the device knows, and their rows of what was chosen last."""
+        ends = itertools.accumulate(len(part.tokens) for part in schedule.parts)
+        return [(end - 1, self._row_of[part.id]) for end, part in zip(ends, schedule.parts, strict=True)
+                if part.tokens[-1] == UNKNOWN]  # fmt: skip
+
+    def _prompts(self) -> Pieces:
+        """What steps of prompts read."""
+        if self._pieces is None:
+            columns = columns_of(self.model.config.max_context, self.block)
+            most = min(self._memory().rows, MOST_ROWS)
+            self._pieces = Pieces(most, columns, self.block, self.model.place.tensors)
+        return self._pieces
 
     def _memory(self) -> Inputs:
         """What steps read and leave: for as long as there is a runner."""
         if self._inputs is None:
             columns = columns_of(self.model.config.max_context, self.block)
-            rows = max(self._sequences, rows_of(min(self._sequences, MOST_ROWS)))
+            rows = max(self._sequences, FEW, rows_of(min(self._sequences, MOST_ROWS)))
             self._inputs = Inputs(rows, columns, self.block, self.model.place.tensors)
         return self._inputs
 

@@ -11,8 +11,9 @@ On a CPU nothing is recorded: the same step is computed anew, which tests use.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from isobit.engine.blocks import blocks_for
+from isobit.engine.pieces import Pieces
 from isobit.engine.request import Part
 from isobit.kernels.sequences import Sequences
 from isobit.models.batch import Batch
@@ -190,7 +192,7 @@ class Graphs:
         self._most = -(-most // cache.block) * cache.block
         self._records = inputs.device.type == "cuda"
         self._pool: Any = None  # one pool of memory for all graphs: one of them runs at a time
-        self._recorded: dict[tuple[int, int], _Recorded] = {}  # by number of rows, and span
+        self._recorded: dict[object, _Recorded] = {}  # by number of rows and span; by bucket of pieces
         if self._records:
             model.reserve(min(inputs.rows, MOST_ROWS), 1, self._most)
             self._stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
@@ -203,11 +205,18 @@ class Graphs:
             tokens: of the longest sequence.
         """
         span = next(span for span in spans(rows, self._most) if tokens <= span)
+        return self._run((rows, span), lambda: self._inputs.batch(rows, span))
+
+    def run_pieces(self, pieces: Pieces, bucket: tuple[int, int]) -> Tensor:
+        """Logits ``[sequences, vocab]`` behind each sequence of what ``pieces`` hold, for one of their buckets."""
+        return self._run((pieces, bucket), lambda: pieces.batch(bucket, self._most))
+
+    def _run(self, key: object, batch: Callable[[], Batch]) -> Tensor:
         if not self._records:
-            return self._compute(rows, span)
-        found = self._recorded.get((rows, span))
+            return self._compute(batch())
+        found = self._recorded.get(key)
         if found is None:
-            return self._record(rows, span)
+            return self._record(key, batch)
         found.graph.replay()
         return found.logits
 
@@ -217,14 +226,14 @@ class Graphs:
         for count in sorted(set(rows), reverse=True):
             for span in reversed(spans(count, self._most)):
                 if self._records and (count, span) not in self._recorded:
-                    self._record(count, span)
+                    self._record((count, span), partial(self._inputs.batch, count, span))
 
-    def _compute(self, rows: int, span: int) -> Tensor:
-        logits = self.model.forward(self._inputs.batch(rows, span), self.cache)
+    def _compute(self, batch: Batch) -> Tensor:
+        logits = self.model.forward(batch, self.cache)
         self._inputs.take_highest(logits)
         return logits
 
-    def _record(self, rows: int, span: int) -> Tensor:
+    def _record(self, key: object, batch: Callable[[], Batch]) -> Tensor:
         """Records a step; returns the logits of a first one, which has run as usual.
 
         That first one is on the stream of the recording, so that workspaces which are made once per stream are there.
@@ -232,12 +241,12 @@ class Graphs:
         kept = self.model.angle_tables(self._most)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            first = self._compute(rows, span)
+            first = self._compute(batch())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            logits = self._compute(rows, span)
+            logits = self._compute(batch())
         self._pool = graph.pool() if self._pool is None else self._pool
-        self._recorded[rows, span] = _Recorded(graph, logits, kept)
+        self._recorded[key] = _Recorded(graph, logits, kept)
         torch.cuda.current_stream().wait_stream(self._stream)
         return first
 
