@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             memory=args.memory,
             batch_invariant=args.batch_invariant,
         )
+    llm.prepare()
     notes.show(llm.notes)
     slow_path.warn(llm.model)
     about |= running.described(api.find(args.model, revision=args.revision))
