@@ -145,6 +145,21 @@ def test_a_sequence_keeps_its_row_while_it_is_there() -> None:
         before = found
 
 
+def test_a_write_that_is_interrupted_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = Inputs(4, 3, 4, torch.device("cpu"))
+    parts = [Part(1, 5, (7,), (3, 1), True)]
+    with monkeypatch.context() as patched:
+
+        def interrupted(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(inputs, "_send", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inputs.write(parts, [0], [-1])
+    inputs.write(parts, [0], [-1])
+    assert inputs.batch(1, 20).sequences.table[0].tolist() == [3, 1, 0]
+
+
 def test_inputs_are_what_was_written() -> None:
     """Blocks that come, go to another sequence and shrink; tokens from the host and from the device."""
     inputs = Inputs(6, 5, 4, torch.device("cpu"))

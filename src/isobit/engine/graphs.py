@@ -121,6 +121,8 @@ class Inputs:
         tokens[at] = [max(part.tokens[0], 0) for part in parts]  # padding reads some of them
         numbers = np.concatenate([part.reshape(-1).view(np.uint8) for part in (wide, lengths, tokens)])
         self._send(numbers, *self._changes(parts, places))
+        for part, row in zip(parts, places, strict=True):  # an interruption before this sends them again
+            self._listed[row] = part.blocks
 
     def _send(self, numbers: np.ndarray[Any, Any], cells: list[int], blocks: list[int]) -> None:
         """One copy for all numbers; cells of the table that have changed are written from it."""
@@ -145,7 +147,6 @@ class Inputs:
             begin = len(before) if now[: len(before)] == before else 0
             cells += range(row * columns + begin, row * columns + len(now))
             blocks += now[begin:]
-            self._listed[row] = now
         return cells, blocks
 
     def batch(self, rows: int, span: int) -> Batch:
