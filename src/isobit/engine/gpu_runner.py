@@ -84,7 +84,7 @@ class GpuRunner(ModelRunner):
                 for count in sorted({FEW, pieces.sequences}, reverse=True):
                     pieces.comes_again((tokens, count))
                     pieces.clear(tokens)
-                    graphs.run_pieces(pieces, (tokens, count))
+                    graphs.run_pieces(pieces, (tokens, count), record=True)
         graphs.record({rows_of(count) for count in wanted})
 
     def _logits(self, schedule: Schedule) -> tuple[Tensor, list[int]]:
@@ -109,13 +109,13 @@ class GpuRunner(ModelRunner):
         return logits, rows
 
     def _piece(self, schedule: Schedule) -> tuple[int, int] | None:
-        """The graph for a step in which prompts are fed; None for one that is not recorded, or not yet."""
+        """The graph for a step in which prompts are fed; None for one that is not recorded."""
         tokens = sum(len(part.tokens) for part in schedule.parts)
         pieces = self._prompts()
         bucket = bucket_of(tokens, len(schedule.parts), pieces.sequences)
         if bucket is None or any(part.targets for part in schedule.parts):
             return None
-        return bucket if pieces.comes_again(bucket) else None
+        return bucket
 
     def _run_piece(self, schedule: Schedule, bucket: tuple[int, int], cache: PagedCache) -> Tensor:
         pieces, parts = self._prompts(), schedule.parts
@@ -123,7 +123,8 @@ class GpuRunner(ModelRunner):
             [part.tokens for part in parts], [part.first for part in parts], [part.blocks for part in parts], self.block
         )
         pieces.write(batch, bucket[0], self._unknown(schedule), self._memory().chosen)
-        return self._recorded(cache).run_pieces(pieces, bucket)
+        again = pieces.comes_again(bucket)  # once is not worth it; padded it is all the same, so that its bits are
+        return self._recorded(cache).run_pieces(pieces, bucket, record=again)
 
     def _batch(self, schedule: Schedule, cache: PagedCache) -> Batch:
         """The batch of a step, with the tokens that only the device knows."""

@@ -208,9 +208,16 @@ class Graphs:
         span = next(span for span in spans(rows, self._most) if tokens <= span)
         return self._run((rows, span), lambda: self._inputs.batch(rows, span))
 
-    def run_pieces(self, pieces: Pieces, bucket: tuple[int, int]) -> Tensor:
-        """Logits ``[sequences, vocab]`` behind each sequence of what ``pieces`` hold, for one of their buckets."""
-        return self._run((pieces, bucket), lambda: pieces.batch(bucket, self._most))
+    def run_pieces(self, pieces: Pieces, bucket: tuple[int, int], *, record: bool) -> Tensor:
+        """Logits ``[sequences, vocab]`` behind each sequence of what ``pieces`` hold, for one of their buckets.
+
+        Args:
+            record: whether it is recorded, if it is not yet: the logits are the same.
+        """
+        key = (pieces, bucket)
+        if not record and key not in self._recorded:
+            return self._compute(pieces.batch(bucket, self._most))
+        return self._run(key, lambda: pieces.batch(bucket, self._most))
 
     def _run(self, key: object, batch: Callable[[], Batch]) -> Tensor:
         if not self._records:
