@@ -131,10 +131,10 @@ def rope_append(
                 d = tl.arange(0, HALF)[None, :]
                 inside = (head < KV_HEADS) & (d < DIM // 2)
                 of = v + token * stride_v + head * DIM + d
-                first = tl.load(of, mask=inside, other=0.0)
-                second = tl.load(of + DIM // 2, mask=inside, other=0.0)
+                low = tl.load(of, mask=inside, other=0.0)
+                high = tl.load(of + DIM // 2, mask=inside, other=0.0)
                 _store_rounded(
-                    values + row * DIM, value_scales + row, first, second, head < KV_HEADS, v.dtype.element_ty, ELEMENT,
+                    values + row * DIM, value_scales + row, low, high, head < KV_HEADS, v.dtype.element_ty, ELEMENT,
                     DIM, HALF,
                 )  # fmt: skip
             else:
