@@ -148,7 +148,9 @@ def test_speed_follows_bytes_and_operations() -> None:
 
 
 def test_a_cache_that_no_kernel_reads_is_refused_but_sized() -> None:
-    plan = one("h200", "fp8", kv="fp8")
+    assert one("h200", "fp8", kv="fp8").action == "native" and one("laptop", "int8", kv="bf16").cost is not None
+    assert one("a6000", "int8", kv="e5m2").cost is not None
+    plan = one("h200", "fp8", kv="int4")
     assert plan.action == "refused" and plan.cost is None
     assert any("no attention kernel" in reason for reason in plan.reasons)
 

@@ -39,7 +39,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default: 4096 or the longest)")
     parser.add_argument("--batch", type=int, metavar="B", default=1, help="sequences at once (default: 1)")
     parser.add_argument(
-        "--kv", metavar="FORMAT", help="format of the key-value cache, e.g. fp8 (default: as activations)"
+        "--kv-cache",
+        "--kv",
+        dest="kv",
+        metavar="FORMAT",
+        help="what keys and values are stored as: auto (default: as activations), bf16, f16, fp8, fp8-e5m2, int8",
     )
     parser.add_argument(
         "--allow",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from isobit.formats.caches import CACHE_FORMATS
 from isobit.kernels.backends import LINEAR_KERNELS
 from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.gpu import selection
@@ -17,7 +18,6 @@ from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.kernels.gpu.variant import Variant, has_bf16
-from isobit.legalize.exact import FLOATS
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
 
@@ -161,7 +161,7 @@ class AttentionKernel:
     Attributes:
         names: what runs it on a target in a dtype, a token at a time first; nothing where it does not run.
         vendors: where.
-        cache: formats of keys and values; empty for the dtype of the activations.
+        cache: formats of keys and values beside the dtype of the activations.
         widest: numbers of a head at most; 0 for any.
     """
 
@@ -172,7 +172,7 @@ class AttentionKernel:
 
     def takes(self, kv: str, dtype: str, width: int) -> bool:
         """Whether it reads keys and values stored as ``kv``, of heads of so many numbers."""
-        return kv in (self.cache or (dtype,)) and kv in FLOATS and (not self.widest or width <= self.widest)
+        return kv in (dtype, *self.cache) and (not self.widest or width <= self.widest)
 
 
 def activation_dtype(target: Target, wanted: str) -> str:
@@ -197,9 +197,9 @@ def _on_gpus(target: Target, dtype: str) -> tuple[str, ...]:
     return tuple(row.name for row in rows if row.requires(target) is None)
 
 
-# Attention over a cache in a narrower format than the activations comes with its own kernels.
+_CODES = tuple(row.element for row in CACHE_FORMATS.values() if row.element)
 ATTENTION_KERNELS = (
-    AttentionKernel(_on_gpus, ("nvidia", "amd"), widest=LARGEST_HEAD),
+    AttentionKernel(_on_gpus, ("nvidia", "amd"), _CODES, widest=LARGEST_HEAD),
     AttentionKernel(lambda target, dtype: ("torch scaled_dot_product_attention",), ("nvidia", "amd")),
-    AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), cache=("float32",)),
+    AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), ("bfloat16", "float16", *_CODES)),
 )

@@ -71,8 +71,8 @@ def _attention(op: Op, target: Target) -> Decision:
     names = next((found for row in rows if (found := row.names(target, op.dtype))), ())
     if not names:
         cache = short(op.kv)
-        return Refusal((f"no attention kernel of isobit's reads keys and values in {cache} yet: keep them in the"
-                        f" model's dtype ({short(op.dtype)})",))  # fmt: skip
+        return Refusal((f"no attention kernel of isobit's reads keys and values in {cache}: keep them in the"
+                        f" activations' dtype ({short(op.dtype)}), or as fp8, fp8-e5m2 or int8",))  # fmt: skip
     unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # the kernels use all of them
     how = f"{short(op.dtype)} matrix unit ({unit.instruction})" if unit else "f32 multiply-add"
     reason = "" if unit or op.dtype == "float32" else f"{target.name} has no usable matrix unit for {short(op.dtype)}"
