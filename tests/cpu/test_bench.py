@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 import isobit
+from isobit.checkpoint.source import resolve
 from isobit.cli.main import main
-from isobit.errors import UsageError
+from isobit.engine.generate import load_llm
+from isobit.errors import CapacityError, UsageError
 from isobit.evaluation import bench
+from isobit.models.cache.paged import BLOCK
 
 OPTIONS = ["--batch", "2,1", "--prompt", "8", "--new", "6", "--context", "100", "--rounds", "1"]
 
@@ -92,6 +95,16 @@ def test_mistakes(options: list[str], said: str, capsys: pytest.CaptureFixture[s
     except SystemExit as error:
         status = error.code
     assert status == 2 and said in capsys.readouterr().err
+
+
+def test_all_sequences_decode_together_in_a_cache_of_a_case() -> None:
+    case = bench.Case(8, 32, 12)
+    llm = load_llm(resolve("bundled"), sequences=8, cache_tokens=BLOCK * case.blocks, prefix_cache=False)
+    found = bench._run(llm, bench._prompts(case, 1000), case.new)
+    assert len(found.steps) == case.new - 1 - bench.SETTLE_STEPS and sum(found.steps) < found.whole
+    tight = load_llm(resolve("bundled"), sequences=8, cache_tokens=BLOCK * 8, prefix_cache=False)
+    with pytest.raises(CapacityError, match="8 sequences never decoded together"):
+        bench._run(tight, bench._prompts(case, 1000), case.new)
 
 
 def test_cases() -> None:

@@ -17,13 +17,14 @@ import torch
 from isobit.engine.blocks import blocks_for
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
-from isobit.errors import UsageError
+from isobit.errors import CapacityError, UsageError
 from isobit.evaluation.speed import Reader
 from isobit.models.cache.paged import BLOCK
 from isobit.models.decoder import Decoder
 
 GPU_BUFFER_BYTES = 4 << 30
 CPU_BUFFER_BYTES = 512 << 20
+PROMPT_NEW = 2  # tokens of the answers of a case that is about prompts
 SETTLE_STEPS = 2  # the first steps of decoding in a round are not counted: prompts may still be on the way
 
 
@@ -42,8 +43,8 @@ class Case:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the cache that hold all of it."""
-        return self.batch * blocks_for(self.prompt + self.new, BLOCK)
+        """Blocks of the cache with which all of it runs at once: one for each sequence stays free when others come."""
+        return self.batch * (blocks_for(self.prompt + self.new, BLOCK) + 1)
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,8 @@ def _run(llm: LLM, prompts: list[list[int]], new: int) -> Round:
             waited = (waiting.seconds if on_cpu else engine.waited) - waited
             times.append((now - before, waited, len(pieces)))
     whole = [(taken, waited) for taken, waited, tokens in times if tokens == len(prompts)]
+    if not whole and new > PROMPT_NEW:
+        raise CapacityError(f"{len(prompts)} sequences never decoded together: their cache is too small")
     counted = whole[SETTLE_STEPS:] or whole or [(now - begin, 0.0)]
     known = on_cpu or engine.scheduler.ahead > 0  # else the host's time and the device's are one
     host = tuple(taken - waited for taken, waited in counted) if known else None

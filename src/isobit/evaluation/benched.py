@@ -143,7 +143,10 @@ def run(
     chunk = min(prefill_chunk(model.place.target), longest - 2)
     if chunk < 1:
         raise UsageError(f"this model's context of {longest} tokens leaves nothing to measure")
-    asked: list[tuple[Phase, Case]] = [*(("decode", case) for case in cases), ("prefill", Case(1, chunk, 2))]
+    asked: list[tuple[Phase, Case]] = [
+        *(("decode", case) for case in cases),
+        ("prefill", Case(1, chunk, bench.PROMPT_NEW)),
+    ]
     tokens = BLOCK * max(case.blocks for _, case in asked)
     if left is not None and tokens > left.tokens:
         raise CapacityError(
