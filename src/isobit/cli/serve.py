@@ -71,29 +71,29 @@ def run(args: argparse.Namespace) -> int:
     from isobit import api
     from isobit.server import run as running
 
-    sock = running.listener(args.host, args.port)
-    kv = None if args.kv_cache == "auto" else args.kv_cache
-    about = running.planned(api.find(args.model, revision=args.revision, weights=False), args.device, kv)
-    print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below
-        llm = api.LLM(
-            args.model,
-            dtype=args.dtype,
-            revision=args.revision,
-            device=args.device,
-            sequences=args.sequences,
-            cache_tokens=args.cache_tokens,
-            prefix_cache=not args.no_prefix_cache,
-            kv_cache=args.kv_cache,
-            memory=args.memory,
-            batch_invariant=args.batch_invariant,
-        )
-    llm.prepare()
-    notes.show(llm.notes)
-    slow_path.warn(llm.model)
-    about |= running.described(api.find(args.model, revision=args.revision))
-    return running.serve(llm, settings, about, sock)
+    with running.listener(args.host, args.port) as sock:
+        kv = None if args.kv_cache == "auto" else args.kv_cache
+        about = running.planned(api.find(args.model, revision=args.revision, weights=False), args.device, kv)
+        print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below
+            llm = api.LLM(
+                args.model,
+                dtype=args.dtype,
+                revision=args.revision,
+                device=args.device,
+                sequences=args.sequences,
+                cache_tokens=args.cache_tokens,
+                prefix_cache=not args.no_prefix_cache,
+                kv_cache=args.kv_cache,
+                memory=args.memory,
+                batch_invariant=args.batch_invariant,
+            )
+        llm.prepare()
+        notes.show(llm.notes)
+        slow_path.warn(llm.model)
+        about |= running.described(api.find(args.model, revision=args.revision))
+        return running.serve(llm, settings, about, sock)
 
 
 def require_extra() -> None:
