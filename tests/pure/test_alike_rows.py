@@ -1,0 +1,38 @@
+"""Batch-invariant linears on GPUs: for many tokens the same is launched as for few, in wider tiles."""
+
+from __future__ import annotations
+
+import pytest
+
+from isobit.formats.schemes import SCHEMES
+from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.configure import Call, configure
+from isobit.kernels.gpu.fits import Matrix
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.tiles import FEW
+from isobit.targets.table import TARGETS
+
+GPUS = [name for name, target in TARGETS.items() if target.backend is not None]
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_sums_have_one_order_for_any_number_of_tokens(name: str) -> None:
+    target, seen = TARGETS[name], 0
+    machine = Machine.imagined(target)
+    for row in SCHEMES.values():
+        if selection.unsupported(row.weights, row.activations):
+            continue
+        for n, k in ((4096, 4096), (22016, 4096), (4096, 11008), (1000, 1280)):
+            matrix = Matrix(n, k, row.weights)
+            picked, _ = selection.pick(row.weights, row.activations, "float16", FEW, target, matrix)
+            if picked is None:
+                continue
+            assert not picked.library and not picked.widen, "its sums are not isobit's, or have another order"
+            known = []
+            for tokens in (1, 8, 9, 16, 17, 300, 5000):
+                config = configure(picked, Call(matrix, "float16", selection.alike_class(tokens)), machine)
+                constants = {key: value for key, value in config.constexprs.items() if key != "BLOCK_M"}
+                known.append((constants, dict(config.signature), config.num_warps))
+            assert all(one == known[0] for one in known), (row.name, n, k)
+            seen += 1
+    assert seen > 10
