@@ -38,6 +38,7 @@ from typing import Any
 import psutil
 from common import RESULTS, provenance, save, stop, use_threads
 
+import isobit
 from isobit import api
 
 GOES = 0.2  # of requests end early
@@ -74,7 +75,7 @@ class Seen:
 
 def jobs(seed: int) -> list[Job]:
     """Pieces of the held-out texts."""
-    source = Path(api.__file__).parent / "bundled" / "heldout"
+    source = Path(isobit.__file__).parent / "bundled" / "heldout"
     text = "\n".join(path.read_text() for path in sorted(source.rglob("*")) if path.is_file())
     draw = random.Random(seed)
     found = []

@@ -69,7 +69,9 @@ def test_no_module_has_a_public_name() -> None:
     assert {"api", "quantizer", "evaluation"} <= modules
     assert not modules & set(isobit.__all__)
     api_names = {name for name, value in vars(api).items() if callable(value) and not name.startswith("_")}
-    assert not modules & {name for name in api_names if getattr(api, name).__module__ == "isobit.api"}
+    own = {name for name in api_names if getattr(api, name).__module__.startswith("isobit.api.")}
+    assert {"plan", "quantize", "load", "LLM", "evaluate", "find"} <= own
+    assert not own & (modules | {found.name for found in pkgutil.iter_modules(api.__path__)})
     for name in isobit.__all__:
         assert name in dir(isobit)
         assert isinstance(getattr(isobit, name), str) or callable(getattr(isobit, name))
