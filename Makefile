@@ -46,7 +46,7 @@ $(VENV)/isobit-harness: $(VENV)/isobit-test
 	@touch $@
 
 $(VENV)/isobit-check: $(VENV)/isobit
-	$(INSTALL) --editable '.[check]'
+	$(INSTALL) --editable '.[check,serve]'
 	@touch $@
 
 demo: $(VENV)/isobit
