@@ -30,7 +30,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> object:
 
 def test_plans_are_within_a_tenth_of_measured_steps(fit: object) -> None:
     steps = fit.measured(BENCHMARKS / "results" / "engine_decode.csv")  # type: ignore[attr-defined]
-    assert len(steps) >= 8 and {step.batch for step in steps} >= {1, 8, 64, 256}
+    assert len(steps) >= 8 and {step.batch for step in steps} >= {1, 8, 64}
     for step in steps:
         assert fit.apart(step) == pytest.approx(1.0, abs=0.1), step  # type: ignore[attr-defined]
 

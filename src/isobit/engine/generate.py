@@ -87,14 +87,23 @@ def load_generator(
 
 
 def require_room(
-    folder: Path, device: str = "cpu", memory: int | None = None, kv_cache: str = "auto", sequences: int = 1
+    folder: Path,
+    device: str = "cpu",
+    memory: int | None = None,
+    kv_cache: str = "auto",
+    sequences: int = 1,
+    target: str | None = None,
 ) -> Room | None:
     """That a checkpoint fits its device, as it is planned; what that leaves. See :func:`isobit.models.room.room`.
+
+    Args:
+        target: whose lowering is to run there; None for the device's own.
+        folder, device, memory, kv_cache, sequences: as of :func:`load_llm`.
 
     Raises:
         CapacityError: it does not fit.
     """
-    gpu = place(device).tensors.type == "cuda"
+    gpu = place(device, target).tensors.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if gpu else detect.memory()[1]
     return room(folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences)
 
