@@ -119,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo, grammar=grammar)
+    if grammar is not None and not (completion.finish_reason == "stop" and not isinstance(completion.stop, str)):
+        notes.show((f"the answer ended before it was whole ({completion.finish_reason}): give it more --max-tokens",))
     if completion.logprobs is not None:
         print(logprob_lines(completion.logprobs, generator.tokenizer))
     if sys.stderr.isatty():

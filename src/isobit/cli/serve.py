@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     with running.listener(args.host, args.port) as sock:
         kv = None if args.kv_cache == "auto" else args.kv_cache
-        about = running.planned(api.find(args.model, revision=args.revision, weights=False), args.device, kv)
+        folder = api.find(args.model, revision=args.revision, weights=False)
+        about = running.planned(folder, args.device, kv, args.memory)
         print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below

@@ -30,7 +30,7 @@ LOST = 70  # exit status, as of a bug
 KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
 
 
-def planned(folder: Path, device: str, kv: str | None = None) -> dict[str, Any]:
+def planned(folder: Path, device: str, kv: str | None = None, memory: int | str | None = None) -> dict[str, Any]:
     """What will happen to a model on this machine; needs its configuration alone.
 
     Returns:
@@ -42,10 +42,10 @@ def planned(folder: Path, device: str, kv: str | None = None) -> dict[str, Any]:
     """
     if device != "cpu":
         place(device, None)
-    work, machines = api.plan(str(folder), targets=["here"], kv=kv)
+    work, machines = api.plan(str(folder), targets=["here"], kv=kv, memory=memory)
     if work.stored is None:  # not quantized: of all that could be made of it only what it is
         own = ["f16" if work.dtype == "float16" else "bf16"]
-        work, machines = api.plan(str(folder), targets=["here"], schemes=own, kv=kv)
+        work, machines = api.plan(str(folder), targets=["here"], schemes=own, kv=kv, memory=memory)
     kept = [found for found in machines if found and found[0].target.is_gpu == (device != "cpu")]
     lines = [f"{work.title}, context up to {work.max_context} tokens"]
     for plans in kept:
