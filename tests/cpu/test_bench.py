@@ -112,3 +112,18 @@ def test_cases() -> None:
     assert [(one.batch, one.prompt, one.context) for one in found] == [(8, 64, 80), (1, 64, 80), (1, 512, 528)]
     with pytest.raises(UsageError, match="context is 1024"):
         bench.cases([1], 1000, 25, None, 1024)
+
+
+@pytest.mark.parametrize("held", ["my precious text", '{"broken', "[]", '{"format": "another"}'])
+def test_no_other_file_is_written_over(held: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(held)
+    assert main(["bench", "bundled", "--calibration", str(file)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err and file.read_text() == held
+
+
+def test_short_answers_of_many_prompts_warm_up() -> None:
+    """The first of them end before the last prompt is read."""
+    case = bench.Case(8, 32, 12)
+    llm = load_llm(resolve("bundled"), sequences=8, chunk=32, cache_tokens=BLOCK * case.blocks, prefix_cache=False)
+    assert bench.measure(llm, case, lambda: 1e9, rounds=1, warm_up=4).step > 0

@@ -189,6 +189,9 @@ RENDERED = [
     ("a_b_c and 2 * 3 * 4 \\*not\\*", "<p>a_b_c and 2 * 3 * 4 *not*</p>"),
     ("**open *and `never closed", "<p>**open *and `never closed</p>"),
     ("---", "<hr>"),
+    ("# a #b ##", "<h3>a #b</h3>"),
+    ("# C#", "<h3>C#</h3>"),
+    ("|a|b|\n|-|\n|c|d|", "<p>|a|b|\n|-|\n|c|d|</p>"),
 ]
 
 

@@ -170,3 +170,9 @@ def test_spaces_are_bounded() -> None:
 
     assert all(fits(json.dumps({"a": 1, "b": [1, {}]}, indent=indent)) for indent in (None, 2, 4, "\t"))
     assert fits('{"a":1}') and not fits('{  "a":1}') and not fits('{\n\n"a":1}') and not fits(' {"a":1}')
+
+
+def test_long_names_above_many_parts() -> None:
+    """The places of parts are held: a long name must not be held for each of them."""
+    with pytest.raises(UsageError, match="below long names"):
+        schema.enforceable({"type": "object", "properties": {"k" * 100_000: {"anyOf": [{"type": "null"}] * 6000}}})

@@ -152,6 +152,7 @@ def test_only_own_names_are_answered(http, host, status):
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
+        ("http://[", 403),
         ("http://localhost", 200),
         ("https://page.example", 200),
         ("https://attacker.example", 403),

@@ -74,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     from isobit import api
     from isobit.models import calibration
 
+    if args.calibration is not None and not args.no_store:
+        calibration.require_own(args.calibration)
+
     found = api.bench(
         args.model,
         device=args.device,

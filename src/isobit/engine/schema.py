@@ -13,6 +13,7 @@ from isobit.errors import UsageError, printable
 MOST_BYTES = 256 << 10  # of a schema as JSON
 DEEPEST = 64  # levels of lists and objects
 MOST_PARTS = 20_000  # lists, objects and values
+MOST_POINTERS = 8_000_000  # characters of the JSON pointers to all parts together
 _SHOWN = 8  # reasons
 
 # Keywords that hold schemas, and how.
@@ -89,22 +90,25 @@ def enforceable(schema: Any, called: str = "the JSON schema") -> Any:
 
 def _require_size(schema: Any, called: str) -> None:
     """Without recursion: what is too deep may be deeper than Python's stack."""
-    size, parts = 0, 0
-    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    size, parts, pointers = 0, 0, 0
+    waiting: list[tuple[Any, int, int]] = [(schema, 1, 0)]  # (part, how deep, characters of the pointer to it)
     while waiting:
-        value, depth = waiting.pop()
+        value, depth, length = waiting.pop()
         parts += 1
+        pointers += length
         if depth > DEEPEST:
             raise UsageError(f"{called} is nested deeper than {DEEPEST} levels")
         if isinstance(value, str):
             size += len(value)
         elif isinstance(value, Mapping):
             size += sum(len(str(key)) for key in value)
-            waiting += [(one, depth + 1) for one in value.values()]
+            waiting += [(one, depth + 1, length + len(str(key)) + 1) for key, one in value.items()]
         elif isinstance(value, Sequence):
-            waiting += [(one, depth + 1) for one in value]
+            waiting += [(one, depth + 1, length + 6) for one in value]
         if parts + len(waiting) > MOST_PARTS or size > MOST_BYTES:
             raise UsageError(f"{called} is larger than {MOST_BYTES} characters or {MOST_PARTS} parts")
+        if pointers > MOST_POINTERS:
+            raise UsageError(f"{called} has too many parts below long names: their places alone would fill memory")
 
 
 def _schemas(schema: Any) -> Iterator[tuple[str, Any]]:

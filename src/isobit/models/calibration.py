@@ -15,7 +15,7 @@ from pathlib import Path
 
 from isobit.checkpoint.files import is_there
 from isobit.checkpoint.jsonfile import read_json
-from isobit.errors import CapacityError, CheckpointError
+from isobit.errors import CapacityError, CheckpointError, UsageError
 from isobit.legalize.calibration import Measurement, machine_key, software_key
 from isobit.targets.spec import Board, Target
 
@@ -92,6 +92,19 @@ def _listed(data: Mapping[str, object]) -> list[object]:
     if not isinstance(found, list):
         raise ValueError("it has no list of measurements")
     return found
+
+
+def require_own(path: Path) -> None:
+    """That writing a file which somebody named loses nothing.
+
+    Raises:
+        UsageError: there is something else, or a calibration that cannot be read.
+    """
+    if (problem := load(path).problem) is not None:
+        reason = problem.removesuffix("; what it holds is not used: isobit bench writes it anew")
+        raise UsageError(
+            f"measurements cannot be kept in {path}, which would be overwritten: {reason}; name another file"
+        )
 
 
 def store(path: Path, new: Sequence[Measurement]) -> int:

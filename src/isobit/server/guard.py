@@ -118,7 +118,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or origin in self._settings.origins or "*" in self._settings.origins:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        try:
+            where = urlsplit(origin).netloc.lower()
+        except ValueError:  # no address at all
+            where = ""
+        if not where or where != headers.get("host", "").lower():
             raise Refusal(403, "pages of other origins may not ask here; see `isobit serve --allow-origin`")
 
     def _knows(self, headers: Headers) -> bool:

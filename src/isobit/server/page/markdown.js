@@ -7,6 +7,7 @@
 import { copy, make } from "./dom.js";
 
 const DEEPEST = 6; // quotes and lists in each other
+const MOST_COLUMNS = 64; // of a table: what is wider is shown as it was written
 
 /** Shows an answer in `home`; blocks that are as they were keep their elements. */
 export function show(home, text) {
@@ -76,7 +77,9 @@ function listEnd(lines, at) {
 
 function isTable(lines, at) {
   const next = lines[at + 1];
-  return lines[at].includes("|") && next !== undefined && next.includes("-") && next.includes("|") && /^[\s|:-]+$/.test(next);
+  if (next === undefined || !lines[at].includes("|") || !next.includes("-") || !next.includes("|") || !/^[\s|:-]+$/.test(next)) return false;
+  const columns = cells(lines[at]).length;
+  return columns <= MOST_COLUMNS && columns === cells(next).length;
 }
 
 function element(block, depth) {
@@ -88,7 +91,7 @@ const MAKERS = {
   rule: () => make("hr"),
   heading: ({ lines }) => {
     const level = HEADING.exec(lines[0])[1].length;
-    return make(`h${Math.min(6, level + 2)}`, {}, ...inline(lines[0].replace(HEADING, "").replace(/ +#* *$/, "")));
+    return make(`h${Math.min(6, level + 2)}`, {}, ...inline(withoutMarks(lines[0].replace(HEADING, ""))));
   },
   code: ({ lines, language, fence }) => {
     const last = lines[lines.length - 1].trim();
@@ -105,10 +108,18 @@ const MAKERS = {
   table: ({ lines }) => {
     const rows = lines.map(cells);
     const head = make("tr", {}, ...rows[0].map((cell) => make("th", { scope: "col" }, ...inline(cell))));
-    const body = rows.slice(2).map((row) => make("tr", {}, ...rows[0].map((_, place) => make("td", {}, ...inline(row[place] ?? "")))));
+    const body = rows.slice(2).map((row) => make("tr", {}, ...row.slice(0, rows[0].length).map((cell) => make("td", {}, ...inline(cell)))));
     return make("div", { class: "table", tabIndex: 0 }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
   },
 };
+
+/** A heading without the number signs that may close it. */
+function withoutMarks(text) {
+  const whole = text.trimEnd();
+  let end = whole.length;
+  while (end > 0 && whole[end - 1] === "#") end -= 1;
+  return end === 0 || whole[end - 1] === " " ? whole.slice(0, end).trimEnd() : whole;
+}
 
 function within(lines, depth) {
   if (depth >= DEEPEST) return [make("p", {}, lines.join("\n"))];
