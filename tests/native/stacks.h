@@ -112,7 +112,7 @@ struct Run {
         a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
         a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = mixed.data();
-        a.keys = step.keys + layer * stride, a.values = step.values + layer * stride;
+        a.keys = static_cast<float *>(step.keys) + layer * stride, a.values = static_cast<float *>(step.values) + layer * stride;
         return !isobit_cpu_attention(&a) && product(l.o, mixed, delta) && norm(l.after_attention, l.eps, delta);
     }
     bool gate(const isobit_layer &l, const std::vector<float> &normed, std::vector<float> &delta) const {
