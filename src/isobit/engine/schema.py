@@ -78,8 +78,9 @@ def enforceable(schema: Any, called: str = "the JSON schema") -> Any:
     """
     _require_size(schema, called)
     reasons: list[str] = []
-    places = {pointer for pointer, _ in _schemas(schema)}
-    for pointer, part in _schemas(schema):
+    found = [*_schemas(schema)]
+    places = {pointer for pointer, _ in found}
+    for pointer, part in found:
         reasons += [f"{reason} (at #{pointer})" for reason in _problems(part, places)]
     if reasons:
         more = "" if len(reasons) <= _SHOWN else f"; and {len(reasons) - _SHOWN} more"
