@@ -7,8 +7,10 @@ get a :class:`~isobit.errors.CapacityError`, too.
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from isobit.errors import CapacityError, IsobitError
 
@@ -26,6 +28,8 @@ _NO_MEMORY = (
 )
 _NO_THREADS = ("can't start new thread", "resource temporarily unavailable", "thread constructor failed")
 
+_INSTALLED = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))  # whose modules can be parsed
+
 # Address space that torch and the libraries beside it take before a model is there. With less, some of them (libgomp,
 # OpenBLAS, C++ itself) end the process.
 _TORCH, _THREAD = 900_000_000, 8 << 20
@@ -36,7 +40,11 @@ def explain(error: BaseException) -> str | None:
     text = str(error).lower()
     if isinstance(error, IsobitError):
         return None
-    if isinstance(error, MemoryError) or (_of_a_library(error) and any(words in text for words in _NO_MEMORY)):
+    if (
+        isinstance(error, MemoryError)
+        or _cut_short(error)
+        or (_of_a_library(error) and any(words in text for words in _NO_MEMORY))
+    ):
         return (
             f"memory does not suffice{_said(error)}: close other programs, raise the limit (ulimit -v, the "
             "container's), or use a smaller model, context or format"
@@ -108,6 +116,12 @@ def _used() -> int:
             return int(file.read().split()[0]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def _cut_short(error: BaseException) -> bool:
+    """Whether Python's parser ran out of memory over a module that is fine: it says "invalid syntax" then (3.11)."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return limited and isinstance(error, SyntaxError) and (error.filename or "").startswith(_INSTALLED)
 
 
 def _of_a_library(error: BaseException) -> bool:

@@ -28,7 +28,8 @@ FAMILY = '''
 
 from isobit.models.config import ModelConfig, Norms
 from isobit.models.fields import Fields
-from isobit.models.hf import Common, Style, read_common, read_windows
+from isobit.models.hf import Style, read_common, read_windows
+from isobit.models.hf_rope import Common
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -36,7 +37,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     windows = read_windows(fields, enabled=True, default_window=64, windowed=lambda layer: (layer + 1) % every != 0)
     style = Style(
         norms=Norms(None, "attention_out_norm", None, "mlp_out_norm"),
-        qk_norm=True,
+        qk_norm="head",
         mlp_bias=True,
         activation="gelu_tanh",
         scale=fields.number("score_scale"),

@@ -49,6 +49,16 @@ def test_other_errors_stay_what_they_are() -> None:
                 raise error
 
 
+def test_a_parser_without_memory_is_told_from_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import resource
+
+    ours, theirs = Path(isobit.__file__).parent / "quantizer/driver.py", tmp_path / "driver.py"
+    cut = [SyntaxError("expected ':'", (str(path), 350, 47, "def _threads() -> int:")) for path in (ours, theirs)]
+    assert explain(cut[0]) is None  # without a limit it is what it says
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 30, 1 << 30))
+    assert "memory does not suffice" in (explain(cut[0]) or "") and explain(cut[1]) is None
+
+
 @pytest.mark.parametrize("error", [*NO_MEMORY[:3], NO_THREAD], ids=lambda error: str(error)[:20])
 def test_quantize_keeps_what_is_done(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out, work = write(tmp_path / "src"), tmp_path / "out", stream.work

@@ -19,7 +19,7 @@ def config(*layers: LayerSpec) -> ModelConfig:
 
 
 def test_layers_may_differ_from_each_other() -> None:
-    wide = LayerSpec(SelfAttention(2, 1, 16, qk_norm=True, bias=True), GatedMlp(96, bias=True), Norms(None, "behind"))
+    wide = LayerSpec(SelfAttention(2, 1, 16, qk_norm="head", bias=True), GatedMlp(96, bias=True), Norms(None, "behind"))
     shapes = expected_tensors(config(PLAIN, wide))
     assert shapes["model.layers.0.self_attn.k_proj.weight"] == (16, 24)
     assert shapes["model.layers.1.self_attn.q_proj.weight"] == (32, 24)

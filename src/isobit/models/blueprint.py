@@ -63,7 +63,7 @@ def _attention(part: SelfAttention, hidden: int) -> list[Module]:
         Module(f"self_attn.{role}_proj", role, "linear", (width, hidden), part.bias, "rows", "qkv")
         for role, width in (("q", queries), ("k", keys), ("v", keys))
     ]
-    if part.qk_norm:
+    if part.qk_norm != "none":
         found += [Module(f"self_attn.{role}", role, "norm", (part.dim,)) for role in ("q_norm", "k_norm")]
     return [*found, Module("self_attn.o_proj", "o", "linear", (hidden, queries), part.o_bias, "columns")]
 

@@ -11,17 +11,21 @@ from typing import Literal
 
 from isobit.errors import ModelError
 
-Activation = Literal["silu", "gelu_tanh"]
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+QkNorm = Literal["none", "head", "head-behind", "width", "l2"]
+NormKind = Literal["rms", "layer"]
 
 LARGEST_CONTEXT = 1 << 30  # tokens
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (halves rotated, as in Llama).
+    """Rotary position embedding.
 
     Attributes:
+        dims: how many dimensions of a head, the first ones, are rotated; None: all.
+        interleaved: whether pairs are neighbours (0 and 1, 2 and 3, ...) and not halves, as in Llama.
         kind: how frequencies are stretched beyond the original context.
         theta: base of the wavelengths.
         factor: how much longer the context is than the original one (linear, llama3, yarn).
@@ -31,6 +35,8 @@ class Rope:
         attention_factor: what yarn multiplies cosines and sines by; None to derive it from ``factor``.
         mscale, mscale_all_dim: yarn's other way to derive the attention factor.
         truncate: whether yarn's band is rounded to whole dimensions.
+        short_factors, long_factors: longrope's, one for each pair of dimensions: of contexts up to the original one,
+            and of longer ones.
     """
 
     kind: RopeKind = "default"
@@ -45,6 +51,10 @@ class Rope:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    dims: int | None = None
+    interleaved: bool = False
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -69,24 +79,32 @@ class SelfAttention:
     Attributes:
         heads, kv_heads: query heads, and key-value heads that divide them.
         dim: width of a head; ``heads * dim`` need not be the hidden size.
-        rope: rotary embedding.
+        rope: rotary embedding; None: positions are not embedded in this layer.
         window: how many of the latest tokens (itself included) a token attends to; None for all.
         scale: what scores are multiplied by; None for ``dim ** -0.5``.
         softcap: scores become ``softcap * tanh(score / softcap)``; None: they stay.
-        qk_norm: whether an RMSNorm goes over each query and key head, before the rotary embedding.
+        qk_norm: over queries and keys: ``head``: an RMSNorm over each head before the rotary embedding, ``head-behind``
+            behind it; ``width``: one over all heads together, before it; ``l2``: without weights, over each head,
+            behind it.
+        sinks: whether each head has a learned score that takes part in the softmax and gives nothing.
+        chunk: tokens of a chunk: a token attends to those of its own chunk alone; None: to all.
+        query_scale: ``(floor, beta)``: queries are multiplied by ``1 + beta * ln(1 + floor(position / floor))``.
         bias, o_bias: whether queries, keys and values, and the output projection, have a bias.
     """
 
     heads: int
     kv_heads: int
     dim: int
-    rope: Rope = Rope()  # noqa: RUF009 - frozen
+    rope: Rope | None = Rope()  # noqa: RUF009 - frozen
     window: int | None = None
     scale: float | None = None
     softcap: float | None = None
-    qk_norm: bool = False
+    qk_norm: QkNorm = "none"
     bias: bool = False
     o_bias: bool = False
+    sinks: bool = False
+    chunk: int | None = None
+    query_scale: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -94,8 +112,35 @@ class SelfAttention:
                 f"config.json: num_attention_heads = {self.heads} is not a multiple of"
                 f" num_key_value_heads = {self.kv_heads}"
             )
-        if self.dim % 2:
+        if self.rope is not None and self.dim % 2:
             raise ModelError(f"config.json: head_dim = {self.dim} is odd; rotary embeddings need pairs")
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Latent attention (MLA): keys and values of all heads are made of one short vector of a token.
+
+    Attributes:
+        heads: of queries, keys and values.
+        query_rank: width that queries are made from, with a norm over it; None: from the residual stream.
+        rank: width of the latent that keys and values are made from, with a norm over it.
+        plain: dimensions of a head's query and key that carry no position.
+        rotated: dimensions that do; those of the key are one for all heads.
+        value: dimensions of a head's value.
+        rope: rotary embedding of the rotated dimensions.
+        scale: what scores are multiplied by.
+        bias: whether the projections into the latent, and the output projection, have a bias.
+    """
+
+    heads: int
+    query_rank: int | None
+    rank: int
+    plain: int
+    rotated: int
+    value: int
+    rope: Rope
+    scale: float
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,18 +149,86 @@ class GatedMlp:
 
     Attributes:
         size: outputs of gate and up.
-        activation: ``silu``, or ``gelu_tanh``: GELU by its tanh approximation.
+        activation: ``silu``; ``gelu``, or ``gelu_tanh``: GELU by its tanh approximation.
         bias: whether the three have a bias.
+        limit: gpt-oss's gate: gate below the limit, up within it, ``(up + 1) * gate * sigmoid(1.702 * gate)``; None:
+            the plain one.
     """
 
     size: int
     activation: Activation = "silu"
     bias: bool = False
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class PlainMlp:
+    """``down(activation(up(x)))``.
+
+    Attributes:
+        size: outputs of up.
+        activation: as of :class:`GatedMlp`.
+        bias: whether both have a bias.
+    """
+
+    size: int
+    activation: Activation = "gelu_tanh"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which experts a token goes to, in float32. Of equal scores the expert with the lower number is chosen.
+
+    Attributes:
+        experts, active: how many there are, and how many a token goes to.
+        scores: ``softmax`` or ``sigmoid`` of the router's logits; ``softmax-behind``: a softmax over those chosen.
+        bias: whether the router is a linear with a bias.
+        correction: whether each expert has a number that is added to its score for the choice, not for its weight.
+        groups, active_groups: experts are in so many groups, of which the best so many take part.
+        group_score: what makes a group good: its best expert (``max``), or its two best together (``two``).
+        renormalize: whether the weights of a token's experts are divided by their sum.
+        scale: what the weights are multiplied by.
+        on_input: whether the weight multiplies what goes into an expert, not what comes out (Llama 4).
+    """
+
+    experts: int
+    active: int
+    scores: Literal["softmax", "sigmoid", "softmax-behind"] = "softmax"
+    bias: bool = False
+    correction: bool = False
+    groups: int = 1
+    active_groups: int = 1
+    group_score: Literal["max", "two"] = "max"
+    renormalize: bool = True
+    scale: float = 1.0
+    on_input: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts.
+
+    Attributes:
+        router: which experts a token goes to.
+        expert: what each is.
+        shared: one more that all tokens go to; None: there is none.
+        shared_gate: whether the shared one's result is multiplied by the sigmoid of a linear of the token.
+    """
+
+    router: Router
+    expert: GatedMlp
+    shared: GatedMlp | None = None
+    shared_gate: bool = False
+
+
+Attention = SelfAttention | LatentAttention
+Mlp = GatedMlp | PlainMlp | Experts
 
 
 @dataclass(frozen=True)
 class Norms:
-    """The RMSNorms of a layer, each by its name in checkpoints; None where there is none.
+    """The norms of a layer, each by its name in checkpoints; None where there is none.
 
     Attributes:
         before_attention, before_mlp: of what goes in, the residual stream.
@@ -130,11 +243,20 @@ class Norms:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer: attention and MLP, each added to the residual stream."""
+    """One decoder layer: attention and MLP, each added to the residual stream.
+
+    Attributes:
+        attention, mlp: its parts.
+        norms: where it has norms.
+        parallel: whether both parts read the same norm of the stream (``before_attention``) and are added together.
+        residual_factor: what each part's result is multiplied by before it is added.
+    """
 
     attention: SelfAttention
     mlp: GatedMlp
     norms: Norms = Norms()  # noqa: RUF009 - frozen
+    parallel: bool = False
+    residual_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,11 +267,14 @@ class ModelConfig:
         family: name of the file in ``archs/``.
         vocab_size, hidden_size: widths.
         layers: what each layer is.
-        norm_eps: epsilon of every RMSNorm.
-        norm_offset: what is added to the weights of every RMSNorm (1 in Gemma, whose weights lie around zero).
+        norm_eps: epsilon of every norm.
+        norm_offset: what is added to the weights of every norm (1 in Gemma, whose weights lie around zero).
+        norm_kind: ``rms``, or ``layer``: the mean is taken away first.
+        norm_bias: whether norms have a bias.
         max_position_embeddings: what config.json says about the longest context, in tokens; see :attr:`max_context`.
         tie_word_embeddings: the output projection is the embedding.
         embedding_factor: what embeddings are multiplied by, as it is in the dtype of the activations.
+        logit_factor: what logits are multiplied by.
         logit_softcap: logits become ``softcap * tanh(logit / softcap)``; None: they stay.
         dtype: torch dtype of the weights that are not quantized, as config.json has it.
         notes: what a user should know about how config.json was understood.
@@ -163,7 +288,10 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     norm_offset: float = 0.0
+    norm_kind: NormKind = "rms"
+    norm_bias: bool = False
     embedding_factor: float = 1.0
+    logit_factor: float = 1.0
     logit_softcap: float | None = None
     dtype: str = "bfloat16"
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -185,8 +313,10 @@ class ModelConfig:
         Configurations write max_position_embeddings before or after stretching, and the larger of both readings counts:
         Qwen's recipe for yarn leaves 32768 or 40960 there and means 131072. llama3's factor is no ratio of contexts.
         """
-        ropes = {layer.attention.rope for layer in self.layers}
-        return max((_stretched(rope, self.max_position_embeddings) for rope in ropes), default=0)
+        ropes = {layer.attention.rope for layer in self.layers if layer.attention.rope is not None}
+        return max(
+            (_stretched(rope, self.max_position_embeddings) for rope in ropes), default=self.max_position_embeddings
+        )
 
 
 def _stretched(rope: Rope, said: int) -> int:

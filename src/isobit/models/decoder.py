@@ -16,9 +16,10 @@ from isobit.models.cache.contiguous import ContiguousCache
 from isobit.models.cache.memory import cache_key, dtype_name, new_layers
 from isobit.models.cache.paged import PagedCache
 from isobit.models.cache.protocol import Cache
-from isobit.models.config import ModelConfig
-from isobit.models.layers import Embedding, Layer, RMSNorm
+from isobit.models.config import ModelConfig, Rope
+from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
+from isobit.models.norms import RMSNorm
 from isobit.models.ops.table import choose
 from isobit.models.parts import Listeners
 from isobit.models.place import Place
@@ -56,7 +57,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         shapes = [(layer.attention.rope, layer.attention.dim) for layer in config.layers]
         kinds = [*dict.fromkeys(shapes)]
-        self._tables = [RotaryTable(*kind, dtype, place.tensors) for kind in kinds]
+        self._tables = [RotaryTable(rope or Rope(), dim, dtype, place.tensors) for rope, dim in kinds]
         self._table_of = [kinds.index(shape) for shape in shapes]  # layer -> its table
         self._cache_key = cache_key(config, dtype, stored)
         self._listeners = Listeners(self.layers.modules())

@@ -1,4 +1,4 @@
-"""A decoder layer and its parts: norm, embedding, attention, gated MLP."""
+"""A decoder layer, and the embedding in front of the first."""
 
 from __future__ import annotations
 
@@ -9,23 +9,13 @@ from torch import Tensor, nn
 from isobit.checkpoint.kvscales import KvScales
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
-from isobit.kernels.heads import AttentionSpec
-from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
+from isobit.models.attention import Attention
+from isobit.models.config import LayerSpec
 from isobit.models.linear import Linear
+from isobit.models.mlp import GatedMLP
+from isobit.models.norms import RMSNorm
 from isobit.models.parts import Part
-from isobit.models.step import Activations, Step
-
-
-class RMSNorm(Part):
-    """Root-mean-square norm over the last axis, computed in float32."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = weight.float(), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as ``x``."""
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps).to(x.dtype)
+from isobit.models.step import Step
 
 
 class Embedding(nn.Module):
@@ -63,71 +53,6 @@ class Embedding(nn.Module):
 
     def _beyond(self) -> UsageError:
         return UsageError(f"there are token ids beyond the vocabulary of {self.weight.shape[0]}")
-
-
-class Attention(Part):
-    """Grouped-query attention with rotary embedding.
-
-    Attributes:
-        layer: its number.
-        heads: what the kernels are told of it.
-        kv_scales: the checkpoint's scales for a quantized cache, if it has any; nothing applies them.
-    """
-
-    def __init__(
-        self,
-        spec: SelfAttention,
-        layer: int,
-        parts: dict[str, nn.Module],
-        eps: float,
-        kv_scales: KvScales = KvScales(),  # noqa: B008 - frozen
-    ) -> None:
-        super().__init__()
-        self.layer, self.kv_scales = layer, kv_scales
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[role] for role in "qkvo")
-        self.q_norm, self.k_norm = parts.get("q_norm"), parts.get("k_norm")
-        q_norm, k_norm = (norm.weight if isinstance(norm, RMSNorm) else None for norm in (self.q_norm, self.k_norm))
-        self.heads = AttentionSpec(
-            spec.heads, spec.kv_heads, spec.dim, spec.window, q_norm, k_norm, eps, spec.scale, spec.softcap
-        )
-
-    @property
-    def readers(self) -> tuple[Linear, ...]:
-        """The linears that read its input."""
-        return self.q_proj, self.k_proj, self.v_proj  # type: ignore[return-value]
-
-    def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
-        """``[T, hidden]`` to the same; added to a residual, if one is given."""
-        query, key, value = step.ops.project(self.readers, x)
-        return _last(self.o_proj, step.ops.attend(self.heads, self.layer, query, key, value, step), step, residual)
-
-
-class GatedMLP(Part):
-    """``down(activation(gate(x)) * up(x))``."""
-
-    def __init__(self, spec: GatedMlp, parts: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.activation = spec.activation
-        self.gate_proj, self.up_proj, self.down_proj = (parts[role] for role in ("gate", "up", "down"))
-
-    @property
-    def readers(self) -> tuple[Linear, ...]:
-        """The linears that read its input."""
-        return self.gate_proj, self.up_proj  # type: ignore[return-value]
-
-    def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
-        """``[T, hidden]`` to the same; added to a residual, if one is given."""
-        down = self.down_proj
-        gated = step.ops.project_gate(self.readers, x, self.activation, (down,))  # type: ignore[arg-type]
-        return _last(down, gated, step, residual)
-
-
-def _last(linear: nn.Module, x: Activations, step: Step, residual: Tensor | None) -> Tensor:
-    """What the last linear of a part gives, added to the residual if one is given."""
-    if residual is None:
-        return linear(x)  # type: ignore[no-any-return]
-    assert step.ops.project_add is not None and isinstance(linear, Linear)
-    return step.ops.project_add(linear, x, residual)
 
 
 class Layer(Part):

@@ -27,8 +27,9 @@ from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.joined import apart, bind_linears, join
-from isobit.models.layers import Layer, RMSNorm
+from isobit.models.layers import Layer
 from isobit.models.linear import Linear
+from isobit.models.norms import RMSNorm
 from isobit.models.ops.table import choose
 from isobit.models.place import Place
 from isobit.models.step import Step

@@ -98,3 +98,11 @@ class LayerRow:
     priority: int
     accepts: Callable[[torch.dtype, Place, Sequence[LayerSpec], CacheFormat], str | None]
     make: Callable[[Place], LayerOps]
+
+
+def last(linear: nn.Module, x: Activations, step: Step, residual: Tensor | None) -> Tensor:
+    """What the last linear of a part gives, added to the residual if one is given."""
+    if residual is None:
+        return linear(x)  # type: ignore[no-any-return]
+    assert step.ops.project_add is not None and isinstance(linear, Linear)
+    return step.ops.project_add(linear, x, residual)

@@ -23,8 +23,9 @@ from isobit.models.config import LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
 from isobit.models.joined import bind_linears
-from isobit.models.layers import Embedding, Layer, RMSNorm
+from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
+from isobit.models.norms import RMSNorm
 from isobit.models.place import Place, place
 from isobit.shortage import shortages
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from isobit.models.config import ModelConfig, Norms
 from isobit.models.fields import Fields
-from isobit.models.hf import Common, Style, read_common, read_windows
+from isobit.models.hf import Style, read_common, read_windows
+from isobit.models.hf_rope import Common
 
 NORMS = Norms("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Common, read_common, read_windows
+from isobit.models.hf import read_common, read_windows
+from isobit.models.hf_rope import Common
 
 
 def from_hf(fields: Fields) -> ModelConfig:

@@ -6,7 +6,8 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Common, Style, from_layer, read_common, read_windows
+from isobit.models.hf import Style, from_layer, read_common, read_windows
+from isobit.models.hf_rope import Common
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -22,7 +23,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         fields,
         "qwen3",
         Common(kv_heads=32, head_dim=128, max_positions=32768),
-        Style(qkv_bias=bias, o_bias=bias, qk_norm=True),
+        Style(qkv_bias=bias, o_bias=bias, qk_norm="head"),
         windows,
     )
 
