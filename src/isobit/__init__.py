@@ -25,6 +25,8 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "bench",
+    "certify",
+    "check_certificate",
     "compare",
     "evaluate",
     "info",

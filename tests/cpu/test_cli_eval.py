@@ -163,6 +163,8 @@ def test_options_that_cannot_be_used(
         (("--text", text, "--ctx", 64, "--stride", 65), "stride 65"),
         (("--text", text, "--tokens", -3), "-3 tokens to score"),
         (("--report", tmp_path / "r.html"), "--report compares a model with its source"),
+        (("--against", source, "--report", tmp_path / "r.pdf"), "(FILE.html) or Markdown (FILE.md)"),
+        (("--against", source, "--report", tmp_path / "report"), "(FILE.html) or Markdown (FILE.md)"),
         (("--against", source, "--report", tmp_path / "no" / "r.html"), "does not exist"),
         (("--against", source, "--report", tmp_path), "this is a folder"),
         (("--against", source, "--report", source / "config.json"), "this file is there and is no report"),

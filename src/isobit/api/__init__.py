@@ -6,6 +6,7 @@ only gathers: each function stands, with what it needs alone, in the file that i
 
 from __future__ import annotations
 
+from isobit.api.certifying import certify, check_certificate
 from isobit.api.evaluating import bench, compare, evaluate, info
 from isobit.api.finding import DEVICES, DTYPES, MOST_SEQUENCES, default_name, find
 from isobit.api.loading import LLM, generator, load
@@ -38,6 +39,8 @@ __all__ = [
     "SEARCHES",
     "SamplingParams",
     "bench",
+    "certify",
+    "check_certificate",
     "compare",
     "default_name",
     "evaluate",

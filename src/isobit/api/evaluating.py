@@ -78,12 +78,12 @@ def evaluate(
     folder, source = find(model), None
     if against is not None:
         source = measure.Source(find(against), default_name(names[1]), **where, batch_invariant=alike)
-    _fit([folder, *([source.path] if source else [])], device, target, most, kv_cache)
+    require_fit([folder, *([source.path] if source else [])], device, target, most, kv_cache)
     asked = settings.asked(**where, kv_cache=kv_cache, batch_invariant=alike)
     return measure.evaluate_asked(folder, default_name(names[0]), source, asked)
 
 
-def _fit(folders: Iterable[Path], device: str, target: str | None, memory: int | None, kv_cache: str) -> None:
+def require_fit(folders: Iterable[Path], device: str, target: str | None, memory: int | None, kv_cache: str) -> None:
     """That each of these models fits the device, before one of them is read.
 
     Raises:
@@ -165,7 +165,7 @@ def compare(
 
     folders = {name: find(one) for name, one in zip(asking.names(listed, default_name), listed, strict=True)}
     origin = None if source is None else (default_name(source), find(source))
-    _fit([*folders.values(), *([origin[1]] if origin else [])], device, target, most, kv_cache)
+    require_fit([*folders.values(), *([origin[1]] if origin else [])], device, target, most, kv_cache)
     return run(
         folders,
         settings if measured else None,

@@ -15,6 +15,7 @@ from isobit.errors import CheckpointError, UsageError
 
 PARTIAL = ".isobit-partial"
 REPORT, CONFIG = "isobit_report.json", "config.json"
+CERTIFICATE = "isobit_certificate.json"  # of the checkpoint that is there, and of no other
 _LONGEST_JOB = 1 << 20  # bytes of a journal's first line
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, where the file system does not say; it has no longer paths
 
@@ -127,7 +128,8 @@ def remove_old(path: Path) -> None:
     report = path / REPORT
     if not report.exists():
         return
-    (path / CONFIG).unlink(missing_ok=True)
+    for name in (CONFIG, CERTIFICATE):
+        (path / name).unlink(missing_ok=True)
     sync_folder(path)
     for name in _files_of(report):
         target = path / name

@@ -273,6 +273,8 @@ def check_report(path: Path, against: str | None, tasks: str | None = None) -> N
         raise UsageError(f"--report {path}: this is a folder; name a file, for example {path / 'report.html'}")
     if path.exists() and not _may_be_replaced(path):
         raise UsageError(f"--report {path}: this file is there and is no report; name another, or remove it")
+    if path.suffix.lower() not in (".html", ".htm", ".md"):
+        raise UsageError(f"--report {path}: a report is a page (FILE.html) or Markdown (FILE.md); name one of these")
 
 
 def _may_be_replaced(path: Path) -> bool:
@@ -291,16 +293,16 @@ _REPEATED = (
 )  # fmt: skip
 
 
-def command_line(args: argparse.Namespace) -> str:
+def command_line(args: argparse.Namespace, command: str = "eval") -> str:
     """The command that measures the same again."""
-    parts = ["isobit", "eval", *args.models]
+    parts = ["isobit", command, *(args.models if command == "eval" else [args.model])]
     for option in _REPEATED:
-        value = getattr(args, option.replace("-", "_"))
+        value = getattr(args, option.replace("-", "_"), None)
         if value is not None and value is not False:
             parts += (
                 [f"--{option}"] if value is True else [f"--{option}", f"{value:g}" if option == "limit" else str(value)]
             )
-    for folder in args.include_path:
+    for folder in getattr(args, "include_path", []):
         parts += ["--include-path", str(folder)]
     if args.seed:
         parts += ["--seed", str(args.seed)]

@@ -1,7 +1,7 @@
 """The command line: finds the command, runs it, and turns errors into one clear message and a status.
 
     0    done (also when whoever read the output has stopped reading)
-    1    `isobit compile`: a claim does not hold
+    1    `isobit compile`: a claim does not hold; `isobit certify --check`: a figure differs
     2    an error that isobit understands: bad input, an unusable option, too little memory, a full disk
     70   a bug in isobit
     130  interrupted (Ctrl-C)
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # One module per command, in the order a newcomer needs them. Each has `register(subparsers)` and `run(args) -> int`,
 # and imports torch only inside `run`, so that `isobit --help` answers at once.
-COMMANDS = ("quantize", "generate", "chat", "serve", "evaluate", "info", "demo", "doctor", "compile", "plan", "bench")
+COMMANDS = (
+    "quantize", "generate", "chat", "serve", "evaluate", "certify", "info", "demo", "doctor", "compile", "plan", "bench"
+)  # fmt: skip
 
 _WITHOUT_TORCH = ("isobit.cli.doctor", "isobit.cli.plan")  # these report what the environment says, and compute nothing
 

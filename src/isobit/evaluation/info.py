@@ -19,7 +19,7 @@ from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, IsobitError, ModelError, printable
-from isobit.evaluation import wording
+from isobit.evaluation import certificate, wording
 from isobit.evaluation.modules import Module, find_modules
 from isobit.evaluation.scales import odd_scales
 from isobit.models.contents import require_all, resolve
@@ -83,6 +83,7 @@ class CheckpointInfo:
         file_bits_per_parameter: bits of all weight files per parameter.
         schemes: what the modules hold, largest first.
         dtypes: what the tensors are stored as, largest first.
+        certificate: its rows, a sentence each.
         notes: what could not be understood, and what people should know who use it.
         tensors: every tensor, in the order of the files.
     """
@@ -99,6 +100,7 @@ class CheckpointInfo:
     dtypes: tuple[DtypeUse, ...]
     notes: tuple[str, ...]
     tensors: tuple[TensorRow, ...] = field(repr=False)
+    certificate: tuple[str, ...] = ()
 
 
 def describe(path: Path | str) -> CheckpointInfo:
@@ -121,6 +123,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     file_bytes = sum(file.stat().st_size for file in checkpoint.files)
     parameters = sum(module.weights for module in modules) - sum(named.tensors[name].numel for name in unneeded)
     linears = [module for module in modules if module.kind == "linear"]
+    certified, doubts = certificate.said(checkpoint.path)
     return CheckpointInfo(
         path=str(checkpoint.path),
         architecture=_architecture(checkpoint.config),
@@ -132,11 +135,12 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         file_bits_per_parameter=8 * file_bytes / max(1, parameters),
         schemes=_schemes(modules),
         dtypes=_dtypes(checkpoint.tensors.values()),
-        notes=(*notes, *odd_scales(checkpoint)),
+        notes=(*notes, *odd_scales(checkpoint), *doubts),
         tensors=tuple(
             TensorRow(info.name, info.dtype, tuple(info.shape), info.nbytes, info.file.name)
             for info in checkpoint.tensors.values()
         ),
+        certificate=certified,
     )
 
 
@@ -246,6 +250,7 @@ def text(info: CheckpointInfo, tensors: bool = False) -> str:
     ]
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts]
+    lines += [f"{'certificate':<{width}}  {printable(row)}" for row in info.certificate]
     lines += [f"{'note':<{width}}  {printable(note)}" for note in info.notes]
     cells = [
         [

@@ -133,11 +133,12 @@ def checkpoint_digest(folder: Path) -> str:
     """A name for what a checkpoint folder holds: every file of it, by name and content. Reads all of it."""
     files = sorted(path for path in folder.rglob("*") if is_file(path))
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        sums = list(pool.map(_file_digest, files))
+        sums = list(pool.map(file_digest, files))
     return digest({str(path.relative_to(folder)): one for path, one in zip(files, sums, strict=True)})
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
     about = path.stat()
     return _digest_of(path, about.st_ino, about.st_size, about.st_mtime_ns)
 

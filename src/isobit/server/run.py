@@ -17,6 +17,7 @@ import uvicorn
 from isobit import api
 from isobit.engine.llm import LLM
 from isobit.errors import CapacityError, Unsupported, UsageError
+from isobit.evaluation import certificate
 from isobit.legalize import text
 from isobit.legalize.ops import Refusal
 from isobit.legalize.plan import Plan
@@ -76,14 +77,14 @@ def _require(plan: Plan) -> None:
 
 def described(folder: Path) -> dict[str, Any]:
     """What clients may read of a checkpoint: its formats, and how much it is."""
-    info = api.info(folder)
+    info, (certified, _) = api.info(folder), certificate.valid(folder)
     schemes = [{"kind": use.kind, "scheme": use.scheme, "modules": use.modules} for use in info.schemes]
     return {
         "formats": schemes,
         "parameters": info.parameters,
         "file_bytes": info.file_bytes,
         "bits_per_weight": info.linear_bits_per_weight,
-        "certificate": None,
+        "certificate": None if certified is None else certificate.shown(certified),
     }
 
 

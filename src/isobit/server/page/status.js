@@ -84,9 +84,13 @@ function planned({ board, target, how, decode_how, action, memory, speed, reason
   ], [...reasons, ...notes]);
 }
 
-function certified(certificate) {
-  if (!certificate) return section("Fidelity", [], ["No certificate lies beside this checkpoint: isobit eval with --against measures what its format lost."]);
-  return section("Fidelity", Object.entries(certificate).filter(([, value]) => typeof value !== "object"));
+function certified(rows) {
+  if (!rows) return section("Fidelity", [], ["No certificate lies beside this checkpoint: isobit certify with --against measures what its format lost, and keeps it there."]);
+  return make("div", {}, ...rows.map((row) => section(rows.length > 1 ? `Fidelity: ${row.path}` : "Fidelity", [
+    ["Against", row.source], ["KL divergence", `${row.kl_mean.toPrecision(3)} nats a token, 99th percentile ${row.kl_p99.toPrecision(3)}`],
+    ["Same first choice", `${(100 * row.top1).toFixed(1)} %`], ["Perplexity", `${row.perplexity_ratio.toFixed(4)} times the source's`],
+    ["Measured", `${row.date.slice(0, 10)} on ${number(row.tokens)} tokens of ${row.text}`], ["By", rows.length > 1 ? "" : row.path],
+  ])));
 }
 
 function section(title, rows, notes = []) {
