@@ -41,7 +41,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         mlp_bias=True,
         activation="gelu_tanh",
         scale=fields.number("score_scale"),
-        embedding_root=True,
+        embedding_factor="root",
     )
     return read_common(fields, "invented", Common(tied=True), style, windows)
 

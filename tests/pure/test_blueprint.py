@@ -9,7 +9,7 @@ import pytest
 from isobit.checkpoint.cttargets import FUSED
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.blueprint import classifier, expected_tensors, fused, layer_modules, modules
-from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Norms, SelfAttention
+from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Norms, PlainMlp, SelfAttention
 
 PLAIN = LayerSpec(SelfAttention(4, 2, 8), GatedMlp(48))
 
@@ -58,3 +58,29 @@ def test_kinds_of_what_is_tied_and_of_what_is_none_of_the_models() -> None:
     names = [module.name for module in modules(config(PLAIN))]
     assert names[0] == "model.embed_tokens" and names[-1] == "model.norm" and "lm_head" not in names
     assert modules(replace(config(PLAIN), tie_word_embeddings=False))[-1].name == "lm_head"
+
+
+def test_one_matrix_that_is_stored_for_several_linears_says_which_rows_are_whose() -> None:
+    joined = LayerSpec(SelfAttention(4, 2, 8, bias=True, joined=True), GatedMlp(48, joined=True))
+    parts = {part.name: part for part in layer_modules(joined, 24)}
+    qkv, gate_up = parts["self_attn.qkv_proj"], parts["mlp.gate_up_proj"]
+    assert qkv.shape == (64, 24) and qkv.parts == (("q", 32), ("k", 16), ("v", 16)) and qkv.bias
+    assert gate_up.shape == (96, 24) and gate_up.parts == (("gate", 48), ("up", 48)) and not gate_up.bias
+    assert qkv.roles == ("q", "k", "v") and parts["self_attn.o_proj"].roles == ("o",)
+    assert fused(config(joined)) == ()  # nothing is left for engines to join
+
+
+def test_norms_with_a_bias_have_one_everywhere_but_over_heads() -> None:
+    norms = Norms(kind="layer", bias=True)
+    shapes = expected_tensors(config(LayerSpec(SelfAttention(4, 2, 8, qk_norm="head"), PlainMlp(48), norms)))
+    biases = {name for name in shapes if name.endswith(".bias")}
+    layer = "model.layers.0."
+    assert biases == {f"{layer}input_layernorm.bias", f"{layer}post_attention_layernorm.bias", "model.norm.bias"}
+
+
+def test_an_mlp_without_a_gate_has_two_linears_by_the_names_of_its_family() -> None:
+    layer = LayerSpec(SelfAttention(4, 2, 8), PlainMlp(48, bias=True, names=("c_fc", "c_proj")))
+    parts = {part.role: part for part in layer_modules(layer, 24)}
+    assert (parts["up"].name, parts["down"].name) == ("mlp.c_fc", "mlp.c_proj") and "gate" not in parts
+    assert parts["up"].shape == (48, 24) and parts["down"].shape == (24, 48) and parts["up"].bias
+    assert parts["up"].split == "rows" and parts["down"].split == "columns"

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from isobit.models.batch import Batch
 
@@ -29,8 +28,7 @@ def embedding(model: Any, ids: Sequence[int], pool: str, *, normalized: bool = T
     """
     states = model.hidden_states(Batch.of([list(ids)], device=model.place.tensors))
     rows = states if pool == "mean" else states[-1:]
-    norm = model.norm
-    found = F.rms_norm(rows.float(), (rows.shape[-1],), norm.weight.float(), norm.eps).mean(0)
+    found: Tensor = model.norm(rows.float()).mean(0)
     if normalized:
         found = found / found.norm().clamp_min(torch.finfo(torch.float32).tiny)
     return found.cpu()

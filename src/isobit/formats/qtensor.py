@@ -161,6 +161,25 @@ class QTensor:
             expanded = number(per_scale)[block_of_row].repeat_interleave(spec.block[1], dim=1)
             apply(values, expanded[:, :k])
 
+    def in_lower_blocks(self, height: int) -> QTensor:
+        """The same weight in blocks of fewer rows, each with the scale of the one it comes from.
+
+        Raises:
+            FormatError: it has no blocks, or ``height`` does not divide theirs.
+        """
+        block = self.spec.block
+        if block is None or height < 1 or block[0] % height:
+            raise FormatError(f"blocks of {block} are not cut into such of {height} rows")
+        if block[0] == height:
+            return self
+        count = -(-self.shape[0] // height)
+        scale, zero = (
+            None if per is None else per.repeat_interleave(block[0] // height, dim=0)[:count].contiguous()
+            for per in (self.scale, self.zero)
+        )
+        assert scale is not None
+        return replace(self, spec=replace(self.spec, block=(height, block[1])), scale=scale, zero=zero)
+
     def rows(self, rows: slice) -> QTensor:
         """The matrix of some rows (a view where torch makes one). Blocks can be cut only between them.
 

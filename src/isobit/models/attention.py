@@ -8,7 +8,7 @@ from isobit.checkpoint.kvscales import KvScales
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.config import SelfAttention
 from isobit.models.linear import Linear
-from isobit.models.norms import RMSNorm
+from isobit.models.norms import Norm
 from isobit.models.parts import Part
 from isobit.models.step import Activations, Step, last
 
@@ -34,7 +34,7 @@ class Attention(Part):
         self.layer, self.kv_scales = layer, kv_scales
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[role] for role in "qkvo")
         self.q_norm, self.k_norm = parts.get("q_norm"), parts.get("k_norm")
-        q_norm, k_norm = (norm.weight if isinstance(norm, RMSNorm) else None for norm in (self.q_norm, self.k_norm))
+        q_norm, k_norm = (norm.weight if isinstance(norm, Norm) else None for norm in (self.q_norm, self.k_norm))
         self.heads = AttentionSpec(
             spec.heads, spec.kv_heads, spec.dim, spec.window, q_norm, k_norm, eps, spec.scale, spec.softcap
         )

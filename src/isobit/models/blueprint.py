@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from isobit.formats.rules import ModuleKind
-from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, SelfAttention
+from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Norms, PlainMlp, SelfAttention
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -31,6 +31,7 @@ class Module:
         split: how several cards share it: by ``rows`` (outputs), by ``columns`` (inputs, with a sum behind it);
             None: each has all of it.
         fused: modules of one layer with the same word read the same input, and engines make one matrix of them.
+        parts: of a matrix that a checkpoint stores for several linears, their roles and rows, one below the other.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Module:
     bias: bool = False
     split: Literal["rows", "columns"] | None = None
     fused: str | None = None
+    parts: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What the layer calls its rows; its own role where they are of one linear."""
+        return tuple(role for role, _ in self.parts) or (self.role,)
 
 
 def layer_modules(layer: LayerSpec, hidden: int) -> tuple[Module, ...]:
@@ -50,30 +57,51 @@ def layer_modules(layer: LayerSpec, hidden: int) -> tuple[Module, ...]:
         _norm("after_attention", norms.after_attention, hidden), _norm("before_mlp", norms.before_mlp, hidden),
         *_mlp(layer.mlp, hidden), _norm("after_mlp", norms.after_mlp, hidden),
     ]  # fmt: skip
-    return tuple(part for part in parts if part is not None)
+    return tuple(part if part.kind != "norm" else _biased(part, norms) for part in parts if part is not None)
 
 
 def _norm(role: str, name: str | None, width: int) -> Module | None:
     return None if name is None else Module(name, role, "norm", (width,))
 
 
+def _biased(module: Module, norms: Norms) -> Module:
+    """A norm of the layer itself has a bias where they have one."""
+    return replace(module, bias=norms.bias) if module.role in norms.names else module
+
+
 def _attention(part: SelfAttention, hidden: int) -> list[Module]:
     queries, keys = part.heads * part.dim, part.kv_heads * part.dim
-    found = [
-        Module(f"self_attn.{role}_proj", role, "linear", (width, hidden), part.bias, "rows", "qkv")
-        for role, width in (("q", queries), ("k", keys), ("v", keys))
-    ]
+    sizes = (("q", queries), ("k", keys), ("v", keys))
+    if part.joined:
+        found = [_joined("self_attn.qkv_proj", "qkv", sizes, hidden, part.bias)]
+    else:
+        found = [
+            Module(f"self_attn.{role}_proj", role, "linear", (width, hidden), part.bias, "rows", "qkv")
+            for role, width in sizes
+        ]
     if part.qk_norm != "none":
         found += [Module(f"self_attn.{role}", role, "norm", (part.dim,)) for role in ("q_norm", "k_norm")]
     return [*found, Module("self_attn.o_proj", "o", "linear", (hidden, queries), part.o_bias, "columns")]
 
 
-def _mlp(part: GatedMlp, hidden: int) -> list[Module]:
+def _joined(name: str, role: str, sizes: tuple[tuple[str, int], ...], hidden: int, bias: bool) -> Module:
+    """One matrix that is stored for several linears."""
+    return Module(name, role, "linear", (sum(rows for _, rows in sizes), hidden), bias, "rows", parts=sizes)
+
+
+def _mlp(part: GatedMlp | PlainMlp, hidden: int) -> list[Module]:
+    up, down = part.names if isinstance(part, PlainMlp) else ("up_proj", "down_proj")
+    last = Module(f"mlp.{down}", "down", "linear", (hidden, part.size), part.bias, "columns")
+    if isinstance(part, PlainMlp):
+        return [Module(f"mlp.{up}", "up", "linear", (part.size, hidden), part.bias, "rows"), last]
+    sizes = (("gate", part.size), ("up", part.size))
+    if part.joined:
+        return [_joined("mlp.gate_up_proj", "gate_up", sizes, hidden, part.bias), last]
     return [
-        Module("mlp.gate_proj", "gate", "linear", (part.size, hidden), part.bias, "rows", "gate_up"),
-        Module("mlp.up_proj", "up", "linear", (part.size, hidden), part.bias, "rows", "gate_up"),
-        Module("mlp.down_proj", "down", "linear", (hidden, part.size), part.bias, "columns"),
-    ]
+        *(Module(f"mlp.{role}_proj", role, "linear", (rows, hidden), part.bias, "rows", "gate_up")
+          for role, rows in sizes),
+        last,
+    ]  # fmt: skip
 
 
 def by_input(found: tuple[Module, ...]) -> tuple[tuple[Module, ...], ...]:
@@ -103,7 +131,7 @@ def modules(config: ModelConfig) -> tuple[Module, ...]:
         for part in layer_modules(layer, hidden)
     ]
     last = [] if config.tie_word_embeddings else [head]
-    return (table, *inner, Module(NORM, NORM, "norm", (hidden,)), *last)
+    return (table, *inner, Module(NORM, NORM, "norm", (hidden,), config.norms.bias), *last)
 
 
 def expected_tensors(config: ModelConfig) -> Shapes:

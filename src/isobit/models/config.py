@@ -11,7 +11,7 @@ from typing import Literal
 
 from isobit.errors import ModelError
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
 QkNorm = Literal["none", "head", "head-behind", "width", "l2"]
 NormKind = Literal["rms", "layer"]
@@ -90,6 +90,7 @@ class SelfAttention:
         chunk: tokens of a chunk: a token attends to those of its own chunk alone; None: to all.
         query_scale: ``(floor, beta)``: queries are multiplied by ``1 + beta * ln(1 + floor(position / floor))``.
         bias, o_bias: whether queries, keys and values, and the output projection, have a bias.
+        joined: whether checkpoints have queries, keys and values as one matrix, one below the other.
     """
 
     heads: int
@@ -105,6 +106,7 @@ class SelfAttention:
     sinks: bool = False
     chunk: int | None = None
     query_scale: tuple[int, float] | None = None
+    joined: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -149,16 +151,18 @@ class GatedMlp:
 
     Attributes:
         size: outputs of gate and up.
-        activation: ``silu``; ``gelu``, or ``gelu_tanh``: GELU by its tanh approximation.
+        activation: ``silu``; ``gelu``, or ``gelu_tanh``: GELU by its tanh approximation; ``relu2``: a ReLU's square.
         bias: whether the three have a bias.
         limit: gpt-oss's gate: gate below the limit, up within it, ``(up + 1) * gate * sigmoid(1.702 * gate)``; None:
             the plain one.
+        joined: whether checkpoints have gate and up as one matrix, the gate above.
     """
 
     size: int
     activation: Activation = "silu"
     bias: bool = False
     limit: float | None = None
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,13 @@ class PlainMlp:
         size: outputs of up.
         activation: as of :class:`GatedMlp`.
         bias: whether both have a bias.
+        names: what checkpoints call both.
     """
 
     size: int
     activation: Activation = "gelu_tanh"
     bias: bool = False
+    names: tuple[str, str] = ("up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -233,12 +239,22 @@ class Norms:
     Attributes:
         before_attention, before_mlp: of what goes in, the residual stream.
         after_attention, after_mlp: of what comes out, before it is added to the residual stream.
+        kind: ``rms``, or ``layer``: the mean is taken away first.
+        bias: whether they have one.
     """
 
     before_attention: str | None = "input_layernorm"
     after_attention: str | None = None
     before_mlp: str | None = "post_attention_layernorm"
     after_mlp: str | None = None
+    kind: NormKind = "rms"
+    bias: bool = False
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Role -> name of those there are, in the order of computation."""
+        roles = ("before_attention", "after_attention", "before_mlp", "after_mlp")
+        return {role: name for role in roles if (name := getattr(self, role)) is not None}
 
 
 @dataclass(frozen=True)
@@ -253,7 +269,7 @@ class LayerSpec:
     """
 
     attention: SelfAttention
-    mlp: GatedMlp
+    mlp: GatedMlp | PlainMlp
     norms: Norms = Norms()  # noqa: RUF009 - frozen
     parallel: bool = False
     residual_factor: float = 1.0
@@ -269,11 +285,10 @@ class ModelConfig:
         layers: what each layer is.
         norm_eps: epsilon of every norm.
         norm_offset: what is added to the weights of every norm (1 in Gemma, whose weights lie around zero).
-        norm_kind: ``rms``, or ``layer``: the mean is taken away first.
-        norm_bias: whether norms have a bias.
         max_position_embeddings: what config.json says about the longest context, in tokens; see :attr:`max_context`.
         tie_word_embeddings: the output projection is the embedding.
-        embedding_factor: what embeddings are multiplied by, as it is in the dtype of the activations.
+        embedding_factor: what embeddings are multiplied by.
+        embedding_rounded: whether that number is rounded to the dtype of the activations first.
         logit_factor: what logits are multiplied by.
         logit_softcap: logits become ``softcap * tanh(logit / softcap)``; None: they stay.
         dtype: torch dtype of the weights that are not quantized, as config.json has it.
@@ -288,13 +303,17 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     norm_offset: float = 0.0
-    norm_kind: NormKind = "rms"
-    norm_bias: bool = False
     embedding_factor: float = 1.0
+    embedding_rounded: bool = True
     logit_factor: float = 1.0
     logit_softcap: float | None = None
     dtype: str = "bfloat16"
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def norms(self) -> Norms:
+        """Of what kind norms are, the last one too."""
+        return self.layers[-1].norms if self.layers else Norms()
 
     @property
     def num_layers(self) -> int:

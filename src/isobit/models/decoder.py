@@ -19,7 +19,7 @@ from isobit.models.cache.protocol import Cache
 from isobit.models.config import ModelConfig, Rope
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
-from isobit.models.norms import RMSNorm
+from isobit.models.norms import Norm
 from isobit.models.ops.table import choose
 from isobit.models.parts import Listeners
 from isobit.models.place import Place
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         config: ModelConfig,
         embed_tokens: Embedding,
         layers: list[Layer],
-        norm: RMSNorm,
+        norm: Norm,
         lm_head: Linear,
         dtype: torch.dtype,
         place: Place = Place(),  # noqa: B008 - frozen
@@ -90,8 +90,10 @@ class Decoder(nn.Module):
         if rows is not None:
             x = x.index_select(0, rows)
         ops = self.layer_ops
-        (logits,) = ops.project((self.lm_head,), ops.norm(x, self.norm.weight, self.norm.eps, (self.lm_head,)))
+        (logits,) = ops.project((self.lm_head,), ops.norm(x, self.norm.spec, (self.lm_head,)))
         logits = logits.float()
+        if self.config.logit_factor != 1:
+            logits = logits * self.config.logit_factor
         cap = self.config.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -184,10 +186,13 @@ class Decoder(nn.Module):
         return [table.upto(end) for table in self._tables]
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
-        """Every linear layer with the name of its module in the checkpoint, in the order of computation."""
+        """Every linear layer with the name of its module in the checkpoint, in the order of computation.
+
+        Several of one name are rows of one stored matrix.
+        """
         for name, module in self.named_modules():
             if isinstance(module, Linear):
-                yield (name if name == "lm_head" else f"model.{name}"), module
+                yield module.stored or (name if name == "lm_head" else f"model.{name}"), module
 
 
 def _one(memory: list[Cached]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from isobit.models.config import (
     LARGEST_CONTEXT,
@@ -14,6 +14,7 @@ from isobit.models.config import (
     LayerSpec,
     ModelConfig,
     Norms,
+    PlainMlp,
     QkNorm,
     Rope,
     SelfAttention,
@@ -26,6 +27,8 @@ DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "h
 ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
     "silu": ("silu", "swish"),
     "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh"),
+    "gelu": ("gelu", "gelu_python"),
+    "relu2": ("relu2", "relu_squared"),
 }
 MOST_LAYERS = 10_000
 
@@ -35,14 +38,19 @@ class Style:
     """What a family's layers are beside their sizes; the names as in :mod:`isobit.models.config`.
 
     Attributes:
-        norms: where a layer has norms.
+        norms: where a layer has norms, and of what kind.
         norm_offset: what is added to the weights of norms.
         qk_norm: the norm of queries and keys.
         qkv_bias, o_bias, mlp_bias: which linears have a bias.
-        activation: of the MLP; other values of its key are refused.
+        activation: of the MLP; other values of its key are refused. None: whichever the key names, silu without it.
+        plain: what checkpoints call the two linears of an MLP without a gate; None: there is a gate.
+        joined: of ``qkv`` and ``gate_up``, those that checkpoints have as one matrix.
         scale, softcap: of attention scores.
-        embedding_root: whether embeddings are multiplied by the root of the hidden size.
-        logit_softcap: of logits.
+        parallel, residual_factor: of a layer.
+        embedding_factor: of embeddings; ``root``: the root of the hidden size, rounded to the dtype of the activations.
+        logit_factor, logit_softcap: of logits.
+        vary: the description of a layer, by its number and what it would be without this: for families whose layers
+            differ, or have other parts.
     """
 
     norms: Norms = Norms()  # noqa: RUF009 - frozen
@@ -51,11 +59,17 @@ class Style:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    activation: Activation = "silu"
+    activation: Activation | None = "silu"
+    plain: tuple[str, str] | None = None
+    joined: tuple[str, ...] = ()
     scale: float | None = None
     softcap: float | None = None
-    embedding_root: bool = False
+    parallel: bool = False
+    residual_factor: float = 1.0
+    embedding_factor: float | Literal["root"] = 1.0
+    logit_factor: float = 1.0
     logit_softcap: float | None = None
+    vary: Callable[[int, LayerSpec], LayerSpec] = lambda number, layer: layer
 
 
 def read_common(
@@ -80,7 +94,7 @@ def read_common(
     Raises:
         ModelError: keys are missing, wrong, or ask for what is not implemented; all of them are named.
     """
-    config.only(common.activation, ACTIVATIONS[style.activation], "activation")
+    activation = _activation(config, common, style)
     config.only("partial_rotary_factor", (1,), "partial rotary embedding")
     read = _sizes(config, common)
     rope, dtype = read_rope(config, common), _dtype(config)
@@ -90,13 +104,17 @@ def read_common(
     config.check()
     attention = SelfAttention(
         read["num_heads"], read["num_kv_heads"], read["head_dim"], rope, scale=style.scale, softcap=style.softcap,
-        qk_norm=style.qk_norm, bias=style.qkv_bias, o_bias=style.o_bias,
+        qk_norm=style.qk_norm, bias=style.qkv_bias, o_bias=style.o_bias, joined="qkv" in style.joined,
     )  # fmt: skip
-    mlp = GatedMlp(read["intermediate_size"], style.activation, style.mlp_bias)
+    layer = LayerSpec(
+        attention, _mlp(read["intermediate_size"], activation, style), style.norms, style.parallel,
+        style.residual_factor,
+    )  # fmt: skip
     layers = tuple(
-        LayerSpec(replace(attention, window=window), mlp, style.norms)
-        for window in (windows if windows is not None else (None,) * read["num_layers"])
+        style.vary(number, replace(layer, attention=replace(attention, window=window)))
+        for number, window in enumerate(windows if windows is not None else (None,) * read["num_layers"])
     )
+    root = style.embedding_factor == "root"
     model = ModelConfig(
         family,
         read["vocab_size"],
@@ -106,11 +124,33 @@ def read_common(
         read["max_position_embeddings"],
         read["tie_word_embeddings"],
         norm_offset=style.norm_offset,
-        embedding_factor=math.sqrt(read["hidden_size"]) if style.embedding_root else 1.0,
+        embedding_factor=math.sqrt(read["hidden_size"]) if root else float(style.embedding_factor),
+        embedding_rounded=root,
+        logit_factor=style.logit_factor,
         logit_softcap=style.logit_softcap,
         dtype=dtype,
     )
     return replace(model, notes=(*said, *_stretched(model, rope)))
+
+
+def _mlp(size: int, activation: Activation, style: Style) -> GatedMlp | PlainMlp:
+    if style.plain is not None:
+        return PlainMlp(size, activation, style.mlp_bias, style.plain)
+    return GatedMlp(size, activation, style.mlp_bias, joined="gate_up" in style.joined)
+
+
+def _activation(config: Fields, common: Common, style: Style) -> Activation:
+    """Of the MLP: the family's, or whichever config.json names."""
+    if style.activation is not None:
+        config.only(common.activation, ACTIVATIONS[style.activation], "activation")
+        return style.activation
+    named = config.raw(common.activation)
+    for activation, names in ACTIVATIONS.items():
+        if named in names:
+            return activation
+    if named is not None:
+        config.only(common.activation, tuple(name for names in ACTIVATIONS.values() for name in names), "activation")
+    return "silu"
 
 
 def _sizes(config: Fields, common: Common) -> dict[str, Any]:
@@ -128,7 +168,7 @@ def _sizes(config: Fields, common: Common) -> dict[str, Any]:
         "num_heads": heads,
         "num_kv_heads": config.integer("num_key_value_heads", kv_heads),
         "head_dim": config.integer("head_dim", common.head_dim or max(1, hidden // heads), high=4096),
-        "norm_eps": config.number("rms_norm_eps", 1e-6, high=1.0),
+        "norm_eps": config.number(common.norm_eps, common.eps, high=1.0),
         "max_position_embeddings": positions(config, common),
         "tie_word_embeddings": config.flag("tie_word_embeddings", common.tied),
     }

@@ -23,6 +23,7 @@ class Common:
         max_positions: max_position_embeddings when the key is absent.
         tied: tie_word_embeddings when the key is absent.
         activation: the key that names the activation of the MLP.
+        norm_eps, eps: the key of the epsilon of norms, and what it is when absent.
     """
 
     kv_heads: int | None = None
@@ -30,6 +31,8 @@ class Common:
     max_positions: int = 2048
     tied: bool = False
     activation: str = "hidden_act"
+    norm_eps: str = "rms_norm_eps"
+    eps: float = 1e-6
 
 
 def positions(config: Fields, common: Common) -> int:

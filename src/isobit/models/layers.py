@@ -12,8 +12,8 @@ from isobit.formats.qtensor import QTensor
 from isobit.models.attention import Attention
 from isobit.models.config import LayerSpec
 from isobit.models.linear import Linear
-from isobit.models.mlp import GatedMLP
-from isobit.models.norms import RMSNorm
+from isobit.models.mlp import MLP, make_mlp
+from isobit.models.norms import Norm
 from isobit.models.parts import Part
 from isobit.models.step import Step
 
@@ -24,13 +24,12 @@ class Embedding(nn.Module):
     Attributes:
         weight: ``[vocab, hidden]``.
         dtype: of the activations.
-        factor: what rows are multiplied by; rounded to the dtype first, as transformers does.
+        factor: what rows are multiplied by, as it is: a family that rounds it to the dtype has done so.
     """
 
     def __init__(self, weight: QTensor | Tensor, dtype: torch.dtype, factor: float = 1.0) -> None:
         super().__init__()
-        self.weight, self.dtype = weight, dtype
-        self.factor = float(torch.tensor(factor, dtype=dtype))
+        self.weight, self.dtype, self.factor = weight, dtype, factor
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids ``[T]`` to ``[T, hidden]``.
@@ -69,45 +68,60 @@ class Layer(Part):
         super().__init__()
         self.spec = spec
         self.self_attn = Attention(spec.attention, layer, parts, eps, kv_scales)
-        self.mlp = GatedMLP(spec.mlp, parts)
-        self.norms: dict[str, RMSNorm] = {}
-        for role, name in vars(spec.norms).items():
-            if name is not None:
-                self.add_module(name, parts[role])
-                self.norms[role] = parts[role]  # type: ignore[assignment]
+        self.mlp = make_mlp(spec.mlp, parts)
+        self.norms: dict[str, Norm] = {}
+        for role, name in spec.norms.names.items():
+            self.add_module(name, parts[role])
+            self.norms[role] = parts[role]  # type: ignore[assignment]
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[T, hidden]`` to the same."""
+        if self.spec.parallel:
+            return self._side_by_side(x, step)
         ops, norms = step.ops, self.norms
         first, second = norms.get("before_attention"), norms.get("before_mlp")
-        normed = x if first is None else ops.norm(x, first.weight, first.eps, self._readers(self.self_attn))
+        normed = x if first is None else ops.norm(x, first.spec, self._readers(self.self_attn))
         if self._adds(self.self_attn, "after_attention", step):
             x = self.self_attn(normed, step, x)
-            normed = x if second is None else ops.norm(x, second.weight, second.eps, self._readers(self.mlp))
+            normed = x if second is None else ops.norm(x, second.spec, self._readers(self.mlp))
         else:
             mixed = self._after(self.self_attn(normed, step), "after_attention", step)
             if second is None:
                 x = normed = ops.add(x, mixed)
             else:
-                x, normed = ops.add_norm(x, mixed, second.weight, second.eps, self._readers(self.mlp))
+                x, normed = ops.add_norm(x, mixed, second.spec, self._readers(self.mlp))
         if self._adds(self.mlp, "after_mlp", step):
             return self.mlp(normed, step, x)  # type: ignore[no-any-return]
         return ops.add(x, self._after(self.mlp(normed, step), "after_mlp", step))
 
-    def _adds(self, part: Attention | GatedMLP, role: str, step: Step) -> bool:
+    def _side_by_side(self, x: Tensor, step: Step) -> Tensor:
+        """Attention and MLP of the same norm of the stream; the attention's result is added first."""
+        first = self.norms.get("before_attention")
+        readers = (*self._readers(self.self_attn), *self._readers(self.mlp))
+        if self.self_attn.observed or self.mlp.observed:
+            readers = ()
+        normed = x if first is None else step.ops.norm(x, first.spec, readers)
+        for part, role in ((self.self_attn, "after_attention"), (self.mlp, "after_mlp")):
+            if self._adds(part, role, step):
+                x = part(normed, step, x)
+            else:
+                x = step.ops.add(x, self._after(part(normed, step), role, step))
+        return x
+
+    def _adds(self, part: Attention | MLP, role: str, step: Step) -> bool:
         """Whether a part adds what it gives to the residual itself: nothing stands between, and nobody listens."""
-        return step.ops.project_add is not None and role not in self.norms and not part.observed
+        plain = role not in self.norms and self.spec.residual_factor == 1
+        return step.ops.project_add is not None and plain and not part.observed
 
     def _after(self, x: Tensor, role: str, step: Step) -> Tensor:
-        """What a part gives, behind its norm if it has one; the residual stream reads it, and takes floats."""
+        """What is added to the residual stream, in floats, of what a part gives: behind its norm, times the factor."""
         norm = self.norms.get(role)
-        if norm is None:
-            return x
-        normed = step.ops.norm(x, norm.weight, norm.eps, ())
-        assert isinstance(normed, Tensor)
-        return normed
+        if norm is not None:
+            x = step.ops.norm(x, norm.spec, ())  # type: ignore[assignment]
+            assert isinstance(x, Tensor)
+        return x if self.spec.residual_factor == 1 else x * self.spec.residual_factor
 
     @staticmethod
-    def _readers(part: Attention | GatedMLP) -> tuple[Linear, ...]:
+    def _readers(part: Attention | MLP) -> tuple[Linear, ...]:
         """What reads the input of a part; nobody while somebody listens to it, who is to see it unrounded."""
         return () if part.observed else part.readers

@@ -25,7 +25,10 @@ class Linear(Part):
         kernel: the registry's row that runs it.
         reasons: why no faster row does.
         bound: the function that runs it.
+        stored: the module of the checkpoint of whose matrix it is some rows; None: all of one that its place names.
     """
+
+    stored: str | None = None
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ def renamed(names: Iterable[str], norms: Norms) -> dict[str, str]:
     Names that belong to no part of a decoder stay as they are, and so do all where the prefix is not clear.
     """
     names = list(names)
-    norm = next((norm for norm in vars(norms).values() if norm is not None), None)
+    norm = next(iter(norms.names.values()), None)
     anchor = f"layers.0.{norm}.weight"
     prefixes = {name.removesuffix(anchor) for name in names if _is_part(name, anchor)}
     if len(prefixes) != 1 or "model." in prefixes:

@@ -1,20 +1,39 @@
-"""The norm of a decoder."""
+"""The norms of a decoder."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from isobit.kernels.norm import NormSpec
 from isobit.models.parts import Part
 
 
-class RMSNorm(Part):
-    """Root-mean-square norm over the last axis, computed in float32."""
+class Norm(Part):
+    """A root-mean-square norm or a LayerNorm over the last axis.
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    Attributes:
+        spec: what the kernels are told of it.
+    """
+
+    def __init__(self, spec: NormSpec) -> None:
         super().__init__()
-        self.weight, self.eps = weight.float(), eps
+        self.spec = spec
+
+    @property
+    def weight(self) -> Tensor:
+        """float32 ``[K]``."""
+        return self.spec.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps).to(x.dtype)
+        return normed(x, self.spec)
+
+
+def normed(x: Tensor, spec: NormSpec) -> Tensor:
+    """Rows of ``x`` behind a norm, computed in float32, in the dtype of ``x``."""
+    wide, shape = x.float(), (x.shape[-1],)
+    if spec.centred:
+        return F.layer_norm(wide, shape, spec.weight, spec.bias, spec.eps).to(x.dtype)
+    found = F.rms_norm(wide, shape, spec.weight, spec.eps)
+    return (found if spec.bias is None else found + spec.bias).to(x.dtype)

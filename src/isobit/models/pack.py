@@ -22,6 +22,7 @@ from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.norm import NormSpec
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
 from isobit.models.config import ModelConfig
@@ -29,9 +30,11 @@ from isobit.models.contents import Contents, contents
 from isobit.models.joined import apart, bind_linears, join
 from isobit.models.layers import Layer
 from isobit.models.linear import Linear
-from isobit.models.norms import RMSNorm
+from isobit.models.norms import Norm
+from isobit.models.ops.gpu import GATES
 from isobit.models.ops.table import choose
 from isobit.models.place import Place
+from isobit.models.roles import by_role
 from isobit.models.step import Step
 from isobit.targets.spec import Target
 
@@ -95,7 +98,7 @@ def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, 
             shape = (1, heads.kv_heads, batch.sequences.block, heads.dim)
             memory = Cached(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
             layer(x, Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None))  # type: ignore[misc]
-        ops.norm(x, torch.ones(config.hidden_size), config.norm_eps, (head,))
+        ops.norm(x, _norm(config, config.hidden_size, config.norms.bias).spec, (head,))
     return recorder.requests
 
 
@@ -121,14 +124,20 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
         parts: dict[str, nn.Module] = {}
         for group, names in zip(groups, linears, strict=True):
             if group[0].kind == "norm":
-                parts[group[0].role] = RMSNorm(torch.ones(*group[0].shape), config.norm_eps)
+                parts[group[0].role] = _norm(config, group[0].shape[0], group[0].bias)
                 continue
-            reads = [_computed(_read(held, name), dtype) for name in names]
+            reads = by_role(group, [_computed(_read(held, name), dtype) for name in names])
             bound = bind_linears(
-                reads, by_turns=group[0].role == "gate", keep_values=False, dtype=dtype, place=where
+                [*reads.values()], by_turns="gate" in reads, keep_values=False, dtype=dtype, place=where
             )  # fmt: skip
-            parts |= {module.role: linear for module, linear in zip(group, bound, strict=True)}
+            parts |= dict(zip(reads, bound, strict=True))
         yield Layer(spec, number, parts, config.norm_eps, KvScales())
+
+
+def _norm(config: ModelConfig, width: int, bias: bool) -> Norm:
+    """A norm of the model; its numbers are nobody's."""
+    ones = torch.ones(width)
+    return Norm(NormSpec(ones, config.norm_eps, ones if bias else None, config.norms.kind == "layer"))
 
 
 def _bound(held: Contents, module: str, dtype: torch.dtype, where: Place) -> Linear:
@@ -177,8 +186,9 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
         for group in by_input(layer_modules(spec, found.config.hidden_size)):
             if group[0].kind == "norm":
                 continue
-            reads = [_read(found, layer_prefix(number) + module.name) for module in group]
-            gates = spec.mlp.activation if group[0].role == "gate" else None
+            roles = by_role(group, [_read(found, layer_prefix(number) + module.name) for module in group])
+            reads = [*roles.values()]
+            gates = spec.mlp.activation if "gate" in roles and spec.mlp.activation in GATES else None
             adds = group[0].split == "columns"
             kind = tuple(_kind(read) for read in reads), apart(reads), adds, gates
             if kind not in seen:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from isobit.formats.caches import CacheFormat
 from isobit.kernels.cached import Cached
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.kernels.rounded import Rounded
 from isobit.models.batch import Batch
 from isobit.models.config import Activation, LayerSpec
@@ -54,10 +55,11 @@ class LayerOps:
 
     Attributes:
         name: what ISOBIT_KERNEL and ``Decoder.layer_ops`` call it.
-        norm: (x, weight, eps, readers) to the RMS norm of ``[T, K]``.
+        norm: (x, spec, readers) to the norm of ``[T, K]``.
         add: (x, delta) to their sum.
-        add_norm: (x, delta, weight, eps, readers) to the sum and its norm.
+        add_norm: (x, delta, spec, readers) to the sum and its norm.
         gate: (gate, up, activation, readers) to ``activation(gate) * up``.
+        activate: (x, activation, readers) to ``activation(x)``.
         project: several linears of one input.
         project_gate: ((gate, up), x, activation, readers) to the gate of what two linears give.
         project_add: (linear, x, residual) to the residual plus what a linear gives, with the bits of ``add``; None
@@ -70,10 +72,11 @@ class LayerOps:
     """
 
     name: str
-    norm: Callable[[Tensor, Tensor, float, Readers], Activations]
+    norm: Callable[[Tensor, NormSpec, Readers], Activations]
     add: Callable[[Tensor, Tensor], Tensor]
-    add_norm: Callable[[Tensor, Tensor, Tensor, float, Readers], tuple[Tensor, Activations]]
+    add_norm: Callable[[Tensor, Tensor, NormSpec, Readers], tuple[Tensor, Activations]]
     gate: Callable[[Tensor, Tensor, Activation, Readers], Activations]
+    activate: Callable[[Tensor, Activation, Readers], Activations]
     project: Callable[[Readers, Activations], Sequence[Tensor]]
     project_gate: Callable[[Readers, Activations, Activation, Readers], Activations]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]

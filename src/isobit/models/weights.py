@@ -17,6 +17,7 @@ from isobit.errors import CheckpointError, UsageError
 from isobit.formats.caches import AUTO, CacheFormat, cache_format
 from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends
+from isobit.kernels.norm import NormSpec
 from isobit.models.blueprint import HEAD, NORM, TABLE, by_input, layer_modules, layer_prefix
 from isobit.models.cache.memory import dtype_name
 from isobit.models.config import LayerSpec
@@ -25,8 +26,9 @@ from isobit.models.decoder import Decoder
 from isobit.models.joined import bind_linears
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
-from isobit.models.norms import RMSNorm
+from isobit.models.norms import Norm
 from isobit.models.place import Place, place
+from isobit.models.roles import by_role
 from isobit.shortage import shortages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,7 +106,9 @@ class _Loader:
         norm = self._norm(NORM, self.config.hidden_size)
         head = self._head(table)
         self._require_all_used()
-        embedding = Embedding(table.weight, self.dtype, self.config.embedding_factor)
+        factor = self.config.embedding_factor
+        factor = float(torch.tensor(factor, dtype=self.dtype)) if self.config.embedding_rounded else factor
+        embedding = Embedding(table.weight, self.dtype, factor)
         made = Decoder(
             self.config, embedding, layers, norm, head, self.dtype, self.place, self.found.notes, self.stored
         ).eval()
@@ -119,8 +123,12 @@ class _Loader:
             if group[0].kind == "norm":
                 parts[group[0].role] = self._norm(names[0], *group[0].shape)
             else:
-                linears = self._bind([self._read(name) for name in names], by_turns=group[0].role == "gate")
-                parts |= {module.role: linear for module, linear in zip(group, linears, strict=True)}
+                reads = by_role(group, [self._read(name) for name in names])
+                linears = dict(zip(reads, self._bind([*reads.values()], by_turns="gate" in reads), strict=True))
+                for module, name in zip(group, names, strict=True):
+                    for role, _ in module.parts:
+                        linears[role].stored = name
+                parts |= linears
         return Layer(spec, number, parts, self.config.norm_eps, self.kv_scales.get(number, KvScales()))
 
     def _head(self, table: LinearWeight) -> Linear:
@@ -160,11 +168,15 @@ class _Loader:
         self._require_shape(f"{module}.weight", tuple(read.weight.shape))
         return read
 
-    def _norm(self, module: str, width: int) -> RMSNorm:
-        name = f"{module}.weight"
+    def _norm(self, module: str, width: int) -> Norm:
+        weight = self._vector(f"{module}.weight", width) + self.config.norm_offset  # exactly as transformers adds it
+        biased, centred = f"{module}.bias" in self.expected, self.config.norms.kind == "layer"
+        bias = self.place.tensor(self._vector(f"{module}.bias", width)) if biased else None
+        return Norm(NormSpec(self.place.tensor(weight), self.config.norm_eps, bias, centred))
+
+    def _vector(self, name: str, width: int) -> Tensor:
         self.used.add(name)
-        weight = read_vector(self.ck, name, width).float() + self.config.norm_offset  # exactly as transformers adds it
-        return RMSNorm(self.place.tensor(weight), self.config.norm_eps)
+        return read_vector(self.ck, name, width).float()
 
     def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         """A packed weight shows its width only when it is read."""

@@ -27,7 +27,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         activation="gelu_tanh",
         scale=fields.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e6) ** -0.5,
         softcap=_cap(fields, "attn_logit_softcapping", 50.0),
-        embedding_root=True,
+        embedding_factor="root",
         logit_softcap=_cap(fields, "final_logit_softcapping", 30.0),
     )
     common = Common(kv_heads=4, head_dim=256, max_positions=8192, tied=True, activation="hidden_activation")

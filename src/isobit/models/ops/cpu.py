@@ -17,8 +17,10 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.layers import Layer
+from isobit.models.mlp import GatedMLP
 from isobit.models.ops import reference
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Stack, Step
@@ -68,6 +70,9 @@ def _stack(layers: nn.ModuleList) -> Stack | str:
 def _parts(layer: Layer) -> cpu_stack.LayerParts | str:
     """A layer as the CPU kernels run it whole; or why they cannot."""
     attention, mlp, norms = layer.self_attn, layer.mlp, layer.norms
+    if reason := _differs(layer):
+        return f"layer {attention.layer} {reason}"
+    assert isinstance(mlp, GatedMLP)
     modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
     modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
     bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
@@ -75,20 +80,40 @@ def _parts(layer: Layer) -> cpu_stack.LayerParts | str:
         return f"linears of layer {attention.layer} run elsewhere"
     if "before_attention" not in norms or "before_mlp" not in norms:
         return f"layer {attention.layer} has no norm in front of its attention or MLP"
-    before, behind, eps = norms["before_attention"], norms["before_mlp"], norms["before_mlp"].eps
+    before, behind, eps = norms["before_attention"], norms["before_mlp"], norms["before_mlp"].spec.eps
     mixed, out = (norms[role].weight if role in norms else None for role in ("after_attention", "after_mlp"))
     return cpu_stack.LayerParts(bound, before.weight, behind.weight, attention.heads, eps, mixed, out, mlp.activation)
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float, readers: Readers) -> Tensor:
-    return cpu_layer.norm(x, weight, eps)
+def _differs(layer: Layer) -> str | None:
+    """What the stack has no words for in a layer; None where it has them for all."""
+    spec, mlp = layer.spec, layer.mlp
+    if not all(norm.spec.plain for norm in layer.norms.values()):
+        return "has norms that are no RMS norms without bias"
+    if not isinstance(mlp, GatedMLP):
+        return "has an MLP without a gate"
+    if mlp.activation not in cpu_layer.ACTIVATIONS:
+        return f"has the activation {mlp.activation}"
+    if spec.parallel:
+        return "has attention and MLP side by side"
+    if spec.residual_factor != 1:
+        return "multiplies what it adds to the residual stream"
+    return None
 
 
-def _add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, readers: Readers) -> tuple[Tensor, Tensor]:
-    return cpu_layer.add_norm(x, delta, weight, eps)
+def _norm(x: Tensor, spec: NormSpec, readers: Readers) -> Tensor:
+    return cpu_layer.norm(x, spec.weight, spec.eps) if spec.plain else reference.norm(x, spec)
+
+
+def _add_norm(x: Tensor, delta: Tensor, spec: NormSpec, readers: Readers) -> tuple[Tensor, Tensor]:
+    if not spec.plain:
+        return reference.add_norm(x, delta, spec)
+    return cpu_layer.add_norm(x, delta, spec.weight, spec.eps)
 
 
 def _gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Tensor:
+    if activation not in cpu_layer.ACTIVATIONS:
+        return reference.gate(gate, up, activation, readers)
     return cpu_layer.gate(gate, up, activation)
 
 
@@ -98,7 +123,7 @@ def _project_gate(linears: Readers, x: Activations, activation: Activation, read
 
 
 _OPS = LayerOps(
-    "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, project=_project,
-    project_gate=_project_gate, attend=_attend, stack=_stack,
+    "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, activate=reference.activate,
+    project=_project, project_gate=_project_gate, attend=_attend, stack=_stack,
 )  # fmt: skip
 ROW = LayerRow("cpu", 10, accepts=_accepts, make=lambda place: _OPS)

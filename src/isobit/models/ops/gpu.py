@@ -17,11 +17,14 @@ from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.linear import Linear
 from isobit.models.ops import reference
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
+
+GATES = ("silu", "gelu_tanh")  # activations that the kernels have; others are PyTorch's
 
 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
@@ -34,6 +37,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
         return f"computes in {', '.join(POINTERS)}, not in {name}"
     if not stored.element and stored.stored(name) != name:
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
+    if place.alike and any(layer.norms.kind != "rms" or layer.norms.bias for layer in layers):
+        return "has RMS norms without bias; others are PyTorch's, whose sums may depend on how many tokens come at once"
     widest = max((layer.attention.dim for layer in layers), default=0)
     return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}" if widest > LARGEST_HEAD else None
 
@@ -43,13 +48,27 @@ def make(place: Place) -> LayerOps:
     assert place.machine is not None and place.workspace is not None
     kernels = GpuLayer(place.machine, place.workspace, alike=place.alike)
 
-    def norm(x: Tensor, weight: Tensor, eps: float, readers: Readers) -> Activations:
-        return kernels.norm(x, weight, eps, _rounding(readers, x))
+    def rounded_for(x: Tensor, readers: Readers) -> Activations:
+        rounding = _rounding(readers, x)
+        return x if rounding is None else kernels.round(x, rounding)
 
-    def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, readers: Readers) -> tuple[Tensor, Activations]:
-        return kernels.add_norm(x, delta, weight, eps, _rounding(readers, x))
+    def norm(x: Tensor, spec: NormSpec, readers: Readers) -> Activations:
+        if not spec.plain:
+            return rounded_for(reference.norm(x, spec), readers)
+        return kernels.norm(x, spec.weight, spec.eps, _rounding(readers, x))
+
+    def add_norm(x: Tensor, delta: Tensor, spec: NormSpec, readers: Readers) -> tuple[Tensor, Activations]:
+        if not spec.plain:
+            total = x + delta
+            return total, norm(total, spec, readers)
+        return kernels.add_norm(x, delta, spec.weight, spec.eps, _rounding(readers, x))
+
+    def activate(x: Tensor, activation: Activation, readers: Readers) -> Activations:
+        return rounded_for(reference.activate(x, activation), readers)
 
     def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Activations:
+        if activation not in GATES:
+            return rounded_for(reference.gate(gate, up, activation, readers), readers)
         return kernels.gate(gate, up, activation, _rounding(readers, gate))
 
     def project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Activations:
@@ -57,7 +76,7 @@ def make(place: Place) -> LayerOps:
         if whole is None or not by_turns(linears[0].bound):
             first, second = _project(linears, x)
             return gate(first, second, activation, readers)
-        made = whole.gated(x, activation)
+        made = whole.gated(x, activation) if activation in GATES else None
         if made is None:
             both = whole(x)
             return gate(both[:, ::2], both[:, 1::2], activation, readers)
@@ -76,8 +95,8 @@ def make(place: Place) -> LayerOps:
         return kernels.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), step.batch.sequences)
 
     return LayerOps(
-        "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=_project, project_gate=project_gate,
-        project_add=project_add, attend=attend, reserve=kernels.reserve, recordable=True,
+        "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,
+        project_gate=project_gate, project_add=project_add, attend=attend, reserve=kernels.reserve, recordable=True,
     )  # fmt: skip
 
 

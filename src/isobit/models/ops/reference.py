@@ -11,22 +11,24 @@ from torch import Tensor
 
 from isobit.formats.caches import CacheFormat
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.models.batch import Span
 from isobit.models.config import Activation, LayerSpec
+from isobit.models.norms import normed
 from isobit.models.place import Place
 from isobit.models.rope import rotate
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
 
 
-def norm(x: Tensor, weight: Tensor, eps: float, readers: Readers = ()) -> Tensor:
+def norm(x: Tensor, spec: NormSpec, readers: Readers = ()) -> Tensor:
     """Of the rows of ``x``, in float32."""
-    return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+    return normed(x, spec)
 
 
-def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, readers: Readers) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, delta: Tensor, spec: NormSpec, readers: Readers = ()) -> tuple[Tensor, Tensor]:
     """The sum and its norm."""
     total = x + delta
-    return total, norm(total, weight, eps)
+    return total, normed(total, spec)
 
 
 def project(linears: Readers, x: Activations) -> list[Tensor]:
@@ -38,7 +40,9 @@ def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, st
     """One sequence after the other."""
     query, key, value = (part.view(len(part), -1, heads.dim).transpose(0, 1) for part in (q, k, v))
     if heads.q_norm is not None and heads.k_norm is not None:
-        query, key = norm(query, heads.q_norm, heads.eps), norm(key, heads.k_norm, heads.eps)
+        query, key = (
+            normed(part, NormSpec(weight, heads.eps)) for part, weight in ((query, heads.q_norm), (key, heads.k_norm))
+        )
     cos, sin = step.angles(layer)
     query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     held = step.memory(layer)
@@ -96,12 +100,19 @@ def _mixed(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu2": lambda x: F.relu(x).square(),
 }
 
 
 def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Tensor:
     """``activation(gate) * up``."""
     return _ACTIVATIONS[activation](gate) * up
+
+
+def activate(x: Tensor, activation: Activation, readers: Readers = ()) -> Tensor:
+    """``activation(x)``."""
+    return _ACTIVATIONS[activation](x)
 
 
 def project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Tensor:
@@ -115,7 +126,7 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
 
 
 _OPS = LayerOps(
-    "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, project=project, project_gate=project_gate,
-    attend=attend,
+    "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=project,
+    project_gate=project_gate, attend=attend,
 )  # fmt: skip
 ROW = LayerRow("reference", 0, accepts=_accepts, make=lambda place: _OPS)
