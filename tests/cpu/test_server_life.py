@@ -232,6 +232,20 @@ def test_a_body_that_never_ends_is_cut():
         assert httpx2.get(f"{address}/health").status_code == 200
 
 
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with listening(serving(limits=Limits(silence=0.1))) as address:
+        url = urlsplit(address)
+        connection = http.client.HTTPConnection(url.hostname, url.port)
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders(b'{"prompt":')
+        reply = connection.getresponse()
+        assert (reply.status, reply.getheader("connection")) == (408, "close")
+        assert "nothing of the body" in reply.read().decode()
+        connection.close()
+
+
 def test_a_cache_that_is_smaller_than_the_context_is_the_limit(tokenizer):
     def rule(ids):
         logits = torch.zeros(tokenizer.vocab_size)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         output.write("\n" + "\n".join(table(row, board)))
         if row.name.startswith("cpu-") and not kernels.used:
             print("  note: the CPU kernels are not in use, see above: each scheme keeps its numerics, and is slow")
-    output.write("\n" + "\n".join(f"Missing: {line}" for line in missing) if missing else "\nNothing is missing.")
+    output.write("\n" + "\n".join(f"Missing: {line}" for line in missing) if missing else f"\n{_whole(machine)}")
     return 0
 
 
@@ -71,6 +71,13 @@ def table(target: Target, board: Board) -> list[str]:
     lines = [f"{board.name}: target {target.name} ({target.title}), {board.memory / _GIB:.1f} GiB"]
     lines += [f"  {name:<{width}}  {row['action']:<{longest}}  {row['how']}" for name, row in found.items()]
     return [*lines, *(f"  note: {note}" for note in target.notes)]
+
+
+def _whole(machine: Machine) -> str:
+    """Nothing is missing: for what."""
+    if gpus(machine):
+        return "Nothing is missing."
+    return "Nothing is missing to run on this CPU. There is no GPU that `--device cuda` could run on."
 
 
 def machine_rows(machine: Machine) -> list[tuple[str, str]]:

@@ -103,7 +103,9 @@ def place(device: str = "cpu", lowering: str | None = None, *, alike: bool = Fal
     if not torch.cuda.is_available():
         why = "PyTorch is built for CPUs only" if torch.version.cuda is None else "PyTorch sees none"
         raise Unsupported(
-            "running on a GPU", [why], "run on the CPU (--device cpu); `isobit doctor` says what is missing"
+            "running on a GPU",
+            [why],
+            "run on the CPU (--device cpu); `isobit doctor` says what is here and what is missing",
         )
     return _on(device, torch.device("cuda"), lookup(lowering) if lowering else None, alike)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,23 +11,24 @@ from starlette.requests import ClientDisconnect, Request
 
 from isobit.checkpoint.jsonfile import bare, strict
 from isobit.server.errors import Refusal, wrong
+from isobit.server.settings import Limits
 
 T = TypeVar("T")
 _LISTED = 8  # unknown fields that are named
 
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
+async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
     """The JSON object that a request carries.
 
     Raises:
-        Refusal: it is no JSON, not strictly so, too large, or no object.
+        Refusal: it is no JSON, not strictly so, too large, no object, or does not come.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refusal(415, f"the body must be application/json, not {bare(kind)}")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "the body must not be compressed")
-    data = await _bytes(request, limit)
+    data = await _bytes(request, limits)
     try:
         found = strict(data, finite=True)
     except ValueError as error:
@@ -36,18 +38,26 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     return found
 
 
-async def _bytes(request: Request, limit: int) -> bytes:
+async def _bytes(request: Request, limits: Limits) -> bytes:
     parts: list[bytes] = []
     size = 0
+    stream = request.stream()
     try:
-        async for part in request.stream():
+        while True:
+            async with asyncio.timeout(limits.silence):
+                part = await anext(stream, None)
+            if part is None:
+                return b"".join(parts)
             size += len(part)
-            if size > limit:
-                raise Refusal(413, f"the body is larger than {limit:,} bytes", headers={"connection": "close"})
+            if size > limits.body:
+                raise Refusal(413, f"the body is larger than {limits.body:,} bytes", headers={"connection": "close"})
             parts.append(part)
+    except TimeoutError:
+        raise Refusal(
+            408, f"nothing of the body has come for {limits.silence:g} seconds", headers={"connection": "close"}
+        ) from None
     except ClientDisconnect:
         raise wrong("the body ends before it is whole") from None
-    return b"".join(parts)
 
 
 def _name(value: object) -> str:

@@ -119,10 +119,10 @@ def _variables(body: ChatRequest) -> dict[str, Any]:
 
 def _require_served(body: ChatRequest) -> None:
     """Raises a Refusal for what is asked for and not there."""
-    if (body.max_tokens is not None and body.max_tokens < 1) or (
-        body.max_completion_tokens is not None and body.max_completion_tokens < 1
-    ):
-        raise wrong("max_completion_tokens must be 1 or more", "max_completion_tokens")
+    for name in ("max_tokens", "max_completion_tokens"):
+        most = getattr(body, name)
+        if most is not None and most < 1:
+            raise wrong(f"{name} must be 1 or more", name)
     if body.modalities not in (None, [], ["text"]):
         raise wrong("modalities: the model writes text only", "modalities")
 

@@ -200,7 +200,7 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, str | None, bool], ...] = (
     ("/openapi.json", "get", "This description.", None, None, False),
 )
 _ALWAYS = (401, 403, 421, 431)
-_BODY = (400, 404, 413, 415, 500, 503)
+_BODY = (400, 404, 408, 413, 415, 500, 503)
 _MORE = {"/v1/models/{id}": (404,), "/ready": (503,)}
 
 

@@ -14,6 +14,7 @@ class Limits:
         prompts: of one request.
         choices: ``n``, at most.
         waiting: sequences that wait at most, beside those that the engine works on.
+        silence: seconds that the next part of a body may take to come.
         header: bytes of all headers of a request.
         top_logprobs: of a chat, as OpenAI has it.
         ping: seconds without a token behind which a stream says that it is alive.
@@ -23,6 +24,7 @@ class Limits:
     prompts: int = 1024
     choices: int = 128
     waiting: int = 1024
+    silence: float = 30.0
     header: int = 16 << 10
     top_logprobs: int = 20
     ping: float = 15.0

@@ -26,7 +26,7 @@ def routes(serving: Serving) -> list[Route]:
     """The route."""
 
     async def answer(request: Request) -> Response:
-        found = await read_object(request, serving.settings.limits.body)
+        found = await read_object(request, serving.settings.limits)
         body, unknown = read_as(found, ChatRequest, REFUSED, IDLE)
         serving.require_model(body.model)
         _, options = require(body, serving.settings.limits)

@@ -26,7 +26,7 @@ def routes(serving: Serving) -> list[Route]:
     """The route."""
 
     async def embed(request: Request) -> Response:
-        found = await read_object(request, serving.settings.limits.body)
+        found = await read_object(request, serving.settings.limits)
         body, unknown = read_as(found, EmbeddingsRequest, REFUSED, IDLE)
         serving.require_model(body.model)
         _require(body)

@@ -57,7 +57,7 @@ def routes(serving: Serving) -> list[Route]:
 
 
 async def _read(request: Request, serving: Serving) -> tuple[MessagesRequest, dict[str, str]]:
-    found = await read_object(request, serving.settings.limits.body)
+    found = await read_object(request, serving.settings.limits)
     body, unknown = read_as(found, MessagesRequest, REFUSED, IDLE)
     serving.require_model(body.model)
     return body, warning(unknown)

@@ -32,7 +32,7 @@ def routes(serving: Serving) -> list[Route]:
     """The route."""
 
     async def respond(request: Request) -> Response:
-        found = await read_object(request, serving.settings.limits.body)
+        found = await read_object(request, serving.settings.limits)
         body, unknown = read_as(found, ResponsesRequest, REFUSED, IDLE)
         serving.require_model(body.model)
         job = await chats.read_job(serving, as_chat(body))

@@ -19,10 +19,10 @@ from isobit.server.serving import Serving
 
 def routes(serving: Serving) -> list[Route]:
     """All three."""
-    limit = serving.settings.limits.body
+    limits = serving.settings.limits
 
     async def tokenize(request: Request) -> Response:
-        body, unknown = read_as(await read_object(request, limit), TokenizeRequest, {})
+        body, unknown = read_as(await read_object(request, limits), TokenizeRequest, {})
         serving.require_model(body.model)
         ids = await _ids(serving, body)
         found: dict[str, Any] = {"count": len(ids), "max_model_len": serving.capacity, "tokens": ids}
@@ -31,7 +31,7 @@ def routes(serving: Serving) -> list[Route]:
         return json_reply(found, headers=warning(unknown))
 
     async def detokenize(request: Request) -> Response:
-        body, unknown = read_as(await read_object(request, limit), DetokenizeRequest, {})
+        body, unknown = read_as(await read_object(request, limits), DetokenizeRequest, {})
         serving.require_model(body.model)
         require_known(body.tokens, serving.tokenizer.vocab_size, serving.tokenizer)
         text = await serving.aside(serving.tokenizer.decode, body.tokens, False)
