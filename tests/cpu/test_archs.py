@@ -83,7 +83,9 @@ def test_every_tensor_has_a_kind(saved) -> None:
     config = model_config(json.loads((folder / "config.json").read_text()))
     kinds = {name: classifier(config)(name) for name in expected_tensors(config)}
     assert "other" not in kinds.values()
-    assert {name for name, kind in kinds.items() if kind == "linear"} == {name for name in kinds if "_proj." in name}
+    matrices = {name for name in kinds if "_proj" in name}
+    assert {name for name, kind in kinds.items() if kind in ("linear", "absorbed")} == matrices
+    assert all("kv_b_proj" in name for name, kind in kinds.items() if kind == "absorbed")
 
 
 def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
@@ -108,7 +110,8 @@ def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
         packed |= module_tensors(module, qt, activations=row.activations, input_scale=scale)
         plain[name] = qt.dequantize()
     linears = {name.removesuffix(".weight"): row for name in tensors if classify(name) == "linear" and "weight" in name}
-    kept = dict.fromkeys(("lm_head", "model.embed_tokens"))
+    absorbed = [name.removesuffix(".weight") for name in tensors if classify(name) == "absorbed"]
+    kept = dict.fromkeys(("lm_head", "model.embed_tokens", *absorbed))
     for path, content, extra in (
         (out / "quantized", packed, {"quantization_config": render(linears | kept)}),
         (out / "plain", plain, {}),

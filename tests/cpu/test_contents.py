@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from functools import cache, partial
@@ -159,7 +160,7 @@ def test_the_one_matrix_may_have_either_name(model: Any, kind: str, tmp_path: Pa
 PREFIXES = ("base.", "", "language_model.model.", "_orig_mod.model.", "model.language_model.")
 
 
-@pytest.mark.parametrize(("architecture", "prefix"), [*zip(ARCHS, PREFIXES, strict=True)])
+@pytest.mark.parametrize(("architecture", "prefix"), [*zip(ARCHS, itertools.cycle(PREFIXES), strict=False)])
 def test_any_one_prefix_is_read(kind: str, architecture: str, prefix: str, tmp_path: Path) -> None:
     model = tied(architecture)
     folder = save(model, tmp_path / "model", kind, under(prefix))

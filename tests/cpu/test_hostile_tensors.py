@@ -32,9 +32,11 @@ PARTS = ("bias", "weight_scale", "weight_shape", "weight_zero_point", "weight_pa
 
 def bases(folder: Path, architecture: str) -> list[Path]:
     """A small model, plain and in some schemes."""
-    config = family(ARCHS[architecture]).tiny() | {
-        "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "vocab_size": 40,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1, "dtype": "bfloat16",
+    sizes = family(ARCHS[architecture]).tiny()
+    heads = {} if "kv_lora_rank" in sizes else {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = sizes | heads | {
+        "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "vocab_size": 40,
+        "num_hidden_layers": 1, "dtype": "bfloat16",
     }  # fmt: skip
     (folder / "plain").mkdir()
     (folder / "plain/config.json").write_text(json.dumps(config))

@@ -9,7 +9,7 @@ import pytest
 from isobit.checkpoint.cttargets import FUSED
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.blueprint import classifier, expected_tensors, fused, layer_modules, modules
-from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Norms, PlainMlp, SelfAttention
+from isobit.models.config import GatedMlp, LatentAttention, LayerSpec, ModelConfig, Norms, PlainMlp, SelfAttention
 
 PLAIN = LayerSpec(SelfAttention(4, 2, 8), GatedMlp(48))
 
@@ -36,10 +36,16 @@ def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) ->
     for layer in model.layers:
         parts = {part.role: part for part in layer_modules(layer, model.hidden_size)}
         assert len(parts) == len(layer_modules(layer, model.hidden_size))
-        assert parts["o"].shape[1] == parts["q"].shape[0] and parts["down"].shape[1] == parts["up"].shape[0]
+        if isinstance(layer.attention, LatentAttention):
+            made = layer.attention.heads * layer.attention.value
+            assert parts["o"].shape[1] == made and parts["kv_b"].split == parts["q_b"].split == "rows"
+        else:
+            assert parts["o"].shape[1] == parts["q"].shape[0]
+        assert parts["down"].shape[1] == parts["up"].shape[0]
         # what is split by rows in front of a linear that is split by columns needs no exchange between the two
         assert {role for role, part in parts.items() if part.split == "columns"} == {"o", "down"}
-        assert all(part.split == "rows" for part in parts.values() if part.fused)
+        assert all(part.split == "rows" for part in parts.values() if part.fused not in (None, "qkv_a"))
+        assert all(part.split is None for part in parts.values() if part.fused == "qkv_a")  # every card makes latents
         assert all(part.split is None for part in parts.values() if part.kind == "norm")
 
 

@@ -13,7 +13,7 @@ from isobit.formats.schemes import Scheme
 PATTERN = "re:"
 
 # Layers that engines fuse into one matrix, and which must therefore be quantized alike to load there.
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+FUSED = (("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj"), ("w1", "w3"))
 
 
 def module_class(module: str) -> str:

@@ -9,12 +9,13 @@ from isobit.errors import SchemeError
 from isobit.formats.patterns import PatternError, compiled
 from isobit.formats.schemes import Scheme, scheme
 
-ModuleKind = Literal["linear", "lm_head", "embedding", "router", "norm", "other"]
+# ``absorbed``: a matrix that attention multiplies queries and results by, in high precision, however it is stored.
+ModuleKind = Literal["linear", "absorbed", "lm_head", "embedding", "router", "norm", "other"]
 
 KEEP = "keep"
 
 # Kinds that a rule can quantize. Norms and all the rest hold vectors, not matrices: no rule reaches them.
-QUANTIZABLE_KINDS: tuple[ModuleKind, ...] = ("linear", "lm_head", "embedding", "router")
+QUANTIZABLE_KINDS: tuple[ModuleKind, ...] = ("linear", "absorbed", "lm_head", "embedding", "router")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def parse_rule(text: str) -> Rule:
 class Policy:
     """A default scheme for linear layers, and rules that override it; the first rule that matches wins.
 
-    Without a rule, only ``linear`` modules are quantized: lm_head, embeddings and routers are kept.
+    Without a rule, only ``linear`` modules are quantized: lm_head, embeddings, routers and matrices that latent
+    attention absorbs are kept.
     """
 
     default: Scheme

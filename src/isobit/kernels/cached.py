@@ -15,8 +15,11 @@ from isobit.formats.schemes import ActSpec
 class Cached:
     """Keys and values of one layer: plain numbers, or codes with a scale for each token and head.
 
+    Latent attention keeps something else in the same two places: as keys the latent, as values the rotated part of the
+    key, both of one head.
+
     Attributes:
-        keys, values: ``[blocks, kv_heads, block, dim]``, contiguous.
+        keys, values: ``[blocks, kv_heads, block, dim]``, contiguous, each with a ``dim`` of its own.
         key_scales, value_scales: float32 ``[blocks, kv_heads, block]``, contiguous, of codes; None for plain numbers.
         element: element format of the codes; empty for plain numbers.
     """

@@ -112,7 +112,9 @@ def _widest(work: Iterable[Work]) -> Op:
 
 
 def _cache_bytes(op: Op, tokens: int) -> float:
-    return 2.0 * op.count * kv_bytes(op.kv_heads, op.k, op.kv) * tokens if op.kind == "attention" else 0.0
+    if op.kind != "attention":
+        return 0.0
+    return float(op.count * sum(kv_bytes(op.kv_heads, width, op.kv) for width in op.kept or (op.k, op.k)) * tokens)
 
 
 def _operations(op: Op, context: int) -> float:

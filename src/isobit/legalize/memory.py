@@ -90,7 +90,7 @@ def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:
 
 def kv_bytes_per_token(workload: Workload, kv: str) -> int:
     """Bytes of the keys and values of one token in all layers, and of their scales where they are rounded."""
-    return 2 * sum(kv_bytes(one.kv_heads, one.dim, kv) for one in workload.attentions)
+    return sum(kv_bytes(one.kv_heads, width, kv) for one in workload.attentions for width in one.parts)
 
 
 def kv_bytes(heads: int, dim: int, kv: str) -> int:

@@ -28,6 +28,7 @@ class Op:
         stored: dtype of a weight that is not quantized; empty for the one of the activations.
         kv: attention: format of the cached keys and values, an element format or a torch dtype.
         kv_heads: attention: key-value heads.
+        kept: attention: widths of both parts of what is cached of a token for each of them; () for ``(k, k)``.
         count: how often it is there.
         bias: whether a linear adds one.
         scale_dtype: what scales are stored in.
@@ -44,6 +45,7 @@ class Op:
     stored: str = ""
     kv: str = ""
     kv_heads: int = 0
+    kept: tuple[int, ...] = ()
     count: int = 1
     bias: bool = False
     scale_dtype: str = "bfloat16"

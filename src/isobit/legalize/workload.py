@@ -50,12 +50,19 @@ class Attention:
         heads, kv_heads: query heads and key-value heads.
         dim: width of a head.
         window: how many of the latest tokens it attends to; None for all.
+        kept: widths of both parts of what a cache keeps of a token, for each key-value head; () for ``(dim, dim)``.
     """
 
     heads: int
     kv_heads: int
     dim: int
     window: int | None = None
+    kept: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Widths of what a cache keeps."""
+        return self.kept or (self.dim, self.dim)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Workload:
 
     def formats(self, tensor: Tensor, scheme: Scheme | None) -> Stored:
         """How a tensor is stored: under a scheme, or (None) as the checkpoint has it."""
-        if not tensor.is_matrix:
+        if not tensor.is_matrix or tensor.kind == "absorbed":  # which is held as numbers, however it is stored
             return None, None
         if scheme is None:
             return self.stored(tensor.first or tensor.module) if self.stored else (None, None)
@@ -142,9 +149,19 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
                             bias=tensor.module in biased, scale_dtype=scales, given=scheme is None))  # fmt: skip
     if workload.tied:
         found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
-    alike = Counter((one.heads, one.dim, one.kv_heads) for one in workload.attentions)
+    alike = Counter((one.heads, one.dim, one.kv_heads, one.parts) for one in workload.attentions)
     found[1:1] = [
-        Op("attention", "self_attn", heads, dim, dtype=dtype, kv=kv or dtype, kv_heads=kv_heads, count=count)
-        for (heads, dim, kv_heads), count in alike.items()
+        Op(
+            "attention",
+            "self_attn",
+            heads,
+            dim,
+            dtype=dtype,
+            kv=kv or dtype,
+            kv_heads=kv_heads,
+            kept=parts,
+            count=count,
+        )
+        for (heads, dim, kv_heads, parts), count in alike.items()
     ]
     return tuple(found)

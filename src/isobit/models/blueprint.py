@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from isobit.formats.rules import ModuleKind
-from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Norms, PlainMlp, SelfAttention
+from isobit.models.config import (
+    Attention,
+    GatedMlp,
+    LatentAttention,
+    LayerSpec,
+    ModelConfig,
+    Norms,
+    PlainMlp,
+    SelfAttention,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,7 +78,34 @@ def _biased(module: Module, norms: Norms) -> Module:
     return replace(module, bias=norms.bias) if module.role in norms.names else module
 
 
-def _attention(part: SelfAttention, hidden: int) -> list[Module]:
+def _attention(part: Attention, hidden: int) -> list[Module]:
+    return _latent(part, hidden) if isinstance(part, LatentAttention) else _heads(part, hidden)
+
+
+def _latent(part: LatentAttention, hidden: int) -> list[Module]:
+    """What makes queries and the latent reads one input, and only what makes queries of a latent is split by heads."""
+    queries, shared = part.heads * part.query, part.rank + part.rotated
+    if part.query_rank is None:
+        found = [Module("self_attn.q_proj", "q", "linear", (queries, hidden), split="rows")]
+    else:
+        found = [Module("self_attn.q_a_proj", "q_a", "linear", (part.query_rank, hidden), part.bias, fused="qkv_a")]
+    word = None if part.query_rank is None else "qkv_a"
+    found.append(Module("self_attn.kv_a_proj_with_mqa", "kv_a", "linear", (shared, hidden), part.bias, fused=word))
+    if part.query_rank is not None:
+        found += [
+            Module("self_attn.q_a_layernorm", "q_a_norm", "norm", (part.query_rank,)),
+            Module("self_attn.q_b_proj", "q_b", "linear", (queries, part.query_rank), split="rows"),
+        ]
+    made, mixed = part.heads * (part.plain + part.value), part.heads * part.value
+    return [
+        *found,
+        Module("self_attn.kv_a_layernorm", "kv_a_norm", "norm", (part.rank,)),
+        Module("self_attn.kv_b_proj", "kv_b", "absorbed", (made, part.rank), split="rows"),
+        Module("self_attn.o_proj", "o", "linear", (hidden, mixed), part.bias, "columns"),
+    ]
+
+
+def _heads(part: SelfAttention, hidden: int) -> list[Module]:
     queries, keys = part.heads * part.dim, part.kv_heads * part.dim
     sizes = (("q", queries), ("k", keys), ("v", keys))
     if part.joined:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from isobit.errors import ModelError
@@ -73,6 +73,20 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a cache keeps of a token in one layer: two parts, each with heads of its own scale where it is rounded.
+
+    Attributes:
+        heads: of both parts.
+        first, second: their widths: of keys and values; in latent attention of the latent, and of the rotated key.
+    """
+
+    heads: int
+    first: int
+    second: int
+
+
+@dataclass(frozen=True)
 class SelfAttention:
     """Grouped-query attention of one layer.
 
@@ -117,6 +131,16 @@ class SelfAttention:
         if self.rope is not None and self.dim % 2:
             raise ModelError(f"config.json: head_dim = {self.dim} is odd; rotary embeddings need pairs")
 
+    @property
+    def kept(self) -> Kept:
+        """What a cache keeps of a token."""
+        return Kept(self.kv_heads, self.dim, self.dim)
+
+    @property
+    def angles(self) -> tuple[Rope, int]:
+        """The rotary embedding whose angles the layer is given, and over how many dimensions."""
+        return self.rope or Rope(), self.dim
+
 
 @dataclass(frozen=True)
 class LatentAttention:
@@ -132,6 +156,7 @@ class LatentAttention:
         rope: rotary embedding of the rotated dimensions.
         scale: what scores are multiplied by.
         bias: whether the projections into the latent, and the output projection, have a bias.
+        eps: epsilon of the norms of the latents, which is not that of the model's other norms.
     """
 
     heads: int
@@ -143,6 +168,27 @@ class LatentAttention:
     rope: Rope
     scale: float
     bias: bool = False
+    eps: float = 1e-6
+
+    @property
+    def window(self) -> None:
+        """A token attends to all that came before it."""
+        return None
+
+    @property
+    def query(self) -> int:
+        """Width of a head's query, and of its key once it is made."""
+        return self.plain + self.rotated
+
+    @property
+    def kept(self) -> Kept:
+        """What a cache keeps of a token: the latent, and the rotated part of the key, one for all heads."""
+        return Kept(1, self.rank, self.rotated)
+
+    @property
+    def angles(self) -> tuple[Rope, int]:
+        """The rotary embedding whose angles the layer is given: of halves, since it puts pairs in that order itself."""
+        return replace(self.rope, interleaved=False), self.rotated
 
 
 @dataclass(frozen=True)
@@ -268,7 +314,7 @@ class LayerSpec:
         residual_factor: what each part's result is multiplied by before it is added.
     """
 
-    attention: SelfAttention
+    attention: Attention
     mlp: GatedMlp | PlainMlp
     norms: Norms = Norms()  # noqa: RUF009 - frozen
     parallel: bool = False
@@ -292,6 +338,7 @@ class ModelConfig:
         logit_factor: what logits are multiplied by.
         logit_softcap: logits become ``softcap * tanh(logit / softcap)``; None: they stay.
         dtype: torch dtype of the weights that are not quantized, as config.json has it.
+        predicted_layers: layers that checkpoints have behind the last one, to guess further tokens; nothing runs them.
         notes: what a user should know about how config.json was understood.
     """
 
@@ -308,6 +355,7 @@ class ModelConfig:
     logit_factor: float = 1.0
     logit_softcap: float | None = None
     dtype: str = "bfloat16"
+    predicted_layers: int = 0
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property

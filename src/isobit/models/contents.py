@@ -20,7 +20,7 @@ from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import short_list, unreadable
 from isobit.errors import CheckpointError
 from isobit.models.archs import model_config
-from isobit.models.blueprint import Shapes, expected_tensors
+from isobit.models.blueprint import Shapes, expected_tensors, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.names import renamed
 
@@ -94,7 +94,21 @@ def resolve(ck: Checkpoint) -> Contents:
     if scales:  # which says more than that the configuration asks for such a cache
         notes = [*(note for note in notes if note != KV_CACHE), kvscales.NOTE]
     left_out = (*copies, *(name for name in ck.tensors if name.endswith(IGNORED_SUFFIXES)))
+    guessing = _guessing(ck, config)
+    if guessing:
+        left_out = (*left_out, *(name for name in guessing if name not in left_out))
+        notes.append(
+            f"{len(guessing)} tensors of layers that guess further tokens ({layer_prefix(config.num_layers)}*) are left"
+            " out: isobit decodes one token after the other"
+        )
     return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes))
+
+
+def _guessing(ck: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
+    """Tensors of layers behind the last, which predict more than the next token."""
+    behind = range(config.num_layers, config.num_layers + config.predicted_layers)
+    begins = tuple(layer_prefix(number) for number in behind)
+    return tuple(name for name in ck.tensors if begins and name.startswith(begins))
 
 
 def _output_projection(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from isobit.errors import UsageError
 from isobit.formats.caches import AUTO, CacheFormat
 from isobit.kernels.cached import Cached
+from isobit.models.attention import Attention
 from isobit.models.batch import Batch
 from isobit.models.cache.contiguous import ContiguousCache
-from isobit.models.cache.memory import cache_key, dtype_name, new_layers
+from isobit.models.cache.memory import bytes_per_token, cache_key, dtype_name, new_layers
 from isobit.models.cache.paged import PagedCache
 from isobit.models.cache.protocol import Cache
-from isobit.models.config import ModelConfig, Rope
+from isobit.models.config import Kept, ModelConfig
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
@@ -55,9 +56,9 @@ class Decoder(nn.Module):
         self.config, self.dtype, self.place, self.notes, self.stored = config, dtype, place, notes, stored
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)
-        shapes = [(layer.attention.rope, layer.attention.dim) for layer in config.layers]
+        shapes = [layer.attention.angles for layer in config.layers]
         kinds = [*dict.fromkeys(shapes)]
-        self._tables = [RotaryTable(rope or Rope(), dim, dtype, place.tensors) for rope, dim in kinds]
+        self._tables = [RotaryTable(rope, dim, dtype, place.tensors) for rope, dim in kinds]
         self._table_of = [kinds.index(shape) for shape in shapes]  # layer -> its table
         self._cache_key = cache_key(config, dtype, stored)
         self._listeners = Listeners(self.layers.modules())
@@ -128,13 +129,13 @@ class Decoder(nn.Module):
 
     def _scratch(self, batch: Batch) -> list[Cached]:
         """Memory of keys and values for one call, by layer; layers that are alike use the same, one after the other."""
-        made: dict[tuple[int, int], Cached] = {}
+        made: dict[Kept, Cached] = {}
         count, block = len(batch.spans), batch.sequences.block
-        for layer in self.config.layers:
-            heads = layer.attention.kv_heads, layer.attention.dim
-            if heads not in made:
-                made[heads] = new_layers([heads], count, block, self.dtype, self.place.tensors, self.stored)[0]
-        return [made[layer.attention.kv_heads, layer.attention.dim] for layer in self.config.layers]
+        kept = [layer.attention.kept for layer in self.config.layers]
+        for one in kept:
+            if one not in made:
+                made[one] = new_layers([one], count, block, self.dtype, self.place.tensors, self.stored)[0]
+        return [made[one] for one in kept]
 
     def _run_layers(self, x: Tensor, step: Step) -> Tensor:
         """All layers in one call where the row can, unless somebody listens to a part of them."""
@@ -169,8 +170,8 @@ class Decoder(nn.Module):
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes that a cache takes for so many tokens."""
-        parts, dtype = [layer.attention for layer in self.config.layers], dtype_name(self.dtype)
-        return 2 * tokens * sum(self.stored.bytes(part.kv_heads, part.dim, dtype) for part in parts)
+        kept = [layer.attention.kept for layer in self.config.layers]
+        return tokens * bytes_per_token(kept, self.stored, self.dtype)
 
     def reserve(self, sequences: int, most_new: int, most: int) -> None:
         """Says that batches of so many sequences, of up to ``most_new`` new tokens and ``most`` in all, will come.
@@ -179,7 +180,8 @@ class Decoder(nn.Module):
         """
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            self.layer_ops.reserve(layer.self_attn.heads, sequences, most_new, most)
+            if isinstance(layer.self_attn, Attention):
+                self.layer_ops.reserve(layer.self_attn.heads, sequences, most_new, most)
 
     def angle_tables(self, end: int) -> list[tuple[Tensor, Tensor]]:
         """The cosines and sines of positions below ``end``: a recorded graph reads them, and so has to keep them."""

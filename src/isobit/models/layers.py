@@ -10,7 +10,8 @@ from isobit.checkpoint.kvscales import KvScales
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.models.attention import Attention
-from isobit.models.config import LayerSpec
+from isobit.models.config import LatentAttention, LayerSpec
+from isobit.models.latent import Latent
 from isobit.models.linear import Linear
 from isobit.models.mlp import MLP, make_mlp
 from isobit.models.norms import Norm
@@ -67,7 +68,11 @@ class Layer(Part):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.self_attn = Attention(spec.attention, layer, parts, eps, kv_scales)
+        self.self_attn = (
+            Latent(spec.attention, layer, parts)
+            if isinstance(spec.attention, LatentAttention)
+            else Attention(spec.attention, layer, parts, eps, kv_scales)
+        )
         self.mlp = make_mlp(spec.mlp, parts)
         self.norms: dict[str, Norm] = {}
         for role, name in spec.norms.names.items():
@@ -108,7 +113,7 @@ class Layer(Part):
                 x = step.ops.add(x, self._after(part(normed, step), role, step))
         return x
 
-    def _adds(self, part: Attention | MLP, role: str, step: Step) -> bool:
+    def _adds(self, part: Attention | Latent | MLP, role: str, step: Step) -> bool:
         """Whether a part adds what it gives to the residual itself: nothing stands between, and nobody listens."""
         plain = role not in self.norms and self.spec.residual_factor == 1
         return step.ops.project_add is not None and plain and not part.observed
@@ -122,6 +127,6 @@ class Layer(Part):
         return x if self.spec.residual_factor == 1 else x * self.spec.residual_factor
 
     @staticmethod
-    def _readers(part: Attention | MLP) -> tuple[Linear, ...]:
+    def _readers(part: Attention | Latent | MLP) -> tuple[Linear, ...]:
         """What reads the input of a part; nobody while somebody listens to it, who is to see it unrounded."""
         return () if part.observed else part.readers

@@ -28,6 +28,7 @@ from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.joined import apart, bind_linears, join
+from isobit.models.latent import Absorbed
 from isobit.models.layers import Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
@@ -93,10 +94,10 @@ def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, 
     for batch in _batches():
         x = torch.zeros(len(batch.positions), config.hidden_size, dtype=dtype)
         for layer in layers:
-            heads = layer.spec.attention
-            angles = torch.zeros(len(x), heads.dim, dtype=dtype)
-            shape = (1, heads.kv_heads, batch.sequences.block, heads.dim)
-            memory = Cached(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+            angles = torch.zeros(len(x), layer.spec.attention.angles[1], dtype=dtype)
+            kept, block = layer.spec.attention.kept, batch.sequences.block
+            keys, values = ((1, kept.heads, block, width) for width in (kept.first, kept.second))
+            memory = Cached(torch.zeros(keys, dtype=dtype), torch.zeros(values, dtype=dtype))
             layer(x, Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None))  # type: ignore[misc]
         ops.norm(x, _norm(config, config.hidden_size, config.norms.bias).spec, (head,))
     return recorder.requests
@@ -125,6 +126,9 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
         for group, names in zip(groups, linears, strict=True):
             if group[0].kind == "norm":
                 parts[group[0].role] = _norm(config, group[0].shape[0], group[0].bias)
+                continue
+            if group[0].kind == "absorbed":
+                parts[group[0].role] = Absorbed(torch.zeros(*group[0].shape, dtype=dtype))
                 continue
             reads = by_role(group, [_computed(_read(held, name), dtype) for name in names])
             bound = bind_linears(
@@ -184,7 +188,7 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
     seen: set[object] = set()
     for number, spec in enumerate(found.config.layers):
         for group in by_input(layer_modules(spec, found.config.hidden_size)):
-            if group[0].kind == "norm":
+            if group[0].kind in ("norm", "absorbed"):
                 continue
             roles = by_role(group, [_read(found, layer_prefix(number) + module.name) for module in group])
             reads = [*roles.values()]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from isobit.formats.caches import CacheFormat
 from isobit.kernels.cached import Cached
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
 from isobit.kernels.rounded import Rounded
 from isobit.models.batch import Batch
@@ -65,6 +66,8 @@ class LayerOps:
         project_add: (linear, x, residual) to the residual plus what a linear gives, with the bits of ``add``; None
             where that is no less work than both: it is not asked for then.
         attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
+        latent: (spec, layer, q ``[T, heads * (plain + rotated)]``, kv ``[T, rank + rotated]``, step) to ``[T, heads *
+            value]``: latent attention; fills the cache.
         stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
             one; empty where the row has no such function.
         reserve: (heads, sequences, most_new, most) says what attention will be asked for, before a graph is recorded.
@@ -80,6 +83,7 @@ class LayerOps:
     project: Callable[[Readers, Activations], Sequence[Tensor]]
     project_gate: Callable[[Readers, Activations, Activation, Readers], Activations]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
+    latent: Callable[[LatentSpec, int, Tensor, Tensor, Step], Tensor]
     project_add: Callable[[Linear, Activations, Tensor], Tensor] | None = None
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
     reserve: Callable[[AttentionSpec, int, int, int], None] = lambda heads, sequences, most_new, most: None

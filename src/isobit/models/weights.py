@@ -20,10 +20,11 @@ from isobit.kernels import backends
 from isobit.kernels.norm import NormSpec
 from isobit.models.blueprint import HEAD, NORM, TABLE, by_input, layer_modules, layer_prefix
 from isobit.models.cache.memory import dtype_name
-from isobit.models.config import LayerSpec
+from isobit.models.config import LatentAttention, LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
 from isobit.models.joined import bind_linears
+from isobit.models.latent import Absorbed
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
@@ -95,7 +96,7 @@ class _Loader:
         in_place = where.device != "cpu" or backends.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
         self.keep_values = small if keep_values is None else keep_values
-        kv_heads = [layer.attention.kv_heads for layer in self.config.layers]
+        kv_heads = [layer.attention.kept.heads for layer in self.config.layers]
         self.kv_scales = read_kv_scales(self.ck, found.kv_scales, kv_heads)
         self.used = {*found.left_out, *found.kv_scales}
 
@@ -121,7 +122,9 @@ class _Loader:
         for group in by_input(layer_modules(spec, self.config.hidden_size)):
             names = [layer_prefix(number) + module.name for module in group]
             if group[0].kind == "norm":
-                parts[group[0].role] = self._norm(names[0], *group[0].shape)
+                parts[group[0].role] = self._norm(names[0], group[0].shape[0], _eps(spec, group[0].role))
+            elif group[0].kind == "absorbed":
+                parts[group[0].role] = self._absorbed(names[0])
             else:
                 reads = by_role(group, [self._read(name) for name in names])
                 linears = dict(zip(reads, self._bind([*reads.values()], by_turns="gate" in reads), strict=True))
@@ -168,11 +171,17 @@ class _Loader:
         self._require_shape(f"{module}.weight", tuple(read.weight.shape))
         return read
 
-    def _norm(self, module: str, width: int) -> Norm:
+    def _absorbed(self, module: str) -> Absorbed:
+        """A matrix as numbers, however it is stored: attention multiplies queries and results by its halves."""
+        weight = self._read(module).weight
+        plain = weight if isinstance(weight, Tensor) else weight.dequantize()
+        return Absorbed(self.place.tensor(plain.to(self.dtype)))
+
+    def _norm(self, module: str, width: int, eps: float | None = None) -> Norm:
         weight = self._vector(f"{module}.weight", width) + self.config.norm_offset  # exactly as transformers adds it
         biased, centred = f"{module}.bias" in self.expected, self.config.norms.kind == "layer"
         bias = self.place.tensor(self._vector(f"{module}.bias", width)) if biased else None
-        return Norm(NormSpec(self.place.tensor(weight), self.config.norm_eps, bias, centred))
+        return Norm(NormSpec(self.place.tensor(weight), self.config.norm_eps if eps is None else eps, bias, centred))
 
     def _vector(self, name: str, width: int) -> Tensor:
         self.used.add(name)
@@ -192,3 +201,9 @@ class _Loader:
         if left:
             listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
             raise CheckpointError(f"has tensors that config.json has no use for: {listed}", file=self.ck.path)
+
+
+def _eps(spec: LayerSpec, role: str) -> float | None:
+    """The epsilon of a norm of a layer, where it is not the model's."""
+    part = spec.attention
+    return part.eps if isinstance(part, LatentAttention) and role in ("q_a_norm", "kv_a_norm") else None

@@ -13,7 +13,7 @@ from isobit.checkpoint import ctreview, methods
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import model_config
 from isobit.models.blueprint import classifier, expected_tensors
-from isobit.models.config import ModelConfig
+from isobit.models.config import LatentAttention, ModelConfig, SelfAttention
 
 _LAYER = re.compile(r"\.layers\.\d+\.")
 
@@ -61,7 +61,7 @@ def workload(
         dtype=model.dtype,
         tensors=tensors,
         attentions=tuple(
-            Attention(part.heads, part.kv_heads, part.dim, part.window)
+            Attention(part.heads, part.kept.heads, _width(part), part.window, (part.kept.first, part.kept.second))
             for part in (layer.attention for layer in model.layers)
         ),
         hidden=model.hidden_size,
@@ -72,6 +72,11 @@ def workload(
         stored=stored if quantization is not None else None,
         notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
     )
+
+
+def _width(part: SelfAttention | LatentAttention) -> int:
+    """Width of a head's query."""
+    return part.query if isinstance(part, LatentAttention) else part.dim
 
 
 def _numbers(tensor: Tensor) -> int:

@@ -16,7 +16,7 @@ class ModuleRecord:
 
     Attributes:
         name: module name for weights, tensor name for everything else.
-        kind: ``linear``, ``lm_head``, ``embedding``, ``router``, ``norm`` or ``other``.
+        kind: ``linear``, ``absorbed``, ``lm_head``, ``embedding``, ``router``, ``norm`` or ``other``.
         scheme: name of the scheme, or ``keep``.
         shape: shape of the source tensor; [N, K] for weights.
         source_bytes: its size in the source.

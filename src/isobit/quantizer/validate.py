@@ -92,7 +92,7 @@ def check_rules(modules: Mapping[str, ModuleKind], policy: Policy) -> None:
         elif vectors and rule.scheme is not None:
             problems.append(
                 f"rule {rule.pattern!r}: {vectors[0]} and what else it matches cannot be quantized: a scheme is for "
-                "linear layers, embeddings, routers and lm_head"
+                "linear layers, embeddings, routers, lm_head and what latent attention absorbs"
             )
         elif not reached and not vectors:
             problems.append(f"rule {rule.pattern!r} matches no module; they are named like {', '.join(matrices[:4])}")
@@ -115,7 +115,7 @@ def assignments(
     found = {
         module_of(info.name): scheme_of(info, kinds(info.name), policy)
         for info in tensors
-        if is_weight(info) and kinds(info.name) in ("linear", "lm_head", "router", "embedding")
+        if is_weight(info) and kinds(info.name) in QUANTIZABLE_KINDS
     }
     if tied_head is not None:
         found.setdefault(tied_head, None)

@@ -18,6 +18,7 @@ from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields, shown
 
 ARCHS: dict[str, str] = {
+    "DeepseekV3ForCausalLM": "deepseek_v3",
     "Gemma2ForCausalLM": "gemma2",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.models.batch import Batch, New, Wanted, lay_out
 from isobit.models.cache.protocol import CachedSequence
-from isobit.models.config import ModelConfig
+from isobit.models.config import Kept, ModelConfig
 
 _MOST_BYTES = 1 << 62
 
@@ -50,14 +50,14 @@ class Memory:
         stored: CacheFormat = AUTO,
     ) -> None:
         self.blocks, self.block, self.key = blocks, block, cache_key(config, dtype, stored)
-        heads = [(one.attention.kv_heads, one.attention.dim) for one in config.layers]
-        sizes = [blocks * block * count * dim for count, dim in heads]
-        self.stride = sizes[0] if len(set(heads)) == 1 else None
-        size = 2 * blocks * block * sum(stored.bytes(count, dim, dtype_name(dtype)) for count, dim in heads)
+        kept = [one.attention.kept for one in config.layers]
+        alike = len(set(kept)) == 1 and kept[0].first == kept[0].second
+        self.stride = blocks * block * kept[0].heads * kept[0].first if alike else None
+        size = blocks * block * bytes_per_token(kept, stored, dtype)
         try:
             if size >= _MOST_BYTES:
                 raise RuntimeError("more than can be addressed")
-            self._layers = new_layers(heads, blocks, block, dtype, device, stored)
+            self._layers = new_layers(kept, blocks, block, dtype, device, stored)
         except RuntimeError:
             raise CapacityError(
                 f"the key-value cache of {blocks} x {block} tokens needs {size / 2**30:.1f} GiB, which cannot be had;"
@@ -85,9 +85,14 @@ class Memory:
 
 
 def cache_key(config: ModelConfig, dtype: torch.dtype, stored: CacheFormat = AUTO) -> tuple[object, ...]:
-    """What a cache must have been made for, to serve a model: heads of each layer, and what is stored."""
-    kept = stored.element or stored_dtype(stored, dtype)
-    return (kept, *((layer.attention.kv_heads, layer.attention.dim) for layer in config.layers))
+    """What a cache must have been made for, to serve a model: what each layer keeps, and what it is stored as."""
+    return (stored.element or stored_dtype(stored, dtype), *(layer.attention.kept for layer in config.layers))
+
+
+def bytes_per_token(kept: Iterable[Kept], stored: CacheFormat, dtype: torch.dtype) -> int:
+    """Bytes of one token in layers that keep this, where activations are computed in a dtype."""
+    name = dtype_name(dtype)
+    return sum(stored.bytes(one.heads, width, name) for one in kept for width in (one.first, one.second))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -105,20 +110,20 @@ def stored_dtype(stored: CacheFormat, dtype: torch.dtype) -> torch.dtype:
 
 
 def new_layers(
-    heads: Sequence[tuple[int, int]],
+    kept: Sequence[Kept],
     blocks: int,
     block: int,
     dtype: torch.dtype,
     device: torch.device | None,
     stored: CacheFormat,
 ) -> list[Cached]:
-    """Memory of layers whose keys and values have these (heads, dimensions), one layer behind the other."""
-    shapes = [(blocks, count, block, dim) for count, dim in heads]
-    keys, values = (_parts(shapes, stored_dtype(stored, dtype), device) for _ in range(2))
+    """Memory of layers that keep this of a token, one layer behind the other."""
+    both = [[(blocks, one.heads, block, getattr(one, part)) for one in kept] for part in ("first", "second")]
+    first, second = (_parts(shapes, stored_dtype(stored, dtype), device) for shapes in both)
     if not stored.element:
-        return [Cached(*both) for both in zip(keys, values, strict=True)]
-    scales = [_parts([shape[:3] for shape in shapes], torch.float32, device) for _ in range(2)]
-    return [Cached(*four, stored.element) for four in zip(keys, values, scales[0], scales[1], strict=True)]
+        return [Cached(*pair) for pair in zip(first, second, strict=True)]
+    scales = [_parts([shape[:3] for shape in shapes], torch.float32, device) for shapes in both]
+    return [Cached(*four, stored.element) for four in zip(first, second, scales[0], scales[1], strict=True)]
 
 
 def _parts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:

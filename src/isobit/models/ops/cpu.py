@@ -18,10 +18,11 @@ from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, LayerSpec
+from isobit.models.config import Activation, LayerSpec, SelfAttention
+from isobit.models.latent import Latent
 from isobit.models.layers import Layer
 from isobit.models.mlp import GatedMLP
-from isobit.models.ops import reference
+from isobit.models.ops import latent, reference
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Stack, Step
 
@@ -29,7 +30,7 @@ from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Stack, 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
     if place.device != "cpu" or dtype != torch.float32:
         return f"computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on {place.device}"
-    widest = max((layer.attention.dim for layer in layers), default=0)
+    widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
     return backends.cpu_library_problem()
@@ -53,7 +54,7 @@ def _stack(layers: nn.ModuleList) -> Stack | str:
     attentions = [layer.spec.attention for layer in layers if isinstance(layer, Layer)]
     if len({part.rope for part in attentions}) > 1:
         return "layers rotate queries and keys by different angles"
-    if len({(part.kv_heads, part.dim) for part in attentions}) > 1:
+    if len({part.kept for part in attentions}) > 1:
         return "layers have caches of different shapes"
     found = [part for part in parts if isinstance(part, cpu_stack.LayerParts)]
     if len(found) < len(parts):
@@ -70,6 +71,8 @@ def _stack(layers: nn.ModuleList) -> Stack | str:
 def _parts(layer: Layer) -> cpu_stack.LayerParts | str:
     """A layer as the CPU kernels run it whole; or why they cannot."""
     attention, mlp, norms = layer.self_attn, layer.mlp, layer.norms
+    if isinstance(attention, Latent):
+        return f"the latent attention of layer {attention.layer} runs in PyTorch"
     if reason := _differs(layer):
         return f"layer {attention.layer} {reason}"
     assert isinstance(mlp, GatedMLP)
@@ -124,6 +127,6 @@ def _project_gate(linears: Readers, x: Activations, activation: Activation, read
 
 _OPS = LayerOps(
     "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, activate=reference.activate,
-    project=_project, project_gate=_project_gate, attend=_attend, stack=_stack,
+    project=_project, project_gate=_project_gate, attend=_attend, latent=latent.attend, stack=_stack,
 )  # fmt: skip
 ROW = LayerRow("cpu", 10, accepts=_accepts, make=lambda place: _OPS)

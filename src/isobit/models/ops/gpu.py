@@ -18,9 +18,9 @@ from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, LayerSpec
+from isobit.models.config import Activation, LayerSpec, SelfAttention
 from isobit.models.linear import Linear
-from isobit.models.ops import reference
+from isobit.models.ops import latent, reference
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
 
@@ -39,7 +39,9 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
     if place.alike and any(layer.norms.kind != "rms" or layer.norms.bias for layer in layers):
         return "has RMS norms without bias; others are PyTorch's, whose sums may depend on how many tokens come at once"
-    widest = max((layer.attention.dim for layer in layers), default=0)
+    if not all(isinstance(layer.attention, SelfAttention) for layer in layers):
+        return "has no kernel of latent attention"
+    widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}" if widest > LARGEST_HEAD else None
 
 
@@ -96,7 +98,8 @@ def make(place: Place) -> LayerOps:
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,
-        project_gate=project_gate, project_add=project_add, attend=attend, reserve=kernels.reserve, recordable=True,
+        project_gate=project_gate, project_add=project_add, attend=attend, latent=latent.attend,
+        reserve=kernels.reserve, recordable=True,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from isobit.kernels.norm import NormSpec
 from isobit.models.batch import Span
 from isobit.models.config import Activation, LayerSpec
 from isobit.models.norms import normed
+from isobit.models.ops import latent
 from isobit.models.place import Place
 from isobit.models.rope import rotate
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
@@ -127,6 +128,6 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
 
 _OPS = LayerOps(
     "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=project,
-    project_gate=project_gate, attend=attend,
+    project_gate=project_gate, attend=attend, latent=latent.attend,
 )  # fmt: skip
 ROW = LayerRow("reference", 0, accepts=_accepts, make=lambda place: _OPS)

@@ -1,0 +1,111 @@
+"""The keys of a ``config.json`` of DeepSeek's models: latent attention (MLA), and experts from some layer on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from isobit.errors import ModelError
+from isobit.models.config import Experts, GatedMlp, LatentAttention, ModelConfig, Rope, Router
+from isobit.models.fields import Fields
+from isobit.models.hf_rope import Common
+
+EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
+
+
+def read_latent(config: Fields, *, interleaved: bool, eps: float = EPS) -> LatentAttention:
+    """Latent attention from its keys; the rotary embedding and the scale follow from the common ones, see
+    :func:`with_latent`.
+
+    Args:
+        config: the file; its common keys are read afterwards.
+        interleaved: whether rotated pairs are neighbours.
+        eps: of the norms of latents.
+    """
+    heads = config.integer("num_attention_heads")
+    plain, rotated = (config.integer(key, high=4096) for key in ("qk_nope_head_dim", "qk_rope_head_dim"))
+    if config.sound and rotated % 2:
+        config.problem("qk_rope_head_dim", "is odd; rotary embeddings need pairs")
+    keys = config.integer("num_key_value_heads", heads)
+    widths = [config.raw(key) for key in ("head_dim", "qk_head_dim")]
+    if config.sound and keys != heads:
+        config.problem("num_key_value_heads", f"latent attention has keys and values for each of its {heads} heads")
+    if config.sound and any(width is not None for width in widths):
+        what = "width of a head; qk_nope_head_dim and qk_rope_head_dim say it"
+        config.only("head_dim", (rotated, plain + rotated), what)
+        config.only("qk_head_dim", (plain + rotated,), what)
+    low = None if config.raw("q_lora_rank") is None else config.integer("q_lora_rank")
+    return LatentAttention(
+        heads, low, config.integer("kv_lora_rank"), plain, rotated, config.integer("v_head_dim", high=4096),
+        Rope(interleaved=interleaved), 1.0, config.flag("attention_bias", False), eps,
+    )  # fmt: skip
+
+
+def read_experts(config: Fields, router: Router, first_dense: int) -> tuple[Experts | None, int]:
+    """The mixture of experts, if there is one, and how many layers in front have none.
+
+    Args:
+        config: the file.
+        router: how tokens find their experts; its numbers are read here.
+        first_dense: first_k_dense_replace when the key is absent.
+    """
+    dense = config.integer("first_k_dense_replace", first_dense, low=0)
+    config.only("moe_layer_freq", (1,), "pattern of layers with experts")
+    config.only("ep_size", (1,), "split of experts")
+    if config.raw("n_routed_experts") is None:
+        return None, dense
+    experts, active = config.integer("n_routed_experts"), config.integer("num_experts_per_tok")
+    groups, chosen = _groups(config, experts)
+    if config.sound and active > chosen * (experts // groups):
+        config.problem("num_experts_per_tok", f"there are {chosen * (experts // groups)} to choose from")
+    size, shared = config.integer("moe_intermediate_size"), config.integer("n_shared_experts", 0, low=0)
+    scale = config.number("routed_scaling_factor", 1.0)
+    router = replace(router, experts=experts, active=active, groups=groups, active_groups=chosen, scale=scale)
+    return Experts(router, GatedMlp(size), GatedMlp(size * shared) if shared else None), dense
+
+
+def _groups(config: Fields, experts: int) -> tuple[int, int]:
+    """Groups of experts, and of how many of them a token's experts are."""
+    groups, chosen = config.integer("n_group", 1), config.integer("topk_group", 1)
+    if config.sound and experts % groups:
+        config.problem("n_group", f"does not divide n_routed_experts = {experts}")
+    if config.sound and chosen > groups:
+        config.problem("topk_group", f"there are {groups} groups")
+    return (groups, chosen) if config.sound else (1, 1)
+
+
+def with_experts(model: ModelConfig, found: Experts | None, dense: int) -> ModelConfig:
+    """A model whose layers from ``dense`` on have experts."""
+    if found is None or dense >= model.num_layers:
+        return model
+    raise ModelError("config.json: layers with experts and latent attention are not implemented yet")
+
+
+def common(max_positions: int) -> Common:
+    """How the common keys are read; head_dim is said by other keys."""
+    return Common(head_dim=2, max_positions=max_positions)
+
+
+def with_latent(model: ModelConfig, part: LatentAttention) -> ModelConfig:
+    """A model whose layers have latent attention instead of the attention that the common keys describe."""
+    layers = []
+    for layer in model.layers:
+        rope = replace(layer.attention.angles[0], interleaved=part.rope.interleaved)
+        layers.append(replace(layer, attention=replace(part, rope=rope, scale=_scale(part, rope))))
+    model = replace(model, layers=tuple(layers))
+    if model.norm_eps != part.eps:
+        note = (
+            f"the norms within latent attention have an epsilon of {part.eps:g}, as in transformers, and not"
+            f" rms_norm_eps = {model.norm_eps:g}, which vLLM takes for them, too"
+        )
+        model = replace(model, notes=(*model.notes, note))
+    return model
+
+
+def _scale(part: LatentAttention, rope: Rope) -> float:
+    """The root of a head's width, and yarn's correction squared, which DeepSeek puts here and not into the angles."""
+    scale = 1.0 / math.sqrt(part.query)
+    if rope.kind == "default" or not rope.mscale_all_dim:
+        return scale
+    stretch = 1.0 if rope.factor <= 1 else 0.1 * rope.mscale_all_dim * math.log(rope.factor) + 1.0
+    return scale * stretch * stretch
