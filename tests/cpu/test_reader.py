@@ -205,7 +205,8 @@ def test_other_files_do_not_confuse(tmp_path: Path) -> None:
         ([], "no weights here"),
         (["adapter_model.safetensors"], "is an adapter: merge it"),
         ([ONE, TWO], "their index is missing"),
-        (["consolidated.safetensors", "x.gguf"], "Found consolidated.safetensors, x.gguf instead"),
+        (["consolidated.safetensors", "x.pt"], "Found consolidated.safetensors, x.pt instead"),
+        (["x.gguf", "y.gguf"], "holds several GGUF files, name the one that is meant: x.gguf, y.gguf"),
     ],
 )
 def test_no_weights(tmp_path: Path, files: list[str], message: str) -> None:

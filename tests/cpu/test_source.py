@@ -59,7 +59,7 @@ def http_error(kind: type[Exception], status: int) -> Exception:
 def test_folders_and_files(tmp_path: Path) -> None:
     assert source.resolve(tmp_path) == tmp_path
     (tmp_path / "w.safetensors").write_text("")
-    with pytest.raises(SourceError, match="is no folder; name the one"):
+    with pytest.raises(SourceError, match="is no folder and no GGUF file; name the one"):
         source.resolve(tmp_path / "w.safetensors")
 
 

@@ -1,7 +1,8 @@
 """Small files read whole, from folders that nobody vouches for: regular files only, of bounded size, and never a wait.
 
 A pipe waits for its writer, a device may never end, a folder is no file, a name may be too long for any disk: each is
-refused by name before a byte is read.
+refused by name before a byte is read. A GGUF file stands for a folder: ``model.gguf/config.json`` is made of what it
+says (:mod:`isobit.checkpoint.gguf.members`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,12 @@ import os
 import stat
 from pathlib import Path
 
+from isobit.checkpoint.gguf import members
+from isobit.checkpoint.regular import open_regular as open_regular
+from isobit.checkpoint.regular import why as why
 from isobit.errors import CheckpointError
 
 _MORE = 1 << 20  # bytes
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def read_file(path: Path | str, limit: int) -> bytes:
@@ -33,6 +29,11 @@ def read_file(path: Path | str, limit: int) -> bytes:
     Raises:
         CheckpointError: it is missing, no regular file, larger than ``limit``, or cannot be read.
     """
+    if members.contains(Path(path)):
+        made = members.read(Path(path))
+        if len(made) > limit:
+            raise CheckpointError(f"this file would be larger than {limit:,} bytes", file=path)
+        return made
     descriptor = open_regular(path)
     try:
         with open(descriptor, "rb") as file:
@@ -47,28 +48,21 @@ def read_file(path: Path | str, limit: int) -> bytes:
     return data
 
 
-def open_regular(path: Path | str) -> int:
-    """A descriptor to read a regular file with; it is the caller's to close.
-
-    Raises:
-        CheckpointError: it is missing, no regular file, or cannot be opened.
-    """
-    try:
-        _require_regular(os.stat(path).st_mode, path)  # before it is opened, which makes some devices act
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe put there meanwhile: no wait
-        try:
-            _require_regular(os.fstat(descriptor).st_mode, path)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
-    return descriptor
-
-
 def is_file(path: Path) -> bool:
     """Whether this is a regular file, or a link to one; False where none can be, and where nobody may look."""
-    return stat.S_ISREG(_mode(path))
+    return stat.S_ISREG(_mode(path)) or members.contains(path)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return len(members.read(path)) if members.contains(path) else path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
 
 
 def is_folder(path: Path) -> bool:
@@ -80,22 +74,13 @@ def is_there(path: Path) -> bool:
     """Whether anything is there: a file, a folder, a link to nothing, something that nobody may look into."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, ValueError):
         return False
+    except NotADirectoryError:
+        return members.contains(path)
     except OSError as error:
         return isinstance(error, PermissionError)
     return True
-
-
-def why(error: OSError | ValueError) -> str:
-    """What went wrong, in the system's words and without the path."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def _require_regular(mode: int, path: Path | str) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "something else")
-        raise CheckpointError(f"this is not a regular file but {kind}", file=path)
 
 
 def _mode(path: Path) -> int:

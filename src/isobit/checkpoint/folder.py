@@ -8,11 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from isobit.checkpoint.files import is_file, is_folder, is_there, why
+from isobit.checkpoint.gguf import members
+from isobit.checkpoint.gguf.header import is_gguf
+from isobit.checkpoint.gguf.model import first_part
 from isobit.checkpoint.jsonfile import read_json, short
 from isobit.errors import CheckpointError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_LISTED = 8
 
 # Files that a quantized copy of the model needs as they are. Never code (*.py), never weights, not the README: it
 # describes another checkpoint. Matched without regard to case.
@@ -49,29 +53,51 @@ class WeightFiles:
     """The files that hold the weights.
 
     Attributes:
-        kind: ``safetensors`` or ``bin``.
-        files: the files, each once, in the order of their names.
+        kind: ``safetensors``, ``bin`` or ``gguf``.
+        files: the files, each once, in the order of their names; of GGUF the first part.
         index: the index file, if there is one.
         weight_map: tensor name -> file, from the index; None without an index.
     """
 
-    kind: Literal["safetensors", "bin"]
+    kind: Literal["safetensors", "bin", "gguf"]
     files: tuple[Path, ...]
     index: Path | None = None
     weight_map: dict[str, Path] | None = None
 
 
 def weight_files(folder: Path) -> WeightFiles:
-    """Finds the weights of a model folder; safetensors are preferred to ``.bin`` files.
+    """Finds the weights of a model folder (safetensors are preferred to ``.bin`` files), or of a GGUF file.
 
     Raises:
         CheckpointError: there are none, or an index is wrong: it names a missing file or one outside the folder.
     """
+    if is_gguf(folder):
+        return WeightFiles("gguf", (folder,))
     for kind, single, index in (("safetensors", SAFETENSORS, SAFETENSORS_INDEX), ("bin", BIN, BIN_INDEX)):
         found = _indexed(folder, kind, single, index)  # type: ignore[arg-type]
         if found is not None:
             return found
     raise CheckpointError(_no_weights(folder), file=folder)
+
+
+def model_path(path: Path) -> Path:
+    """What a model is read from: a folder; or the GGUF file that is named, or is alone in a folder without weights.
+
+    Raises:
+        CheckpointError: there are several, and nothing says which one is meant.
+    """
+    if not is_folder(path):
+        return first_part(path)
+    names = (SAFETENSORS, SAFETENSORS_INDEX, BIN, BIN_INDEX)
+    if any(is_there(path / name) for name in names):
+        return path
+    found = [file for file in entries(path) if file.suffix.lower() == ".gguf" and not file.name.startswith("mmproj")]
+    firsts = {first_part(file) for file in found}
+    if len(firsts) > 1:
+        listed = ", ".join(sorted(file.name for file in firsts)[:_LISTED])
+        more = f" and {len(firsts) - _LISTED} more" if len(firsts) > _LISTED else ""
+        raise CheckpointError(f"holds several GGUF files, name the one that is meant: {listed}{more}", file=path)
+    return firsts.pop() if firsts else path
 
 
 def companions(folder: Path) -> list[Path]:
@@ -105,6 +131,8 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _companions(folder: Path) -> list[Path]:
+    if is_gguf(folder):
+        return members.companions(folder)
     more = folder / "additional_chat_templates"
     found = []
     for path in [*entries(folder), *(entries(more) if is_folder(more) else [])]:
@@ -186,7 +214,7 @@ def _require_inside(path: Path, folder: Path, what: str) -> None:
 
 
 def _no_weights(folder: Path) -> str:
-    others = [path.name for path in entries(folder) if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")]
+    others = [path.name for path in entries(folder) if path.suffix in (".safetensors", ".bin", ".pt", ".pth")]
     message = f"no weights here: neither {SAFETENSORS}, {SAFETENSORS_INDEX}, {BIN} nor {BIN_INDEX}"
     if any(name.startswith("adapter_model") for name in others):
         return f"{message}. {', '.join(others)} is an adapter: merge it into its base model first"

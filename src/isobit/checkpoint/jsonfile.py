@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint.files import read_file
+from isobit.checkpoint.shown import bare as bare
+from isobit.checkpoint.shown import short as short
 from isobit.errors import CheckpointError
 
 LARGEST_JSON = 256 << 20  # bytes; the index of a checkpoint with 200,000 tensors has about 20 MB
 DEEPEST_JSON = 64  # containers within each other; what is written back must not exhaust Python's stack
 LONGEST_INTEGER = 64  # digits: twice those of the 1000000000000000019884624838656 that transformers writes
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 
 _LONG_NUMBER = re.compile(rb"\d{%d}" % (LONGEST_INTEGER + 1))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -80,21 +78,6 @@ def strict(data: bytes, *, finite: bool = False) -> Any:
     except ValueError as error:  # JSONDecodeError and our own
         raise ValueError(f"is not valid JSON: {error}") from None
     return value
-
-
-def short(value: object, length: int = 80) -> str:
-    """A value from a file as it may stand in a message: escaped, and cut to about ``length`` characters."""
-    try:
-        text = _SHORT.repr(value)
-    except ValueError:  # a number of thousands of digits
-        text = f"a {type(value).__name__} without end"
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def bare(value: object, length: int = 80) -> str:
-    """A value as :func:`short` has it, a text without its quotes: a name within a sentence."""
-    shown = short(value, length)
-    return shown[1:-1] if isinstance(value, str) else shown
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

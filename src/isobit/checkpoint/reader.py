@@ -19,6 +19,8 @@ from torch import Tensor
 
 from isobit.checkpoint import ctreview, folder, methods
 from isobit.checkpoint.files import is_folder, is_there, read_file
+from isobit.checkpoint.gguf.header import is_gguf
+from isobit.checkpoint.ggufstore import gguf_store
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.layouts import table
 from isobit.checkpoint.occupant import require_finished
@@ -49,20 +51,21 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
-        """Opens a folder and checks every header in it; no tensor data is read.
+        """Opens a folder or a GGUF file and checks every header in it; no tensor data is read.
 
         Raises:
             CheckpointError: anything is missing, surplus, damaged or given twice; names file and tensor.
         """
-        path = Path(path)
-        if not is_folder(path):
+        path = folder.model_path(Path(path))
+        if not is_folder(path) and not is_gguf(path):
             raise CheckpointError("is not a folder" if is_there(path) else "there is no such folder", file=path)
         require_finished(path)
         config_path = path / "config.json"
         if not is_there(config_path):
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)
         config = read_json(config_path, _LARGEST_CONFIG)
-        return cls(path, config, opened(path, folder.weight_files(path)))
+        weights = folder.weight_files(path)
+        return cls(path, config, gguf_store(path) if weights.kind == "gguf" else opened(path, weights))
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -93,7 +93,7 @@ class TensorInfo:
         """
         import torch
 
-        name = DTYPES[self.dtype][1]
+        name = DTYPES.get(self.dtype, (0, None))[1]  # GGUF has types of its own
         if name is None or not hasattr(torch, name):
             raise CheckpointError(
                 f"dtype {self.dtype} cannot be read by isobit; it reads {', '.join(readable_dtypes())}",

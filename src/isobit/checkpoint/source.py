@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from isobit.checkpoint.files import is_folder, is_there
-from isobit.checkpoint.folder import BIN_INDEX, COMPANIONS, SAFETENSORS_INDEX
+from isobit.checkpoint.folder import BIN_INDEX, COMPANIONS, SAFETENSORS_INDEX, model_path
+from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.methods import SIDE_FILES
 from isobit.checkpoint.occupant import require_finished
 from isobit.errors import SourceError
@@ -23,10 +24,11 @@ _NOT_WEIGHTS = ("consolidated*", "adapter*", "*lora*", "optimizer*", "training_a
 
 
 def resolve(model: str | Path, *, revision: str | None = None, token: str | None = None, weights: bool = True) -> Path:
-    """The folder of a model.
+    """The folder of a model, or its GGUF file.
 
     Args:
-        model: a folder; ``bundled``; or a Hugging Face id (``owner/name``), which is downloaded into its cache once.
+        model: a folder; a GGUF file, or a folder with one and no other weights; ``bundled``; or a Hugging Face id
+            (``owner/name``), which is downloaded into its cache once.
             ``HF_TOKEN``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` are honoured.
         revision: branch, tag or commit of a Hugging Face id.
         token: access token; by default the one of ``HF_TOKEN`` or of a login.
@@ -40,11 +42,14 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
     path = expanded(model)
     if is_folder(path):
         require_finished(path)
-        return path
+        return model_path(path)
     if name == BUNDLED:
         return _bundled()
+    if is_gguf(path):
+        return model_path(path)
     if is_there(path):
-        raise SourceError(f"{name} is no folder; name the one that holds the model's config.json and weights")
+        message = f"{name} is no folder and no GGUF file; name the one that holds the model's config.json and weights"
+        raise SourceError(message)
     if not _HUB_ID.fullmatch(name):
         raise SourceError(
             f"there is no folder {_short(name)}, and it is no Hugging Face id either (those look like owner/name)"

@@ -202,7 +202,7 @@ class FileStore:
 
 
 def opened(folder: Path, weights: WeightFiles) -> Store:
-    """The weights of a folder; every header is read and checked, no data is.
+    """The weights of a folder or a GGUF file; every header is read and checked, no data is.
 
     Raises:
         CheckpointError: a file is damaged, a tensor is given twice, or an index tells otherwise.

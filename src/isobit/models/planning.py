@@ -11,6 +11,8 @@ from typing import Any
 
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import weight_files
+from isobit.checkpoint.gguf.header import is_gguf
+from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.source import expanded, resolve
@@ -57,7 +59,7 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     path = expanded(model)
     if path.suffix == ".json" and not is_there(path):
         raise SourceError(f"there is no file {path}; name a config.json, a model folder, or a Hugging Face id")
-    if is_there(path) and not is_folder(path):
+    if is_there(path) and not is_folder(path) and not is_gguf(path):
         return read_json(path, LARGEST_CONFIG), path.parent if path.name == "config.json" else None
     folder = resolve(model, revision=revision, weights=False)
     if not is_there(folder / "config.json"):
@@ -78,6 +80,9 @@ def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str]]
     except (CheckpointError, OSError):
         return {}, {}
     try:
+        if weights.kind == "gguf":
+            infos = gguf_tensors(folder)[1]
+            return infos, {name: info.dtype for name, info in infos.items()}
         if weights.kind == "safetensors":
             infos = {name: info for file in weights.files for name, info in read_header(file)[0].items()}
             return infos, {name: info.dtype for name, info in infos.items()}

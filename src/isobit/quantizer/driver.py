@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from isobit.checkpoint import ctrender, engines
+from isobit.checkpoint.files import size_of
 from isobit.checkpoint.occupant import CONFIG, REPORT, require_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
@@ -268,7 +269,7 @@ def _description(plan: _Plan, settings: _Settings) -> dict[str, Any]:
 
 def _small_files(plan: _Plan) -> list[int]:
     """Sizes of the files beside the weights; the report has some 400 bytes for a tensor, the journal 600."""
-    sizes = [path.stat().st_size for path in plan.companions]
+    sizes = [size_of(path) for path in plan.companions]
     return [*sizes, len(plan.config), len(index_json(plan.shards) or b""), 400 * len(plan.jobs), 600 * len(plan.jobs)]
 
 
@@ -340,7 +341,7 @@ def _finish(plan: _Plan, settings: _Settings, jobs: list[Job], output: OutputFol
         files[INDEX] = index
     copies = {path.relative_to(plan.ck.path).as_posix(): path for path in plan.companions}
     sizes = {shard.name: shard.nbytes for shard in plan.shards}
-    sizes |= {name: path.stat().st_size for name, path in copies.items()}
+    sizes |= {name: size_of(path) for name, path in copies.items()}
     sizes |= {name: len(content) for name, content in files.items()}
     report = summarize(str(output.path), settings.policy.default.name, jobs, output.done, sizes, plan.notes, **run)
     output.finish(files | {REPORT: to_json(report, __version__)}, copies)

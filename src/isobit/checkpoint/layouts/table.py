@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from isobit.checkpoint.layouts import compressed, foreign, fp8_blocks, plain
+from isobit.checkpoint.layouts import compressed, foreign, fp8_blocks, gguf, plain
 from isobit.checkpoint.layouts.parts import COMMON
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Quantization
@@ -17,6 +17,7 @@ from isobit.formats.schemes import ActSpec, WeightSpec, name_of
 
 # A new checkpoint format is its file and a line here.
 LAYOUTS: tuple[Layout, ...] = (
+    gguf.LAYOUT,
     *foreign.LAYOUTS,
     compressed.PACKED,
     plain.LAYOUT,

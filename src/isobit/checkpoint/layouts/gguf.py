@@ -1,0 +1,94 @@
+"""Weights of GGUF files: blocks of codes with their scales, all in one tensor.
+
+Where one of isobit's formats holds the same numbers they stay codes (``checkpoint.gguf.types`` says which); those of
+the others are made float32 when they are read. Either way they are the numbers of ``gguf.quants.dequantize``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from isobit.checkpoint.gguf.members import METHOD
+from isobit.checkpoint.gguf.types import BY_NAME, QUANTIZED, READ
+from isobit.checkpoint.layouts.parts import Described, Parts
+from isobit.checkpoint.layouts.row import Layout
+from isobit.checkpoint.quantization import Group, Quantization
+from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.shown import short
+from isobit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from isobit.checkpoint.layouts.reading import LinearWeight, Reader
+
+
+def parse(section: dict[str, Any]) -> Quantization:
+    """What the ``quantization_config`` says that is made of a GGUF file: the type of each module.
+
+    Raises:
+        CheckpointError: it was not made so.
+    """
+    types = section.get("types")
+    if not isinstance(types, Mapping) or not types or not all(name in BY_NAME for name in types.values()):
+        raise CheckpointError(f"quant_method gguf with types = {short(types)}: name the GGUF file itself instead")
+    modules: dict[str, list[str]] = {}
+    for module, name in types.items():
+        modules.setdefault(str(name), []).append(str(module))
+    held = {name: BY_NAME[name].held for name in modules}
+    groups = tuple(Group(tuple(found), held[name], None) for name, found in modules.items() if held[name] is not None)
+    wide = [name for name in modules if held[name] is None]
+    notes: tuple[str, ...] = ()
+    if wide:
+        notes = (
+            f"weights in {', '.join(wide)} are made float32 when they are loaded, exactly, and take 32 bits each then:"
+            " no kernel reads those types",
+        )
+    return Quantization(groups, (), METHOD, str(section.get("format", "")), notes)
+
+
+def _claims(infos: Mapping[str, TensorInfo]) -> bool:
+    return "weight" in infos and infos["weight"].dtype in QUANTIZED
+
+
+def _describe(parts: Parts) -> Described:
+    info = parts.infos["weight"]
+    return Described(info.shape, math.prod(info.shape), label=info.dtype.lower())
+
+
+def _read(reader: Reader) -> LinearWeight:
+    """A weight; its columns are cut between blocks where it stays in codes, and anywhere else."""
+    import torch
+
+    from isobit.checkpoint.gguf import blocks
+
+    info = reader.info("weight")
+    row, (n, k) = BY_NAME[info.dtype], reader.matrix("weight")
+    if not row.read:
+        raise reader.error("weight", f"is stored as {row.name}, which isobit does not read; it reads {', '.join(READ)}")
+    rows, columns = reader.span(n, k)
+    left, right = (columns.start or 0), (k if columns.stop is None else columns.stop)
+    first, last = left // row.weights, -(-right // row.weights)
+    data = reader.take("weight", rows, slice(first * row.nbytes, last * row.nbytes))
+    if row.held is None:
+        found = blocks.numbers(row.name, data, (last - first) * row.weights)
+        found = found[:, left - first * row.weights : right - first * row.weights].contiguous()
+        _require_finite(reader, bool(torch.isfinite(found).all()))
+        return reader.linear(found, None, None, n)
+    where = reader.cut("weight", row.held, n, k)
+    if left % row.weights or right % row.weights:
+        raise reader.error("weight", f"columns {left} to {right} cut a block of {row.weights} weights")
+    codes, scale = blocks.codes(row.name, data, right - left)
+    _require_finite(reader, bool(torch.isfinite(scale.float()).all()))
+    return reader.linear(reader.qtensor("weight", row.held, where, codes, scale), None, None, n)
+
+
+def _require_finite(reader: Reader, finite: bool) -> None:
+    if not finite:
+        raise reader.error("weight", "holds NaN or infinite scales: it was quantized from numbers that were too large")
+
+
+LAYOUT = Layout(
+    "GGUF", "weight", (), _claims, _describe, _read,
+    dtypes=READ, configs={METHOD: parse},
+)  # fmt: skip

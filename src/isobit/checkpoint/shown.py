@@ -1,0 +1,23 @@
+"""Values from files of strangers as they may stand in a message."""
+
+from __future__ import annotations
+
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def short(value: object, length: int = 80) -> str:
+    """A value from a file as it may stand in a message: escaped, and cut to about ``length`` characters."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = f"a {type(value).__name__} without end"
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def bare(value: object, length: int = 80) -> str:
+    """A value as :func:`short` has it, a text without its quotes: a name within a sentence."""
+    shown = short(value, length)
+    return shown[1:-1] if isinstance(value, str) else shown
