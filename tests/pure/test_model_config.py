@@ -99,7 +99,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         model_config({name: value for name, value in BASE.items() if name != key})
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope", "proportional", 7, ["yarn"]])
+@pytest.mark.parametrize("kind", ["dynamic", "mrope", "proportional", 7, ["yarn"]])
 def test_an_unknown_rope_type_is_refused(kind: Any) -> None:
     with pytest.raises(ModelError, match="rope type .* default, linear, llama3, yarn"):
         read(rope_scaling={"rope_type": kind, "factor": 2.0})
@@ -149,7 +149,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+OWN_ROPE = {"Gemma3ForCausalLM", "Ministral3ForCausalLM"}  # keys that others have not: their own tests
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch not in OWN_ROPE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rope_in_both_spellings_that_agree_is_read(arch: str, kind: str) -> None:
     new = KINDS[kind] | {"rope_type": kind, "rope_theta": 5e5}
@@ -255,9 +258,9 @@ def test_bad_architectures(names: Any) -> None:
 OTHER_FAMILIES = (
     "MixtralForCausalLM Qwen2MoeForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM Qwen3_5ForCausalLM"
     " Qwen4ForCausalLM QwenForCausalLM Llama4ForCausalLM LlamaModel LlamaForSequenceClassification"
-    " LlamaForTokenClassification MistralModel Mistral3ForConditionalGeneration Ministral3ForCausalLM"
+    " LlamaForTokenClassification MistralModel Mistral3ForConditionalGeneration"
     " MinistralForCausalLM Mistral4ForCausalLM MistralForSequenceClassification GemmaForCausalLM GlmForCausalLM"
-    " Olmo2ForCausalLM Qwen2VLForConditionalGeneration LlamaForCausalLMEagle3 SmolLM3ForCausalLM"
+    " Olmo2ForCausalLM Qwen2VLForConditionalGeneration LlamaForCausalLMEagle3"
     " xLlamaForCausalLM"
 ).split()
 MISSPELT = {
@@ -272,7 +275,7 @@ MISSPELT = {
 def test_another_architecture_gets_the_list_and_no_guess(name: str) -> None:
     with pytest.raises(ModelError, match="isobit runs .*Gemma2ForCausalLM, .*, Qwen3ForCausalLM") as error:
         read(name)
-    assert "mean" not in str(error.value) and len(str(error.value)) < 400 and str(error.value).isprintable()
+    assert "mean" not in str(error.value) and len(str(error.value)) < 2000 and str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(("name", "meant"), MISSPELT.items())

@@ -10,7 +10,8 @@ from isobit.formats.patterns import PatternError, compiled
 from isobit.formats.schemes import Scheme, scheme
 
 # ``absorbed``: a matrix that attention multiplies queries and results by, in high precision, however it is stored.
-ModuleKind = Literal["linear", "absorbed", "lm_head", "embedding", "router", "norm", "other"]
+# ``vector``: numbers of neither a linear nor a norm, e.g. the sinks of an attention.
+ModuleKind = Literal["linear", "absorbed", "lm_head", "embedding", "router", "norm", "vector", "other"]
 
 KEEP = "keep"
 

@@ -34,7 +34,7 @@ class Module:
     Attributes:
         name: in a checkpoint; within its layer, or in front of a model's other modules, the whole name.
         role: what the layer calls it: ``q``, ``gate``, ``before_mlp``, ...; of other modules their name.
-        kind: what it is.
+        kind: what it is; a ``vector`` is a tensor that has the name of the module itself.
         shape: of its weight: ``(outputs, inputs)`` of a linear, ``(width,)`` of a norm.
         bias: whether it has one, of as many numbers as it has outputs.
         split: how several cards share it: by ``rows`` (outputs), by ``columns`` (inputs, with a sum behind it);
@@ -56,6 +56,11 @@ class Module:
     def roles(self) -> tuple[str, ...]:
         """What the layer calls its rows; its own role where they are of one linear."""
         return tuple(role for role, _ in self.parts) or (self.role,)
+
+    @property
+    def tensor(self) -> str:
+        """The name of its weight."""
+        return self.name if self.kind == "vector" else f"{self.name}.weight"
 
 
 def layer_modules(layer: LayerSpec, hidden: int) -> tuple[Module, ...]:
@@ -115,8 +120,14 @@ def _heads(part: SelfAttention, hidden: int) -> list[Module]:
             Module(f"self_attn.{role}_proj", role, "linear", (width, hidden), part.bias, "rows", "qkv")
             for role, width in sizes
         ]
-    if part.qk_norm != "none":
-        found += [Module(f"self_attn.{role}", role, "norm", (part.dim,)) for role in ("q_norm", "k_norm")]
+    if part.qk_norm in ("head", "head-behind", "width"):
+        widths = (queries, keys) if part.qk_norm == "width" else (part.dim, part.dim)
+        found += [
+            Module(f"self_attn.{name}", role, "norm", (width,))
+            for name, role, width in zip(part.qk_names, ("q_norm", "k_norm"), widths, strict=True)
+        ]
+    if part.sinks:
+        found.append(Module("self_attn.sinks", "sinks", "vector", (part.heads,)))
     return [*found, Module("self_attn.o_proj", "o", "linear", (hidden, queries), part.o_bias, "columns")]
 
 
@@ -174,7 +185,7 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     """Every tensor of the unquantized model, by its name in a checkpoint, with its shape."""
     shapes: Shapes = {}
     for module in modules(config):
-        shapes[f"{module.name}.weight"] = module.shape
+        shapes[module.tensor] = module.shape
         if module.bias:
             shapes[f"{module.name}.bias"] = module.shape[:1]
     return shapes
@@ -184,7 +195,7 @@ def classifier(config: ModelConfig) -> Callable[[str], ModuleKind]:
     """A function from the name of a tensor to what its module is; ``other`` for tensors of no module of the model."""
     kinds = {module.name: module.kind for module in modules(config)}
     kinds.setdefault(HEAD, "lm_head")  # tied, it has no tensors in the blueprint, and yet is one
-    return lambda tensor: kinds.get(tensor.rpartition(".")[0], "other")
+    return lambda tensor: kinds.get(tensor) or kinds.get(tensor.rpartition(".")[0], "other")
 
 
 def fused(config: ModelConfig) -> tuple[tuple[str, ...], ...]:

@@ -28,11 +28,12 @@ class Rope:
         interleaved: whether pairs are neighbours (0 and 1, 2 and 3, ...) and not halves, as in Llama.
         kind: how frequencies are stretched beyond the original context.
         theta: base of the wavelengths.
-        factor: how much longer the context is than the original one (linear, llama3, yarn).
-        original_context: the context that frequencies were made for (llama3, yarn); 0 where it is not known (linear).
+        factor: how much longer the context is than the original one (linear, llama3, yarn, longrope).
+        original_context: the context that frequencies were made for (llama3, yarn, longrope); 0 where it is not known
+            (linear).
         low_freq_factor, high_freq_factor: the band that llama3 interpolates in.
         beta_fast, beta_slow: rotations that bound yarn's band.
-        attention_factor: what yarn multiplies cosines and sines by; None to derive it from ``factor``.
+        attention_factor: what yarn and longrope multiply cosines and sines by; None to derive it from ``factor``.
         mscale, mscale_all_dim: yarn's other way to derive the attention factor.
         truncate: whether yarn's band is rounded to whole dimensions.
         short_factors, long_factors: longrope's, one for each pair of dimensions: of contexts up to the original one,
@@ -58,11 +59,14 @@ class Rope:
 
     @property
     def scale(self) -> float:
-        """What cosines and sines are multiplied by: 1 but for yarn, which derives it where it is not given."""
-        if self.kind != "yarn":
+        """What cosines and sines are multiplied by; yarn and longrope derive it where it is not given."""
+        if self.kind not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
+        if self.kind == "longrope":
+            longer = self.factor > 1 and self.original_context > 1
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context)) if longer else 1.0
         if self.mscale and self.mscale_all_dim:
             return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
         return _mscale(self.factor, 1.0)
@@ -87,6 +91,21 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class QueryScale:
+    """Queries grow with their positions, by ``1 + beta * ln(1 + floor((position + ahead) / floor))``.
+
+    Attributes:
+        floor: tokens of a step.
+        beta: how much a step adds.
+        ahead: 1 where positions are counted from one (Llama 4), 0 where from zero (Ministral 3).
+    """
+
+    floor: int
+    beta: float
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
 class SelfAttention:
     """Grouped-query attention of one layer.
 
@@ -100,9 +119,10 @@ class SelfAttention:
         qk_norm: over queries and keys: ``head``: an RMSNorm over each head before the rotary embedding, ``head-behind``
             behind it; ``width``: one over all heads together, before it; ``l2``: without weights, over each head,
             behind it.
+        qk_names: what checkpoints call the norms of queries and keys.
         sinks: whether each head has a learned score that takes part in the softmax and gives nothing.
         chunk: tokens of a chunk: a token attends to those of its own chunk alone; None: to all.
-        query_scale: ``(floor, beta)``: queries are multiplied by ``1 + beta * ln(1 + floor(position / floor))``.
+        query_scale: how queries grow with their positions; None: they do not.
         bias, o_bias: whether queries, keys and values, and the output projection, have a bias.
         joined: whether checkpoints have queries, keys and values as one matrix, one below the other.
     """
@@ -115,11 +135,12 @@ class SelfAttention:
     scale: float | None = None
     softcap: float | None = None
     qk_norm: QkNorm = "none"
+    qk_names: tuple[str, str] = ("q_norm", "k_norm")
     bias: bool = False
     o_bias: bool = False
     sinks: bool = False
     chunk: int | None = None
-    query_scale: tuple[int, float] | None = None
+    query_scale: QueryScale | None = None
     joined: bool = False
 
     def __post_init__(self) -> None:
@@ -128,8 +149,23 @@ class SelfAttention:
                 f"config.json: num_attention_heads = {self.heads} is not a multiple of"
                 f" num_key_value_heads = {self.kv_heads}"
             )
-        if self.rope is not None and self.dim % 2:
-            raise ModelError(f"config.json: head_dim = {self.dim} is odd; rotary embeddings need pairs")
+        if self.rotated % 2 or self.rotated > self.dim:
+            raise ModelError(
+                f"config.json: {self.rotated} of head_dim = {self.dim} dimensions are to be rotated: rotary embeddings"
+                " need pairs"
+            )
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether rotary pairs are neighbours."""
+        return self.rope is not None and self.rope.interleaved
+
+    @property
+    def rotated(self) -> int:
+        """How many dimensions of a head, the first ones, are rotated."""
+        if self.rope is None:
+            return 0
+        return self.dim if self.rope.dims is None else self.rope.dims
 
     @property
     def kept(self) -> Kept:
@@ -137,9 +173,9 @@ class SelfAttention:
         return Kept(self.kv_heads, self.dim, self.dim)
 
     @property
-    def angles(self) -> tuple[Rope, int]:
-        """The rotary embedding whose angles the layer is given, and over how many dimensions."""
-        return self.rope or Rope(), self.dim
+    def angles(self) -> tuple[Rope | None, int]:
+        """The rotary embedding whose angles the layer is given, if it has one, and over how many dimensions."""
+        return self.rope, self.dim
 
 
 @dataclass(frozen=True)

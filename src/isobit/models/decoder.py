@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -17,14 +17,14 @@ from isobit.models.cache.contiguous import ContiguousCache
 from isobit.models.cache.memory import bytes_per_token, cache_key, dtype_name, new_layers
 from isobit.models.cache.paged import PagedCache
 from isobit.models.cache.protocol import Cache
-from isobit.models.config import Kept, ModelConfig
+from isobit.models.config import Kept, ModelConfig, SelfAttention
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
 from isobit.models.ops.table import choose
 from isobit.models.parts import Listeners
 from isobit.models.place import Place
-from isobit.models.rope import RotaryTable
+from isobit.models.rope import Angles, query_factors
 from isobit.models.step import LayerOps, Stack, Step
 
 
@@ -58,8 +58,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         shapes = [layer.attention.angles for layer in config.layers]
         kinds = [*dict.fromkeys(shapes)]
-        self._tables = [RotaryTable(rope, dim, dtype, place.tensors) for rope, dim in kinds]
+        self._tables = [Angles(rope, dim, dtype, place.tensors) for rope, dim in kinds]
         self._table_of = [kinds.index(shape) for shape in shapes]  # layer -> its table
+        parts = [layer.attention for layer in config.layers]
+        self._scales = [part.query_scale if isinstance(part, SelfAttention) else None for part in parts]
         self._cache_key = cache_key(config, dtype, stored)
         self._listeners = Listeners(self.layers.modules())
 
@@ -119,13 +121,24 @@ class Decoder(nn.Module):
         return x  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, cache: Cache | None) -> Step:
-        most, positions = batch.sequences.most, batch.positions
-        angles = [table.at(positions, most) for table in self._tables]
+        most, positions, room = batch.sequences.most, batch.positions, self._room(batch, cache)
+        angles = [table.at(positions, most, room) for table in self._tables]
         by_layer = [angles[number] for number in self._table_of]
-        if cache is not None:
-            return Step(self.layer_ops, batch, by_layer.__getitem__, cache.memory, cache.stride)
+        scales = {scale: None if scale is None else query_factors(scale, positions) for scale in self._scales}
+        factors = [scales[scale] for scale in self._scales]
+        memory, stride = (cache.memory, cache.stride) if cache is not None else self._alone(batch)
+        return Step(self.layer_ops, batch, by_layer.__getitem__, memory, stride, factors=factors.__getitem__)
+
+    def _room(self, batch: Batch, cache: Cache | None) -> int | list[tuple[int, int]]:
+        """How long sequences may become: see :class:`isobit.models.rope.Angles`."""
+        if cache is None:
+            return [(span.end - span.begin, span.length) for span in batch.spans]
+        return cache.max_len if isinstance(cache, ContiguousCache) else self.config.max_context
+
+    def _alone(self, batch: Batch) -> tuple[Callable[[int], Cached], int | None]:
+        """Memory of one call, and how far apart layers lie in it."""
         memory = self._scratch(batch)
-        return Step(self.layer_ops, batch, by_layer.__getitem__, memory.__getitem__, 0 if _one(memory) else None)
+        return memory.__getitem__, 0 if _one(memory) else None
 
     def _scratch(self, batch: Batch) -> list[Cached]:
         """Memory of keys and values for one call, by layer; layers that are alike use the same, one after the other."""
@@ -185,7 +198,7 @@ class Decoder(nn.Module):
 
     def angle_tables(self, end: int) -> list[tuple[Tensor, Tensor]]:
         """The cosines and sines of positions below ``end``: a recorded graph reads them, and so has to keep them."""
-        return [table.upto(end) for table in self._tables]
+        return [table.upto(end, self.config.max_context) for table in self._tables]
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
         """Every linear layer with the name of its module in the checkpoint, in the order of computation.

@@ -56,6 +56,11 @@ class Fields:
         return key in self._config
 
     @property
+    def where(self) -> str:
+        """What messages call the object."""
+        return self._where
+
+    @property
     def sound(self) -> bool:
         """Whether nothing wrong was found so far."""
         return not self._problems

@@ -40,7 +40,7 @@ class Style:
     Attributes:
         norms: where a layer has norms, and of what kind.
         norm_offset: what is added to the weights of norms.
-        qk_norm: the norm of queries and keys.
+        qk_norm, qk_names: the norm of queries and keys.
         qkv_bias, o_bias, mlp_bias: which linears have a bias.
         activation: of the MLP; other values of its key are refused. None: whichever the key names, silu without it.
         plain: what checkpoints call the two linears of an MLP without a gate; None: there is a gate.
@@ -56,6 +56,7 @@ class Style:
     norms: Norms = Norms()  # noqa: RUF009 - frozen
     norm_offset: float = 0.0
     qk_norm: QkNorm = "none"
+    qk_names: tuple[str, str] = ("q_norm", "k_norm")
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -79,6 +80,7 @@ def read_common(
     style: Style = Style(),  # noqa: B008 - frozen
     windows: tuple[int | None, ...] | None = None,
     notes: tuple[str, ...] = (),
+    rope: Rope | None = None,
 ) -> ModelConfig:
     """A configuration from the keys that all families share.
 
@@ -90,21 +92,24 @@ def read_common(
             unknown.
         windows: one for each layer; None where the family has none.
         notes: what the family has to say.
+        rope: the rotary embedding, if the family has read it already.
 
     Raises:
         ModelError: keys are missing, wrong, or ask for what is not implemented; all of them are named.
     """
     activation = _activation(config, common, style)
-    config.only("partial_rotary_factor", (1,), "partial rotary embedding")
     read = _sizes(config, common)
-    rope, dtype = read_rope(config, common), _dtype(config)
+    if rope is None:
+        rope = read_rope(config, common, read["head_dim"])
+    dtype = _dtype(config)
     said = (*notes, *_own_code(config))
     _check_heads(config, read)
     complain_of_unread(config, read)
     config.check()
     attention = SelfAttention(
         read["num_heads"], read["num_kv_heads"], read["head_dim"], rope, scale=style.scale, softcap=style.softcap,
-        qk_norm=style.qk_norm, bias=style.qkv_bias, o_bias=style.o_bias, joined="qkv" in style.joined,
+        qk_norm=style.qk_norm, qk_names=style.qk_names, bias=style.qkv_bias, o_bias=style.o_bias,
+        joined="qkv" in style.joined,
     )  # fmt: skip
     layer = LayerSpec(
         attention, _mlp(read["intermediate_size"], activation, style), style.norms, style.parallel,
@@ -130,7 +135,7 @@ def read_common(
         logit_softcap=style.logit_softcap,
         dtype=dtype,
     )
-    return replace(model, notes=(*said, *_stretched(model, rope)))
+    return replace(model, notes=(*said, *_stretched(model, rope), *_two_sets(model, rope)))
 
 
 def _mlp(size: int, activation: Activation, style: Style) -> GatedMlp | PlainMlp:
@@ -167,11 +172,17 @@ def _sizes(config: Fields, common: Common) -> dict[str, Any]:
         "num_layers": config.integer("num_hidden_layers", high=MOST_LAYERS),
         "num_heads": heads,
         "num_kv_heads": config.integer("num_key_value_heads", kv_heads),
-        "head_dim": config.integer("head_dim", common.head_dim or max(1, hidden // heads), high=4096),
+        "head_dim": read_head_dim(config, common),
         "norm_eps": config.number(common.norm_eps, common.eps, high=1.0),
         "max_position_embeddings": positions(config, common),
         "tie_word_embeddings": config.flag("tie_word_embeddings", common.tied),
     }
+
+
+def read_head_dim(config: Fields, common: Common) -> int:
+    """The width of a head."""
+    shared = config.integer("hidden_size") // config.integer("num_attention_heads")
+    return config.integer("head_dim", common.head_dim or max(1, shared), high=4096)
 
 
 def _check_heads(config: Fields, values: dict[str, Any]) -> None:
@@ -192,6 +203,17 @@ def _stretched(model: ModelConfig, rope: Rope) -> tuple[str, ...]:
     else:
         why = f"{rope.kind} stretches by {rope.factor:g}, and config.json does not say whether that is counted already"
     return (f"contexts of up to {model.max_context} tokens are allowed (max_position_embeddings = {said}): {why}",)
+
+
+def _two_sets(model: ModelConfig, rope: Rope) -> tuple[str, ...]:
+    """Which factors of longrope count."""
+    if rope.kind != "longrope" or model.max_context <= rope.original_context:
+        return ()
+    return (
+        f"longrope has factors for up to {rope.original_context} tokens and others for longer sequences: keys are kept"
+        f" rotated, so a cache with room for {model.max_context} tokens has the latter from the first token on, as in"
+        " vLLM; transformers changes over in the middle of a sequence",
+    )
 
 
 def _dtype(config: Fields) -> str:
@@ -270,3 +292,27 @@ def without_windows(config: Fields) -> None:
         return
     if used:
         config.problem("sliding_window", "transformers attends to everything in this family, others may not; remove it")
+
+
+def read_rotating(config: Fields, interval: int) -> tuple[bool, ...]:
+    """Which layers have a rotary embedding: ``no_rope_layers`` says 1 of those that have one.
+
+    Args:
+        config: the file.
+        interval: ``no_rope_layer_interval`` where the key is absent: every so manieth layer has none.
+    """
+    layers = config.integer("num_hidden_layers", high=MOST_LAYERS)
+    step = config.integer("no_rope_layer_interval", interval, high=MOST_LAYERS)
+    said = config.raw("no_rope_layers")
+    if said is None or said == []:
+        return tuple((layer + 1) % step != 0 for layer in range(layers))
+    if isinstance(said, list) and len(said) >= layers and all(one in (0, 1) for one in said):
+        return tuple(bool(one) for one in said[:layers])
+    config.problem("no_rope_layers", f"expected 1 or 0 for each of {layers} layers: whether it has a rotary embedding")
+    return (True,) * layers
+
+
+def with_attention(layer: LayerSpec, **changes: Any) -> LayerSpec:
+    """A layer whose attention differs, for ``Style.vary``."""
+    assert isinstance(layer.attention, SelfAttention)
+    return replace(layer, attention=replace(layer.attention, **changes))

@@ -90,7 +90,7 @@ def with_latent(model: ModelConfig, part: LatentAttention) -> ModelConfig:
     """A model whose layers have latent attention instead of the attention that the common keys describe."""
     layers = []
     for layer in model.layers:
-        rope = replace(layer.attention.angles[0], interleaved=part.rope.interleaved)
+        rope = replace(layer.attention.angles[0] or Rope(), interleaved=part.rope.interleaved)
         layers.append(replace(layer, attention=replace(part, rope=rope, scale=_scale(part, rope))))
     model = replace(model, layers=tuple(layers))
     if model.norm_eps != part.eps:

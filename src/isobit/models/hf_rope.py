@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from isobit.models.config import LARGEST_CONTEXT, Rope, RopeKind
 from isobit.models.fields import Fields, Number, shown
 
-ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
+ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
+SECTIONS = ("rope_scaling", "rope_parameters")
 TINY, HUGE = 1e-6, 1e6  # of a factor or of yarn's turns: beyond them frequencies overflow
 ORIGINAL = "original_max_position_embeddings"
 
@@ -24,6 +27,14 @@ class Common:
         tied: tie_word_embeddings when the key is absent.
         activation: the key that names the activation of the MLP.
         norm_eps, eps: the key of the epsilon of norms, and what it is when absent.
+        theta: the base of rotary embeddings when its key is absent.
+        theta_key: that key, beside a rope section.
+        partial: partial_rotary_factor when the key is absent; None where the family rotates whole heads.
+        dims_key: the key that says how many dimensions of a head are rotated, where the family has one.
+        interleaved: whether rotary pairs are neighbours.
+        alpha: whether a rope of type ``dynamic`` has a fixed ``alpha``, which stretches theta (Hunyuan).
+        rope_keys: keys of the rope section that the family reads itself.
+        usual: the rope section where there is none.
     """
 
     kv_heads: int | None = None
@@ -33,6 +44,14 @@ class Common:
     activation: str = "hidden_act"
     norm_eps: str = "rms_norm_eps"
     eps: float = 1e-6
+    theta: float = 10000.0
+    theta_key: str = "rope_theta"
+    partial: float | None = None
+    dims_key: str | None = None
+    interleaved: bool = False
+    alpha: bool = False
+    rope_keys: tuple[str, ...] = ()
+    usual: Mapping[str, Any] | None = None
 
 
 def positions(config: Fields, common: Common) -> int:
@@ -40,19 +59,51 @@ def positions(config: Fields, common: Common) -> int:
     return config.integer("max_position_embeddings", common.max_positions, high=LARGEST_CONTEXT)
 
 
-def read_rope(config: Fields, common: Common) -> Rope:
+def read_rope(config: Fields, common: Common, head_dim: int) -> Rope:
     """The rotary embedding, from ``rope_parameters`` (transformers 5), or from ``rope_theta`` and ``rope_scaling``.
 
     Both spellings may be there when they mean the same; what one of them leaves out counts as its default.
     """
-    sections = [section for key in ("rope_scaling", "rope_parameters") if (section := config.section(key)) is not None]
+    sections = [section for key in SECTIONS if (section := config.section(key)) is not None]
+    return _agreeing(config, sections, common, head_dim)
+
+
+def read_ropes(config: Fields, common: Common, head_dim: int, local: tuple[str, float]) -> tuple[Rope, Rope]:
+    """The rotary embeddings of layers that attend to all and of those with a window, where they differ (Gemma 3).
+
+    ``rope_parameters`` has a section for each, ``full_attention`` and ``sliding_attention``; ``rope_scaling`` and
+    ``rope_theta`` are about the first.
+
+    Args:
+        config: the file.
+        common: how the family reads common keys.
+        head_dim: width of a head.
+        local: the key with the theta of layers with a window, and what it is where it is absent.
+    """
+    key, theta = local
+    scaling, both = config.section("rope_scaling"), config.section("rope_parameters")
+    whole, near = (None, None) if both is None else (both.section("full_attention"), both.section("sliding_attention"))
+    if both is not None:
+        refuse_unread(both)
+    first = _agreeing(config, [one for one in (scaling, whole) if one is not None], common, head_dim)
+    own = replace(common, theta=theta, theta_key=key)
+    return first, _agreeing(config, [] if near is None else [near], own, head_dim)
+
+
+def refuse_unread(section: Fields) -> None:
+    """Complains about keys of a rope section that nobody read and that say something."""
+    for key, value in section.unread():
+        if value:
+            section.problem(key, "isobit does not implement this for this rope type")
+
+
+def _agreeing(config: Fields, sections: list[Fields], common: Common, head_dim: int) -> Rope:
+    """The rotary embedding that all sections mean."""
     if not sections:
-        return _rope(config, Fields({}), common)
-    found = [_rope(config, section, common) for section in sections]
+        return _rope(config, Fields(common.usual or {}, f"{config.where}: usual rope_parameters"), common, head_dim)
+    found = [_rope(config, section, common, head_dim) for section in sections]
     for section in sections:
-        for key, value in section.unread():
-            if value:
-                section.problem(key, "isobit does not implement this for this rope type")
+        refuse_unread(section)
     if {rope.kind for rope in found} == {"linear"}:  # the original context changes no frequency here
         found = [replace(rope, original_context=max(one.original_context for one in found)) for rope in found]
     differences = _differences(found[0], found[-1])
@@ -78,28 +129,78 @@ def _differences(scaling: Rope, parameters: Rope) -> str:
     return ", ".join(f"{name} {one} against {other}" for name, one, other in pairs if one != other)
 
 
-def _rope(config: Fields, section: Fields, common: Common) -> Rope:
+def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rope:
     """One spelling of the rotary embedding, with the keys that stand beside it."""
-    kind = _rope_kind(section)
-    section.only("partial_rotary_factor", (1,), "partial rotary embedding")
+    alpha = _alpha(section) if common.alpha else 1.0
+    kind = "default" if alpha != 1.0 else _rope_kind(section)
     section.raw("finetuned")  # YaRN's authors wrote it; without "dynamic" their own code does not look at it
+    for key in common.rope_keys:
+        section.raw(key)
     context = positions(config, common)
-    theta = _agreed(config, section, "rope_theta", config.number("rope_theta", 10000.0, low=1.0),
-                    section.number("rope_theta", 10000.0, low=1.0))  # fmt: skip
+    dims = _dims(config, section, common, head_dim)
+    theta = _agreed(config, section, "rope_theta", config.number(common.theta_key, common.theta, low=1.0),
+                    section.number("rope_theta", common.theta, low=1.0), common.theta_key)  # fmt: skip
     original = _agreed(config, section, ORIGINAL, config.integer(ORIGINAL, context, high=LARGEST_CONTEXT),
                        section.integer(ORIGINAL, context, high=LARGEST_CONTEXT))  # fmt: skip
+    plain = Rope(theta=theta, dims=dims if dims != head_dim else None, interleaved=common.interleaved)
+    if alpha != 1.0:
+        return replace(plain, theta=theta * alpha ** (dims / (dims - 2)) if dims > 2 else theta)
     if kind == "default":
         section.only("factor", (1,), "factor of the default rope type")
-        return Rope(theta=theta)
+        return plain
+    plain = replace(plain, kind=kind)
     if kind == "linear":
         known = config.raw(ORIGINAL) is not None or section.raw(ORIGINAL) is not None
-        return Rope("linear", theta, section.number("factor", None, TINY, HUGE), original if known else 0)
+        return replace(
+            plain, factor=section.number("factor", None, TINY, HUGE), original_context=original if known else 0
+        )
+    plain = replace(plain, original_context=original)
     if kind == "llama3":
         low, high = (section.number(key, None, TINY, HUGE) for key in ("low_freq_factor", "high_freq_factor"))
         if section.sound and low >= high:
             section.problem("low_freq_factor", f"must be below high_freq_factor = {high:g}")
-        return Rope("llama3", theta, section.number("factor", None, TINY, HUGE), original, low, high)
-    return _yarn(section, theta, original, context)
+        factor = section.number("factor", None, TINY, HUGE)
+        return replace(plain, factor=factor, low_freq_factor=low, high_freq_factor=high)
+    if kind == "longrope":
+        return _longrope(section, plain, context, dims)
+    return _yarn(section, plain, context)
+
+
+def _alpha(section: Fields) -> float:
+    """Hunyuan's fixed ``alpha`` of a rope that it calls dynamic; 1 where there is none.
+
+    What stands beside it, transformers and vLLM do not look at.
+    """
+    kind = section.raw("rope_type") or section.raw("type")
+    if kind != "dynamic" or not section.raw("alpha"):
+        return 1.0
+    for key in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        section.raw(key)
+    return section.number("alpha", None, TINY, HUGE)
+
+
+def _dims(config: Fields, section: Fields, common: Common, head_dim: int) -> int:
+    """How many dimensions of a head are rotated."""
+    key = "partial_rotary_factor"
+    if common.partial is None and common.dims_key is None:
+        config.only(key, (1,), "partial rotary embedding")
+        section.only(key, (1,), "partial rotary embedding")
+        return head_dim
+    said = None
+    if common.dims_key is not None and config.raw(common.dims_key) is not None:
+        said = config.integer(common.dims_key, high=4096)
+    usual = common.partial or 1.0
+    if said is not None:
+        usual = said / head_dim
+    share = _agreed(config, section, key, config.number(key, usual, high=1.0), section.number(key, usual, high=1.0))
+    dims = int(head_dim * share)
+    if said is not None and config.sound and dims != said:
+        config.problem(str(common.dims_key), f"{key} says {dims} of {head_dim} dimensions: correct one of the two")
+    if config.sound and (dims % 2 or not dims):
+        config.complain(
+            f"{dims} of head_dim = {head_dim} dimensions are to be rotated: rotary embeddings need pairs ({key})"
+        )
+    return dims
 
 
 def _rope_kind(section: Fields) -> RopeKind:
@@ -117,24 +218,25 @@ def _rope_kind(section: Fields) -> RopeKind:
     return "default"
 
 
-def _agreed(config: Fields, section: Fields, key: str, beside: Number, within: Number) -> Number:
-    """What a rope section says, or the key beside it; both only where they agree."""
+def _agreed(
+    config: Fields, section: Fields, key: str, beside: Number, within: Number, other: str | None = None
+) -> Number:
+    """What a rope section says, or the key beside it, which may have another name; both only where they agree."""
     if section.raw(key) is None:
         return beside
-    if config.raw(key) is not None and config.sound and beside != within:
-        section.problem(key, f"{key} = {beside} stands beside it: remove one of the two")
+    other = other or key
+    if config.raw(other) is not None and config.sound and beside != within:
+        section.problem(key, f"{other} = {beside} stands beside it: remove one of the two")
     return within
 
 
-def _yarn(section: Fields, theta: float, original: int, context: int) -> Rope:
+def _yarn(section: Fields, plain: Rope, context: int) -> Rope:
     section.only("extrapolation_factor", (1,), "factor")  # two of its authors' own code,
     section.only("attn_factor", (1,), "factor")
     section.only("apply_yarn_scaling", (True,), "yarn without attention factor")  # and one of vLLM's
-    return Rope(
-        "yarn",
-        theta,
-        section.number("factor", context / original, TINY, HUGE),
-        original,
+    return replace(
+        plain,
+        factor=section.number("factor", context / plain.original_context, TINY, HUGE),
         beta_fast=section.optional("beta_fast", TINY, HUGE) or 32.0,
         beta_slow=section.optional("beta_slow", TINY, HUGE) or 1.0,
         attention_factor=_optional(section, "attention_factor"),
@@ -142,6 +244,31 @@ def _yarn(section: Fields, theta: float, original: int, context: int) -> Rope:
         mscale_all_dim=section.optional("mscale_all_dim", TINY, HUGE),
         truncate=section.flag("truncate", "truncate" not in section),  # null means no, to transformers and vLLM
     )
+
+
+def _longrope(section: Fields, plain: Rope, context: int, dims: int) -> Rope:
+    """Two sets of factors, one for each pair of dimensions."""
+    short, long = (_factors(section, key, dims // 2) for key in ("short_factor", "long_factor"))
+    return replace(
+        plain,
+        factor=section.number("factor", context / plain.original_context, TINY, HUGE),
+        attention_factor=_optional(section, "attention_factor"),
+        short_factors=short,
+        long_factors=long,
+    )
+
+
+def _factors(section: Fields, key: str, count: int) -> tuple[float, ...]:
+    found = section.raw(key)
+    numbers = found if isinstance(found, list) else []
+    if len(numbers) != count or not all(_is_factor(one) for one in numbers):
+        section.problem(key, f"expected {count} numbers from {TINY:g} to {HUGE:g}, one for each pair of dimensions")
+        return (1.0,) * count
+    return tuple(float(one) for one in numbers)
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and TINY <= value <= HUGE
 
 
 def _optional(section: Fields, key: str) -> float | None:

@@ -34,6 +34,7 @@ from isobit.models.linear import Linear
 from isobit.models.norms import Norm
 from isobit.models.ops.gpu import GATES
 from isobit.models.ops.table import choose
+from isobit.models.parts import Vector
 from isobit.models.place import Place
 from isobit.models.roles import by_role
 from isobit.models.step import Step
@@ -117,7 +118,7 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
     for number, spec in enumerate(config.layers):
         groups = by_input(layer_modules(spec, config.hidden_size))
         linears = [[layer_prefix(number) + module.name for module in group] for group in groups]
-        matrices = [names for group, names in zip(groups, linears, strict=True) if group[0].kind != "norm"]
+        matrices = [names for group, names in zip(groups, linears, strict=True) if len(group[0].shape) == 2]
         kind = spec, tuple(_kind(_read(held, name)) for names in matrices for name in names)
         if kind in seen:
             continue
@@ -129,6 +130,9 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
                 continue
             if group[0].kind == "absorbed":
                 parts[group[0].role] = Absorbed(torch.zeros(*group[0].shape, dtype=dtype))
+                continue
+            if group[0].kind == "vector":
+                parts[group[0].role] = Vector(torch.ones(*group[0].shape))
                 continue
             reads = by_role(group, [_computed(_read(held, name), dtype) for name in names])
             bound = bind_linears(
@@ -188,7 +192,7 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
     seen: set[object] = set()
     for number, spec in enumerate(found.config.layers):
         for group in by_input(layer_modules(spec, found.config.hidden_size)):
-            if group[0].kind in ("norm", "absorbed"):
+            if group[0].kind in ("norm", "absorbed", "vector"):
                 continue
             roles = by_role(group, [_read(found, layer_prefix(number) + module.name) for module in group])
             reads = [*roles.values()]

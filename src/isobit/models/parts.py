@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Part(nn.Module):
@@ -27,6 +27,18 @@ class Part(nn.Module):
     def observed(self) -> bool:
         """Whether hooks wait for calls of this module."""
         return bool(self._forward_pre_hooks or self._forward_hooks)
+
+
+class Vector(Part):
+    """Numbers that a part reads and no linear or norm holds, in float32: the sinks of an attention.
+
+    Attributes:
+        weight: ``[n]``.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight.float()
 
 
 class Listeners:

@@ -1,25 +1,36 @@
-"""Rotary position embeddings: frequencies per kind, and their application to queries and keys (halves, as in Llama)."""
+"""Rotary position embeddings: frequencies per kind, and their application to queries and keys."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from isobit.models.config import Rope
+from isobit.models.config import QueryScale, Rope
 
 
-def frequencies(rope: Rope, head_dim: int) -> tuple[Tensor, float]:
-    """Angular frequencies, float32 ``[head_dim / 2]``, and what cosines and sines are multiplied by.
+def frequencies(rope: Rope, head_dim: int, *, long: bool = False) -> tuple[Tensor, float]:
+    """Angular frequencies, float32 ``[rotated / 2]``, and what cosines and sines are multiplied by.
 
     Sources: RoFormer (arXiv 2104.09864); linear position interpolation (2306.15595); the published Llama 3.1 scaling;
-    YaRN (2309.00071). The operations are in the order of transformers' own, so that the numbers agree to the bit.
+    YaRN (2309.00071); LongRoPE (2402.13753). The operations are in the order of transformers' own, so that the numbers
+    agree to the bit.
+
+    Args:
+        rope: what it is.
+        head_dim: width of a head, of which ``rope.dims`` dimensions are rotated, if that is not None.
+        long: of longrope, the frequencies of sequences that are longer than the original context.
     """
-    powers = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    rotated = head_dim if rope.dims is None else rope.dims
+    powers = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
     wavelengths = rope.theta**powers
     if rope.kind == "yarn":
-        return _yarn(rope, head_dim, wavelengths)
+        return _yarn(rope, rotated, wavelengths)
+    if rope.kind == "longrope":
+        factors = torch.tensor(rope.long_factors if long else rope.short_factors, dtype=torch.float32)
+        return 1.0 / (factors * wavelengths), rope.scale
     plain = 1.0 / wavelengths
     if rope.kind == "linear":
         return plain / rope.factor, 1.0
@@ -58,22 +69,30 @@ def _yarn_dimension(rope: Rope, head_dim: int, turns: float) -> float:
 
 
 class RotaryTable:
-    """Cosines and sines by position, grown on demand; ``[positions, head_dim]``.
+    """Cosines and sines by position, grown on demand; ``[positions, rotated]``, without columns where nothing is.
 
     They are computed in float32 on the CPU wherever they are used, so that every device has the same, and kept in the
     dtype of the activations.
     """
 
     def __init__(
-        self, rope: Rope, head_dim: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self,
+        rope: Rope | None,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        *,
+        long: bool = False,
     ) -> None:
-        self._frequencies, self._factor = frequencies(rope, head_dim)
+        self._frequencies, self._factor = torch.empty(0), 1.0
+        if rope is not None:
+            self._frequencies, self._factor = frequencies(rope, head_dim, long=long)
         self._dtype, self._device = dtype, device or torch.device("cpu")
-        nothing = torch.empty(0, head_dim, dtype=dtype, device=device)
+        nothing = torch.empty(0, 2 * len(self._frequencies), dtype=dtype, device=device)
         self._table = nothing, nothing  # one value, which threads see whole
 
     def at(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, int64 ``[T]``, all below ``end``: ``[T, head_dim]`` each."""
+        """Cosines and sines of positions, int64 ``[T]``, all below ``end``: ``[T, rotated]`` each."""
         cos, sin = self.upto(end)
         return cos.index_select(0, positions), sin.index_select(0, positions)
 
@@ -91,7 +110,79 @@ class RotaryTable:
         return cos, sin
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies the rotation to ``[heads, T, head_dim]`` with ``cos`` and ``sin`` ``[T, head_dim]``."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+class Angles:
+    """The cosines and sines of one rotary embedding; of longrope, those of its two sets of factors.
+
+    Longrope has factors for sequences up to the original context, and others for longer ones. A key is kept rotated, so
+    that a sequence can have but one of them, from its first token on. What counts is how long it may become: without a
+    cache that is its length, with one the room that the cache gives to a sequence.
+
+    Args:
+        rope: what it is; None: nothing is rotated.
+        head_dim: width of a head.
+        dtype, device: of the tables.
+    """
+
+    def __init__(self, rope: Rope | None, head_dim: int, dtype: torch.dtype, device: torch.device | None) -> None:
+        self._short = RotaryTable(rope, head_dim, dtype, device)
+        self._long: RotaryTable | None = None
+        self._original = 0 if rope is None else rope.original_context
+        if rope is not None and rope.kind == "longrope":
+            self._long = RotaryTable(rope, head_dim, dtype, device, long=True)
+
+    def at(self, positions: Tensor, end: int, room: int | Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of tokens, ``[T, rotated]`` each.
+
+        Args:
+            positions: theirs, int64 ``[T]``, all below ``end``.
+            end: see above.
+            room: tokens that any sequence may have; or, of each sequence, its new tokens and its length.
+        """
+        if self._long is None:
+            return self._short.at(positions, end)
+        if isinstance(room, int):
+            return self._table(room).at(positions, end)
+        long = [length > self._original for _, length in room]
+        if all(long) or not any(long):
+            return self._table(room[0][1]).at(positions, end)
+        chosen = torch.repeat_interleave(torch.tensor(long), torch.tensor([new for new, _ in room]))
+        mask = chosen.to(positions.device)[:, None]
+        cos, sin = (
+            torch.where(mask, one, other)
+            for one, other in zip(self._long.at(positions, end), self._short.at(positions, end), strict=True)
+        )
+        return cos, sin
+
+    def upto(self, end: int, room: int) -> tuple[Tensor, Tensor]:
+        """The whole tables, with at least ``end`` positions, of sequences that may have ``room`` tokens."""
+        return self._table(room).upto(end)
+
+    def _table(self, room: int) -> RotaryTable:
+        return self._short if self._long is None or room <= self._original else self._long
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Rotates the first dimensions of ``[heads, T, head_dim]``, as many as ``cos`` and ``sin`` ``[T, rotated]`` have.
+
+    Args:
+        x: queries or keys.
+        cos, sin: of each token; the angle of pair ``i`` stands in columns ``i`` and ``i + rotated / 2``.
+        interleaved: whether pairs are neighbours, and not halves as in Llama.
+    """
+    rotated = cos.shape[-1]
+    turned, rest = x[..., :rotated], x[..., rotated:]
+    if interleaved:
+        half = rotated // 2
+        cos, sin = (part[..., :half].repeat_interleave(2, dim=-1) for part in (cos, sin))
+        other = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, dim=-1)
+        other = torch.cat((-second, first), dim=-1)
+    turned = turned * cos + other * sin
+    return turned if rotated == x.shape[-1] else torch.cat((turned, rest), dim=-1)
+
+
+def query_factors(scale: QueryScale, positions: Tensor) -> Tensor:
+    """What the queries of tokens at positions, int64 ``[T]``, are multiplied by: float32 ``[T]``."""
+    steps = torch.floor((positions + scale.ahead).float() / scale.floor)
+    return torch.log1p(steps) * scale.beta + 1.0

@@ -27,7 +27,9 @@ class Step:
     Attributes:
         ops: what runs them.
         batch: the tokens.
-        angles: layer -> cosines and sines ``[T, head_dim]`` of the tokens, in the dtype of the activations.
+        angles: layer -> cosines and sines ``[T, rotated]`` of the tokens, in the dtype of the activations.
+        factors: layer -> what the tokens' scores are multiplied by besides, float32 ``[T]``, where its attention is
+            ``scaled``; else None.
         memory: layer -> keys and values of its cache.
         stride: numbers from a layer's keys to those of the next, 0 where all may use the same memory; None where layers
             differ.
@@ -39,7 +41,8 @@ class Step:
     angles: Callable[[int], tuple[Tensor, Tensor]]
     memory: Callable[[int], Cached]
     stride: int | None
-    masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int, int, int | None, int | None], Tensor | None] = field(default_factory=dict)
+    factors: Callable[[int], Tensor | None] = lambda layer: None
 
 
 Stack = Callable[[Tensor, Step], Tensor]

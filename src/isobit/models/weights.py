@@ -28,6 +28,7 @@ from isobit.models.latent import Absorbed
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
+from isobit.models.parts import Vector
 from isobit.models.place import Place, place
 from isobit.models.roles import by_role
 from isobit.shortage import shortages
@@ -125,6 +126,8 @@ class _Loader:
                 parts[group[0].role] = self._norm(names[0], group[0].shape[0], _eps(spec, group[0].role))
             elif group[0].kind == "absorbed":
                 parts[group[0].role] = self._absorbed(names[0])
+            elif group[0].kind == "vector":
+                parts[group[0].role] = self._numbers(names[0], *group[0].shape)
             else:
                 reads = by_role(group, [self._read(name) for name in names])
                 linears = dict(zip(reads, self._bind([*reads.values()], by_turns="gate" in reads), strict=True))
@@ -186,6 +189,10 @@ class _Loader:
     def _vector(self, name: str, width: int) -> Tensor:
         self.used.add(name)
         return read_vector(self.ck, name, width).float()
+
+    def _numbers(self, name: str, width: int) -> Vector:
+        self.used.add(name)
+        return Vector(self.place.tensor(read_vector(self.ck, name, width).float()))
 
     def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         """A packed weight shows its width only when it is read."""

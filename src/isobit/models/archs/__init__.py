@@ -20,10 +20,14 @@ from isobit.models.fields import Fields, shown
 ARCHS: dict[str, str] = {
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",
     "LlamaForCausalLM": "llama",
+    "Ministral3ForCausalLM": "ministral3",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "SmolLM3ForCausalLM": "smollm3",
 }
 
 

@@ -26,15 +26,15 @@ def from_hf(fields: Fields) -> ModelConfig:
         o_bias=bias,
         activation="gelu_tanh",
         scale=fields.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e6) ** -0.5,
-        softcap=_cap(fields, "attn_logit_softcapping", 50.0),
+        softcap=read_cap(fields, "attn_logit_softcapping", 50.0),
         embedding_factor="root",
-        logit_softcap=_cap(fields, "final_logit_softcapping", 30.0),
+        logit_softcap=read_cap(fields, "final_logit_softcapping", 30.0),
     )
     common = Common(kv_heads=4, head_dim=256, max_positions=8192, tied=True, activation="hidden_activation")
     return read_common(fields, "gemma2", common, style, windows)
 
 
-def _cap(fields: Fields, key: str, default: float) -> float | None:
+def read_cap(fields: Fields, key: str, default: float | None) -> float | None:
     """A cap; null means none, an absent key the family's own. Zero is no cap: transformers would divide by it."""
     return default if key not in fields else None if fields.raw(key) is None else fields.number(key, None, 1e-3, 1e6)
 

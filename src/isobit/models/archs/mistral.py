@@ -16,10 +16,15 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields.raw("max_window_layers")  # Qwen's; meaningless without use_sliding_window
     if any(windows):
         fields.only("use_sliding_window", (True,), "way to switch windows off; write sliding_window: null")
-    notes: tuple[str, ...] = ()
-    if len(set(windows)) > 1 or (fields.raw("layer_types") is not None and not any(windows)):
-        notes = ("windows are as layer_types says; transformers 5 ignores it in this architecture, vLLM does not",)
+    notes = mixed_windows(fields, windows)
     return read_common(fields, "mistral", Common(kv_heads=8, max_positions=131072), windows=windows, notes=notes)
+
+
+def mixed_windows(fields: Fields, windows: tuple[int | None, ...]) -> tuple[str, ...]:
+    """What it means that layers differ in a family whose layers are all alike in transformers."""
+    if len(set(windows)) > 1 or (fields.raw("layer_types") is not None and not any(windows)):
+        return ("windows are as layer_types says; transformers 5 ignores it in this architecture, vLLM does not",)
+    return ()
 
 
 def tiny() -> dict[str, Any]:

@@ -23,8 +23,11 @@ from isobit.models.latent import Latent
 from isobit.models.layers import Layer
 from isobit.models.mlp import GatedMLP
 from isobit.models.ops import latent, reference
+from isobit.models.ops.limits import lacking
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Stack, Step
+
+ABLE: frozenset[str] = frozenset()  # of limits.FEATURES
 
 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
@@ -33,7 +36,7 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
-    return backends.cpu_library_problem()
+    return lacking(layers, ABLE) or backends.cpu_library_problem()
 
 
 def _project(linears: Readers, x: Activations) -> list[Tensor]:
@@ -78,6 +81,8 @@ def _parts(layer: Layer) -> cpu_stack.LayerParts | str:
     assert isinstance(mlp, GatedMLP)
     modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
     modules = *modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj  # type: ignore[assignment]
+    if attention.over_width:
+        return f"layer {attention.layer} norms queries and keys over all heads together"
     bound = tuple(part.bound for part in modules if isinstance(part.bound, cpu.CpuLinear))
     if len(bound) < len(modules):
         return f"linears of layer {attention.layer} run elsewhere"

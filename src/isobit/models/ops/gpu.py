@@ -21,10 +21,12 @@ from isobit.kernels.norm import NormSpec
 from isobit.models.config import Activation, LayerSpec, SelfAttention
 from isobit.models.linear import Linear
 from isobit.models.ops import latent, reference
+from isobit.models.ops.limits import lacking
 from isobit.models.place import Place
 from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
 
 GATES = ("silu", "gelu_tanh")  # activations that the kernels have; others are PyTorch's
+ABLE: frozenset[str] = frozenset()  # of limits.FEATURES
 
 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
@@ -42,7 +44,9 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     if not all(isinstance(layer.attention, SelfAttention) for layer in layers):
         return "has no kernel of latent attention"
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
-    return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}" if widest > LARGEST_HEAD else None
+    if widest > LARGEST_HEAD:
+        return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}"
+    return lacking(layers, ABLE)
 
 
 def make(place: Place) -> LayerOps:

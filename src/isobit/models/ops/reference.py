@@ -40,62 +40,88 @@ def project(linears: Readers, x: Activations) -> list[Tensor]:
 def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
     """One sequence after the other."""
     query, key, value = (part.view(len(part), -1, heads.dim).transpose(0, 1) for part in (q, k, v))
-    if heads.q_norm is not None and heads.k_norm is not None:
-        query, key = (
-            normed(part, NormSpec(weight, heads.eps)) for part, weight in ((query, heads.q_norm), (key, heads.k_norm))
-        )
-    cos, sin = step.angles(layer)
-    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    query, key = (
+        _placed(heads, part, by, step.angles(layer)) for part, by in ((query, heads.q_norm), (key, heads.k_norm))
+    )
+    factors = step.factors(layer)
+    if factors is not None:
+        query = (query * factors[:, None]).to(query.dtype)
     held = step.memory(layer)
     held.store(step.batch.sequences.slots, key.transpose(0, 1), value.transpose(0, 1))
     mixed = torch.empty_like(q)
     for span in step.batch.spans:
         keys, values = held.read(span.blocks, span.length, q.dtype)
-        mask = _mask(step, span, heads.window)
+        mask = _mask(step, span, heads)
         asked = query[:, span.begin : span.end].to(keys.dtype)
         found = _mixed(heads, asked, keys, values, mask if mask is None else mask.to(keys.dtype))
         mixed[span.begin : span.end] = found.transpose(0, 1).flatten(1).to(q.dtype)
     return mixed
 
 
-def _mask(step: Step, span: Span, window: int | None) -> Tensor | None:
-    key = span.past, span.length, window
+def _placed(heads: AttentionSpec, x: Tensor, weight: Tensor | None, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys ``[heads, T, dim]``, rotated and, in front of that or behind it, normed."""
+    spec = None if weight is None else NormSpec(weight, heads.eps)
+    if spec is not None and not heads.norm_behind:
+        x = normed(x, spec)
+    if heads.rotated:
+        x = rotate(x, *angles, interleaved=heads.interleaved)
+    return normed(x, spec) if spec is not None and heads.norm_behind else x
+
+
+def _mask(step: Step, span: Span, heads: AttentionSpec) -> Tensor | None:
+    key = span.past, span.length, heads.window, heads.chunk
     if key not in step.masks:
         like = step.angles(0)[0]
-        step.masks[key] = attention_mask(span.past, span.length - span.past, window, like.dtype, like.device)
+        step.masks[key] = attention_mask(
+            span.past, span.length - span.past, heads.window, like.dtype, like.device, heads.chunk
+        )
     return step.masks[key]
 
 
 def attention_mask(
-    begin: int, tokens: int, window: int | None, dtype: torch.dtype, device: torch.device | None = None
+    begin: int,
+    tokens: int,
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    chunk: int | None = None,
 ) -> Tensor | None:
     """What tokens ``begin .. begin + tokens - 1`` must not see: additive ``[tokens, begin + tokens]``, or None.
 
-    A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included.
+    A token sees itself and what came before it; with a window, only the latest ``window`` tokens, itself included; with
+    chunks, only those of its own.
     """
     end = begin + tokens
-    if tokens == 1 and (window is None or end <= window):
+    if tokens == 1 and (window is None or end <= window) and (chunk is None or end <= chunk):
         return None
     query = torch.arange(begin, end, device=device)[:, None]
     key = torch.arange(end, device=device)[None, :]
     hidden = key > query
     if window is not None:
         hidden |= key <= query - window
+    if chunk is not None:
+        hidden |= key < query - query % chunk
     return torch.zeros(tokens, end, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
 
 
 def _mixed(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of one sequence: query ``[heads, T, dim]``, keys and values ``[kv_heads, length, dim]``."""
-    if heads.softcap is None:
+    if heads.softcap is None and heads.sinks is None:
         return F.scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=mask, scale=heads.scale,
             enable_gqa=heads.heads > heads.kv_heads,
         )[0]  # fmt: skip
-    # PyTorch's own does not cap scores; the softmax is in float32, as transformers has it.
+    # PyTorch's own has neither caps nor sinks; the softmax is in float32, as transformers has it.
     key, value = (part.repeat_interleave(heads.heads // heads.kv_heads, dim=0) for part in (key, value))
-    scores = torch.tanh(query @ key.transpose(1, 2) * heads.factor / heads.softcap) * heads.softcap
+    scores = query @ key.transpose(1, 2) * heads.factor
+    if heads.softcap is not None:
+        scores = torch.tanh(scores / heads.softcap) * heads.softcap
     scores = scores if mask is None else scores + mask
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    if heads.sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    sinks = heads.sinks[:, None, None].expand(*scores.shape[:2], 1)
+    weights = torch.softmax(torch.cat((scores.float(), sinks), dim=-1), dim=-1)[..., :-1]
+    return weights.to(value.dtype) @ value
 
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
