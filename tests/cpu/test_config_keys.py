@@ -31,6 +31,8 @@ def as_json(model_type: str) -> dict[str, Any]:
     content = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])().to_dict()
     if "first_k_dense_replace" in content:
         content["first_k_dense_replace"] = content["num_hidden_layers"]  # experts and latents together come next
+    if "num_experts_per_tok" in content:  # None in one of them, with which transformers' own code ends
+        content["num_experts_per_tok"] = content["num_experts_per_tok"] or 2
     return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
 
 

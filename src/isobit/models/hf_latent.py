@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from isobit.errors import ModelError
 from isobit.models.config import Experts, GatedMlp, LatentAttention, ModelConfig, Rope, Router
-from isobit.models.fields import Fields
+from isobit.models.fields import LARGEST_SIZE, Fields
 from isobit.models.hf_rope import Common
 
 EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
@@ -26,14 +26,7 @@ def read_latent(config: Fields, *, interleaved: bool, eps: float = EPS) -> Laten
     plain, rotated = (config.integer(key, high=4096) for key in ("qk_nope_head_dim", "qk_rope_head_dim"))
     if config.sound and rotated % 2:
         config.problem("qk_rope_head_dim", "is odd; rotary embeddings need pairs")
-    keys = config.integer("num_key_value_heads", heads)
-    widths = [config.raw(key) for key in ("head_dim", "qk_head_dim")]
-    if config.sound and keys != heads:
-        config.problem("num_key_value_heads", f"latent attention has keys and values for each of its {heads} heads")
-    if config.sound and any(width is not None for width in widths):
-        what = "width of a head; qk_nope_head_dim and qk_rope_head_dim say it"
-        config.only("head_dim", (rotated, plain + rotated), what)
-        config.only("qk_head_dim", (plain + rotated,), what)
+    _check_widths(config, heads, plain, rotated)
     low = None if config.raw("q_lora_rank") is None else config.integer("q_lora_rank")
     return LatentAttention(
         heads, low, config.integer("kv_lora_rank"), plain, rotated, config.integer("v_head_dim", high=4096),
@@ -41,13 +34,26 @@ def read_latent(config: Fields, *, interleaved: bool, eps: float = EPS) -> Laten
     )  # fmt: skip
 
 
-def read_experts(config: Fields, router: Router, first_dense: int) -> tuple[Experts | None, int]:
+def _check_widths(config: Fields, heads: int, plain: int, rotated: int) -> None:
+    """That keys which say the same in other words do say the same."""
+    for key, wanted in (
+        ("num_key_value_heads", (heads,)), ("head_dim", (rotated, plain + rotated)), ("qk_head_dim", (plain + rotated,))
+    ):  # fmt: skip
+        found = config.integer(key, wanted[0], high=LARGEST_SIZE if key == "num_key_value_heads" else 4096)
+        if config.sound and found not in wanted:
+            config.problem(key, f"the other keys of latent attention make it {' or '.join(map(str, wanted))}")
+
+
+def read_experts(
+    config: Fields, router: Router, first_dense: int, *, grouped: bool = True
+) -> tuple[Experts | None, int]:
     """The mixture of experts, if there is one, and how many layers in front have none.
 
     Args:
         config: the file.
         router: how tokens find their experts; its numbers are read here.
         first_dense: first_k_dense_replace when the key is absent.
+        grouped: whether groups of experts are looked at.
     """
     dense = config.integer("first_k_dense_replace", first_dense, low=0)
     config.only("moe_layer_freq", (1,), "pattern of layers with experts")
@@ -56,6 +62,7 @@ def read_experts(config: Fields, router: Router, first_dense: int) -> tuple[Expe
         return None, dense
     experts, active = config.integer("n_routed_experts"), config.integer("num_experts_per_tok")
     groups, chosen = _groups(config, experts)
+    groups, chosen = (groups, chosen) if grouped else (1, 1)
     if config.sound and active > chosen * (experts // groups):
         config.problem("num_experts_per_tok", f"there are {chosen * (experts // groups)} to choose from")
     size, shared = config.integer("moe_intermediate_size"), config.integer("n_shared_experts", 0, low=0)

@@ -18,6 +18,7 @@ from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields, shown
 
 ARCHS: dict[str, str] = {
+    "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3_text",
@@ -29,7 +30,8 @@ ARCHS: dict[str, str] = {
     "Qwen3ForCausalLM": "qwen3",
     "SmolLM3ForCausalLM": "smollm3",
 }
-
+# What model_type says where a model is one of a family and goes by a name of its own.
+ALSO = {"kimi_k2": "deepseek_v3"}
 
 _END = "forcausallm"
 
@@ -56,7 +58,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
 def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
     """What it means that model_type names another family than architectures does."""
     named = fields.raw("model_type")
-    if named is None or named == name:
+    if named is None or named == name or (isinstance(named, str) and ALSO.get(named) == name):
         return ()
     if named not in ARCHS.values():
         fields.problem("model_type", f"architectures says {name}, and other programs go by model_type: correct one")

@@ -1,0 +1,52 @@
+"""DeepSeek V2 and V2-Lite: latent attention, and experts chosen by a softmax from some layer on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isobit.models.config import ModelConfig, Router
+from isobit.models.fields import Fields
+from isobit.models.hf import Style, read_common
+from isobit.models.hf_latent import common, read_experts, read_latent, with_experts, with_latent
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """Reads a DeepseekV2ForCausalLM configuration."""
+    part = read_latent(fields, interleaved=True)
+    fields.only("scoring_func", ("softmax",), "router")
+    fields.only("topk_method", ("greedy", "group_limited_greedy"), "choice of experts")
+    fields.only("norm_topk_prob", (False,), "router: transformers leaves the weights as they are")
+    grouped = fields.raw("topk_method") == "group_limited_greedy"
+    experts, dense = read_experts(fields, Router(0, 0, renormalize=False), 0, grouped=grouped)
+    style = Style(mlp_bias=fields.flag("mlp_bias", False))
+    return with_experts(with_latent(read_common(fields, "deepseek_v2", common(2048), style), part), experts, dense)
+
+
+def tiny() -> dict[str, Any]:
+    """A tiny test model in the manner of V2-Lite: queries are made of the residual stream."""
+    return {
+        "vocab_size": 320,
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 128,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 64,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 96,
+        "max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+        },
+    }
