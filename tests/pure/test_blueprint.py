@@ -38,7 +38,8 @@ def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) ->
         assert len(parts) == len(layer_modules(layer, model.hidden_size))
         if isinstance(layer.attention, LatentAttention):
             made = layer.attention.heads * layer.attention.value
-            assert parts["o"].shape[1] == made and parts["kv_b"].split == parts.get("q_b", parts.get("q")).split == "rows"
+            heads = parts["q_b"] if "q_b" in parts else parts["q"]
+            assert parts["o"].shape[1] == made and parts["kv_b"].split == heads.split == "rows"
         else:
             assert parts["o"].shape[1] == parts["q"].shape[0]
         assert parts["down"].shape[1] == parts["up"].shape[0]
