@@ -34,12 +34,10 @@ CASES: dict[str, tuple[Change, str]] = {
         "'bitnet' (BitNet)"),
     "no method that anyone knows": ({"config": {"quantization_config": {"quant_method": "zip"}}}, "'zip'"),
     "no method at all": ({"config": {"quantization_config": {"x": 1}}}, "that isobit does not know"),
-    "gptq": ({"config": {"quantization_config": {"quant_method": "gptq", **GPTQ}}, "pack": True}, "'gptq' (GPTQ"),
-    "awq": ({"config": {"quantization_config": {"quant_method": "awq", "bits": 4}}, "pack": True}, "'awq' (AWQ"),
+    "exl2": ({"config": {"quantization_config": {"quant_method": "exl2", "bits": 4}}, "pack": True}, "'exl2' (ExLlama"),
     "gptq without a name": ({"config": {"quantization_config": GPTQ}}, "GPTQ (AutoGPTQ"),
     "bitsandbytes without a name": ({"config": {"quantization_config": {"load_in_8bit": True}}}, "bitsandbytes"),
-    "legacy gptq": ({"files": {"quantize_config.json": GPTQ}}, "GPTQ (AutoGPTQ"),
-    "legacy awq": ({"files": {"quant_config.json": {"w_bit": 4, "zero_point": True}}}, "AWQ (AutoAWQ"),
+    "legacy AutoSmoothQuant": ({"files": {"quant_config.json": {"qkv": "per-tensor"}}}, "AutoSmoothQuant"),
     "legacy modelopt": ({"files": {"hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}}, "ModelOpt"),
     "quanto": ({"files": {"quanto_qmap.json": {"lm_head": {"weights": "qint8"}}}}, "quanto (optimum-quanto)"),
     "quanto, other name": ({"files": {"quantization_map.json": {}}}, "quanto (optimum-quanto)"),
@@ -47,8 +45,8 @@ CASES: dict[str, tuple[Change, str]] = {
     "mlx, both keys": ({"config": {"quantization": {"group_size": 64, "bits": 4},
                                    "quantization_config": {"group_size": 64, "bits": 4}}}, "MLX"),
     "a key nobody knows": ({"config": {"quantization": "int4"}}, "that isobit does not know"),
-    "tensors of gptq alone": ({"pack": True}, "GPTQ (AutoGPTQ"),
-    "tensors of gptq alone, in a .bin": ({"pack": True, "bin": True}, "GPTQ (AutoGPTQ"),
+    "tensors of exl2 alone": ({"pack": True}, "ExLlamaV2"),
+    "tensors of exl2 alone, in a .bin": ({"pack": True, "bin": True}, "ExLlamaV2"),
     "under text_config": ({"config": {"text_config": {"quantization_config": {"quant_method": "hqq"}}}}, "HQQ"),
 }  # fmt: skip
 
@@ -71,9 +69,9 @@ def changed(plain: Path, folder: Path, change: Change) -> Path:
         for name in [name for name in tensors if name.endswith("_proj.weight")]:
             n, k = tensors.pop(name).shape
             prefix = name.removesuffix("weight")
-            tensors[f"{prefix}qweight"] = torch.zeros(k // 8, n, dtype=torch.int32)
-            tensors[f"{prefix}qzeros"] = torch.zeros(k // 128, n // 8, dtype=torch.int32)
-            tensors[f"{prefix}scales"] = torch.ones(k // 128, n, dtype=torch.float16)
+            tensors[f"{prefix}q_weight"] = torch.zeros(k // 8, n, dtype=torch.int32)
+            tensors[f"{prefix}q_scale"] = torch.zeros(k // 128, n // 8, dtype=torch.int32)
+            tensors[f"{prefix}q_scale_max"] = torch.ones(k // 128, dtype=torch.float16)
         (folder / "model.safetensors").unlink()
         if change.get("bin"):
             torch.save(tensors, folder / "pytorch_model.bin")
@@ -151,14 +149,14 @@ def test_plain_weights_are_never_taken_for_what_a_config_asks_for(tmp_path: Path
 def test_info_names_the_method_of_files_beside_the_configuration(plain: Path, tmp_path: Path) -> None:
     from isobit.evaluation.info import describe
 
-    folder = changed(plain, tmp_path / "m", CASES["legacy awq"][0])
-    assert describe(folder).quantization == "AWQ (AutoAWQ, llm-awq) or AutoSmoothQuant"
+    folder = changed(plain, tmp_path / "m", {"files": {"quant_config.json": {"w_bit": 4, "zero_point": True}}})
+    assert describe(folder).quantization == "awq"
     assert describe(plain).quantization is None
 
 
 def test_a_plan_of_a_file_looks_beside_it(plain: Path, tmp_path: Path) -> None:
-    folder = changed(plain, tmp_path / "m", CASES["legacy gptq"][0])
-    with pytest.raises(Unsupported, match="quantize_config.json lies beside"):
+    folder = changed(plain, tmp_path / "m", {"files": {"quantize_config.json": GPTQ}})
+    with pytest.raises(CheckpointError, match=r"remove quantization_config \(or the file beside config.json"):
         plans(folder / "config.json", targets=["a6000"])
     shutil.copy(folder / "config.json", folder / "other.json")  # a configuration alone: nothing belongs to it
     assert plans(folder / "other.json", targets=["a6000"], scheme_names=["int8"])

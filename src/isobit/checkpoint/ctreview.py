@@ -69,14 +69,15 @@ def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str
             continue
         if group.inputs_only:
             raise rounds_inputs_only(f"the quantization of {bare(module)}")
-        if group.weights is not None and _is_plain(module, tensors) and not _may_be_plain(quantization, module):
+        if (group.weights or group.widened) and _is_plain(module, tensors) and not _may_be_plain(quantization, module):
             plain.append(module)
     if plain:
         more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
         raise CheckpointError(
             f"quantization_config says that {bare(plain[0])}{more} are quantized, but their weights are stored as they "
             "are, without scales: the two do not belong together. If the weights were converted back, remove "
-            "quantization_config; other tools cannot load this folder as it is either"
+            "quantization_config (or the file beside config.json that says so); other tools cannot load this folder as "
+            "it is either"
         )
 
 
@@ -97,7 +98,7 @@ def _require_agreement(quantization: Quantization | None, modules: list[str], te
             why = "but config.json has no quantization_config, so that nothing says how its activations are rounded"
             raise CheckpointError(f"{stored} {why}", tensor=shown)
         group = quantization.group_for(module)
-        if group is None or (group.weights is None and not group.inputs_only):
+        if group is None or not (group.weights or group.widened or group.inputs_only):
             raise CheckpointError(f"{stored}, but quantization_config says that this module is not", tensor=shown)
 
 
@@ -114,7 +115,9 @@ def _may_be_plain(quantization: Quantization, module: str) -> bool:
 
 
 def _name(group: Group | None) -> str | None:
-    return None if group is None or group.weights is None else name_of(group.weights, group.activations)
+    if group is None or group.weights is None:
+        return None if group is None else group.widened or None
+    return name_of(group.weights, group.activations)
 
 
 def _overlaps(quantization: Quantization, modules: list[str]) -> list[str]:

@@ -39,7 +39,8 @@ def read_linear(
         raise CheckpointError(message, file=infos[row.codes].file, tensor=infos[row.codes].name)
     others = [part for part in table.CODE_PARTS if part in infos and part != row.codes]
     if others:
-        raise reader.error(others[0], f"there is a plain {row.codes} beside it")
+        beside = "a plain weight" if row.codes == "weight" else row.codes
+        raise reader.error(others[0], f"there is {beside} beside it")
     return row.reads(reader)
 
 

@@ -4,13 +4,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from math import gcd
+from typing import Literal, NamedTuple
 
 from isobit.checkpoint.cttargets import Lookup
 from isobit.formats.patterns import PatternError, compiled
 from isobit.formats.schemes import ActSpec, WeightSpec
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How other tools store integers with zero points, several in a word.
+
+    Attributes:
+        bits: of one code, 2, 3, 4 or 8.
+        group: weights along K that share a scale; None for a whole row.
+        symmetric: whether every zero point is the middle of the codes.
+        zeros: what is stored of a zero point: itself; one less, field by field; or one less, a word at a time, so that
+            what a field cannot hold goes on into the next.
+    """
+
+    bits: int
+    group: int | None
+    symmetric: bool
+    zeros: Literal["itself", "one less", "one less, by words"] = "itself"
+
+    @property
+    def spec(self) -> WeightSpec | None:
+        """The format that holds the same numbers in isobit; None where there is none, and they are widened.
+
+        Codes of 2 and 3 bits with zero points are held as 4-bit ones, which kernels take.
+        """
+        if not self.symmetric and self.bits == 8:
+            return None
+        name = f"int{self.bits}" if self.symmetric else "uint4"
+        granularity: Literal["channel", "group"] = "channel" if self.group is None else "group"
+        return WeightSpec(name, granularity, self.group, symmetric=self.symmetric)
+
+    def __str__(self) -> str:
+        zeros = "" if self.symmetric else " with zero points"
+        return f"{self.bits}-bit integers{zeros}, a scale per {self.group or 'row'}"
 
 
 class Group(NamedTuple):
@@ -22,6 +57,8 @@ class Group(NamedTuple):
         activations: how activations are rounded before the linear; None when they are not.
         inputs_only: whether it rounds the inputs of modules whose weights it leaves alone (attention's, say).
         outputs: whether it rounds outputs (of k_proj and v_proj, that is, keys and values).
+        integers: how codes are packed, in layouts that leave that to the config.
+        widened: the name of a format that isobit has no kernel for, whose numbers are held as plain floats.
     """
 
     targets: tuple[str, ...]
@@ -29,6 +66,19 @@ class Group(NamedTuple):
     activations: ActSpec | None
     inputs_only: bool = False
     outputs: bool = False
+    integers: Integers | None = None
+    widened: str = ""
+
+    def stored(self, k: int) -> tuple[WeightSpec | None, ActSpec | None]:
+        """How a weight of ``k`` inputs is held in memory, and its inputs are rounded.
+
+        Where a group of another tool's does not divide ``k``, its last one is shorter: the weight is held in the
+        largest groups that divide both, so that each of them lies in one of the tool's.
+        """
+        spec = self.weights
+        if spec is not None and self.integers is not None and spec.group is not None and k % spec.group:
+            spec = replace(spec, group=gcd(spec.group, k))
+        return spec, self.activations
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from isobit.checkpoint.layouts import table
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.store import Store, opened
 from isobit.errors import CheckpointError
 
@@ -63,7 +64,7 @@ class Checkpoint:
         config_path = path / "config.json"
         if not is_there(config_path):
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)
-        config = read_json(config_path, _LARGEST_CONFIG)
+        config = adopted(read_json(config_path, _LARGEST_CONFIG), path)
         weights = folder.weight_files(path)
         return cls(path, config, gguf_store(path) if weights.kind == "gguf" else opened(path, weights))
 

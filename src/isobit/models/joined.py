@@ -31,7 +31,7 @@ def bind_linears(
     return [
         Linear(
             read.weight, read.activations, read.input_scale, read.bias, keep_values=keep_values, dtype=dtype,
-            place=place,
+            place=place, order=read.order,
         )
         for read in reads
     ]  # fmt: skip
@@ -42,6 +42,8 @@ def apart(reads: Sequence[LinearWeight]) -> str | None:
     first, others = reads[0], reads[1:]
     if not others:
         return "there is one"
+    if any(read.order is not None for read in reads):
+        return "columns of one are in the order of their groups"
     if any((other.bias is None) != (first.bias is None) for other in others):
         return "some have a bias"
     if any(other.activations != first.activations or _static(other) != _static(first) for other in others):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,30 @@ from isobit.formats.schemes import ActSpec
 from isobit.kernels import backends
 from isobit.models.parts import Part
 from isobit.models.place import Place
+
+
+class Ordered:
+    """A bound linear whose columns are in another order than its inputs, which are put into it first.
+
+    Attributes:
+        run: the function that takes inputs in the order of the columns.
+        order: which input each column belongs to.
+    """
+
+    def __init__(self, run: Callable[..., Any], order: Tensor) -> None:
+        self.run, self.order = run, order
+
+    @property
+    def weight(self) -> QTensor | Tensor:
+        """``[N, K]``, its columns as they are held."""
+        return self.run.weight  # type: ignore[attr-defined, no-any-return]
+
+    def rounding(self, tokens: int, dtype: torch.dtype) -> None:
+        """None: it takes inputs as they are."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``."""
+        return self.run(x.index_select(-1, self.order))  # type: ignore[no-any-return]
 
 
 class Linear(Part):
@@ -22,6 +49,7 @@ class Linear(Part):
         activations: how inputs are rounded; None when they are not.
         input_scale: float32 ``[1]`` of static activations, else None.
         bias: ``[N]`` in the compute dtype, or None.
+        order: which input each column of the weight belongs to, int64 ``[K]``; None where they are in order.
         kernel: the registry's row that runs it.
         reasons: why no faster row does.
         bound: the function that runs it.
@@ -41,6 +69,7 @@ class Linear(Part):
         dtype: torch.dtype = torch.float32,
         place: Place = Place(),  # noqa: B008 - frozen
         bound: backends.Bound | None = None,
+        order: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.activations = activations
@@ -54,6 +83,9 @@ class Linear(Part):
                 device=place.device, keep_values=keep_values, **place.options,
             )  # fmt: skip
         self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
+        self.order = None if order is None else place.tensor(order)
+        if self.order is not None:
+            self.bound = Ordered(bound.run, self.order)
         self._given = weight if place.device == "cpu" else None  # GPU kernels own theirs: nothing is held twice
 
     @property

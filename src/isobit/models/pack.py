@@ -151,7 +151,9 @@ def _norm(config: ModelConfig, width: int, bias: bool) -> Norm:
 def _bound(held: Contents, module: str, dtype: torch.dtype, where: Place) -> Linear:
     """A linear of the checkpoint where nothing is launched."""
     read = _computed(_read(held, module), dtype)
-    return Linear(read.weight, read.activations, read.input_scale, read.bias, dtype=dtype, place=where)
+    return Linear(
+        read.weight, read.activations, read.input_scale, read.bias, dtype=dtype, place=where, order=read.order
+    )
 
 
 # ---------------------------------------------------------------------- linears

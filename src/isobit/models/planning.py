@@ -15,6 +15,7 @@ from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
+from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.source import expanded, resolve
 from isobit.errors import CheckpointError, SourceError, UsageError
 from isobit.formats.caches import cache_format as cache_named
@@ -60,11 +61,12 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     if path.suffix == ".json" and not is_there(path):
         raise SourceError(f"there is no file {path}; name a config.json, a model folder, or a Hugging Face id")
     if is_there(path) and not is_folder(path) and not is_gguf(path):
-        return read_json(path, LARGEST_CONFIG), path.parent if path.name == "config.json" else None
+        folder = path.parent if path.name == "config.json" else None
+        return adopted(read_json(path, LARGEST_CONFIG), folder), folder
     folder = resolve(model, revision=revision, weights=False)
     if not is_there(folder / "config.json"):
         raise SourceError(f"{folder} has no config.json: it is not a transformers model")
-    return read_json(folder / "config.json", LARGEST_CONFIG), folder
+    return adopted(read_json(folder / "config.json", LARGEST_CONFIG), folder), folder
 
 
 def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str]]:

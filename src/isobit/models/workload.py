@@ -45,13 +45,13 @@ def workload(
     model = model_config(config)
     if untied:
         model = replace(model, tie_word_embeddings=False)
-    matrices = [name.rpartition(".")[0] for name, shape in expected_tensors(model).items() if len(shape) == 2]
-    quantization = ctreview.read(config, matrices, folder=folder, tensors=dtypes, stored=renamed)
+    widths = {name.rpartition(".")[0]: shape[1] for name, shape in expected_tensors(model).items() if len(shape) == 2}
+    quantization = ctreview.read(config, widths, folder=folder, tensors=dtypes, stored=renamed)
 
     def stored(module: str) -> Stored:
         assert quantization is not None
         group = quantization.group_for(module)
-        return (None, None) if group is None else (group.weights, group.activations)
+        return (None, None) if group is None else group.stored(widths.get(module, 0))
 
     tensors = _tensors(model, stored if quantization is not None else None)
     size = sum(_numbers(tensor) for tensor in tensors)

@@ -24,17 +24,6 @@ def _nibbles(codes: str, label: str) -> Callable[[Parts], Described]:
     return describe
 
 
-def _configured(parts: Parts) -> Described:
-    """Integers packed into words, whose bits only the configuration knows."""
-    section = parts.config.get("quantization_config")
-    section = section if isinstance(section, dict) else {}
-    bits = section.get("bits") or section.get("w_bit")
-    bits = bits if isinstance(bits, int) and 1 <= bits <= 8 else 4
-    info = parts.infos["qweight"]
-    label = f"{section.get('quant_method', 'packed')} {bits}-bit"
-    return Described(info.shape, info.nbytes * 8 // bits, label=label)
-
-
 def _modelopt(infos: Mapping[str, TensorInfo]) -> bool:
     return "weight_scale_2" in infos and "weight" in infos and infos["weight"].dtype == "U8"
 
@@ -47,8 +36,6 @@ def _nvfp4(infos: Mapping[str, TensorInfo]) -> bool:
 LAYOUTS = (
     Layout("MXFP4 blocks", "_blocks", ("_scales",), _with("_blocks", "_scales"), _nibbles("_blocks", "mxfp4"),
            dot=False),
-    Layout("GPTQ or AWQ", "qweight", ("qzeros", "scales", "g_idx"), _with("qweight", "qzeros", "scales", "g_idx"),
-           _configured),
     Layout("NVFP4", "weight_packed", ("weight_scale", "weight_global_scale", "input_global_scale"),
            _nvfp4, _nibbles("weight_packed", "nvfp4")),
     Layout("ModelOpt's NVFP4", "weight", ("weight_scale", "weight_scale_2"), _modelopt, _nibbles("weight", "nvfp4")),

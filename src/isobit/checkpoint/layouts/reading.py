@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isobit.checkpoint.layouts.parts import INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
-from isobit.checkpoint.quantization import Quantization
+from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import read_vector, short_list
 from isobit.checkpoint.store import Store
@@ -47,6 +47,7 @@ class LinearWeight:
         input_scale: float32 ``[1]``, the calibrated scale of static activations, else None.
         bias: ``[N]``, or None.
         names: the tensors this was read from, for the check that every tensor of a checkpoint is used.
+        order: which input each column of the weight belongs to, int64 ``[K]``; None where they are in order.
     """
 
     weight: QTensor | Tensor
@@ -54,6 +55,7 @@ class LinearWeight:
     input_scale: Tensor | None = None
     bias: Tensor | None = None
     names: tuple[str, ...] = ()
+    order: Tensor | None = None
 
 
 class Reader:
@@ -149,6 +151,17 @@ class Reader:
         Raises:
             CheckpointError: it does not say that this module is quantized.
         """
+        group = self.group(part)
+        if group.weights is None:
+            raise self.error(part, f"is not stored as quantization_config says: {group.widened}")
+        return group.weights, group.activations
+
+    def group(self, part: str) -> Group:
+        """What the quantization config says of this module; ``part`` holds codes.
+
+        Raises:
+            CheckpointError: it does not say that this module is quantized.
+        """
         quantization = self.source.quantization
         if quantization is None:
             raise self.error(
@@ -157,11 +170,11 @@ class Reader:
                 " so that nothing says how its activations are rounded",
             )
         group = quantization.group_for(self.prefix)
-        if group is None or group.weights is None:
+        if group is None or (group.weights is None and not group.widened):
             raise self.error(
                 part, f"is quantized ({self.info(part).dtype}), but quantization_config says that this module is not"
             )
-        return group.weights, group.activations
+        return group
 
     # ------------------------------------------------------------------ parts of a QTensor
 
@@ -252,16 +265,26 @@ class Reader:
     # ------------------------------------------------------------------ what goes with a weight
 
     def linear(
-        self, weight: QTensor | Tensor, activations: ActSpec | None, input_scale: Tensor | None, n: int
+        self,
+        weight: QTensor | Tensor,
+        activations: ActSpec | None,
+        input_scale: Tensor | None,
+        n: int,
+        order: Tensor | None = None,
+        *,
+        complete: bool = False,
     ) -> LinearWeight:
-        """All together, the bias read, too: that of the rows asked for of a weight of ``n`` rows."""
+        """All together, the bias read, too: that of the rows asked for of a weight of ``n`` rows.
+
+        Every other tensor must have been read, if the weight is quantized or meant to be ``complete``.
+        """
         bias = None
         if "bias" in self.infos:
             self.used.append(self.name("bias"))
             bias = read_vector(self.source, self.name("bias"), n)[cuts.span(self._rows, n, "rows")]
-        if isinstance(weight, QTensor):
+        if isinstance(weight, QTensor) or complete:
             self.refuse_leftovers()
-        return LinearWeight(weight, activations, input_scale, bias, tuple(self.used))
+        return LinearWeight(weight, activations, input_scale, bias, tuple(self.used), order)
 
     def input_scale(self, activations: ActSpec | None) -> Tensor | None:
         """The scale of static activations; None when they have none.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from isobit.checkpoint.layouts import compressed, foreign, fp8_blocks, gguf, plain
+from isobit.checkpoint.layouts import awq, compressed, foreign, fp8_blocks, gguf, gptq, plain
 from isobit.checkpoint.layouts.parts import COMMON
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Quantization
@@ -19,6 +19,9 @@ from isobit.formats.schemes import ActSpec, WeightSpec, name_of
 LAYOUTS: tuple[Layout, ...] = (
     gguf.LAYOUT,
     *foreign.LAYOUTS,
+    awq.GEMM,
+    awq.GEMV,
+    gptq.LAYOUT,
     compressed.PACKED,
     plain.LAYOUT,
     fp8_blocks.LAYOUT,
