@@ -17,6 +17,7 @@ from isobit.checkpoint.jsonfile import bare, read_json, short
 from isobit.checkpoint.layouts.table import CONFIGS
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.sections import ALTERNATIVE, INSTEAD, method_name, section
+from isobit.checkpoint.sidefiles import ADOPTED
 from isobit.errors import CheckpointError, Unsupported
 
 _LARGEST_SIDE_FILE = 16 << 20  # bytes
@@ -72,7 +73,11 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 
 # The small files among them, which are fetched with a configuration: they say what it leaves out.
-SIDE_FILES = tuple(file for row in METHODS for file in row.files if file.endswith(".json"))
+SIDE_FILES = tuple(
+    dict.fromkeys((*ADOPTED, *(name for row in METHODS for name in row.files if name.endswith(".json"))))
+)
+# The methods that are read, by their first names.
+READ = tuple({parse: name for name, parse in reversed(CONFIGS.items())}.values())[::-1]
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def refuse_unread(config: Mapping[str, Any], folder: Path | None = None, tensors
     nearest = finding.row.nearest if finding.row is not None else ""
     raise Unsupported(
         f"quantization method {finding.title}",
-        [f"isobit reads {' and '.join(CONFIGS)} checkpoints", finding.evidence],
+        [f"isobit reads {', '.join(READ)} checkpoints", finding.evidence],
         f"quantize the original model with isobit ({nearest} comes nearest), or {ALTERNATIVE}" if nearest else INSTEAD,
     )
 

@@ -25,6 +25,8 @@ _FILES: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
     "quantization_config.json": lambda content: content if "quant_method" in content else None,
 }
 
+ADOPTED = tuple(_FILES)
+
 
 def adopted(config: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """A ``config.json``, with the section on quantization that a file beside it holds where it has none of its own.

@@ -52,7 +52,7 @@ def whole_number(section: Mapping[str, Any], keys: tuple[str, ...], default: int
             raise CheckpointError(f"quantization_config: {key} must be a whole number, not {short(found)}")
         return found
     if default is None:
-        raise CheckpointError(f"quantization_config has no {keys[0]}")
+        raise CheckpointError(f"quantization_config of {short(section.get('quant_method'))} has no {keys[0]}")
     return default
 
 
