@@ -16,7 +16,7 @@ from tiny import save_model
 
 from isobit.checkpoint.methods import METHODS
 from isobit.cli.main import main
-from isobit.errors import CheckpointError, IsobitError, Unsupported
+from isobit.errors import CheckpointError, IsobitError
 from isobit.models.archs import ARCHS
 from isobit.models.pack import requests
 from isobit.models.planning import plans

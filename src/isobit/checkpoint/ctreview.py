@@ -57,7 +57,7 @@ def read(
     _refuse(found, known, tensors)
     kept = tuple(name for name in known if _name(found.group_for(name)) and _is_plain(name, tensors))
     found = replace(found, ignore=(*found.ignore, *kept)) if kept else found  # heads and routers that are left plain
-    notes = (*found.notes, *_overlaps(found, known), *_attention(found, known), *_fused(found, known))
+    notes = (*found.notes, *_widened(found, known), *_overlaps(found, known), *_attention(found, known), *_fused(found, known))
     return replace(found, notes=(*notes, *_idle(found, known)))
 
 
@@ -118,6 +118,18 @@ def _name(group: Group | None) -> str | None:
     if group is None or group.weights is None:
         return None if group is None else group.widened or None
     return name_of(group.weights, group.activations)
+
+
+def _widened(quantization: Quantization, modules: list[str]) -> list[str]:
+    """Formats of modules that no kernel takes."""
+    groups = (quantization.group_for(module) for module in modules)
+    found = dict.fromkeys(group.widened for group in groups if group is not None and group.widened)
+    if not found:
+        return []
+    return [
+        f"weights in {'; '.join(found)} are made plain floats of 16 bits when they are loaded, exactly: no kernel of "
+        "isobit reads that format"
+    ]
 
 
 def _overlaps(quantization: Quantization, modules: list[str]) -> list[str]:
