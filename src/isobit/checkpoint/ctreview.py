@@ -57,8 +57,8 @@ def read(
     _refuse(found, known, tensors)
     kept = tuple(name for name in known if _name(found.group_for(name)) and _is_plain(name, tensors))
     found = replace(found, ignore=(*found.ignore, *kept)) if kept else found  # heads and routers that are left plain
-    notes = (*found.notes, *_widened(found, known), *_overlaps(found, known), *_attention(found, known), *_fused(found, known))
-    return replace(found, notes=(*notes, *_idle(found, known)))
+    told = (look(found, known) for look in (_widened, _overlaps, _attention, _fused, _idle))
+    return replace(found, notes=(*found.notes, *(note for notes in told for note in notes)))
 
 
 def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str, str]) -> None:
