@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
 from isobit.models.archs import ARCHS, family
+
+# Of each way in which families differ for a command that reads tensors, one: names, ties, norms, stored matrices, MLPs.
+# A test that is not about what a family computes goes over these, and over all of them where it is slow.
+FEW = (
+    "DeepseekV3ForCausalLM", "Gemma2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM",
+    "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Starcoder2ForCausalLM",
+)  # fmt: skip
+
+
+def walked() -> list[Any]:
+    """Every architecture, as parameters of a test: all but FEW are marked slow."""
+    return [pytest.param(name, marks=() if name in FEW else pytest.mark.slow, id=name) for name in ARCHS]
 
 
 def make_model(architecture: str, **changes: Any) -> Any:

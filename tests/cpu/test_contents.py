@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import make_model, token_ids
+from families import FEW, make_model, token_ids, walked
 from hf_checkpoints import quantize_tiny, tiny_model
 from running import run
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,6 @@ from isobit.evaluation.measure import bytes_per_token
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.models.archs import ARCHS
 from isobit.models.config import Norms
 from isobit.models.contents import contents
 from isobit.models.names import renamed
@@ -43,7 +42,7 @@ def tied(architecture: str) -> Any:
     return make_model(architecture, tie_word_embeddings=True)
 
 
-@pytest.fixture(params=ARCHS)
+@pytest.fixture(params=walked())
 def model(request: pytest.FixtureRequest) -> Any:
     return tied(request.param)
 
@@ -160,7 +159,7 @@ def test_the_one_matrix_may_have_either_name(model: Any, kind: str, tmp_path: Pa
 PREFIXES = ("base.", "", "language_model.model.", "_orig_mod.model.", "model.language_model.")
 
 
-@pytest.mark.parametrize(("architecture", "prefix"), [*zip(ARCHS, itertools.cycle(PREFIXES), strict=False)])
+@pytest.mark.parametrize(("architecture", "prefix"), [*zip(FEW, cycle(PREFIXES), strict=False)])
 def test_any_one_prefix_is_read(kind: str, architecture: str, prefix: str, tmp_path: Path) -> None:
     model = tied(architecture)
     folder = save(model, tmp_path / "model", kind, under(prefix))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import walked
 from running import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -79,7 +80,7 @@ def spoiled(tensors: dict[str, Tensor], config: dict[str, Any], chance: random.R
         config["tie_word_embeddings"] = chance.random() < 0.5
 
 
-@pytest.mark.parametrize("architecture", ARCHS)
+@pytest.mark.parametrize("architecture", walked())
 @torch.inference_mode()
 def test_damaged_tensors_are_run_or_refused(architecture: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

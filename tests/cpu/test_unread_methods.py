@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import make_model, save
+from families import make_model, save, walked
 from safetensors.torch import load_file, save_file
 from tiny import save_model
 
 from isobit.checkpoint.methods import METHODS
 from isobit.cli.main import main
 from isobit.errors import CheckpointError, IsobitError
-from isobit.models.archs import ARCHS
 from isobit.models.pack import requests
 from isobit.models.planning import plans
 from isobit.models.weights import load_model
@@ -127,7 +126,7 @@ SECTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-@pytest.mark.parametrize("architecture", ARCHS)
+@pytest.mark.parametrize("architecture", walked())
 def test_plain_weights_are_never_taken_for_what_a_config_asks_for(tmp_path: Path, architecture: str, kind: str) -> None:
     """Every family, both kinds of files: loading and planning refuse alike."""
     folder = save(make_model(architecture), tmp_path)

@@ -36,13 +36,15 @@ def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) ->
     for layer in model.layers:
         parts = {part.role: part for part in layer_modules(layer, model.hidden_size)}
         assert len(parts) == len(layer_modules(layer, model.hidden_size))
+        rows = {role: count for part in parts.values() for role, count in part.parts or ((part.role, part.shape[0]),)}
         if isinstance(layer.attention, LatentAttention):
             made = layer.attention.heads * layer.attention.value
             heads = parts["q_b"] if "q_b" in parts else parts["q"]
             assert parts["o"].shape[1] == made and parts["kv_b"].split == heads.split == "rows"
         else:
-            assert parts["o"].shape[1] == parts["q"].shape[0]
-        assert parts["down"].shape[1] == parts["up"].shape[0]
+            assert parts["o"].shape[1] == rows["q"]
+        assert parts["down"].shape[1] == rows["up"]
+        assert all(sum(count for _, count in part.parts) in (0, part.shape[0]) for part in parts.values())
         # what is split by rows in front of a linear that is split by columns needs no exchange between the two
         assert {role for role, part in parts.items() if part.split == "columns"} == {"o", "down"}
         assert all(part.split == "rows" for part in parts.values() if part.fused not in (None, "qkv_a"))
@@ -54,8 +56,10 @@ def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) ->
 def test_what_is_fused_here_is_what_engines_fuse(name: str) -> None:
     model = model_config({"model_type": name} | family(name).tiny())
     found = {tuple(module.rpartition(".")[2] for module in group) for group in fused(model)}
-    alone = sum(getattr(layer.attention, "query_rank", 0) is None for layer in model.layers)  # queries, that is
-    assert found <= set(FUSED) and len(fused(model)) == 2 * model.num_layers - alone
+    first = {"q": "k", "q_a": "kv_a", "gate": "up"}  # each, where there is the other beside it
+    roles = [{part.role for part in layer_modules(layer, 1)} for layer in model.layers]
+    joined = sum(one in found and other in found for found in roles for one, other in first.items())
+    assert found <= set(FUSED) and len(fused(model)) == joined
 
 
 def test_kinds_of_what_is_tied_and_of_what_is_none_of_the_models() -> None:

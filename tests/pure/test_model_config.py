@@ -12,6 +12,7 @@ import pytest
 from isobit.errors import ModelError
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Rope, SelfAttention
+from isobit.models.others import OTHERS, Other, why_not
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
@@ -271,11 +272,32 @@ MISSPELT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*OTHER_FAMILIES, "", "x" * 100_000, "Llama\x1b[31m"])
+UNKNOWN = [name for name in OTHER_FAMILIES if name not in ARCHS and why_not(name, ARCHS) is None]
+
+
+@pytest.mark.parametrize("name", [*UNKNOWN, "", "x" * 100_000, "Llama\x1b[31m"])
 def test_another_architecture_gets_the_list_and_no_guess(name: str) -> None:
-    with pytest.raises(ModelError, match="isobit runs .*Gemma2ForCausalLM, .*, Qwen3ForCausalLM") as error:
+    with pytest.raises(ModelError, match="isobit runs .*, Llama, .*, Qwen3,") as error:
         read(name)
-    assert "mean" not in str(error.value) and len(str(error.value)) < 2000 and str(error.value).isprintable()
+    said = str(error.value)
+    assert all(re.search(rf"\b{one.removesuffix('ForCausalLM')}\b", said) for one in ARCHS)
+    assert "mean" not in said and len(said) < 800 and said.isprintable()
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.called)
+def test_families_of_other_kinds_are_refused_with_what_runs_them(other: Other) -> None:
+    for name in other.names:
+        assert name not in ARCHS
+        with pytest.raises(ModelError) as error:
+            read(name)
+        said = str(error.value)
+        assert all(part in said for part in (other.called, name, other.has, other.runs)) and len(said) < 400
+        assert (other.nearest in ARCHS) == ("nearest that isobit runs is" in said)
+
+
+def test_no_architecture_is_refused_twice() -> None:
+    names = [name for other in OTHERS for name in other.names]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(("name", "meant"), MISSPELT.items())

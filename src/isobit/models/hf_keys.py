@@ -61,6 +61,7 @@ SAME = {
     "ffn_dim": "intermediate_size", "ffn_hidden_size": "intermediate_size", "d_ff": "intermediate_size",
     "n_inner": "intermediate_size", "kv_channels": "head_dim", "head_size": "head_dim",
     "attention_head_size": "head_dim", "rotary_dim": "head_dim", "query_pre_attn_scalar": "head_dim",
+    "rms_norm_eps": "norm_eps",
     "layer_norm_eps": "norm_eps", "layer_norm_epsilon": "norm_eps", "norm_eps": "norm_eps", "norm_epsilon": "norm_eps",
     "padded_vocab_size": "vocab_size",
 }  # fmt: skip

@@ -16,24 +16,32 @@ from typing import Any
 from isobit.errors import ModelError
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields, shown
+from isobit.models.others import why_not
 
 ARCHS: dict[str, str] = {
+    "ArceeForCausalLM": "arcee",
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3_text",
+    "GemmaForCausalLM": "gemma",
+    "GraniteForCausalLM": "granite",
     "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",
     "LlamaForCausalLM": "llama",
     "Ministral3ForCausalLM": "ministral3",
     "MistralForCausalLM": "mistral",
+    "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "SeedOssForCausalLM": "seed_oss",
     "SmolLM3ForCausalLM": "smollm3",
+    "Starcoder2ForCausalLM": "starcoder2",
 }
 # What model_type says where a model is one of a family and goes by a name of its own.
 ALSO = {"kimi_k2": "deepseek_v3"}
 
-_END = "forcausallm"
+_CAUSAL = "ForCausalLM"
+_END = _CAUSAL.lower()
 
 
 def family(name: str) -> Any:
@@ -77,17 +85,23 @@ def _architecture(config: Mapping[str, Any]) -> str:
                 return architecture
         raise ModelError(
             f"config.json: architectures is missing and model_type is {shown(kind)}: nothing says what this is;"
-            f" isobit runs {', '.join(ARCHS)}"
+            f" {_listed()}"
         )
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ModelError(f"config.json: architectures = {shown(names)}: expected a list with one name")
     if names[0] in ARCHS:
         return names[0]
+    reason = why_not(names[0], ARCHS)
+    if reason is not None:
+        raise ModelError(f"config.json: {reason}.")
     meant = misspelt(names[0])
     hint = f" Did you mean {meant}? Then correct the name in config.json." if meant else ""
-    raise ModelError(
-        f"config.json: architecture {shown(names[0])} is not implemented; isobit runs {', '.join(ARCHS)}.{hint}"
-    )
+    raise ModelError(f"config.json: architecture {shown(names[0])} is not implemented; {_listed()}.{hint}")
+
+
+def _listed() -> str:
+    stems = sorted((name.removesuffix(_CAUSAL) for name in ARCHS), key=str.lower)
+    return f"isobit runs the {_CAUSAL} of {', '.join(stems)}"
 
 
 def misspelt(name: str) -> str | None:
