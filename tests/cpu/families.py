@@ -30,10 +30,13 @@ def make_model(architecture: str, **changes: Any) -> Any:
     cls = getattr(transformers, architecture)
     model = cls(cls.config_class(**(family(ARCHS[architecture]).tiny() | changes))).float().eval()
     for parameter in model.parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() >= 2:
             torch.nn.init.normal_(parameter, std=0.05)
         else:
             parameter.data.uniform_(0.5, 1.5)
+    for name, number in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("e_score_correction_bias"):  # what an expert's score is changed by before the choice
+            number.data.uniform_(-0.2, 0.2)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_every_tensor_has_a_kind(saved) -> None:
     config = model_config(json.loads((folder / "config.json").read_text()))
     kinds = {name: classifier(config)(name) for name in expected_tensors(config)}
     assert "other" not in kinds.values()
-    matrices = {name for name in kinds if "_proj" in name or ".c_fc." in name}
+    matrices = {name for name in kinds if re.search(r"_proj|\.c_fc\.|\.w[123]\.", name)}
     assert {name for name, kind in kinds.items() if kind in ("linear", "absorbed")} == matrices
     assert all("kv_b_proj" in name for name, kind in kinds.items() if kind == "absorbed")
 

@@ -9,7 +9,16 @@ import pytest
 from isobit.checkpoint.cttargets import FUSED
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.blueprint import classifier, expected_tensors, fused, layer_modules, modules
-from isobit.models.config import GatedMlp, LatentAttention, LayerSpec, ModelConfig, Norms, PlainMlp, SelfAttention
+from isobit.models.config import (
+    Experts,
+    GatedMlp,
+    LatentAttention,
+    LayerSpec,
+    ModelConfig,
+    Norms,
+    PlainMlp,
+    SelfAttention,
+)
 
 PLAIN = LayerSpec(SelfAttention(4, 2, 8), GatedMlp(48))
 
@@ -34,8 +43,9 @@ def test_layers_may_differ_from_each_other() -> None:
 def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) -> None:
     model = model_config({"model_type": name} | family(name).tiny())
     for layer in model.layers:
-        parts = {part.role: part for part in layer_modules(layer, model.hidden_size)}
-        assert len(parts) == len(layer_modules(layer, model.hidden_size))
+        found = [part for part in layer_modules(layer, model.hidden_size) if not part.expert]  # none, or the first
+        parts = {part.role: part for part in found}
+        assert len(parts) == len(found)
         rows = {role: count for part in parts.values() for role, count in part.parts or ((part.role, part.shape[0]),)}
         if isinstance(layer.attention, LatentAttention):
             made = layer.attention.heads * layer.attention.value
@@ -46,7 +56,7 @@ def test_roles_of_a_layer_are_unique_and_what_splits_fits_together(name: str) ->
         assert parts["down"].shape[1] == rows["up"]
         assert all(sum(count for _, count in part.parts) in (0, part.shape[0]) for part in parts.values())
         # what is split by rows in front of a linear that is split by columns needs no exchange between the two
-        assert {role for role, part in parts.items() if part.split == "columns"} == {"o", "down"}
+        assert {role for role, part in parts.items() if part.split == "columns"} - {"shared_down"} == {"o", "down"}
         assert all(part.split == "rows" for part in parts.values() if part.fused not in (None, "qkv_a"))
         assert all(part.split is None for part in parts.values() if part.fused == "qkv_a")  # every card makes latents
         assert all(part.split is None for part in parts.values() if part.kind == "norm")
@@ -59,6 +69,12 @@ def test_what_is_fused_here_is_what_engines_fuse(name: str) -> None:
     first = {"q": "k", "q_a": "kv_a", "gate": "up"}  # each, where there is the other beside it
     roles = [{part.role for part in layer_modules(layer, 1)} for layer in model.layers]
     joined = sum(one in found and other in found for found in roles for one, other in first.items())
+    # of mixtures: the other experts, and the shared one
+    joined += sum(
+        layer.mlp.router.experts - 1 + (layer.mlp.shared is not None)
+        for layer in model.layers
+        if isinstance(layer.mlp, Experts)
+    )
     assert found <= set(FUSED) and len(fused(model)) == joined
 
 

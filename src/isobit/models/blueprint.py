@@ -13,12 +13,12 @@ from typing import Literal
 from isobit.formats.rules import ModuleKind
 from isobit.models.config import (
     Attention,
+    Experts,
     GatedMlp,
     LatentAttention,
     LayerSpec,
     ModelConfig,
     Norms,
-    PlainMlp,
     SelfAttention,
 )
 
@@ -41,6 +41,7 @@ class Module:
             None: each has all of it.
         fused: modules of one layer with the same word read the same input, and engines make one matrix of them.
         parts: of a matrix that a checkpoint stores for several linears, their roles and rows, one below the other.
+        expert: of which expert it is a part, by number; None: of none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Module:
     split: Literal["rows", "columns"] | None = None
     fused: str | None = None
     parts: tuple[tuple[str, int], ...] = ()
+    expert: int | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ def layer_modules(layer: LayerSpec, hidden: int) -> tuple[Module, ...]:
     parts = [
         _norm("before_attention", norms.before_attention, hidden), *_attention(layer.attention, hidden),
         _norm("after_attention", norms.after_attention, hidden), _norm("before_mlp", norms.before_mlp, hidden),
-        *_mlp(layer.mlp, hidden), _norm("after_mlp", norms.after_mlp, hidden),
+        *_mlp(layer, hidden), _norm("after_mlp", norms.after_mlp, hidden),
     ]  # fmt: skip
     return tuple(part if part.kind != "norm" else _biased(part, norms) for part in parts if part is not None)
 
@@ -136,19 +138,54 @@ def _joined(name: str, role: str, sizes: tuple[tuple[str, int], ...], hidden: in
     return Module(name, role, "linear", (sum(rows for _, rows in sizes), hidden), bias, "rows", parts=sizes)
 
 
-def _mlp(part: GatedMlp | PlainMlp, hidden: int) -> list[Module]:
-    up, down = part.names if isinstance(part, PlainMlp) else ("up_proj", "down_proj")
-    last = Module(f"mlp.{down}", "down", "linear", (hidden, part.size), part.bias, "columns")
-    if isinstance(part, PlainMlp):
-        return [Module(f"mlp.{up}", "up", "linear", (part.size, hidden), part.bias, "rows"), last]
-    sizes = (("gate", part.size), ("up", part.size))
-    if part.joined:
-        return [_joined("mlp.gate_up_proj", "gate_up", sizes, hidden, part.bias), last]
+def _mlp(layer: LayerSpec, hidden: int) -> list[Module]:
+    part, prefix = layer.mlp, f"{layer.mlp_name}."
+    if isinstance(part, Experts):
+        return _experts(part, hidden, prefix)
+    if isinstance(part, GatedMlp):
+        return _gated(part, hidden, prefix)
+    up, down = part.names
     return [
-        *(Module(f"mlp.{role}_proj", role, "linear", (rows, hidden), part.bias, "rows", "gate_up")
-          for role, rows in sizes),
+        Module(prefix + up, "up", "linear", (part.size, hidden), part.bias, "rows"),
+        Module(prefix + down, "down", "linear", (hidden, part.size), part.bias, "columns"),
+    ]
+
+
+GATED = "gate_proj", "up_proj", "down_proj"
+
+
+def _gated(
+    part: GatedMlp, hidden: int, prefix: str, names: tuple[str, str, str] = GATED, role: str = "",
+    expert: int | None = None,
+) -> list[Module]:  # fmt: skip
+    """A gated MLP; ``role`` stands in front of the roles of one that is beside others."""
+    gate, up, down = (prefix + name for name in names)
+    last = Module(down, f"{role}down", "linear", (hidden, part.size), part.bias, "columns", expert=expert)
+    if part.joined:
+        sizes = ((f"{role}gate", part.size), (f"{role}up", part.size))
+        return [_joined(f"{prefix}gate_up_proj", f"{role}gate_up", sizes, hidden, part.bias), last]
+    return [
+        Module(gate, f"{role}gate", "linear", (part.size, hidden), part.bias, "rows", "gate_up", expert=expert),
+        Module(up, f"{role}up", "linear", (part.size, hidden), part.bias, "rows", "gate_up", expert=expert),
         last,
-    ]  # fmt: skip
+    ]
+
+
+def _experts(part: Experts, hidden: int, prefix: str) -> list[Module]:
+    """A mixture: its router first, then what all tokens go to, then the experts, one after the other."""
+    names, router = part.names, part.router
+    found = [Module(prefix + names.router, "router", "router", (router.experts, hidden), router.bias)]
+    if router.correction:
+        found.append(Module(prefix + names.correction, "correction", "vector", (router.experts,)))
+    if part.shared is not None:
+        inside = f"{prefix}{names.shared}."
+        found += _gated(part.shared, hidden, inside, role="shared_")
+    if part.shared_gate:
+        found.append(Module(prefix + names.shared_gate, "weight_of_shared", "router", (1, hidden)))
+    linears = names.gate, names.up, names.down
+    for expert in range(router.experts):
+        found += _gated(part.expert, hidden, f"{prefix}{names.experts}.{expert}.", linears, expert=expert)
+    return found
 
 
 def by_input(found: tuple[Module, ...]) -> tuple[tuple[Module, ...], ...]:
@@ -189,6 +226,11 @@ def expected_tensors(config: ModelConfig) -> Shapes:
         if module.bias:
             shapes[f"{module.name}.bias"] = module.shape[:1]
     return shapes
+
+
+def is_matrix(tensor: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of the unquantized model may be stored quantized."""
+    return len(shape) == 2 and tensor.endswith(".weight")
 
 
 def classifier(config: ModelConfig) -> Callable[[str], ModuleKind]:

@@ -277,6 +277,7 @@ class Router:
         group_score: what makes a group good: its best expert (``max``), or its two best together (``two``).
         renormalize: whether the weights of a token's experts are divided by their sum.
         scale: what the weights are multiplied by.
+        least_sum: what they are divided by at least.
         on_input: whether the weight multiplies what goes into an expert, not what comes out (Llama 4).
     """
 
@@ -290,7 +291,48 @@ class Router:
     group_score: Literal["max", "two"] = "max"
     renormalize: bool = True
     scale: float = 1.0
+    least_sum: float = 1e-20
     on_input: bool = False
+
+
+@dataclass(frozen=True)
+class StackedNames:
+    """Tensors of all experts of a layer: ``[E, 2I, K]`` of gate and up, ``[E, K, I]`` of down.
+
+    Attributes:
+        gate_up, down: their names within the MLP; of biases with ``_bias`` behind.
+        transposed: whether they lie as ``[E, K, 2I]`` and ``[E, I, K]``.
+        interleaved: whether gate and up take turns; otherwise all of gate comes first.
+    """
+
+    gate_up: str = "experts.gate_up_proj"
+    down: str = "experts.down_proj"
+    transposed: bool = False
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """Under which names checkpoints have the modules of a mixture, within the MLP of a layer.
+
+    Attributes:
+        router: a linear.
+        correction: a vector of numbers.
+        experts: what stands in front of an expert's number.
+        gate, up, down: linears of an expert.
+        shared, shared_gate: the expert of all tokens, and its gate.
+        stacked: tensors of all experts together, as some checkpoints have them.
+    """
+
+    router: str = "gate"
+    correction: str = "gate.e_score_correction_bias"
+    experts: str = "experts"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    shared: str = "shared_experts"
+    shared_gate: str = "shared_expert_gate"
+    stacked: StackedNames = StackedNames()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)
@@ -302,12 +344,14 @@ class Experts:
         expert: what each is.
         shared: one more that all tokens go to; None: there is none.
         shared_gate: whether the shared one's result is multiplied by the sigmoid of a linear of the token.
+        names: of its modules.
     """
 
     router: Router
     expert: GatedMlp
     shared: GatedMlp | None = None
     shared_gate: bool = False
+    names: ExpertNames = ExpertNames()  # noqa: RUF009 - frozen
 
 
 Attention = SelfAttention | LatentAttention
@@ -348,13 +392,15 @@ class LayerSpec:
         norms: where it has norms.
         parallel: whether both parts read the same norm of the stream (``before_attention``) and are added together.
         residual_factor: what each part's result is multiplied by before it is added.
+        mlp_name: what its MLP is called in checkpoints.
     """
 
     attention: Attention
-    mlp: GatedMlp | PlainMlp
+    mlp: Mlp
     norms: Norms = Norms()  # noqa: RUF009 - frozen
     parallel: bool = False
     residual_factor: float = 1.0
+    mlp_name: str = "mlp"
 
 
 @dataclass(frozen=True)

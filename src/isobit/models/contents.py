@@ -20,7 +20,7 @@ from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import short_list, unreadable
 from isobit.errors import CheckpointError
 from isobit.models.archs import model_config
-from isobit.models.blueprint import Shapes, expected_tensors, layer_prefix
+from isobit.models.blueprint import Shapes, expected_tensors, is_matrix, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.names import renamed
 
@@ -161,14 +161,14 @@ def _problems(found: Contents) -> list[tuple[str, str]]:
     tensors, expected = found.ck.tensors, found.expected
     problems = [(name, why) for name, shape in expected.items() if (why := _misfit(tensors, name, shape))]
     known = {*expected, *found.left_out, *found.kv_scales}
-    matrices = {name.rpartition(".")[0] for name, shape in expected.items() if len(shape) == 2}
+    matrices = {name.rpartition(".")[0] for name, shape in expected.items() if is_matrix(name, shape)}
     known |= {module + part for module in matrices for part in layouts.PARTS if part != ".bias"}
     return problems + [(name, "is surplus: it is not a part of this model") for name in tensors if name not in known]
 
 
 def _misfit(tensors: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> str | None:
     """Why a tensor is not what the configuration asks for; None if it is, or is stored quantized."""
-    if len(shape) == 2:
+    if is_matrix(name, shape):
         return _matrix_misfit(layouts.infos_of(tensors, name.removesuffix(".weight")), shape)
     info = tensors.get(name)
     if info is None:

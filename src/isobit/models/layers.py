@@ -10,7 +10,8 @@ from isobit.checkpoint.kvscales import KvScales
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.models.attention import Attention
-from isobit.models.config import LatentAttention, LayerSpec
+from isobit.models.config import Experts, LatentAttention, LayerSpec
+from isobit.models.experts import ExpertsMLP
 from isobit.models.latent import Latent
 from isobit.models.linear import Linear
 from isobit.models.mlp import MLP, make_mlp
@@ -60,8 +61,11 @@ class Layer(Part):
 
     Attributes:
         spec: what it is.
+        mlp: its feed-forward part.
         norms: by their roles: ``before_attention``, ``after_attention``, ``before_mlp``, ``after_mlp``; those it has.
     """
+
+    mlp: MLP | ExpertsMLP
 
     def __init__(
         self, spec: LayerSpec, layer: int, parts: dict[str, nn.Module], eps: float, kv_scales: KvScales
@@ -73,7 +77,10 @@ class Layer(Part):
             if isinstance(spec.attention, LatentAttention)
             else Attention(spec.attention, layer, parts, eps, kv_scales)
         )
-        self.mlp = make_mlp(spec.mlp, parts)
+        mlp = parts["experts"] if isinstance(spec.mlp, Experts) else make_mlp(spec.mlp, parts)
+        self.add_module(spec.mlp_name, mlp)
+        if spec.mlp_name != "mlp":
+            self.__dict__["mlp"] = mlp  # as the layer calls it, whatever checkpoints do
         self.norms: dict[str, Norm] = {}
         for role, name in spec.norms.names.items():
             self.add_module(name, parts[role])
@@ -103,7 +110,7 @@ class Layer(Part):
         """Attention and MLP of the same norm of the stream; the attention's result is added first."""
         first = self.norms.get("before_attention")
         readers = (*self._readers(self.self_attn), *self._readers(self.mlp))
-        if self.self_attn.observed or self.mlp.observed:
+        if self.self_attn.observed or self.mlp.observed or isinstance(self.mlp, ExpertsMLP):  # who reads floats
             readers = ()
         normed = x if first is None else step.ops.norm(x, first.spec, readers)
         for part, role in ((self.self_attn, "after_attention"), (self.mlp, "after_mlp")):
@@ -113,7 +120,7 @@ class Layer(Part):
                 x = step.ops.add(x, self._after(part(normed, step), role, step))
         return x
 
-    def _adds(self, part: Attention | Latent | MLP, role: str, step: Step) -> bool:
+    def _adds(self, part: Attention | Latent | MLP | ExpertsMLP, role: str, step: Step) -> bool:
         """Whether a part adds what it gives to the residual itself: nothing stands between, and nobody listens."""
         plain = role not in self.norms and self.spec.residual_factor == 1
         return step.ops.project_add is not None and plain and not part.observed
@@ -127,6 +134,6 @@ class Layer(Part):
         return x if self.spec.residual_factor == 1 else x * self.spec.residual_factor
 
     @staticmethod
-    def _readers(part: Attention | Latent | MLP) -> tuple[Linear, ...]:
+    def _readers(part: Attention | Latent | MLP | ExpertsMLP) -> tuple[Linear, ...]:
         """What reads the input of a part; nobody while somebody listens to it, who is to see it unrounded."""
         return () if part.observed else part.readers

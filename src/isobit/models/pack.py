@@ -3,7 +3,7 @@ recorded, not made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.norm import NormSpec
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
-from isobit.models.config import ModelConfig
+from isobit.models.config import GatedMlp, LayerSpec, ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.joined import apart, bind_linears, join
 from isobit.models.latent import Absorbed
@@ -198,7 +198,7 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
                 continue
             roles = by_role(group, [_read(found, layer_prefix(number) + module.name) for module in group])
             reads = [*roles.values()]
-            gates = spec.mlp.activation if "gate" in roles and spec.mlp.activation in GATES else None
+            gates = _gates(spec, roles)
             adds = group[0].split == "columns"
             kind = tuple(_kind(read) for read in reads), apart(reads), adds, gates
             if kind not in seen:
@@ -206,6 +206,12 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
                 yield from _used(reads, adds, gates, dtype)
     table = _TABLE if found.config.tie_word_embeddings else HEAD
     yield _Use(_computed(_read(found, table), dtype))
+
+
+def _gates(spec: LayerSpec, roles: Mapping[str, LinearWeight]) -> str | None:
+    """The activation of gates that one kernel computes with the linears of these roles; None where there is none."""
+    gated = isinstance(spec.mlp, GatedMlp) and "gate" in roles and spec.mlp.activation in GATES
+    return spec.mlp.activation if gated and isinstance(spec.mlp, GatedMlp) else None
 
 
 def _used(reads: list[LinearWeight], adds: bool, gates: str | None, dtype: torch.dtype) -> Iterator[_Use]:

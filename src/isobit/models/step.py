@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from isobit.formats.caches import CacheFormat
 from isobit.kernels.cached import Cached
+from isobit.kernels.grouped import BoundMixture, Routing
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
@@ -45,6 +47,32 @@ class Step:
     factors: Callable[[int], Tensor | None] = lambda layer: None
 
 
+class Tapped(Protocol):
+    """A place that shows what it is given to those who listen."""
+
+    @property
+    def observed(self) -> bool:
+        """Whether somebody does."""
+
+    def __call__(self, x: Tensor, /) -> object:
+        """Shows it."""
+
+
+class ExpertParts(Protocol):
+    """What a row needs to know of the experts of a layer (:class:`isobit.models.experts.ExpertsMLP`)."""
+
+    routing: Routing
+    bound: BoundMixture
+
+    @property
+    def entry(self) -> Tapped:
+        """Shown what goes into the experts."""
+
+    @property
+    def middle(self) -> Tapped:
+        """Shown what goes into their down."""
+
+
 Stack = Callable[[Tensor, Step], Tensor]
 Activations = Tensor | Rounded  # what goes into linears
 Readers = Sequence[Linear]
@@ -71,6 +99,9 @@ class LayerOps:
         attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
         latent: (spec, layer, q ``[T, heads * (plain + rotated)]``, kv ``[T, rank + rotated]``, step) to ``[T, heads *
             value]``: latent attention; fills the cache.
+        experts: (parts, x ``[T, K]``, step) to the weighted sum of each token's experts; shows ``parts.entry`` and
+            ``parts.middle`` what they want to see while somebody listens.
+        gate_by: (x ``[T, K]``, weight float32 ``[K]``, y) to ``y * sigmoid(x . weight)``.
         stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
             one; empty where the row has no such function.
         reserve: (heads, sequences, most_new, most) says what attention will be asked for, before a graph is recorded.
@@ -87,6 +118,8 @@ class LayerOps:
     project_gate: Callable[[Readers, Activations, Activation, Readers], Activations]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
     latent: Callable[[LatentSpec, int, Tensor, Tensor, Step], Tensor]
+    experts: Callable[[ExpertParts, Tensor, Step], Tensor]
+    gate_by: Callable[[Tensor, Tensor, Tensor], Tensor]
     project_add: Callable[[Linear, Activations, Tensor], Tensor] | None = None
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
     reserve: Callable[[AttentionSpec, int, int, int], None] = lambda heads, sequences, most_new, most: None

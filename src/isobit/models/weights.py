@@ -16,21 +16,25 @@ from isobit.checkpoint.small import read_vector
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.caches import AUTO, CacheFormat, cache_format
 from isobit.formats.qtensor import QTensor
-from isobit.kernels import backends
+from isobit.kernels import backends, mixtures
+from isobit.kernels.grouped import Gating, Grouped, Mixture
 from isobit.kernels.norm import NormSpec
-from isobit.models.blueprint import HEAD, NORM, TABLE, by_input, layer_modules, layer_prefix
+from isobit.models.blueprint import HEAD, NORM, TABLE, Module, by_input, is_matrix, layer_modules, layer_prefix
 from isobit.models.cache.memory import dtype_name
-from isobit.models.config import LatentAttention, LayerSpec
+from isobit.models.config import Experts, LatentAttention, LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
+from isobit.models.experts import ExpertsMLP
 from isobit.models.joined import bind_linears
 from isobit.models.latent import Absorbed
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
+from isobit.models.mlp import GatedMLP
 from isobit.models.norms import Norm
 from isobit.models.parts import Vector
 from isobit.models.place import Place, place
 from isobit.models.roles import by_role
+from isobit.models.stacking import routing, stack
 from isobit.shortage import shortages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,7 +97,7 @@ class _Loader:
     ) -> None:
         self.found, self.ck, self.config, self.expected = found, found.ck, found.config, found.expected
         self.dtype, self.place, self.stored = dtype, where, stored
-        weights = sum(shape[0] * shape[1] for shape in self.expected.values() if len(shape) == 2)
+        weights = sum(shape[0] * shape[1] for name, shape in self.expected.items() if is_matrix(name, shape))
         in_place = where.device != "cpu" or backends.choose(None, None, "cpu").name == "cpu"
         small = 4 * weights < KEEP_VALUES_BELOW and not in_place
         self.keep_values = small if keep_values is None else keep_values
@@ -120,7 +124,8 @@ class _Loader:
 
     def _layer(self, number: int, spec: LayerSpec) -> Layer:
         parts: dict[str, nn.Module] = {}
-        for group in by_input(layer_modules(spec, self.config.hidden_size)):
+        modules = layer_modules(spec, self.config.hidden_size)
+        for group in by_input(tuple(part for part in modules if part.expert is None and part.kind != "router")):
             names = [layer_prefix(number) + module.name for module in group]
             if group[0].kind == "norm":
                 parts[group[0].role] = self._norm(names[0], group[0].shape[0], _eps(spec, group[0].role))
@@ -130,12 +135,68 @@ class _Loader:
                 parts[group[0].role] = self._numbers(names[0], *group[0].shape)
             else:
                 reads = by_role(group, [self._read(name) for name in names])
-                linears = dict(zip(reads, self._bind([*reads.values()], by_turns="gate" in reads), strict=True))
+                by_turns = any(role.endswith("gate") for role in reads)
+                linears = dict(zip(reads, self._bind([*reads.values()], by_turns=by_turns), strict=True))
                 for module, name in zip(group, names, strict=True):
                     for role, _ in module.parts:
                         linears[role].stored = name
                 parts |= linears
+        if isinstance(spec.mlp, Experts):
+            parts["experts"] = self._experts(spec.mlp, layer_prefix(number), modules, parts)
         return Layer(spec, number, parts, self.config.norm_eps, self.kv_scales.get(number, KvScales()))
+
+    def _experts(
+        self, spec: Experts, prefix: str, modules: tuple[Module, ...], parts: dict[str, nn.Module]
+    ) -> ExpertsMLP:
+        found = {part.role: part for part in modules if part.kind == "router"}
+        weights = {role: self._router(prefix, part) for role, part in found.items()}
+        bias = None
+        if spec.router.bias:
+            bias = self.place.tensor(self._vector(f"{prefix}{found['router'].name}.bias", spec.router.experts))
+        made = {
+            role: self._grouped(
+                [prefix + part.name for part in modules if part.expert is not None and part.role == role]
+            )
+            for role in ("gate", "up", "down")
+        }
+        mixture = Mixture(
+            made["gate"], made["up"], made["down"], Gating(spec.expert.activation, spec.expert.limit),
+            spec.router.on_input,
+        )  # fmt: skip
+        bound = mixtures.bind(
+            mixture, device=self.place.device, keep_values=self.keep_values, **self.place.options
+        )  # fmt: skip
+        shared = None
+        if spec.shared is not None:
+            shared = GatedMLP(spec.shared, {role: parts[f"shared_{role}"] for role in ("gate", "up", "down")})
+        gate, correction = weights.get("weight_of_shared"), parts.get("correction")
+        assert correction is None or isinstance(correction, Vector)
+        return ExpertsMLP(
+            routing(spec.router, weights["router"], bias, None if correction is None else correction.weight), bound,
+            shared, None if gate is None else gate[0], spec.names.shared,
+        )  # fmt: skip
+
+    def _router(self, prefix: str, part: Module) -> Tensor:
+        """The weight of a router, in float32."""
+        read = self._weight(prefix + part.name)
+        if read.activations is not None:
+            raise CheckpointError(
+                "is a router whose input would be rounded; routers compute in float32: quantize this model again, and"
+                " leave them as they are",
+                file=self.ck.path,
+                tensor=f"{prefix}{part.name}.weight",
+            )
+        weight = read.weight.dequantize() if isinstance(read.weight, QTensor) else read.weight.float()
+        return self.place.tensor(weight)
+
+    def _grouped(self, names: list[str]) -> Grouped:
+        """The matrices of all experts in one role, read one after the other."""
+
+        def read(name: str) -> LinearWeight:
+            found = self._read(name)
+            return found if isinstance(found.weight, QTensor) else replace(found, weight=self._plain(found.weight))
+
+        return stack((read(name) for name in names), names, self.ck.path, self.place)
 
     def _head(self, table: LinearWeight) -> Linear:
         if not self.config.tie_word_embeddings:

@@ -12,10 +12,10 @@ from typing import Any
 from isobit.checkpoint import ctreview, methods
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import model_config
-from isobit.models.blueprint import classifier, expected_tensors
-from isobit.models.config import LatentAttention, ModelConfig, SelfAttention
+from isobit.models.blueprint import classifier, expected_tensors, is_matrix
+from isobit.models.config import Experts, LatentAttention, Mlp, ModelConfig, SelfAttention
 
-_LAYER = re.compile(r"\.layers\.\d+\.")
+_NUMBERED = re.compile(r"\.(layers|experts)\.\d+(?=\.)")
 
 
 def workload(
@@ -45,7 +45,8 @@ def workload(
     model = model_config(config)
     if untied:
         model = replace(model, tie_word_embeddings=False)
-    widths = {name.rpartition(".")[0]: shape[1] for name, shape in expected_tensors(model).items() if len(shape) == 2}
+    matrices = {name: shape for name, shape in expected_tensors(model).items() if is_matrix(name, shape)}
+    widths = {name.rpartition(".")[0]: shape[1] for name, shape in matrices.items()}
     quantization = ctreview.read(config, widths, folder=folder, tensors=dtypes, stored=renamed)
 
     def stored(module: str) -> Stored:
@@ -65,7 +66,7 @@ def workload(
             for part in (layer.attention for layer in model.layers)
         ),
         hidden=model.hidden_size,
-        intermediate=max((layer.mlp.size for layer in model.layers), default=0),
+        intermediate=max((_between(layer.mlp) for layer in model.layers), default=0),
         vocab=model.vocab_size,
         max_context=model.max_context,
         tied=model.tie_word_embeddings,
@@ -77,6 +78,13 @@ def workload(
 def _width(part: SelfAttention | LatentAttention) -> int:
     """Width of a head's query."""
     return part.query if isinstance(part, LatentAttention) else part.dim
+
+
+def _between(mlp: Mlp) -> int:
+    """Numbers between gate and down that a token has at once; those of several experts lie beside each other."""
+    if not isinstance(mlp, Experts):
+        return mlp.size
+    return max(mlp.router.active * mlp.expert.size, 0 if mlp.shared is None else mlp.shared.size)
 
 
 def _numbers(tensor: Tensor) -> int:
@@ -92,7 +100,7 @@ def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tupl
     classify = classifier(model)
     for name, shape in expected_tensors(model).items():
         formats = stored(name.rpartition(".")[0]) if stored is not None else (None, None)
-        alike.setdefault((_LAYER.sub(".layers.*.", name), shape, formats), []).append(name)
+        alike.setdefault((_NUMBERED.sub(r".\1.*", name), shape, formats), []).append(name)
     found = []
     for (name, shape, _), members in alike.items():
         module, _, part = name.rpartition(".")

@@ -19,6 +19,7 @@ from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
 from isobit.models.config import Activation, LayerSpec, SelfAttention
+from isobit.models.experts import ExpertsMLP
 from isobit.models.latent import Latent
 from isobit.models.layers import Layer
 from isobit.models.mlp import GatedMLP
@@ -98,6 +99,8 @@ def _differs(layer: Layer) -> str | None:
     spec, mlp = layer.spec, layer.mlp
     if not all(norm.spec.plain for norm in layer.norms.values()):
         return "has norms that are no RMS norms without bias"
+    if isinstance(mlp, ExpertsMLP):
+        return "is a mixture of experts"
     if not isinstance(mlp, GatedMLP):
         return "has an MLP without a gate"
     if mlp.activation not in cpu_layer.ACTIVATIONS:
@@ -132,6 +135,7 @@ def _project_gate(linears: Readers, x: Activations, activation: Activation, read
 
 _OPS = LayerOps(
     "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, activate=reference.activate,
-    project=_project, project_gate=_project_gate, attend=_attend, latent=latent.attend, stack=_stack,
+    project=_project, project_gate=_project_gate, attend=_attend, latent=latent.attend, experts=reference.experts,
+    gate_by=reference.gate_by, stack=_stack,
 )  # fmt: skip
 ROW = LayerRow("cpu", 10, accepts=_accepts, make=lambda place: _OPS)

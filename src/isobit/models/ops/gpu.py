@@ -18,7 +18,7 @@ from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, LayerSpec, SelfAttention
+from isobit.models.config import Activation, Experts, LayerSpec, SelfAttention
 from isobit.models.linear import Linear
 from isobit.models.ops import latent, reference
 from isobit.models.ops.limits import lacking
@@ -43,6 +43,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
         return "has RMS norms without bias; others are PyTorch's, whose sums may depend on how many tokens come at once"
     if not all(isinstance(layer.attention, SelfAttention) for layer in layers):
         return "has no kernel of latent attention"
+    if any(isinstance(layer.mlp, Experts) for layer in layers):
+        return "has no kernels for mixtures of experts"
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > LARGEST_HEAD:
         return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}"
@@ -103,7 +105,7 @@ def make(place: Place) -> LayerOps:
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,
         project_gate=project_gate, project_add=project_add, attend=attend, latent=latent.attend,
-        reserve=kernels.reserve, recordable=True,
+        experts=reference.experts, gate_by=reference.gate_by, reserve=kernels.reserve, recordable=True,
     )  # fmt: skip
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from isobit.formats.caches import CacheFormat
+from isobit.kernels import reference_experts
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
 from isobit.models.batch import Span
@@ -18,7 +18,7 @@ from isobit.models.norms import normed
 from isobit.models.ops import latent
 from isobit.models.place import Place
 from isobit.models.rope import rotate
-from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
+from isobit.models.step import Activations, ExpertParts, LayerOps, LayerRow, Readers, Step
 
 
 def norm(x: Tensor, spec: NormSpec, readers: Readers = ()) -> Tensor:
@@ -124,22 +124,14 @@ def _mixed(heads: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, mask
     return weights.to(value.dtype) @ value
 
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu2": lambda x: F.relu(x).square(),
-}
-
-
 def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Tensor:
     """``activation(gate) * up``."""
-    return _ACTIVATIONS[activation](gate) * up
+    return reference_experts.ACTIVATIONS[activation](gate) * up
 
 
 def activate(x: Tensor, activation: Activation, readers: Readers = ()) -> Tensor:
     """``activation(x)``."""
-    return _ACTIVATIONS[activation](x)
+    return reference_experts.ACTIVATIONS[activation](x)
 
 
 def project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Tensor:
@@ -148,12 +140,25 @@ def project_gate(linears: Readers, x: Activations, activation: Activation, reade
     return gate(first, second, activation, readers)
 
 
+def experts(parts: ExpertParts, x: Tensor, step: Step) -> Tensor:
+    """Chosen in float32; added up in the order in which they were chosen."""
+    if parts.entry.observed:
+        parts.entry(x)
+    listener = parts.middle if parts.middle.observed else None
+    return parts.bound(x, reference_experts.route(parts.routing, x), listener)
+
+
+def gate_by(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """``y * sigmoid(x . weight)``, the gate in float32."""
+    return (y.float() * torch.sigmoid(x.float() @ weight)[:, None]).to(y.dtype)
+
+
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
     return "the order of PyTorch's sums depends on how many tokens come at once" if place.alike else None
 
 
 _OPS = LayerOps(
     "reference", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=project,
-    project_gate=project_gate, attend=attend, latent=latent.attend,
+    project_gate=project_gate, attend=attend, latent=latent.attend, experts=experts, gate_by=gate_by,
 )  # fmt: skip
 ROW = LayerRow("reference", 0, accepts=_accepts, make=lambda place: _OPS)
