@@ -35,7 +35,6 @@ CASES: dict[str, tuple[Change, str]] = {
     "no method at all": ({"config": {"quantization_config": {"x": 1}}}, "that isobit does not know"),
     "exl2": ({"config": {"quantization_config": {"quant_method": "exl2", "bits": 4}}, "pack": True}, "'exl2' (ExLlama"),
     "gptq without a name": ({"config": {"quantization_config": GPTQ}}, "GPTQ (AutoGPTQ"),
-    "bitsandbytes without a name": ({"config": {"quantization_config": {"load_in_8bit": True}}}, "bitsandbytes"),
     "legacy AutoSmoothQuant": ({"files": {"quant_config.json": {"qkv": "per-tensor"}}}, "AutoSmoothQuant"),
     "legacy modelopt": ({"files": {"hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}}, "ModelOpt"),
     "quanto": ({"files": {"quanto_qmap.json": {"lm_head": {"weights": "qint8"}}}}, "quanto (optimum-quanto)"),

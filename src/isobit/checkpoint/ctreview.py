@@ -23,6 +23,10 @@ from isobit.formats.schemes import name_of
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _PLAIN_DTYPES = ("BF16", "F16", "F32", "F64", "")
 _LISTED = 3
+_SAVED_AFTER_USE = (
+    "bitsandbytes saved this model after it had computed on a CPU: its scales (absmax) are bfloat16 and transposed, "
+    "and load wrongly elsewhere; isobit turns them back"
+)
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -57,6 +61,8 @@ def read(
     _refuse(found, known, tensors)
     kept = tuple(name for name in known if _name(found.group_for(name)) and _is_plain(name, tensors))
     found = replace(found, ignore=(*found.ignore, *kept)) if kept else found  # heads and routers that are left plain
+    if any(name.endswith(".weight.absmax") and dtype == "BF16" for name, dtype in tensors.items()):
+        found = replace(found, notes=(*found.notes, _SAVED_AFTER_USE))
     told = (look(found, known) for look in (_widened, _overlaps, _attention, _fused, _idle))
     return replace(found, notes=(*found.notes, *(note for notes in told for note in notes)))
 

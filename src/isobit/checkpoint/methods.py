@@ -49,8 +49,6 @@ class Method:
 
 # The order matters for what has no quant_method: the first row that fits is named.
 METHODS: tuple[Method, ...] = (
-    Method("bitsandbytes", ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
-           keys=(("load_in_4bit",), ("load_in_8bit",)), tensors=(".SCB", ".weight.absmax"), nearest="int4-g64 or int8"),
     Method("ModelOpt (TensorRT Model Optimizer)", ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"),
            keys=(("quant_algo",), ("producer",)), files=("hf_quant_config.json",), nearest="fp8-static or int4"),
     Method("AWQ (llm-awq) or AutoSmoothQuant", ("llm-awq",), keys=(("w_bit",), ("zero_point", "bits")),

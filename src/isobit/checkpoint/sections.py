@@ -37,6 +37,8 @@ def method_name(key: str, found: Mapping[str, Any]) -> str | None:
         CheckpointError: ``quant_method`` is no text.
     """
     name = found.get("quant_method")
+    if name is None and (found.get("load_in_8bit") is True or found.get("load_in_4bit") is True):
+        return "bitsandbytes"  # as transformers takes it
     if name is None:
         return COMPRESSED_TENSORS if "config_groups" in found or key == "compression_config" else None
     if not isinstance(name, str):

@@ -41,7 +41,8 @@ _KEYS = frozenset(
 
 
 def _parse(section: dict[str, Any]) -> Quantization:
-    version = text(section.get("version") or section.get("checkpoint_format"), "gemm", "version").lower()
+    said = next((section[key] for key in ("version", "format", "checkpoint_format") if section.get(key)), None)
+    version = text(said, "gemm", "version").lower()
     if version not in _VERSIONS:
         raise Unsupported(f"AWQ in version {short(version)}", [f"isobit reads {' and '.join(_VERSIONS)}"], INSTEAD)
     bits = whole_number(section, ("bits", "w_bit"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from isobit.checkpoint.layouts import awq, compressed, foreign, fp8_blocks, gguf, gptq, plain
+from isobit.checkpoint.layouts import awq, bitsandbytes, compressed, foreign, fp8_blocks, gguf, gptq, plain
 from isobit.checkpoint.layouts.parts import COMMON
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Quantization
@@ -22,6 +22,8 @@ LAYOUTS: tuple[Layout, ...] = (
     awq.GEMM,
     awq.GEMV,
     gptq.LAYOUT,
+    bitsandbytes.FOUR_BITS,
+    bitsandbytes.EIGHT_BITS,
     compressed.PACKED,
     plain.LAYOUT,
     fp8_blocks.LAYOUT,
