@@ -35,6 +35,7 @@ class Common:
         alpha: whether a rope of type ``dynamic`` has a fixed ``alpha``, which stretches theta (Hunyuan).
         rope_keys: keys of the rope section that the family reads itself.
         usual: the rope section where there is none.
+        rope_names: other names of rope types, and what they mean in this family.
     """
 
     kv_heads: int | None = None
@@ -52,6 +53,7 @@ class Common:
     alpha: bool = False
     rope_keys: tuple[str, ...] = ()
     usual: Mapping[str, Any] | None = None
+    rope_names: tuple[tuple[str, RopeKind], ...] = ()
 
 
 def positions(config: Fields, common: Common) -> int:
@@ -132,7 +134,7 @@ def _differences(scaling: Rope, parameters: Rope) -> str:
 def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rope:
     """One spelling of the rotary embedding, with the keys that stand beside it."""
     alpha = _alpha(section) if common.alpha else 1.0
-    kind = "default" if alpha != 1.0 else _rope_kind(section)
+    kind = "default" if alpha != 1.0 else _rope_kind(section, common)
     section.raw("finetuned")  # YaRN's authors wrote it; without "dynamic" their own code does not look at it
     for key in common.rope_keys:
         section.raw(key)
@@ -203,15 +205,15 @@ def _dims(config: Fields, section: Fields, common: Common, head_dim: int) -> int
     return dims
 
 
-def _rope_kind(section: Fields) -> RopeKind:
+def _rope_kind(section: Fields, common: Common) -> RopeKind:
     new, old = section.raw("rope_type"), section.raw("type")
     if new is not None and old is not None and new != old:
         section.complain(f"rope_type {shown(new)} and type {shown(old)} disagree: remove one of them")
         section.skip()
         return "default"
     named = new if new is not None else old if old is not None else "default"
-    for kind in ROPE_KINDS:
-        if kind == named:
+    for name, kind in (*common.rope_names, *((kind, kind) for kind in ROPE_KINDS)):
+        if name == named:
             return kind
     section.complain(f"rope type {shown(named)} is not implemented; isobit knows {', '.join(ROPE_KINDS)}")
     section.skip()

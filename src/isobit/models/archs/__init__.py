@@ -22,6 +22,7 @@ ARCHS: dict[str, str] = {
     "ArceeForCausalLM": "arcee",
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
+    "Exaone4ForCausalLM": "exaone4",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3_text",
     "GemmaForCausalLM": "gemma",
