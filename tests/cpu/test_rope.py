@@ -12,8 +12,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from isobit.models.archs import model_config
-from isobit.models.config import ModelConfig
-from isobit.models.rope import RotaryTable, frequencies
+from isobit.models.config import ModelConfig, Rope
+from isobit.models.rope import Angles, RotaryTable, frequencies, rotate
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 ROPES: dict[str, dict[str, Any]] = {
@@ -28,6 +28,8 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn, not truncated": YARN | {"truncate": False},
     "yarn, equal betas": YARN | {"beta_fast": 1.0, "beta_slow": 1.0},
 }  # fmt: skip
+SHORT, LONG = [1.0 + pair / 16 for pair in range(32)], [2.0 + pair / 2 for pair in range(32)]
+LONGROPE = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": 64}
 SIZES = {"vocab_size": 8, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
          "head_dim": 64, "max_position_embeddings": 256}  # fmt: skip
 
@@ -94,3 +96,52 @@ def test_the_table_grows_without_changing() -> None:
     early = table.at(positions, 20)[0].clone()
     table.at(torch.tensor([5000]), 5001)
     assert torch.equal(table.at(positions, 20)[0], early)
+
+
+@pytest.mark.parametrize("more", [{}, {"factor": 3.0}, {"attention_factor": 0.75}, {"factor": 0.5}])
+def test_both_sets_of_longrope_equal_transformers(more: dict[str, Any]) -> None:
+    keys = SIZES | {"rope_parameters": LONGROPE | {"rope_theta": 1e4} | more}
+    rope = model_config({"architectures": ["LlamaForCausalLM"]} | copy.deepcopy(keys)).layers[0].attention.rope
+    for long, length in ((False, 64), (True, 65)):
+        wanted, wanted_factor = ROPE_INIT_FUNCTIONS["longrope"](LlamaConfig(**keys), seq_len=length)
+        found, factor = frequencies(rope, 64, long=long)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+        assert factor == pytest.approx(wanted_factor, rel=1e-12)
+
+
+def test_a_sequence_has_one_set_of_longrope_from_its_first_token_on() -> None:
+    keys = SIZES | {"rope_parameters": LONGROPE | {"rope_theta": 1e4}}
+    config = model_config({"architectures": ["LlamaForCausalLM"]} | keys)
+    rope = config.layers[0].attention.rope
+    assert "up to 64 tokens" in config.notes[0] and "room for 256 tokens" in config.notes[0]
+    angles = Angles(rope, 64, torch.float32, None)
+    short, long = (RotaryTable(rope, 64, long=long).upto(100) for long in (False, True))
+    positions = torch.tensor([0, 1, 2, 98, 99, 5])  # of sequences of 3, of 100 and of 64 tokens
+    mixed = angles.at(positions, 100, [(3, 3), (2, 100), (1, 64)])
+    for part, near, far in zip(mixed, short, long, strict=True):
+        wanted = torch.cat((near[:3], far[98:100], near[5:6]))
+        assert torch.equal(part, wanted) and not torch.equal(near[5], far[5])
+    for room, table in ((64, short), (65, long)):
+        assert torch.equal(angles.at(positions, 100, room)[0], table[0][positions])
+        assert torch.equal(angles.upto(100, room)[1][:100], table[1][:100])
+    assert torch.equal(angles.at(positions[3:5], 100, [(2, 100)])[0], long[0][98:100])
+
+
+def test_pairs_that_are_neighbours_are_the_halves_of_reordered_heads() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 5, 24, generator=generator)
+    cos, sin = (part.repeat(1, 2) for part in torch.randn(2, 5, 8, generator=generator))
+    order = torch.tensor([*range(0, 16, 2), *range(1, 16, 2)])
+    found = rotate(x, cos, sin, interleaved=True)
+    halves = rotate(x[..., order], cos, sin)
+    assert torch.equal(found[..., order], halves) and torch.equal(found[..., 16:], x[..., 16:])
+    assert torch.equal(rotate(x, cos[:, :0], sin[:, :0]), x)
+
+
+def test_yarn_over_a_part_of_each_head_equals_transformers() -> None:
+    keys = SIZES | {"rope_parameters": YARN | {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    rope = Rope("yarn", 1e4, 4.0, 64, dims=32)
+    wanted, wanted_factor = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(**keys))
+    found, factor = frequencies(rope, 64)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    assert len(found) == 16 and factor == pytest.approx(wanted_factor, rel=1e-12)

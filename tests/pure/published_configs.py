@@ -65,6 +65,48 @@ QWEN3: dict[str, Any] = {
     "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
     "vocab_size": 151936,
 }  # fmt: skip
+GEMMA3: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+    "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
+    "initializer_range": 0.02, "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
+    "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0,
+    "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None,
+    "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0", "use_cache": True, "vocab_size": 262144,
+}  # fmt: skip
+SMOLLM3: dict[str, Any] = {
+    "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 11008, "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536,
+    "max_window_layers": 28, "mlp_bias": False, "model_type": "smollm3", "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 4,
+    "pad_token_id": 128004, "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
+    "sliding_window": None, "torch_dtype": "bfloat16", "use_cache": False, "use_sliding_window": False,
+    "vocab_size": 128256,
+}  # fmt: skip
+EXAONE4: dict[str, Any] = {
+    "architectures": ["Exaone4ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 361,
+    "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02, "intermediate_size": 27392,
+    "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16, "max_position_embeddings": 131072,
+    "model_type": "exaone4", "num_attention_heads": 40, "num_hidden_layers": 64, "num_key_value_heads": 8,
+    "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_theta": 1000000, "sliding_window": 4096,
+    "rope_scaling": LLAMA31_ROPE | {"factor": 16.0}, "sliding_window_pattern": "LLLG", "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 102400,
+}  # fmt: skip
+HUNYUAN: dict[str, Any] = {
+    "add_classification_head": False, "architectures": ["HunYuanDenseV1ForCausalLM"], "attention_bias": False,
+    "attention_dropout": 0.0, "attention_head_dim": 128, "bos_token_id": 1, "cla_share_factor": 2, "class_num": 0,
+    "dense_list": [4096, 0], "eod_token_id": 127967, "eos_token_id": 127960, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+    "mlp_bias": False, "model_type": "hunyuan_v1_dense", "norm_type": "rms", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "org_vocab_size": 128167, "pad_token_id": 127961,
+    "pool_type": "last", "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+    "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0,
+                     "mscale_all_dim": 0.0, "type": "dynamic"},
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "use_cla": False, "use_qk_norm": True,
+    "vocab_size": 128167,
+}  # fmt: skip
 # What transformers 4 wrote besides into a file that holds everything (use_diff=False), or by way of PEFT and trainers.
 EVERYTHING = {
     "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
@@ -177,6 +219,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen3 by transformers 4.57": QWEN3 | {"dtype": "bfloat16", "layer_types": FULL28},
     "Qwen3 with yarn": QWEN3 | {
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+    "Gemma 3 1B": GEMMA3,
+    "Gemma 3, a window in five of six": GEMMA3 | {"sliding_window_pattern": None, "_sliding_window_pattern": 6},
+    "Gemma 3 by transformers 5": {key: value for key, value in GEMMA3.items() if not key.startswith("rope_")}
+    | {"rope_parameters": {"full_attention": {"rope_theta": 1000000, "rope_type": "default"},
+                           "sliding_attention": {"rope_theta": 10000, "rope_type": "default"}},
+       "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4 + ["sliding_attention"] * 2,
+       "sliding_window_pattern": None, "_sliding_window_pattern": 6, "use_bidirectional_attention": False},
+    "SmolLM3 3B": SMOLLM3,
+    "EXAONE 4 32B": EXAONE4,
+    "EXAONE 4 1.2B": EXAONE4 | {"hidden_size": 2048, "intermediate_size": 4096, "layer_types": ["full_attention"] * 30,
+                                "head_dim": 64, "max_position_embeddings": 65536, "num_attention_heads": 32,
+                                "num_hidden_layers": 30, "sliding_window": None, "sliding_window_pattern": None,
+                                "rope_scaling": LLAMA31_ROPE | {"factor": 32.0}, "tie_word_embeddings": True},
+    "Hunyuan 7B": HUNYUAN,
     "Qwen3 FP8": QWEN3 | {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3",
                                                   "weight_block_size": [128, 128], "activation_scheme": "dynamic"}},
 }  # fmt: skip

@@ -150,7 +150,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-OWN_ROPE = {"Gemma3ForCausalLM", "Ministral3ForCausalLM"}  # keys that others have not: their own tests
+OWN_ROPE = {
+    "Gemma3ForCausalLM",
+    "Ministral3ForCausalLM",
+    "Phi3ForCausalLM",
+}  # keys that others have not: their own tests
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch not in OWN_ROPE])

@@ -56,11 +56,6 @@ class Fields:
         return key in self._config
 
     @property
-    def where(self) -> str:
-        """What messages call the object."""
-        return self._where
-
-    @property
     def sound(self) -> bool:
         """Whether nothing wrong was found so far."""
         return not self._problems
@@ -125,7 +120,11 @@ class Fields:
             return None
         if not value:
             return None
-        section = Fields(value, f"{self._where}: {key}")
+        return self.inner(value, key)
+
+    def inner(self, value: Mapping[str, Any], name: str) -> Fields:
+        """An object that is read as a part of this one, whose problems are this one's."""
+        section = Fields(value, f"{self._where}: {name}")
         section._problems = self._problems
         return section
 

@@ -102,7 +102,7 @@ def refuse_unread(section: Fields) -> None:
 def _agreeing(config: Fields, sections: list[Fields], common: Common, head_dim: int) -> Rope:
     """The rotary embedding that all sections mean."""
     if not sections:
-        return _rope(config, Fields(common.usual or {}, f"{config.where}: usual rope_parameters"), common, head_dim)
+        return _rope(config, config.inner(common.usual or {}, "usual rope_parameters"), common, head_dim)
     found = [_rope(config, section, common, head_dim) for section in sections]
     for section in sections:
         refuse_unread(section)

@@ -9,7 +9,7 @@ from isobit.models.archs.gemma2 import NORMS, read_cap
 from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common, read_head_dim, read_windows, with_attention
-from isobit.models.hf_rope import Common, read_ropes
+from isobit.models.hf_rope import Common, positions, read_ropes
 
 THETA, LOCAL = 1e6, ("rope_local_base_freq", 1e4)
 
@@ -37,6 +37,8 @@ def from_hf(fields: Fields) -> ModelConfig:
         kv_heads=4, head_dim=256, max_positions=131072, tied=True, activation="hidden_activation", theta=THETA
     )
     rope, near = read_ropes(fields, common, read_head_dim(fields, common), LOCAL)
+    if rope.kind == "linear" and not rope.original_context:  # max_position_embeddings counts the factor already
+        rope = replace(rope, original_context=max(1, int(positions(fields, common) / rope.factor)))
 
     def vary(layer: int, spec: LayerSpec) -> LayerSpec:
         return spec if windows[layer] is None else with_attention(spec, rope=near)

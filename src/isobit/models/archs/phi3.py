@@ -16,11 +16,12 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields.only("full_attn_mod", (1,), "mixture of kinds of attention")
     fields.only("interpolate_factor", (1,), "factor")
     style = Style(activation=None, joined=("qkv", "gate_up"))
-    return read_common(fields, "phi3", Common(max_positions=4096, eps=1e-5), style, windows)
+    common = Common(max_positions=4096, eps=1e-5, partial=1.0, rope_names=(("su", "longrope"), ("yarn", "longrope")))
+    return read_common(fields, "phi3", common, style, windows)
 
 
 def tiny() -> dict[str, Any]:
-    """A tiny test model with a window shorter than the test's sequences."""
+    """A tiny test model with a window, and an original context, shorter than the test's sequences."""
     return {
         "vocab_size": 320,
         "hidden_size": 640,
@@ -31,4 +32,12 @@ def tiny() -> dict[str, Any]:
         "max_position_embeddings": 256,
         "sliding_window": 16,
         "pad_token_id": 0,
+        "original_max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0 + pair / 24 for pair in range(24)],
+            "long_factor": [1.5 + pair / 4 for pair in range(24)],
+        },
     }
