@@ -6,7 +6,8 @@ family adds its experts to the style.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +34,10 @@ class Reading:
     common: Common
     style: Style
     windows: tuple[int | None, ...] | None = None
+
+    def style_with(self, vary: Callable[[int, LayerSpec], LayerSpec], **changes: Any) -> Style:
+        """The style with more to vary: experts, e.g. what :func:`isobit.models.hf_experts.with_experts` gives."""
+        return replace(self.style, **changes, vary=lambda layer, spec: vary(layer, self.style.vary(layer, spec)))
 
 
 def gpt_oss(fields: Fields) -> Reading:
