@@ -24,7 +24,10 @@ VERSION = 1
 _LARGEST = 16 << 20  # bytes
 _MOST_ROWS = 1000
 # Beside weights and config.json, what decides which tokens a text has. A template or a licence changes no figure.
-_TEXT = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+_TEXT = (
+    "tokenizer.json", "tokenizer.model", "tiktoken.model", "tokenizer_config.json", "added_tokens.json",
+    "special_tokens_map.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

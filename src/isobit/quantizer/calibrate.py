@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from isobit.bundled import HELDOUT_NAME, heldout_path
-from isobit.checkpoint.files import is_there, read_file
+from isobit.checkpoint.files import read_file
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, guarded, read_fast
+from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, guarded, has_tokenizer, read_fast
 from isobit.engine import scoring
 from isobit.errors import CheckpointError, UsageError
 from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
@@ -202,7 +202,7 @@ def _bfloat16_above(scale: Tensor) -> float:
 def _tokens(ck: Checkpoint, text: str) -> Tensor:
     """Token ids of ``text``, int64 ``[T]``."""
     path = ck.path / "tokenizer.json"
-    if not is_there(path):
+    if not has_tokenizer(ck.path):
         raise CheckpointError(
             "is missing: without it there is no way to calibrate activation scales on text", file=path
         )

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isobit.checkpoint.files import is_there
 from isobit.checkpoint.jsonfile import read_json
-from isobit.checkpoint.text.fast import read_fast
+from isobit.checkpoint.text.fast import has_tokenizer, read_fast
 from isobit.checkpoint.text.generation import read_defaults
 from isobit.checkpoint.text.templates import chat_templates
 from isobit.checkpoint.text.tokens import CONFIG, optional_json
@@ -40,7 +39,7 @@ def check_companions(folder: Path, companions: tuple[Path, ...]) -> list[str]:
             return None
 
     notes: list[str] = []
-    if is_there(folder / "tokenizer.json"):
+    if has_tokenizer(folder):
         attempt(lambda: read_fast(folder))
     else:
         notes.append(

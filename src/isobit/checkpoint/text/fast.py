@@ -17,13 +17,15 @@ from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.jsonfile import LARGEST_JSON, short
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.text.classes import SETTINGS, disagreement, splits_into_bytes, tokenizer_class
+from isobit.checkpoint.text.ranks import RANKS, has_ranks, read_ranks
 from isobit.checkpoint.text.tokens import CONFIG, FLAGS, Token, TokenFiles, optional_json, read_tokens
 from isobit.errors import CheckpointError
 from isobit.shortage import require_headroom
 
-OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
+OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
 # Memory that the library takes, measured: it ends the process where that lacks.
 READING_BYTES, ENCODING_BYTES, SPARE_BYTES = 20, 200, 4 << 20  # per byte of tokenizer.json, per character of text
+_RANKS_BYTES = 256 << 20  # of a file of ranks: what 164 thousand tokens and their merges take while they are made
 _REASON = 300  # characters of the library's own words in a message
 _SHOWN = 4  # tokens named in a note
 
@@ -47,24 +49,22 @@ class Fast:
     notes: tuple[str, ...]
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer that isobit reads: tokenizer.json, or tiktoken.model."""
+    return is_there(folder / "tokenizer.json") or has_ranks(folder)
+
+
 def read_fast(folder: Path) -> Fast:
-    """Reads tokenizer.json and the small files beside it.
+    """Reads tokenizer.json, or tiktoken.model where there is none, and the small files beside it.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    path = folder / "tokenizer.json"
-    if not is_there(path):
-        require_finished(folder)
-        raise CheckpointError(_missing(folder), file=folder)
-    data = read_file(path, LARGEST_JSON)
-    require_headroom(READING_BYTES * len(data) + SPARE_BYTES, f"reading {path}")
-    with _quiet():
-        fast = guarded(path, "this is not a tokenizer that can be read", _tried, data)
+    config = optional_json(folder / CONFIG)
+    path, fast = _vocabulary(folder, config)
     own = {id: _own(token) for id, token in fast.get_added_tokens_decoder().items()}
     padding = fast.padding
     normalizer, pre_tokenizer = _as_json(fast.normalizer), _as_json(fast.pre_tokenizer)
-    config = optional_json(folder / CONFIG)
     found = tokenizer_class(config, optional_json(folder / "config.json"), splits_into_bytes(pre_tokenizer))
     brought = dict(found.named)
     if padding and "pad_token" in padding:
@@ -88,6 +88,23 @@ def read_fast(folder: Path) -> Fast:
     unlike = disagreement(found, parts, own, files, fast.model.token_to_id)
     notes = (*([unlike] if unlike else []), *_notes(fast, files, split))
     return Fast(fast, files, frozenset(special), notes)
+
+
+def _vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Path, FastTokenizer]:
+    """The file that holds the vocabulary, and the library's tokenizer of it."""
+    if has_ranks(folder):
+        path = folder / RANKS
+        require_headroom(_RANKS_BYTES, f"reading {path}")
+        with _quiet():
+            return path, guarded(path, "this is not a tokenizer that can be read", read_ranks, folder, config)
+    path = folder / "tokenizer.json"
+    if not is_there(path):
+        require_finished(folder)
+        raise CheckpointError(_missing(folder), file=folder)
+    data = read_file(path, LARGEST_JSON)
+    require_headroom(READING_BYTES * len(data) + SPARE_BYTES, f"reading {path}")
+    with _quiet():
+        return path, guarded(path, "this is not a tokenizer that can be read", _tried, data)
 
 
 def _tried(data: bytes) -> FastTokenizer:
@@ -139,7 +156,7 @@ def guarded(path: Path | None, what: str, call: Callable[..., Result], *args: An
     """
     try:
         return call(*args, **kwargs)
-    except (OverflowError, TypeError, KeyboardInterrupt, MemoryError):
+    except (CheckpointError, OverflowError, TypeError, KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
