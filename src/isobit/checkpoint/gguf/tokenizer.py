@@ -61,7 +61,8 @@ def config_of(gguf: Gguf) -> dict[str, Any]:
     Raises:
         CheckpointError: as :func:`tokenizer_of`.
     """
-    keys, tokens = Keys(gguf, _PREFIX), Keys(gguf, _PREFIX).texts("tokens")
+    keys = Keys(gguf, _PREFIX)
+    tokens, _ = _vocabulary(keys)
     found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in _NAMED.items():
         id = _id(keys, key, tokens)

@@ -74,7 +74,7 @@ _ROWS = (
     BlockType("IQ1_M", 29, 256, 56),
     BlockType("BF16", 30, 1, 2, plain="BF16"),
     BlockType("TQ1_0", 34, 256, 54, _group("int2", 256)),
-    BlockType("TQ2_0", 35, 256, 66, _group("int2", 256)),
+    BlockType("TQ2_0", 35, 256, 66, _group("int3", 256)),  # a code that nobody writes means 2
     BlockType("MXFP4", 39, 32, 17, _group("int8", 32)),
     BlockType("NVFP4", 40, 64, 36),
     BlockType("Q1_0", 41, 128, 18),

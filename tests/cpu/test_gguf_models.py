@@ -1,0 +1,176 @@
+"""Models in GGUF: every family's logits equal transformers', from names and orders that llama.cpp's converter gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import make_model, save, token_ids
+from gguf import GGMLQuantizationType, quants
+from gguf_writer import Raw, gguf, write
+from running import run
+
+import isobit
+from isobit.checkpoint.gguf.families import FAMILIES
+from isobit.checkpoint.gguf.rope import llama3_factors
+from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import IsobitError
+from isobit.models.archs import ARCHS
+from isobit.models.weights import load_model
+
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+}  # fmt: skip
+GEMMA2_NAMES = NAMES | {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
+F32 = 0
+
+
+def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows whose rotation pairs the halves of a head, as llama.cpp wants them: neighbours."""
+    width = rows.shape[0] // heads
+    order = [head * width + half * width // 2 + pair
+             for head in range(heads) for pair in range(width // 2) for half in (0, 1)]  # fmt: skip
+    return rows[order]
+
+
+def width_of(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def keys_of(config: Any, arch: str) -> dict[str, Any]:
+    head_dim = width_of(config)
+    rope = config.rope_parameters
+    found = {
+        "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": rope["rope_theta"],
+        "attention.key_length": head_dim, "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim, "vocab_size": config.vocab_size,
+    }  # fmt: skip
+    if rope["rope_type"] == "yarn":
+        found |= {"rope.scaling.type": "yarn", "rope.scaling.factor": rope["factor"],
+                  "rope.scaling.original_context_length": rope["original_max_position_embeddings"]}  # fmt: skip
+    if arch == "gemma2":
+        found |= {"attention.sliding_window": config.sliding_window,
+                  "attn_logit_softcapping": config.attn_logit_softcapping,
+                  "final_logit_softcapping": config.final_logit_softcapping}  # fmt: skip
+    return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
+
+
+def raw(name: str, value: np.ndarray, kind: str) -> Raw:
+    """A tensor in some type; vectors, and what is written in float32, as they are."""
+    if kind == "F32" or value.ndim == 1:
+        return Raw(name, F32, value.shape[::-1], np.ascontiguousarray(value, dtype=np.float32).tobytes())
+    type = GGMLQuantizationType[kind]
+    return Raw(name, int(type), value.shape[::-1], quants.quantize(value.astype(np.float32), type).tobytes())
+
+
+def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any) -> Path:
+    """A transformers model as llama.cpp's converter writes it."""
+    config, names = model.config, GEMMA2_NAMES if arch == "gemma2" else NAMES
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    tensors = []
+    for stored, tensor in model.state_dict().items():
+        if stored == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        module, _, end = stored.rpartition(".")
+        value = tensor.float().numpy()
+        if arch == "llama" and module.rpartition(".")[2] in heads:
+            value = interleaved(value, heads[module.rpartition(".")[2]])
+        if arch.startswith("gemma") and "norm" in module:
+            value = value + 1
+        layer = module.removeprefix("model.layers.").partition(".")
+        name = f"blk.{layer[0]}.{names[layer[2]]}" if layer[2] and module.startswith("model.layers.") else names[module]
+        tensors.append(raw(f"{name}.{end}", value, kind))
+    rope = config.rope_parameters
+    if rope["rope_type"] == "llama3":
+        factors = llama3_factors(rope["rope_theta"], config.head_dim, rope["factor"],
+                                 rope["original_max_position_embeddings"])  # fmt: skip
+        tensors.append(raw("rope_freqs.weight", np.array(factors, dtype=np.float32), "F32"))
+    return write(path, gguf(keys_of(config, arch) | more, tensors))
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": False}),
+    "qwen3": ("Qwen3ForCausalLM", {}),
+    "gemma2": ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 64}),
+}
+
+
+def test_every_family_that_runs_is_tried() -> None:
+    assert {name for name, row in FAMILIES.items() if row.architecture in ARCHS} == {*CASES}
+
+
+@pytest.mark.parametrize("arch", CASES)
+@torch.inference_mode()
+def test_logits_equal_transformers(tmp_path: Path, arch: str) -> None:
+    architecture, changes = CASES[arch]
+    model, ids = make_model(architecture, **changes), token_ids(100)
+    path = write_gguf(tmp_path / "m.gguf", model, arch)
+    assert float((run(load_model(path), ids) - model(ids).logits).abs().max()) < 1e-4
+    config, own = Checkpoint.open(path).config, model.config.to_dict()
+    assert "quantization_config" not in config and config["dtype"] == "float32"
+    for key in ("hidden_size", "vocab_size", "rms_norm_eps", "tie_word_embeddings", "num_key_value_heads"):
+        assert config[key] == own[key], key
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"])
+@torch.inference_mode()
+def test_quantized_weights_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    """The same logits as a folder that holds the numbers which gguf dequantizes."""
+    model, ids = make_model("LlamaForCausalLM"), token_ids(40)
+    path = write_gguf(tmp_path / "m.gguf", model, "llama", kind)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            value, type = parameter.numpy(), GGMLQuantizationType[kind]
+            parameter.copy_(
+                torch.from_numpy(quants.dequantize(quants.quantize(value, type), type)).reshape(value.shape)
+            )
+    folder = save(model, tmp_path / "folder")
+    found, wanted = (run(load_model(one), ids) for one in (path, folder))
+    assert float((found - wanted).abs().max()) < 1e-4
+
+
+def test_info_and_plan(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", make_model("LlamaForCausalLM"), "llama", "Q8_0")
+    info = isobit.info(path)
+    assert (info.architecture, info.quantization) == ("LlamaForCausalLM", "gguf (Q8_0)")
+    assert {use.scheme for use in info.schemes if use.kind == "linear"} == {"q8_0"}
+    assert info.linear_bits_per_weight == pytest.approx(8.5)
+
+
+def test_a_folder_with_one_file(tmp_path: Path) -> None:
+    model = make_model("LlamaForCausalLM")
+    path = write_gguf(tmp_path / "m.gguf", model, "llama")
+    write(tmp_path / "mmproj-m.gguf", b"GGUF")
+    assert Checkpoint.open(tmp_path).path == path
+    write(tmp_path / "n.gguf", path.read_bytes())
+    with pytest.raises(IsobitError, match=r"holds several GGUF files, name the one that is meant: m\.gguf, n\.gguf"):
+        Checkpoint.open(tmp_path)
+    save(model, tmp_path)
+    assert Checkpoint.open(tmp_path).path == tmp_path  # a folder's own weights come first
+
+
+def test_a_tensor_is_missing_or_surplus(tmp_path: Path) -> None:
+    model = make_model("LlamaForCausalLM")
+    path = write_gguf(tmp_path / "m.gguf", model, "llama")
+    data = path.read_bytes()
+    write(path, data.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
+    with pytest.raises(IsobitError) as caught:
+        load_model(path)
+    assert "model.layers.1.mlp.up_proj.weight" in str(caught.value) and "blk.1.ffn_xx.weight" in str(caught.value)
