@@ -135,7 +135,7 @@ def test_quantized_weights_are_those_of_the_file(tmp_path: Path, kind: str) -> N
     """The same logits as a folder that holds the numbers which gguf dequantizes."""
     model, ids = make_model("LlamaForCausalLM"), token_ids(40)
     path = write_gguf(tmp_path / "m.gguf", model, "llama", kind)
-    for name, parameter in model.named_parameters():
+    for _name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             value, type = parameter.numpy(), GGMLQuantizationType[kind]
             parameter.copy_(

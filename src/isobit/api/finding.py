@@ -46,9 +46,10 @@ def model_named(name: str, model: object, revision: object = None) -> str:
 
 
 def default_name(model: str | Path) -> str:
-    """The last part of a folder's path or of a Hugging Face id, for naming an output folder."""
+    """The last part of a path or of a Hugging Face id, without a file's ending, for naming an output folder."""
     name = str(model).rstrip("/").rpartition("/")[2]
-    return name if name not in ("", ".", "..") else Path(model).resolve().name
+    name = name if name not in ("", ".", "..") else Path(model).resolve().name
+    return name.removesuffix(".gguf")
 
 
 def device_and_target(device: str, target: str | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def quantize(
     *,
     rules: Iterable[tuple[str, str]] = (),
     allow_mixed_fused: bool = False,
+    from_quantized: bool = False,
     search: str | None = None,
     calibration: str | Path | None = None,
     device: str = "cpu",
@@ -50,6 +51,8 @@ def quantize(
         rules: ``(regex, scheme or "keep")`` pairs over module names; the first match wins.
         allow_mixed_fused: let rules give different schemes to layers that engines fuse (q, k and v; gate and up):
             isobit and transformers compute what is stored, vLLM does not.
+        from_quantized: take a model that is quantized already as the numbers it stands for: both errors add up, and
+            the report has the second one alone.
         search: ``"absmax"`` or ``"mse"``; by default absmax for 8-bit formats and mse below.
         calibration: a text file that static activation scales are calibrated on; the bundled held-out text if None.
         device: what runs the model to calibrate: ``"cpu"`` or ``"cuda"``; all else is computed on the CPU.
@@ -74,6 +77,7 @@ def quantize(
     settings = _settings(policy, search, calibration, device, target, max_shard_bytes)
     workers = arguments.optional_whole("threads", threads, 1, MOST_THREADS)
     flags = {"overwrite": overwrite, "resume": resume, "progress": progress, "allow_mixed_fused": allow_mixed_fused}
+    flags["from_quantized"] = from_quantized
     for flag, value in flags.items():
         arguments.flag(flag, value)
     return run(
@@ -82,6 +86,7 @@ def quantize(
         policy,
         **settings,
         allow_mixed_fused=allow_mixed_fused,
+        from_quantized=from_quantized,
         threads=workers,
         overwrite=overwrite,
         resume=resume,
@@ -96,6 +101,7 @@ def predict(
     *,
     rules: Iterable[tuple[str, str]] = (),
     allow_mixed_fused: bool = False,
+    from_quantized: bool = False,
     search: str | None = None,
     calibration: str | Path | None = None,
     device: str = "cpu",
@@ -112,8 +118,10 @@ def predict(
     name, policy = model_named("model", model, revision), make_policy(scheme, rules)
     folder = output_folder(name, out, policy)
     settings = _settings(policy, search, calibration, device, target, max_shard_bytes)
-    arguments.flag("allow_mixed_fused", allow_mixed_fused)
-    return run(find(name, revision=revision), folder, policy, **settings, allow_mixed_fused=allow_mixed_fused)
+    flags = {"allow_mixed_fused": allow_mixed_fused, "from_quantized": from_quantized}
+    for flag, value in flags.items():
+        arguments.flag(flag, value)
+    return run(find(name, revision=revision), folder, policy, **settings, **flags)
 
 
 def _settings(

@@ -63,6 +63,12 @@ def register(subparsers: Any) -> None:
         "transformers compute what is stored, vLLM refuses it or, worse, computes garbage",
     )
     parser.add_argument(
+        "--from-quantized",
+        action="store_true",
+        help="take a model that is quantized already (GGUF, GPTQ, another scheme) as the numbers it stands for: both "
+        "errors add up",
+    )
+    parser.add_argument(
         "--search", choices=("absmax", "mse"), help="how scales are chosen (default: absmax for 8 bits, mse below)"
     )
     parser.add_argument(
@@ -104,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     job: dict[str, Any] = {
         "rules": rules,
         "allow_mixed_fused": args.allow_mixed_fused,
+        "from_quantized": args.from_quantized,
         "search": args.search,
         "calibration": args.calibration,
         "device": args.device,

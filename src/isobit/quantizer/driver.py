@@ -23,6 +23,7 @@ from isobit.checkpoint.occupant import CONFIG, REPORT, require_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
 from isobit.checkpoint.text.check import check_companions
+from isobit.checkpoint.widened import widened
 from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import IsobitError, UsageError
 from isobit.formats.rules import Policy
@@ -54,6 +55,7 @@ def quantize(
     lowering: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_mixed_fused: bool = False,
+    from_quantized: bool = False,
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -73,6 +75,7 @@ def quantize(
         lowering: target whose lowering calibrates on the GPU; None for the GPU's own.
         max_shard_bytes: tensor bytes per weight file.
         allow_mixed_fused: layers that engines fuse (q, k and v; gate and up) may get different schemes.
+        from_quantized: take a source that is quantized already as the numbers it stands for.
         threads: computing threads; None for every core this process may use.
         overwrite: replace a finished checkpoint of isobit's in ``out``.
         resume: take up an unfinished run of the same job in ``out``; otherwise start over.
@@ -94,7 +97,7 @@ def quantize(
     shown = make_progress(progress) if isinstance(progress, bool) else progress
     workers = _threads(threads)
     calibrated = calibrate.prepare(calibration, policy, device=device, lowering=lowering)
-    settings = _Settings(policy, _search(search), max_shard_bytes, calibrated, allow_mixed_fused)
+    settings = _Settings(policy, _search(search), max_shard_bytes, calibrated, allow_mixed_fused, from_quantized)
     plan = _plan(Path(source), Path(out), settings)
     for said in plan.notes:
         shown.note(f"note: {said}")
@@ -163,10 +166,11 @@ def predict(
     lowering: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_mixed_fused: bool = False,
+    from_quantized: bool = False,
 ) -> Prediction:
     """What :func:`quantize` would do; reads headers, writes nothing, and raises what it would raise before writing."""
     calibrated = calibrate.prepare(calibration, policy, device=device, lowering=lowering)
-    settings = _Settings(policy, _search(search), max_shard_bytes, calibrated, allow_mixed_fused)
+    settings = _Settings(policy, _search(search), max_shard_bytes, calibrated, allow_mixed_fused, from_quantized)
     plan = _plan(Path(source), Path(out), settings)
     written = {job.name: sum(tensor.nbytes for tensor in job.outputs) for job in plan.jobs}
     few_bit = [job for job in plan.jobs if job.spec is not None]
@@ -195,6 +199,7 @@ class _Settings:
     max_shard_bytes: int
     calibration: calibrate.Calibration | None  # None unless a scheme needs it
     allow_mixed_fused: bool = False
+    from_quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,8 +220,12 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     require_name(out, INDEX)
     validate.check_paths(source, out)
     ck = Checkpoint.open(source)
-    validate.check_not_quantized(ck)
+    if not settings.from_quantized:
+        validate.check_not_quantized(ck)
     found, companions = contents(ck), tuple(ck.companions)
+    twice = validate.twice_quantized(found.ck)
+    if twice:
+        found = replace(found, ck=widened(found.ck, found.expected), notes=(*twice, *found.config.notes))
     ck, model, dropped = found.ck, found.config, (*found.left_out, *found.kv_scales)
     tensors = [info for name, info in ck.tensors.items() if name in found.expected]
     classify = classifier(model)
@@ -261,6 +270,7 @@ def _description(plan: _Plan, settings: _Settings) -> dict[str, Any]:
         "rules": [[rule.pattern, rule.action] for rule in settings.policy.rules],
         "search": settings.search,
         "max_shard_bytes": settings.max_shard_bytes,
+        **({"from_quantized": True} if settings.from_quantized else {}),
         "calibration": None if calibrated is None else hashlib.sha256(calibrated.text.encode()).hexdigest(),
         "layout": layout.hexdigest(),
         **on_gpu,

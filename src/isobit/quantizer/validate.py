@@ -32,7 +32,10 @@ def check_not_quantized(ck: Checkpoint) -> None:
     Raises:
         CheckpointError: it is quantized already, by its configuration or by the dtypes of its tensors.
     """
-    advice = "quantize the original model instead: quantizing twice adds both errors"
+    advice = (
+        "quantize the original model instead, for quantizing twice adds both errors; or insist with --from-quantized"
+        " (Python: from_quantized=True), which takes it as the numbers it stands for"
+    )
     if ck.quantization is not None:
         raise CheckpointError(
             f"this checkpoint is quantized already ({ck.quantization.method}, {ck.quantization.format}); {advice}",
@@ -46,6 +49,18 @@ def check_not_quantized(ck: Checkpoint) -> None:
                 file=info.file,
                 tensor=info.name,
             )
+
+
+def twice_quantized(ck: Checkpoint) -> tuple[str, ...]:
+    """What a person should know of a source that is quantized; nothing of one that is not."""
+    quantization = ck.quantization
+    if quantization is None:
+        return ()
+    shown = ", ".join(filter(None, (quantization.method, quantization.format)))
+    return (
+        f"the source is quantized ({shown}): it is taken as the float32 numbers it stands for, and the errors reported"
+        " are against those; what it lost itself comes on top, and nobody can measure that without its own source",
+    )
 
 
 def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind], policy: Policy) -> None:

@@ -1,0 +1,95 @@
+"""A quantized checkpoint read as the numbers it stands for: what `isobit quantize --from-quantized` begins with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from isobit.checkpoint.layouts import table
+from isobit.checkpoint.layouts.parts import COMMON
+from isobit.checkpoint.linear import read_linear
+from isobit.checkpoint.reader import Checkpoint
+from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
+from isobit.checkpoint.sections import SECTIONS
+from isobit.errors import CheckpointError
+from isobit.formats.qtensor import QTensor
+
+
+def widened(ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """The checkpoint with every quantized weight as float32, and nothing of its quantization left.
+
+    Args:
+        ck: the checkpoint.
+        shapes: of every tensor of the unquantized model.
+    """
+    twin = copy.copy(ck)
+    for derived in ("quantization", "notes", "dtype"):
+        twin.__dict__.pop(derived, None)
+    twin.config = _without_sections(ck.config)
+    twin.store = _Widened(ck, shapes)
+    return twin
+
+
+def _without_sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in config.items() if key not in SECTIONS}
+    inner = found.get("text_config")
+    return found | ({"text_config": _without_sections(inner)} if isinstance(inner, dict) else {})
+
+
+class _Widened:
+    """The tensors of a checkpoint, quantized weights as float32 ``[N, K]``."""
+
+    def __init__(self, ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._ck = ck
+        self._heights: dict[str, int] = {}  # of quantized weights: rows that cannot be told apart
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, info in ck.tensors.items():
+            module, part = table.split(name)
+            infos = table.infos_of(ck.tensors, module)
+            row = table.layout_of(infos)
+            weight = f"{module}.weight"
+            if row is None or part in COMMON[-1:] or weight not in shapes or infos[row.codes].dtype in PLAIN_DTYPES:
+                self.tensors[name] = info
+            elif part == row.codes:
+                n, k = shapes[weight]
+                self.tensors[weight] = TensorInfo(weight, "F32", (n, k), info.file, 0, 4 * n * k)
+                self._heights[weight] = self._height(module)
+
+    def _height(self, module: str) -> int:
+        quantization = self._ck.quantization
+        group = None if quantization is None else quantization.group_for(module)
+        return group.weights.block[0] if group is not None and group.weights and group.weights.block else 1
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See :class:`~isobit.checkpoint.store.Store`."""
+        return self._ck.files
+
+    def renamed(self, names: Mapping[str, str]) -> _Widened:
+        """See :class:`~isobit.checkpoint.store.Store`; nothing asks for it: the tensors have a model's names."""
+        raise NotImplementedError
+
+    def info(self, name: str) -> TensorInfo:
+        """See :class:`~isobit.checkpoint.store.Store`."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError("is missing from this checkpoint", file=self._ck.path, tensor=name) from None
+
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None, *, mmap: bool = False) -> Tensor:
+        """See :class:`~isobit.checkpoint.store.Store`; of blocks with one scale whole ones are read, and cut."""
+        height = self._heights.get(name)
+        if height is None:
+            return self._ck.read(name, rows, columns, mmap=mmap)
+        module, whole = name.removesuffix(".weight"), self.tensors[name].shape
+        begin, end = (0, whole[0]) if rows is None else (rows.start or 0, whole[0] if rows.stop is None else rows.stop)
+        first = begin // height * height
+        weight = read_linear(self._ck, module, slice(first, min(-(-end // height) * height, whole[0])), columns).weight
+        found = weight.dequantize() if isinstance(weight, QTensor) else weight.float()
+        if found.shape[1] != whole[1] and columns is None:
+            raise CheckpointError(f"is {found.shape[1]} wide, not {whole[1]}", file=self._ck.path, tensor=name)
+        return found[begin - first : end - first].contiguous()
