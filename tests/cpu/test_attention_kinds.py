@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from isobit.cli import slow_path
 from isobit.formats.caches import AUTO
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
@@ -219,3 +220,22 @@ def test_a_row_says_what_it_lacks(name: str) -> None:
     words = {row.name: row.words for row in FEATURES}
     assert lacking([plain], ()) is None and lacking([plain, asks], {name}) is None
     assert words[name] in (lacking([plain, asks], words.keys() - {name}) or "")
+
+
+def test_what_runs_in_pytorch_for_lack_of_a_kernel_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Model:
+        kernels_lack = lacking([LayerSpec(SelfAttention(4, 2, 16, sinks=True), GatedMlp(8))], ())
+
+        def linears(self) -> list[Any]:
+            return []
+
+    slow_path.warn(Model())
+    assert "PyTorch, slowly: the kernel does not compute attention sinks yet" in capsys.readouterr().err
+    monkeypatch.setenv("ISOBIT_KERNEL", "reference")
+    slow_path.warn(Model())
+    monkeypatch.delenv("ISOBIT_KERNEL")
+    Model.kernels_lack = None
+    slow_path.warn(Model())
+    assert not capsys.readouterr().err

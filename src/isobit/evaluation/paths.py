@@ -39,7 +39,8 @@ def execution_path(name: str, model: Decoder, machine: Machine) -> ExecutionPath
 def layer_kernels(model: Decoder) -> str:
     """What runs the rest of the layers, what its cache holds, and why not all run in one call where they can."""
     why, cache = model.why_by_layer, "" if model.stored == AUTO else f", {model.stored.name} cache"
-    return model.layer_ops.name + cache + ("" if why is None else f" (layer by layer: {why})")
+    lacks = "" if model.kernels_lack is None else f" (the kernel {model.kernels_lack})"
+    return model.layer_ops.name + lacks + cache + ("" if why is None else f" (layer by layer: {why})")
 
 
 def linear_kernels(model: Decoder) -> str:

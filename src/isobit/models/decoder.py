@@ -21,7 +21,7 @@ from isobit.models.config import Kept, ModelConfig, SelfAttention
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
-from isobit.models.ops.table import choose
+from isobit.models.ops.table import choose, lacks
 from isobit.models.parts import Listeners
 from isobit.models.place import Place
 from isobit.models.rope import Angles, query_factors
@@ -167,6 +167,11 @@ class Decoder(nn.Module):
     def why_by_layer(self) -> str | None:
         """Why layers do not run in one call, on a row that has one; else None."""
         return self._stack or None if isinstance(self._stack, str) else None
+
+    @property
+    def kernels_lack(self) -> str | None:
+        """What the kernels of its place cannot do for its layers, so that PyTorch does all that is not a linear."""
+        return lacks(self.place, self.config.layers)
 
     @cached_property
     def layer_ops(self) -> LayerOps:

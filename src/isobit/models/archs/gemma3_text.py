@@ -17,7 +17,7 @@ THETA, LOCAL = 1e6, ("rope_local_base_freq", 1e4)
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a Gemma3ForCausalLM configuration."""
     pattern = fields.integer("sliding_window_pattern", 6, high=MOST_LAYERS)
-    fields.raw("_sliding_window_pattern")  # transformers writes it beside layer_types
+    fields.integer("_sliding_window_pattern", 6, high=MOST_LAYERS)  # transformers writes it beside layer_types
     windows = read_windows(fields, enabled=True, default_window=4096, windowed=lambda layer: (layer + 1) % pattern != 0)
     fields.only("use_bidirectional_attention", (False,), "attention to later tokens")
     bias = fields.flag("attention_bias", False)

@@ -38,7 +38,8 @@ def _query_scale(fields: Fields) -> QueryScale:
     found = set()
     for section in filter(None, map(fields.section, SECTIONS)):
         context = positions(fields, COMMON)
-        section.only("max_position_embeddings", (context,), "context beside the file's own")
+        if fields.sound:
+            section.only("max_position_embeddings", (context,), "context beside the file's own")
         floor = section.integer(ORIGINAL, fields.integer(ORIGINAL, context))
         found.add(QueryScale(floor, section.number(BETA, None, high=100.0)))
     if len(found) > 1 and fields.sound:

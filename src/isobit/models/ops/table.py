@@ -15,10 +15,16 @@ from isobit.errors import Unsupported
 from isobit.formats.caches import AUTO, CacheFormat
 from isobit.models.config import LayerSpec
 from isobit.models.ops import cpu, gpu, reference
+from isobit.models.ops.limits import lacking
 from isobit.models.place import Place
 from isobit.models.step import LayerOps, LayerRow
 
 LAYER_ROWS: tuple[LayerRow, ...] = (gpu.ROW, cpu.ROW, reference.ROW)
+
+
+def lacks(place: Place, layers: Sequence[LayerSpec]) -> str | None:
+    """What layers have and isobit's own kernels at a place have not, so that PyTorch runs them; or None."""
+    return lacking(layers, gpu.ABLE if place.device == "cuda" else cpu.ABLE)
 
 
 def choose(
