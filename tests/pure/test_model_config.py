@@ -150,11 +150,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Keys and defaults that others have not: their own tests.
 OWN_ROPE = {
-    "Gemma3ForCausalLM",
-    "Ministral3ForCausalLM",
+    "Gemma3ForCausalLM", "Glm4ForCausalLM", "GlmForCausalLM", "Ministral3ForCausalLM", "Olmo3ForCausalLM",
     "Phi3ForCausalLM",
-}  # keys that others have not: their own tests
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch not in OWN_ROPE])

@@ -160,9 +160,10 @@ class Checkpoint:
         return self.quantization.notes if self.quantization is not None else ()
 
     def _matrices(self) -> list[str]:
-        """Names of the modules with a weight of two dimensions."""
+        """Names of the modules with a weight of two dimensions; norms that have one for each head are none."""
         split = ((*table.split(name), info) for name, info in self.tensors.items())
-        return [module for module, part, info in split if module and part in table.CODE_PARTS and len(info.shape) == 2]
+        found = (module for module, part, info in split if part in table.CODE_PARTS and len(info.shape) == 2)
+        return [module for module in found if module and not module.endswith("norm")]
 
     def info(self, name: str) -> TensorInfo:
         """Header entry of a tensor; see :meth:`isobit.checkpoint.store.Store.info`."""

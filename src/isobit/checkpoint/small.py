@@ -14,16 +14,16 @@ INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 _MOST_AXES = 8  # that a message shows
 
 
-def read_vector(ck: Store, name: str, length: int) -> Tensor:
-    """Reads a bias or the weight of a norm: ``[length]`` in a plain floating-point dtype, every number finite.
+def read_vector(ck: Store, name: str, *sizes: int) -> Tensor:
+    """Reads a bias or the weight of a norm: of some sizes in a plain floating-point dtype, every number finite.
 
     Raises:
         CheckpointError: it is missing, or anything else.
     """
     info = ck.info(name)
-    if info.shape != (length,):
+    if info.shape != sizes:
         raise CheckpointError(
-            f"has shape {short_list(info.shape)}, but config.json makes it [{length}]", file=info.file, tensor=name
+            f"has shape {short_list(info.shape)}, but config.json makes it {list(sizes)}", file=info.file, tensor=name
         )
     if info.dtype not in PLAIN_DTYPES:
         raise CheckpointError(unreadable(info.dtype), file=info.file, tensor=name)

@@ -12,7 +12,8 @@ class NormSpec:
     """A norm over the last axis: ``x / sqrt(mean(x^2) + eps) * weight + bias``, in float32.
 
     Attributes:
-        weight: float32 ``[K]``, with whatever its family adds to it.
+        weight: float32 ``[K]``, with whatever its family adds to it; ``[heads, dim]``, whose product is K: each head is
+            normed by itself.
         eps: its epsilon.
         bias: float32 ``[K]``; None: nothing is added.
         centred: whether the mean of ``x`` is taken away first (LayerNorm).
@@ -25,5 +26,5 @@ class NormSpec:
 
     @property
     def plain(self) -> bool:
-        """Whether it is an RMS norm without bias, as most are."""
-        return self.bias is None and not self.centred
+        """Whether it is an RMS norm over all of K without bias, as most are."""
+        return self.bias is None and not self.centred and self.weight.dim() == 1

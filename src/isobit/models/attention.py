@@ -35,7 +35,7 @@ class Attention(Part):
         self.layer, self.kv_scales = layer, kv_scales
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (parts[role] for role in "qkvo")
         self.q_norm, self.k_norm, self.sinks = parts.get("q_norm"), parts.get("k_norm"), parts.get("sinks")
-        self.over_width = spec.qk_norm == "width"
+        self.over_width = spec.qk_norm in ("width", "heads")
         q_norm, k_norm = _over_heads(spec, parts)
         self.heads = AttentionSpec(
             spec.heads, spec.kv_heads, spec.dim, spec.window, q_norm, k_norm, eps, spec.scale, spec.softcap,
@@ -58,7 +58,7 @@ class Attention(Part):
 
     @staticmethod
     def _normed(norm: nn.Module | None, x: Tensor, step: Step) -> Tensor:
-        """Queries or keys ``[T, heads * dim]``, normed over all heads together."""
+        """Queries or keys ``[T, heads * dim]``, normed over all heads together, or each by weights of its own."""
         assert isinstance(norm, Norm)
         normed = step.ops.norm(x.contiguous(), norm.spec, ())
         assert isinstance(normed, Tensor)
@@ -71,7 +71,7 @@ def _over_heads(spec: SelfAttention, parts: dict[str, nn.Module]) -> tuple[Tenso
         device = next((part.weight.device for part in parts.values() if isinstance(part, Norm)), None)
         ones = torch.ones(spec.dim, device=device)
         return ones, ones
-    if spec.qk_norm == "width":
+    if spec.qk_norm in ("width", "heads"):
         return None, None
     q_norm, k_norm = (parts.get(role) for role in ("q_norm", "k_norm"))
     return q_norm.weight if isinstance(q_norm, Norm) else None, k_norm.weight if isinstance(k_norm, Norm) else None

@@ -122,15 +122,19 @@ def _heads(part: SelfAttention, hidden: int) -> list[Module]:
             Module(f"self_attn.{role}_proj", role, "linear", (width, hidden), part.bias, "rows", "qkv")
             for role, width in sizes
         ]
-    if part.qk_norm in ("head", "head-behind", "width"):
-        widths = (queries, keys) if part.qk_norm == "width" else (part.dim, part.dim)
+    if part.qk_norm not in ("none", "l2"):
         found += [
-            Module(f"self_attn.{name}", role, "norm", (width,))
-            for name, role, width in zip(part.qk_names, ("q_norm", "k_norm"), widths, strict=True)
+            Module(f"self_attn.{name}", role, "norm", _over(part, heads))
+            for name, role, heads in zip(part.qk_names, ("q_norm", "k_norm"), (part.heads, part.kv_heads), strict=True)
         ]
     if part.sinks:
         found.append(Module("self_attn.sinks", "sinks", "vector", (part.heads,)))
     return [*found, Module("self_attn.o_proj", "o", "linear", (hidden, queries), part.o_bias, "columns")]
+
+
+def _over(part: SelfAttention, heads: int) -> tuple[int, ...]:
+    """The shape of the weights of a norm of queries or keys."""
+    return {"width": (heads * part.dim,), "heads": (heads, part.dim)}.get(part.qk_norm, (part.dim,))
 
 
 def _joined(name: str, role: str, sizes: tuple[tuple[str, int], ...], hidden: int, bias: bool) -> Module:
@@ -229,8 +233,8 @@ def expected_tensors(config: ModelConfig) -> Shapes:
 
 
 def is_matrix(tensor: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of the unquantized model may be stored quantized."""
-    return len(shape) == 2 and tensor.endswith(".weight")
+    """Whether a tensor of the unquantized model may be stored quantized; a norm with weights of each head is none."""
+    return len(shape) == 2 and tensor.endswith(".weight") and not tensor.endswith("norm.weight")
 
 
 def classifier(config: ModelConfig) -> Callable[[str], ModuleKind]:

@@ -13,7 +13,7 @@ from isobit.errors import ModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
-QkNorm = Literal["none", "head", "head-behind", "width", "l2"]
+QkNorm = Literal["none", "head", "head-behind", "heads", "width", "l2"]
 NormKind = Literal["rms", "layer"]
 
 LARGEST_CONTEXT = 1 << 30  # tokens
@@ -117,8 +117,8 @@ class SelfAttention:
         scale: what scores are multiplied by; None for ``dim ** -0.5``.
         softcap: scores become ``softcap * tanh(score / softcap)``; None: they stay.
         qk_norm: over queries and keys: ``head``: an RMSNorm over each head before the rotary embedding, ``head-behind``
-            behind it; ``width``: one over all heads together, before it; ``l2``: without weights, over each head,
-            behind it.
+            behind it; ``heads``: a LayerNorm over each head before it, with weights of its own; ``width``: one over all
+            heads together, before it; ``l2``: without weights, over each head, behind it.
         qk_names: what checkpoints call the norms of queries and keys.
         sinks: whether each head has a learned score that takes part in the softmax and gives nothing.
         chunk: tokens of a chunk: a token attends to those of its own chunk alone; None: to all.

@@ -179,6 +179,11 @@ def _sizes(config: Fields, common: Common) -> dict[str, Any]:
     }
 
 
+def own_head_dim(config: Fields, usual: int) -> int | None:
+    """For :class:`Common`: a width that is the family's where the key is absent, and not where it is null."""
+    return None if "head_dim" in config else usual
+
+
 def read_head_dim(config: Fields, common: Common) -> int:
     """The width of a head."""
     shared = config.integer("hidden_size") // config.integer("num_attention_heads")

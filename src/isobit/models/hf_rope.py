@@ -36,6 +36,7 @@ class Common:
         rope_keys: keys of the rope section that the family reads itself.
         usual: the rope section where there is none.
         rope_names: other names of rope types, and what they mean in this family.
+        original: original_max_position_embeddings when the key is absent; None for the longest context.
     """
 
     kv_heads: int | None = None
@@ -54,6 +55,7 @@ class Common:
     rope_keys: tuple[str, ...] = ()
     usual: Mapping[str, Any] | None = None
     rope_names: tuple[tuple[str, RopeKind], ...] = ()
+    original: int | None = None
 
 
 def positions(config: Fields, common: Common) -> int:
@@ -139,11 +141,11 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
     for key in common.rope_keys:
         section.raw(key)
     context = positions(config, common)
-    dims = _dims(config, section, common, head_dim)
+    usual, dims = common.original or context, _dims(config, section, common, head_dim)
     theta = _agreed(config, section, "rope_theta", config.number(common.theta_key, common.theta, low=1.0),
                     section.number("rope_theta", common.theta, low=1.0), common.theta_key)  # fmt: skip
-    original = _agreed(config, section, ORIGINAL, config.integer(ORIGINAL, context, high=LARGEST_CONTEXT),
-                       section.integer(ORIGINAL, context, high=LARGEST_CONTEXT))  # fmt: skip
+    original = _agreed(config, section, ORIGINAL, config.integer(ORIGINAL, usual, high=LARGEST_CONTEXT),
+                       section.integer(ORIGINAL, usual, high=LARGEST_CONTEXT))  # fmt: skip
     plain = Rope(theta=theta, dims=dims if dims != head_dim else None, interleaved=common.interleaved)
     if alpha != 1.0:
         return replace(plain, theta=theta * alpha ** (dims / (dims - 2)) if dims > 2 else theta)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,6 +35,10 @@ class Norm(Part):
 
 def normed(x: Tensor, spec: NormSpec) -> Tensor:
     """Rows of ``x`` behind a norm, computed in float32, in the dtype of ``x``."""
+    if spec.weight.dim() > 1:
+        heads = x.view(*x.shape[:-1], *spec.weight.shape)
+        plain = replace(spec, weight=torch.ones(heads.shape[-1], device=x.device), bias=None)
+        return (normed(heads.float(), plain) * spec.weight).flatten(-2).to(x.dtype)
     wide, shape = x.float(), (x.shape[-1],)
     if spec.centred:
         return F.layer_norm(wide, shape, spec.weight, spec.bias, spec.eps).to(x.dtype)

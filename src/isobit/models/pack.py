@@ -100,7 +100,7 @@ def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, 
             keys, values = ((1, kept.heads, block, width) for width in (kept.first, kept.second))
             memory = Cached(torch.zeros(keys, dtype=dtype), torch.zeros(values, dtype=dtype))
             layer(x, Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None))  # type: ignore[misc]
-        ops.norm(x, _norm(config, config.hidden_size, config.norms.bias).spec, (head,))
+        ops.norm(x, _norm(config, config.norms.bias, config.hidden_size).spec, (head,))
     return recorder.requests
 
 
@@ -118,15 +118,15 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
     for number, spec in enumerate(config.layers):
         groups = by_input(layer_modules(spec, config.hidden_size))
         linears = [[layer_prefix(number) + module.name for module in group] for group in groups]
-        matrices = [names for group, names in zip(groups, linears, strict=True) if len(group[0].shape) == 2]
-        kind = spec, tuple(_kind(_read(held, name)) for names in matrices for name in names)
+        matrices = [one.name for group in groups for one in group if one.kind in ("linear", "absorbed")]
+        kind = spec, tuple(_kind(_read(held, layer_prefix(number) + name)) for name in matrices)
         if kind in seen:
             continue
         seen.add(kind)
         parts: dict[str, nn.Module] = {}
         for group, names in zip(groups, linears, strict=True):
             if group[0].kind == "norm":
-                parts[group[0].role] = _norm(config, group[0].shape[0], group[0].bias)
+                parts[group[0].role] = _norm(config, group[0].bias, *group[0].shape)
                 continue
             if group[0].kind == "absorbed":
                 parts[group[0].role] = Absorbed(torch.zeros(*group[0].shape, dtype=dtype))
@@ -142,9 +142,9 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
         yield Layer(spec, number, parts, config.norm_eps, KvScales())
 
 
-def _norm(config: ModelConfig, width: int, bias: bool) -> Norm:
+def _norm(config: ModelConfig, bias: bool, *shape: int) -> Norm:
     """A norm of the model; its numbers are nobody's."""
-    ones = torch.ones(width)
+    ones = torch.ones(shape)
     return Norm(NormSpec(ones, config.norm_eps, ones if bias else None, config.norms.kind == "layer"))
 
 

@@ -109,7 +109,7 @@ class _Loader:
         read = self._weight(TABLE)
         table = replace(read, weight=self.place.weight(self._plain_on_gpu(read.weight)))
         layers = [self._layer(number, spec) for number, spec in enumerate(self.config.layers)]
-        norm = self._norm(NORM, self.config.hidden_size)
+        norm = self._norm(NORM, (self.config.hidden_size,))
         head = self._head(table)
         self._require_all_used()
         factor = self.config.embedding_factor
@@ -128,7 +128,7 @@ class _Loader:
         for group in by_input(tuple(part for part in modules if part.expert is None and part.kind != "router")):
             names = [layer_prefix(number) + module.name for module in group]
             if group[0].kind == "norm":
-                parts[group[0].role] = self._norm(names[0], group[0].shape[0], _eps(spec, group[0].role))
+                parts[group[0].role] = self._norm(names[0], group[0].shape, _eps(spec, group[0].role))
             elif group[0].kind == "absorbed":
                 parts[group[0].role] = self._absorbed(names[0])
             elif group[0].kind == "vector":
@@ -241,15 +241,15 @@ class _Loader:
         plain = weight if isinstance(weight, Tensor) else weight.dequantize()
         return Absorbed(self.place.tensor(plain.to(self.dtype)))
 
-    def _norm(self, module: str, width: int, eps: float | None = None) -> Norm:
-        weight = self._vector(f"{module}.weight", width) + self.config.norm_offset  # exactly as transformers adds it
+    def _norm(self, module: str, shape: tuple[int, ...], eps: float | None = None) -> Norm:
+        weight = self._vector(f"{module}.weight", *shape) + self.config.norm_offset  # exactly as transformers adds it
         biased, centred = f"{module}.bias" in self.expected, self.config.norms.kind == "layer"
-        bias = self.place.tensor(self._vector(f"{module}.bias", width)) if biased else None
+        bias = self.place.tensor(self._vector(f"{module}.bias", *shape)) if biased else None
         return Norm(NormSpec(self.place.tensor(weight), self.config.norm_eps if eps is None else eps, bias, centred))
 
-    def _vector(self, name: str, width: int) -> Tensor:
+    def _vector(self, name: str, *sizes: int) -> Tensor:
         self.used.add(name)
-        return read_vector(self.ck, name, width).float()
+        return read_vector(self.ck, name, *sizes).float()
 
     def _numbers(self, name: str, width: int) -> Vector:
         self.used.add(name)

@@ -155,7 +155,7 @@ def scheme_of(info: TensorInfo, kind: ModuleKind, policy: Policy) -> Scheme | No
     A default that only names a dtype (bf16, f16) is about the whole checkpoint, so it casts what no rule keeps.
     """
     module = module_of(info.name)
-    chosen = policy.scheme_for(module, kind) if is_weight(info) else None
+    chosen = policy.scheme_for(module, kind) if is_weight(info) and kind != "norm" else None
     if chosen is None and policy.default.dtype is not None and info.dtype in FLOATS:
         kept = any(rule.matches(module) for rule in policy.rules)
         return None if kept else policy.default

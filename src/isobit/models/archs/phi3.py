@@ -16,7 +16,13 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields.only("full_attn_mod", (1,), "mixture of kinds of attention")
     fields.only("interpolate_factor", (1,), "factor")
     style = Style(activation=None, joined=("qkv", "gate_up"))
-    common = Common(max_positions=4096, eps=1e-5, partial=1.0, rope_names=(("su", "longrope"), ("yarn", "longrope")))
+    common = Common(
+        max_positions=4096,
+        eps=1e-5,
+        partial=1.0,
+        rope_names=(("su", "longrope"), ("yarn", "longrope")),  # what Microsoft called it before it had a name
+        original=4096,
+    )
     return read_common(fields, "phi3", common, style, windows)
 
 

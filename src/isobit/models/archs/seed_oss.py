@@ -6,7 +6,7 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common, without_windows
+from isobit.models.hf import Style, own_head_dim, read_common, without_windows
 from isobit.models.hf_rope import Common
 
 
@@ -21,11 +21,6 @@ def from_hf(fields: Fields) -> ModelConfig:
     )
     common = Common(kv_heads=8, head_dim=own_head_dim(fields, 128), max_positions=524288)
     return read_common(fields, "seed_oss", common, style)
-
-
-def own_head_dim(fields: Fields, usual: int) -> int | None:
-    """head_dim where the key is absent; null means hidden_size / num_attention_heads."""
-    return None if "head_dim" in fields else usual
 
 
 def tiny() -> dict[str, Any]:
