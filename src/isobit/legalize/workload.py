@@ -39,7 +39,7 @@ class Tensor:
     @property
     def is_matrix(self) -> bool:
         """Whether a scheme can quantize it."""
-        return self.part == "weight" and len(self.shape) == 2
+        return self.part == "weight" and len(self.shape) == 2 and self.kind != "norm"
 
 
 @dataclass(frozen=True)
