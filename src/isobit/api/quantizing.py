@@ -118,10 +118,9 @@ def predict(
     name, policy = model_named("model", model, revision), make_policy(scheme, rules)
     folder = output_folder(name, out, policy)
     settings = _settings(policy, search, calibration, device, target, max_shard_bytes)
-    flags = {"allow_mixed_fused": allow_mixed_fused, "from_quantized": from_quantized}
-    for flag, value in flags.items():
-        arguments.flag(flag, value)
-    return run(find(name, revision=revision), folder, policy, **settings, **flags)
+    settings["allow_mixed_fused"] = arguments.flag("allow_mixed_fused", allow_mixed_fused)
+    settings["from_quantized"] = arguments.flag("from_quantized", from_quantized)
+    return run(find(name, revision=revision), folder, policy, **settings)
 
 
 def _settings(

@@ -30,14 +30,14 @@ class Family:
         model_type: the same, short.
         names: how its tensors are called.
         more: what its config.json has besides what all have.
-        activation: of its MLP.
+        activation: of its MLP, and the key that says it.
     """
 
     architecture: str
     model_type: str
     names: Names
     more: Callable[[Keys, Gguf, Config], Config]
-    activation: str = "silu"
+    activation: tuple[str, str] = ("hidden_act", "silu")
 
 
 def _llama(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -85,7 +85,7 @@ def _qwen3_moe(keys: Keys, gguf: Gguf, common: Config) -> Config:
 
 
 def _gemma(keys: Keys, gguf: Gguf, common: Config) -> Config:
-    return {"attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
+    return {"attention_bias": False}
 
 
 def _gemma2(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -99,6 +99,36 @@ def _gemma2(keys: Keys, gguf: Gguf, common: Config) -> Config:
     }
 
 
+def _gemma3(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    largest = common["num_hidden_layers"] == 62  # as Gemma 2's
+    scalar = common["hidden_size"] // common["num_attention_heads"] if largest else common["head_dim"]
+    pattern = keys.raw("attention.sliding_window_pattern")
+    if pattern is not None and not isinstance(pattern, int):
+        keys.fail("attention.sliding_window_pattern", "isobit reads a number: every so many layers see everything")
+    return _gemma(keys, gguf, common) | {
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": keys.integer("attention.sliding_window", 4096),
+        "sliding_window_pattern": keys.integer("attention.sliding_window_pattern", 6),
+        "rope_local_base_freq": keys.number("rope.freq_base_swa", 10000.0),
+        "final_logit_softcapping": keys.number("final_logit_softcapping", 0.0) or None,
+    }
+
+
+def _granite(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    names = {"attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
+             "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale"}  # fmt: skip
+    return _llama(keys, gguf, common) | {ours: keys.number(key, 1.0) for ours, key in names.items()}
+
+
+def _smollm3(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    return _llama(keys, gguf, common) | {"no_rope_layer_interval": 4, "use_sliding_window": False}
+
+
+def _phi3(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    return {"sliding_window": keys.integer("attention.sliding_window", 0, low=0) or None}
+
+
+_GELU = ("hidden_activation", "gelu_pytorch_tanh")
 FAMILIES: dict[str, Family] = {
     "llama": Family("LlamaForCausalLM", "llama", names.LLAMA, _llama),
     "mixtral": Family("MixtralForCausalLM", "mixtral", names.MIXTRAL, _mixtral),  # llama.cpp calls it llama, too
@@ -106,8 +136,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2moe": Family("Qwen2MoeForCausalLM", "qwen2_moe", names.QWEN_MOE, _qwen2_moe),
     "qwen3": Family("Qwen3ForCausalLM", "qwen3", names.PLAIN, _qwen3),
     "qwen3moe": Family("Qwen3MoeForCausalLM", "qwen3_moe", names.QWEN_MOE, _qwen3_moe),
-    "gemma": Family("GemmaForCausalLM", "gemma", names.GEMMA, _gemma, "gelu_pytorch_tanh"),
-    "gemma2": Family("Gemma2ForCausalLM", "gemma2", names.GEMMA2, _gemma2, "gelu_pytorch_tanh"),
+    "gemma": Family("GemmaForCausalLM", "gemma", names.GEMMA, _gemma, _GELU),
+    "gemma2": Family("Gemma2ForCausalLM", "gemma2", names.GEMMA2, _gemma2, _GELU),
+    "gemma3": Family("Gemma3ForCausalLM", "gemma3_text", names.GEMMA2, _gemma3, _GELU),
+    "granite": Family("GraniteForCausalLM", "granite", names.LLAMA, _granite),
+    "phi3": Family("Phi3ForCausalLM", "phi3", names.PHI3, _phi3),
+    "smollm3": Family("SmolLM3ForCausalLM", "smollm3", names.LLAMA, _smollm3),
 }
 
 # Keys of a family that say nothing of what is computed, or something that the tensors say.
@@ -153,7 +187,7 @@ def config_of(gguf: Gguf) -> Config:
     keys = Keys(gguf, f"{named}.")
     common = _common(keys, gguf, row)
     common |= row.more(keys, gguf, common)
-    common |= rope_keys(keys, gguf, common["head_dim"], common["max_position_embeddings"])
+    common |= rope_keys(keys, gguf, common["head_dim"])
     _require_understood(keys, gguf)
     return common
 
@@ -185,7 +219,7 @@ def _common(keys: Keys, gguf: Gguf, row: Family) -> Config:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "hidden_act": row.activation,
+        row.activation[0]: row.activation[1],
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.integer("context_length", high=1 << 31),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,

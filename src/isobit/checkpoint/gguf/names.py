@@ -40,8 +40,10 @@ MIXTRAL_LAYER = LAYER | {"ffn_gate_inp": "block_sparse_moe.gate"}
 _MIXTRAL_EXPERTS = {"ffn_gate": "block_sparse_moe.experts.{}.w1", "ffn_up": "block_sparse_moe.experts.{}.w3",
                     "ffn_down": "block_sparse_moe.experts.{}.w2"}  # fmt: skip
 
+PHI3_LAYER = LAYER | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+
 # Tensors that are read where the configuration is made, and are none of the model's.
-CONSUMED = ("rope_freqs.weight",)
+CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 _PART = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<part>[a-z_]+)(?:\.(?P<expert>\d{1,5}))?\.(?P<end>weight|bias)")
 _STACKED = "_exps"
@@ -71,6 +73,7 @@ MIXTRAL = Names(MIXTRAL_LAYER, _MIXTRAL_EXPERTS, ("attn_q", "attn_k"))
 QWEN_MOE = Names(QWEN_MOE_LAYER, _QWEN_EXPERTS)
 GEMMA = Names(offset=1.0)
 GEMMA2 = Names(GEMMA2_LAYER, offset=1.0)
+PHI3 = Names(PHI3_LAYER)
 
 
 @dataclass(frozen=True)

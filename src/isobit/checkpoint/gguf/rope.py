@@ -7,25 +7,25 @@ import struct
 from typing import Any
 
 from isobit.checkpoint.gguf.header import Entry
-from isobit.checkpoint.gguf.keys import Keys
+from isobit.checkpoint.gguf.keys import Keys, shortest
 from isobit.checkpoint.gguf.model import Gguf
 from isobit.checkpoint.regular import open_regular, why
 from isobit.errors import CheckpointError
 
 FACTORS = "rope_freqs.weight"
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 _CLOSE = 1e-5
 _LOW, _HIGH = 1.0, 4.0  # what every model of this kind has
 _ORIGINALS = tuple(1 << power for power in range(4, 21))  # contexts that were trained with
 
 
-def rope_keys(keys: Keys, gguf: Gguf, head_dim: int, context: int) -> dict[str, Any]:
+def rope_keys(keys: Keys, gguf: Gguf, head_dim: int) -> dict[str, Any]:
     """Keys of config.json.
 
     Args:
         keys: the family's.
         gguf: the model.
         head_dim: width of a head.
-        context: the longest context.
 
     Raises:
         CheckpointError: a scaling that cannot be said there; names the file.
@@ -35,7 +35,7 @@ def rope_keys(keys: Keys, gguf: Gguf, head_dim: int, context: int) -> dict[str, 
     found: dict[str, Any] = {"rope_theta": theta}
     if turned != head_dim:
         found["partial_rotary_factor"] = turned / head_dim
-    scaling = _scaling(keys, context)
+    scaling = _scaling(keys) if LONG not in gguf.tensors else _longrope(keys, gguf, turned)
     factors = gguf.tensors.get(FACTORS)
     if factors is not None:
         if scaling is not None:
@@ -47,7 +47,21 @@ def rope_keys(keys: Keys, gguf: Gguf, head_dim: int, context: int) -> dict[str, 
     return found
 
 
-def _scaling(keys: Keys, context: int) -> dict[str, Any] | None:
+def _longrope(keys: Keys, gguf: Gguf, dims: int) -> dict[str, Any]:
+    """Phi's scaling, with a factor for each frequency; what attention is multiplied by follows from the contexts."""
+    if SHORT not in gguf.tensors:
+        raise CheckpointError("stands without the short ones", file=gguf.tensors[LONG].file, tensor=LONG)
+    long, short = (list(map(shortest, _numbers(gguf.tensors[name]))) for name in (LONG, SHORT))
+    if {len(long), len(short)} != {dims // 2}:
+        message = f"holds {len(long)} factors, the short ones are {len(short)}; {dims // 2} are wanted"
+        raise CheckpointError(message, file=gguf.tensors[LONG].file, tensor=LONG)
+    keys.raw("rope.scaling.attn_factor"), keys.raw("rope.scaling.type")
+    original = keys.integer("rope.scaling.original_context_length", high=1 << 31)
+    return {"rope_type": "longrope", "long_factor": long, "short_factor": short,
+            "original_max_position_embeddings": original}  # fmt: skip
+
+
+def _scaling(keys: Keys) -> dict[str, Any] | None:
     kind = keys.text("rope.scaling.type", "linear" if keys.raw("rope.scale_linear") is not None else "none")
     original = keys.raw("rope.scaling.original_context_length")
     if kind == "none":
