@@ -11,14 +11,16 @@ import pytest
 import torch
 from families import make_model, save, token_ids
 from running import run
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from isobit.checkpoint.ctrender import render
 from isobit.checkpoint.linear import module_tensors
+from isobit.checkpoint.reader import Checkpoint
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.blueprint import classifier, expected_tensors
+from isobit.models.contents import contents
 from isobit.models.weights import load_model
 from isobit.quantizer.grid import default_search, quantize_weight, stored_scale_dtype
 
@@ -74,7 +76,7 @@ def test_the_last_position_alone_is_the_last_of_all(saved) -> None:
 
 def test_expected_tensors_are_what_transformers_saves(saved) -> None:
     _, _, folder = saved
-    stored = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    stored = {name: info.shape for name, info in contents(Checkpoint.open(folder)).ck.tensors.items()}
     config = model_config(json.loads((folder / "config.json").read_text()))
     assert expected_tensors(config) == stored
 
@@ -91,7 +93,8 @@ def test_every_tensor_has_a_kind(saved) -> None:
 
 def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
     """The model in a scheme, and the same with its dequantized weights as a plain float32 checkpoint."""
-    tensors = load_file(folder / "model.safetensors")
+    ck = contents(Checkpoint.open(folder)).ck  # with the experts of a layer one by one, however they are stored
+    tensors = {name: ck.read(name) for name in ck.tensors}
     config = json.loads((folder / "config.json").read_text())
     classify = classifier(model_config(config))
     packed, plain = {}, {}
@@ -111,7 +114,7 @@ def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
         packed |= module_tensors(module, qt, activations=row.activations, input_scale=scale)
         plain[name] = qt.dequantize()
     linears = {name.removesuffix(".weight"): row for name in tensors if classify(name) == "linear" and "weight" in name}
-    absorbed = [name.removesuffix(".weight") for name in tensors if classify(name) == "absorbed"]
+    absorbed = [name.removesuffix(".weight") for name in tensors if classify(name) in ("absorbed", "router")]
     kept = dict.fromkeys(("lm_head", "model.embed_tokens", *absorbed))
     for path, content, extra in (
         (out / "quantized", packed, {"quantization_config": render(linears | kept)}),

@@ -152,8 +152,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Keys and defaults that others have not: their own tests.
 OWN_ROPE = {
-    "Gemma3ForCausalLM", "Glm4ForCausalLM", "GlmForCausalLM", "Ministral3ForCausalLM", "Olmo3ForCausalLM",
-    "Phi3ForCausalLM",
+    "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "Ministral3ForCausalLM",
+    "Olmo3ForCausalLM", "Phi3ForCausalLM",
 }  # fmt: skip
 
 

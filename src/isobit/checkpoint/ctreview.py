@@ -115,7 +115,7 @@ def _is_plain(module: str, tensors: Mapping[str, str]) -> bool:
 
 def _may_be_plain(quantization: Quantization, module: str) -> bool:
     """Output projections and routers: engines never quantize those for the class name alone."""
-    last = module.rpartition(".")[2]
+    last = module.removesuffix(".wg").removesuffix(".layer").rpartition(".")[2]  # of Hunyuan and Granite
     by_class = quantization.targets.find(*quantization.names(module)) in ("Linear", "Module")
     return by_class and last in ("lm_head", "gate", "router", "shared_expert_gate")
 

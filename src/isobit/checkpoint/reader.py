@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.sidefiles import adopted
-from isobit.checkpoint.store import Store, opened
+from isobit.checkpoint.store import FileStore, Store, opened
 from isobit.errors import CheckpointError
 
 _LARGEST_CONFIG = 16 << 20  # bytes
@@ -89,6 +89,15 @@ class Checkpoint:
         modules = {new.rpartition(".")[0]: old.rpartition(".")[0] for old, new in names.items()}
         twin.stored = {**self.stored, **{new: self.stored.get(old, old) for new, old in modules.items()}}
         for derived in ("quantization", "notes"):  # of names, which have changed
+            twin.__dict__.pop(derived, None)
+        return twin
+
+    def viewed(self, parts: Mapping[str, Iterable[TensorInfo]]) -> Checkpoint:
+        """The same checkpoint with some tensors replaced by parts of them; see ``FileStore.viewed``."""
+        assert isinstance(self.store, FileStore)
+        twin = copy.copy(self)
+        twin.store = self.store.viewed(parts)
+        for derived in ("quantization", "notes"):
             twin.__dict__.pop(derived, None)
         return twin
 

@@ -104,6 +104,14 @@ class FileStore:
         twin._maps, twin._drop_cache = self._maps, self._drop_cache
         return twin
 
+    def viewed(self, parts: Mapping[str, Iterable[TensorInfo]]) -> FileStore:
+        """The same store with some tensors replaced by parts of them, in their place: name -> the parts."""
+        twin = FileStore(self.path, self.files, {
+            part.name: part for name, info in self.tensors.items() for part in parts.get(name, (info,))
+        })  # fmt: skip
+        twin._maps, twin._drop_cache = self._maps, self._drop_cache
+        return twin
+
     def info(self, name: str) -> TensorInfo:
         """See :meth:`Store.info`."""
         try:

@@ -180,7 +180,8 @@ def _experts(part: Experts, hidden: int, prefix: str) -> list[Module]:
     names, router = part.names, part.router
     found = [Module(prefix + names.router, "router", "router", (router.experts, hidden), router.bias)]
     if router.correction:
-        found.append(Module(prefix + names.correction, "correction", "vector", (router.experts,)))
+        shape = (1, router.experts) if names.correction_rows else (router.experts,)
+        found.append(Module(prefix + names.correction, "correction", "vector", shape))
     if part.shared is not None:
         inside = f"{prefix}{names.shared}."
         found += _gated(part.shared, hidden, inside, role="shared_")

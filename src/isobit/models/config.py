@@ -318,14 +318,17 @@ class ExpertNames:
     Attributes:
         router: a linear.
         correction: a vector of numbers.
+        correction_rows: whether it is stored as the one row of a matrix.
         experts: what stands in front of an expert's number.
         gate, up, down: linears of an expert.
         shared, shared_gate: the expert of all tokens, and its gate.
         stacked: tensors of all experts together, as some checkpoints have them.
+        also: beginnings of names within a layer as some checkpoints have them, and what they stand for here.
     """
 
     router: str = "gate"
     correction: str = "gate.e_score_correction_bias"
+    correction_rows: bool = False
     experts: str = "experts"
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -333,6 +336,7 @@ class ExpertNames:
     shared: str = "shared_experts"
     shared_gate: str = "shared_expert_gate"
     stacked: StackedNames = StackedNames()  # noqa: RUF009 - frozen
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

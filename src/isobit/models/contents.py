@@ -18,11 +18,13 @@ from isobit.checkpoint.layouts.parts import Parts
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import short_list, unreadable
+from isobit.checkpoint.store import FileStore
 from isobit.errors import CheckpointError
 from isobit.models.archs import model_config
 from isobit.models.blueprint import Shapes, expected_tensors, is_matrix, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.names import renamed
+from isobit.models.stacks import other_names, unstacked
 
 # Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
@@ -88,6 +90,7 @@ def resolve(ck: Checkpoint) -> Contents:
         stored = next(iter(names))
         notes.append(f"tensors are read under other names than they have: {stored} as {names[stored]}, and so on")
         ck = ck.renamed(names)
+    ck = _by_expert(ck, config, notes)
     notes = [*config.notes, *ck.notes, *notes]
     ck, config, copies = _output_projection(ck, config, notes)
     scales = kvscales.kv_names(ck.tensors, config.num_layers)
@@ -102,6 +105,19 @@ def resolve(ck: Checkpoint) -> Contents:
             " out: isobit decodes one token after the other"
         )
     return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes))
+
+
+def _by_expert(ck: Checkpoint, config: ModelConfig, notes: list[str]) -> Checkpoint:
+    """The same with tensors of all experts together as those of each, and under the names that these have here."""
+    names = other_names(ck.tensors, config)
+    if names:
+        ck = ck.renamed(names)
+    parts = unstacked(ck.tensors, config) if isinstance(ck.store, FileStore) else {}
+    if not parts:
+        return ck
+    stored = next(iter(parts))
+    notes.append(f"tensors of all experts together are read as those of each: {stored} as {parts[stored][0].name}, ...")
+    return ck.viewed(parts)
 
 
 def _guessing(ck: Checkpoint, config: ModelConfig) -> tuple[str, ...]:

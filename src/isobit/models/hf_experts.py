@@ -13,22 +13,60 @@ EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_
 ACTIVE_KEYS = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")
 
 
-def read_counts(fields: Fields, default_experts: int, default_active: int, active: str = "") -> tuple[int, int]:
+def read_counts(fields: Fields, default_experts: int, default_active: int, *, listed: bool = False) -> tuple[int, int]:
     """How many experts there are, and how many a token goes to.
 
     Args:
         fields: the file.
         default_experts, default_active: what absent keys mean.
-        active: the key of the second, where a family has one of its own.
+        listed: whether there may be a list instead, with the same number for each layer.
     """
-    key = _only_one(fields, EXPERT_KEYS)
-    count = fields.integer(key, default_experts, high=MOST_EXPERTS)
-    active = active or _only_one(fields, ACTIVE_KEYS)
-    chosen = fields.integer(active, default_active, high=MOST_EXPERTS)
+    key, active = _only_one(fields, EXPERT_KEYS), _only_one(fields, ACTIVE_KEYS)
+    count = _number(fields, key, default_experts, listed)
+    chosen = _number(fields, active, default_active, listed)
     if fields.sound and chosen > count:
         fields.problem(active, f"there are {count} experts ({key})")
         return 1, 1
     return count, chosen
+
+
+def _number(fields: Fields, key: str, default: int, listed: bool) -> int:
+    found = fields.raw(key)
+    if not listed or not isinstance(found, list):
+        return fields.integer(key, default, high=MOST_EXPERTS)
+    if not found or type(found[0]) is not int or any(one != found[0] for one in found) or found[0] < 1:
+        fields.problem(key, "isobit runs the same number in all layers")
+        return 1
+    return min(found[0], MOST_EXPERTS)
+
+
+def read_alike(fields: Fields, key: str, wanted: int) -> None:
+    """Refuses another number than the one that transformers takes; a list has one for each layer."""
+    found = fields.raw(key)
+    numbers = found if isinstance(found, list) else [] if found is None else [found]
+    if any(type(one) is not int or one != wanted for one in numbers):
+        fields.problem(key, f"transformers takes {wanted} here, whatever this says, and so does isobit")
+
+
+def read_groups(fields: Fields, experts: int) -> tuple[int, int]:
+    """Groups of experts, and of how many of them a token's experts are."""
+    groups, chosen = fields.integer("n_group", 1), fields.integer("topk_group", 1)
+    if fields.sound and experts % groups:
+        fields.problem("n_group", f"does not divide the number of experts, {experts}")
+    if fields.sound and chosen > groups:
+        fields.problem("topk_group", f"there are {groups} groups")
+    return (groups, chosen) if fields.sound else (1, 1)
+
+
+def read_layers(fields: Fields, key: str) -> frozenset[int] | None:
+    """A list of layers by number; None where there is none."""
+    listed = fields.raw(key)
+    if listed is None:
+        return None
+    if not (isinstance(listed, list) and all(type(layer) is int for layer in listed)):
+        fields.problem(key, "expected a list of whole numbers")
+        return None
+    return frozenset(listed)
 
 
 def _only_one(fields: Fields, keys: tuple[str, ...]) -> str:
@@ -59,9 +97,5 @@ def with_experts(
 
 def qwen_layers(fields: Fields) -> Callable[[int], bool]:
     """Which layers of a Qwen have experts: every so many, without those that are listed as dense."""
-    step, listed = fields.integer("decoder_sparse_step", 1), fields.raw("mlp_only_layers")
-    if listed is not None and not (isinstance(listed, list) and all(type(layer) is int for layer in listed)):
-        fields.problem("mlp_only_layers", "expected a list of whole numbers")
-        return lambda layer: True
-    dense = frozenset(listed or ())
+    step, dense = fields.integer("decoder_sparse_step", 1), read_layers(fields, "mlp_only_layers") or frozenset()
     return lambda layer: layer not in dense and (layer + 1) % step == 0

@@ -251,9 +251,9 @@ class _Loader:
         self.used.add(name)
         return read_vector(self.ck, name, *sizes).float()
 
-    def _numbers(self, name: str, width: int) -> Vector:
+    def _numbers(self, name: str, *shape: int) -> Vector:
         self.used.add(name)
-        return Vector(self.place.tensor(read_vector(self.ck, name, width).float()))
+        return Vector(self.place.tensor(read_vector(self.ck, name, *shape).float().reshape(-1)))
 
     def _require_shape(self, tensor: str, shape: tuple[int, ...]) -> None:
         """A packed weight shows its width only when it is read."""

@@ -10,7 +10,7 @@ from isobit.models.hf import Style, read_common, read_windows
 from isobit.models.hf_experts import read_counts, with_experts
 from isobit.models.hf_rope import Common
 
-NAMES = ExpertNames(gate="w1", up="w3", down="w2")
+NAMES = ExpertNames(gate="w1", up="w3", down="w2", also=(("mlp.", "block_sparse_moe."),))
 
 
 def from_hf(fields: Fields) -> ModelConfig:

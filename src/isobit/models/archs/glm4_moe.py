@@ -1,0 +1,65 @@
+"""GLM-4.5, 4.6 and 4.7: experts chosen by sigmoids that a correction shifts, beside one of all tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from isobit.models.config import Experts, GatedMlp, ModelConfig, Router
+from isobit.models.fields import Fields
+from isobit.models.hf import MOST_LAYERS, Style, read_common, without_windows
+from isobit.models.hf_experts import read_counts, read_groups, with_experts
+from isobit.models.hf_rope import Common
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """Reads a Glm4MoeForCausalLM configuration."""
+    without_windows(fields)
+    experts, active = read_counts(fields, 128, 8)
+    groups, active_groups = read_groups(fields, experts)
+    router = Router(
+        experts,
+        active,
+        "sigmoid",
+        correction=True,
+        groups=groups,
+        active_groups=active_groups,
+        group_score="two",
+        renormalize=fields.flag("norm_topk_prob", True),
+        scale=fields.number("routed_scaling_factor", 1.0),
+    )
+    size = fields.integer("moe_intermediate_size", 1408)
+    mixture = Experts(router, GatedMlp(size), GatedMlp(size * fields.integer("n_shared_experts", 1)))
+    dense = fields.integer("first_k_dense_replace", 1, low=0)
+    style = Style(
+        qkv_bias=fields.flag("attention_bias", False),
+        qk_norm="head" if fields.flag("use_qk_norm", False) else "none",
+        vary=with_experts(mixture, lambda layer: layer >= dense),
+    )
+    guessing = [
+        fields.integer(key, 0, low=0, high=MOST_LAYERS) for key in ("num_nextn_predict_layers", "num_mtp_layers")
+    ]
+    common = Common(kv_heads=8, max_positions=131072, eps=1e-5, partial=0.5)
+    return replace(read_common(fields, "glm4_moe", common, style), predicted_layers=max(guessing))
+
+
+def tiny() -> dict[str, Any]:
+    """A tiny test model with two groups of experts, of which one takes part."""
+    return {
+        "vocab_size": 320,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "moe_intermediate_size": 128,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.5,
+        "max_position_embeddings": 256,
+    }

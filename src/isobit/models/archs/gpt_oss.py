@@ -1,0 +1,62 @@
+"""gpt-oss: learned sinks, windows on every other layer, biases everywhere, and experts with a clamped gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isobit.models.config import ExpertNames, Experts, GatedMlp, LayerSpec, ModelConfig, Router, StackedNames
+from isobit.models.fields import Fields
+from isobit.models.hf import Style, read_common, read_windows, with_attention
+from isobit.models.hf_experts import read_counts, with_experts
+from isobit.models.hf_rope import Common
+
+NAMES = ExpertNames(router="router", stacked=StackedNames(transposed=True, interleaved=True))
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """Reads a GptOssForCausalLM configuration."""
+    windows = read_windows(fields, enabled=True, default_window=128, windowed=lambda layer: layer % 2 == 0)
+    bias = fields.flag("attention_bias", True)
+    experts, active = read_counts(fields, 128, 4)
+    fields.raw("experts_per_token")  # OpenAI's name beside the one that transformers reads
+    fields.raw("initial_context_length")  # the same of yarn's original context
+    fields.only("swiglu_alpha", (1.702,), "slope of the gate")
+    expert = GatedMlp(
+        fields.integer("intermediate_size", 2880), bias=True, limit=fields.number("swiglu_limit", 7.0, high=1e6)
+    )
+    router = Router(experts, active, "softmax-behind", bias=True, renormalize=False)
+    mixed = with_experts(Experts(router, expert, names=NAMES))
+
+    def vary(number: int, layer: LayerSpec) -> LayerSpec:
+        return with_attention(mixed(number, layer), sinks=True)
+
+    style = Style(qkv_bias=bias, o_bias=bias, vary=vary)
+    common = Common(kv_heads=8, head_dim=64, max_positions=131072, eps=1e-5, theta=150000.0, usual=YARN)
+    return read_common(fields, "gpt_oss", common, style, windows)
+
+
+def tiny() -> dict[str, Any]:
+    """A tiny test model with a window shorter than the test's sequences, and a limit that is felt."""
+    return {
+        "vocab_size": 320,
+        "hidden_size": 256,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 16,
+        "swiglu_limit": 0.7,
+        "max_position_embeddings": 256,
+        "rope_parameters": YARN | {"rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 64},
+    }

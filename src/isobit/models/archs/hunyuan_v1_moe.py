@@ -1,0 +1,51 @@
+"""Hunyuan MoE: a Hunyuan whose MLPs are mixtures of experts beside one of all tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isobit.models.config import ExpertNames, Experts, GatedMlp, ModelConfig, Router
+from isobit.models.fields import Fields
+from isobit.models.hf import Style, read_common, without_windows
+from isobit.models.hf_experts import read_alike, read_counts, with_experts
+from isobit.models.hf_rope import Common
+
+NAMES = ExpertNames(router="gate.wg", shared="shared_mlp")
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """Reads a HunYuanMoEV1ForCausalLM configuration."""
+    without_windows(fields)
+    bias = fields.flag("attention_bias", False)
+    for key in ("use_qk_norm", "use_rotary_pos_emb"):  # what its own code read, and transformers always has
+        fields.only(key, (True,), "Hunyuan without it")
+    fields.only("use_cla", (False,), "Hunyuan, whose layers share keys and values")
+    size = fields.integer("intermediate_size", 11008)
+    # Its own code read sizes of experts and the number of shared ones; transformers has one shared, all of one size.
+    read_alike(fields, "moe_intermediate_size", size)
+    read_alike(fields, "num_shared_expert", 1)
+    fields.only("use_mixed_mlp_moe", (True,), "Hunyuan without an expert of all tokens")
+    fields.only("moe_layer_num_skipped", (0,), "Hunyuan with dense layers")
+    experts, active = read_counts(fields, 1, 1, listed=True)
+    mixture = Experts(Router(experts, active), GatedMlp(size), GatedMlp(size), names=NAMES)
+    style = Style(
+        qkv_bias=bias, o_bias=bias, qk_norm="head-behind", qk_names=("query_layernorm", "key_layernorm"),
+        vary=with_experts(mixture),
+    )  # fmt: skip
+    return read_common(fields, "hunyuan_v1_moe", Common(alpha=True, eps=1e-5), style)
+
+
+def tiny() -> dict[str, Any]:
+    """A tiny test model."""
+    return {
+        "vocab_size": 320,
+        "hidden_size": 256,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_experts": 5,
+        "moe_topk": 2,
+        "max_position_embeddings": 256,
+    }
