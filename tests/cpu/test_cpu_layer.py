@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from isobit.kernels.cached import Cached
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 
 PROBLEM = cpu_library.problem()
 if PROBLEM:
@@ -51,11 +53,28 @@ def test_exponentials_at_the_ends() -> None:
 @pytest.mark.parametrize(("rows", "k"), [(1, 2048), (3, 37), (70, 200), (1, 1)])
 def test_norm_with_and_without_a_residual(rows: int, k: int) -> None:
     x, delta, weight = normal(rows, k), normal(rows, k, seed=1), normal(k)
-    total, found = cpu_layer.add_norm(x, delta, weight, 1e-5)
+    total, found = cpu_layer.add_norm(x, delta, NormSpec(weight, 1e-5))
     assert torch.equal(total, x + delta) and torch.equal(cpu_layer.add(x, delta), x + delta)
-    for given, y in ((x, cpu_layer.norm(x, weight, 1e-5)), (total, found)):
+    for given, y in ((x, cpu_layer.norm(x, NormSpec(weight, 1e-5))), (total, found)):
         wanted = F.rms_norm(given.double(), (k,), weight.double(), 1e-5)
         assert float((y - wanted).norm() / wanted.norm()) < 1e-6
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1, 2048), (3, 37), (70, 200)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_layer_norm(rows: int, k: int, biased: bool) -> None:
+    x, weight, bias = normal(rows, k) + 3, normal(k), normal(k, seed=1) if biased else None
+    wanted = F.layer_norm(x.double(), (k,), weight.double(), None if bias is None else bias.double(), 1e-5)
+    found = cpu_layer.norm(x, NormSpec(weight, 1e-5, bias, centred=True))
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-6
+    total, behind = cpu_layer.add_norm(x, x, NormSpec(weight, 1e-5, bias, centred=True))
+    assert torch.equal(total, 2 * x) and float((behind - wanted).norm() / wanted.norm()) < 1e-4  # another epsilon
+
+
+def test_what_a_sigmoid_lets_through() -> None:
+    x, weight, y = normal(5, 70), normal(70) / 8, normal(5, 30)
+    wanted = y.double() * torch.sigmoid(x.double() @ weight.double())[:, None]
+    torch.testing.assert_close(cpu_layer.gate_by(x, weight, y).double(), wanted, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 5632), (9, 33), (300, 64)])
@@ -64,13 +83,20 @@ def test_the_gate(shape: tuple[int, int]) -> None:
     wanted = F.silu(gate.double()) * up.double()
     torch.testing.assert_close(cpu_layer.gate(gate, up).double(), wanted, rtol=1e-6, atol=1e-37)
     # An error of GELU's exponent, which grows with the cube of what is negative, is one of the small result.
-    wanted = F.gelu(gate.double(), approximate="tanh") * up.double()
-    torch.testing.assert_close(cpu_layer.gate(gate, up, "gelu_tanh").double(), wanted, rtol=1e-6, atol=1e-9)
+    for name, act in (("gelu_tanh", partial(F.gelu, approximate="tanh")), ("gelu", F.gelu)):
+        wanted = act(gate.double())
+        torch.testing.assert_close(cpu_layer.activate(gate, name).double(), wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(cpu_layer.gate(gate, up, name).double(), wanted * up.double(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(cpu_layer.activate(gate, "relu2"), F.relu(gate).square(), rtol=1e-6, atol=0)
+    gate = gate.clamp(min=-40)
+    low, high = gate.double().clamp(max=7), up.double().clamp(-7, 7)
+    wanted = (high + 1) * low * torch.sigmoid(1.702 * low)
+    torch.testing.assert_close(cpu_layer.gate(gate, up, limit=7.0).double(), wanted, rtol=1e-5, atol=1e-37)
 
 
 def test_the_gate_at_the_ends() -> None:
     x = torch.tensor([1e20, -1e20, 88.0, -88.0, -15.0, 0.0, -0.0, math.inf])
-    for activation in cpu_layer.ACTIVATIONS:
+    for activation in ("silu", "gelu_tanh", "gelu"):
         wanted = torch.tensor([1e20, 0.0, 88.0, 0.0, 0.0, 0.0, 0.0, math.inf])
         found = cpu_layer.gate(x, torch.ones_like(x), activation)
         torch.testing.assert_close(found, wanted, rtol=0, atol=6e-6)

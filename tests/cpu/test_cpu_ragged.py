@@ -17,8 +17,9 @@ from isobit.kernels.cached import Cached
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu import linear as cpu
-from isobit.kernels.cpu.stack import CpuStack, LayerParts
+from isobit.kernels.cpu.stack import CpuStack, LayerParts, MlpParts, Places
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.kernels.sequences import Sequences
 from isobit.quantizer.grid import quantize_weight
 
@@ -143,10 +144,10 @@ def stack_of(architecture: dict[str, Any], after: bool) -> CpuStack:
     for layer in range(2):
         weights = [normal(*shape, seed=10 * layer + i) / 10 for i, shape in enumerate(shapes)]
         quantized = [quantize_weight(w, row.weights, search="absmax", scale_dtype=torch.bfloat16) for w in weights]
-        linears = tuple(cpu.bind(weight, row.activations, None, None) for weight in quantized)
-        norms = [normal(hidden, seed=i) for i in range(4)]
-        behind = {"after_attention": norms[2], "after_mlp": norms[3], "activation": "gelu_tanh"} if after else {}
-        layers.append(LayerParts(linears, norms[0], norms[1], spec, 1e-5, **behind))
+        q, k, v, o, gate, up, down = (cpu.bind(weight, row.activations, None, None) for weight in quantized)
+        norms = [NormSpec(normal(hidden, seed=i), 1e-5) for i in range(4 if after else 2)]
+        mlp = MlpParts(up, down, gate, "gelu_tanh" if after else "silu")
+        layers.append(LayerParts((q, k, v, o), spec, mlp, *norms))
     return CpuStack(layers)
 
 
@@ -168,7 +169,7 @@ def test_whole_layers_too(after: bool) -> None:
         x = torch.cat([inputs[i][0] for i in kept])
         cos, sin = (torch.cat([getattr(inputs[i][1], name) for i in kept]) for name in ("cos", "sin"))
         before = x.clone()
-        y = stack.run(x, cos, sin, Cached(keys, values), sequences, keys.stride(0))
+        y = stack.run(x, [Places(cos, sin)], Cached(keys, values), sequences, keys.stride(0))
         assert torch.equal(x, before) and y.isfinite().all()
         return list(y.split([FRESH[i] for i in kept]))
 
@@ -241,12 +242,12 @@ def test_blocks_that_keys_do_not_fit_into_are_refused() -> None:
 
 
 def test_layers_that_do_not_share_a_cache_and_unknown_activations_are_refused() -> None:
-    parts = stack_of({}, False)._kept
+    parts = stack_of({}, False)._kept[0]
     with pytest.raises(FormatError, match="share a shape of cache, 2 heads of 64; some have 1 heads of 64"):
         CpuStack([parts[0], replace(parts[1], heads=AttentionSpec(4, 1, 64))])
     with pytest.raises(Unsupported, match="relu"):
-        CpuStack([replace(parts[0], activation="relu")])
+        CpuStack([replace(parts[0], mlp=replace(parts[0].mlp, activation="relu"))])
     with pytest.raises(Unsupported, match="gelu_tanh"):
         cpu_layer.gate(torch.ones(2, 3), torch.ones(2, 3), "relu")
     with pytest.raises(FormatError, match="norm behind the MLP"):
-        CpuStack([replace(parts[0], after_mlp=torch.ones(95))])
+        CpuStack([replace(parts[0], after_mlp=NormSpec(torch.ones(95), 1e-5))])

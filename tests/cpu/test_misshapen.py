@@ -27,6 +27,7 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import library
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.batch import Batch
 from isobit.models.blueprint import expected_tensors
@@ -195,11 +196,11 @@ def test_parts_of_a_layer_fit_together_or_nothing_runs() -> None:
     x, weight = torch.ones(1, 3, 32), torch.ones(32)
     for bad in (torch.ones(31), torch.ones(32, dtype=torch.bfloat16), torch.ones(64)[::2], torch.ones(1, 32)):
         with pytest.raises(FormatError, match="norm"):
-            cpu_layer.norm(x, bad, 1e-5)
+            cpu_layer.norm(x, NormSpec(bad, 1e-5))
         with pytest.raises(FormatError, match="norm"):
-            cpu_layer.add_norm(x, x, bad, 1e-5)
+            cpu_layer.add_norm(x, x, NormSpec(bad, 1e-5))
     for bad in (torch.ones(1, 3, 31), torch.ones(1, 2, 32), x.double(), torch.ones(1, 3, 64)[..., ::2]):
-        for act in (cpu_layer.add, cpu_layer.gate, lambda a, b: cpu_layer.add_norm(a, b, weight, 1e-5)):
+        for act in (cpu_layer.add, cpu_layer.gate, lambda a, b: cpu_layer.add_norm(a, b, NormSpec(weight, 1e-5))):
             with pytest.raises(FormatError, match="part of a layer"):
                 act(x, bad)
     spec = AttentionSpec(4, 2, 8, q_norm=torch.ones(8), k_norm=torch.ones(8))
@@ -276,6 +277,7 @@ def test_all_layers_in_one_call_take_what_fits_them(tmp_path: Path) -> None:
         model.forward(own.next([[1, 2]]), own)
     for name in ("input_layernorm", "post_attention_layernorm"):
         other = load_model(tmp_path / "model")
-        getattr(other.layers[1], name).weight = torch.ones(63)
+        norm = getattr(other.layers[1], name)
+        norm.spec = replace(norm.spec, weight=torch.ones(63))
         with pytest.raises(FormatError, match="norm before"):
             run(other, torch.tensor([[1, 2]]))

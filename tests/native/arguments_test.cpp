@@ -187,10 +187,11 @@ bool norms_and_gates() {
     constexpr int64_t rows = 2, k = 5;
     Values<float> x(rows * k), delta(rows * k), weight(k), y(rows * k);
     const auto norm = [&](const char *what, const float *from, const float *add, const float *by, int64_t m, int64_t n, float *sum, float *to) {
-        return refused(what, [&] { return isobit_cpu_rms_norm(from, add, by, 1e-5f, m, n, sum, to); });
+        const isobit_norm of{by, nullptr, 1e-5f, ISOBIT_RMS};
+        return refused(what, [&] { return isobit_cpu_norm(&of, from, add, 1, m, n, sum, to); });
     };
     const auto gate = [&](const char *what, const float *g, const float *u, int64_t m, int64_t n, int64_t ldx, float *to) {
-        return refused(what, [&] { return isobit_cpu_gate(ISOBIT_SILU, g, u, m, n, ldx, to); });
+        return refused(what, [&] { return isobit_cpu_gate(ISOBIT_SILU, 0, g, u, m, n, ldx, to); });
     };
     float *const a = x.data(), *const b = delta.data(), *const c = y.data();
     bool good = norm("norm of nothing", nullptr, b, weight.data(), rows, k, a, c);
@@ -201,14 +202,21 @@ bool norms_and_gates() {
     good = norm("k = 0", a, b, weight.data(), rows, 0, a, c) && good;
     good = norm("huge rows", a, b, weight.data(), HUGE_SIZE, k, a, c) && good;
     good = gate("no gate", nullptr, b, rows, k, k, c) && good;
-    good = gate("no up", a, nullptr, rows, k, k, c) && good;
     good = gate("no y", a, b, rows, k, k, nullptr) && good;
     good = gate("rows < 0", a, b, -1, k, k, c) && good;
     good = gate("k = 0", a, b, rows, 0, k, c) && good;
     good = gate("short rows", a, b, rows, k, k - 1, c) && good;
     good = gate("huge distance", a, b, rows, k, LARGEST, c) && good;
-    for (const int32_t code : {-1, 2})
-        good = refused("no such activation", [&] { return isobit_cpu_gate(code, a, b, rows, k, k, c); }) && good;
+    for (const int32_t code : {-1, 4})
+        good = refused("no such activation", [&] { return isobit_cpu_gate(code, 0, a, b, rows, k, k, c); }) && good;
+    for (const float limit : {-1.0f, INF, static_cast<float>(NAN)})
+        good = refused("no such limit", [&] { return isobit_cpu_gate(ISOBIT_SILU, limit, a, b, rows, k, k, c); }) && good;
+    good = refused("a limit without up", [&] { return isobit_cpu_gate(ISOBIT_SILU, 7, a, nullptr, rows, k, k, c); }) && good;
+    good = refused("a limit of another activation", [&] { return isobit_cpu_gate(ISOBIT_GELU, 7, a, b, rows, k, k, c); }) && good;
+    const isobit_norm unknown{weight.data(), nullptr, 1e-5f, 2}, of{weight.data(), nullptr, 1e-5f, ISOBIT_LAYER};
+    good = refused("no such norm", [&] { return isobit_cpu_norm(&unknown, a, b, 1, rows, k, a, c); }) && good;
+    good = refused("no norm", [&] { return isobit_cpu_norm(nullptr, a, b, 1, rows, k, a, c); }) && good;
+    good = refused("a factor that is no number", [&] { return isobit_cpu_norm(&of, a, b, NAN, rows, k, a, c); }) && good;
     good = refused("exp of nothing", [&] { return isobit_cpu_exp(nullptr, 5, c); }) && good;
     good = refused("exp to nowhere", [&] { return isobit_cpu_exp(a, 5, nullptr); }) && good;
     return refused("exp of fewer than none", [&] { return isobit_cpu_exp(a, -1, c); }) && good;
@@ -264,17 +272,17 @@ const Spoiled<AttentionCall> ATTENTIONS[] = {
     {"another's slot", [](AttentionCall &c) { c.slots[0] = 11; }},
     {"a token that is not stored", [](AttentionCall &c) { c.slots[2] = -1; }},
     {"padding that is stored", [](AttentionCall &c) { c.lengths[1] = 0; }},
-    {"a scale that is no number", [](AttentionCall &c) { c.a.scale = NAN; }},
-    {"softcap < 0", [](AttentionCall &c) { c.a.softcap = -1; }},
-    {"a softcap that is no number", [](AttentionCall &c) { c.a.softcap = NAN; }},
-    {"an infinite softcap", [](AttentionCall &c) { c.a.softcap = INF; }},
+    {"a scale that is no number", [](AttentionCall &c) { c.a.of.scale = NAN; }},
+    {"softcap < 0", [](AttentionCall &c) { c.a.of.softcap = -1; }},
+    {"a softcap that is no number", [](AttentionCall &c) { c.a.of.softcap = NAN; }},
+    {"an infinite softcap", [](AttentionCall &c) { c.a.of.softcap = INF; }},
     {"heads = 0", [](AttentionCall &c) { c.a.heads = 0; }},
     {"kv_heads < 0", [](AttentionCall &c) { c.a.kv_heads = -2; }},
     {"heads that cannot be shared", [](AttentionCall &c) { c.a.heads = 3; }},
     {"no dimensions", [](AttentionCall &c) { c.a.dim = 0; }},
     {"odd dimensions", [](AttentionCall &c) { c.a.dim = 7; }},
     {"too many dimensions", [](AttentionCall &c) { c.a.dim = 514, c.a.ldq = c.a.ldk = c.a.ldv = c.a.ldo = 4096; }},
-    {"window < 0", [](AttentionCall &c) { c.a.window = -1; }},
+    {"window < 0", [](AttentionCall &c) { c.a.of.window = -1; }},
     {"huge heads", [](AttentionCall &c) { c.a.heads = HUGE_SIZE, c.a.ldq = c.a.ldo = LARGEST; }},
     {"huge kv_heads", [](AttentionCall &c) { c.a.heads = c.a.kv_heads = HUGE_SIZE; }},
     {"short ldq", [](AttentionCall &c) { --c.a.ldq; }},
@@ -293,12 +301,19 @@ const Spoiled<AttentionCall> ATTENTIONS[] = {
     {"no keys", [](AttentionCall &c) { c.a.keys = nullptr; }},
     {"no values", [](AttentionCall &c) { c.a.values = nullptr; }},
     {"no out", [](AttentionCall &c) { c.a.out = nullptr; }},
-    {"a norm of queries alone", [](AttentionCall &c) { c.a.k_norm = nullptr; }},
-    {"a norm of keys alone", [](AttentionCall &c) { c.a.q_norm = nullptr; }},
+    {"a norm of queries alone", [](AttentionCall &c) { c.a.of.k_norm = nullptr; }},
+    {"a norm of keys alone", [](AttentionCall &c) { c.a.of.q_norm = nullptr; }},
+    {"chunk < 0", [](AttentionCall &c) { c.a.of.chunk = -1; }},
+    {"rotated < 0", [](AttentionCall &c) { c.a.of.rotated = -2; }},
+    {"an odd number is rotated", [](AttentionCall &c) { c.a.of.rotated = 3; }},
+    {"more is rotated than there is", [](AttentionCall &c) { c.a.of.rotated = 10; }},
+    {"no such norm of queries", [](AttentionCall &c) { c.a.of.qk_norm = 4; }},
+    {"weights of no norm", [](AttentionCall &c) { c.a.of.qk_norm = ISOBIT_QK_NONE; }},
+    {"a norm without weights", [](AttentionCall &c) { c.a.of.q_norm = c.a.of.k_norm = nullptr; }},
 };
 
 bool attentions() {
-    const Shape shape{2, 3, 4, 4, 2, 8, 0, 0, true};
+    const Shape shape{2, 3, 4, 4, 2, 8, 0, 0, ISOBIT_QK_HEAD};
     const uint32_t seed = state();
     const Attention before(shape);
     state() = seed;
@@ -323,6 +338,7 @@ struct LayersCall {
     isobit_step step;
     float *x;
     isobit_linear spare{};
+    isobit_places spare_places{};
 };
 
 const Spoiled<LayersCall> LAYERS[] = {
@@ -333,11 +349,19 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"no k", [](LayersCall &c) { c.layers[1].k = nullptr; }},
     {"no v", [](LayersCall &c) { c.layers[1].v = nullptr; }},
     {"no o", [](LayersCall &c) { c.layers[1].o = nullptr; }},
-    {"no gate", [](LayersCall &c) { c.layers[1].gate = nullptr; }},
+    {"a limit without a gate", [](LayersCall &c) { c.layers[0].gate = nullptr, c.layers[0].limit = 7; }},
+    {"limit < 0", [](LayersCall &c) { c.layers[0].limit = -7; }},
     {"no up", [](LayersCall &c) { c.layers[1].up = nullptr; }},
     {"no down", [](LayersCall &c) { c.layers[1].down = nullptr; }},
-    {"no norm", [](LayersCall &c) { c.layers[1].input_norm = nullptr; }},
-    {"no second norm", [](LayersCall &c) { c.layers[0].post_norm = nullptr; }},
+    {"no such norm", [](LayersCall &c) { c.layers[1].before_attention.kind = 2; }},
+    {"no such last norm", [](LayersCall &c) { c.layers[0].after_mlp.kind = -1; }},
+    {"a factor that is no number", [](LayersCall &c) { c.layers[1].factor = NAN; }},
+    {"positions < 0", [](LayersCall &c) { c.layers[1].places = -1; }},
+    {"positions that are not there", [](LayersCall &c) { c.layers[1].places = c.step.kinds_of_places; }},
+    {"positions of other heads", [](LayersCall &c) { c.layers[1].places = 0; }},
+    {"no positions", [](LayersCall &c) { c.step.places = nullptr; }},
+    {"positions of none", [](LayersCall &c) { c.step.kinds_of_places = 0; }},
+    {"chunk < 0 in the last layer", [](LayersCall &c) { c.layers[1].of.chunk = -1; }},
     {"q of another input", [](LayersCall &c) { c.layers[0].q = c.layers[0].down; }},
     {"o of another output", [](LayersCall &c) { c.layers[1].o = c.layers[1].gate; }},
     {"down of another output", [](LayersCall &c) { c.layers[1].down = c.layers[1].up; }},
@@ -348,13 +372,13 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"kv_heads < 0", [](LayersCall &c) { c.layers[0].kv_heads = -2; }},
     {"dim = 0", [](LayersCall &c) { c.layers[0].dim = 0; }},
     {"huge heads", [](LayersCall &c) { c.layers[0].heads = HUGE_SIZE + c.layers[0].heads; }},
-    {"window < 0", [](LayersCall &c) { c.layers[0].window = -1; }},
-    {"a norm of queries alone", [](LayersCall &c) { c.layers[0].k_norm = nullptr; }},
-    {"window < 0 in the last layer", [](LayersCall &c) { c.layers[1].window = -1; }},
+    {"window < 0", [](LayersCall &c) { c.layers[0].of.window = -1; }},
+    {"a norm of queries alone", [](LayersCall &c) { c.layers[0].of.k_norm = nullptr; }},
+    {"window < 0 in the last layer", [](LayersCall &c) { c.layers[1].of.window = -1; }},
     {"unknown format in the last layer", [](LayersCall &c) { c.spare = *c.layers[1].down, c.spare.format = 99, c.layers[1].down = &c.spare; }},
     {"no codes in the last layer", [](LayersCall &c) { c.spare = *c.layers[1].up, c.spare.codes = nullptr, c.layers[1].up = &c.spare; }},
-    {"no such activation", [](LayersCall &c) { c.layers[1].activation = 2; }},
-    {"softcap < 0", [](LayersCall &c) { c.layers[1].softcap = -1; }},
+    {"no such activation", [](LayersCall &c) { c.layers[1].activation = 4; }},
+    {"softcap < 0", [](LayersCall &c) { c.layers[1].of.softcap = -1; }},
     {"no sequences", [](LayersCall &c) { c.step.sequences.count = 0; }},
     {"tokens < 0", [](LayersCall &c) { c.step.sequences.tokens = -1; }},
     {"huge tokens", [](LayersCall &c) { c.step.sequences.tokens = int64_t{1} << 33; }},
@@ -366,8 +390,8 @@ const Spoiled<LayersCall> LAYERS[] = {
     {"largest cache_stride", [](LayersCall &c) { c.step.cache_stride = LARGEST; }},
     {"no keys", [](LayersCall &c) { c.step.keys = nullptr; }},
     {"no values", [](LayersCall &c) { c.step.values = nullptr; }},
-    {"no cos", [](LayersCall &c) { c.step.cos = nullptr; }},
-    {"no sin", [](LayersCall &c) { c.step.sin = nullptr; }},
+    {"no cos", [](LayersCall &c) { c.spare_places = c.step.places[0], c.spare_places.cos = nullptr, c.step.places = &c.spare_places; }},
+    {"no sin", [](LayersCall &c) { c.spare_places = c.step.places[0], c.spare_places.sin = nullptr, c.step.places = &c.spare_places; }},
 };
 
 bool layers() {
@@ -379,7 +403,7 @@ bool layers() {
     bool good = refused("no layers", [&] { return isobit_cpu_layers(nullptr, 1, &run.step, run.x.data()); });
     good = refused("no step", [&] { return isobit_cpu_layers(stack.layers.data(), 1, nullptr, run.x.data()); }) && good;
     for (const auto &wrong : LAYERS) {
-        LayersCall c{{stack.layers[0], stack.layers[1]}, 2, run.step, run.x.data(), {}};
+        LayersCall c{{stack.layers[0], stack.layers[1]}, 2, run.step, run.x.data(), {}, {}};
         wrong.spoil(c);
         good = refused(wrong.what, [&] { return isobit_cpu_layers(c.layers, c.count, &c.step, c.x); }) && good;
         if (!run.x.same(before.x) || !run.keys.same(before.keys) || !run.values.same(before.values))

@@ -17,16 +17,25 @@ namespace {
 
 const Shape SHAPES[] = {
     // batch, tokens, past, heads, kv_heads, dim, spare, window, norms
-    {1, 1, 0, 1, 1, 2, 0, 0, false},      {1, 1, 0, 4, 1, 64, 3, 0, true},      {2, 1, 5, 8, 2, 80, 1, 0, false},
-    {1, 1, 63, 6, 6, 34, 0, 0, true},     {2, 1, 64, 4, 2, 128, 7, 0, true},    {1, 1, 20, 2, 1, 512, 0, 0, true},
-    {1, 1, 700, 4, 1, 64, 0, 0, false},   {2, 1, 1100, 2, 2, 18, 9, 0, true},   {1, 1, 700, 8, 1, 32, 5, 100, false},
-    {1, 1, 640, 8, 1, 32, 5, 64, false},  {1, 1, 1201, 3, 1, 66, 0, 1, false},  {1, 3, 61, 4, 2, 30, 0, 0, true},
-    {2, 5, 509, 4, 4, 16, 2, 0, false},   {1, 16, 600, 2, 1, 48, 0, 70, true},  {1, 17, 0, 4, 2, 64, 0, 0, false},
-    {2, 17, 47, 6, 2, 10, 3, 0, true},    {1, 33, 0, 3, 1, 256, 0, 0, false},   {1, 70, 131, 8, 2, 20, 1, 0, true},
-    {1, 130, 0, 4, 1, 32, 0, 0, false},   {1, 130, 70, 2, 2, 6, 4, 40, true},   {2, 100, 0, 2, 1, 64, 0, 64, false},
-    {1, 2, 3, 100, 1, 8, 0, 0, false},    {1, 40, 201, 2, 1, 14, 0, 500, true},  {1, 40, 500, 2, 2, 64, 0, 0, false},
-    {1, 90, 960, 3, 3, 70, 0, 90, true},  {1, 1, 700, 4, 1, 64, 0, 0, false, 2},  {2, 30, 41, 4, 2, 40, 0, 30, true, 30},
-    {1, 5, 90, 2, 2, 18, 0, 0, false, 0.5f},
+    {1, 1, 0, 1, 1, 2, 0, 0, 0},      {1, 1, 0, 4, 1, 64, 3, 0, 1},      {2, 1, 5, 8, 2, 80, 1, 0, 0},
+    {1, 1, 63, 6, 6, 34, 0, 0, 1},     {2, 1, 64, 4, 2, 128, 7, 0, 1},    {1, 1, 20, 2, 1, 512, 0, 0, 1},
+    {1, 1, 700, 4, 1, 64, 0, 0, 0},   {2, 1, 1100, 2, 2, 18, 9, 0, 1},   {1, 1, 700, 8, 1, 32, 5, 100, 0},
+    {1, 1, 640, 8, 1, 32, 5, 64, 0},  {1, 1, 1201, 3, 1, 66, 0, 1, 0},  {1, 3, 61, 4, 2, 30, 0, 0, 1},
+    {2, 5, 509, 4, 4, 16, 2, 0, 0},   {1, 16, 600, 2, 1, 48, 0, 70, 1},  {1, 17, 0, 4, 2, 64, 0, 0, 0},
+    {2, 17, 47, 6, 2, 10, 3, 0, 1},    {1, 33, 0, 3, 1, 256, 0, 0, 0},   {1, 70, 131, 8, 2, 20, 1, 0, 1},
+    {1, 130, 0, 4, 1, 32, 0, 0, 0},   {1, 130, 70, 2, 2, 6, 4, 40, 1},   {2, 100, 0, 2, 1, 64, 0, 64, 0},
+    {1, 2, 3, 100, 1, 8, 0, 0, 0},    {1, 40, 201, 2, 1, 14, 0, 500, 1},  {1, 40, 500, 2, 2, 64, 0, 0, 0},
+    {1, 90, 960, 3, 3, 70, 0, 90, 1},  {1, 1, 700, 4, 1, 64, 0, 0, 0, 2},  {2, 30, 41, 4, 2, 40, 0, 30, 1, 30},
+    {1, 5, 90, 2, 2, 18, 0, 0, 0, 0.5f},
+    // cap, chunk, rotated, interleaved, sinks, factors, plain
+    {1, 1, 300, 4, 2, 64, 0, 0, 0, 0, 0, 32},             {2, 9, 60, 4, 2, 80, 1, 0, 1, 0, 0, 40, true},
+    {1, 40, 30, 2, 1, 128, 0, 0, 0, 0, 0, 0, true},       {1, 3, 70, 6, 2, 34, 0, 0, 2, 0, 0, 0, true},
+    {2, 5, 64, 4, 2, 48, 0, 0, 3, 0, 0, 6},               {1, 17, 20, 5, 1, 24, 0, 0, 3, 0, 0, 0, true},
+    {1, 130, 70, 4, 2, 32, 3, 0, 2, 0, 50},               {1, 1, 1201, 3, 1, 66, 0, 0, 0, 0, 500},
+    {1, 30, 500, 2, 1, 64, 0, 100, 0, 0, 128, 0, false, true},
+    {1, 1, 700, 8, 1, 64, 0, 0, 0, 0, 0, 0, false, true}, {2, 40, 0, 4, 2, 18, 2, 7, 1, 0, 0, 10, false, true},
+    {1, 20, 100, 4, 2, 40, 0, 0, 0, 0, 0, 0, false, false, true}, {1, 90, 0, 4, 1, 16, 0, 0, 2, 5, 32, 8, true, true, true},
+    {1, 12, 65, 4, 2, 64, 0, 0, 0, 0, 0, 0, false, false, true, true}, {2, 1, 40, 3, 3, 96, 0, 0, 3, 0, 0, 0, false, true, false, true},
 };
 
 bool near(const std::vector<double> &exact, const Values<float> &values, int64_t at, double most) {
@@ -49,11 +58,11 @@ bool prepares(const Attention &t, const Attention &before) {
         const int64_t sequence = row / t.s.tokens, token = row % t.s.tokens;
         for (int64_t head = 0; head < t.s.heads; ++head) {
             const int64_t at = t.query_at(row, head);
-            if (!near(prepared(before, before.q, at, t.s.norms ? &t.q_norm : nullptr, row), t.q, at, MOST)) return std::puts("queries"), false;
+            if (!near(prepared(before, before.q, at, t.s.qk_norm ? &t.q_norm : nullptr, row, head, t.s.heads), t.q, at, MOST)) return std::puts("queries"), false;
         }
         for (int64_t head = 0; head < t.s.kv_heads; ++head) {
             const int64_t from = t.new_at(row, head), to = t.cached_at(sequence, head, t.s.past + token);
-            if (!near(prepared(before, before.k, from, t.s.norms ? &t.k_norm : nullptr, row), t.keys, to, MOST)) return std::puts("keys"), false;
+            if (!near(prepared(before, before.k, from, t.s.qk_norm ? &t.k_norm : nullptr, row, head, t.s.kv_heads), t.keys, to, MOST)) return std::puts("keys"), false;
             if (!same_bits(t.values, to, t.v, from, t.s.dim)) return std::puts("values"), false;
         }
     }
@@ -110,7 +119,9 @@ bool same_in_parts(const Attention &t, uint32_t seed) {
             isobit_attention a = other.a;
             const Sequences part({{std::min(at_once, t.s.tokens - at), t.s.past + at}}, t.capacity);
             a.sequences = part.arguments();
-            a.q += at * a.ldq, a.k += at * a.ldk, a.v += at * a.ldv, a.out += at * a.ldo, a.cos += at * a.dim, a.sin += at * a.dim;
+            a.q += at * a.ldq, a.k += at * a.ldk, a.v += at * a.ldv, a.out += at * a.ldo;
+            if (a.cos) a.cos += at * t.s.angles(), a.sin += at * t.s.angles();
+            if (a.factors) a.factors += at;
             if (isobit_cpu_attention(&a)) return false;
         }
         if (!other.keys.same(t.keys) || !other.out.same(t.out)) return std::printf("%d tokens at a time\n", int(at_once)), false;
@@ -137,7 +148,7 @@ bool all_shapes() {
 
 // A NaN in a query stays in what that query gives; one in a new value reaches what sees it, and no other sequence.
 bool nan_stays() {
-    for (const Shape &s : {Shape{2, 1, 70, 4, 2, 24, 0, 0, true}, Shape{2, 20, 50, 4, 2, 24, 1, 0, false}}) {
+    for (const Shape &s : {Shape{2, 1, 70, 4, 2, 24, 0, 0, 1}, Shape{2, 20, 50, 4, 2, 24, 1, 0, 0}}) {
         Attention query(s), value(s);
         const int64_t bad = s.tokens / 2, head = 1;
         query.q.put(query.query_at(bad, head) + 5, NAN);
@@ -165,13 +176,14 @@ struct Mixture {
 
     Mixture(const Shape &shape, const std::vector<Sequence> &all, int64_t block, const std::vector<int32_t> &order)
         : heads(shape), alone(each(shape, all)), sequences(all, block, order), q(rows(shape.heads)), k(rows(shape.kv_heads)),
-          v(rows(shape.kv_heads)), cos(rows(1)), sin(rows(1)), keys(cache()), values(cache()), out(rows(shape.heads)), a(alone[0]->a) {
+          v(rows(shape.kv_heads)), cos(rows(1) / shape.dim * shape.angles()), sin(cos.size()), keys(cache()), values(cache()), out(rows(shape.heads)), a(alone[0]->a) {
         fill_with(keys, NAN), fill_with(values, NAN), fill_with(out, NAN);
         for (int64_t i = 0; i < sequences.count(); ++i) {
             const Attention &one = *alone[static_cast<size_t>(i)];
             const int64_t row = sequences.starts[i];
             copy(q, row * shape.heads, one.q), copy(k, row * shape.kv_heads, one.k), copy(v, row * shape.kv_heads, one.v);
-            copy(cos, row, one.cos), copy(sin, row, one.sin);
+            std::memcpy(cos.bytes() + 4 * row * shape.angles(), one.cos.bytes(), one.cos.byte_count());
+            std::memcpy(sin.bytes() + 4 * row * shape.angles(), one.sin.bytes(), one.sin.byte_count());
             for (int64_t at = 0; at < one.s.past; ++at) move_token(i, at, [&](int64_t here, int64_t there) {
                 std::memcpy(keys.bytes() + 4 * here, one.keys.bytes() + 4 * there, bytes(1));
                 std::memcpy(values.bytes() + 4 * here, one.values.bytes() + 4 * there, bytes(1));
@@ -179,8 +191,8 @@ struct Mixture {
             });
         }
         const Attention &first = *alone[0];  // whose norms all use
-        for (const auto &one : alone) one->a.q_norm = first.a.q_norm, one->a.k_norm = first.a.k_norm, one->a.scale = 0.3f;
-        a.sequences = sequences.arguments(), a.scale = 0.3f;
+        for (const auto &one : alone) one->a.of.q_norm = first.a.of.q_norm, one->a.of.k_norm = first.a.of.k_norm, one->a.of.sinks = first.a.of.sinks, one->a.of.scale = 0.3f;
+        a.sequences = sequences.arguments(), a.of.scale = 0.3f;
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.cos = cos.data(), a.sin = sin.data();
         a.keys = keys.data(), a.values = values.data(), a.out = out.data();
     }
@@ -235,8 +247,9 @@ const std::vector<Sequence> ALL = {{1, 699}, {130, 0}, {5, 0}, {1, 0}, {1, 63}, 
 
 bool mixtures() {
     const Shape kinds[] = {
-        {0, 0, 0, 2, 2, 64, 0, 0, false}, {0, 0, 0, 4, 2, 80, 0, 0, true},         {0, 0, 0, 4, 1, 128, 0, 100, false},
-        {0, 0, 0, 8, 1, 18, 0, 0, true},  {0, 0, 0, 2, 1, 256, 0, 300, false, 20},
+        {0, 0, 0, 2, 2, 64, 0, 0, 0}, {0, 0, 0, 4, 2, 80, 0, 0, 1},         {0, 0, 0, 4, 1, 128, 0, 100, 0},
+        {0, 0, 0, 8, 1, 18, 0, 0, 1},  {0, 0, 0, 2, 1, 256, 0, 300, 0, 20},
+        {0, 0, 0, 4, 2, 24, 0, 0, 3, 0, 100, 16, true, true},
     };
     const int64_t taken = Sequences(ALL, 64).blocks;
     std::vector<int32_t> shuffled;  // 37 is prime to the number of blocks, two of which nobody has
@@ -263,7 +276,7 @@ bool mixtures() {
 
 // Padding is not stored and gives zeros, and a sequence without new tokens, whose blocks nobody knows, is left alone.
 bool padding() {
-    const Shape shape{3, 2, 70, 4, 2, 24, 0, 0, true};
+    const Shape shape{3, 2, 70, 4, 2, 24, 0, 0, 1};
     const uint32_t seed = state();
     Attention whole(shape);
     state() = seed;
@@ -295,7 +308,7 @@ bool padding() {
 
 // What lies before a window is not looked at: its blocks may be anybody's by now.
 bool forgotten() {
-    const Shape shape{1, 2, 700, 2, 1, 32, 0, 100, false};
+    const Shape shape{1, 2, 700, 2, 1, 32, 0, 100, 0};
     Mixture m(shape, {{2, 700}, {1, 300}}, 64, {});
     for (const auto &one : m.alone)
         if (isobit_cpu_attention(&one->a)) return false;

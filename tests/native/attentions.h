@@ -70,9 +70,13 @@ struct Sequences {
 
 struct Shape {
     int64_t batch, tokens, past, heads, kv_heads, dim, spare, window;  // spare: room in the cache behind the new tokens
-    bool norms;
+    int32_t qk_norm;
     float softcap = 0;
+    int64_t chunk = 0, rotated = 0;  // see isobit_heads
+    bool interleaved = false, sinks = false, factors = false, plain = false;  // plain: nothing is rotated
 
+    int64_t angles() const { return rotated ? rotated : dim; }
+    int64_t wide(int64_t all) const { return qk_norm == ISOBIT_QK_WIDTH ? all : 1; }
     std::vector<Sequence> sequences() const { return std::vector<Sequence>(static_cast<size_t>(batch), {tokens, past}); }
 };
 
@@ -81,28 +85,31 @@ struct Attention {
     const Shape s;
     const int64_t rows, capacity;
     Sequences sequences;
-    Values<float> q, k, v, cos, sin, q_norm, k_norm, keys, values, out;
+    Values<float> q, k, v, cos, sin, q_norm, k_norm, sinks, factors, keys, values, out;
     isobit_attention a{};
 
     // `gap`: values between tokens. `shift`: see Exact.
     explicit Attention(const Shape &shape, int64_t gap = 0, size_t shift = 0)
         : s(shape), rows(s.batch * s.tokens), capacity(s.past + s.tokens + s.spare), sequences(s.sequences(), capacity),
           q(between(s.heads, gap), shift), k(between(s.kv_heads, gap), shift), v(between(s.kv_heads, gap), shift),
-          cos(rows * s.dim, shift), sin(rows * s.dim, shift), q_norm(s.dim, shift), k_norm(s.dim, shift),
+          cos(rows * s.angles(), shift), sin(rows * s.angles(), shift), q_norm(s.dim * s.wide(s.heads), shift),
+          k_norm(s.dim * s.wide(s.kv_heads), shift), sinks(s.heads, shift), factors(rows, shift),
           keys(cache_size(), shift), values(cache_size(), shift), out(between(s.heads, gap), shift) {
-        a.sequences = sequences.arguments(), a.window = s.window;
+        a.sequences = sequences.arguments(), a.of.window = s.window, a.of.chunk = s.chunk;
         a.heads = s.heads, a.kv_heads = s.kv_heads, a.dim = s.dim;
         a.ldq = a.ldo = s.heads * s.dim + gap, a.ldk = a.ldv = s.kv_heads * s.dim + gap;
-        a.scale = s.past % 2 ? 4.0f : 1 / std::sqrt(static_cast<float>(s.dim)), a.softcap = s.softcap, a.eps = 1e-5f;
-        for (Values<float> *part : {&cos, &sin, &q_norm, &k_norm}) fill(*part);
+        a.of.scale = s.past % 2 ? 4.0f : 1 / std::sqrt(static_cast<float>(s.dim)), a.of.softcap = s.softcap, a.of.eps = 1e-5f;
+        a.of.rotated = s.rotated, a.of.interleaved = s.interleaved, a.of.qk_norm = s.qk_norm;
+        for (Values<float> *part : {&cos, &sin, &q_norm, &k_norm, &sinks, &factors}) fill(*part);
         fill_tokens(q, a.ldq, s.heads), fill_tokens(k, a.ldk, s.kv_heads), fill_tokens(v, a.ldv, s.kv_heads);
         for (int64_t i = 0; i < keys.size(); ++i) {
             const bool old = i / s.dim % capacity < s.past;
             keys.put(i, old ? uniform() : NAN), values.put(i, old ? uniform() : NAN);
         }
         fill_with(out, -0.0f);
-        a.cos = cos.data(), a.sin = sin.data(), a.q = q.data(), a.k = k.data(), a.v = v.data();
-        a.q_norm = s.norms ? q_norm.data() : nullptr, a.k_norm = s.norms ? k_norm.data() : nullptr;
+        a.cos = s.plain ? nullptr : cos.data(), a.sin = s.plain ? nullptr : sin.data(), a.q = q.data(), a.k = k.data(), a.v = v.data();
+        a.of.q_norm = s.qk_norm ? q_norm.data() : nullptr, a.of.k_norm = s.qk_norm ? k_norm.data() : nullptr;
+        a.of.sinks = s.sinks ? sinks.data() : nullptr, a.factors = s.factors ? factors.data() : nullptr;
         a.keys = keys.data(), a.values = values.data(), a.out = out.data();
     }
 
@@ -112,7 +119,10 @@ struct Attention {
         return ((sequence * s.kv_heads + head) * capacity + token) * s.dim;
     }
     // The first key that a token sees; the last one is its own.
-    int64_t first_seen(int64_t token) const { return s.window ? std::max<int64_t>(0, s.past + token + 1 - s.window) : 0; }
+    int64_t first_seen(int64_t token) const {
+        const int64_t position = s.past + token, own = s.chunk ? position - position % s.chunk : 0;
+        return s.window ? std::max(own, position + 1 - s.window) : own;
+    }
 
   private:
     int64_t between(int64_t heads, int64_t gap) const { return (s.batch * s.tokens - 1) * (heads * s.dim + gap) + heads * s.dim; }
@@ -122,18 +132,30 @@ struct Attention {
     }
 };
 
-// A head of a token as the attention uses it: normed (or not: `weight` NULL), then rotated.
-inline std::vector<double> prepared(const Attention &t, const Values<float> &x, int64_t at, const Values<float> *weight, int64_t row) {
-    const int64_t dim = t.s.dim, half = dim / 2;
-    double squares = 0;
-    for (int64_t d = 0; d < dim; ++d) squares += static_cast<double>(x[at + d]) * x[at + d];
-    const double factor = weight ? 1 / std::sqrt(squares / static_cast<double>(dim) + t.a.eps) : 1;
-    const auto normed = [&](int64_t d) { return x[at + d] * factor * (weight ? (*weight)[d] : 1); };
+// A head of a token as the attention uses it: normed (or not: `weight` NULL) and rotated. `all`: heads of the token.
+inline std::vector<double> prepared(const Attention &t, const Values<float> &x, int64_t at, const Values<float> *weight, int64_t row, int64_t head,
+                                    int64_t all) {
+    const int64_t dim = t.s.dim, rotated = t.s.plain ? 0 : t.s.angles(), half = rotated / 2;
+    const bool wide = t.s.qk_norm == ISOBIT_QK_WIDTH;
     std::vector<double> out;
-    for (int64_t d = 0; d < dim; ++d) {
-        const double turned = d < half ? -normed(d + half) : normed(d - half);
-        out.push_back(normed(d) * t.cos[row * dim + d] + turned * t.sin[row * dim + d]);
+    for (int64_t d = 0; d < dim; ++d) out.push_back(x[at + d]);
+    const auto norm = [&] {
+        double squares = 0;
+        if (wide)
+            for (int64_t d = 0; d < all * dim; ++d) squares += static_cast<double>(x[at - head * dim + d]) * x[at - head * dim + d];
+        else
+            for (const double value : out) squares += value * value;
+        const double factor = 1 / std::sqrt(squares / static_cast<double>(wide ? all * dim : dim) + t.a.of.eps);
+        for (int64_t d = 0; d < dim; ++d) out[static_cast<size_t>(d)] *= factor * (*weight)[wide ? head * dim + d : d];
+    };
+    if (weight && t.s.qk_norm != ISOBIT_QK_HEAD_BEHIND) norm();
+    for (int64_t pair = 0; pair < half; ++pair) {
+        const auto first = static_cast<size_t>(t.s.interleaved ? 2 * pair : pair), second = static_cast<size_t>(t.s.interleaved ? first + 1 : pair + half);
+        const int64_t angle = row * rotated + pair, other = t.s.interleaved ? angle : angle + half;
+        const double a = out[first], b = out[second];
+        out[first] = a * t.cos[angle] - b * t.sin[angle], out[second] = b * t.cos[other] + a * t.sin[other];
     }
+    if (weight && t.s.qk_norm == ISOBIT_QK_HEAD_BEHIND) norm();
     return out;
 }
 
@@ -145,11 +167,12 @@ inline std::vector<double> attended(const Attention &t, int64_t sequence, int64_
     for (int64_t key = first; key <= last; ++key) {
         double score = 0;
         for (int64_t d = 0; d < dim; ++d) score += static_cast<double>(t.q[query + d]) * t.keys[t.cached_at(sequence, kv_head, key) + d];
-        score *= t.a.scale;
+        score *= t.a.of.scale * (t.s.factors ? static_cast<double>(t.factors[sequence * t.s.tokens + token]) : 1);
         scores.push_back(t.s.softcap ? t.s.softcap * std::tanh(score / t.s.softcap) : score);
     }
-    const double highest = *std::max_element(scores.begin(), scores.end());
-    double total = 0;
+    const double sink = t.s.sinks ? static_cast<double>(t.sinks[head]) : -1e30;
+    const double highest = std::max(sink, *std::max_element(scores.begin(), scores.end()));
+    double total = std::exp(sink - highest);
     largest = 0;
     for (double &score : scores) largest = std::max(largest, std::fabs(score)), score = std::exp(score - highest), total += score;
     for (int64_t key = first; key <= last; ++key)

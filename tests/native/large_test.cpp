@@ -100,7 +100,7 @@ bool many_codes() {
 // Heads of a cache and tokens far apart give the bits that they give side by side.
 bool far_heads() {
     const Sparse keys(36 * GIB), values(36 * GIB), q(12 * GIB), k(12 * GIB), v(12 * GIB), out(12 * GIB);
-    for (const Shape &s : {Shape{2, 1, 700, 4, 2, 64, 0, 0, true}, Shape{2, 20, 70, 4, 2, 64, 0, 30, false}}) {
+    for (const Shape &s : {Shape{2, 1, 700, 4, 2, 64, 0, 0, 1}, Shape{2, 20, 70, 4, 2, 64, 0, 30, 0}}) {
         const uint32_t seed = state();
         const Attention before(s);
         state() = seed;
@@ -147,7 +147,7 @@ bool long_past() {
         keys.floats()[special * dim + d] = q[d] * static_cast<float>(17 / size), values.floats()[special * dim + d] = 3;
     isobit_attention a{};
     const Sequences sequences({{1, past}}, past + 1);
-    a.sequences = sequences.arguments(), a.heads = a.kv_heads = 1, a.dim = dim, a.scale = 1;
+    a.sequences = sequences.arguments(), a.heads = a.kv_heads = 1, a.dim = dim, a.of.scale = 1;
     a.ldq = a.ldk = a.ldv = a.ldo = dim, a.cos = cos.data(), a.sin = sin.data();
     a.q = q.data(), a.k = k.data(), a.v = v.data(), a.keys = keys.floats(), a.values = values.floats(), a.out = out.data();
     if (isobit_cpu_attention(&a)) return false;

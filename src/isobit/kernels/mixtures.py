@@ -6,7 +6,7 @@ A binder is called with (mixture, keep_values=..., and what binders of this devi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from isobit.errors import Unsupported
 from isobit.formats.schemes import ActSpec, WeightSpec
@@ -17,13 +17,19 @@ from isobit.kernels.grouped import Grouped, Mixture
 Formats = Sequence[tuple[WeightSpec | None, ActSpec | None]]
 
 
-def _reference_accepts(weights: WeightSpec | None, activations: ActSpec | None, device: str) -> str | None:
-    row = next(row for row in backends.LINEAR_KERNELS if row.name == "reference")
-    return row.accepts(weights, activations, device)
+def _as_linears(name: str) -> Callable[[WeightSpec | None, ActSpec | None, str], str | None]:
+    """What the linears' row of a name takes."""
+
+    def accepts(weights: WeightSpec | None, activations: ActSpec | None, device: str) -> str | None:
+        row = next(row for row in backends.LINEAR_KERNELS if row.name == name)
+        return row.accepts(weights, activations, device)
+
+    return accepts
 
 
 MIXTURE_KERNELS: tuple[LinearKernel, ...] = (
-    LinearKernel("reference", "isobit.kernels.reference_experts:bind", _reference_accepts, priority=0),
+    LinearKernel("cpu", "isobit.kernels.cpu.experts:bind", _as_linears("cpu"), priority=50),
+    LinearKernel("reference", "isobit.kernels.reference_experts:bind", _as_linears("reference"), priority=0),
 )
 
 

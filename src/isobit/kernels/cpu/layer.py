@@ -11,45 +11,39 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from isobit.errors import FormatError, Unsupported
+from isobit.errors import FormatError
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu import sequences as cpu_sequences
+from isobit.kernels.cpu import structs
 from isobit.kernels.cpu.library import check
+from isobit.kernels.cpu.structs import ACTIVATIONS
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.kernels.sequences import Sequences
+
+__all__ = [
+    "ACTIVATIONS", "CACHE_FORMATS", "LARGEST_HEAD", "activate", "add", "add_norm", "attention", "check_cached", "exp",
+    "gate", "gate_by", "norm", "pointers",
+]  # fmt: skip
 
 LARGEST_HEAD = 512  # dimensions
 # enum isobit_format of isobit_cpu.h, of what a cache holds: a dtype or an element format
 CACHE_FORMATS: dict[torch.dtype | str, int] = {
     torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, "e4m3fn": 3, "e5m2": 4, "int8": 5
 }  # fmt: skip
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}  # enum isobit_activation of isobit_cpu.h
 
 _POINTER, _SIZE, _FLOAT, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
-
-
-class _Attention(ctypes.Structure):
-    """isobit_attention of isobit_cpu.h."""
-
-    _fields_ = (
-        [("sequences", cpu_sequences.Struct)]
-        + [(name, _SIZE) for name in ("heads", "kv_heads", "dim", "window", "ldq", "ldk", "ldv", "ldo")]
-        + [(name, _FLOAT) for name in ("scale", "softcap", "eps")]
-        + [(name, _POINTER) for name in ("cos", "sin", "q_norm", "k_norm", "q", "k", "v", "keys", "values")]
-        + [(name, _POINTER) for name in ("key_scales", "value_scales", "out")]
-        + [("cache_format", _CODE)]
-    )
-
-
+_NORM = ctypes.POINTER(structs.Norm)
 _SIGNATURES = {
-    "isobit_cpu_rms_norm": (_POINTER, _POINTER, _POINTER, _FLOAT, _SIZE, _SIZE, _POINTER, _POINTER),
-    "isobit_cpu_gate": (_CODE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    "isobit_cpu_norm": (_NORM, _POINTER, _POINTER, _FLOAT, _SIZE, _SIZE, _POINTER, _POINTER),
+    "isobit_cpu_gate": (_CODE, _FLOAT, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    "isobit_cpu_gate_by": (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE),
     "isobit_cpu_exp": (_POINTER, _SIZE, _POINTER),
-    "isobit_cpu_attention": (ctypes.POINTER(_Attention),),
+    "isobit_cpu_attention": (ctypes.POINTER(structs.Attention),),
 }
 
 
@@ -71,12 +65,12 @@ def _like(x: Tensor, *others: Tensor) -> None:
         check_on_cpu("part of a layer", other, tuple(x.shape))
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of the rows of ``x [..., K]``."""
+def norm(x: Tensor, spec: NormSpec) -> Tensor:
+    """The norm of the rows of ``x [..., K]``."""
     k, y = x.shape[-1], torch.empty_like(x)
     _like(x)
-    check_on_cpu("weight of a norm", weight, (k,))
-    check(_lib().isobit_cpu_rms_norm(x.data_ptr(), None, weight.data_ptr(), eps, x.numel() // k, k, None, y.data_ptr()))
+    by = ctypes.byref(structs.norm_struct(spec, k))
+    check(_lib().isobit_cpu_norm(by, x.data_ptr(), None, 1.0, x.numel() // k, k, None, y.data_ptr()))
     return y
 
 
@@ -84,57 +78,64 @@ def add(x: Tensor, delta: Tensor) -> Tensor:
     """``x + delta``. PyTorch's own threads would go on spinning behind it and slow down the kernel that follows."""
     k, total = x.shape[-1], torch.empty_like(x)
     _like(x, delta)
-    check(
-        _lib().isobit_cpu_rms_norm(x.data_ptr(), delta.data_ptr(), None, 0.0, x.numel() // k, k, total.data_ptr(), None)
-    )
+    check(_lib().isobit_cpu_norm(None, x.data_ptr(), delta.data_ptr(), 1.0, x.numel() // k, k, total.data_ptr(), None))
     return total
 
 
-def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, delta: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
     """``x + delta`` and its norm, in one pass."""
     k, total, y = x.shape[-1], torch.empty_like(x), torch.empty_like(x)
     _like(x, delta)
-    check_on_cpu("weight of a norm", weight, (k,))
-    check(
-        _lib().isobit_cpu_rms_norm(
-            x.data_ptr(),
-            delta.data_ptr(),
-            weight.data_ptr(),
-            eps,
-            x.numel() // k,
-            k,
-            total.data_ptr(),
-            y.data_ptr(),
-        )
-    )
+    by, pointers = ctypes.byref(structs.norm_struct(spec, k)), (total.data_ptr(), y.data_ptr())
+    check(_lib().isobit_cpu_norm(by, x.data_ptr(), delta.data_ptr(), 1.0, x.numel() // k, k, *pointers))
     return total, y
 
 
-def activation_code(activation: str) -> int:
-    """What the library calls the activation of a gate.
-
-    Raises:
-        Unsupported: it does not have it.
-    """
-    if activation not in ACTIVATIONS:
-        reason = f"the CPU kernels have {', '.join(ACTIVATIONS)}"
-        raise Unsupported(
-            f"the activation {activation}", [reason], instead="the reference path: ISOBIT_KERNEL=reference"
-        )
-    return ACTIVATIONS[activation]
-
-
-def gate(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+def gate(gate: Tensor, up: Tensor, activation: str = "silu", limit: float | None = None) -> Tensor:
     """``activation(gate) * up``, both ``[..., K]``; the activation is a key of ACTIVATIONS.
+
+    Args:
+        gate, up: as above.
+        activation: what the gate is passed through.
+        limit: of the gate, see :class:`isobit.kernels.grouped.Gating`; None: it has none.
 
     Raises:
         Unsupported: there is no such activation.
         FormatError: the tensors do not fit together.
     """
-    code, k, y = activation_code(activation), gate.shape[-1], torch.empty_like(gate)
+    code, k, y = structs.activation_code(activation), gate.shape[-1], torch.empty_like(gate)
     _like(gate, up)
-    check(_lib().isobit_cpu_gate(code, gate.data_ptr(), up.data_ptr(), gate.numel() // k, k, k, y.data_ptr()))
+    rows, pointers = gate.numel() // k, (gate.data_ptr(), up.data_ptr())
+    check(_lib().isobit_cpu_gate(code, limit or 0.0, *pointers, rows, k, k, y.data_ptr()))
     return y
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """``activation(x)``, ``[..., K]``; the activation is a key of ACTIVATIONS.
+
+    Raises:
+        Unsupported: there is no such activation.
+        FormatError: the tensor is not what the kernels read.
+    """
+    code, k, y = structs.activation_code(activation), x.shape[-1], torch.empty_like(x)
+    _like(x)
+    check(_lib().isobit_cpu_gate(code, 0.0, x.data_ptr(), None, x.numel() // k, k, k, y.data_ptr()))
+    return y
+
+
+def gate_by(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """``y * sigmoid(x . weight)``: ``x [T, K]``, ``weight [K]``, ``y [T, N]``.
+
+    Raises:
+        FormatError: the tensors do not fit together.
+    """
+    rows, k = x.shape
+    _like(x)
+    check_on_cpu("weight of a gate", weight, (k,))
+    check_on_cpu("part of a layer", y, (rows, y.shape[-1]))
+    result = y.clone()
+    check(_lib().isobit_cpu_gate_by(x.data_ptr(), weight.data_ptr(), rows, k, result.data_ptr(), y.shape[-1]))
+    return result
 
 
 def exp(x: Tensor) -> Tensor:
@@ -182,6 +183,7 @@ def attention(
     sin: Tensor,
     held: Cached,
     sequences: Sequences,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Norms and rotates queries and keys, stores keys and values, and lets each token attend to its sequence.
 
@@ -191,9 +193,10 @@ def attention(
         heads: the layer's.
         q: float32 ``[T, heads * dim]``; overwritten.
         k, v: float32 ``[T, kv_heads * dim]``.
-        cos, sin: float32 ``[T, dim]``, of the position of each token.
+        cos, sin: float32 ``[T, rotated]``, of the position of each token.
         held: the cache, holding what came before these tokens.
         sequences: whose the tokens are. A block is a multiple of 64 tokens, unless each sequence fits into one.
+        factors: float32 ``[T]`` that the scores of tokens are multiplied by besides, where the attention is scaled.
 
     Returns:
         float32 ``[T, heads * dim]``; zeros where a token is padding.
@@ -206,35 +209,17 @@ def attention(
     cache = (held.keys.shape[0], heads.kv_heads, sequences.block, heads.dim)
     for what, part, shape in (
         ("queries", q, (tokens, width)), ("keys", k, (tokens, shared)), ("values", v, (tokens, shared)),
-        ("cosines", cos, (tokens, heads.dim)), ("sines", sin, (tokens, heads.dim)),
-        ("norm of queries", heads.q_norm, (heads.dim,)), ("norm of keys", heads.k_norm, (heads.dim,)),
+        ("cosines", cos, (tokens, heads.rotated)), ("sines", sin, (tokens, heads.rotated)),
+        ("factors of tokens", factors, (tokens,)),
     ):  # fmt: skip
         check_on_cpu(what, part, shape)
     format = check_cached(held, cache)
     out = torch.empty_like(q)
-    arguments = _Attention(
-        cpu_sequences.struct(sequences, tokens, held.keys.shape[0]),
-        heads.heads,
-        heads.kv_heads,
-        heads.dim,
-        heads.window or 0,
-        width,
-        shared,
-        shared,
-        width,
-        heads.factor,
-        heads.softcap or 0.0,
-        heads.eps,
-        cos.data_ptr(),
-        sin.data_ptr(),
-        None if heads.q_norm is None else heads.q_norm.data_ptr(),
-        None if heads.k_norm is None else heads.k_norm.data_ptr(),
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        *pointers(held),
-        out.data_ptr(),
-        format,
-    )
+    rotary = (cos.data_ptr(), sin.data_ptr()) if heads.rotated else (None, None)
+    arguments = structs.Attention(
+        cpu_sequences.struct(sequences, tokens, held.keys.shape[0]), structs.heads_struct(heads), heads.heads,
+        heads.kv_heads, heads.dim, width, shared, shared, width, *rotary, structs.pointer(factors), q.data_ptr(),
+        k.data_ptr(), v.data_ptr(), *pointers(held), out.data_ptr(), format,
+    )  # fmt: skip
     check(_lib().isobit_cpu_attention(ctypes.byref(arguments)))
     return out

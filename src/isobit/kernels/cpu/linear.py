@@ -29,7 +29,7 @@ __all__ = [
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
-class _Struct(ctypes.Structure):
+class LinearStruct(ctypes.Structure):
     """isobit_linear of isobit_cpu.h."""
 
     _fields_ = [
@@ -61,10 +61,21 @@ class CpuLinear:
 
     __slots__ = ("_call", "_kept", "_struct", "address", "k", "n")
 
-    def __init__(self, struct: _Struct, kept: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, struct: LinearStruct, kept: tuple[Tensor | None, ...]) -> None:
         self._struct, self._kept = struct, kept  # memory that the struct points to
         self.n, self.k, self.address = struct.n, struct.k, ctypes.addressof(struct)
         self._call = library().isobit_cpu_linear
+
+    @property
+    def struct(self) -> LinearStruct:
+        """isobit_linear; valid while this is there."""
+        return self._struct
+
+    def first_rows(self, n: int, bias: Tensor | None) -> CpuLinear:
+        """The first ``n`` rows of the weight as a linear of their own, with a bias float32 ``[..., n]`` or none."""
+        struct = LinearStruct.from_buffer_copy(self._struct)
+        struct.n, struct.bias = n, None if bias is None else bias.data_ptr()
+        return CpuLinear(struct, (*self._kept, bias))
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x W^T + b``; ``x`` ``[..., K]`` of any floating-point dtype is computed with as float32."""
@@ -130,7 +141,7 @@ def bind(
     check_linear(weight, activations, input_scale, bias)
     if (weight.codes if isinstance(weight, QTensor) else weight).device.type != "cpu":
         raise FormatError(f"a linear of shape {list(weight.shape)}: the CPU kernels read this machine's memory")
-    struct = _Struct(n=weight.shape[0], k=weight.shape[1], alike=alike)
+    struct = LinearStruct(n=weight.shape[0], k=weight.shape[1], alike=alike)
     if activations is not None:
         struct.activations = ACTIVATIONS[element(activations.element).name]
         struct.activation_group = activations.group or 0
@@ -142,7 +153,7 @@ def bind(
     return CpuLinear(struct, (*kept, bias))
 
 
-def _plain(struct: _Struct, weight: Tensor) -> tuple[Tensor, ...]:
+def _plain(struct: LinearStruct, weight: Tensor) -> tuple[Tensor, ...]:
     name = str(weight.dtype).removeprefix("torch.")
     if name not in FLOAT_FORMATS:
         raise Unsupported(f"a linear with weights of {name}", [f"the CPU kernels know {', '.join(FLOAT_FORMATS)}"])
@@ -150,7 +161,7 @@ def _plain(struct: _Struct, weight: Tensor) -> tuple[Tensor, ...]:
     return (_codes(struct, weight),)
 
 
-def _quantized(struct: _Struct, weight: QTensor) -> tuple[Tensor | None, ...]:
+def _quantized(struct: LinearStruct, weight: QTensor) -> tuple[Tensor | None, ...]:
     spec, row = weight.spec, weight.element
     struct.format = FORMATS[row.name]
     struct.group = spec.group or (spec.block[1] if spec.block else 0)
@@ -165,7 +176,7 @@ def _quantized(struct: _Struct, weight: QTensor) -> tuple[Tensor | None, ...]:
     return codes, scale, zero
 
 
-def _codes(struct: _Struct, codes: Tensor) -> Tensor:
+def _codes(struct: LinearStruct, codes: Tensor) -> Tensor:
     """Rows of codes; only those whose bytes are not side by side are copied."""
     if codes.stride(1) != 1:
         codes = codes.contiguous()
@@ -175,7 +186,7 @@ def _codes(struct: _Struct, codes: Tensor) -> Tensor:
     return codes
 
 
-def _refuse_nan(struct: _Struct, name: str) -> None:
+def _refuse_nan(struct: LinearStruct, name: str) -> None:
     found = library().isobit_cpu_has_nan(struct.format, struct.codes, struct.n, struct.row_bytes, struct.k)
     if found < 0:
         check(found)

@@ -19,36 +19,49 @@ from isobit.errors import FormatError
 from isobit.kernels.cached import Cached
 from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import sequences as cpu_sequences
-from isobit.kernels.cpu.layer import activation_code, check_cached, pointers
+from isobit.kernels.cpu import structs
+from isobit.kernels.cpu.experts import CpuMixture, CpuRouter
+from isobit.kernels.cpu.layer import check_cached, pointers
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.cpu.linear import CpuLinear
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.norm import NormSpec
 from isobit.kernels.sequences import Sequences
 
-_POINTER, _SIZE, _FLOAT, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
-_LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
-_NORMS = ("input_norm", "post_norm", "after_attention", "after_mlp", "q_norm", "k_norm")
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
-class _Layer(ctypes.Structure):
-    """isobit_layer of isobit_cpu.h."""
+@dataclass(frozen=True)
+class MlpParts:
+    """A feed-forward part.
 
-    _fields_ = (
-        [(name, _POINTER) for name in (*_LINEARS, *_NORMS)]
-        + [(name, _SIZE) for name in ("heads", "kv_heads", "dim", "window")]
-        + [(name, _FLOAT) for name in ("scale", "softcap", "eps")]
-        + [("activation", _CODE)]
-    )
+    Attributes:
+        up, down: its linears.
+        gate: the third, or None.
+        activation: a key of :data:`isobit.kernels.cpu.structs.ACTIVATIONS`.
+        limit: of the gate, see :class:`isobit.kernels.grouped.Gating`; None: it has none.
+    """
+
+    up: CpuLinear
+    down: CpuLinear
+    gate: CpuLinear | None = None
+    activation: str = "silu"
+    limit: float | None = None
 
 
-class _Step(ctypes.Structure):
-    """isobit_step of isobit_cpu.h."""
+@dataclass(frozen=True)
+class MixtureParts:
+    """A mixture of experts.
 
-    _fields_ = (
-        [("sequences", cpu_sequences.Struct)]
-        + [(name, _POINTER) for name in ("cos", "sin", "keys", "values", "key_scales", "value_scales")]
-        + [("cache_stride", _SIZE), ("cache_format", _CODE)]
-    )
+    Attributes:
+        router, experts: bound.
+        shared_gate: float32 ``[hidden]``, of which what the MLP of all tokens gives is multiplied by the sigmoid; or
+            None.
+    """
+
+    router: CpuRouter
+    experts: CpuMixture
+    shared_gate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,23 +69,44 @@ class LayerParts:
     """What one layer is made of.
 
     Attributes:
-        linears: q, k, v, o, gate, up and down projection.
-        input_norm, post_norm: weights float32 ``[hidden]`` of the norms before the attention and before the MLP.
+        attention: query, key, value and output projection.
         heads: the attention's.
-        eps: of all norms.
-        after_attention, after_mlp: weights float32 ``[hidden]`` of the norms of what the attention and the MLP give,
-            before it is added to the residual stream; None: it is added as it is.
-        activation: of the MLP's gate, a key of :data:`isobit.kernels.cpu.layer.ACTIVATIONS`.
+        mlp: the feed-forward part; of a mixture the expert of all tokens, or None.
+        before_attention, before_mlp, after_attention, after_mlp: norms over ``hidden`` of what goes into both parts,
+            and of what they give before it is added to the residual stream; None: there is none.
+        mixture: experts, whose results the MLP's is added to; or None.
+        over_width: norms of queries and keys over all heads together; None: there are none.
+        factor: what both parts' results are multiplied by.
+        side_by_side: whether both read ``before_attention`` of the same stream.
+        places: number of the layer's kind, see :class:`Places`.
     """
 
-    linears: tuple[CpuLinear, ...]
-    input_norm: Tensor
-    post_norm: Tensor
+    attention: tuple[CpuLinear, CpuLinear, CpuLinear, CpuLinear]
     heads: AttentionSpec
-    eps: float
-    after_attention: Tensor | None = None
-    after_mlp: Tensor | None = None
-    activation: str = "silu"
+    mlp: MlpParts | None
+    before_attention: NormSpec | None = None
+    before_mlp: NormSpec | None = None
+    after_attention: NormSpec | None = None
+    after_mlp: NormSpec | None = None
+    mixture: MixtureParts | None = None
+    over_width: tuple[NormSpec, NormSpec] | None = None
+    factor: float = 1.0
+    side_by_side: bool = False
+    places: int = 0
+
+
+@dataclass(frozen=True)
+class Places:
+    """What layers of one kind are told of the positions of a step's tokens.
+
+    Attributes:
+        cos, sin: float32 ``[T, rotated]``.
+        factors: float32 ``[T]``, see :func:`isobit.kernels.cpu.layer.attention`; or None.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    factors: Tensor | None = None
 
 
 class CpuStack:
@@ -84,21 +118,25 @@ class CpuStack:
     """
 
     def __init__(self, layers: Sequence[LayerParts]) -> None:
-        self._kept = tuple(layers)  # memory that the structs point to
-        self._heads, self._hidden = layers[0].heads, layers[0].linears[0].k
+        self._heads, self._hidden = layers[0].heads, layers[0].attention[0].k
         if caches := {_cache_of(parts) for parts in layers} - {_cache_of(layers[0])}:
             told = ", ".join(sorted(caches))
             raise FormatError(f"layers in one call share a shape of cache, {_cache_of(layers[0])}; some have {told}")
-        self._structs = (_Layer * len(layers))(*(_struct(parts) for parts in layers))
+        self._rotated = {parts.places: parts.heads.rotated for parts in layers}
+        mixtures = [_mixture(parts.mixture, self._hidden) for parts in layers]
+        self._kept = tuple(layers), mixtures  # memory that the structs point to
+        self._structs = (structs.Layer * len(layers))(
+            *(_struct(parts, mixture) for parts, mixture in zip(layers, mixtures, strict=True))
+        )
         self._call = library().isobit_cpu_layers
-        self._call.argtypes = (_POINTER, _SIZE, ctypes.POINTER(_Step), _POINTER)
+        self._call.argtypes = (_POINTER, _SIZE, ctypes.POINTER(structs.Step), _POINTER)
 
-    def run(self, x: Tensor, cos: Tensor, sin: Tensor, held: Cached, sequences: Sequences, stride: int) -> Tensor:
+    def run(self, x: Tensor, places: Sequence[Places], held: Cached, sequences: Sequences, stride: int) -> Tensor:
         """The residual stream behind the last layer.
 
         Args:
             x: float32 ``[T, hidden]``, contiguous.
-            cos, sin: float32 ``[T, dim]`` of the position of each token.
+            places: by the number that layers have of theirs.
             held: memory of the first layer, ``[..., blocks, kv_heads, block, dim]``.
             sequences: whose the tokens are; see :func:`isobit.kernels.cpu.layer.attention`.
             stride: values from one layer's keys to the next one's; 0 when all may use the same memory.
@@ -108,13 +146,9 @@ class CpuStack:
             IsobitError: the sequences do not fit the tokens or the cache; nothing has been written.
         """
         tokens, heads, blocks = x.shape[0], self._heads, held.keys.shape[-4] if held.keys.dim() > 3 else 0
-        rotary, cache = (tokens, heads.dim), (blocks, heads.kv_heads, sequences.block, heads.dim)
-        for what, part, shape in (
-            ("the residual stream", x, (tokens, self._hidden)), ("cosines", cos, rotary), ("sines", sin, rotary),
-        ):  # fmt: skip
-            # Looked into only where something is wrong: this is called for every token.
-            if part.shape != shape or part.dtype is not torch.float32 or not part.is_contiguous() or not part.is_cpu:
-                check_on_cpu(what, part, shape)
+        cache = (blocks, heads.kv_heads, sequences.block, heads.dim)
+        _require("the residual stream", x, (tokens, self._hidden))
+        kinds = (structs.Places * len(places))(*(self._places(i, one, tokens) for i, one in enumerate(places)))
         format = check_cached(held, cache)
         for part in (held.keys, held.values):
             self._require_room(part, stride, math.prod(cache))
@@ -122,9 +156,18 @@ class CpuStack:
             self._require_room(scales, stride // heads.dim, math.prod(cache[:3]))
         y = x.clone()
         batch = cpu_sequences.struct(sequences, tokens, blocks)
-        step = _Step(batch, cos.data_ptr(), sin.data_ptr(), *pointers(held), stride, format)
+        step = structs.Step(batch, ctypes.addressof(kinds), len(kinds), *pointers(held), stride, format)
         check(self._call(ctypes.addressof(self._structs), len(self._structs), ctypes.byref(step), y.data_ptr()))
         return y
+
+    def _places(self, number: int, given: Places, tokens: int) -> structs.Places:
+        rotated = self._rotated.get(number, 0)
+        _require("cosines", given.cos, (tokens, rotated))
+        _require("sines", given.sin, (tokens, rotated))
+        if given.factors is not None:
+            _require("factors of tokens", given.factors, (tokens,))
+        angles = (given.cos.data_ptr(), given.sin.data_ptr()) if rotated else (None, None)
+        return structs.Places(*angles, structs.pointer(given.factors), rotated)
 
     def _require_room(self, memory: Tensor, stride: int, numbers: int) -> None:
         """That the memory goes on to the last layer's ``numbers`` numbers.
@@ -140,27 +183,43 @@ class CpuStack:
             )
 
 
-def _struct(parts: LayerParts) -> _Layer:
-    heads, hidden = parts.heads, parts.linears[0].k
-    check_on_cpu("the norm before the attention", parts.input_norm, (hidden,))
-    check_on_cpu("the norm before the MLP", parts.post_norm, (hidden,))
-    check_on_cpu("the norm behind the attention", parts.after_attention, (hidden,))
-    check_on_cpu("the norm behind the MLP", parts.after_mlp, (hidden,))
-    check_on_cpu("the norm of queries", heads.q_norm, (heads.dim,))
-    check_on_cpu("the norm of keys", heads.k_norm, (heads.dim,))
-    norms = parts.input_norm, parts.post_norm, parts.after_attention, parts.after_mlp, heads.q_norm, heads.k_norm
-    return _Layer(
-        *(linear.address for linear in parts.linears),
-        *(None if norm is None else norm.data_ptr() for norm in norms),
+def _require(what: str, part: Tensor, shape: tuple[int, ...]) -> None:
+    """That a tensor is float32 of a shape; looked into only where it isn't: this is called for every token."""
+    if part.shape != shape or part.dtype is not torch.float32 or not part.is_contiguous() or not part.is_cpu:
+        check_on_cpu(what, part, shape)
+
+
+def _struct(parts: LayerParts, mixture: structs.Mixture | None) -> structs.Layer:
+    heads, hidden, mlp = parts.heads, parts.attention[0].k, parts.mlp
+    linears = (*parts.attention, None, None, None) if mlp is None else (*parts.attention, mlp.gate, mlp.up, mlp.down)
+    norms = (
+        structs.norm_struct(norm, hidden, f"the norm {where}")
+        for norm, where in (
+            (parts.before_attention, "before the attention"), (parts.before_mlp, "before the MLP"),
+            (parts.after_attention, "behind the attention"), (parts.after_mlp, "behind the MLP"),
+        )
+    )  # fmt: skip
+    return structs.Layer(
+        *(None if linear is None else linear.address for linear in linears),
+        *norms,
+        structs.heads_struct(heads, parts.over_width),
         heads.heads,
         heads.kv_heads,
         heads.dim,
-        heads.window or 0,
-        heads.factor,
-        heads.softcap or 0.0,
-        parts.eps,
-        activation_code(parts.activation),
+        None if mixture is None else ctypes.addressof(mixture),
+        parts.places,
+        parts.factor,
+        0.0 if mlp is None else mlp.limit or 0.0,
+        0 if mlp is None else structs.activation_code(mlp.activation),
+        int(parts.side_by_side),
     )
+
+
+def _mixture(parts: MixtureParts | None, hidden: int) -> structs.Mixture | None:
+    if parts is None:
+        return None
+    check_on_cpu("the gate of the shared expert", parts.shared_gate, (hidden,))
+    return structs.Mixture(parts.router.struct, parts.experts.struct, structs.pointer(parts.shared_gate))
 
 
 def _cache_of(parts: LayerParts) -> str:

@@ -20,11 +20,8 @@ constexpr int64_t FEW_TOKENS = 16;    // up to here a piece may be cut into its 
 constexpr int64_t SHARES = 8;         // it is, where it is more than one of so many shares of what each thread has to do
 constexpr int64_t KEPT = 1 << 26;     // floats of sums from which on no more pieces are cut: 256 MiB
 
-// The block of keys that the window of a token begins in.
-int64_t first_key(int64_t window, int64_t position) {
-    const int64_t begin = window ? position + 1 - window : 0;
-    return begin > 0 ? begin / KEYS * KEYS : 0;
-}
+// The block of keys in which begins what a token sees.
+int64_t first_key(const Sight &sight, int64_t position) { return sight.first(position) / KEYS * KEYS; }
 
 // ---- checks ----
 
@@ -44,7 +41,14 @@ const char *problem_of_slots(const isobit_sequences &s, int64_t sequence, int64_
     return nullptr;
 }
 
-const char *problem_of_sequence(const isobit_sequences &s, int64_t sequence, int64_t window) {
+// The first position that a token sees through any of them.
+int64_t first_of(const Sight *sights, int64_t count, int64_t position) {
+    int64_t first = position;
+    for (int64_t i = 0; i < count; ++i) first = std::min(first, first_key(sights[i], position));
+    return first;
+}
+
+const char *problem_of_sequence(const isobit_sequences &s, int64_t sequence, const Sight *sights, int64_t count) {
     const int64_t fresh = int64_t{s.starts[sequence + 1]} - s.starts[sequence], length = s.lengths[sequence];
     if (!length) {
         const int64_t *slots = s.slots + s.starts[sequence];
@@ -55,7 +59,7 @@ const char *problem_of_sequence(const isobit_sequences &s, int64_t sequence, int
     if ((length - 1) / s.block >= s.table_stride) return "the cache has no room for these tokens: the table has too few blocks";
     if (s.block % KEYS && length > s.block) return "a block of the cache is neither a multiple of 64 tokens nor all of a sequence";
     const int32_t *blocks = s.table + sequence * s.table_stride;
-    for (int64_t i = first_key(window, length - fresh) / s.block; i <= (length - 1) / s.block; ++i)
+    for (int64_t i = first_of(sights, count, length - fresh) / s.block; i <= (length - 1) / s.block; ++i)
         if (blocks[i] < 0 || blocks[i] >= s.blocks) return "the table names a block that the cache does not have";
     return problem_of_slots(s, sequence, length - fresh);
 }
@@ -74,12 +78,23 @@ bool stores_collide(const isobit_sequences &s) {
     return std::adjacent_find(blocks.begin(), blocks.end()) != blocks.end();
 }
 
+const char *problem_of_heads(const isobit_heads &of, int64_t dim) {
+    if (of.window < 0 || of.chunk < 0) return "sizes must be positive";
+    if (of.rotated < 0 || of.rotated % 2 || of.rotated > dim) return "an even number of dimensions of a head is rotated, from 2 to all";
+    if (!std::isfinite(of.scale)) return "the scale of scores is not a number";
+    if (!(of.softcap >= 0) || std::isinf(of.softcap)) return "the cap of scores is not a positive number, nor 0 for none";
+    if (of.qk_norm < ISOBIT_QK_NONE || of.qk_norm > ISOBIT_QK_WIDTH) return "unknown norm of queries and keys";
+    if (!of.q_norm != !of.k_norm) return "there is a norm of queries or of keys only";
+    if (!of.q_norm != (of.qk_norm == ISOBIT_QK_NONE)) return "norms of queries and keys have weights, and nothing else has";
+    return nullptr;
+}
+
 }  // namespace
 
 const char *problem(const isobit_attention &a) {
     if (const char *why = problem_of_sizes(a.sequences)) return why;
     const isobit_sequences &s = a.sequences;
-    if (a.heads < 1 || a.kv_heads < 1 || a.window < 0) return "sizes must be positive";
+    if (a.heads < 1 || a.kv_heads < 1) return "sizes must be positive";
     if (a.heads % a.kv_heads) return "query heads are not a multiple of key-value heads";
     if (a.dim < 2 || a.dim % 2 || a.dim > LARGEST_HEAD) return "a head has an even number of dimensions, from 2 to 512";
     if (a.heads > LARGEST / a.dim || s.block > LARGEST / a.dim / a.kv_heads) return "sizes overflow";
@@ -88,22 +103,19 @@ const char *problem(const isobit_attention &a) {
     if (a.ldq > farthest || a.ldk > farthest || a.ldv > farthest || a.ldo > farthest) return "sizes overflow";
     if (a.ldq < a.heads * a.dim || a.ldo < a.heads * a.dim || a.ldk < a.kv_heads * a.dim || a.ldv < a.kv_heads * a.dim)
         return "tokens overlap: a stride is shorter than the heads of a token";
-    if (!std::isfinite(a.scale)) return "the scale of scores is not a number";
-    if (!(a.softcap >= 0) || std::isinf(a.softcap)) return "the cap of scores is not a positive number, nor 0 for none";
-    if (!a.q || !a.k || !a.v || !a.cos || !a.sin || !a.keys || !a.values || !a.out) return "a null pointer";
+    if (!a.q || !a.k || !a.v || !a.cos != !a.sin || !a.keys || !a.values || !a.out) return "a null pointer";
     if (a.cache_format < ISOBIT_F32 || a.cache_format > ISOBIT_INT8) return "unknown format of a cache";
     if ((bits_of(a.cache_format) == 8) != (a.key_scales && a.value_scales) || !a.key_scales != !a.value_scales)
         return "a cache of codes has scales of keys and of values, and no other has";
-    if (!a.q_norm != !a.k_norm) return "there is a norm of queries or of keys only";
-    return nullptr;
+    return problem_of_heads(a.of, a.dim);
 }
 
-const char *problem(const isobit_sequences &s, int64_t window) {
+const char *problem(const isobit_sequences &s, const Sight *sights, int64_t count) {
     if (s.starts[0] != 0 || s.starts[s.count] != s.tokens) return "the sequences do not begin at the first token or do not end at the last one";
     for (int64_t i = 0; i < s.count; ++i)
         if (s.starts[i + 1] < s.starts[i]) return "a sequence ends before it starts";
     for (int64_t i = 0; i < s.count; ++i)
-        if (const char *why = problem_of_sequence(s, i, window)) return why;
+        if (const char *why = problem_of_sequence(s, i, sights, count)) return why;
     return stores_collide(s) ? "two sequences store tokens in the same block of the cache" : nullptr;
 }
 
@@ -111,9 +123,15 @@ namespace {
 
 // ---- what comes before the scores ----
 
-// Queries rotated in place; keys rotated and values copied into the cache; what padding gives.
+// The weights of the norm of one head; NULL where there are none.
+const float *weight_of(const isobit_heads &of, const float *weights, int64_t head, int64_t dim) {
+    return of.qk_norm == ISOBIT_QK_WIDTH ? weights + head * dim : weights;
+}
+
+// Queries normed and rotated in place; keys the same and values copied into the cache; what padding gives.
 void prepare(const LayerIsa &isa, const isobit_attention &a) {
-    const int64_t row = (a.heads + 2 * a.kv_heads) * a.dim, block = a.sequences.block;
+    const int64_t row = (a.heads + 2 * a.kv_heads) * a.dim, block = a.sequences.block, rotated = rotated_of(a.of, a.dim);
+    const bool wide = a.of.qk_norm == ISOBIT_QK_WIDTH;
     parallel(a.sequences.tokens, std::max<int64_t>(1, VALUES / row), [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; ++at) {
             const int64_t slot = a.sequences.slots[at];
@@ -121,23 +139,28 @@ void prepare(const LayerIsa &isa, const isobit_attention &a) {
                 std::memset(a.out + at * a.ldo, 0, static_cast<size_t>(a.heads * a.dim) * 4);
                 continue;
             }
-            const float *cos = a.cos + at * a.dim, *sin = a.sin + at * a.dim;
+            const float *cos = a.cos ? a.cos + at * rotated : nullptr, *sin = a.cos ? a.sin + at * rotated : nullptr;
+            float *const queries = a.q + at * a.ldq;
+            const float *const keys = a.k + at * a.ldk;
+            const float of_queries = wide ? isa.rms_factor(queries, a.of.eps, a.heads * a.dim) : 1;
+            const float of_keys = wide ? isa.rms_factor(keys, a.of.eps, a.kv_heads * a.dim) : 1;
             for (int64_t head = 0; head < a.heads; ++head) {
-                float *q = a.q + at * a.ldq + head * a.dim;
-                isa.rotate(q, a.q_norm, a.eps, cos, sin, a.dim, q);
+                float *q = queries + head * a.dim;
+                isa.prepare(a.of, q, weight_of(a.of, a.of.q_norm, head, a.dim), of_queries, cos, sin, a.dim, q);
             }
             for (int64_t head = 0; head < a.kv_heads; ++head) {
+                const float *const weight = weight_of(a.of, a.of.k_norm, head, a.dim);
                 const int64_t to = ((slot / block * a.kv_heads + head) * block + slot % block) * a.dim;
-                const float *k = a.k + at * a.ldk + head * a.dim, *v = a.v + at * a.ldv + head * a.dim;
+                const float *k = keys + head * a.dim, *v = a.v + at * a.ldv + head * a.dim;
                 if (a.cache_format == ISOBIT_F32) {
-                    isa.rotate(k, a.k_norm, a.eps, cos, sin, a.dim, static_cast<float *>(a.keys) + to);
+                    isa.prepare(a.of, k, weight, of_keys, cos, sin, a.dim, static_cast<float *>(a.keys) + to);
                     std::memcpy(static_cast<float *>(a.values) + to, v, static_cast<size_t>(a.dim) * 4);
                     continue;
                 }
-                float rotated[LARGEST_HEAD];
-                isa.rotate(k, a.k_norm, a.eps, cos, sin, a.dim, rotated);
+                float prepared[LARGEST_HEAD];
+                isa.prepare(a.of, k, weight, of_keys, cos, sin, a.dim, prepared);
                 const int64_t bytes = to * bits_of(a.cache_format) / 8, row = to / a.dim;
-                isa.put_cached(a.cache_format, rotated, a.dim, static_cast<uint8_t *>(a.keys) + bytes, a.key_scales + row);
+                isa.put_cached(a.cache_format, prepared, a.dim, static_cast<uint8_t *>(a.keys) + bytes, a.key_scales + row);
                 isa.put_cached(a.cache_format, v, a.dim, static_cast<uint8_t *>(a.values) + bytes, a.value_scales + row);
             }
         }
@@ -210,7 +233,7 @@ struct Plan {
         for (int64_t first = (fresh - 1) / most * most; fresh && first >= 0; first -= most)
             for (int64_t head = 0; head < a.kv_heads; ++head) {
                 Piece p{sequence, head, start + first, std::min(most, fresh - first), past + first, 0, 0};
-                p.begin = first_key(a.window, p.position), p.end = p.position + p.tokens;
+                p.begin = first_key(sight_of(a.of), p.position), p.end = p.position + p.tokens;
                 whole.push_back({p, work_of(p), -1, 0});
             }
     }
@@ -243,8 +266,9 @@ void merge_chunks(const LayerIsa &isa, const isobit_attention &a, const Plan &pl
     parts.clear();
     for (int64_t i = 0; i < chunks_of(p); ++i) parts.push_back(plan.partial(sums + i * plan.partial_size(p), p));
     for (int64_t row = 0; row < p.tokens * plan.group; ++row) {
-        float *out = a.out + (p.row + row / plan.group) * a.ldo + (p.kv_head * plan.group + row % plan.group) * a.dim;
-        isa.merge(parts.data(), static_cast<int64_t>(parts.size()), row, a.dim, out);
+        const int64_t head = p.kv_head * plan.group + row % plan.group;
+        float *const out = a.out + (p.row + row / plan.group) * a.ldo + head * a.dim;
+        isa.merge(parts.data(), static_cast<int64_t>(parts.size()), row, a.dim, a.of.sinks ? a.of.sinks + head : nullptr, out);
     }
 }
 
@@ -288,7 +312,8 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_attention(const
     if (!a) return fail("a null pointer");
     return guarded([&] {
         const char *why = problem(*a);
-        if (!why) why = problem(a->sequences, a->window);
+        const Sight sight = why ? Sight{} : sight_of(a->of);
+        if (!why) why = problem(a->sequences, &sight, 1);
         if (why) return fail(why);
         attention(*a);
         return 0;

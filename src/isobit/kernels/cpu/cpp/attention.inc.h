@@ -222,7 +222,7 @@ __attribute__((noinline)) void cap(float *scores, int64_t count, float softcap) 
 // Which keys the token at a position sees: from `begin` to `end`.
 struct Seen {
     int64_t begin, end;
-    Seen(int64_t window, int64_t position) : begin(window && position + 1 > window ? position + 1 - window : 0), end(position + 1) {}
+    Seen(const isobit_heads &of, int64_t position) : begin(sight_of(of).first(position)), end(position + 1) {}
 };
 
 // KEYS keys of one head: at position `first` of the sequence and at `at` in the cache, and how far behind them the next ones lie there.
@@ -243,8 +243,8 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     const int64_t group = a.heads / a.kv_heads, count = smaller(KEYS, p.end - k.first), padded = padded_dim(a.dim);
     // Tokens that see any of these keys.
     int64_t begin = 0, end = p.tokens;
-    while (begin < end && Seen(a.window, p.position + begin).end <= k.first) ++begin;
-    while (begin < end && Seen(a.window, p.position + end - 1).begin >= k.first + count) --end;
+    while (begin < end && Seen(a.of, p.position + begin).end <= k.first) ++begin;
+    while (begin < end && Seen(a.of, p.position + end - 1).begin >= k.first + count) --end;
     if (begin == end) return;
     const int64_t row = begin * group, rows = (end - begin) * group;
     const bool plain = a.cache_format == ISOBIT_F32;
@@ -252,9 +252,9 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     const float *const keys = as_stored(a, a.keys, k, count, space.taken);
     put_scores(space.queries + row * a.dim, rows, group, keys, count, a.dim, ahead, space);
     if (a.key_scales) put_scales(a.key_scales + k.at / a.dim, count, rows, space.scores);
-    if (a.softcap > 0) cap(space.scores, rows * KEYS, a.softcap);
+    if (a.of.softcap > 0) cap(space.scores, rows * KEYS, a.of.softcap);
     for (int64_t i = 0; i < rows; ++i) {
-        const Seen seen(a.window, p.position + begin + i / group);
+        const Seen seen(a.of, p.position + begin + i / group);
         const int64_t from = seen.begin > k.first ? seen.begin - k.first : 0, to = smaller(seen.end - k.first, count);
         space.factors[i] = soften(space.scores + i * KEYS, from, to, out.largest[row + i], space.totals[i]);
     }
@@ -285,10 +285,12 @@ inline int64_t place_of(const isobit_attention &a, const Piece &p, int64_t posit
 void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
     const int64_t group = a.heads / a.kv_heads, rows = p.tokens * group, padded = padded_dim(a.dim);
     const Workspace space(rows, a.dim);
+    const Loose *const factors = a.factors;
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t head = p.kv_head * group + row % group;
         const Loose *from = a.q + (p.row + row / group) * a.ldq + head * a.dim;
-        for (int64_t d = 0; d < a.dim; ++d) space.queries[row * a.dim + d] = from[d] * a.scale;
+        const float factor = factors ? a.of.scale * factors[p.row + row / group] : a.of.scale;
+        for (int64_t d = 0; d < a.dim; ++d) space.queries[row * a.dim + d] = from[d] * factor;
         for (int64_t d = 0; d < padded; ++d) out.out[row * padded + d] = 0;
         out.largest[row] = -INFINITY;
         out.total[row] = 0;
@@ -301,9 +303,10 @@ void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
     }
 }
 
-void merge(const Partial *parts, int64_t count, int64_t row, int64_t dim, Loose *out) {
-    float highest = -INFINITY, total = 0;
+void merge(const Partial *parts, int64_t count, int64_t row, int64_t dim, const Loose *sink, Loose *out) {
+    float highest = sink ? *sink : -INFINITY;
     for (int64_t i = 0; i < count; ++i) highest = parts[i].largest[row] > highest ? parts[i].largest[row] : highest;
+    float total = sink ? exponential(splat(*sink - highest))[0] : 0;
     const int64_t padded = padded_dim(dim);
     for (int64_t d = 0; d < dim; ++d) out[d] = 0;
     for (int64_t i = 0; i < count; ++i) {

@@ -11,6 +11,7 @@
 #include "isobit_cpu.h"
 #include "kernels.h"
 #include "layer.h"
+#include "linears.h"
 #include "pool.h"
 
 namespace isobit {
@@ -118,35 +119,44 @@ struct Rows {
     const float *scales;  // of the activations, or NULL
 };
 
+}  // namespace
+
+void lay_out_row(const Isa &isa, const isobit_linear &w, const Layout &l, const float *from, float *scale, void *out) {
+    static thread_local Buffer rounded;
+    const bool apart = w.activation_group && l.kind == Kind::PAIRS;
+    float *const values = w.activations ? rounded.floats(w.k + (apart ? l.groups : 0)) : nullptr;
+    float *const group_scales = apart ? values + w.k : nullptr;
+    if (values) {
+        const float found = round_row(isa, w, from, values, group_scales);
+        if (scale) *scale = found;
+        from = values;
+    }
+    isa.arrange(w, l, from, group_scales, out);
+}
+
+namespace {
+
 // Rounds and lays out all rows of activations.
 Rows lay_out(const Isa &isa, const isobit_linear &w, const Layout &l, const float *x, int64_t m, int64_t ldx) {
-    static thread_local Buffer laid, rounded, scales;
+    static thread_local Buffer laid, scales;
     uint8_t *rows = static_cast<uint8_t *>(laid.room(m * l.row_size));
-    const bool apart = w.activation_group && l.kind == Kind::PAIRS;
-    const int64_t width = w.k + (apart ? l.groups : 0);
-    float *values = w.activations ? rounded.floats(m * width) : nullptr;
-    float *factors = w.activations && !w.activation_group ? scales.floats(m) : nullptr;
+    float *factors = scaled_apart(w) ? scales.floats(m) : nullptr;
     parallel(m, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const float *from = x + row * ldx;
-            float *group_scales = apart ? values + row * width + w.k : nullptr;
-            if (values) {
-                const float scale = round_row(isa, w, from, values + row * width, group_scales);
-                if (factors) factors[row] = scale;
-                from = values + row * width;
-            }
-            isa.arrange(w, l, from, group_scales, rows + row * l.row_size);
-        }
+        for (int64_t row = begin; row < end; ++row)
+            lay_out_row(isa, w, l, x + row * ldx, factors ? factors + row : nullptr, rows + row * l.row_size);
     });
     return {rows, factors};
 }
 
-// Whether two linears of one input take the same rounded and laid out activations.
+}  // namespace
+
 bool alike(const isobit_linear &a, const isobit_linear &b) {
     return a.k == b.k && a.format == b.format && a.activations == b.activations && a.group == b.group &&
            a.activation_group == b.activation_group && a.input_scale == b.input_scale && !a.zeros == !b.zeros &&
            a.alike == b.alike;
 }
+
+namespace {
 
 // Groups that are no whole blocks of 16 lanes, such as int3's of 40, are decoded faster with 8: a row of copied tails
 // costs more than half of the lanes.
@@ -158,6 +168,12 @@ const Isa &isa_for(const Isa &wanted, const isobit_linear &w) {
     (void)w;
     return wanted;
 }
+
+}  // namespace
+
+const Isa &isa_for(const isobit_linear &w) { return isa_for(*current().load(), w); }
+
+namespace {
 
 struct Piece {
     const isobit_linear *w;
@@ -182,12 +198,14 @@ bool rows_alike(const Isa &isa, const isobit_linear &w, const Layout &l, Input &
     return digits;
 }
 
-// Rows of weights that a thread takes at a time when so many bytes are left: pieces become smaller towards the end, so that
-// the threads end together.
+}  // namespace
+
 int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes, int64_t together) {
     const int64_t piece = std::max(SMALL_PIECE, std::min(PIECE, bytes_left / (3 * threads())));
     return std::max(together, piece / row_bytes / together * together);
 }
+
+namespace {
 
 // Linears of one input that take it laid out in the same way.
 void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, const Layout &l, const Input &in, float *const *y,

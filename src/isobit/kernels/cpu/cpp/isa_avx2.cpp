@@ -226,6 +226,6 @@ bool available() {
 }  // namespace
 
 const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
+const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

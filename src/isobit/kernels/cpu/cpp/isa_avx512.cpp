@@ -334,6 +334,6 @@ bool available() {
 }  // namespace
 
 const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, use};
-const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
+const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

@@ -220,6 +220,6 @@ bool available() {
 }  // namespace
 
 const Isa neon_isa = {"neon", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rotate_head, padded_dim, put_cached, attend, merge};
+const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
 
 }  // namespace isobit

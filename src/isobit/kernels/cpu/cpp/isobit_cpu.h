@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 4
+#define ISOBIT_CPU_ABI 5
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -38,10 +38,26 @@ enum isobit_activations {
     ISOBIT_ACT_INT8 = 3,
 };
 
-// What a gate is passed through.
+// What a gate is passed through, or what stands in its place.
 enum isobit_activation {
     ISOBIT_SILU = 0,
     ISOBIT_GELU_TANH = 1,  // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
+    ISOBIT_GELU = 2,       // x * (1 + erf(x / sqrt(2))) / 2
+    ISOBIT_RELU2 = 3,      // max(x, 0)^2
+};
+
+// What norms divide by; both have a weight, and a bias or none.
+enum isobit_norm_kind {
+    ISOBIT_RMS = 0,    // sqrt(mean(x^2) + eps)
+    ISOBIT_LAYER = 1,  // sqrt(mean((x - mean(x))^2) + eps), of x without its mean
+};
+
+// Norms of queries and keys.
+enum isobit_qk_norm {
+    ISOBIT_QK_NONE = 0,
+    ISOBIT_QK_HEAD = 1,         // RMS over each head, weights [dim], in front of the rotation
+    ISOBIT_QK_HEAD_BEHIND = 2,  // the same behind it
+    ISOBIT_QK_WIDTH = 3,        // RMS over all heads of a token, weights [heads, dim] and [kv_heads, dim], in front of it
 };
 
 // One linear layer, y = x W^T + b. Codes, scales and zero points are read in place, as a checkpoint stores them.
@@ -100,12 +116,22 @@ uint64_t isobit_cpu_read(const void *data, int64_t bytes);
 
 // ---- the rest of a decoder layer; float32 throughout, sums in an order that depends on shapes only ----
 
-// sum = x + delta, y = sum / sqrt(mean(sum^2) + eps) * weight; rows of length k. Without delta (NULL) the norm of x, without
-// y (NULL) only the sum. sum may be x or delta, y may be x.
-int isobit_cpu_rms_norm(const float *x, const float *delta, const float *weight, float eps, int64_t rows, int64_t k,
-                        float *sum, float *y);
-// y = activation(gate) * up, enum isobit_activation; rows of gate and up ldx apart, of y k.
-int isobit_cpu_gate(int32_t activation, const float *gate, const float *up, int64_t rows, int64_t k, int64_t ldx, float *y);
+// What a norm is. Without a weight it is none.
+typedef struct {
+    const float *weight, *bias;  // [k]; bias NULL: none
+    float eps;
+    int32_t kind;                // enum isobit_norm_kind
+} isobit_norm;
+
+// sum = x + factor * delta, y = norm(sum); rows of length k. Without delta (NULL) the norm of x, without y (NULL) only the sum, and
+// norm may be NULL. sum may be x or delta, y may be x.
+int isobit_cpu_norm(const isobit_norm *norm, const float *x, const float *delta, float factor, int64_t rows, int64_t k, float *sum,
+                    float *y);
+// y = activation(gate) * up, enum isobit_activation; up NULL: y = activation(gate). Rows of gate and up ldx apart, of y k. With a limit
+// other than 0 (then with up and ISOBIT_SILU): g = min(gate, limit), u = up within -limit and limit, y = (u + 1) * g / (1 + exp(-1.702 g)).
+int isobit_cpu_gate(int32_t activation, float limit, const float *gate, const float *up, int64_t rows, int64_t k, int64_t ldx, float *y);
+// y *= 1 / (1 + exp(-(x . weight))), row by row: x [rows, k] by weight [k], y [rows, n].
+int isobit_cpu_gate_by(const float *x, const float *weight, int64_t rows, int64_t k, float *y, int64_t n);
 // y = exp(x), as the functions above and below compute it.
 int isobit_cpu_exp(const float *x, int64_t count, float *y);
 
@@ -122,19 +148,32 @@ typedef struct {
     int64_t block, blocks;  // tokens of a block, a multiple of 64 unless each sequence fits into one; blocks of the cache
 } isobit_sequences;
 
-// Causal grouped-query attention over a cache, and what comes before it: norm of each head of queries and keys, rotation of
-// halves, and storing keys and values. What a token gives does not depend on what is computed with it or on where the cache keeps
+// What an attention is beside the sizes of its heads. All zero: every token sees all before it, no norms, whole heads are rotated by
+// halves.
+typedef struct {
+    int64_t window;                // latest tokens that a token sees, itself included; 0: all
+    int64_t chunk;                 // tokens of a chunk: a token sees none of an earlier one; 0: all
+    int64_t rotated;               // dimensions of a head that are rotated, the first ones, an even number; 0: all
+    float scale;                   // what scores are multiplied by
+    float softcap;                 // they then become softcap * tanh(score / softcap); 0: they stay
+    float eps;                     // of the norms of queries and keys
+    int32_t qk_norm;               // enum isobit_qk_norm
+    int32_t interleaved;           // 1: dimensions 0 and 1, 2 and 3, ... are rotated together; 0: those of both halves
+    const float *q_norm, *k_norm;  // as qk_norm says, or both NULL
+    const float *sinks;            // [heads]: scores that take part in the softmax and give nothing, as they are; NULL: none
+} isobit_heads;
+
+// Causal grouped-query attention over a cache, and what comes before it: norms of queries and keys, their rotation,
+// and storing keys and values. What a token gives does not depend on what is computed with it or on where the cache keeps
 // its sequence, to the bit. Padding is not stored, and gives zeros.
 typedef struct {
     isobit_sequences sequences;
+    isobit_heads of;
     int64_t heads, kv_heads, dim;
-    int64_t window;               // latest tokens that a token sees, itself included; 0: all
     int64_t ldq, ldk, ldv, ldo;   // distances of tokens in q, k, v and out
-    float scale;                  // what scores are multiplied by
-    float softcap;                // they then become softcap * tanh(score / softcap); 0: they stay
-    float eps;
-    const float *cos, *sin;       // [tokens, dim]
-    const float *q_norm, *k_norm; // [dim], or both NULL
+    const float *cos, *sin;       // [tokens, rotated]: of a pair i at i and, by halves, of its second dimension at rotated / 2 + i;
+                                  // both NULL: nothing is rotated
+    const float *factors;         // [tokens]: what the scores of a token are multiplied by besides; NULL: nothing
     float *q;                     // [tokens, heads, dim]; comes out normed and rotated
     const float *k, *v;           // [tokens, kv_heads, dim]
     void *keys, *values;          // [blocks, kv_heads, block, dim]
@@ -145,26 +184,93 @@ typedef struct {
 
 int isobit_cpu_attention(const isobit_attention *a);
 
-// A decoder layer: x += o(attention(q, k, v of norm(x))), x += down(activation(gate) * up of norm(x)).
+// ---- mixtures of experts ----
+
+// The matrices [n, k] that experts have in one role, one below the other.
+typedef struct {
+    isobit_linear of;           // the first one's; its bias is [experts, n], and block_rows is not 0
+    int64_t experts;
+    int64_t stride;             // rows of codes from one to the next: n or more, whole blocks of rows
+    const float *input_scales;  // [experts]: static scales of what each takes, in place of input_scale; NULL: they share it
+} isobit_grouped;
+
+// What the experts of a layer are: down(activation(gate(x)) * up(x)).
+typedef struct {
+    isobit_grouped gate, up, down;
+    float limit;          // see isobit_cpu_gate
+    int32_t activation;   // enum isobit_activation
+    int32_t on_input;     // 1: a token's weight multiplies what goes into an expert, 0: what comes out
+} isobit_experts;
+
+// y[t] = sum over a of weights[t, a] * expert ids[t, a] (x[t]), a from 0 on, in float32. x: [m, hidden], rows ldx apart; ids and weights
+// [m, active]; y: [m, hidden], contiguous. What goes into gate and up is rounded once for all experts of a token, unless each is given
+// something else. inner: what goes into down, [m * active, inner], in any order; NULL if nobody wants it. A token gives the same bits
+// whatever is computed with it where its linears do (docs/numerics.md, section 6).
+int isobit_cpu_experts(const isobit_experts *e, const float *x, int64_t m, int64_t ldx, const int32_t *ids, const float *weights,
+                       int64_t active, float *y, float *inner);
+
+enum isobit_scores {
+    ISOBIT_SOFTMAX = 0,
+    ISOBIT_SIGMOID = 1,
+    ISOBIT_SOFTMAX_BEHIND = 2,  // the logits; their softmax over the experts that were chosen is then what they weigh
+};
+
+// Which experts a token goes to. Of equal scores the lower number is chosen, and stands in front.
+typedef struct {
+    const isobit_linear *weight;    // [experts, hidden], float32; with or without bias
+    const float *correction;        // [experts]: added to scores for the choice, not for the weights; NULL: nothing
+    int64_t active;                 // experts of a token
+    int64_t groups, active_groups;  // experts are in so many groups, of which the best so many take part
+    float scale;                    // what weights are multiplied by
+    float least_sum;                // their sum is taken as this at least
+    int32_t scores;                 // enum isobit_scores
+    int32_t best_two;               // 1: a group is as good as its two best experts together; 0: as its best
+    int32_t renormalize;            // 1: weights are divided by their sum
+} isobit_router;
+
+// ids, weights: [m, active], the best expert first. x: [m, hidden], rows ldx apart.
+int isobit_cpu_route(const isobit_router *r, const float *x, int64_t m, int64_t ldx, int32_t *ids, float *weights);
+
+// An MLP that is a mixture.
+typedef struct {
+    isobit_router router;
+    isobit_experts experts;
+    const float *shared_gate;  // [hidden]: see isobit_cpu_gate_by, of what the layer's own MLP gives; NULL: it is added as it is
+} isobit_mixture;
+
+// A decoder layer. With n1, n2 its norms in front (each the identity where it has no weight), m1, m2 those behind:
+//     x += factor * m1(o(attention(q, k, v of n1(x)))), x += factor * m2(mlp(n2(x)));
+// side by side, both of the same x: x += factor * m1(o(attention(... n1(x)))) + factor * m2(mlp(n1(x))), added in this order.
+// mlp(x) = down(activation(gate(x)) * up(x)); without a gate (NULL) down(activation(up(x))). With a mixture: what its experts give,
+// and behind that the MLP, if there is one (up NULL: there is none).
 typedef struct {
     const isobit_linear *q, *k, *v, *o, *gate, *up, *down;
-    const float *input_norm, *post_norm;       // [hidden]: in front of the attention and of the MLP
-    const float *after_attention, *after_mlp;  // [hidden]: norms of what is added to x; NULL: it is added as it is
-    const float *q_norm, *k_norm;              // [dim], or both NULL
+    isobit_norm before_attention, before_mlp, after_attention, after_mlp;  // weights [hidden]
+    isobit_heads of;
     int64_t heads, kv_heads, dim;
-    int64_t window;                            // see isobit_attention
-    float scale, softcap;                      // see isobit_attention
-    float eps;                                 // of all norms
-    int32_t activation;                        // enum isobit_activation
+    const isobit_mixture *mixture;  // or NULL
+    int64_t places;       // which of the step's
+    float factor;         // what both parts' results are multiplied by
+    float limit;          // see isobit_cpu_gate
+    int32_t activation;   // enum isobit_activation
+    int32_t side_by_side;
 } isobit_layer;
+
+// What attentions of one kind are told of the positions of a step's tokens; as in isobit_attention.
+typedef struct {
+    const float *cos, *sin;   // [tokens, rotated], or both NULL
+    const float *factors;     // [tokens], or NULL
+    int64_t rotated;          // what a layer that uses these rotates of its heads
+} isobit_places;
 
 // What the layers share in one call; the names as in isobit_attention.
 typedef struct {
     isobit_sequences sequences;
-    const float *cos, *sin;   // [tokens, dim]
-    void *keys, *values;      // those of the first layer
+    const isobit_places *places;
+    int64_t kinds_of_places;
+    void *keys, *values;          // those of the first layer
     float *key_scales, *value_scales;
-    int64_t cache_stride;     // values from a layer's keys to the next one's; 0: all use the same memory
+    int64_t cache_stride;         // values from a layer's keys to the next one's; 0: all use the same memory
     int32_t cache_format;
 } isobit_step;
 

@@ -1,5 +1,6 @@
 // The parts of a decoder layer beside its linears and its attention: checks, and the division of work among threads.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "isobit_cpu.h"
@@ -33,6 +34,18 @@ const LayerIsa &current_layer() {
     return portable_layer;
 }
 
+const char *problem_of_gate(int32_t activation, float limit, bool has_up) {
+    if (activation < ISOBIT_SILU || activation > ISOBIT_RELU2) return "unknown activation of a gate";
+    if (limit == 0) return nullptr;
+    if (!(limit > 0) || !std::isfinite(limit)) return "the limit of a gate is not a positive number, nor 0 for none";
+    return has_up && activation == ISOBIT_SILU ? nullptr : "a gate with a limit is one of SiLU, and multiplies";
+}
+
+const char *problem(const isobit_norm &norm) {
+    if (norm.kind != ISOBIT_RMS && norm.kind != ISOBIT_LAYER) return "unknown kind of a norm";
+    return nullptr;
+}
+
 }  // namespace isobit
 
 using namespace isobit;
@@ -41,28 +54,30 @@ extern "C" {
 
 #define ISOBIT_EXPORT __attribute__((visibility("default")))
 
-ISOBIT_EXPORT int isobit_cpu_rms_norm(const float *x, const float *delta, const float *weight, float eps, int64_t rows,
-                                      int64_t k, float *sum, float *y) {
-    if (!x || rows < 0 || k < 1 || rows > LARGEST / k) return fail("an argument is out of range");
-    if ((delta && !sum) || (y && !weight) || (!y && !delta)) return fail("a null pointer");
+ISOBIT_EXPORT int isobit_cpu_norm(const isobit_norm *norm, const float *x, const float *delta, float factor, int64_t rows, int64_t k,
+                                  float *sum, float *y) {
+    if (!x || rows < 0 || k < 1 || rows > LARGEST / k || !std::isfinite(factor)) return fail("an argument is out of range");
+    if ((delta && !sum) || (y && (!norm || !norm->weight)) || (!y && !delta)) return fail("a null pointer");
+    if (const char *why = y ? problem(*norm) : nullptr) return fail(why);
     const LayerIsa &isa = current_layer();
     return guarded([&] {
         parallel(rows, std::max<int64_t>(1, VALUES / k), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row)
-                isa.norm(x + row * k, delta ? delta + row * k : nullptr, weight, eps, k, sum ? sum + row * k : nullptr,
+                isa.norm(norm, x + row * k, delta ? delta + row * k : nullptr, factor, k, sum ? sum + row * k : nullptr,
                          y ? y + row * k : nullptr);
         });
         return 0;
     });
 }
 
-ISOBIT_EXPORT int isobit_cpu_gate(int32_t activation, const float *gate, const float *up, int64_t rows, int64_t k, int64_t ldx, float *y) {
-    if (activation != ISOBIT_SILU && activation != ISOBIT_GELU_TANH) return fail("unknown activation of a gate");
-    if (!gate || !up || !y || rows < 0 || k < 1 || ldx < k || rows > LARGEST / ldx) return fail("an argument is out of range");
+ISOBIT_EXPORT int isobit_cpu_gate(int32_t activation, float limit, const float *gate, const float *up, int64_t rows, int64_t k,
+                                  int64_t ldx, float *y) {
+    if (const char *why = problem_of_gate(activation, limit, up)) return fail(why);
+    if (!gate || !y || rows < 0 || k < 1 || ldx < k || rows > LARGEST / ldx) return fail("an argument is out of range");
     const LayerIsa &isa = current_layer();
     return guarded([&] {
         parallel(rows, std::max<int64_t>(1, VALUES / k), [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) isa.gate(activation, gate + row * ldx, up + row * ldx, k, y + row * k);
+            for (int64_t row = begin; row < end; ++row) isa.gate(activation, limit, gate + row * ldx, up ? up + row * ldx : nullptr, k, y + row * k);
         });
         return 0;
     });

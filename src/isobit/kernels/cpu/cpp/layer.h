@@ -14,9 +14,27 @@ int fail(const char *why);
 // Why a linear or an attention with these arguments is refused; NULL if it is not. That of an attention follows no pointer.
 const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy);
 const char *problem(const isobit_attention &a);
-// The same of what the arrays of its sequences say, for attention through this window (0: all). Behind the check above. Throws
-// std::bad_alloc.
-const char *problem(const isobit_sequences &s, int64_t window);
+// How far back tokens see.
+struct Sight {
+    int64_t window, chunk;
+    // The first position that a token sees.
+    int64_t first(int64_t position) const {
+        const int64_t begin = window && position + 1 > window ? position + 1 - window : 0, own = chunk ? position / chunk * chunk : 0;
+        return own > begin ? own : begin;
+    }
+    bool operator==(const Sight &other) const { return window == other.window && chunk == other.chunk; }
+};
+inline Sight sight_of(const isobit_heads &of) { return {of.window, of.chunk}; }
+
+// The same of what the arrays of its sequences say, for attentions that see so far. Behind the check above. Throws std::bad_alloc.
+const char *problem(const isobit_sequences &s, const Sight *sights, int64_t count);
+
+// How many numbers of a head are rotated: what a step has to have cosines and sines of.
+inline int64_t rotated_of(const isobit_heads &of, int64_t dim) { return of.rotated ? of.rotated : dim; }
+
+// Whether there is such an activation, and whether it goes with the limit.
+const char *problem_of_gate(int32_t activation, float limit, bool has_up);
+const char *problem(const isobit_norm &norm);
 
 // What has been checked. Throws std::bad_alloc.
 void attention(const isobit_attention &a);
@@ -50,18 +68,23 @@ struct Partial {
 
 struct LayerIsa {
     const char *name;  // that of the Isa
-    // sum = x + delta, y = norm(sum); delta, sum and y may be NULL.
-    void (*norm)(const float *x, const float *delta, const float *weight, float eps, int64_t k, float *sum, float *y);
-    void (*gate)(int32_t activation, const float *gate, const float *up, int64_t count, float *y);
+    // sum = x + factor * delta, y = norm(sum); delta, sum and y may be NULL, and without y the norm.
+    void (*norm)(const isobit_norm *norm, const float *x, const float *delta, float factor, int64_t k, float *sum, float *y);
+    void (*gate)(int32_t activation, float limit, const float *gate, const float *up, int64_t count, float *y);
     void (*exp)(const float *x, int64_t count, float *y);
-    // Norm of a head (NULL: none), then the rotation; out may be x.
-    void (*rotate)(const float *x, const float *weight, float eps, const float *cos, const float *sin, int64_t dim, float *out);
+    // What an RMS norm over k numbers multiplies them by.
+    float (*rms_factor)(const float *x, float eps, int64_t k);
+    // Norms and rotates a head. `weight`: the norm's, [dim], or NULL; `factor`: what rms_factor gave for all heads of the token, where
+    // the norm is over them. cos NULL: no rotation. out may be x.
+    void (*prepare)(const isobit_heads &of, const float *x, const float *weight, float factor, const float *cos, const float *sin, int64_t dim,
+                    float *out);
     int64_t (*padded_dim)(int64_t dim);
     // Stores one head's keys or values in a format of the cache that is not float32; scale of codes.
     void (*put_cached)(int32_t format, const float *x, int64_t dim, void *to, float *scale);
     void (*attend)(const isobit_attention &, const Piece &, const Partial &);
-    // out = sum of parts[i].out * exp(parts[i].largest - overall) / sum of their totals, for one row.
-    void (*merge)(const Partial *parts, int64_t count, int64_t row, int64_t dim, float *out);
+    // out = sum of parts[i].out * exp(parts[i].largest - overall) / sum of their totals, for one row; `sink` is a score that takes part
+    // (NULL: none).
+    void (*merge)(const Partial *parts, int64_t count, int64_t row, int64_t dim, const float *sink, float *out);
 };
 
 // That of the instruction set in use.

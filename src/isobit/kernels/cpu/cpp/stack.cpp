@@ -1,4 +1,10 @@
 // Whole decoder layers in one call, made of the functions of the C interface.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "grouped.h"
 #include "isobit_cpu.h"
 #include "layer.h"
 
@@ -7,46 +13,66 @@ namespace {
 
 // What a layer needs besides the residual stream; rows of the widest layer.
 struct Scratch {
-    float *normed, *delta, *q, *k, *v, *mixed, *gate, *up;
+    float *normed, *delta, *q, *k, *v, *mixed, *gate, *up, *experts, *weights;
+    int32_t *ids;
 };
 
+// Outputs of an MLP's first linears; 0 where there is none.
+int64_t inner_of(const isobit_layer &l) { return l.up ? l.up->n : 0; }
+
+const char *problem_of_mlp(const isobit_layer &l, int64_t hidden) {
+    if (!l.up != !l.down || (!l.up && (l.gate || !l.mixture))) return "a null pointer";
+    if (l.mixture) {
+        const isobit_mixture &m = *l.mixture;
+        if (const char *why = problem(m.router, hidden)) return why;
+        if (const char *why = problem(m.experts, hidden)) return why;
+        if (m.router.weight->n != m.experts.up.experts) return "a router is of another number of experts";
+        if (m.shared_gate && !l.up) return "a gate of no MLP";
+    }
+    if (!l.up) return nullptr;
+    if (l.up->k != hidden || (l.gate && l.gate->k != hidden)) return "a linear does not take the residual stream";
+    if (l.down->n != hidden) return "a linear does not give the residual stream";
+    if ((l.gate && l.gate->n != l.up->n) || l.down->k != l.up->n) return "the linears of an MLP do not fit each other";
+    return nullptr;
+}
+
 const char *problem_of_shapes(const isobit_layer &l, int64_t hidden) {
-    if (!l.q || !l.k || !l.v || !l.o || !l.gate || !l.up || !l.down || !l.input_norm || !l.post_norm) return "a null pointer";
+    if (!l.q || !l.k || !l.v || !l.o) return "a null pointer";
     if (l.heads < 1 || l.kv_heads < 1 || l.dim < 1) return "sizes must be positive";
     if (l.heads > LARGEST / l.dim || l.kv_heads > LARGEST / l.dim) return "sizes overflow";
-    if (l.q->k != hidden || l.k->k != hidden || l.v->k != hidden || l.gate->k != hidden || l.up->k != hidden)
-        return "a linear does not take the residual stream";
-    if (l.o->n != hidden || l.down->n != hidden) return "a linear does not give the residual stream";
+    if (l.q->k != hidden || l.k->k != hidden || l.v->k != hidden) return "a linear does not take the residual stream";
+    if (l.o->n != hidden) return "a linear does not give the residual stream";
     if (l.q->n != l.heads * l.dim || l.o->k != l.q->n || l.k->n != l.kv_heads * l.dim || l.v->n != l.k->n)
         return "the linears of an attention do not fit its heads";
-    if (l.up->n != l.gate->n || l.down->k != l.gate->n) return "the linears of an MLP do not fit each other";
-    return nullptr;
+    return problem_of_mlp(l, hidden);
 }
 
 // Memory for `rows` rows; it is given back with `memory`, since that of a long prompt is large.
 Scratch scratch_for(const isobit_layer *layers, int64_t count, int64_t rows, Buffer &memory) {
     const int64_t hidden = layers[0].o->n;
-    int64_t heads = 0, shared = 0, inner = 0;
+    int64_t heads = 0, shared = 0, inner = 0, active = 0;
     for (int64_t i = 0; i < count; ++i) {
         heads = layers[i].q->n > heads ? layers[i].q->n : heads;
         shared = layers[i].k->n > shared ? layers[i].k->n : shared;
-        inner = layers[i].gate->n > inner ? layers[i].gate->n : inner;
+        inner = inner_of(layers[i]) > inner ? inner_of(layers[i]) : inner;
+        if (layers[i].mixture) active = std::max(active, layers[i].mixture->router.active);
     }
-    const int64_t sizes[] = {hidden, hidden, heads, shared, shared, heads, inner, inner};
+    constexpr int PARTS = 11;
+    const int64_t sizes[PARTS] = {hidden, hidden, heads, shared, shared, heads, inner, inner, active ? hidden : 0, active, active};
     int64_t total = 0;
     for (int64_t size : sizes) total += round_up(rows * size, 16);
-    float *parts[8], *next = memory.floats(total);
-    for (int i = 0; i < 8; ++i) parts[i] = next, next += round_up(rows * sizes[i], 16);
-    return {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7]};
+    float *p[PARTS], *next = memory.floats(total);
+    for (int i = 0; i < PARTS; ++i) p[i] = next, next += round_up(rows * sizes[i], 16);
+    return {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], reinterpret_cast<int32_t *>(p[10])};
 }
 
 isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
+    const isobit_places &places = step.places[l.places];
     isobit_attention a{};
-    a.sequences = step.sequences;
-    a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim, a.window = l.window;
+    a.sequences = step.sequences, a.of = l.of;
+    a.heads = l.heads, a.kv_heads = l.kv_heads, a.dim = l.dim;
     a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
-    a.scale = l.scale, a.softcap = l.softcap, a.eps = l.eps;
-    a.cos = step.cos, a.sin = step.sin, a.q_norm = l.q_norm, a.k_norm = l.k_norm;
+    a.cos = places.cos, a.sin = places.sin, a.factors = places.factors;
     a.q = s.q, a.k = s.k, a.v = s.v, a.out = s.mixed;
     const int64_t numbers = layer * step.cache_stride, bytes = numbers * bits_of(step.cache_format) / 8;
     a.cache_format = step.cache_format;
@@ -56,65 +82,115 @@ isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, in
     return a;
 }
 
+const char *problem_of_norms(const isobit_layer &l) {
+    for (const isobit_norm *norm : {&l.before_attention, &l.before_mlp, &l.after_attention, &l.after_mlp})
+        if (const char *why = problem(*norm)) return why;
+    return std::isfinite(l.factor) ? nullptr : "the factor of what is added is not a number";
+}
+
 // Why one of the calls that a layer is made of would be refused. `x` stands for the memory between them, which is not there yet.
 const char *problem_of_calls(const isobit_layer &l, const isobit_step &step, int64_t layer, float *x) {
     const int64_t rows = step.sequences.tokens;
-    if (l.activation != ISOBIT_SILU && l.activation != ISOBIT_GELU_TANH) return "unknown activation of a gate";
-    const isobit_linear *const linears[] = {l.q, l.k, l.v, l.o, l.gate, l.up, l.down};
+    if (const char *why = l.up ? problem_of_gate(l.activation, l.limit, l.gate) : nullptr) return why;
+    if (const char *why = problem_of_norms(l)) return why;
+    const isobit_linear *const linears[] = {l.q, l.k, l.v, l.o, l.up, l.down, l.gate};
     for (const isobit_linear *w : linears)
-        if (const char *why = problem(*w, x, rows, w->k, x, w->n)) return why;
-    return problem(attention_of(l, step, layer, {x, x, x, x, x, x, x, x}));
+        if (const char *why = w ? problem(*w, x, rows, w->k, x, w->n) : nullptr) return why;
+    if (l.places < 0 || l.places >= step.kinds_of_places) return "a layer asks for positions that the step does not have";
+    const isobit_places &places = step.places[l.places];
+    if (places.cos && places.rotated != rotated_of(l.of, l.dim)) return "the angles of a step are not those of a layer's heads";
+    return problem(attention_of(l, step, layer, {x, x, x, x, x, x, x, x, x, x, nullptr}));
 }
 
-// The widest window of the layers: 0 where one of them sees all.
-int64_t widest(const isobit_layer *layers, int64_t count) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        if (!layers[i].window) return 0;
-        most = layers[i].window > most ? layers[i].window : most;
-    }
-    return most;
+// How far back the layers see: each way once.
+std::vector<Sight> sights_of(const isobit_layer *layers, int64_t count) {
+    std::vector<Sight> found;
+    for (int64_t i = 0; i < count; ++i)
+        if (const Sight sight = sight_of(layers[i].of); std::find(found.begin(), found.end(), sight) == found.end()) found.push_back(sight);
+    return found;
 }
 
 // x = norm(x), where there is one.
-int normed(const float *weight, float eps, int64_t rows, int64_t hidden, float *x) {
-    return weight ? isobit_cpu_rms_norm(x, nullptr, weight, eps, rows, hidden, nullptr, x) : 0;
+int normed(const isobit_norm &norm, int64_t rows, int64_t hidden, float *x) {
+    return norm.weight ? isobit_cpu_norm(&norm, x, nullptr, 1, rows, hidden, nullptr, x) : 0;
 }
 
-int attend(const isobit_layer &l, const isobit_step &step, int64_t i, const Scratch &s) {
+// The residual stream and what is still to be added to it.
+struct Stream {
+    float *x;
+    const float *delta;  // NULL: nothing
+    float factor;
+    int64_t rows, hidden;
+
+    // Adds it, and gives what a part reads then: the norm, in `to`, or the stream itself where there is none.
+    int read(const isobit_norm &norm, float *to, const float *&from) {
+        from = norm.weight ? to : x;
+        if (!norm.weight && !delta) return 0;
+        const float *const added = delta;
+        delta = nullptr;
+        return isobit_cpu_norm(&norm, x, added, factor, rows, hidden, added ? x : nullptr, norm.weight ? to : nullptr);
+    }
+};
+
+int attend(const isobit_layer &l, const isobit_step &step, int64_t i, const float *x, const Scratch &s) {
     const isobit_linear *const projections[] = {l.q, l.k, l.v};
     float *const outputs[] = {s.q, s.k, s.v};
     const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.sequences.tokens;
-    if (const int failed = isobit_cpu_linears(projections, 3, s.normed, rows, l.q->k, outputs, strides)) return failed;
+    if (const int failed = isobit_cpu_linears(projections, 3, x, rows, l.q->k, outputs, strides)) return failed;
     attention(attention_of(l, step, i, s));  // its arguments have been looked at
     if (const int failed = isobit_cpu_linear(l.o, s.mixed, rows, l.o->k, s.delta, l.o->n)) return failed;
-    return normed(l.after_attention, l.eps, rows, l.o->n, s.delta);
+    return normed(l.after_attention, rows, l.o->n, s.delta);
 }
 
-int gated(const isobit_layer &l, int64_t rows, const Scratch &s) {
-    const isobit_linear *const projections[] = {l.gate, l.up};
-    float *const outputs[] = {s.gate, s.up};
-    const int64_t inner = l.gate->n, strides[] = {inner, inner};
-    if (const int failed = isobit_cpu_linears(projections, 2, s.normed, rows, l.gate->k, outputs, strides)) return failed;
-    if (const int failed = isobit_cpu_gate(l.activation, s.gate, s.up, rows, inner, inner, s.gate)) return failed;
-    if (const int failed = isobit_cpu_linear(l.down, s.gate, rows, inner, s.delta, l.down->n)) return failed;
-    return normed(l.after_mlp, l.eps, rows, l.down->n, s.delta);
+int mlp(const isobit_layer &l, int64_t rows, const float *x, const Scratch &s) {
+    const isobit_linear *const projections[] = {l.up, l.gate};
+    float *const outputs[] = {s.up, s.gate};
+    const int64_t inner = l.up->n, strides[] = {inner, inner};
+    if (const int failed = isobit_cpu_linears(projections, l.gate ? 2 : 1, x, rows, l.up->k, outputs, strides)) return failed;
+    const float *const gate = l.gate ? s.gate : s.up, *const up = l.gate ? s.up : nullptr;
+    if (const int failed = isobit_cpu_gate(l.activation, l.limit, gate, up, rows, inner, inner, s.gate)) return failed;
+    return isobit_cpu_linear(l.down, s.gate, rows, inner, s.delta, l.down->n);
+}
+
+// What experts give, and behind that the MLP of all tokens.
+int mixture(const isobit_layer &l, int64_t rows, const float *x, const Scratch &s) {
+    const isobit_mixture &m = *l.mixture;
+    const int64_t hidden = l.o->n;
+    float *const result = l.up ? s.experts : s.delta;
+    if (const int failed = isobit_cpu_route(&m.router, x, rows, hidden, s.ids, s.weights)) return failed;
+    if (const int failed = isobit_cpu_experts(&m.experts, x, rows, hidden, s.ids, s.weights, m.router.active, result, nullptr)) return failed;
+    if (!l.up) return 0;
+    if (const int failed = mlp(l, rows, x, s)) return failed;
+    if (const int failed = m.shared_gate ? isobit_cpu_gate_by(x, m.shared_gate, rows, hidden, s.delta, hidden) : 0) return failed;
+    return isobit_cpu_norm(nullptr, result, s.delta, 1, rows, hidden, s.delta, nullptr);
+}
+
+int run_layer(const isobit_layer &l, const isobit_step &step, int64_t i, const Scratch &s, Stream &stream) {
+    const float *from;
+    if (const int failed = stream.read(l.before_attention, s.normed, from)) return failed;
+    if (l.side_by_side && from == stream.x) {  // the MLP is to read it as it is now
+        std::memcpy(s.normed, from, static_cast<size_t>(stream.rows * stream.hidden) * 4);
+        from = s.normed;
+    }
+    if (const int failed = attend(l, step, i, from, s)) return failed;
+    stream.delta = s.delta, stream.factor = l.factor;
+    const float *mlp_from = from;
+    const isobit_norm none{};
+    if (const int failed = stream.read(l.side_by_side ? none : l.before_mlp, s.normed, mlp_from)) return failed;
+    if (const int failed = (l.mixture ? mixture : mlp)(l, stream.rows, l.side_by_side ? from : mlp_from, s)) return failed;
+    if (const int failed = normed(l.after_mlp, stream.rows, stream.hidden, s.delta)) return failed;
+    stream.delta = s.delta;
+    return 0;
 }
 
 int run(const isobit_layer *layers, int64_t count, const isobit_step &step, float *x) {
     Buffer memory;
-    const int64_t hidden = layers[0].o->n, rows = step.sequences.tokens;
-    const Scratch s = scratch_for(layers, count, rows, memory);
-    const float *delta = nullptr;  // what the layer before still has to add
-    for (int64_t i = 0; i < count; ++i) {
-        const isobit_layer &l = layers[i];
-        if (const int failed = isobit_cpu_rms_norm(x, delta, l.input_norm, l.eps, rows, hidden, delta ? x : nullptr, s.normed)) return failed;
-        if (const int failed = attend(l, step, i, s)) return failed;
-        if (const int failed = isobit_cpu_rms_norm(x, s.delta, l.post_norm, l.eps, rows, hidden, x, s.normed)) return failed;
-        if (const int failed = gated(l, rows, s)) return failed;
-        delta = s.delta;
-    }
-    return isobit_cpu_rms_norm(x, delta, nullptr, 0, rows, hidden, x, nullptr);
+    Stream stream{x, nullptr, 1, step.sequences.tokens, layers[0].o->n};
+    const Scratch s = scratch_for(layers, count, stream.rows, memory);
+    for (int64_t i = 0; i < count; ++i)
+        if (const int failed = run_layer(layers[i], step, i, s, stream)) return failed;
+    const float *end;
+    return stream.read(isobit_norm{}, nullptr, end);
 }
 
 }  // namespace
@@ -127,6 +203,7 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const is
     if (!layers || !step || !x || count < 1) return fail("a null pointer, or no layers");
     const isobit_sequences &of = step->sequences;
     if (of.tokens < 1 || step->cache_stride < 0) return fail("sizes must be positive");
+    if (!step->places) return fail("a null pointer");
     for (int64_t i = 0; i < count; ++i) {
         if (!layers[i].o) return fail("a null pointer");
         if (const char *why = problem_of_shapes(layers[i], layers[0].o->n)) return fail(why);
@@ -136,7 +213,8 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const is
     for (int64_t i = 0; i < count; ++i)
         if (const char *why = problem_of_calls(layers[i], *step, i, x)) return fail(why);
     return guarded([&] {
-        if (const char *why = problem(of, widest(layers, count))) return fail(why);
+        const std::vector<Sight> sights = sights_of(layers, count);
+        if (const char *why = problem(of, sights.data(), static_cast<int64_t>(sights.size()))) return fail(why);
         return run(layers, count, *step, x);
     });
 }

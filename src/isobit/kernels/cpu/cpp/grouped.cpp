@@ -1,0 +1,221 @@
+// Linears of several experts in one call: rows are laid out once, those of one expert together, and the threads share the rows of weights
+// of all, so that one token with a few experts is read at the speed of memory. A row gives the bits that its expert's linear gives alone.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "grouped.h"
+#include "layer.h"
+#include "linears.h"
+#include "pool.h"
+
+namespace isobit {
+
+const char *problem(const isobit_grouped &w) {
+    const isobit_linear &of = w.of;
+    float there;  // stands for activations and results, which are looked at elsewhere
+    if (const char *why = problem(of, &there, 1, of.k, &there, of.n)) return why;
+    if (w.experts < 1 || w.stride < of.n) return "sizes must be positive, and experts must not overlap";
+    if (w.experts > LARGEST / of.k / w.stride || w.experts > FARTHEST / of.row_bytes / w.stride) return "sizes overflow";
+    if (of.scales && (of.block_rows < 1 || w.stride % of.block_rows)) return "experts share scales";
+    if (!w.input_scales) return nullptr;
+    if (!scaled_apart(of) || !of.input_scale) return "static scales of inputs belong to activations that have one";
+    const Loose *const scales = w.input_scales;
+    for (int64_t i = 0; i < w.experts; ++i)
+        if (!(scales[i] > 0) || !std::isfinite(scales[i])) return "a static scale is one positive number";
+    return nullptr;
+}
+
+isobit_linear linear_of(const isobit_grouped &w, int64_t expert) {
+    isobit_linear one = w.of;
+    one.codes = static_cast<const uint8_t *>(one.codes) + expert * w.stride * one.row_bytes;
+    if (one.scales) {
+        const int64_t at = expert * (w.stride / one.block_rows) * (one.group ? (one.k + one.group - 1) / one.group : 1);
+        one.scales = static_cast<const uint8_t *>(one.scales) + at * bits_of(one.scale_format) / 8;
+        if (one.zeros) one.zeros += at;
+    }
+    if (one.bias) one.bias += expert * one.n;
+    if (w.input_scales) {
+        const Loose *const scales = w.input_scales;
+        one.input_scale = scales[expert];
+    }
+    return one;
+}
+
+namespace {
+
+// How rows can be laid out.
+enum Form { EVEN, UNEVEN, MANY, FORMS };
+
+// Rows of one expert that are laid out alike.
+struct Run {
+    int64_t expert, first, count;
+    Form form;
+    const uint8_t *laid;
+};
+
+// One call.
+struct Work {
+    const isobit_linear &w;
+    const Isa &isa;
+    const Rows &rows;
+    Layout layouts[FORMS];
+    std::vector<Run> runs;
+
+    Work(const isobit_linear &of, const Rows &given)
+        : w(of), isa(isa_for(of)), rows(given), layouts{isa.layout(of, 1, true), isa.layout(of, 1, false), isa.layout(of, LARGEST, true)} {}
+
+    const float *row(int64_t at) const { return rows.x + (rows.row ? rows.row[at] : at) * rows.ldx; }
+
+    // Whether each of the rows of x can be written in digits; empty where none is.
+    std::vector<uint8_t> find_even() const {
+        if (layouts[EVEN].kind != Kind::DIGITS) return {};
+        std::vector<uint8_t> found(static_cast<size_t>(rows.count));
+        parallel(rows.count, 8, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin; at < end; ++at) found[static_cast<size_t>(at)] = isa.even(layouts[EVEN], rows.x + at * rows.ldx, w.k);
+        });
+        return found;
+    }
+
+    void find_runs(const std::vector<Group> &groups) {
+        const std::vector<uint8_t> even = find_even();
+        const auto form_of = [&](int64_t at) { return even.empty() || even[static_cast<size_t>(rows.row ? rows.row[at] : at)] ? EVEN : UNEVEN; };
+        for (const Group &g : groups) {
+            if (isa.layout(w, g.count, true).many) {
+                runs.push_back({g.expert, g.first, g.count, MANY, nullptr});
+                continue;
+            }
+            for (int64_t at = g.first, next; at < g.first + g.count; at = next) {
+                const Form form = form_of(at);
+                for (next = at + 1; next < g.first + g.count && form_of(next) == form;) ++next;
+                runs.push_back({g.expert, at, next - at, form, nullptr});
+            }
+        }
+    }
+
+    int64_t size(const Run &run) const { return run.count * layouts[run.form].row_size; }
+};
+
+// Rows that are each of one expert, or that experts round each in its own way: laid out where they are read.
+void lay_out_each(Work &work, const isobit_grouped &w, int64_t total, Buffer &memory, float *scales) {
+    int64_t bytes = 0;
+    for (const Run &run : work.runs) bytes += work.size(run);
+    uint8_t *next = static_cast<uint8_t *>(memory.room(bytes));
+    std::vector<const Run *> of(static_cast<size_t>(total));
+    for (Run &run : work.runs) {
+        run.laid = next, next += work.size(run);
+        std::fill_n(of.begin() + run.first, run.count, &run);
+    }
+    parallel(total, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin; at < end; ++at) {
+            const Run &run = *of[static_cast<size_t>(at)];
+            const Layout &l = work.layouts[run.form];
+            uint8_t *const to = const_cast<uint8_t *>(run.laid) + (at - run.first) * l.row_size;
+            lay_out_row(work.isa, w.input_scales ? linear_of(w, run.expert) : w.of, l, work.row(at), scales ? scales + at : nullptr, to);
+        }
+    });
+}
+
+// Rows that go to several experts: laid out once, and copied where an expert takes more than one.
+void lay_out_shared(Work &work, Buffer &memory, float *scales) {
+    const int64_t count = work.rows.count;
+    std::vector<uint8_t> needed(static_cast<size_t>(count * FORMS));
+    int64_t copied = 0, used[FORMS] = {}, starts[FORMS];
+    for (const Run &run : work.runs) {
+        for (int64_t at = run.first; at < run.first + run.count; ++at) needed[static_cast<size_t>(work.rows.row[at] * FORMS + run.form)] = 1;
+        used[run.form] = work.layouts[run.form].row_size;
+        if (run.count > 1) copied += work.size(run);
+    }
+    int64_t bytes = copied;
+    for (int form = 0; form < FORMS; ++form) starts[form] = bytes, bytes += count * used[form];
+    uint8_t *const all = static_cast<uint8_t *>(memory.room(bytes + (scales ? count * 4 : 0)));
+    float *const row_scales = scales ? reinterpret_cast<float *>(all + bytes) : nullptr;
+    const auto laid = [&](int64_t row, int form) { return all + starts[form] + row * used[form]; };
+    parallel(count, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row)
+            for (int form = 0; form < FORMS; ++form)
+                if (needed[static_cast<size_t>(row * FORMS + form)])
+                    lay_out_row(work.isa, work.w, work.layouts[form], work.rows.x + row * work.rows.ldx,
+                                row_scales ? row_scales + row : nullptr, laid(row, form));
+    });
+    uint8_t *next = all;
+    for (Run &run : work.runs) {
+        run.laid = run.count > 1 ? next : laid(work.rows.row[run.first], run.form);
+        if (run.count > 1) next += work.size(run);
+    }
+    parallel(static_cast<int64_t>(work.runs.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const Run &run = work.runs[static_cast<size_t>(i)];
+            for (int64_t at = run.first; at < run.first + run.count; ++at) {
+                const int64_t row = work.rows.row[at], size = used[run.form];
+                if (run.count > 1) std::memcpy(const_cast<uint8_t *>(run.laid) + (at - run.first) * size, laid(row, run.form), static_cast<size_t>(size));
+                if (scales) scales[at] = row_scales[row];
+            }
+        }
+    });
+}
+
+struct Part {
+    isobit_linear w;
+    const Run *run;
+    int64_t begin, end;
+    float *y;
+    int64_t ldy;
+};
+
+// What threads take: rows of weights of one expert, for all of its rows that are laid out alike; what takes longest comes first.
+std::vector<Part> parts_of(const Work &work, const isobit_grouped *const *w, int64_t count, float *const *y, const int64_t *ldy) {
+    std::vector<const Run *> order;
+    for (const Run &run : work.runs) order.push_back(&run);
+    std::stable_sort(order.begin(), order.end(), [](const Run *a, const Run *b) { return a->count > b->count; });
+    const auto cost = [](const isobit_linear &of, const Run &run) { return of.row_bytes * ((run.count + 3) / 4); };
+    int64_t left = 0;
+    for (const Run *run : order)
+        for (int64_t i = 0; i < count; ++i) left += w[i]->of.n * cost(w[i]->of, *run);
+    std::vector<Part> parts;
+    for (const Run *run : order) {
+        const Layout &l = work.layouts[run->form];
+        for (int64_t i = 0; i < count; ++i) {
+            const isobit_linear one = linear_of(*w[i], run->expert);
+            for (int64_t n = 0, step; n < one.n; n += step) {
+                step = l.many ? work.isa.panel : rows_at_once(left, cost(one, *run), l.rows);
+                step = std::min(step, one.n - n), left -= step * cost(one, *run);
+                parts.push_back({one, run, n, n + step, y[i] + run->first * ldy[i], ldy[i]});
+            }
+        }
+    }
+    return parts;
+}
+
+// Linears that take their rows laid out alike.
+void run_alike(const isobit_grouped *const *w, int64_t count, const std::vector<Group> &groups, const Rows &rows, float *const *y,
+               const int64_t *ldy) {
+    static thread_local Buffer kept, kept_scales;
+    Work work(w[0]->of, rows);
+    work.find_runs(groups);
+    const int64_t total = groups.back().first + groups.back().count;
+    float *const scales = scaled_apart(work.w) ? kept_scales.floats(total) : nullptr;
+    if (rows.row && !w[0]->input_scales && total > rows.count) lay_out_shared(work, kept, scales);
+    else lay_out_each(work, *w[0], total, kept, scales);
+    const std::vector<Part> parts = parts_of(work, w, count, y, ldy);
+    parallel(static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin; at < end; ++at) {
+            const Part &p = parts[static_cast<size_t>(at)];
+            const Layout &l = work.layouts[p.run->form];
+            (l.many ? work.isa.many : work.isa.few)(p.w, l, p.run->laid, scales ? scales + p.run->first : nullptr, p.run->count, p.begin,
+                                                    p.end, p.y, p.ldy);
+        }
+    });
+}
+
+}  // namespace
+
+void grouped(const isobit_grouped *const *w, int64_t count, const std::vector<Group> &groups, const Rows &rows, float *const *y,
+             const int64_t *ldy) {
+    for (int64_t first = 0, last; first < count; first = last) {
+        for (last = first + 1; last < count && alike(w[first]->of, w[last]->of) && w[first]->input_scales == w[last]->input_scales;) ++last;
+        run_alike(w + first, last - first, groups, rows, y + first, ldy + first);
+    }
+}
+
+}  // namespace isobit
