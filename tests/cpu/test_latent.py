@@ -67,7 +67,7 @@ def test_pairs_of_neighbours_become_halves() -> None:
 
 # How far a cache in fewer bits may move the logits of a random model, relative to their size: what it has without
 # latents is no less (test_kv_formats.py).
-MOVED = {"auto": 1e-5, "f32": 1e-5, "bf16": 0.02, "f16": 0.003, "fp8": 0.1, "fp8-e5m2": 0.2, "int8": 0.03}
+MOVED = {"auto": 1e-5, "f32": 1e-5, "bf16": 0.02, "f16": 0.003, "fp8": 0.1, "fp8-e5m2": 0.2, "int8": 0.06}
 
 
 @pytest.mark.parametrize("name", CACHE_FORMATS)
@@ -82,7 +82,7 @@ def test_every_format_of_the_cache(folder: Path, name: str) -> None:
     assert moved <= MOVED[name] and (moved > 1e-6 or name in ("auto", "f32"))
     # a prompt at once rounds what it stores alike
     assert (found - run(model, ids)).norm() / exact.norm() <= 0.01
-    kept = sum(part.numel() * part.element_size() for layer in range(2) for part in cache.memory(layer).tensors)
+    kept = sum(part.numel() * part.element_size() for layer in range(3) for part in cache.memory(layer).tensors)
     assert model.cache_bytes(2 * TOKENS) == kept
     assert cache.memory(0).keys.shape == (2, 1, TOKENS, 128) and cache.memory(0).values.shape == (2, 1, TOKENS, 32)
 
@@ -119,13 +119,13 @@ def test_layers_that_guess_further_tokens_are_left_out_and_it_is_said(tmp_path: 
     folder = save(make_model(ARCHITECTURE), tmp_path / "model")
     plain = run(load_model(folder), token_ids(8))
     tensors = load_file(folder / "model.safetensors")
-    behind = {"model.layers.2.eh_proj.weight": torch.zeros(4, 4), "model.layers.2.enorm.weight": torch.zeros(4)}
+    behind = {"model.layers.3.eh_proj.weight": torch.zeros(4, 4), "model.layers.3.enorm.weight": torch.zeros(4)}
     save_file(tensors | behind, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     model = load_model(folder)
     assert torch.equal(run(model, token_ids(8)), plain)
-    assert any("guess further tokens" in note and "model.layers.2." in note for note in model.notes)
+    assert any("guess further tokens" in note and "model.layers.3." in note for note in model.notes)
 
 
 def test_the_norms_of_latents_have_an_epsilon_of_their_own() -> None:

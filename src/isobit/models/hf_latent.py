@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
-from isobit.errors import ModelError
-from isobit.models.config import Experts, GatedMlp, LatentAttention, ModelConfig, Rope, Router
+from isobit.models.config import Experts, GatedMlp, LatentAttention, LayerSpec, ModelConfig, Rope, Router
 from isobit.models.fields import LARGEST_SIZE, Fields
+from isobit.models.hf_experts import read_counts, with_experts
 from isobit.models.hf_rope import Common
 
 EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
@@ -46,8 +47,8 @@ def _check_widths(config: Fields, heads: int, plain: int, rotated: int) -> None:
 
 def read_experts(
     config: Fields, router: Router, first_dense: int, *, grouped: bool = True
-) -> tuple[Experts | None, int]:
-    """The mixture of experts, if there is one, and how many layers in front have none.
+) -> Callable[[int, LayerSpec], LayerSpec]:
+    """The mixture of experts of all layers but the first, for ``Style.vary``.
 
     Args:
         config: the file.
@@ -59,8 +60,8 @@ def read_experts(
     config.only("moe_layer_freq", (1,), "pattern of layers with experts")
     config.only("ep_size", (1,), "split of experts")
     if config.raw("n_routed_experts") is None:
-        return None, dense
-    experts, active = config.integer("n_routed_experts"), config.integer("num_experts_per_tok")
+        return lambda number, layer: layer
+    experts, active = read_counts(config, 1, 1)
     groups, chosen = _groups(config, experts)
     groups, chosen = (groups, chosen) if grouped else (1, 1)
     if config.sound and active > chosen * (experts // groups):
@@ -68,7 +69,8 @@ def read_experts(
     size, shared = config.integer("moe_intermediate_size"), config.integer("n_shared_experts", 0, low=0)
     scale = config.number("routed_scaling_factor", 1.0)
     router = replace(router, experts=experts, active=active, groups=groups, active_groups=chosen, scale=scale)
-    return Experts(router, GatedMlp(size), GatedMlp(size * shared) if shared else None), dense
+    mixture = Experts(router, GatedMlp(size), GatedMlp(size * shared) if shared else None)
+    return with_experts(mixture, lambda number: number >= dense)
 
 
 def _groups(config: Fields, experts: int) -> tuple[int, int]:
@@ -79,13 +81,6 @@ def _groups(config: Fields, experts: int) -> tuple[int, int]:
     if config.sound and chosen > groups:
         config.problem("topk_group", f"there are {groups} groups")
     return (groups, chosen) if config.sound else (1, 1)
-
-
-def with_experts(model: ModelConfig, found: Experts | None, dense: int) -> ModelConfig:
-    """A model whose layers from ``dense`` on have experts."""
-    if found is None or dense >= model.num_layers:
-        return model
-    raise ModelError("config.json: layers with experts and latent attention are not implemented yet")
 
 
 def common(max_positions: int) -> Common:

@@ -79,8 +79,8 @@ def read_ranks(folder: Path, config: Mapping[str, Any]) -> FastTokenizer:
             pre_tokenizers.Split(Regex(row.pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
-    )  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    )
+    made.decoder = decoders.ByteLevel()
     made.add_tokens([*_special(config, len(ranks), row.reserved)])
     return made
 
@@ -137,7 +137,8 @@ def _special(config: Mapping[str, Any], first: int, reserved: int) -> Iterator[A
     last = max((int(id) for id in entries if id.isdecimal() and int(id) < first + 2 * reserved), default=0)
     for id in range(first, max(first + reserved, last + 1)):
         entry = entries.get(str(id))
-        named = entry.get("content") if isinstance(entry, dict) else None
+        entry = entry if isinstance(entry, dict) else {}
+        named = entry.get("content")
         if isinstance(named, str) and named:
             yield AddedToken(named, normalized=False, special=entry.get("special") is True)
         else:

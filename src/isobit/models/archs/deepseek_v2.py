@@ -7,7 +7,7 @@ from typing import Any
 from isobit.models.config import ModelConfig, Router
 from isobit.models.fields import Fields
 from isobit.models.hf import Style, read_common
-from isobit.models.hf_latent import common, read_experts, read_latent, with_experts, with_latent
+from isobit.models.hf_latent import common, read_experts, read_latent, with_latent
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -17,9 +17,9 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields.only("topk_method", ("greedy", "group_limited_greedy"), "choice of experts")
     fields.only("norm_topk_prob", (False,), "router: transformers leaves the weights as they are")
     grouped = fields.raw("topk_method") == "group_limited_greedy"
-    experts, dense = read_experts(fields, Router(0, 0, renormalize=False), 0, grouped=grouped)
-    style = Style(mlp_bias=fields.flag("mlp_bias", False))
-    return with_experts(with_latent(read_common(fields, "deepseek_v2", common(2048), style), part), experts, dense)
+    fields.only("mlp_bias", (False,), "bias of MLPs")
+    style = Style(vary=read_experts(fields, Router(0, 0, renormalize=False), 0, grouped=grouped))
+    return with_latent(read_common(fields, "deepseek_v2", common(2048), style), part)
 
 
 def tiny() -> dict[str, Any]:
@@ -28,8 +28,8 @@ def tiny() -> dict[str, Any]:
         "vocab_size": 320,
         "hidden_size": 256,
         "intermediate_size": 384,
-        "num_hidden_layers": 2,
-        "first_k_dense_replace": 2,
+        "num_hidden_layers": 3,
+        "first_k_dense_replace": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "q_lora_rank": None,
@@ -37,9 +37,14 @@ def tiny() -> dict[str, Any]:
         "qk_nope_head_dim": 32,
         "qk_rope_head_dim": 16,
         "v_head_dim": 64,
-        "n_routed_experts": 8,
+        "n_routed_experts": 6,
+        "n_shared_experts": 2,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 96,
+        "topk_method": "group_limited_greedy",
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.3,
+        "moe_intermediate_size": 128,
         "max_position_embeddings": 256,
         "rope_parameters": {
             "rope_type": "yarn",

@@ -7,8 +7,8 @@ from typing import Any
 
 from isobit.models.config import ModelConfig, Router
 from isobit.models.fields import Fields
-from isobit.models.hf import MOST_LAYERS, read_common
-from isobit.models.hf_latent import common, read_experts, read_latent, with_experts, with_latent
+from isobit.models.hf import MOST_LAYERS, Style, read_common
+from isobit.models.hf_latent import common, read_experts, read_latent, with_latent
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -19,20 +19,28 @@ def from_hf(fields: Fields) -> ModelConfig:
     router = Router(
         0, 0, "sigmoid", correction=True, group_score="two", renormalize=fields.flag("norm_topk_prob", True)
     )  # fmt: skip
-    experts, dense = read_experts(fields, router, 3)
+    style = Style(vary=read_experts(fields, router, 3))
     guessing = fields.integer("num_nextn_predict_layers", 0, low=0, high=MOST_LAYERS)
-    model = with_latent(read_common(fields, "deepseek_v3", common(4096)), part)
-    return replace(with_experts(model, experts, dense), predicted_layers=guessing)
+    model = with_latent(read_common(fields, "deepseek_v3", common(4096), style), part)
+    return replace(model, predicted_layers=guessing)
 
 
 def tiny() -> dict[str, Any]:
-    """A tiny test model: yarn with both of its corrections, a latent of queries, values narrower than keys."""
+    """A tiny test model: yarn with both of its corrections, values narrower than keys, experts in groups behind one
+    dense layer."""
     return {
         "vocab_size": 320,
         "hidden_size": 256,
         "intermediate_size": 384,
-        "num_hidden_layers": 2,
-        "first_k_dense_replace": 2,
+        "moe_intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "q_lora_rank": 128,
