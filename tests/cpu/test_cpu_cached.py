@@ -19,6 +19,7 @@ from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.sequences import Sequences
 from isobit.models.cache.memory import new_layers, stored_dtype
+from isobit.models.config import Kept
 
 pytestmark = pytest.mark.skipif(cpu_library.problem() is not None, reason=str(cpu_library.problem()))
 NARROW = [row for row in CACHE_FORMATS.values() if row.stored("float32") != "float32"]
@@ -44,7 +45,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def empty(spec: AttentionSpec, row: CacheFormat, blocks: int) -> Cached:
     """A cache whose every number is garbage until it is written."""
-    (held,) = new_layers([(spec.kv_heads, spec.dim)], blocks, BLOCK, torch.float32, None, row)
+    (held,) = new_layers([Kept(spec.kv_heads, spec.dim, spec.dim)], blocks, BLOCK, torch.float32, None, row)
     for part in held.tensors:
         part.view(torch.uint8).fill_(0xFF)
     return held

@@ -18,6 +18,7 @@ from isobit.formats.schemes import ActSpec
 from isobit.kernels.cached import Cached, rounded
 from isobit.models.batch import Batch
 from isobit.models.cache.memory import new_layers
+from isobit.models.config import Kept
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 
@@ -88,7 +89,7 @@ def test_the_law_is_that_of_activations(row: CacheFormat, dtype: torch.dtype) ->
     """A scale for each token and head; zeros and what is no number as activations have them."""
     x = torch.randn(5, 2, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[1, 0], x[2, 1, 3], x[3, 0, 0] = 0, float("nan"), float("inf")
-    (held,) = new_layers([(2, 32)], 3, 4, dtype, None, row)
+    (held,) = new_layers([Kept(2, 32, 32)], 3, 4, dtype, None, row)
     slots = torch.tensor([0, 5, 6, 11, 3])
     held.store(slots, x, 2 * x)
     codes, scales = quantize_activations(x, ActSpec(row.element, "token"))

@@ -26,6 +26,7 @@ def load(
     kv_cache: str = "auto",
     batch_invariant: bool = False,
     memory: int | str | None = None,
+    context: int | None = None,
 ) -> Model:
     """Load a checkpoint, quantized or not, ready to generate.
 
@@ -40,6 +41,7 @@ def load(
             section 10); refused with reasons where that cannot be had.
         memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
             that does not fit is refused with the figures before a tensor is read.
+        context: tokens of prompt and answer at most, if fewer than the model reads (docs/models.md).
 
     Raises:
         CapacityError: it does not fit.
@@ -50,7 +52,7 @@ def load(
     loaded = Model(
         generator(
             model, dtype=dtype, revision=revision, device=device, kv_cache=kv_cache, memory=memory,
-            batch_invariant=batch_invariant,
+            batch_invariant=batch_invariant, context=context,
         )
     )  # fmt: skip
     for note in loaded.notes:
@@ -70,6 +72,7 @@ def LLM(
     kv_cache: str = "auto",
     batch_invariant: bool = False,
     memory: int | str | None = None,
+    context: int | None = None,
 ) -> llm.LLM:
     """Load a checkpoint, quantized or not, to answer many prompts at once.
 
@@ -86,6 +89,7 @@ def LLM(
         memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
             that does not fit is refused with the figures before a tensor is read.
             Given, the cache gets at once what weights and the rest leave of it.
+        context: tokens of prompt and answer at most, if fewer than the model reads (docs/models.md).
 
     Returns:
         An :class:`isobit.engine.llm.LLM`: ``generate(prompts, SamplingParams(...))``, ``stream``, ``stream_async``, and
@@ -104,13 +108,14 @@ def LLM(
     arguments.flag("prefix_cache", prefix_cache)
     arguments.flag("batch_invariant", batch_invariant)
     most = arguments.optional_size("memory", memory)
+    arguments.optional_whole("context", context, 1)
     device_and_target(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_llm
 
     loaded = load_llm(
         folder, dtype, device, kv_cache=kv_cache, sequences=sequences, cache_tokens=cache_tokens,
-        prefix_cache=prefix_cache, memory=most, batch_invariant=batch_invariant,
+        prefix_cache=prefix_cache, memory=most, batch_invariant=batch_invariant, context=context,
     )  # fmt: skip
     for note in loaded.notes:
         warnings.warn(note, CheckpointWarning, stacklevel=2)
@@ -127,6 +132,7 @@ def generator(
     kv_cache: str = "auto",
     batch_invariant: bool = False,
     memory: int | str | None = None,
+    context: int | None = None,
 ) -> Generator:
     """What :func:`load` wraps, for the commands: they show notes in their own way. Takes and raises the same.
 
@@ -137,9 +143,11 @@ def generator(
     cache_format(kv_cache)
     arguments.flag("batch_invariant", batch_invariant)
     most = arguments.optional_size("memory", memory)
+    arguments.optional_whole("context", context, 1)
     device_and_target(device, None)
     folder = find(model, revision=revision)
     from isobit.engine.generate import load_generator
 
     options: dict[str, Any] = {"prefix_cache": prefix_cache, "kv_cache": kv_cache, "batch_invariant": batch_invariant}
+    options["context"] = context
     return load_generator(folder, dtype=dtype, device=device, memory=most, **options)

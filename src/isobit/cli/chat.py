@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     options = {"enable_thinking": False} if args.no_thinking else {}
     generator = api.generator(
         folder, dtype=args.dtype, device=args.device, prefix_cache=True, kv_cache=args.kv_cache, memory=args.memory,
-        batch_invariant=args.batch_invariant,
+        batch_invariant=args.batch_invariant, context=args.context,
     )  # fmt: skip
     notes.show(generator.notes)
     params, shown = choose(given, generator.tokenizer.defaults)

@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         kv_cache=args.kv_cache,
         memory=args.memory,
+        context=args.context,
         batch_invariant=args.batch_invariant,
     )
     doubled = doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer)

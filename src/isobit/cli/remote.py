@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from isobit.errors import SourceError, UsageError, printable
 
 KEY = "ISOBIT_API_KEY"
-LOCAL = ("revision", "dtype", "template", "kv_cache", "memory")  # options of a model that is loaded here
+LOCAL = ("revision", "dtype", "template", "kv_cache", "memory", "context")  # options of a model that is loaded here
 SECONDS = 600.0  # that a server may be silent; it says that it is alive more often than that
 LONGEST = 1 << 20  # bytes of a line or an error
 

@@ -39,7 +39,7 @@ OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
 
 
 def add_model_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """MODEL, --revision, --dtype, --device, --kv-cache, --batch-invariant and --memory."""
+    """MODEL, --revision, --dtype, --device, --kv-cache, --batch-invariant, --memory and --context."""
     many: dict[str, Any] = {"nargs": "?"} if optional else {}
     parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`", **many)
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
@@ -52,6 +52,9 @@ def add_model_argument(parser: argparse.ArgumentParser, *, optional: bool = Fals
     add_cache_argument(parser)
     add_batch_invariant_argument(parser)
     add_memory_argument(parser)
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="tokens of prompt and answer at most (default: what the model reads)"
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

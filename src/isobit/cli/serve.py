@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     with running.listener(args.host, args.port) as sock:
         kv = None if args.kv_cache == "auto" else args.kv_cache
         folder = api.find(args.model, revision=args.revision, weights=False)
-        about = running.planned(folder, args.device, kv, args.memory)
+        about = running.planned(folder, args.device, kv, args.memory, args.context)
         print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below
@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
                 prefix_cache=not args.no_prefix_cache,
                 kv_cache=args.kv_cache,
                 memory=args.memory,
+                context=args.context,
                 batch_invariant=args.batch_invariant,
             )
         llm.prepare()

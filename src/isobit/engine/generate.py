@@ -77,13 +77,14 @@ def load_generator(
     kv_cache: str = "auto",
     batch_invariant: bool = False,
     memory: int | None = None,
+    context: int | None = None,
 ) -> Generator:
     """Load a checkpoint folder for one answer after the other; takes and raises what :func:`load_llm` does.
 
     Nothing is kept from one answer for the next unless that is asked for: the same prompt gives the same answer.
     """
     options: dict[str, Any] = {"prefix_cache": prefix_cache, "kv_cache": kv_cache, "batch_invariant": batch_invariant}
-    return Generator(load_llm(path, dtype, device, memory=memory, at_once=_AT_ONCE, **options))
+    return Generator(load_llm(path, dtype, device, memory=memory, context=context, at_once=_AT_ONCE, **options))
 
 
 def require_room(
@@ -117,6 +118,7 @@ def load_llm(
     kv_cache: str = "auto",
     batch_invariant: bool = False,
     memory: int | None = None,
+    context: int | None = None,
     at_once: int | None = None,
     **options: Any,
 ) -> LLM:
@@ -130,6 +132,7 @@ def load_llm(
         batch_invariant: tokens and logprobs are the same bits whatever comes beside them.
         memory: bytes of the device that all of it may take: the cache then gets at once what weights and the rest
             leave. None for what is free, of which the cache takes what it needs.
+        context: tokens of prompt and answer at most, if fewer than the model reads.
         at_once: longest answers that such a cache is to hold; None for as many as take part in a step.
         options: of :class:`isobit.engine.llm.LLM`.
 
@@ -146,7 +149,9 @@ def load_llm(
     left = require_room(Path(path), device, memory, kv_cache, sequences)
     if memory is not None and left is not None and options.get("cache_tokens") is None:
         options["cache_tokens"] = left.cache_tokens(at_once or sequences)
-    model = load_model(path, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant)
+    model = load_model(
+        path, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant, context=context
+    )  # fmt: skip
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()
         torch.cuda.empty_cache()

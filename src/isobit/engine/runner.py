@@ -29,6 +29,7 @@ class ModelRunner:
     Args:
         model: it.
         sequences: that take part in a step at most.
+        longest: tokens that a sequence may have; None for as many as the model reads.
 
     Attributes:
         block: tokens of a block.
@@ -36,8 +37,8 @@ class ModelRunner:
 
     block = BLOCK
 
-    def __init__(self, model: Decoder, sequences: int = 1) -> None:
-        self.model, self._sequences = model, sequences
+    def __init__(self, model: Decoder, sequences: int = 1, longest: int | None = None) -> None:
+        self.model, self._sequences, self._longest = model, sequences, longest
         self._cache: PagedCache | None = None
         self._states: Tensor | None = None  # of the last step, while some of them are to be scored
 
@@ -52,6 +53,7 @@ class ModelRunner:
         cache = self._cache
         if cache is None:
             cache = self._cache = self.model.paged_cache(max(least, self._affordable(wanted)))
+            cache.longest = self._longest
         elif cache.blocks < wanted:
             cache.grow(max(least, cache.blocks, self._affordable(max(wanted, 2 * cache.blocks))))
         return cache.blocks

@@ -119,7 +119,7 @@ def read(
     """
     chunk = chunk or prefill_chunk(models[0].place.target)
     at_once = 1 + -(-chunk // longest)  # as many as fill a step
-    runners = [ModelRunner(model, at_once) for model in models]
+    runners = [ModelRunner(model, at_once, longest) for model in models]
     pool = BlockPool(0, BLOCK, keeps=False)
     need = blocks_for(longest, pool.size)
     pool.grow(min(runner.reserve(need, at_once * need + at_once - 1) for runner in runners))

@@ -442,6 +442,7 @@ class ModelConfig:
     logit_softcap: float | None = None
     dtype: str = "bfloat16"
     predicted_layers: int = 0
+    context: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -461,7 +462,12 @@ class ModelConfig:
 
     @property
     def max_context(self) -> int:
-        """The longest context, in tokens: with the factor by which yarn and linear ropes stretch it.
+        """The longest context, in tokens: :attr:`context`, or the model's own."""
+        return self.own_context if self.context is None else min(self.context, self.own_context)
+
+    @property
+    def own_context(self) -> int:
+        """The model's longest context, in tokens: with the factor by which yarn and linear ropes stretch it.
 
         Configurations write max_position_embeddings before or after stretching, and the larger of both readings counts:
         Qwen's recipe for yarn leaves 32768 or 40960 there and means 131072. llama3's factor is no ratio of contexts.

@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         """How long sequences may become: see :class:`isobit.models.rope.Angles`."""
         if cache is None:
             return [(span.end - span.begin, span.length) for span in batch.spans]
-        return cache.max_len if isinstance(cache, ContiguousCache) else self.config.max_context
+        return cache.longest or self.config.max_context
 
     def _alone(self, batch: Batch) -> tuple[Callable[[int], Cached], int | None]:
         """Memory of one call, and how far apart layers lie in it."""

@@ -215,9 +215,9 @@ def _two_sets(model: ModelConfig, rope: Rope) -> tuple[str, ...]:
     if rope.kind != "longrope" or model.max_context <= rope.original_context:
         return ()
     return (
-        f"longrope has factors for up to {rope.original_context} tokens and others for longer sequences: keys are kept"
-        f" rotated, so a cache with room for {model.max_context} tokens has the latter from the first token on, as in"
-        " vLLM; transformers changes over in the middle of a sequence",
+        f"longrope has factors for up to {rope.original_context} tokens and others for longer sequences: where a"
+        " sequence may become longer, the latter count from its first token on, as in vLLM (transformers changes over"
+        f" within a sequence). --context {rope.original_context} has the former",
     )
 
 

@@ -55,6 +55,7 @@ def load_model(
     lowering: str | None = None,
     kv_cache: str = "auto",
     batch_invariant: bool = False,
+    context: int | None = None,
 ) -> Decoder:
     """Loads a checkpoint, quantized or not.
 
@@ -70,6 +71,7 @@ def load_model(
         lowering: target whose lowering runs on the GPU; None for the GPU's own.
         kv_cache: what keys and values are stored as (:data:`isobit.formats.caches.CACHE_FORMATS`).
         batch_invariant: a token's numbers are the same bits whatever comes beside it (docs/numerics.md, section 10).
+        context: the longest sequence, in tokens, if the model's own longest is not to be had.
 
     Raises:
         CheckpointError: tensors are missing, surplus, misshapen, or contradict the configuration.
@@ -86,6 +88,9 @@ def load_model(
     found = contents(ck)
     chosen = DTYPES[dtype or where.default_dtype(found.config.dtype)]
     stored.require(dtype_name(chosen))
+    if context is not None and not 1 <= context <= found.config.own_context:
+        raise UsageError(f"a context of {context} tokens: this model's longest is {found.config.own_context}")
+    found = replace(found, config=replace(found.config, context=context))
     return _Loader(found, chosen, keep_values, where, stored).decoder()
 
 

@@ -31,7 +31,13 @@ LOST = 70  # exit status, as of a bug
 KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
 
 
-def planned(folder: Path, device: str, kv: str | None = None, memory: int | str | None = None) -> dict[str, Any]:
+def planned(
+    folder: Path,
+    device: str,
+    kv: str | None = None,
+    memory: int | str | None = None,
+    context: int | None = None,
+) -> dict[str, Any]:
     """What will happen to a model on this machine; needs its configuration alone.
 
     Returns:
@@ -48,7 +54,7 @@ def planned(folder: Path, device: str, kv: str | None = None, memory: int | str 
         own = ["f16" if work.dtype == "float16" else "bf16"]
         work, machines = api.plan(str(folder), targets=["here"], schemes=own, kv=kv, memory=memory)
     kept = [found for found in machines if found and found[0].target.is_gpu == (device != "cpu")]
-    lines = [f"{work.title}, context up to {work.max_context} tokens"]
+    lines = [f"{work.title}, context up to {min(context or work.max_context, work.max_context)} tokens"]
     for plans in kept:
         lines += text.describe(plans)
     for plan in kept[0] if kept else []:

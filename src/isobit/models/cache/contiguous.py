@@ -31,7 +31,7 @@ class ContiguousCache(Memory):
         stored: CacheFormat = AUTO,
     ) -> None:
         super().__init__(config, count, max_len, dtype, device, stored)
-        self.max_len = max_len
+        self.max_len = self.longest = max_len
         self.sequences = tuple(CachedSequence((number,), max_len) for number in range(count))
 
     @property

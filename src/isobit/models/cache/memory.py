@@ -28,6 +28,7 @@ class Memory:
         block: tokens of one.
         key: what it was made for; see :func:`cache_key`.
         stride: numbers from a layer's keys to those of the next; None where layers differ.
+        longest: tokens that a sequence may have; None for as many as the model reads.
 
     Args:
         config: of the model.
@@ -50,6 +51,7 @@ class Memory:
         stored: CacheFormat = AUTO,
     ) -> None:
         self.blocks, self.block, self.key = blocks, block, cache_key(config, dtype, stored)
+        self.longest: int | None = None
         kept = [one.attention.kept for one in config.layers]
         alike = len(set(kept)) == 1 and kept[0].first == kept[0].second
         self.stride = blocks * block * kept[0].heads * kept[0].first if alike else None

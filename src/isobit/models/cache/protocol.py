@@ -40,6 +40,7 @@ class Cache(Protocol):
     block: int
     key: tuple[object, ...]
     stride: int | None
+    longest: int | None
 
     def memory(self, layer: int) -> Cached:
         """What is held of a layer."""
