@@ -29,8 +29,11 @@ def make_model(architecture: str, **changes: Any) -> Any:
     torch.manual_seed(len(architecture))
     cls = getattr(transformers, architecture)
     model = cls(cls.config_class(**(family(ARCHS[architecture]).tiny() | changes))).float().eval()
-    for parameter in model.parameters():
-        if parameter.dim() >= 2:
+    around_zero = 1.0 if "Gemma" in architecture else 0.0  # what these add to the weights of norms
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):  # one for each head, too
+            parameter.data.uniform_(0.5 - around_zero, 1.5 - around_zero)
+        elif parameter.dim() >= 2:
             torch.nn.init.normal_(parameter, std=0.05)
         else:
             parameter.data.uniform_(0.5, 1.5)

@@ -133,8 +133,12 @@ ROUNDED = {"e4m3fn": 0.15, "e5m2": 0.3, "int8": 0.05}
 
 
 QUANTIZED = [*(name for name, row in SCHEMES.items() if row.weights is not None), "int4-g64"]
-EVERY_SCHEME = ("LlamaForCausalLM", "Qwen3ForCausalLM")  # the families share the decoder: two of them run all
-PAIRS = [(arch, name) for arch in ARCHS for name in QUANTIZED if arch in EVERY_SCHEME or name in ("fp8", "int4")]
+EVERY_SCHEME = ("LlamaForCausalLM", "Phi3ForCausalLM", "Qwen3ForCausalLM")  # of families that share a decoder
+PAIRS = [
+    pytest.param(arch, name, marks=() if arch in EVERY_SCHEME or name in ("fp8", "int4") else pytest.mark.slow)
+    for arch in ARCHS
+    for name in QUANTIZED
+]
 
 
 @pytest.mark.parametrize(("architecture", "name"), PAIRS)

@@ -24,13 +24,13 @@ def from_hf(fields: Fields) -> ModelConfig:
 
 
 def tiny() -> dict[str, Any]:
-    """A tiny test model whose heads together are narrower than its hidden size."""
+    """A tiny test model, with the old name of its activation."""
     return {
         "vocab_size": 320,
         "hidden_size": 640,
         "intermediate_size": 640,
         "num_hidden_layers": 2,
-        "num_attention_heads": 6,
+        "num_attention_heads": 10,
         "num_key_value_heads": 2,
         "head_dim": 64,
         "max_position_embeddings": 256,
