@@ -76,6 +76,8 @@ def keys_of(config: Any, arch: str) -> dict[str, Any]:
                   "residual_scale": config.residual_multiplier, "logit_scale": config.logits_scaling}  # fmt: skip
     if arch in ("gemma3", "phi3"):
         found |= {"attention.sliding_window": config.sliding_window}
+    if arch == "gemma3":
+        found |= {"attention.sliding_window_pattern": 2}
     if rope["rope_type"] == "yarn":
         found |= {"rope.scaling.type": "yarn", "rope.scaling.factor": rope["factor"],
                   "rope.scaling.original_context_length": rope["original_max_position_embeddings"]}  # fmt: skip
@@ -123,7 +125,7 @@ def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any
 
 
 GEMMA3 = {
-    "num_hidden_layers": 7, "layer_types": None, "sliding_window_pattern": 6, "query_pre_attn_scalar": 64,
+    "num_hidden_layers": 3, "layer_types": None, "sliding_window_pattern": 2, "query_pre_attn_scalar": 64,
     "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
