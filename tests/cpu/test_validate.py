@@ -53,19 +53,21 @@ def test_every_problem_is_listed(tmp_path: Path) -> None:
     refuse(write(tmp_path / "src", weights), "fp8", CheckpointError, match)
 
 
-def test_a_group_size_that_does_not_divide_lists_those_that_do(tmp_path: Path) -> None:
-    refuse(
-        write(tmp_path / "src"),
-        "int4",
-        SchemeError,
-        r"(?s)down_proj: K = 160 is not a multiple of the group size 128.*8, 16, 32, 40, 80, 160\. Use int4-g32.*"
-        r"gate_proj: K = 64 is not a multiple.*8, 16, 32, 64\. Use int4-g64 instead"
-        r" \(11 more modules have the same K\)",
-    )
+def test_widths_that_a_scheme_does_not_divide_get_another(tmp_path: Path) -> None:
+    for name, instead in (("int4", ("int4-g64", "int4-g32")), ("fp8-block", ("fp8", "fp8"))):
+        report = quantize(write(tmp_path / f"src-{name}"), tmp_path / name, Policy(scheme(name)), progress=False)
+        said = "\n".join(report.notes)
+        assert re.search(rf"{name}: .* do not divide 64 inputs: {instead[0]} for .*_proj.* and \d+ more", said)
+        assert re.search(rf"{name}: .* do not divide 160 inputs: {instead[1]} for .*down_proj", said)
 
 
-def test_a_block_that_does_not_divide(tmp_path: Path) -> None:
-    refuse(write(tmp_path / "src"), "fp8-block", SchemeError, "K = 64 is not a multiple of the block width 128")
+def test_a_width_that_no_group_divides(tmp_path: Path) -> None:
+    weights = tensors()
+    for name in [name for name in weights if ".mlp." in name]:
+        shape = (64, 100) if "down_proj" in name else (100, 64)
+        weights[name] = torch.zeros(shape, dtype=torch.bfloat16)
+    match = "K = 100 is not a multiple of the group size 128, and no multiple of 8 divides it; keep this module"
+    refuse(write(tmp_path / "src", weights, intermediate_size=100), "int4", SchemeError, match)
 
 
 def test_a_rule_that_matches_nothing(tmp_path: Path) -> None:

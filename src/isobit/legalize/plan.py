@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from isobit.formats.fitting import refitted
 from isobit.formats.schemes import Scheme
 from isobit.legalize.cost import Cost, Work, cost
 from isobit.legalize.kernels import activation_dtype
@@ -140,6 +141,12 @@ def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, D
     return work
 
 
+def _widths(workload: Workload) -> list[tuple[str, int]]:
+    """The linears that a scheme quantizes, with their inputs."""
+    matrices = (tensor for tensor in workload.tensors if tensor.is_matrix and tensor.kind == "linear")
+    return [(tensor.module.rpartition(".*.")[2], tensor.shape[1]) for tensor in matrices]
+
+
 def _notes(
     workload: Workload,
     scheme: Scheme | None,
@@ -167,4 +174,6 @@ def _notes(
         )
     for decision in linears:
         notes += decision.notes
+    if scheme is not None:
+        notes += refitted(scheme, _widths(workload))
     return tuple(dict.fromkeys(notes))

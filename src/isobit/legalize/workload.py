@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from isobit.formats.fitting import fitted
 from isobit.formats.rules import ModuleKind
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.legalize.kernels import activation_dtype
@@ -116,7 +117,10 @@ class Workload:
             return None, None
         if scheme is None:
             return self.stored(tensor.first or tensor.module) if self.stored else (None, None)
-        return (scheme.weights, scheme.activations) if tensor.kind == "linear" else (None, None)
+        if tensor.kind != "linear":
+            return None, None
+        chosen = fitted(scheme, tensor.shape[1])
+        return chosen.weights, chosen.activations
 
 
 def model_dtype(workload: Workload, scheme: Scheme | None) -> str:

@@ -240,7 +240,14 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
     mixed = validate.mixed_fused(assigned, settings.allow_mixed_fused)
     calibrated = () if settings.calibration is None else settings.calibration.notes
-    notes += [*found.notes, *calibrated, *mixed, *about_text, *map(str, engines.answers(assigned))]
+    notes += [
+        *found.notes,
+        *validate.refitted_widths(tensors, classify, policy),
+        *calibrated,
+        *mixed,
+        *about_text,
+        *map(str, engines.answers(assigned)),
+    ]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 
 

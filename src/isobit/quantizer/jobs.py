@@ -16,6 +16,7 @@ from isobit.checkpoint.linear import module_tensors
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo, dtype_name
 from isobit.checkpoint.shards import PlannedTensor
 from isobit.errors import CheckpointError, FormatError
+from isobit.formats.fitting import fitted
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import ModuleKind, Policy
 from isobit.formats.schemes import Scheme, WeightSpec
@@ -152,6 +153,7 @@ def is_weight(info: TensorInfo) -> bool:
 def scheme_of(info: TensorInfo, kind: ModuleKind, policy: Policy) -> Scheme | None:
     """What the policy makes of a tensor; None when it is copied.
 
+    A scheme whose groups or blocks do not divide the weight becomes the one that :func:`fitted` says.
     A default that only names a dtype (bf16, f16) is about the whole checkpoint, so it casts what no rule keeps.
     """
     module = module_of(info.name)
@@ -159,7 +161,7 @@ def scheme_of(info: TensorInfo, kind: ModuleKind, policy: Policy) -> Scheme | No
     if chosen is None and policy.default.dtype is not None and info.dtype in FLOATS:
         kept = any(rule.matches(module) for rule in policy.rules)
         return None if kept else policy.default
-    return chosen
+    return chosen if chosen is None else fitted(chosen, info.shape[1])
 
 
 def plan_jobs(

@@ -10,6 +10,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.small import WIDE
 from isobit.errors import CheckpointError, SchemeError, UsageError
+from isobit.formats.fitting import refitted
 from isobit.formats.rules import QUANTIZABLE_KINDS, ModuleKind, Policy
 from isobit.formats.schemes import Scheme, check_shape
 from isobit.models.contents import listing
@@ -84,6 +85,16 @@ def check_schemes(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind],
         found_here = [found[0] + _and_more(len(found) - 1) for found in problems.values()]
         raise SchemeError(found_here[0] if len(found_here) == 1 else listing(found_here, len(found_here)))
     check_rules({module_of(info.name): kinds(info.name) for info in tensors}, policy)
+
+
+def refitted_widths(tensors: list[TensorInfo], kinds: Callable[[str], ModuleKind], policy: Policy) -> tuple[str, ...]:
+    """What to say of weights that groups or blocks of the scheme they were to get do not divide."""
+    asked: dict[Scheme, list[tuple[str, int]]] = {}
+    for info in tensors:
+        chosen = policy.scheme_for(module_of(info.name), kinds(info.name)) if is_weight(info) else None
+        if chosen is not None:
+            asked.setdefault(chosen, []).append((module_of(info.name), info.shape[1]))
+    return tuple(note for row, widths in asked.items() for note in refitted(row, widths))
 
 
 def check_rules(modules: Mapping[str, ModuleKind], policy: Policy) -> None:
