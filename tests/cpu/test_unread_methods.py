@@ -36,7 +36,6 @@ CASES: dict[str, tuple[Change, str]] = {
     "exl2": ({"config": {"quantization_config": {"quant_method": "exl2", "bits": 4}}, "pack": True}, "'exl2' (ExLlama"),
     "gptq without a name": ({"config": {"quantization_config": GPTQ}}, "GPTQ (AutoGPTQ"),
     "legacy AutoSmoothQuant": ({"files": {"quant_config.json": {"qkv": "per-tensor"}}}, "AutoSmoothQuant"),
-    "legacy modelopt": ({"files": {"hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}}, "ModelOpt"),
     "quanto": ({"files": {"quanto_qmap.json": {"lm_head": {"weights": "qint8"}}}}, "quanto (optimum-quanto)"),
     "quanto, other name": ({"files": {"quantization_map.json": {}}}, "quanto (optimum-quanto)"),
     "mlx": ({"config": {"quantization": {"group_size": 64, "bits": 4}}}, "MLX"),

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from isobit.checkpoint.files import is_there
-from isobit.checkpoint.jsonfile import bare, read_json, short
+from isobit.checkpoint.jsonfile import bare, short
 from isobit.checkpoint.layouts.table import CONFIGS
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.sections import ALTERNATIVE, INSTEAD, method_name, section
 from isobit.checkpoint.sidefiles import ADOPTED
-from isobit.errors import CheckpointError, Unsupported
+from isobit.errors import Unsupported
 
-_LARGEST_SIDE_FILE = 16 << 20  # bytes
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
@@ -49,8 +48,8 @@ class Method:
 
 # The order matters for what has no quant_method: the first row that fits is named.
 METHODS: tuple[Method, ...] = (
-    Method("ModelOpt (TensorRT Model Optimizer)", ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"),
-           keys=(("quant_algo",), ("producer",)), files=("hf_quant_config.json",), nearest="fp8-static or int4"),
+    Method("ModelOpt (TensorRT Model Optimizer)", ("modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"),
+           keys=(("quant_algo",), ("producer",)), nearest="fp8-static or int4"),
     Method("AWQ (llm-awq) or AutoSmoothQuant", ("llm-awq",), keys=(("w_bit",), ("zero_point", "bits")),
            files=("quant_config.json",), nearest="int4-asym"),
     Method("GPTQ (AutoGPTQ, GPTQModel, AutoRound)",
@@ -65,7 +64,6 @@ METHODS: tuple[Method, ...] = (
     Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
     Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),
     Method("BitNet", ("bitnet",)),
-    Method("FBGEMM FP8", ("fbgemm_fp8",), nearest="fp8"),
     Method("MXFP4 and its relatives", ("mxfp4", "mxfp6", "mxfp8", "nvfp4"), tensors=("_blocks",)),
     Method("Quark", ("quark",)),
 )  # fmt: skip
@@ -189,9 +187,7 @@ def _file(folder: Path, pattern: str) -> Path | None:
         match = next((name for name in names if fnmatchcase(name, pattern)), None)
         return None if match is None or others else folder / match
     file = folder / pattern
-    if not is_there(file) or (pattern == "hf_quant_config.json" and _keeps_weights(file)):
-        return None
-    return file
+    return file if is_there(file) else None
 
 
 def _names(folder: Path) -> list[str]:
@@ -199,12 +195,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
     except OSError:  # whoever opens its files will say why
         return []
-
-
-def _keeps_weights(file: Path) -> bool:
-    """Whether ModelOpt's file speaks of a key-value cache alone."""
-    try:
-        part = read_json(file, _LARGEST_SIDE_FILE).get("quantization")
-    except CheckpointError:
-        return False
-    return isinstance(part, dict) and part.get("quant_algo", "") in (None, "NO_QUANT")

@@ -18,10 +18,19 @@ def _whole(content: dict[str, Any], method: str) -> dict[str, Any]:
     return {"quant_method": method, **content}
 
 
+def _of_modelopt(content: dict[str, Any]) -> dict[str, Any] | None:
+    """None where it speaks of a key-value cache alone."""
+    part = content.get("quantization")
+    if not isinstance(part, dict) or part.get("quant_algo", "") in (None, "NO_QUANT"):
+        return None
+    return {"quant_method": "modelopt", **part}
+
+
 # File -> what makes a section of its contents.
 _FILES: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
     "quantize_config.json": lambda content: _whole(content, "gptq"),
     "quant_config.json": lambda content: _whole(content, "awq") if {"w_bit", "bits"} & content.keys() else None,
+    "hf_quant_config.json": _of_modelopt,
     "quantization_config.json": lambda content: content if "quant_method" in content else None,
 }
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from isobit.checkpoint.layouts import table
+from isobit.checkpoint.layouts import plain, table
 from isobit.checkpoint.layouts.parts import COMMON
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
+from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.sections import SECTIONS
 from isobit.errors import CheckpointError
-from isobit.formats.qtensor import QTensor
 
 
 def widened(ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
@@ -52,7 +51,7 @@ class _Widened:
             infos = table.infos_of(ck.tensors, module)
             row = table.layout_of(infos)
             weight = f"{module}.weight"
-            if row is None or part in COMMON[-1:] or weight not in shapes or infos[row.codes].dtype in PLAIN_DTYPES:
+            if row is None or part in COMMON[-1:] or weight not in shapes or row is plain.LAYOUT:
                 self.tensors[name] = info
             elif part == row.codes:
                 n, k = shapes[weight]
@@ -88,8 +87,7 @@ class _Widened:
         module, whole = name.removesuffix(".weight"), self.tensors[name].shape
         begin, end = (0, whole[0]) if rows is None else (rows.start or 0, whole[0] if rows.stop is None else rows.stop)
         first = begin // height * height
-        weight = read_linear(self._ck, module, slice(first, min(-(-end // height) * height, whole[0])), columns).weight
-        found = weight.dequantize() if isinstance(weight, QTensor) else weight.float()
-        if found.shape[1] != whole[1] and columns is None:
+        found = read_linear(self._ck, module, slice(first, min(-(-end // height) * height, whole[0]))).numbers()
+        if found.shape[1] != whole[1]:
             raise CheckpointError(f"is {found.shape[1]} wide, not {whole[1]}", file=self._ck.path, tensor=name)
-        return found[begin - first : end - first].contiguous()
+        return found[begin - first : end - first, slice(None) if columns is None else columns].contiguous()

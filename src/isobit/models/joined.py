@@ -31,7 +31,7 @@ def bind_linears(
     return [
         Linear(
             read.weight, read.activations, read.input_scale, read.bias, keep_values=keep_values, dtype=dtype,
-            place=place, order=read.order,
+            place=place, order=read.order, factor=read.factor,
         )
         for read in reads
     ]  # fmt: skip
@@ -42,8 +42,8 @@ def apart(reads: Sequence[LinearWeight]) -> str | None:
     first, others = reads[0], reads[1:]
     if not others:
         return "there is one"
-    if any(read.order is not None for read in reads):
-        return "columns of one are in the order of their groups"
+    if any(not read.as_it_is for read in reads):
+        return "inputs of one are put into another order or multiplied"
     if any((other.bias is None) != (first.bias is None) for other in others):
         return "some have a bias"
     if any(other.activations != first.activations or _static(other) != _static(first) for other in others):

@@ -15,16 +15,17 @@ from isobit.models.parts import Part
 from isobit.models.place import Place
 
 
-class Ordered:
-    """A bound linear whose columns are in another order than its inputs, which are put into it first.
+class Prepared:
+    """A bound linear whose inputs are changed first: put into the order of its columns, or multiplied.
 
     Attributes:
-        run: the function that takes inputs in the order of the columns.
-        order: which input each column belongs to.
+        run: the function that takes what became of them.
+        order: which input each column belongs to, int64 ``[K]``, or None.
+        factor: what each input is multiplied by, ``[K]``, or None.
     """
 
-    def __init__(self, run: Callable[..., Any], order: Tensor) -> None:
-        self.run, self.order = run, order
+    def __init__(self, run: Callable[..., Any], order: Tensor | None, factor: Tensor | None) -> None:
+        self.run, self.order, self.factor = run, order, factor
 
     @property
     def weight(self) -> QTensor | Tensor:
@@ -36,7 +37,8 @@ class Ordered:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``."""
-        return self.run(x.index_select(-1, self.order))  # type: ignore[no-any-return]
+        x = x if self.factor is None else x * self.factor.to(x.dtype)
+        return self.run(x if self.order is None else x.index_select(-1, self.order))  # type: ignore[no-any-return]
 
 
 class Linear(Part):
@@ -50,6 +52,7 @@ class Linear(Part):
         input_scale: float32 ``[1]`` of static activations, else None.
         bias: ``[N]`` in the compute dtype, or None.
         order: which input each column of the weight belongs to, int64 ``[K]``; None where they are in order.
+        factor: what inputs are multiplied by first, ``[K]``; None where they are not.
         kernel: the registry's row that runs it.
         reasons: why no faster row does.
         bound: the function that runs it.
@@ -70,6 +73,7 @@ class Linear(Part):
         place: Place = Place(),  # noqa: B008 - frozen
         bound: backends.Bound | None = None,
         order: Tensor | None = None,
+        factor: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.activations = activations
@@ -84,8 +88,9 @@ class Linear(Part):
             )  # fmt: skip
         self.kernel, self.reasons, self.bound = bound.kernel, bound.reasons, bound.run
         self.order = None if order is None else place.tensor(order)
-        if self.order is not None:
-            self.bound = Ordered(bound.run, self.order)
+        self.factor = None if factor is None else place.tensor(factor)
+        if order is not None or factor is not None:
+            self.bound = Prepared(bound.run, self.order, self.factor)
         self._given = weight if place.device == "cpu" else None  # GPU kernels own theirs: nothing is held twice
 
     @property

@@ -152,7 +152,14 @@ def _bound(held: Contents, module: str, dtype: torch.dtype, where: Place) -> Lin
     """A linear of the checkpoint where nothing is launched."""
     read = _computed(_read(held, module), dtype)
     return Linear(
-        read.weight, read.activations, read.input_scale, read.bias, dtype=dtype, place=where, order=read.order
+        read.weight,
+        read.activations,
+        read.input_scale,
+        read.bias,
+        dtype=dtype,
+        place=where,
+        order=read.order,
+        factor=read.factor,
     )
 
 

@@ -191,14 +191,16 @@ class _Loader:
                 file=self.ck.path,
                 tensor=f"{prefix}{part.name}.weight",
             )
-        weight = read.weight.dequantize() if isinstance(read.weight, QTensor) else read.weight.float()
-        return self.place.tensor(weight)
+        return self.place.tensor(read.numbers())
 
     def _grouped(self, names: list[str]) -> Grouped:
         """The matrices of all experts in one role, read one after the other."""
 
         def read(name: str) -> LinearWeight:
-            found = self._read(name)
+            found = self._read(name).in_order()
+            if found.factor is not None:
+                why = "is of an expert, and multiplies its inputs, which isobit does not do for experts"
+                raise CheckpointError(why, file=self.ck.path, tensor=f"{name}.pre_quant_scale")
             return found if isinstance(found.weight, QTensor) else replace(found, weight=self._plain(found.weight))
 
         return stack((read(name) for name in names), names, self.ck.path, self.place)
@@ -242,9 +244,7 @@ class _Loader:
 
     def _absorbed(self, module: str) -> Absorbed:
         """A matrix as numbers, however it is stored: attention multiplies queries and results by its halves."""
-        weight = self._read(module).weight
-        plain = weight if isinstance(weight, Tensor) else weight.dequantize()
-        return Absorbed(self.place.tensor(plain.to(self.dtype)))
+        return Absorbed(self.place.tensor(self._read(module).numbers().to(self.dtype)))
 
     def _norm(self, module: str, shape: tuple[int, ...], eps: float | None = None) -> Norm:
         weight = self._vector(f"{module}.weight", *shape) + self.config.norm_offset  # exactly as transformers adds it

@@ -25,7 +25,9 @@ def _nibbles(codes: str, label: str) -> Callable[[Parts], Described]:
 
 
 def _modelopt(infos: Mapping[str, TensorInfo]) -> bool:
-    return "weight_scale_2" in infos and "weight" in infos and infos["weight"].dtype == "U8"
+    codes, scale = infos.get("weight"), infos.get("weight_scale")
+    eight = scale is None or scale.dtype not in ("F32", "BF16", "F16")  # those of 4-bit integers are plain numbers
+    return "weight_scale_2" in infos and codes is not None and codes.dtype == "U8" and eight
 
 
 def _nvfp4(infos: Mapping[str, TensorInfo]) -> bool:

@@ -27,6 +27,7 @@ _KEYS = frozenset(
     ("quant_method", "fmt", "activation_scheme", "weight_block_size", "scale_fmt", "ignored_layers", "dequantize",
      "modules_to_not_convert", "modules_to_convert", "expert_dtype", "kv_cache_scheme", "kv_cache_quant_method")
 )  # fmt: skip
+_FBGEMM_KEYS = frozenset(("quant_method", "activation_scale_ub", "modules_to_not_convert"))
 _LISTS = ("ignored_layers", "modules_to_not_convert", "modules_to_convert")
 
 
@@ -43,6 +44,8 @@ def _parse(part: dict[str, Any]) -> Quantization:
     """The ``fp8`` method: blocks with ``weight_scale_inv``, or one scale per tensor or channel."""
     if text(part.get("fmt"), "e4m3", "fmt") != "e4m3":
         raise Unsupported(f"fp8 format {short(part['fmt'])}", ["isobit reads e4m3"], INSTEAD)
+    if text(part.get("expert_dtype"), "fp8", "expert_dtype") != "fp8":
+        raise Unsupported(f"experts in {short(part['expert_dtype'])}", ["isobit reads those in fp8"], INSTEAD)
     activation_scheme = text(part.get("activation_scheme"), "dynamic", "activation_scheme")
     if activation_scheme not in ("dynamic", "static"):
         raise CheckpointError(f"activation_scheme {short(activation_scheme)} is neither dynamic nor static")
@@ -73,6 +76,24 @@ def _parse(part: dict[str, Any]) -> Quantization:
     )
 
 
+def _parse_fbgemm(part: dict[str, Any]) -> Quantization:
+    """The ``fbgemm_fp8`` method: a scale per channel, activations per token, their magnitudes cut at a bound."""
+    notes = ignored_keys(key for key in part if key not in _FBGEMM_KEYS)
+    if part.get("activation_scale_ub") is not None:
+        notes.append(
+            f"FBGEMM cuts activations at {short(part['activation_scale_ub'])} (activation_scale_ub) when it rounds"
+            " them; isobit does not"
+        )
+    return Quantization(
+        (Group(("Linear",), WeightSpec("e4m3fn", "channel"), ActSpec("e4m3fn", "token")),),
+        names(part.get("modules_to_not_convert"), "modules_to_not_convert"),
+        "fbgemm_fp8",
+        "float-quantized",
+        tuple(notes),
+        ignores_parts=True,
+    )
+
+
 def _blocks(sizes: tuple[int, int]) -> tuple[WeightSpec, ActSpec]:
     try:
         return WeightSpec("e4m3fn", "block", block=sizes), ActSpec("e4m3fn", "group", sizes[1])
@@ -90,5 +111,5 @@ LAYOUT = Layout(
     dtypes=compressed.CODE_DTYPES,
     scales=("weight_scale_inv",),
     marks=("weight_scale_inv",),
-    configs={"fp8": _parse},
+    configs={"fp8": _parse, "fbgemm_fp8": _parse_fbgemm},
 )

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 BITS = (2, 3, 4, 8)
 PARTS = ("qzeros", "scales", "g_idx")
 _SCALE_DTYPES = ("F16", "BF16", "F32")
+_ORDER = (
+    "groups are of inputs in an order of their own (desc_act): inputs are put into it before each product, one pass "
+    "over them; experts are made plain floats of 16 bits instead"
+)
 _VERSIONS = {"gptq": "one less, by words", "gptq_v2": "itself"}
 # Of the packings of AutoRound; those of AWQ are read in awq.py.
 _PACKINGS = {
@@ -72,12 +76,15 @@ def _parse(section: dict[str, Any]) -> Quantization:
     default = _integers(section, _VERSIONS[version])
     groups, ignored = _dynamic(section.get("dynamic"), default)
     targets = _blocks(section.get("modules_in_block_to_quantize"))
+    notes = ignored_keys(key for key in section if key not in _HARMLESS)
+    if yes_or_no(section, "desc_act", False) and default.group is not None:
+        notes.append(_ORDER)
     return Quantization(
         (group_of(targets, default), *groups),
         ignored,
         "gptq",
         version,
-        (*ignored_keys(key for key in section if key not in _HARMLESS),),
+        tuple(notes),
     )
 
 

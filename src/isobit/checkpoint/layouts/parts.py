@@ -32,7 +32,8 @@ OPEN_SCALES = ("float32", "bfloat16", "float16", "e8m0")
 
 # What may belong to a linear in any layout, by the last part of its name.
 INPUT_SCALES = ("input_scale", "activation_scale")
-COMMON = (*INPUT_SCALES, "input_zero_point", "bias")
+FACTOR = "pre_quant_scale"  # what inputs are multiplied by
+COMMON = (*INPUT_SCALES, FACTOR, "input_zero_point", "bias")
 
 
 @dataclass(frozen=True)

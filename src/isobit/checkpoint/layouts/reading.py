@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.layouts.parts import INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
+from isobit.checkpoint.layouts.parts import FACTOR, INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import read_vector, short_list
@@ -48,6 +48,7 @@ class LinearWeight:
         bias: ``[N]``, or None.
         names: the tensors this was read from, for the check that every tensor of a checkpoint is used.
         order: which input each column of the weight belongs to, int64 ``[K]``; None where they are in order.
+        factor: what inputs are multiplied by first, in a float dtype ``[K]``; None where they are not.
     """
 
     weight: QTensor | Tensor
@@ -56,6 +57,28 @@ class LinearWeight:
     bias: Tensor | None = None
     names: tuple[str, ...] = ()
     order: Tensor | None = None
+    factor: Tensor | None = None
+
+    def numbers(self) -> Tensor:
+        """The weight in float32 and the order of the inputs, with what those are multiplied by: ``[N, K]``."""
+        found = self.weight.dequantize() if isinstance(self.weight, QTensor) else self.weight.float()
+        found = found if self.order is None else torch.empty_like(found).index_copy_(1, self.order, found)
+        return found if self.factor is None else found * self.factor.float()
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether inputs are taken as they come: neither put into another order nor multiplied."""
+        return self.order is None and self.factor is None
+
+    def in_order(self) -> LinearWeight:
+        """The same with columns in the order of the inputs: where they are not, as plain numbers of the scales' dtype.
+
+        Those are the numbers of the tools that have such an order. What inputs are multiplied by stays.
+        """
+        if self.order is None:
+            return self
+        dtype = self.weight.scale.dtype if isinstance(self.weight, QTensor) else self.weight.dtype
+        return replace(self, weight=replace(self, factor=None).numbers().to(dtype), order=None)
 
 
 class Reader:
@@ -191,6 +214,9 @@ class Reader:
             accepted += [(), (1, 1)]
         if spec.granularity == "channel":
             accepted.append((n,))
+        if spec.granularity == "block":  # of ModelOpt: an axis of one behind each, and none at all of a single block
+            rows, columns = expected
+            accepted += [(rows, 1, columns, 1), *([()] if rows == columns == 1 else [])]
         if info.shape not in accepted:
             unit = {"group": f"group {spec.group}", "block": f"block {spec.block}"}.get(
                 spec.granularity, spec.granularity
@@ -200,7 +226,10 @@ class Reader:
                 f"has shape {short_list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}",
             )
         stored = self._scale_format(part, spec)
-        scale = self.take(part, *where.scales[: len(info.shape)])
+        if spec.granularity == "block" and len(info.shape) != 2:
+            scale = self.take(part).reshape(expected)[where.scales]
+        else:
+            scale = self.take(part, *where.scales[: len(info.shape)])
         scale = scale if stored.codes is None else scale.view(torch.uint8)
         values = scale.float() if stored.codes is None else codec.decode(scale, stored.codes)
         if not bool(torch.isfinite(values).all()):
@@ -282,9 +311,20 @@ class Reader:
         if "bias" in self.infos:
             self.used.append(self.name("bias"))
             bias = read_vector(self.source, self.name("bias"), n)[cuts.span(self._rows, n, "rows")]
+        factor = self._factor(weight.shape[1]) if FACTOR in self.infos else None
         if isinstance(weight, QTensor) or complete:
             self.refuse_leftovers()
-        return LinearWeight(weight, activations, input_scale, bias, tuple(self.used), order)
+        return LinearWeight(weight, activations, input_scale, bias, tuple(self.used), order, factor)
+
+    def _factor(self, columns: int) -> Tensor:
+        """What the inputs that are read for are multiplied by."""
+        whole = self.info(FACTOR).numel
+        self.used.append(self.name(FACTOR))
+        factor = read_vector(self.source, self.name(FACTOR), whole)
+        part = factor[cuts.span(self._columns, whole, "columns")]
+        if len(part) != columns:
+            raise self.error(FACTOR, f"has {whole} numbers; the weight has another number of inputs")
+        return part
 
     def input_scale(self, activations: ActSpec | None) -> Tensor | None:
         """The scale of static activations; None when they have none.

@@ -6,7 +6,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from isobit.checkpoint.layouts import awq, bitsandbytes, compressed, foreign, fp8_blocks, gguf, gptq, plain
+from isobit.checkpoint.layouts import (
+    awq,
+    bitsandbytes,
+    compressed,
+    foreign,
+    fp8_blocks,
+    gguf,
+    gptq,
+    modelopt,
+    plain,
+)
 from isobit.checkpoint.layouts.parts import COMMON
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Quantization
@@ -24,6 +34,7 @@ LAYOUTS: tuple[Layout, ...] = (
     gptq.LAYOUT,
     bitsandbytes.FOUR_BITS,
     bitsandbytes.EIGHT_BITS,
+    modelopt.LAYOUT,
     compressed.PACKED,
     plain.LAYOUT,
     fp8_blocks.LAYOUT,
