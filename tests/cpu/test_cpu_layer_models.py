@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import make_model, save, token_ids
+from families import FEW, make_model, save, token_ids
 from running import run
 
 from isobit.bundled import model_path
@@ -17,6 +17,7 @@ from isobit.kernels.gpu.workspace import Workspace
 from isobit.models.archs import ARCHS
 from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
 from isobit.models.decoder import Decoder
+from isobit.models.experts import ExpertsMLP
 from isobit.models.ops import table as ops
 from isobit.models.place import Place
 from isobit.models.weights import load_model
@@ -41,10 +42,9 @@ def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
 
 def both(folder: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     native = load_model(folder)
-    lacks = ops.lacks(native.place, native.config.layers)
-    assert native.layer_ops.name == ("reference" if lacks else "cpu") and {
-        linear.kernel.name for _, linear in native.linears()
-    } == {"cpu"}
+    assert native.layer_ops.name == "cpu" and {linear.kernel.name for _, linear in native.linears()} == {"cpu"}
+    mixtures = [layer.mlp for layer in native.layers if isinstance(layer.mlp, ExpertsMLP)]  # type: ignore[union-attr]
+    assert {mlp.kernel.name for mlp in mixtures} <= {"cpu"}
     found = logits(native, ids)
     monkeypatch.setenv("ISOBIT_KERNEL", "reference")
     plain = load_model(folder)
@@ -92,9 +92,25 @@ def test_hooks_still_see_every_linear(tmp_path: Path) -> None:
     assert sorted(seen) == sorted(name for name, _ in model.linears())
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM"])
+# Whose layers run one by one on the CPU kernels, and why.
+BY_LAYER = {
+    "CohereForCausalLM": "norms of queries and keys of layer 0",
+    "DeepseekV2ForCausalLM": "latent attention",
+    "DeepseekV3ForCausalLM": "latent attention",
+}
+ONE_CALL = ("GptOssForCausalLM", "Glm4MoeForCausalLM", "Llama4ForCausalLM", "Olmo2ForCausalLM", "Qwen2MoeForCausalLM")
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=() if name in {*FEW, *ONE_CALL} else pytest.mark.slow, id=name) for name in ARCHS],
+)
 def test_one_call_for_all_layers_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
     model = load_model(save(make_model(architecture), tmp_path / "model"))
+    if architecture in BY_LAYER:
+        assert BY_LAYER[architecture] in str(model.why_by_layer)
+        return
+    assert model.why_by_layer is None
     ids, calls = token_ids(40), 0
 
     def count(*_: object) -> None:

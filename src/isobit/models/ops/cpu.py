@@ -7,6 +7,7 @@ all layers in one where they can.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,7 +53,14 @@ def _attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, s
 
 
 def _norm(x: Tensor, spec: NormSpec, readers: Readers) -> Tensor:
-    return cpu_layer.norm(x, spec)
+    return cpu_layer.norm(x, spec) if spec.weight.dim() == 1 else _norm_of_heads(x, spec)
+
+
+def _norm_of_heads(x: Tensor, spec: NormSpec) -> Tensor:
+    """Each head ``[dim]`` of ``[T, heads * dim]`` normed, by weights of its own."""
+    heads, dim = spec.weight.shape
+    plain = cpu_layer.norm(x.view(-1, dim), replace(spec, weight=torch.ones(dim)))
+    return (plain.view(-1, heads, dim) * spec.weight).flatten(1)
 
 
 def _add_norm(x: Tensor, delta: Tensor, spec: NormSpec, readers: Readers) -> tuple[Tensor, Tensor]:

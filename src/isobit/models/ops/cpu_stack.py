@@ -25,7 +25,7 @@ _ROUTERS: WeakKeyDictionary[Routing, CpuRouter] = WeakKeyDictionary()
 
 
 class _Elsewhere(Exception):
-    """A part of a layer that the kernels do not run; says which."""
+    """A part of a layer that is not of the one call; says which."""
 
 
 def router_of(routing: Routing) -> CpuRouter:
@@ -49,7 +49,7 @@ def stack(layers: nn.ModuleList) -> Stack | str:
     try:
         parts = [_parts(layer, numbers[kind]) for layer, kind in zip(found, kinds, strict=True)]
     except _Elsewhere as part:
-        return f"{part} run elsewhere"
+        return f"{part} run by themselves"
     whole = cpu_stack.CpuStack(parts)
 
     def run(x: Tensor, step: Step) -> Tensor:
@@ -111,4 +111,6 @@ def _over_width(attention: Attention) -> tuple[NormSpec, NormSpec] | None:
         return None
     queries, keys = attention.q_norm, attention.k_norm
     assert isinstance(queries, Norm) and isinstance(keys, Norm)
+    if queries.weight.dim() > 1:
+        raise _Elsewhere(f"norms of queries and keys of layer {attention.layer}, which have weights of each head,")
     return queries.spec, keys.spec
