@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from published_configs import LLAMA2, LLAMA31, MISTRAL1, PUBLISHED, QWEN2, QWEN3
+from published_dense import DENSE
 
 from isobit.errors import ModelError
 from isobit.models.archs import ARCHS, model_config
@@ -13,6 +14,7 @@ from isobit.models.archs import family as make
 from isobit.models.hf_keys import ELSEWHERE, INERT, NEUTRAL, SAME
 from isobit.models.planning import plans
 
+EVERY = PUBLISHED | DENSE
 FAMILIES = {"llama": LLAMA2, "mistral": MISTRAL1, "qwen2": QWEN2, "qwen3": QWEN3}
 
 # What other families and tools write, with the values that they have there.
@@ -41,15 +43,17 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_published_configuration_is_read(name: str) -> None:
-    config = model_config(PUBLISHED[name])
-    assert config.family == PUBLISHED[name]["model_type"]
+    config = model_config(EVERY[name])
+    assert config.family == EVERY[name]["model_type"]
     assert bool(config.notes) == (name in SAID)
 
 
 # What a published file makes isobit say, and nothing else.
 SAID = {
+    **dict.fromkeys(("Gemma 2B", "Gemma 7B"), ["hidden_act says gelu and means its tanh approximation"]),
+    **dict.fromkeys(("Phi 3 mini 128K", "Phi 4 mini"), ["longrope", "4096 tokens"]),
     "DeepSeek Coder 6.7B": ["up to 65536 tokens", "max_position_embeddings = 16384"],
     "Vicuna 7B 16K": ["up to 16384 tokens", "linear stretches by 4"],
     "LLaMA 2 7B 32K": ["AutoModelForCausalLM 'modeling_flash_llama", "up to 262144"],
@@ -61,10 +65,10 @@ SAID = {
 
 @pytest.mark.parametrize("name", SAID)
 def test_what_is_not_as_it_stands_is_said(name: str) -> None:
-    notes = " ".join(model_config(PUBLISHED[name]).notes)
+    notes = " ".join(model_config(EVERY[name]).notes)
     assert all(part in notes for part in SAID[name])
-    work, _ = plans(PUBLISHED[name], targets=["h100"], scheme_names=["int4"])
-    assert set(model_config(PUBLISHED[name]).notes) <= set(work.notes)
+    work, _ = plans(EVERY[name], targets=["h100"], scheme_names=["int4"])
+    assert set(model_config(EVERY[name]).notes) <= set(work.notes)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5 Coder with yarn", "Qwen3 with yarn"])
