@@ -28,14 +28,15 @@ class Batch:
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
     element: str = ""
+    factors: Tensor | None = None
 
     @property
     def cached(self) -> Cached:
         return Cached(self.keys, self.values, self.key_scales, self.value_scales, self.element)
 
     @property
-    def arguments(self) -> tuple[Tensor | Sequences | Cached, ...]:
-        return self.q, self.k, self.v, self.cos, self.sin, self.cached, self.sequences
+    def arguments(self) -> tuple[Tensor | Sequences | Cached | None, ...]:
+        return self.q, self.k, self.v, self.cos, self.sin, self.cached, self.sequences, self.factors
 
 
 def batch(
@@ -67,14 +68,15 @@ def batch(
     tokens = sum(new for new, _ in sizes)
     widths = (spec.heads, spec.kv_heads, spec.kv_heads)
     q, k, v = (torch.randn(tokens, heads * spec.dim, generator=rng) for heads in widths)
-    angles = torch.randn(tokens, spec.dim // 2, generator=rng).repeat(1, 2)
+    angles = torch.randn(tokens, spec.rotated // 2, generator=rng).repeat(1, 2)
     starts = torch.tensor([0, *(new for new, _ in sizes)]).cumsum(0)
     sequences = Sequences(
         starts.int().to(device), torch.tensor([length for _, length in sizes]).int().to(device), table.to(device),
         torch.tensor(slots).to(device), block, max(new for new, _ in sizes), max(length for _, length in sizes),
     )  # fmt: skip
     floats = (part.to(device, dtype) for part in (q, k, v, angles.cos(), angles.sin(), *cache))
-    given = Batch(*floats, sequences)
+    factors = (torch.rand(tokens, generator=rng) + 0.5).to(device) if spec.scaled else None
+    given = Batch(*floats, sequences, factors=factors)
     return given if not element else _as_codes(given, element)
 
 
@@ -100,15 +102,35 @@ def _as_cached(new: Tensor, element: str, dtype: torch.dtype) -> Tensor:
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """Of each head, or, where the weight is that wide, of all heads together."""
     if weight is None:
         return x
+    if weight.numel() > x.shape[-1]:
+        return _norm(x.flatten(1), weight, eps, dtype).view(x.shape)
     normed = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
     return normed.to(dtype).double()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    rotated = cos.shape[-1]
+    x, rest = x[..., :rotated], x[..., rotated:]
+    if interleaved:
+        cos, sin = (part[:, : rotated // 2].repeat_interleave(2, dim=-1) for part in (cos, sin))
+        other = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    else:
+        first, second = x.chunk(2, dim=-1)
+        other = torch.cat((-second, first), dim=-1)
+    return torch.cat((x * cos[:, None] + other * sin[:, None], rest), dim=-1)
+
+
+def _prepared(spec: AttentionSpec, given: Batch, part: Tensor, norm: Tensor | None) -> Tensor:
+    """Queries or keys, normed and rotated."""
+    dtype, cos, sin = given.q.dtype, given.cos.double().cpu(), given.sin.double().cpu()
+    x, weight = part.double().cpu().view(len(part), -1, spec.dim), _cpu(norm)
+    if not spec.norm_behind:
+        x = _norm(x, weight, spec.eps, dtype)
+    x = _rotate(x, cos, sin, interleaved=spec.interleaved).to(dtype).double()
+    return _norm(x, weight, spec.eps, dtype) if spec.norm_behind else x
 
 
 def attention(spec: AttentionSpec, given: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,14 +139,14 @@ def attention(spec: AttentionSpec, given: Batch) -> tuple[Tensor, Tensor, Tensor
     Queries and keys are rounded to their dtype behind a norm and behind the rotation, as the kernels say.
     """
     dtype = given.q.dtype
-    q, k, v, cos, sin = (part.double().cpu() for part in (given.q, given.k, given.v, given.cos, given.sin))
     keys, values = (
         _cached(part, scales, given.element)
         for part, scales in ((given.keys, given.key_scales), (given.values, given.value_scales))
     )
-    q, k, v = (part.view(len(part), -1, spec.dim) for part in (q, k, v))
-    q = _rotate(_norm(q, _cpu(spec.q_norm), spec.eps, dtype), cos, sin).to(dtype).double()
-    k = _rotate(_norm(k, _cpu(spec.k_norm), spec.eps, dtype), cos, sin).to(dtype).double()
+    v = given.v.double().cpu().view(len(given.v), -1, spec.dim)
+    q, k = _prepared(spec, given, given.q, spec.q_norm), _prepared(spec, given, given.k, spec.k_norm)
+    if given.factors is not None:
+        q = (q * given.factors.double().cpu()[:, None, None]).to(dtype).double()
     k, v = _as_cached(k, given.element, dtype), _as_cached(v, given.element, dtype)
     out = torch.zeros_like(q)
     starts, lengths, table = (
@@ -145,11 +167,17 @@ def attention(spec: AttentionSpec, given: Batch) -> tuple[Tensor, Tensor, Tensor
         hidden = key > position
         if spec.window is not None:
             hidden |= key <= position - spec.window
+        if spec.chunk is not None:
+            hidden |= key < position // spec.chunk * spec.chunk
         group = spec.heads // spec.kv_heads
         scores = torch.einsum("thd,khd->htk", q[new], all_keys.repeat_interleave(group, 1)) * spec.factor
         if spec.softcap is not None:
             scores = spec.softcap * (scores / spec.softcap).tanh()
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if spec.sinks is not None:
+            sink = spec.sinks.double().cpu()[:, None, None].expand(-1, count, 1)
+            scores = torch.cat((scores, sink), dim=-1)
+        weights = scores.softmax(-1)[..., :length]
         out[new] = torch.einsum("htk,khd->thd", weights, all_values.repeat_interleave(group, 1))
     return out.flatten(1), k, v
 

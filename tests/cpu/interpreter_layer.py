@@ -48,6 +48,24 @@ ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     "one prompt": (AttentionSpec(2, 1, 80), [(80, 80)], 128),
     "cache in one piece": (AttentionSpec(2, 2, 64, window=200), [(1, 257), (1, 130)], 300),
     "heads in plenty": (AttentionSpec(20, 1, 16), [(1, 300), (2, 20)], 64),
+    "partial rope": (AttentionSpec(4, 2, 24, rope_dims=12), [(1, 30), (20, 40), (1, 0)], 16),
+    "neighbours, sinks, window": (
+        AttentionSpec(6, 2, 16, rope_dims=8, interleaved=True, sinks=torch.tensor([0.3, -2.0, 4.0, 0.0, -50.0, 1.0]),
+                      window=40), [(1, 700), (70, 190), (1, 0), (3, 37)], 16,
+    ),
+    "sinks in parts": (AttentionSpec(2, 1, 16, sinks=torch.tensor([2.0, -1.0])), [(1, 800), (2, 600), (9, 9)], 32),
+    "chunks": (
+        AttentionSpec(4, 2, 16, rope_dims=0, chunk=48, scaled=True), [(1, 700), (70, 190), (2, 97), (60, 60)], 16,
+    ),
+    "long chunks": (AttentionSpec(2, 2, 16, chunk=300), [(1, 900), (1, 301), (90, 340)], 128),
+    "norm behind": (
+        AttentionSpec(20, 4, 24, q_norm=_weight(24), k_norm=_weight(24), eps=1e-5, norm_behind=True),
+        [(1, 20), (9, 30)], 16,
+    ),
+    "norm of all heads": (
+        AttentionSpec(20, 4, 24, q_norm=_weight(480), k_norm=_weight(96), eps=1e-5, rope_dims=8),
+        [(1, 20), (9, 30)], 16,
+    ),
 }  # fmt: skip
 
 
@@ -66,7 +84,10 @@ def attentions() -> Iterator[tuple[str, float]]:
 
 def coded() -> Iterator[tuple[str, float]]:
     """A cache of codes: what is stored are the bits of the law, and what is read is what they stand for."""
-    names = {"e4m3fn": ("decoding", "mixture"), "e5m2": ("one prompt",), "int8": ("window, cap, scale",)}
+    names = {
+        "e4m3fn": ("decoding", "mixture", "norm of all heads"), "e5m2": ("one prompt",),
+        "int8": ("window, cap, scale", "chunks"),
+    }  # fmt: skip
     for element, cases in names.items():
         for name in cases:
             spec, sizes, block = ATTENTIONS[name]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from isobit.kernels.gpu import layer_tiles as tiles
-from isobit.kernels.gpu.layer_tiles import AttentionShape, RopeShape, RowShape
+from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape, RowShape
 from isobit.kernels.gpu.tiles import CODES, Config
 from isobit.kernels.gpu.variant import Requires, compiles, has_bf16
 from isobit.targets.spec import Target
@@ -45,14 +45,15 @@ _SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is t
 
 
 def _shapes(dtype: str) -> tuple[AttentionShape, ...]:
-    """Attentions of usual models: grouped queries; wide heads with a window and a cap; more heads than tiles hold; and
-    caches of codes, each format once."""
+    """Attentions of usual models: grouped queries; wide heads with a window and a cap; more heads than tiles hold;
+    sinks; chunks; and caches of codes, each format once."""
     plain = AttentionShape(dtype, 32, 8, 128)
     coded = tuple(replace(plain, element=element) for element in _CODED[dtype])
     if dtype != "bfloat16":
         return plain, *coded
     odd = AttentionShape(dtype, 16, 8, 256, True, True), AttentionShape(dtype, 32, 32, 80, block=16)
-    return plain, *odd, *coded
+    sinks = AttentionShape(dtype, 64, 8, 64, True, sinks=True)
+    return plain, *odd, sinks, AttentionShape(dtype, 40, 8, 128, chunk=True), *coded
 
 
 def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
@@ -97,6 +98,17 @@ def _ropes(target: Target) -> Iterator[Config]:
             yield tiles.rope_append(RopeShape(dtype, 32, 8, 128, norm, late=late, element=element), target)
 
 
+def _rare_ropes(target: Target) -> Iterator[Config]:
+    """Llama 4's two kinds of layers, GLM-4's rotation, Hunyuan's norms, MiniMax-M2's rotation and norms."""
+    plain = RopeShape(_usual(target), 32, 8, 128, late=True)
+    for element in ("", "e4m3fn"):
+        shape = replace(plain, element=element)
+        yield tiles.rope_append_any(RareRope(shape, "none", 0, scaled=True), target)
+        yield tiles.rope_append_any(RareRope(shape, "none", 64, interleaved=True), target)
+        yield tiles.rope_append_any(RareRope(shape, "head-behind", 128), target)
+        yield tiles.rope_append_any(RareRope(shape, "width", 64), target)
+
+
 def _norms(target: Target) -> Iterator[Config]:
     dtype, parts = _usual(target), tiles.parts_of_norm(4096, 1)
     for late in (False, True):
@@ -129,6 +141,7 @@ LAYER_ROWS: tuple[LayerRow, ...] = (
     *_attention_rows(),
     LayerRow("attention-merge", f"{_MODULES}.attention_few:attention_merge", _merges),
     LayerRow("rope-append", f"{_MODULES}.rope:rope_append", _ropes),
+    LayerRow("rope-append-any", f"{_MODULES}.rope:rope_append_any", _rare_ropes),
     LayerRow("norm", f"{_MODULES}.norm:norm_token", _norms),
     LayerRow("gate", f"{_MODULES}.norm:gate", _gates),
     LayerRow("quantize-parts", f"{_MODULES}.quantize:quantize_parts", _roundings),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from isobit.kernels.gpu.before_tiles import whole_token
 from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
+NormOf = Literal["none", "head", "head-behind", "width"]
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
@@ -40,6 +42,7 @@ class AttentionShape:
         columns: blocks of a sequence at most.
         alike: whether a token's bits are the same as one of few and as one of many: no sequence is one of few.
         element: element format that keys and values are cached as; empty for ``dtype``.
+        chunk, sinks: whether there are any.
     """
 
     dtype: str
@@ -52,6 +55,8 @@ class AttentionShape:
     columns: int = 16
     alike: bool = False
     element: str = ""
+    chunk: bool = False
+    sinks: bool = False
 
     @property
     def cached(self) -> str:
@@ -124,6 +129,25 @@ class RopeShape:
     element: str = ""
 
 
+@dataclass(frozen=True)
+class RareRope:
+    """What a compiled rotation depends on that few families ask for.
+
+    Attributes:
+        plain: the rest.
+        norm: which norm there is, if any, and where (``rope_append_any``).
+        rotated: dimensions of a head that are rotated.
+        interleaved: whether neighbours are rotated with each other.
+        scaled: whether queries are multiplied by numbers of their tokens.
+    """
+
+    plain: RopeShape
+    norm: NormOf
+    rotated: int
+    interleaved: bool = False
+    scaled: bool = False
+
+
 def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
@@ -149,14 +173,15 @@ def _attention(shape: AttentionShape, target: Target, tile: _Tile, signature: di
     pointer = POINTERS[shape.dtype]
     types = {
         **dict.fromkeys(("q", "out"), pointer), **dict.fromkeys(("keys", "values"), shape.cached),
-        **dict.fromkeys(("key_scales", "value_scales"), "*fp32"),
+        **dict.fromkeys(("key_scales", "value_scales", "sinks"), "*fp32"),
         **dict.fromkeys(("starts", "lengths", "table"), "*i32"), **signature,
         **dict.fromkeys(("columns", "block", "window"), "i32"), "gain": "fp32", "factor": "fp32",
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "WIDTH": shape.width, "NEW": shape.few,
         "BLOCK_N": tile.n, "WHOLE": shape.block % tile.n == 0 or shape.columns == 1, "WINDOW": shape.window,
-        "SOFTCAP": shape.softcap, "PRECISION": _precision(target, shape.dtype), "ELEMENT": shape.element,
+        "CHUNK": shape.chunk, "SINKS": shape.sinks, "SOFTCAP": shape.softcap,
+        "PRECISION": _precision(target, shape.dtype), "ELEMENT": shape.element,
         "ASM": is_cuda(target), "OVERLAP": overlaps(target),
     }  # fmt: skip
     return Config(types, constants, tile.warps, tile.stages, divisible=())
@@ -175,7 +200,10 @@ def attention_few(shape: AttentionShape, target: Target) -> Config:
 def attention_merge(shape: AttentionShape, target: Target) -> Config:
     """Configuration of ``attention_merge``."""
     few = attention_few(shape, target)
-    wanted = ("HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "ONE", "MOST", "WINDOW", "OVERLAP")
+    wanted = (
+        "HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "ONE", "MOST", "WINDOW", "CHUNK", "SINKS",
+        "OVERLAP",
+    )  # fmt: skip
     return Config(few.signature, {name: few.constexprs[name] for name in wanted}, 4, 1, divisible=())
 
 
@@ -262,6 +290,17 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
     }  # fmt: skip
     # With four warps two registers spill on NVIDIA's targets up to sm_90, in 40 (``isobit compile``).
     return Config(types, constants, 8, 1, divisible=("stride_q", "stride_k", "stride_v"))
+
+
+def rope_append_any(shape: RareRope, target: Target) -> Config:
+    """Configuration of ``rope_append_any``."""
+    plain = rope_append(shape.plain, target)
+    constants = {name: value for name, value in plain.constexprs.items() if name != "HALF"}
+    constants |= {
+        "WIDTH": _power_of_two(shape.plain.dim), "NORM": shape.norm, "ROTATED": shape.rotated,
+        "INTERLEAVED": shape.interleaved, "SCALED": shape.scaled,
+    }  # fmt: skip
+    return replace(plain, signature={**plain.signature, "q_scale": "*fp32"}, constexprs=constants)
 
 
 def norm_token(shape: RowShape, target: Target) -> Config:

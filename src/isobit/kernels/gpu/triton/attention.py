@@ -151,3 +151,26 @@ def add_tile(
     weight = tl.fma(weight, less, tl.sum(weights, axis=1))
     total = add_values(weights, value, scale, total * less[:, None], ELEMENT, PRECISION)
     return higher, weight, total
+
+
+@triton.jit
+def oldest_seen(newest, window, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The first position that queries at ``newest`` see where there is a WINDOW or a CHUNK of ``window`` tokens."""
+    if CHUNK:
+        return newest // window * window
+    else:
+        return newest - window + 1
+
+
+@triton.jit
+def with_sink(peak, weight, total, sink):
+    """What ``add_tile`` leaves, with one more score that takes part in the sum of weights and gives nothing.
+
+    Args:
+        peak, weight, total: ``[M]``, ``[M]``, ``[M, D]``.
+        sink: ``[M]``: natural scores, as models hold them.
+    """
+    sink = sink * _LOG2_E
+    higher = tl.maximum(peak, sink)
+    less = tl.exp2(peak - higher)
+    return tl.fma(weight, less, tl.exp2(sink - higher)), total * less[:, None]

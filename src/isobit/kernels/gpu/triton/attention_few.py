@@ -9,19 +9,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.attention import add_tile, block_of, rows_of_keys, scales_of, scores, tile_of
+from isobit.kernels.gpu.triton.attention import (
+    add_tile,
+    block_of,
+    oldest_seen,
+    rows_of_keys,
+    scales_of,
+    scores,
+    tile_of,
+    with_sink,
+)
 from isobit.kernels.gpu.triton.pdl import let_next_start, wait_for_last
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _parts(
     length, new, window, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The first key that one of the new tokens sees, and the step that it is in; keys of a part; how many parts."""
     oldest = 0
-    if WINDOW:
-        oldest = tl.maximum(length - new - window + 1, 0) // BLOCK_N * BLOCK_N
+    if WINDOW or CHUNK:
+        oldest = tl.maximum(oldest_seen(length - new, window, WINDOW, CHUNK), 0) // BLOCK_N * BLOCK_N
     size = tl.maximum(tl.cdiv(length - oldest, PART * MOST), 1) * PART
     size = tl.where(length - oldest <= ONE, ONE, size)
     return oldest, size, tl.maximum(tl.cdiv(length - oldest, size), 1)
@@ -31,8 +42,8 @@ def _parts(
 def _part(
     query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
-    ASM: tl.constexpr,
+    WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    ELEMENT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """What the keys of positions ``first`` to ``end - 1`` give the queries: see ``add_tile``."""
     dtype: tl.constexpr = query.dtype
@@ -49,8 +60,8 @@ def _part(
         value_scale = scales_of(value_scales, base, rows, dtype, ELEMENT)
         position = at + tl.arange(0, BLOCK_N)
         seen = (position < end)[None, :] & (position[None, :] <= newest[:, None])
-        if WINDOW:
-            seen = seen & (position[None, :] > newest[:, None] - window)
+        if WINDOW or CHUNK:
+            seen = seen & (position[None, :] >= oldest_seen(newest, window, WINDOW, CHUNK)[:, None])
         products = scores(query, key, key_scale, gain, ELEMENT, SOFTCAP, PRECISION)
         products = tl.where(seen, products, float("-inf"))
         peak, weight, total = add_tile(
@@ -61,12 +72,12 @@ def _part(
 
 @triton.jit
 def attention_few(
-    q, keys, values, key_scales, value_scales, starts, lengths, table, out, work, stats, columns, room, queries, block,
-    window, gain, factor,
+    q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, work, stats, columns, room, queries,
+    block, window, gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
-    WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
-    ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of up to ``NEW`` new tokens; the others are left alone. Grid: (programs, KV_HEADS, B).
 
@@ -77,11 +88,12 @@ def attention_few(
         q: ``[T, HEADS * DIM]``, rotated.
         keys, values: ``[blocks, KV_HEADS, block, DIM]``, of the dtype of q or codes, the new tokens' among them.
         key_scales, value_scales: float32 ``[blocks, KV_HEADS, block]``, of codes.
+        sinks: float32 ``[HEADS]``, if SINKS; see ``with_sink``.
         starts, lengths, table: of ``kernels.sequences.Sequences``; ``table`` has ``columns`` columns.
         out: ``[T, HEADS * DIM]``, of sequences with one part; zeros where the length is 0.
         work, stats: float32 ``[B, KV_HEADS, room, queries, WIDTH]`` and ``[.., 2]``: the sums of the parts of others.
         room, queries: parts, and queries of each, that there is room for.
-        window: latest tokens that a token sees, if WINDOW.
+        window: latest tokens that a token sees, if WINDOW; of a chunk, of which it sees its own alone, if CHUNK.
         gain, factor: see ``scores`` and ``add_tile``.
         WIDTH: DIM rounded up to a power of two.
         ROWS: queries of a tile: new tokens times the heads that share a head of keys.
@@ -98,7 +110,7 @@ def attention_few(
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
     length = tl.load(lengths + b)
-    oldest, size, parts = _parts(length, new, window, BLOCK_N, PART, ONE, MOST, WINDOW)
+    oldest, size, parts = _parts(length, new, window, BLOCK_N, PART, ONE, MOST, WINDOW, CHUNK)
     if OVERLAP:
         wait_for_last()
     if (new > 0) & (new <= NEW):
@@ -113,9 +125,12 @@ def attention_few(
             peak, weight, total = _part(
                 query, keys, values, key_scales, value_scales, table + b.to(tl.int64) * columns, first,
                 tl.minimum(first + size, length), length, newest, block, head, gain, factor, window, KV_HEADS, DIM,
-                WIDTH, ROWS, BLOCK_N, WHOLE, WINDOW, SOFTCAP, PRECISION, ELEMENT, ASM,
+                WIDTH, ROWS, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP, PRECISION, ELEMENT, ASM,
             )  # fmt: skip
             if parts == 1:
+                if SINKS:
+                    sink = tl.load(sinks + head * GROUP + row % GROUP)
+                    weight, total = with_sink(peak, weight, total, sink)
                 mixed = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
                 tl.store(out + place, mixed.to(out.dtype.element_ty), mask=inside)
             else:
@@ -128,10 +143,10 @@ def attention_few(
 
 @triton.jit
 def attention_merge(
-    starts, lengths, out, work, stats, room, queries, window,
+    sinks, starts, lengths, out, work, stats, room, queries, window,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr, WINDOW: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    CHUNK: tl.constexpr, SINKS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts that ``attention_few`` left. Grid: (queries, KV_HEADS, B); arguments as there."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -140,7 +155,7 @@ def attention_merge(
         let_next_start()
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
-    _, _, parts = _parts(tl.load(lengths + b), new, window, BLOCK_N, PART, ONE, MOST, WINDOW)
+    _, _, parts = _parts(tl.load(lengths + b), new, window, BLOCK_N, PART, ONE, MOST, WINDOW, CHUNK)
     if OVERLAP:
         wait_for_last()
     if (new <= NEW) & (row < new * GROUP) & (parts > 1):
@@ -151,8 +166,13 @@ def attention_merge(
         d = tl.arange(0, WIDTH)
         totals = tl.load(work + at[:, None] * WIDTH + d[None, :], mask=(part < parts)[:, None], other=0.0)
         peak = tl.max(peaks, axis=0)
+        if SINKS:
+            sink = tl.load(sinks + head * GROUP + row % GROUP) * _LOG2_E
+            peak = tl.maximum(peak, sink)
         share = tl.exp2(peaks - tl.where(peak == float("-inf"), 0.0, peak))
         weight = tl.sum(share * sums, axis=0)
+        if SINKS:
+            weight += tl.exp2(sink - peak)
         mixed = tl.sum(totals * share[:, None], axis=0) / tl.where(weight == 0.0, 1.0, weight)
         token = (begin + row // GROUP).to(tl.int64) * HEADS + head * GROUP + row % GROUP
         tl.store(out + token * DIM + d, mixed.to(out.dtype.element_ty), mask=d < DIM)

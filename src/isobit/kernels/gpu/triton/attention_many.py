@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.attention import add_tile, block_of, rows_of_keys, scales_of, scores, tile_of
+from isobit.kernels.gpu.triton.attention import (
+    add_tile,
+    block_of,
+    oldest_seen,
+    rows_of_keys,
+    scales_of,
+    scores,
+    tile_of,
+    with_sink,
+)
 from isobit.kernels.gpu.triton.pdl import wait
 
 
@@ -30,8 +39,8 @@ def _steps(
     query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
     peak, weight, total,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
-    MASKED: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
+    ASM: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The sums with the keys of positions ``first`` to ``end - 1`` added, which all queries see, or not (MASKED)."""
     dtype: tl.constexpr = query.dtype
@@ -47,8 +56,8 @@ def _steps(
         if MASKED:
             position = (at + tl.arange(0, BLOCK_N))[None, :]
             seen = position <= newest[:, None]
-            if WINDOW:
-                seen = seen & (position > newest[:, None] - window)
+            if WINDOW or CHUNK:
+                seen = seen & (position >= oldest_seen(newest, window, WINDOW, CHUNK)[:, None])
             products = tl.where(seen, products, float("-inf"))
         peak, weight, total = add_tile(
             products, factor, value, value_scale, peak, weight, total, ELEMENT, PRECISION, MASKED
@@ -58,11 +67,12 @@ def _steps(
 
 @triton.jit
 def attention_many(
-    q, keys, values, key_scales, value_scales, starts, lengths, table, out, sequences, columns, block, window, gain,
-    factor,
+    q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, sequences, columns, block, window,
+    gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+    SINKS: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of more than ``NEW`` new tokens; the others are left alone. Grid: (T // BLOCK_M + B, HEADS).
 
@@ -70,8 +80,8 @@ def attention_many(
     no bit of them: its result does not depend on which of its neighbours are new, too.
 
     Args:
-        q, keys, values, key_scales, value_scales, starts, lengths, table, out, columns, block, window, gain, factor,
-            ELEMENT, ASM: as for ``attention_few``.
+        q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, columns, block, window, gain,
+            factor, ELEMENT, ASM: as for ``attention_few``.
         sequences: B.
         BLOCK_M: queries of a program; BLOCK_N: keys of a step.
     """
@@ -93,9 +103,10 @@ def attention_many(
         oldest_query = length - new + tile * BLOCK_M
         end = tl.minimum(oldest_query + BLOCK_M, length)
         first, whole = 0, 0  # where keys begin that a query sees, and that all queries see
-        if WINDOW:
-            first = tl.maximum(oldest_query - window + 1, 0) // BLOCK_N * BLOCK_N
-            whole = tl.cdiv(tl.maximum(oldest_query + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
+        if WINDOW or CHUNK:
+            first = tl.maximum(oldest_seen(oldest_query, window, WINDOW, CHUNK), 0) // BLOCK_N * BLOCK_N
+            of_last = oldest_seen(oldest_query + BLOCK_M - 1, window, WINDOW, CHUNK)
+            whole = tl.cdiv(tl.maximum(of_last, 0), BLOCK_N) * BLOCK_N
         diagonal = tl.maximum((oldest_query + 1) // BLOCK_N * BLOCK_N, first)
         whole = tl.minimum(tl.maximum(whole, first), diagonal)
         blocks = table + b.to(tl.int64) * columns
@@ -103,21 +114,24 @@ def attention_many(
         peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         weight = tl.zeros((BLOCK_M,), tl.float32)
         total = tl.zeros((BLOCK_M, WIDTH), tl.float32)
-        if WINDOW:
+        if WINDOW or CHUNK:
             peak, weight, total = _steps(
                 query, keys, values, key_scales, value_scales, blocks, first, whole, length, newest, block, kv_head,
-                gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
-                PRECISION, ELEMENT, ASM, True,
+                gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK,
+                SOFTCAP, PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip
         peak, weight, total = _steps(
             query, keys, values, key_scales, value_scales, blocks, whole, diagonal, length, newest, block, kv_head,
-            gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
+            gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP,
             PRECISION, ELEMENT, ASM, False,
         )  # fmt: skip
         peak, weight, total = _steps(
             query, keys, values, key_scales, value_scales, blocks, diagonal, end, length, newest, block, kv_head,
-            gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, SOFTCAP,
+            gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP,
             PRECISION, ELEMENT, ASM, True,
         )  # fmt: skip
+        if SINKS:
+            sink = tl.full((BLOCK_M,), 0.0, tl.float32) + tl.load(sinks + head)
+            weight, total = with_sink(peak, weight, total, sink)
         mixed = total / tl.where(weight == 0.0, 1.0, weight)[:, None]
         tl.store(out + place, mixed.to(out.dtype.element_ty), mask=inside)

@@ -142,3 +142,140 @@ def rope_append(
                 inside = (head < KV_HEADS) & (d < DIM)
                 value = tl.load(v + token * stride_v + head * DIM + d, mask=inside, other=0.0)
                 tl.store(values + row * DIM + d, value, mask=inside)
+
+
+@triton.jit
+def _partner(d, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The dimension that each one is rotated with, and the sign of what that gives; itself and 0 from ROTATED on."""
+    if INTERLEAVED:
+        other, sign = d ^ 1, tl.where(d % 2 == 0, -1.0, 1.0)
+    else:
+        low = d < ROTATED // 2
+        other, sign = tl.where(low, d + ROTATED // 2, d - ROTATED // 2), tl.where(low, -1.0, 1.0)
+    return tl.where(d < ROTATED, other, d), tl.where(d < ROTATED, sign, 0.0)
+
+
+@triton.jit
+def _mean_square(row, WIDTH: tl.constexpr):
+    """Mean of the squares of WIDTH values of a token."""
+    column = tl.arange(0, 1024)
+    squares = tl.zeros((1024,), tl.float32)
+    for begin in range(0, WIDTH, 1024):
+        values = tl.load(row + begin + column, mask=begin + column < WIDTH, other=0.0).to(tl.float32)
+        squares += values * values
+    return tl.sum(squares, axis=0) / WIDTH
+
+
+@triton.jit
+def _turned(
+    row, head, weight, cos, sin, eps, inside, NORM: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+    WIDTH: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Heads ``[BATCH, WIDTH]`` of a token as any family rotates and norms them: values of the activations' dtype.
+
+    Args:
+        row: all HEADS of the token.
+        head, inside: ``[BATCH, 1]``: which heads, and which of them there are.
+        weight: float32 of the norm: ``[DIM]``, or ``[HEADS * DIM]`` for NORM "width".
+        cos, sin: ``[ROTATED]`` of this token.
+        NORM: as ``rope_append``.
+    """
+    dtype: tl.constexpr = row.dtype.element_ty
+    d = tl.arange(0, WIDTH)[None, :]
+    mask = inside & (d < DIM)
+    other, sign = _partner(d, ROTATED, INTERLEAVED)
+    own = tl.load(row + head * DIM + d, mask=mask, other=0.0).to(tl.float32)
+    if ROTATED > 0:
+        turned = tl.load(row + head * DIM + other, mask=mask, other=0.0).to(tl.float32)
+    if NORM == "head" or NORM == "width":
+        if NORM == "width":
+            factor = tl.rsqrt(_mean_square(row, HEADS * DIM) + eps)
+            weights = weight + head * DIM
+        else:
+            factor = tl.rsqrt(tl.sum(own * own, axis=1) / DIM + eps)[:, None]
+            weights = weight + 0 * head
+        own = (own * factor * tl.load(weights + d, mask=mask, other=0.0)).to(dtype).to(tl.float32)
+        if ROTATED > 0:
+            turned = (turned * factor * tl.load(weights + other, mask=mask, other=0.0)).to(dtype).to(tl.float32)
+    if ROTATED > 0:
+        real = d < ROTATED
+        angle = d // 2 if INTERLEAVED else d
+        c = tl.load(cos + angle, mask=real, other=1.0).to(tl.float32)
+        s = tl.load(sin + angle, mask=real, other=0.0).to(tl.float32)
+        own = own * c + turned * s * sign
+    if NORM == "head-behind":
+        own = own.to(dtype).to(tl.float32)
+        own = own * tl.rsqrt(tl.sum(own * own, axis=1) / DIM + eps)[:, None]
+        own = own * tl.load(weight + d, mask=d < DIM, other=0.0)
+    return own.to(dtype)
+
+
+@triton.jit
+def _store_turned(
+    y, scales, values, inside, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Stores heads ``[BATCH, WIDTH]`` at the pointers ``y [BATCH, 1]``, as codes with a scale each if ELEMENT."""
+    d = tl.arange(0, WIDTH)[None, :]
+    mask = inside & (d < DIM)
+    if ELEMENT != "":
+        largest = _largest(ELEMENT)
+        scale = scale_of(tl.max(magnitudes(values), axis=1), largest)[:, None]
+        tl.store(scales, scale, mask=inside)
+        store_codes(y, d, quotient_of(values, scale, largest), mask, ELEMENT, False)
+    else:
+        tl.store(y + d, values, mask=mask)
+
+
+@triton.jit
+def rope_append_any(
+    q, k, v, cos, sin, q_norm, k_norm, q_scale, slots, rotated, keys, values, key_scales, value_scales, stride_q,
+    stride_k, stride_v, block, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BATCH: tl.constexpr,
+    NORM: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, SCALED: tl.constexpr,
+    ELEMENT: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
+):  # fmt: skip
+    """``rope_append`` for what few families do. Grid and arguments as there, and:
+
+    Args:
+        cos, sin: ``[T, ROTATED]``: the angle of pair i in columns i and i + ROTATED / 2.
+        q_norm, k_norm: float32 ``[DIM]``, or, for NORM "width", ``[HEADS * DIM]`` and ``[KV_HEADS * DIM]``.
+        q_scale: float32 ``[T]``: what queries are multiplied by, if SCALED.
+        WIDTH: DIM rounded up to a power of two.
+        NORM: "none"; of each head before it is rotated ("head") or behind that ("head-behind"); or of all heads
+            together before that ("width").
+        ROTATED: how many dimensions, the first ones, are rotated; 0: none.
+        INTERLEAVED: neighbours are rotated with each other, and not halves.
+    """
+    Q_PROGRAMS: tl.constexpr = (HEADS + BATCH - 1) // BATCH
+    KV_PROGRAMS: tl.constexpr = (KV_HEADS + BATCH - 1) // BATCH
+    token = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(1)
+    if OVERLAP:
+        wait(LATE)
+    cos += token * ROTATED
+    sin += token * ROTATED
+    if program < Q_PROGRAMS:
+        head = program * BATCH + tl.arange(0, BATCH)[:, None]
+        inside = head < HEADS
+        query = _turned(
+            q + token * stride_q, head, q_norm, cos, sin, eps, inside, NORM, HEADS, DIM, WIDTH, ROTATED, INTERLEAVED
+        )
+        if SCALED:
+            query = (query.to(tl.float32) * tl.load(q_scale + token)).to(query.dtype)
+        _store_turned(rotated + (token * HEADS + head) * DIM, key_scales, query, inside, "", DIM, WIDTH)
+    else:
+        slot = tl.load(slots + token)
+        if slot >= 0:
+            head = (program - Q_PROGRAMS) % KV_PROGRAMS * BATCH + tl.arange(0, BATCH)[:, None]
+            inside = head < KV_HEADS
+            row = ((slot // block) * KV_HEADS + head) * block + slot % block
+            if program < Q_PROGRAMS + KV_PROGRAMS:
+                key = _turned(
+                    k + token * stride_k, head, k_norm, cos, sin, eps, inside, NORM, KV_HEADS, DIM, WIDTH, ROTATED,
+                    INTERLEAVED,
+                )  # fmt: skip
+                _store_turned(keys + row * DIM, key_scales + row, key, inside, ELEMENT, DIM, WIDTH)
+            else:
+                d = tl.arange(0, WIDTH)[None, :]
+                value = tl.load(v + token * stride_v + head * DIM + d, mask=inside & (d < DIM), other=0.0)
+                _store_turned(values + row * DIM, value_scales + row, value, inside, ELEMENT, DIM, WIDTH)

@@ -1,0 +1,223 @@
+"""The attention of a decoder layer on a GPU: what stands before it, and itself (``triton/``)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobit.errors import FormatError
+from isobit.formats.pack import code_dtype
+from isobit.formats.table import element
+from isobit.kernels.cached import Cached
+from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.layer_tiles import AttentionShape, NormOf, RareRope, RopeShape
+from isobit.kernels.gpu.starter import Starter, name_of, rows_of
+from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.sequences import Sequences
+
+_LOG2_E = math.log2(math.e)
+
+
+class GpuAttention(Starter):
+    """Attention of a model's layers on one machine; see :class:`isobit.kernels.gpu.layer.GpuLayer`."""
+
+    def attention(
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences, factors: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Norms and rotates queries and keys, stores keys and values, and attends to all of the cache.
+
+        Args:
+            spec: the layer's.
+            q: ``[T, heads * dim]``; rows may be parts of longer ones, as of k and v.
+            k, v: ``[T, kv_heads * dim]``.
+            cos, sin: ``[T, rotated]`` of each token's position, of any floating-point dtype.
+            held: the cache: keys and values in the dtype of q, or codes.
+            sequences: where the tokens belong.
+            factors: float32 ``[T]``: what queries are multiplied by, where they are scaled.
+
+        Returns:
+            ``[T, heads * dim]``; zeros for tokens of sequences of length 0.
+        """
+        self._check(spec, q, k, v, cos, sin, held, sequences)
+        _check_spec(spec, q, factors)
+        if q.shape[0] == 0:
+            return torch.empty_like(q)
+        rotated = self.rope_append(spec, q, k, v, cos, sin, held, sequences, factors)
+        return self.attend(spec, rotated, held, sequences)
+
+    def rope_append(
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences, factors: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The first part of :meth:`attention`: the rotated queries; keys and values are then in the cache."""
+        shape = RopeShape(
+            name_of(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, name_of(cos.dtype),
+            tiles.late(q.shape[0]), held.element,
+        )  # fmt: skip
+        unused = self.unused(torch.float32, q.device)
+        rotated = torch.empty((q.shape[0], spec.heads * spec.dim), dtype=q.dtype, device=q.device)
+        q, k, v = rows_of(q), rows_of(k), rows_of(v)
+        arguments: dict[str, Any] = {
+            "q": q, "k": k, "v": v, "cos": cos.contiguous(), "sin": sin.contiguous(),
+            "q_norm": unused if spec.q_norm is None else spec.q_norm,
+            "k_norm": unused if spec.k_norm is None else spec.k_norm,
+            "slots": sequences.slots, "rotated": rotated, **self._held(held), "stride_q": q.stride(0),
+            "stride_k": k.stride(0), "stride_v": v.stride(0), "block": sequences.block, "eps": spec.eps,
+        }  # fmt: skip
+        kernel = self.kernel("rope:rope_append", tiles.rope_append, shape)
+        if _is_rare(spec):
+            rare = RareRope(shape, _norm_of(spec), spec.rotated, spec.interleaved, factors is not None)
+            kernel = self.kernel("rope:rope_append_any", tiles.rope_append_any, rare)
+            arguments["q_scale"] = unused if factors is None else factors
+            if not spec.rotated:
+                arguments |= {"cos": unused, "sin": unused}
+        at_once = tiles.HEADS_AT_ONCE
+        programs = -(-spec.heads // at_once) + 2 * -(-spec.kv_heads // at_once)
+        kernel((q.shape[0], programs), **arguments)
+        return rotated
+
+    def attend(self, spec: AttentionSpec, rotated: Tensor, held: Cached, sequences: Sequences) -> Tensor:
+        """The second part of :meth:`attention`."""
+        tokens, count = rotated.shape[0], sequences.lengths.shape[0]
+        window, cap = spec.window or spec.chunk or 0, spec.softcap
+        shape = AttentionShape(
+            name_of(rotated.dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, cap is not None,
+            sequences.block, sequences.table.shape[1], self.alike, held.element, spec.chunk is not None,
+            spec.sinks is not None,
+        )  # fmt: skip
+        sinks = self.unused(torch.float32, rotated.device) if spec.sinks is None else spec.sinks
+        gains = {"gain": 1.0, "factor": spec.factor * _LOG2_E}
+        if cap is not None:
+            gains = {"gain": spec.factor / cap, "factor": cap * _LOG2_E}
+        out = torch.empty_like(rotated)
+        arguments: dict[str, Any] = {
+            "q": rotated, **self._held(held), "sinks": sinks, "starts": sequences.starts, "lengths": sequences.lengths,
+            "table": sequences.table, "out": out, "columns": sequences.table.shape[1], "block": sequences.block,
+            "window": window, **gains,
+        }  # fmt: skip
+        if shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
+            self._attend_few(shape, arguments, count, sequences)
+        if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
+            kernel = self.kernel("attention_many:attention_many", tiles.attention_many, shape)
+            tile = int(kernel.config.constexprs["BLOCK_M"] or 1)
+            kernel((tokens // tile + count, spec.heads), sequences=count, **arguments)
+        return out
+
+    def _attend_few(self, shape: AttentionShape, arguments: dict[str, Any], count: int, sequences: Sequences) -> None:
+        parts, queries = _room(shape, sequences.most, sequences.most_new, arguments["window"])
+        work = stats = self.unused(torch.float32, arguments["q"].device)
+        if parts > 1:
+            held = count * shape.kv_heads * parts * queries
+            room = self.workspace.take((held * (shape.width + 2),), torch.float32)
+            work, stats = room[: held * shape.width], room[held * shape.width :]
+        given = {**arguments, "work": work, "stats": stats, "room": parts, "queries": queries}
+        programs = tiles.programs_of(parts, count * shape.kv_heads, self.machine.multiprocessors)
+        kernel = self.kernel("attention_few:attention_few", tiles.attention_few, shape)
+        kernel((programs, shape.kv_heads, count), **given)
+        if parts > 1:
+            kernel = self.kernel("attention_few:attention_merge", tiles.attention_merge, shape)
+            kernel((queries, shape.kv_heads, count), **given)
+
+    def _held(self, held: Cached) -> dict[str, Tensor]:
+        """The arguments of a kernel that say what a cache holds."""
+        none = self.unused(torch.float32, held.keys.device)
+        return {
+            "keys": held.keys, "values": held.values,
+            "key_scales": none if held.key_scales is None else held.key_scales,
+            "value_scales": none if held.value_scales is None else held.value_scales,
+        }  # fmt: skip
+
+    def reserve(self, spec: AttentionSpec, sequences: int, most_new: int, most: int) -> None:
+        """Says that attention will be asked for so many sequences, before the first graph is recorded.
+
+        Args:
+            spec: a layer's.
+            sequences: B at most.
+            most_new, most: as in ``Sequences``.
+        """
+        shape = AttentionShape("float32", spec.heads, spec.kv_heads, spec.dim)
+        parts, queries = _room(shape, most, most_new, spec.window or spec.chunk or 0)
+        if parts > 1 and not self.alike:
+            held = sequences * spec.kv_heads * parts * queries
+            self.workspace.reserve(4 * held * (shape.width + 2))
+
+    def _check(
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences,
+    ) -> None:  # fmt: skip
+        tokens, shared = q.shape[0], spec.kv_heads * spec.dim
+        cache = (held.keys.shape[0], spec.kv_heads, sequences.block, spec.dim)
+        if spec.dim > tiles.LARGEST_HEAD or spec.dim % 2:
+            raise FormatError(f"GPU attention has even heads of up to {tiles.LARGEST_HEAD} values, not {spec.dim}")
+        for what, part, wanted in (
+            ("queries", q, (tokens, spec.heads * spec.dim)), ("keys", k, (tokens, shared)),
+            ("values", v, (tokens, shared)), ("cosines", cos, (tokens, spec.rotated)),
+            ("sines", sin, (tokens, spec.rotated)),
+            ("cached keys", held.keys, cache), ("cached values", held.values, cache),
+            ("slots", sequences.slots, (tokens,)),
+        ):  # fmt: skip
+            if tuple(part.shape) != wanted:
+                raise FormatError(f"{what} of an attention: {list(wanted)}, not {list(part.shape)}")
+        stored = code_dtype(element(held.element)) if held.element else q.dtype
+        cached = {part.dtype for part in (held.keys, held.values)}
+        if {k.dtype, v.dtype} != {q.dtype} or cos.dtype != sin.dtype or cached != {stored}:
+            raise FormatError(
+                f"queries, keys, values and their cache are of one dtype, which is {q.dtype} of queries, or {stored} of"
+                f" what is cached"
+            )
+        for scales in (held.key_scales, held.value_scales) if held.element else ():
+            if scales is None or scales.shape != cache[:3] or scales.dtype != torch.float32:
+                raise FormatError(f"cached codes have float32 scales {list(cache[:3])}")
+        numbers = sequences.starts, sequences.lengths, sequences.table
+        if {part.dtype for part in numbers} != {torch.int32} or sequences.slots.dtype != torch.int64:
+            raise FormatError("starts, lengths and the table of blocks are int32, slots int64")
+        if not all(part.is_contiguous() for part in (*numbers, sequences.slots)):
+            raise FormatError("what says which tokens belong to which sequence is contiguous")
+        if spec.factor <= 0 or (spec.softcap is not None and spec.softcap <= 0):
+            raise FormatError(f"an attention's scale and cap are positive, not {spec.factor} and {spec.softcap}")
+        if not all(part.is_contiguous() for part in held.tensors):
+            raise FormatError("the cache of a layer is contiguous")
+
+
+def _room(shape: AttentionShape, most: int, most_new: int, window: int) -> tuple[int, int]:
+    """Parts of a sequence of few new tokens, and queries of each, at most."""
+    seen = min(most, window + shape.few + tiles.PART) if window else most
+    return tiles.parts_of(seen), shape.group * min(shape.few, max(1, most_new))
+
+
+def _is_rare(spec: AttentionSpec) -> bool:
+    """Whether queries and keys are normed or rotated in another way than the kernel for most families knows."""
+    return spec.rotated != spec.dim or spec.interleaved or spec.scaled or _norm_of(spec) not in ("none", "head")
+
+
+def _norm_of(spec: AttentionSpec) -> NormOf:
+    if spec.q_norm is None:
+        return "none"
+    if spec.norm_behind:
+        return "head-behind"
+    return "head" if spec.q_norm.numel() == spec.dim else "width"
+
+
+def _check_spec(spec: AttentionSpec, q: Tensor, factors: Tensor | None) -> None:
+    """That an attention is one of those there are."""
+    if spec.window is not None and spec.chunk is not None:
+        raise FormatError("no GPU attention has a window and chunks")
+    if spec.rotated % 2 or not 0 <= spec.rotated <= spec.dim:
+        raise FormatError(f"{spec.rotated} of {spec.dim} dimensions cannot be rotated in pairs")
+    per_head = spec.norm_behind or _norm_of(spec) != "width"
+    for weight, heads in ((spec.q_norm, spec.heads), (spec.k_norm, spec.kv_heads)):
+        wanted = spec.dim if per_head else heads * spec.dim
+        if weight is not None and (weight.shape != (wanted,) or weight.dtype != torch.float32):
+            raise FormatError(f"a norm of queries or keys takes float32 [{wanted}], not {list(weight.shape)}")
+    if (spec.q_norm is None) != (spec.k_norm is None):
+        raise FormatError("queries and keys are both normed, or neither")
+    for what, part, count, is_there in (
+        ("sinks", spec.sinks, spec.heads, spec.sinks is not None), ("factors", factors, q.shape[0], spec.scaled)
+    ):  # fmt: skip
+        wrong = part is not None and (part.shape != (count,) or part.dtype != torch.float32)
+        if wrong or (part is not None) != is_there:
+            raise FormatError(f"{what} of an attention: float32 [{count}], where it has them")
