@@ -30,6 +30,12 @@ MACHINE = Machine.imagined(target("sm_86"))
 LAYER = GpuLayer(MACHINE, Workspace(torch.device("cpu")))
 
 
+ACTIVATIONS = {
+    "silu": F.silu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"), "gelu": F.gelu,
+    "relu2": lambda g: F.relu(g).square(),
+}  # fmt: skip
+
+
 def _weight(size: int) -> torch.Tensor:
     return torch.rand(size, generator=GENERATOR) + 0.5
 
@@ -166,11 +172,28 @@ def rows() -> Iterator[tuple[str, float]]:
             yield f"same: sum {dtype} {k}", 0.0 if torch.equal(total, x + delta) else 1.0
             wanted = F.rms_norm(total.double(), (k,), weight.double(), 1e-5)
             yield f"row {dtype} add, norm {k}", oracle.error(normed, wanted)
-            for name, activation in (("silu", F.silu), ("gelu_tanh", lambda g: F.gelu(g, approximate="tanh"))):
+            for bias in (None, _weight(k)):
+                shifted = x + 2  # a mean that is not about zero
+                total, normed = LAYER.add_norm(shifted, delta, weight, 1e-5, bias=bias, centred=True)
+                assert isinstance(normed, torch.Tensor)
+                wide = None if bias is None else bias.double()
+                wanted = F.layer_norm(total.double(), (k,), weight.double(), wide, 1e-5)
+                yield f"row {dtype} LayerNorm {k} {bias is not None}", oracle.error(normed, wanted)
+                rounding = Rounding(ActSpec("int8", "token"), None, "*fp16", MACHINE)
+                codes = LAYER.norm(total, weight, 1e-5, rounding, bias=bias, centred=True)
+                assert isinstance(codes, Rounded)
+                same = torch.equal(codes.codes, rounding(normed).codes)
+                yield f"same: rounded LayerNorm {dtype} {k} {bias is not None}", 0.0 if same else 1.0
+            for name, activation in ACTIVATIONS.items():
                 both = torch.cat((3 * x, delta), dim=-1)  # as one product of both leaves them
-                found = LAYER.gate(both[:, :k], both[:, k:], name)
-                assert isinstance(found, torch.Tensor)
+                found, alone = LAYER.gate(both[:, :k], both[:, k:], name), LAYER.gate(both[:, :k], None, name)
+                assert isinstance(found, torch.Tensor) and isinstance(alone, torch.Tensor)
                 yield f"row {dtype} {name} {k}", oracle.error(found, activation((3 * x).double()) * delta.double())
+                yield f"row {dtype} {name} alone {k}", oracle.error(alone, activation((3 * x).double()))
+            found, g, u = LAYER.gate(3 * x, 4 * delta, limit=7.0), (3 * x).double(), (4 * delta).double()
+            assert isinstance(found, torch.Tensor)
+            g, u = g.clamp(max=7.0), u.clamp(-7.0, 7.0)
+            yield f"row {dtype} limited {k}", oracle.error(found, (u + 1) * g * torch.sigmoid(1.702 * g))
             x[2, 5] = float("nan")
             for name, same in rounded(x, delta, weight):
                 yield f"same: rounded {name} {dtype} {k}", 0.0 if same else 1.0

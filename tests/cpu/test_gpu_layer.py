@@ -76,7 +76,7 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         kernels.norm(x, torch.ones(32).half(), 1e-5)
     with pytest.raises(FormatError, match="what is added"):
         kernels.add_norm(x, x.float(), torch.ones(32), 1e-5)
-    with pytest.raises(FormatError, match="silu, gelu_tanh"):
+    with pytest.raises(FormatError, match="silu, gelu_tanh, gelu, relu2, not relu$"):
         kernels.gate(x, x, "relu")
     with pytest.raises(FormatError, match="does not fit"):
         kernels.gate(x, x[:2])

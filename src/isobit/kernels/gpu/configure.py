@@ -43,6 +43,9 @@ class Call:
         out_dtype: of the result; empty for that of the activations.
         after: what is done with the result before it is stored: nothing, ``add`` (a residual), or the activation of
             gates, which the rows of the weight are by turns with the values that they multiply.
+        experts: how many experts the weight is of, one below the other; 0 where it is of none. Then ``tokens`` are
+            those of a tile.
+        share: pairs of a token and an expert that have one input (``triton/experts.py``).
     """
 
     matrix: Matrix
@@ -50,6 +53,13 @@ class Call:
     tokens: int
     out_dtype: str = ""
     after: str = ""
+    experts: int = 0
+    share: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Outputs: of one expert."""
+        return self.matrix.n // max(1, self.experts)
 
 
 def configure(row: Variant, call: Call, machine: Machine) -> Config:
@@ -76,7 +86,9 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
         config = replace(config, constexprs=constants)
         config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n, call.tokens)
         constants = dict(config.constexprs)
-    if some or constants.get("SPLIT_K", 1) != 1:
+    if call.experts and "SPLIT_K" in constants:
+        constants["SPLIT_K"] = 1  # there are tiles enough
+    elif some or constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
     stages = stages_that_fit(finished)
@@ -139,7 +151,7 @@ def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[
     known, matrix = config.constexprs, call.matrix
     constants: dict[str, Constant] = {**known, "HAS_BIAS": matrix.bias}
     if "AFTER" in known:
-        constants["AFTER"] = call.after
+        constants |= {"AFTER": call.after, "EXPERTS": call.experts, "SHARE": call.share}
     if "UNIT" in known:
         constants |= {"UNIT": unit(row, matrix, machine.target), "GROUP": matrix.group}
     if "HAS_ZERO" in known:
@@ -199,7 +211,7 @@ def finishes(row: Variant, after: str, target: Target) -> bool:
     """
     if "AFTER" not in row.config(target).constexprs:
         return after == ""
-    return after in ("", "add") or row.family in ("vector", "few")
+    return after in ("", "add") or after.startswith("only-") or row.family in ("vector", "few")
 
 
 def workspace_needs(row: Variant, call: Call, machine: Machine) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from isobit.kernels.gpu.tiles import BLOCK, Config, Constant, matrix_signature, overlaps, unit_of_nibbles
+from isobit.kernels.gpu.tiles import BLOCK, NO_EXPERTS, Config, Constant, matrix_signature, overlaps, unit_of_nibbles
 from isobit.targets.spec import Target
 
 # CUDA architecture from which on there is mma.m16n8k16. On an H200 linear_lanes.py was the fastest for one token in the
@@ -72,7 +72,7 @@ def for_rows(config: Config, n: int) -> Config:
 def _config(target: Target, constants: Mapping[str, Constant], scale: str = "*fp32") -> Config:
     """What all have in common; rows, steps and warps of a program come from its tile."""
     known: dict[str, Constant] = {
-        "HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target)), "AFTER": ""
+        "HAS_BIAS": False, "EVEN_K": True, "ASM": True, "OVERLAP": int(overlaps(target)), "AFTER": "", **NO_EXPERTS
     }  # fmt: skip
     return for_rows(Config(matrix_signature("*i32", "*i32", scale), {**known, **constants}, 2, 1), 1)
 

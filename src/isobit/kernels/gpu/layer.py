@@ -18,9 +18,10 @@ from isobit.kernels.gpu.attending import GpuAttention
 from isobit.kernels.gpu.layer_tiles import RowShape
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.starter import name_of, rows_of
+from isobit.kernels.norm import NormSpec
 from isobit.kernels.rounded import Rounded
 
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2")
 
 
 class GpuLayer(GpuAttention):
@@ -35,53 +36,65 @@ class GpuLayer(GpuAttention):
 
     # ------------------------------------------------------------------ norms and gates
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float, rounding: Rounding | None = None) -> Tensor | Rounded:
+    def norm(
+        self, x: Tensor, weight: Tensor, eps: float, rounding: Rounding | None = None, *, bias: Tensor | None = None,
+        centred: bool = False,
+    ) -> Tensor | Rounded:  # fmt: skip
         """RMS norm of the rows of ``x [..., K]``, rounded if a linear's ``rounding`` is given.
 
         Args:
-            weight: float32 ``[K]``.
+            weight: float32 ``[K]``; bias: likewise, added at the end.
+            centred: the mean is taken away first (LayerNorm).
         """
-        return self._norm(x, None, weight, eps, rounding)[1]
+        return self._norm(x, None, NormSpec(weight, eps, bias, centred), rounding)[1]
 
     def add_norm(
-        self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, rounding: Rounding | None = None
-    ) -> tuple[Tensor, Tensor | Rounded]:
+        self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, rounding: Rounding | None = None, *,
+        bias: Tensor | None = None, centred: bool = False,
+    ) -> tuple[Tensor, Tensor | Rounded]:  # fmt: skip
         """``x + delta`` in their dtype, and its norm as :meth:`norm` gives it."""
         if delta.shape != x.shape or delta.dtype != x.dtype:
             raise FormatError(f"what is added to {x.dtype} {list(x.shape)} is {delta.dtype} {list(delta.shape)}")
-        return self._norm(x, delta, weight, eps, rounding)
+        return self._norm(x, delta, NormSpec(weight, eps, bias, centred), rounding)
 
     def _norm(
-        self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, rounding: Rounding | None
+        self, x: Tensor, delta: Tensor | None, spec: NormSpec, rounding: Rounding | None
     ) -> tuple[Tensor, Tensor | Rounded]:
         k = x.shape[-1]
-        if weight.dtype != torch.float32 or weight.shape != (k,):
-            raise FormatError(f"the norm of {k} values takes float32 [{k}], not {weight.dtype} {list(weight.shape)}")
+        for part in (spec.weight, *(() if spec.bias is None else (spec.bias,))):
+            if part.dtype != torch.float32 or part.shape != (k,):
+                raise FormatError(f"the norm of {k} values takes float32 [{k}], not {part.dtype} {list(part.shape)}")
         x, tokens = x.contiguous(), x.numel() // k
         total = x if delta is None else torch.empty_like(x)
         fused = tiles.holds_token(k, self.machine.target)  # else rounding is a launch of its own, with the same bits
         shape = self._row_shape(x, rounding if fused else None, add=delta is not None)
+        shape = replace(shape, centred=spec.centred, bias=spec.bias is not None)
         if shape.element and delta is None:
             shape = replace(shape, parts=tiles.parts_of_norm(k, tokens))
         result, arguments = self._result(x, rounding if shape.element else None)
         if tokens:
             self.kernel("norm:norm_token", tiles.norm_token, shape)(
                 (tokens, shape.parts), x=x, delta=x if delta is None else delta.contiguous(),
-                weight=weight.contiguous(), total=total, K=k, eps=eps, **arguments,
+                weight=spec.weight.contiguous(), total=total, K=k, eps=spec.eps,
+                bias=spec.weight if spec.bias is None else spec.bias.contiguous(), **arguments,
             )  # fmt: skip
         if rounding is not None and isinstance(result, Tensor):
             return total, self.round(result, rounding)
         return total, result
 
     def gate(
-        self, gate: Tensor, up: Tensor, activation: str = "silu", rounding: Rounding | None = None
-    ) -> Tensor | Rounded:
+        self, gate: Tensor, up: Tensor | None, activation: str = "silu", rounding: Rounding | None = None, *,
+        limit: float | None = None,
+    ) -> Tensor | Rounded:  # fmt: skip
         """``activation(gate) * up`` of ``[..., K]``, rounded if a linear's ``rounding`` is given.
 
         Args:
-            gate, up: rows may be parts of longer ones, whose numbers follow each other or are every second one.
+            gate, up: rows may be parts of longer ones, whose numbers follow each other or are every second one; without
+                ``up`` it is the activation alone.
             activation: one of ``ACTIVATIONS``.
+            limit: gpt-oss's gate instead: ``(up + 1) * gate * sigmoid(1.702 * gate)``, both within the limit.
         """
+        alone, up = up is None, gate if up is None else up
         if activation not in ACTIVATIONS:
             raise FormatError(f"a gate's activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
         if gate.shape != up.shape or gate.dtype != up.dtype:
@@ -89,8 +102,8 @@ class GpuLayer(GpuAttention):
         gates, ups = _columns(gate), _columns(up)
         tokens, k = gates.shape
         parts, y = tiles.parts_of_token(k), torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        shape = self._row_shape(gate, rounding, activation=activation)
-        shape = replace(shape, by_turns=gates.stride(1) == 2)
+        shape = self._row_shape(gate, rounding, activation=activation if limit is None else "limited")
+        shape = replace(shape, by_turns=gates.stride(1) == 2, alone=alone, limit=limit or 0.0)
         peaks = self.unused(torch.int32, y.device)
         if shape.element:
             peaks = torch.empty((tokens, parts), dtype=torch.int32, device=y.device)
@@ -103,7 +116,7 @@ class GpuLayer(GpuAttention):
             return y if rounding is None else rounding(y)
         rounded, arguments = rounding.room(y)
         if tokens:
-            plain = replace(shape, activation="silu", by_turns=False)
+            plain = replace(shape, activation="silu", by_turns=False, alone=False, limit=0.0)
             kernel = self.kernel("quantize:quantize_parts", tiles.quantize_parts, plain)
             kernel((tokens, parts), x=y, peaks=peaks, K=k, **arguments)
         return rounded

@@ -120,13 +120,21 @@ def _norms(target: Target) -> Iterator[Config]:
             yield tiles.norm_token(replace(plain, parts=parts), target)
             if late:
                 yield tiles.norm_token(plain, target)
+                yield tiles.norm_token(replace(plain, centred=True, bias=True, add=True), target)
+    for bias in (False, True):
+        centred = RowShape(dtype, 4096, True, late=True, centred=True, bias=bias)
+        yield tiles.norm_token(centred, target)
+    yield tiles.norm_token(replace(centred, k=30000), target)
 
 
 def _gates(target: Target) -> Iterator[Config]:
-    for activation, element in (("silu", ""), ("gelu_tanh", ""), ("silu", "int8")):
+    kinds = ("silu", ""), ("gelu_tanh", ""), ("silu", "int8"), ("gelu", ""), ("relu2", ""), ("limited", "")
+    for activation, element in kinds:
         for by_turns in (False, True):
             shape = RowShape(_usual(target), 11008, element=element, activation=activation, by_turns=by_turns)
-            yield tiles.gate(replace(shape, late=True), target)
+            yield tiles.gate(replace(shape, late=True, limit=7.0 if activation == "limited" else 0.0), target)
+    for activation in ("gelu_tanh", "gelu"):
+        yield tiles.gate(RowShape(_usual(target), 11008, activation=activation, alone=True, late=True), target)
 
 
 def _roundings(target: Target) -> Iterator[Config]:

@@ -95,11 +95,13 @@ class RowShape:
         element: format that the result is rounded to, if any.
         codes: pointer of the codes, or of values of them.
         static: whether the scale is given.
-        activation: of a gate.
+        activation: of a gate; ``limited``: gpt-oss's, with a ``limit``.
+        alone: whether there is nothing that the gate multiplies.
         by_turns: whether gates and what they multiply lie by turns.
         parts: of a norm that rounds: programs that share a token; of what rounds parts of one: above 1 where it has to
             find the token's largest magnitude itself.
         late: whether the next kernel starts when the one before has ended (``late``).
+        centred, bias: of a norm: whether the mean is taken away first, and whether something is added at the end.
     """
 
     dtype: str
@@ -112,6 +114,10 @@ class RowShape:
     by_turns: bool = False
     parts: int = 1
     late: bool = False
+    limit: float = 0.0
+    alone: bool = False
+    centred: bool = False
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -308,12 +314,13 @@ def norm_token(shape: RowShape, target: Target) -> Config:
     pointer = POINTERS[shape.dtype]
     block, once, warps = whole_token(shape.k, target)
     types = {
-        **dict.fromkeys(("x", "delta", "total", "y"), pointer), "weight": "*fp32", "eps": "fp32", **_rounding(shape)
+        **dict.fromkeys(("x", "delta", "total", "y"), pointer), "weight": "*fp32", "bias": "*fp32",
+        "eps": "fp32", **_rounding(shape),
     }  # fmt: skip
     return Config(
         types,
         {**_rounded(shape), "ADD": shape.add, "OVERLAP": overlaps(target), "ONCE": once, "BLOCK_K": block,
-         "PARTS": shape.parts, "LATE": shape.late},
+         "PARTS": shape.parts, "LATE": shape.late, "CENTRED": shape.centred, "HAS_BIAS": shape.bias},
         warps, 1, divisible=("K",),
     )  # fmt: skip
 
@@ -325,7 +332,8 @@ def gate(shape: RowShape, target: Target) -> Config:
         **dict.fromkeys(("K", "stride_gate", "stride_up"), "i32"),
     }  # fmt: skip
     constants: dict[str, Constant] = {
-        "ACTIVATION": shape.activation, "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
+        "ACTIVATION": shape.activation, "LIMIT": shape.limit, "ALONE": shape.alone,
+        "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
         "BLOCK_K": VALUES_AT_ONCE, "STEP": 2 if shape.by_turns else 1, "LATE": shape.late,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"))

@@ -49,8 +49,8 @@ class LibraryProduct:
     """A linear on a product of PyTorch's."""
 
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine) -> None:
-        self.rounding = _rounding(held, row, machine)
-        self.arguments = _weight_arguments(held, row, call, machine)
+        self.rounding = rounding_of(held, row, machine)
+        self.arguments = weight_arguments(held, row, call, machine)
 
     def finishes(self, after: str) -> bool:
         """Nothing but the product."""
@@ -73,8 +73,8 @@ class Run:
 
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine, room: Workspace) -> None:
         self.held, self.row, self.room, self.call, self.machine = held, row, room, call, machine
-        self.rounding = _rounding(held, row, machine)
-        self.arguments = _weight_arguments(held, row, call, machine)
+        self.rounding = rounding_of(held, row, machine)
+        self.arguments = weight_arguments(held, row, call, machine)
         self.widened = None if row.widen is None else Widened(held, row.widen, row.operand, call, machine, room)
         self.narrowed = None if row.narrow is None else Narrowed(row.narrow, call, machine)
         self.config = configure(row, call, machine)
@@ -134,19 +134,21 @@ class Run:
         kernel((tiles * self.split_k,), M=tokens, **arguments)
 
 
-def _rounding(held: Held, row: Variant, machine: Machine) -> Rounding | None:
+def rounding_of(held: Held, row: Variant, machine: Machine) -> Rounding | None:
+    """What rounds a weight's inputs for a row; None where they are not rounded."""
     if held.activations is None:
         return None
     return Rounding(held.activations, held.input_scale, row.operand, machine)
 
 
-def _weight_arguments(held: Held, row: Variant, call: Call, machine: Machine) -> dict[str, Any]:
+def weight_arguments(held: Held, row: Variant, call: Call, machine: Machine) -> dict[str, Any]:
     """The weight, its scales and bias in the layout of a row."""
     unused = torch.empty(1, device=held.device)
     counters = torch.empty(1, dtype=torch.int32, device=held.device)
     arguments: dict[str, Any] = {
         "bias": unused if held.bias is None else held.bias, "scale": unused, "token_scale": unused, "gain": 1.0,
         "partials": counters if row.operand == NATIVE["int8"] else unused, "counters": counters,
+        "experts": counters, "order": counters,
         "zero": torch.empty(1, dtype=torch.uint8, device=held.device),
     }  # fmt: skip
     operands = held.operands

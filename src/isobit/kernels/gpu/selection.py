@@ -93,14 +93,29 @@ def choose(
     return tuple(row for row, reason in asked if reason is None), refused
 
 
+def not_of_experts(row: Variant) -> str | None:
+    """Why a row does not multiply the weights of experts, or None."""
+    if row.library:
+        return "PyTorch's product has one weight for all tokens"
+    return "the weights of all experts would be widened for a few of them" if row.widen is not None else None
+
+
 def pick(
-    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target, matrix: Matrix
-) -> tuple[Variant | None, tuple[tuple[Variant, str], ...]]:
-    """The row for a weight, which plans name and binding takes, and why none that come before it is taken."""
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target, matrix: Matrix,
+    *, experts: bool = False,
+) -> tuple[Variant | None, tuple[tuple[Variant, str], ...]]:  # fmt: skip
+    """The row for a weight, which plans name and binding takes, and why none that come before it is taken.
+
+    Args:
+        weights, activations, dtype, tokens, target: see :func:`candidates`.
+        matrix: the weight.
+        experts: whether it is that of many experts, of which ``tokens`` are multiplied by one.
+    """
     rows, refused = choose(weights, activations, dtype, tokens, target)
     refusals = list(refused)
     for row in rows:
-        refusal = misfit(row, matrix, target)
+        refusal = not_of_experts(row) if experts else None
+        refusal = refusal or misfit(row, matrix, target)
         if refusal is None:
             return row, tuple(refusals)
         refusals.append((row, refusal))

@@ -102,6 +102,7 @@ class Tile:
     stages: int
 
 
+NO_EXPERTS: Mapping[str, Constant] = {"EXPERTS": 0, "SHARE": 0}
 _WHOLE_STEP = None  # sums of one step along K stay in the matrix unit
 
 # Without matrix units a thread holds what it multiplies in registers. Not measured.
@@ -226,7 +227,8 @@ def matrix_signature(x: str, w: str, scale: str = "*fp32") -> dict[str, str]:
     return {
         "x": x, "w": w, "token_scale": "*fp32", "scale": scale, "zero": "*u8", "bias": "*fp32", "residual": y,
         "y": y,
-        "partials": "*i32" if x == "*i8" else "*fp32", "counters": "*i32", "M": "i32", "N": "i32", "K": "i32",
+        "partials": "*i32" if x == "*i8" else "*fp32", "counters": "*i32",
+        "experts": "*i32", "order": "*i32", "M": "i32", "N": "i32", "K": "i32",
         "stride_w": "i32", "stride_scale": "i32", "gain": "fp32",
     }  # fmt: skip
 
@@ -270,7 +272,7 @@ def row_scaled(
             tile = replace(tile, m=min(tile.m, 128))
         constants = {
             **_tile_constants(target, family, tile), "ELEMENT": element, "HAS_TOKEN_SCALE": rounded,
-            "HAS_SCALE": scaled, "HAS_BIAS": False, "AFTER": "", "EVEN_K": True, "IMPRECISE": imprecise,
+            "HAS_SCALE": scaled, "HAS_BIAS": False, "AFTER": "", **NO_EXPERTS, "EVEN_K": True, "IMPRECISE": imprecise,
             "PROMOTE": promote, "PRECISION": _precision(target), "BLOCK_K": tile.k,
         }  # fmt: skip
         return Config(matrix_signature(x, w), constants, tile.warps, tile.stages)
@@ -290,7 +292,7 @@ def block_scaled(family: Family, w: str, x: str, element: str) -> Callable[[Targ
         constants: dict[str, Constant] = {
             # sm_86 on it, codes widened: 64 tokens 757.8 in 2 stages, the fastest of 6 (128: 809.5).
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128 if w == x else 64))),
-            "ELEMENT": element, "HAS_BIAS": False, "AFTER": "", "GROUP": BLOCK,
+            "ELEMENT": element, "HAS_BIAS": False, "AFTER": "", **NO_EXPERTS, "GROUP": BLOCK,
             "BLOCK_K": 128 if target.unit("float16", "float16") else tile.k,
             "IMPRECISE": _WHOLE_STEP if family == "many" and w == x else 0,
         }  # fmt: skip
@@ -325,6 +327,7 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
         constants: dict[str, Constant] = {
             **_tile_constants(target, family, replace(tile, m=min(tile.m, 128))),
             "GROUP": 128, "UNIT": unit_of_nibbles(target, zero), "HAS_ZERO": zero, "HAS_BIAS": False, "AFTER": "",
+            **NO_EXPERTS,
         }  # fmt: skip
         small = target.shared_memory < _MIDDLE_SHARED
         return Config(matrix_signature(x, "*i16", "*bf16"), constants, tile.warps, 1 if small else tile.stages)
@@ -337,7 +340,7 @@ def stream(family: Family, bits: int, group: int, x: str, *, zero: bool = False)
 
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
-            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "AFTER": "", "BLOCK_N": 8,
+            "BITS": bits, "GROUP": group, "HAS_ZERO": zero, "HAS_BIAS": False, "AFTER": "", **NO_EXPERTS, "BLOCK_N": 8,
             "BLOCK_K": 256 if zero else 512,  # zero points take registers too
         }  # fmt: skip
         if family == "many":
@@ -357,7 +360,7 @@ def vector(w: str, x: str, element: str, *, scaled: bool = True, rounded: bool =
     def config(target: Target) -> Config:
         constants: dict[str, Constant] = {
             "ELEMENT": element, "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "AFTER": "",
-            "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
+            **NO_EXPERTS, "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target), "BLOCK_N": 4,
             "BLOCK_K": 1024 // _bytes(w), "UNROLL": 2,
         }  # fmt: skip
         return Config(matrix_signature(x, w), constants, 4 if _bytes(w) > 1 else 2, 1)
@@ -372,8 +375,8 @@ def vector_int8(target: Target) -> Config:
     UNROLL 2 on AMD: not measured.
     """
     constants: dict[str, Constant] = {
-        "HAS_BIAS": False, "AFTER": "", "EVEN_K": True, "ASM": is_cuda(target), "OVERLAP": _lines_ahead(target),
-        "BLOCK_N": 4, "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
+        "HAS_BIAS": False, "AFTER": "", **NO_EXPERTS, "EVEN_K": True, "ASM": is_cuda(target),
+        "OVERLAP": _lines_ahead(target), "BLOCK_N": 4, "BLOCK_K": 256, "UNROLL": 4 if is_cuda(target) else 2,
     }  # fmt: skip
     return Config(matrix_signature("*i32", "*i32"), constants, 2, 1)
 

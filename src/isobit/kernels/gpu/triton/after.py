@@ -19,16 +19,25 @@ def plus(values, residual, place, inside):
 
 
 @triton.jit
+def activated(x, ACTIVATION: tl.constexpr):
+    """An activation of numbers in any float, in float32; "only-" in front of its name is as if it were not there."""
+    g = x.to(tl.float32)
+    if ACTIVATION == "silu" or ACTIVATION == "only-silu":
+        return g * (1.0 / (1.0 + tl.exp2(-g * _LOG2_E)))
+    elif ACTIVATION == "gelu_tanh" or ACTIVATION == "only-gelu_tanh":
+        # (1 + tanh z) / 2 is 1 / (1 + exp(-2 z)), with z = sqrt(2 / pi) (g + 0.044715 g^3)
+        return g * (1.0 / (1.0 + tl.exp2(g * (1.0 + 0.044715 * g * g) * (-1.5957691216057308 * _LOG2_E))))
+    elif ACTIVATION == "gelu" or ACTIVATION == "only-gelu":
+        return g * (0.5 + 0.5 * tl.erf(g * 0.7071067811865476))
+    else:
+        tl.static_assert(ACTIVATION == "relu2" or ACTIVATION == "only-relu2", "an activation")
+        return tl.where(g > 0, g * g, tl.where(g == g, 0.0, g))
+
+
+@triton.jit
 def gated(gate, up, ACTIVATION: tl.constexpr):
     """``activation(gate) * up`` in float32, of numbers in any float."""
-    g = gate.to(tl.float32)
-    if ACTIVATION == "silu":
-        share = 1.0 / (1.0 + tl.exp2(-g * _LOG2_E))
-    else:
-        tl.static_assert(ACTIVATION == "gelu_tanh", "an activation")
-        # (1 + tanh z) / 2 is 1 / (1 + exp(-2 z)), with z = sqrt(2 / pi) (g + 0.044715 g^3)
-        share = 1.0 / (1.0 + tl.exp2(g * (1.0 + 0.044715 * g * g) * (-1.5957691216057308 * _LOG2_E)))
-    return g * share * up.to(tl.float32)
+    return activated(gate, ACTIVATION) * up.to(tl.float32)
 
 
 @triton.jit
@@ -39,7 +48,8 @@ def store_rows(y, residual, sums, n, N, token, AFTER: tl.constexpr):
         y: ``[M, N]``, or ``[M, N / 2]`` for gates.
         residual: as y, if AFTER is "add".
         token: int64: which.
-        AFTER: "", "add", or the activation of gates: rows 2 i and 2 i + 1 are gate and value i.
+        AFTER: "", "add", "only-" and an activation, or the activation of gates: rows 2 i and 2 i + 1 are gate and value
+            i.
     """
     values = sums.to(y.dtype.element_ty)
     if AFTER == "":
@@ -47,6 +57,8 @@ def store_rows(y, residual, sums, n, N, token, AFTER: tl.constexpr):
     elif AFTER == "add":
         place = token * N + n
         tl.store(y + place, plus(values, residual, place, n < N), mask=n < N)
+    elif AFTER == "only-silu" or AFTER == "only-gelu" or AFTER == "only-gelu_tanh" or AFTER == "only-relu2":
+        tl.store(y + token * N + n, activated(values, AFTER).to(values.dtype), mask=n < N)
     else:
         gates, ups = tl.split(values)
         first, _ = tl.split(n)
@@ -57,7 +69,12 @@ def store_rows(y, residual, sums, n, N, token, AFTER: tl.constexpr):
 def store_tile(y, residual, tile, n, m, N, M, AFTER: tl.constexpr):
     """The same for a tile ``[rows, tokens]`` of rows ``n`` and tokens ``m``."""
     values = tile.to(y.dtype.element_ty)
-    if AFTER == "" or AFTER == "add":
+    ONLY: tl.constexpr = (
+        AFTER == "only-silu" or AFTER == "only-gelu" or AFTER == "only-gelu_tanh" or AFTER == "only-relu2"
+    )
+    if AFTER == "" or AFTER == "add" or ONLY:
+        if ONLY:
+            values = activated(values, AFTER).to(values.dtype)
         values = tl.trans(values)
         place = m.to(tl.int64)[:, None] * N + n[None, :]
         inside = (m < M)[:, None] & (n < N)[None, :]

@@ -54,6 +54,17 @@ def row_sums(total, other, column, ASM: tl.constexpr, NIBBLES: tl.constexpr):
 
 
 @triton.jit
+def results_of(N, AFTER: tl.constexpr):
+    """Numbers of a token's result of N rows, int64: half as many behind gates."""
+    if AFTER == "" or AFTER == "add" or AFTER == "only-silu" or AFTER == "only-gelu":
+        return tl.full((), 1, tl.int64) * N
+    elif AFTER == "only-gelu_tanh" or AFTER == "only-relu2":
+        return tl.full((), 1, tl.int64) * N
+    else:
+        return tl.full((), 1, tl.int64) * (N // 2)
+
+
+@triton.jit
 def epilogue(y, residual, sums, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
              HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
     """The epilogue: scales, bias, and what ``store_rows`` does with the results of rows ``n``."""

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.gpu.triton import lanes_assembly as assembly
-from isobit.kernels.gpu.triton.lanes import epilogue, field, row_sums, words_at
+from isobit.kernels.gpu.triton.experts import expert_of
+from isobit.kernels.gpu.triton.lanes import epilogue, field, results_of, row_sums, words_at
 from isobit.kernels.gpu.triton.pdl import wait
 
 _ADDED, _ADDED_FLOATS = assembly.ADDED, assembly.ADDED_FLOATS
@@ -109,12 +110,12 @@ def _step(total, other, a, b, low, high, ELEMENT: tl.constexpr, X: tl.constexpr,
 
 @triton.jit
 def linear_lanes(
-    x, w, token_scale, scale, bias, residual, y, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, experts, N, K, gain,
     ELEMENT: tl.constexpr, X: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr,
+    BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr, EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
-    """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), 1).
+    """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), 1), or (.., pairs).
 
     Weights are read a step before they are used, and those of the first step before the kernel in front has ended.
 
@@ -125,6 +126,7 @@ def linear_lanes(
         scale: ``[N]`` float32.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, EXPERTS, SHARE: see ``experts.py``.
         K: words of a row.
         gain: what the decoders of both operands left to be multiplied.
         ELEMENT: "hardware" (e4m3fn by the conversion of sm_89), "e4m3fn", "e5m2", "int8" (with X), "f16" or "bf16".
@@ -136,6 +138,12 @@ def linear_lanes(
     """
     PAIRS: tl.constexpr = BLOCK_N // 2
     WIDE: tl.constexpr = X != ""
+    if EXPERTS > 0:
+        pair = tl.program_id(1)
+        expert = expert_of(experts, pair, OVERLAP)
+        w, scale, bias = w + expert * N * K, scale + expert * N, bias + expert * N
+        x, token_scale = x + pair // SHARE * (K * (2 if WIDE else 1)), token_scale + pair // SHARE
+        y += pair * results_of(N, AFTER)
     n = tl.program_id(0) * BLOCK_N + 2 * tl.arange(0, PAIRS)
     first = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # rows past the end repeat the last one
     second = w + tl.minimum(n + 1, N - 1).to(tl.int64)[:, None] * K
@@ -181,14 +189,16 @@ def _block_step(total, other, a, b, x, factors, begin, column, K, ELEMENT: tl.co
 
 @triton.jit
 def linear_lanes_block(
-    x, w, token_scale, scale, bias, residual, y, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, experts, N, K, gain,
     ELEMENT: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr,
+    EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: the sums of every step are scaled. Grid: as ``linear_lanes``.
 
     Args:
-        x, w, bias, residual, y, K, gain, AFTER, OVERLAP, BLOCK_K, UNROLL: as ``linear_lanes``, for codes.
+        x, w, bias, residual, y, K, gain, AFTER, OVERLAP, BLOCK_K, UNROLL, experts, EXPERTS, SHARE: as
+            ``linear_lanes``, for codes.
         token_scale: ``[1, 4 K / GROUP]`` float32.
         scale: ``[ceil(N / GROUP), 4 K / GROUP]`` float32.
         ELEMENT: "hardware" or "e4m3fn".
@@ -199,6 +209,14 @@ def linear_lanes_block(
     tl.static_assert(GROUP % BLOCK_N == 0, "the rows of a program lie in one row of blocks")
     tl.static_assert(GROUP % 64 == 0 and 4 * BLOCK_K % GROUP == 0, "four lanes have one scale, a step whole blocks")
     PAIRS: tl.constexpr = BLOCK_N // 2
+    if EXPERTS > 0:
+        pair = tl.program_id(1)
+        expert = expert_of(experts, pair, OVERLAP)
+        high = tl.cdiv(N, GROUP)  # blocks of an expert, which begins with a row of them
+        w, bias = w + expert * (high * GROUP) * K, bias + expert * N
+        scale += expert * (high * (K // (GROUP // 4)))
+        x, token_scale = x + pair // SHARE * K, token_scale + pair // SHARE * (K // (GROUP // 4))
+        y += pair * results_of(N, AFTER)
     n = tl.program_id(0) * BLOCK_N + 2 * tl.arange(0, PAIRS)
     first = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
     second = w + tl.minimum(n + 1, N - 1).to(tl.int64)[:, None] * K

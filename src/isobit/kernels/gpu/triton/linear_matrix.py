@@ -13,6 +13,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.after import store_tile
 from isobit.kernels.gpu.triton.decode import nibbles, stream, to_bf16, to_f16
+from isobit.kernels.gpu.triton.experts import expert_of
 from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait_for_last
 
 
@@ -62,14 +63,14 @@ def _reduce_split_k(total, partials, counters, tile, split, SPLIT_K: tl.constexp
 
 
 @triton.jit
-def _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
+def _epilogue(total, y, residual, token_scale, scale, bias, n, m, of, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
               HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
     """The epilogue: scales, bias, and what ``store_tile`` does with a tile ``[BLOCK_N, BLOCK_M]``."""
     y_tile = total.to(tl.float32)
     if HAS_SCALE:
         y_tile = y_tile * (tl.load(scale + n, mask=n < N, other=0.0) * gain)[:, None]
     if HAS_TOKEN_SCALE:
-        y_tile = y_tile * tl.load(token_scale + m, mask=m < M, other=0.0)[None, :]
+        y_tile = y_tile * tl.load(token_scale + of, mask=m < M, other=0.0)[None, :]
     if HAS_BIAS:
         y_tile += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     store_tile(y, residual, y_tile, n, m, N, M, AFTER)
@@ -77,12 +78,12 @@ def _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, gain, HA
 
 @triton.jit
 def linear_matrix(
-    x, w, token_scale, scale, bias, residual, y, partials, counters, M, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, partials, counters, experts, order, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
     PROMOTE: tl.constexpr, PRECISION: tl.constexpr, LATE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
-    AFTER: tl.constexpr,
+    AFTER: tl.constexpr, EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N) * ceil(M / BLOCK_M) * SPLIT_K,).
 
@@ -93,6 +94,7 @@ def linear_matrix(
         scale: ``[N]`` float32.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, order, EXPERTS, SHARE: see ``experts.py``; then M is that of the tiles.
         partials, counters: float32 (int32) partial sums of the tiles and int32 zeros, one per tile; SPLIT_K > 1 only.
         gain: what the decoder left to be multiplied.
         OVERLAP: cache lines of each row to ask for while the kernel before this one still runs; 0 not to overlap it; -1
@@ -105,9 +107,17 @@ def linear_matrix(
     tile_n, tile_m, split, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT_K, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    of = m
+    if EXPERTS > 0:
+        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        if expert < 0:
+            return
+        m = tl.load(order + m)
+        of = m // SHARE
+        w, scale, bias = w + expert * N * K, scale + expert * N, bias + expert * N
     column = tl.arange(0, BLOCK_K)
     rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # padding: rows past the end repeat the last one
-    tokens = x + m.to(tl.int64)[None, :] * K
+    tokens = x + of.to(tl.int64)[None, :] * K
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     begin = split * steps * BLOCK_K
     end = tl.minimum(K, begin + steps * BLOCK_K)
@@ -140,17 +150,17 @@ def linear_matrix(
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS,
-                  AFTER)  # fmt: skip
+        _epilogue(total, y, residual, token_scale, scale, bias, n, m, of, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE,
+                  HAS_BIAS, AFTER)  # fmt: skip
 
 
 @triton.jit
 def linear_matrix_block(
-    x, w, token_scale, scale, bias, residual, y, partials, counters, M, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, partials, counters, experts, order, M, N, K, gain,
     ELEMENT: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, IMPRECISE: tl.constexpr,
     LATE: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
-    SWIZZLE: tl.constexpr, AFTER: tl.constexpr,
+    SWIZZLE: tl.constexpr, AFTER: tl.constexpr, EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Scales of blocks: every ``GROUP`` along K has partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -161,6 +171,7 @@ def linear_matrix_block(
         scale: ``[ceil(N / GROUP), K / GROUP]`` float32; BLOCK_N divides GROUP.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, order, EXPERTS, SHARE: see ``experts.py``; then M is that of the tiles.
         partials, counters, gain, IMPRECISE: as ``linear_matrix``.
         GROUP: rows and columns of a block, and activations that share a scale; K is a multiple.
         BLOCK_K: a step along K; divides GROUP.
@@ -169,12 +180,22 @@ def linear_matrix_block(
     tile_n, tile_m, split, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT_K, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    of = m
+    if EXPERTS > 0:
+        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        if expert < 0:
+            return
+        m = tl.load(order + m)
+        of = m // SHARE
+        high = tl.cdiv(N, GROUP)  # blocks of an expert, which begins with a row of them
+        w, bias = w + expert * (high * GROUP) * K, bias + expert * N
+        scale += expert * (high * (K // GROUP))
     column = tl.arange(0, BLOCK_K)
     groups = K // GROUP
     row = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
     rows = row + column[None, :]
-    tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
-    token_scales = token_scale + m.to(tl.int64) * groups
+    tokens = x + of.to(tl.int64)[None, :] * K + column[:, None]
+    token_scales = token_scale + of.to(tl.int64) * groups
     scales = scale + (tile_n * BLOCK_N // GROUP) * groups
     steps = tl.cdiv(groups, SPLIT_K)
     begin = split * steps
@@ -202,7 +223,7 @@ def linear_matrix_block(
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _epilogue(total, y, residual, token_scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS, AFTER)
+        _epilogue(total, y, residual, token_scale, scale, bias, n, m, of, N, M, 1.0, False, False, HAS_BIAS, AFTER)
 
 
 @triton.jit
@@ -218,11 +239,11 @@ def _add_quarter(total, partial, factor, weights, values, scales, SAME: tl.const
 
 @triton.jit
 def linear_matrix_nibbles(
-    x, w, scale, zero, bias, residual, y, partials, counters, M, N, K,
+    x, w, scale, zero, bias, residual, y, partials, counters, experts, order, M, N, K,
     GROUP: tl.constexpr, UNIT: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr, LATE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, SWIZZLE: tl.constexpr,
-    AFTER: tl.constexpr,
+    AFTER: tl.constexpr, EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """4-bit codes in groups along K, each with partial sums of its own. Grid: as ``linear_matrix``.
 
@@ -234,6 +255,7 @@ def linear_matrix_nibbles(
         zero: ``[K / GROUP, N]`` uint8, if HAS_ZERO; else the stored code of 0.0 is 8.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, order, EXPERTS, SHARE: see ``experts.py``; then M is that of the tiles.
         GROUP: weights along K that share a scale, a multiple of a quarter unit.
         UNIT: K is a multiple.
     """
@@ -242,11 +264,22 @@ def linear_matrix_nibbles(
     tile_n, tile_m, split, tile = _tile(N, M, BLOCK_N, BLOCK_M, SPLIT_K, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    across = N
+    of = m
+    if EXPERTS > 0:
+        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        if expert < 0:
+            return
+        m = tl.load(order + m)
+        of = m // SHARE
+        across = N * EXPERTS
+        w, bias = w + expert * N * (K // 4), bias + expert * N
+        scale, zero = scale + expert * N, zero + expert * N
     column = tl.arange(0, QUARTER)
     real_n = tl.minimum(n, N - 1)
     row = w + real_n.to(tl.int64)[:, None] * (K // 4)
     rows = row + column[None, :]
-    tokens = x + m.to(tl.int64)[None, :] * K + column[:, None]
+    tokens = x + of.to(tl.int64)[None, :] * K + column[:, None]
     units = K // UNIT
     steps = tl.cdiv(units, SPLIT_K)
     begin = split * steps
@@ -266,15 +299,15 @@ def linear_matrix_nibbles(
         x2 = tl.load(tokens + (at + 2 * QUARTER), mask=real, other=0.0)
         x3 = tl.load(tokens + (at + 3 * QUARTER), mask=real, other=0.0)
         if HAS_ZERO:
-            origin = tl.load(zero + (at // GROUP * N + real_n)).to(tl.float32)[:, None]
+            origin = tl.load(zero + (at // GROUP * across + real_n)).to(tl.float32)[:, None]
         else:
             origin = tl.full((BLOCK_N, 1), 8.0, tl.float32)
         w0, w1, w2, w3 = nibbles(words, tl.broadcast_to(origin, (BLOCK_N, QUARTER)), x.dtype.element_ty, ASM)
-        s0 = tl.load(scale + (at // GROUP * N + real_n)).to(tl.float32)[:, None]
+        s0 = tl.load(scale + (at // GROUP * across + real_n)).to(tl.float32)[:, None]
         partial = tl.dot(w0, x0)
-        g1 = scale + ((at + QUARTER) // GROUP * N + real_n)
-        g2 = scale + ((at + 2 * QUARTER) // GROUP * N + real_n)
-        g3 = scale + ((at + 3 * QUARTER) // GROUP * N + real_n)
+        g1 = scale + ((at + QUARTER) // GROUP * across + real_n)
+        g2 = scale + ((at + 2 * QUARTER) // GROUP * across + real_n)
+        g3 = scale + ((at + 3 * QUARTER) // GROUP * across + real_n)
         total, partial, s0 = _add_quarter(total, partial, s0, w1, x1, g1, GROUP % (2 * QUARTER) == 0)
         total, partial, s0 = _add_quarter(total, partial, s0, w2, x2, g2, GROUP % UNIT == 0)
         total, partial, s0 = _add_quarter(total, partial, s0, w3, x3, g3, GROUP % (2 * QUARTER) == 0)
@@ -285,14 +318,15 @@ def linear_matrix_nibbles(
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
     if last:
-        _epilogue(total, y, residual, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS, AFTER)
+        _epilogue(total, y, residual, scale, scale, bias, n, m, of, N, M, 1.0, False, False, HAS_BIAS, AFTER)
 
 
 @triton.jit
 def linear_matrix_stream(
-    x, w, scale, zero, bias, residual, y, M, N, K, stride_w, stride_scale,
+    x, w, scale, zero, bias, residual, y, experts, order, M, N, K, stride_w, stride_scale,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SWIZZLE: tl.constexpr, AFTER: tl.constexpr,
+    EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Packed integers of any width and group size, multiplied in float32. Grid: (tiles of N * tiles of M,).
 
@@ -301,15 +335,25 @@ def linear_matrix_stream(
         w: ``[N, stride_w]`` int32 words of ``BITS``-bit codes as formats/pack.py stores them.
         scale: ``[N, stride_scale]`` float32, bfloat16 or float16, one per group.
         zero: ``[N, stride_scale]`` uint8 zero points, if HAS_ZERO; else the code of 0.0 is half of the range.
-        bias, residual, y, AFTER: as ``linear_matrix``.
+        bias, residual, y, AFTER, experts, order, EXPERTS, SHARE: as ``linear_matrix``.
         PRECISION: "ieee", or "tf32x3" where there is a matrix unit: three products of the operands' halves.
     """
     tile_n, tile_m, _, _ = _tile(N, M, BLOCK_N, BLOCK_M, 1, SWIZZLE)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    of = m
+    if EXPERTS > 0:
+        expert = expert_of(experts, tile_m, False)
+        if expert < 0:
+            return
+        m = tl.load(order + m)
+        of = m // SHARE
+        bias += expert * N
     column = tl.arange(0, BLOCK_K)
     row = tl.minimum(n, N - 1).to(tl.int64)[:, None]
-    tokens = x + m.to(tl.int64)[None, :] * K
+    if EXPERTS > 0:
+        row += expert * N
+    tokens = x + of.to(tl.int64)[None, :] * K
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for at in range(0, K, BLOCK_K):
         k = at + column
@@ -323,4 +367,4 @@ def linear_matrix_stream(
             codes -= 1 << (BITS - 1)
         weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
         total = tl.dot(weights, values.to(tl.float32), total, input_precision=PRECISION)
-    _epilogue(total, y, residual, scale, scale, bias, n, m, N, M, 1.0, False, False, HAS_BIAS, AFTER)
+    _epilogue(total, y, residual, scale, scale, bias, n, m, of, N, M, 1.0, False, False, HAS_BIAS, AFTER)

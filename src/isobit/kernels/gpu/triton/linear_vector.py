@@ -11,6 +11,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.after import store_rows
 from isobit.kernels.gpu.triton.decode import dp4a, stream, to_f16
+from isobit.kernels.gpu.triton.experts import expert_of
 from isobit.kernels.gpu.triton.pdl import prefetch, wait
 
 
@@ -24,15 +25,15 @@ def _codes_to_f32(codes, ELEMENT: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def _epilogue(y, residual, total, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
+def _epilogue(y, residual, total, m, of, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE: tl.constexpr,
               HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
-    """The epilogue: scales, bias, and what ``store_rows`` does with one token's ``BLOCK_N`` results."""
+    """The epilogue: scales, bias, and what ``store_rows`` does with ``BLOCK_N`` results ``m`` of token ``of``."""
     inside = n < N
     total = total.to(tl.float32)
     if HAS_SCALE:
         total = total * tl.load(scale + n, mask=inside, other=0.0) * gain
     if HAS_TOKEN_SCALE:
-        total = total * tl.load(token_scale + m)
+        total = total * tl.load(token_scale + of)
     if HAS_BIAS:
         total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
     if AFTER == "" or AFTER == "add":
@@ -44,10 +45,11 @@ def _epilogue(y, residual, total, m, n, N, token_scale, scale, bias, gain, HAS_T
 
 @triton.jit
 def linear_vector(
-    x, w, token_scale, scale, bias, residual, y, N, K, gain,
+    x, w, token_scale, scale, bias, residual, y, experts, N, K, gain,
     ELEMENT: tl.constexpr, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     UNROLL: tl.constexpr, AFTER: tl.constexpr,
+    EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Scales shared by rows (or none). Grid: (ceil(N / BLOCK_N), M).
 
@@ -58,13 +60,19 @@ def linear_vector(
         scale: ``[N]`` float32.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, EXPERTS, SHARE: see ``experts.py``.
         gain: what the decoder left to be multiplied.
     """
     m = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    of = m
+    if EXPERTS > 0:
+        of = m // SHARE
+        expert = expert_of(experts, m, OVERLAP > 0)
+        w, scale, bias = w + expert * N * K, scale + expert * N, bias + expert * N
     rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K  # rows past the end repeat the last one
     column = tl.arange(0, BLOCK_K)
-    token = x + m.to(tl.int64) * K
+    token = x + of.to(tl.int64) * K
     if OVERLAP:
         prefetch(rows, 0, K, OVERLAP)
         wait()
@@ -79,14 +87,17 @@ def linear_vector(
             values = tl.load(token + k, mask=k < K, other=0.0)
         total += _codes_to_f32(codes, ELEMENT, ASM) * values.to(tl.float32)[None, :]
     sums = tl.sum(total, axis=1)
-    _epilogue(y, residual, sums, m, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS, AFTER)
+    _epilogue(
+        y, residual, sums, m, of, n, N, token_scale, scale, bias, gain, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS, AFTER
+    )
 
 
 @triton.jit
 def linear_vector_int8(
-    x, w, token_scale, scale, bias, residual, y, N, K,
+    x, w, token_scale, scale, bias, residual, y, experts, N, K,
     HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UNROLL: tl.constexpr, AFTER: tl.constexpr,
+    EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """int8 by int8, exact in int32, four products an instruction. Grid: (ceil(N / BLOCK_N), M).
 
@@ -97,13 +108,19 @@ def linear_vector_int8(
         scale: ``[N]`` float32.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, EXPERTS, SHARE: see ``experts.py``.
         K: words of a row.
     """
     m = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    of = m
+    if EXPERTS > 0:
+        of = m // SHARE
+        expert = expert_of(experts, m, OVERLAP > 0)
+        w, scale, bias = w + expert * N * K, scale + expert * N, bias + expert * N
     rows = w + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K
     column = tl.arange(0, BLOCK_K)
-    token = x + m.to(tl.int64) * K
+    token = x + of.to(tl.int64) * K
     if OVERLAP:
         prefetch(rows, 0, K, OVERLAP)
         wait()
@@ -118,14 +135,15 @@ def linear_vector_int8(
             values = tl.load(token + k, mask=k < K, other=0)
         total = dp4a(words, tl.broadcast_to(values[None, :], (BLOCK_N, BLOCK_K)), total, ASM)
     sums = tl.sum(total, axis=1)
-    _epilogue(y, residual, sums, m, n, N, token_scale, scale, bias, 1.0, True, True, HAS_BIAS, AFTER)
+    _epilogue(y, residual, sums, m, of, n, N, token_scale, scale, bias, 1.0, True, True, HAS_BIAS, AFTER)
 
 
 @triton.jit
 def linear_vector_stream(
-    x, w, scale, zero, bias, residual, y, N, K, stride_w, stride_scale,
+    x, w, scale, zero, bias, residual, y, experts, N, K, stride_w, stride_scale,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AFTER: tl.constexpr,
+    EXPERTS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """Packed integers of any width as they are stored, any group size. Grid: (ceil(N / BLOCK_N), M).
 
@@ -136,13 +154,19 @@ def linear_vector_stream(
         zero: ``[N, stride_scale]`` uint8 zero points, if HAS_ZERO; else the code of 0.0 is half of the range.
         bias: ``[N]``.
         residual, y, AFTER: see ``store_rows``.
+        experts, EXPERTS, SHARE: see ``experts.py``.
         GROUP: weights along K that share a scale.
     """
     m = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, N - 1).to(tl.int64)[:, None]
+    of = m
+    if EXPERTS > 0:
+        of = m // SHARE
+        expert = expert_of(experts, m, False)
+        row, bias = row + expert * N, bias + expert * N
     column = tl.arange(0, BLOCK_K)
-    token = x + m.to(tl.int64) * K
+    token = x + of.to(tl.int64) * K
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for begin in range(0, K, BLOCK_K):
         k = begin + column
@@ -157,4 +181,4 @@ def linear_vector_stream(
         weights = codes.to(tl.float32) * tl.load(scale + of_group).to(tl.float32)
         total += weights * values[None, :]
     sums = tl.sum(total, axis=1)
-    _epilogue(y, residual, sums, m, n, N, scale, scale, bias, 1.0, False, False, HAS_BIAS, AFTER)
+    _epilogue(y, residual, sums, m, of, n, N, scale, scale, bias, 1.0, False, False, HAS_BIAS, AFTER)

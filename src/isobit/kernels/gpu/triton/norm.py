@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.after import gated
+from isobit.kernels.gpu.triton.after import activated, gated
 from isobit.kernels.gpu.triton.pdl import wait
 from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, round_token, scale_of_token, store_codes
 
@@ -22,10 +22,44 @@ def _sum(x, delta, total, place, inside, ADD: tl.constexpr):
 
 
 @triton.jit
+def _normed(values, mean, factor, weights, biases, CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """The norm of values whose mean and factor are known, in their dtype."""
+    wide = values.to(tl.float32)
+    if CENTRED:
+        wide -= mean
+    wide = wide * factor * weights
+    if HAS_BIAS:
+        wide += biases
+    return wide.to(values.dtype)
+
+
+@triton.jit
+def _centred(values, x, delta, total, m, K, ADD: tl.constexpr, ONCE: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The mean of a token, of which the first BLOCK_K ``values`` are there, and squares of what is left without it."""
+    column = tl.arange(0, BLOCK_K)
+    sums = values.to(tl.float32)
+    if not ONCE:
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            sums += _sum(x, delta, total, m * K + begin + column, begin + column < K, ADD).to(tl.float32)
+    mean = tl.sum(sums, axis=0) / K
+    rest = tl.where(column < K, values.to(tl.float32) - mean, 0.0)
+    squares = rest * rest
+    if not ONCE:
+        tl.debug_barrier()  # the sum is read again
+        for begin in range(BLOCK_K, K, BLOCK_K):
+            source = total if ADD else x
+            more = tl.load(source + m * K + begin + column, mask=begin + column < K, other=0.0).to(tl.float32)
+            rest = tl.where(begin + column < K, more - mean, 0.0)
+            squares += rest * rest
+    return mean, squares
+
+
+@triton.jit
 def norm_token(
-    x, delta, weight, total, y, codes, scales, static_scale, K, eps, qmax,
+    x, delta, weight, bias, total, y, codes, scales, static_scale, K, eps, qmax,
     ADD: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr,
-    ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, LATE: tl.constexpr,
+    ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, LATE: tl.constexpr, CENTRED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M, PARTS).
 
@@ -33,12 +67,13 @@ def norm_token(
 
     Args:
         x, delta: ``[M, K]``; delta if ADD.
-        weight: float32 ``[K]``.
+        weight: float32 ``[K]``; bias: likewise, if HAS_BIAS.
         total: ``[M, K]``: the sum, if ADD.
         y: ``[M, K]``: the norm, if there is no ELEMENT.
         codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is one; then ONCE.
         ONCE: K is at most BLOCK_K.
         LATE: see ``pdl.wait``.
+        CENTRED: the mean is taken away first.
         PARTS: programs that look over all of a token and round a part of it each: a power of two, 1 but for roundings.
     """
     tl.static_assert(ONCE or ELEMENT == "", "what is rounded is in registers as a whole")
@@ -46,23 +81,33 @@ def norm_token(
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
     factors = tl.load(weight + column, mask=column < K, other=0.0)
+    biases = tl.load(bias + column, mask=column < K, other=0.0) if HAS_BIAS else 0.0
     if OVERLAP:
         wait(LATE)
     values = _sum(x, delta, total, m * K + column, column < K, ADD)
-    squares = values.to(tl.float32) * values.to(tl.float32)
-    if not ONCE:
-        for begin in range(BLOCK_K, K, BLOCK_K):
-            more = _sum(x, delta, total, m * K + begin + column, begin + column < K, ADD).to(tl.float32)
-            squares += more * more
+    mean = 0.0
+    if CENTRED:
+        mean, squares = _centred(values, x, delta, total, m, K, ADD, ONCE, BLOCK_K)
+    else:
+        squares = values.to(tl.float32) * values.to(tl.float32)
+        if not ONCE:
+            for begin in range(BLOCK_K, K, BLOCK_K):
+                more = _sum(x, delta, total, m * K + begin + column, begin + column < K, ADD).to(tl.float32)
+                squares += more * more
     factor = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-    normed = (values.to(tl.float32) * factor * factors).to(values.dtype)
+    normed = _normed(values, mean, factor, factors, biases, CENTRED, HAS_BIAS)
+    if CENTRED or HAS_BIAS:
+        normed = tl.where(column < K, normed, 0.0).to(values.dtype)
     if PARTS > 1:
         scale = scale_of_token(tl.max(magnitudes(normed), axis=0), static_scale, qmax, STATIC)
         if tl.program_id(1) == 0:
             tl.store(scales + m, scale)
         k = tl.program_id(1) * (BLOCK_K // PARTS) + tl.arange(0, BLOCK_K // PARTS)
         own = tl.load(x + m * K + k, mask=k < K, other=0.0)
-        own = (own.to(tl.float32) * factor * tl.load(weight + k, mask=k < K, other=0.0)).to(own.dtype)
+        own_bias = tl.load(bias + k, mask=k < K, other=0.0) if HAS_BIAS else 0.0
+        own = _normed(
+            own, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), own_bias, CENTRED, HAS_BIAS
+        )  # fmt: skip
         store_codes(codes + m * K, k, quotient_of(own, scale, qmax), k < K, ELEMENT, WIDE)
     elif ELEMENT != "":
         round_token(normed, codes, scales, static_scale, m, K, qmax, ELEMENT, WIDE, STATIC, BLOCK_K)
@@ -74,14 +119,26 @@ def norm_token(
                 k = begin + column
                 source = total if ADD else x
                 more = tl.load(source + m * K + k, mask=k < K, other=0.0)
-                scaled = more.to(tl.float32) * factor * tl.load(weight + k, mask=k < K, other=0.0)
-                tl.store(y + m * K + k, scaled.to(more.dtype), mask=k < K)
+                more_bias = tl.load(bias + k, mask=k < K, other=0.0) if HAS_BIAS else 0.0
+                more = _normed(
+                    more, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), more_bias, CENTRED, HAS_BIAS
+                )  # fmt: skip
+                tl.store(y + m * K + k, more, mask=k < K)
+
+
+@triton.jit
+def _limited(gate, up, LIMIT: tl.constexpr):
+    """gpt-oss's gate, in float32."""
+    g, u = gate.to(tl.float32), up.to(tl.float32)
+    g = tl.where(g > LIMIT, LIMIT, g)  # what is no number stays so
+    u = tl.where(u > LIMIT, LIMIT, tl.where(u < -LIMIT, -LIMIT, u))
+    return (u + 1.0) * (g * (1.0 / (1.0 + tl.exp2(g * (-1.702 * 1.4426950408889634)))))
 
 
 @triton.jit
 def gate(
-    gate, up, y, peaks, K, stride_gate, stride_up, ACTIVATION: tl.constexpr, PEAKS: tl.constexpr,
-    OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, LATE: tl.constexpr,
+    gate, up, y, peaks, K, stride_gate, stride_up, ACTIVATION: tl.constexpr, LIMIT: tl.constexpr, ALONE: tl.constexpr,
+    PEAKS: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """``activation(gate) * up``. Grid: (M, ceil(K / BLOCK_K)).
 
@@ -89,7 +146,8 @@ def gate(
         gate, up: ``[M, K]``, with so many elements from row to row, and STEP from one to the next.
         y: ``[M, K]``.
         peaks: int32 ``[M, ceil(K / BLOCK_K)]``, if PEAKS: the largest magnitudes, for ``quantize_parts``.
-        ACTIVATION: "silu", or "gelu_tanh".
+        ACTIVATION: as ``activated``, or "limited": gpt-oss's, with a LIMIT.
+        ALONE: the activation alone: there is no ``up``.
         LATE: see ``pdl.wait``.
     """
     if OVERLAP:
@@ -97,8 +155,14 @@ def gate(
     m = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     gates = tl.load(gate + m * stride_gate + k * STEP, mask=k < K, other=0.0)
-    ups = tl.load(up + m * stride_up + k * STEP, mask=k < K, other=0.0)
-    values = gated(gates, ups, ACTIVATION).to(y.dtype.element_ty)
+    if ALONE:
+        values = activated(gates, ACTIVATION).to(y.dtype.element_ty)
+    else:
+        ups = tl.load(up + m * stride_up + k * STEP, mask=k < K, other=0.0)
+        if ACTIVATION == "limited":
+            values = _limited(gates, ups, LIMIT).to(y.dtype.element_ty)
+        else:
+            values = gated(gates, ups, ACTIVATION).to(y.dtype.element_ty)
     tl.store(y + m * K + k, values, mask=k < K)
     if PEAKS:
         tl.store(peaks + m * tl.num_programs(1) + tl.program_id(1), tl.max(magnitudes(values), axis=0))

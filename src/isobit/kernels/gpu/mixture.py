@@ -1,0 +1,299 @@
+"""A mixture of experts on a GPU: the linears of all experts in one launch, on the rows that other linears have.
+
+Tokens are grouped by expert on the device (``routing.py``), so that a step is recorded once for whatever is chosen:
+grids follow from the numbers of tokens and experts, and programs that have nothing to do end at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobit.errors import FormatError, Unsupported
+from isobit.formats.qtensor import QTensor
+from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.configure import Call, configure
+from isobit.kernels.gpu.held import Held
+from isobit.kernels.gpu.launch import Kernel
+from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.routing import GpuRouter
+from isobit.kernels.gpu.run import rounding_of, weight_arguments
+from isobit.kernels.gpu.tiles import FEW, NARROW, SOME, SOME_MORE
+from isobit.kernels.gpu.variant import HALVES, Variant
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.grouped import Grouped, Listener, Mixture, Routes
+from isobit.kernels.rounded import Rounded
+
+AT_ONCE = 256 << 20  # bytes of the experts' results that are held before they are added up
+
+
+def bind(
+    mixture: Mixture, *, machine: Machine, workspace: Workspace, keep_values: bool = False, alike: bool = False
+) -> GpuMixture:
+    """The experts of a layer on a GPU.
+
+    Args:
+        mixture: they, on the device.
+        machine: what runs them.
+        workspace: shared with the model's linears.
+        keep_values: no effect: codes are decoded in registers.
+        alike: a token gives the same bits beside any number of others: everything runs in tiles of one width.
+
+    Raises:
+        Unsupported: no kernel takes these formats on the machine; has every reason.
+    """
+    return GpuMixture(mixture, machine, workspace, alike=alike)
+
+
+class GpuMixture:
+    """See ``bind``; a :class:`isobit.kernels.grouped.BoundMixture`."""
+
+    def __init__(self, mixture: Mixture, machine: Machine, workspace: Workspace, *, alike: bool) -> None:
+        self.gating, self.on_input = mixture.gating, mixture.on_input
+        self.router, self.layer = GpuRouter(machine, workspace), GpuLayer(machine, workspace)
+        # Gates and what they multiply are the rows of one weight by turns, or of two weights.
+        joined = _by_turns(mixture.gate, mixture.up)
+        parts = (mixture.gate, mixture.up) if joined is None else (joined,)
+        self.inner = tuple(_Experts(part, machine, alike) for part in parts)
+        self.down = _Experts(mixture.down, machine, alike)
+
+    def __call__(self, x: Tensor, routes: Routes, listener: Listener | None = None) -> Tensor:
+        """``[T, K]`` to the same; see the protocol."""
+        active, width = routes.ids.shape[1], self.down.rows
+        step = max(1, AT_ONCE // (4 * width * active))
+        parts = [
+            self._some(x[at : at + step], routes.ids[at : at + step], routes.weights[at : at + step], listener)
+            for at in range(0, len(x), step)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.new_empty(0, width)
+
+    def _some(self, x: Tensor, ids: Tensor, weights: Tensor, listener: Listener | None) -> Tensor:
+        tokens, active = ids.shape
+        share = 1 if self.on_input else active
+        given = self.router.weigh(x, weights.contiguous()) if self.on_input else x.contiguous()
+        places = _Places(self.router, ids.reshape(-1).contiguous(), self.down.experts, tokens, share)
+        inner = self._inner(given, places)
+        if listener is not None:
+            listener(inner)
+        down = self.down.run(replace(places, share=1), x.dtype, "", "float32")
+        results = down(self._rounded(inner, down.rounding), replace(places, share=1))
+        weighted = None if self.on_input else weights.contiguous()
+        return self.router.add(results.view(tokens, active, self.down.rows), weighted, x.dtype)
+
+    def _inner(self, x: Tensor, places: _Places) -> Tensor:
+        """What goes into down, ``[pairs, I]``."""
+        activation, limit = self.gating.activation, self.gating.limit
+        if len(self.inner) == 1:
+            (both,) = self.inner
+            run = both.run(places, x.dtype, activation if limit is None else "")
+            result = run(self._rounded(x, run.rounding), places)
+            if run.call.after:
+                return result
+            return self._gated(result[:, ::2], result[:, 1::2])
+        gate, up = (part.run(places, x.dtype, "") for part in self.inner)
+        rounded = self._rounded(x, gate.rounding)
+        again = rounded if _alike(gate.rounding, up.rounding) else self._rounded(x, up.rounding)
+        return self._gated(gate(rounded, places), up(again, places))
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        made = self.layer.gate(gate, up, self.gating.activation, limit=self.gating.limit)
+        assert isinstance(made, Tensor)
+        return made
+
+    def _rounded(self, x: Tensor, rounding: Rounding | None) -> Tensor | Rounded:
+        return x if rounding is None else self.layer.round(x, rounding)
+
+
+def _alike(one: Rounding | None, other: Rounding | None) -> bool:
+    return one is not None and other is not None and one.key == other.key
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """The pairs of some tokens and their experts; put into tiles when a width of those is first asked for.
+
+    Attributes:
+        router: what does that.
+        ids: int32 ``[pairs]``: the expert of each pair.
+        experts, tokens: how many there are.
+        share: pairs that have one input.
+    """
+
+    router: GpuRouter
+    ids: Tensor
+    experts: int
+    tokens: int
+    share: int
+    _made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def tiles(self, width: int) -> tuple[Tensor, Tensor]:
+        """``order`` and ``experts`` of ``GpuRouter.place``."""
+        if width not in self._made:
+            self._made[width] = self.router.place(self.ids, self.experts, width)
+        return self._made[width]
+
+
+class _Experts:
+    """The weights of one role, of all experts, held once.
+
+    Attributes:
+        experts, rows: how many there are; outputs of one.
+        held: the tall weight.
+    """
+
+    def __init__(self, part: Grouped, machine: Machine, alike: bool) -> None:
+        self.experts, self.rows, self.machine, self.alike = part.experts, part.rows, machine, alike
+        if part.input_scale is not None and len(part.input_scale) > 1:
+            raise Unsupported("experts on a GPU", ["their static scales of activations differ"])
+        if isinstance(part.weight, Tensor) and part.weight.dtype == torch.float32:
+            raise Unsupported(
+                "experts on a GPU", ["no kernel multiplies plain weights of experts in float32"],
+                "compute in bfloat16 or float16",
+            )  # fmt: skip
+        reason = selection.unsupported(part.spec, part.activations)
+        if reason is not None:
+            raise Unsupported("experts on a GPU", [reason])
+        self.held = _held(part, machine)
+        self._runs: dict[tuple[int, int, torch.dtype, str, str], _Run] = {}
+        for dtype in HALVES:
+            if not isinstance(part.weight, Tensor) or str(part.weight.dtype) == f"torch.{dtype}":
+                self._row(dtype, 1)  # refuses now what would be refused later
+        self._arrange(self._row("float16" if isinstance(part.weight, QTensor) else _name(part.weight.dtype), 1))
+
+    def run(self, places: _Places, dtype: torch.dtype, after: str, out_dtype: str = "") -> _Run:
+        """What runs pairs of some tokens; without ``after`` where the kernel for them cannot do that."""
+        width = FEW if self.alike else width_of(places.tokens, len(places.ids), self.experts)
+        key = width, places.share, dtype, after, out_dtype
+        if key not in self._runs:
+            row = self._row(_name(dtype), width)
+            if self._arrange(row):
+                self._runs.clear()
+            if after and row.family not in ("vector", "few"):
+                after = ""
+            call = Call(self.held.matrix(), _name(dtype), width, out_dtype, after, self.experts, places.share)
+            self._runs[key] = _Run(self.held, row, call, self.machine, self.rows)
+        return self._runs[key]
+
+    def _row(self, dtype: str, width: int) -> Variant:
+        held, target = self.held, self.machine.target
+        row, refusals = selection.pick(
+            held.spec, held.activations, dtype, width, target, held.matrix(), experts=True
+        )  # fmt: skip
+        if row is None:
+            what = f"experts with {held.spec or 'plain'} weights and {held.activations or 'plain'} activations"
+            reasons = [f"{other.name}: {reason}" for other, reason in refusals]
+            raise Unsupported(f"{what} in {dtype} on {target.name}", reasons or ["there is no such kernel"])
+        return row
+
+    def _arrange(self, row: Variant) -> bool:
+        operands = self.held.operands
+        if operands is None or operands.element.bits == 8:
+            return False
+        return operands.arrange(self.held.unit(row, self.machine.target))
+
+
+class _Run:
+    """The experts of one role on one row."""
+
+    def __init__(self, held: Held, row: Variant, call: Call, machine: Machine, rows: int) -> None:
+        self.held, self.row, self.call, self.rows = held, row, call, rows
+        self.rounding = rounding_of(held, row, machine)
+        self.arguments = weight_arguments(held, row, call, machine)
+        self.config = configure(row, call, machine)
+        self.kernel = Kernel(row.entry, self.config, machine)
+
+    def __call__(self, x: Tensor | Rounded, places: _Places) -> Tensor:
+        """``[T, K]``, or ``[pairs, K]`` where pairs share nothing, to ``[pairs, N]``, or half of that behind gates."""
+        gates = self.call.after != ""
+        dtype = getattr(torch, self.call.out_dtype or self.call.dtype)
+        y = torch.empty((len(places.ids), self.rows // (2 if gates else 1)), dtype=dtype, device=self.held.device)
+        arguments: dict[str, Any] = {**self.arguments, "residual": y, "y": y}
+        if isinstance(x, Rounded):
+            assert self.rounding is not None
+            x.require(self.rounding.key)
+            x, arguments["token_scale"] = self.rounding.operand(x), x.scales
+        if x.shape[0] * places.share != len(places.ids):
+            raise FormatError(f"{len(x)} inputs are not those of {len(places.ids)} pairs, {places.share} of each")
+        constants = self.config.constexprs
+        if self.config.signature["x"] == "*i32":
+            aligned = x.storage_offset() * x.element_size() % 16 == 0
+            x = (x if aligned else x.clone()).view(torch.int32)
+        arguments |= {"x": x, "N": self.rows, "K": self.held.k // self.row.layout.per_word}
+        rows = -(-self.rows // int(constants["BLOCK_N"] or 1))
+        if self.row.family == "vector":
+            self.kernel((rows, len(places.ids)), **(arguments | {"experts": places.ids}))
+            return y
+        width = int(constants["BLOCK_M"] or 1)
+        order, experts = places.tiles(width)
+        given = {"experts": experts, "order": order, "M": len(order)}
+        self.kernel((rows * len(experts),), **(arguments | given))
+        return y
+
+
+def width_of(tokens: int, pairs: int, experts: int) -> int:
+    """Tokens of a tile; 1 where pairs are computed one by one, because few of them have an expert in common.
+
+    Not measured: wide enough for what an expert has on average, with some room for those that have more.
+    """
+    if tokens == 1 or 8 * pairs <= experts:
+        return 1
+    each = -(-pairs // experts)
+    return next((width for width, most in ((NARROW, 4), (FEW, 12), (SOME, 64)) if each <= most), SOME_MORE)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _held(part: Grouped, machine: Machine) -> Held:
+    """The tall weight; what is added to each expert's results lies without the rows between experts."""
+    bias = None
+    if part.bias is not None:
+        bias = torch.zeros(part.experts, part.stride, device=part.bias.device)
+        bias[:, : part.rows] = part.bias
+        bias = bias.flatten()
+    held = Held(part.weight, part.activations, part.input_scale, bias, imagined=machine.recorder is not None)
+    if held.bias is not None:
+        held.bias = held.bias.view(part.experts, part.stride)[:, : part.rows].flatten()
+    return held
+
+
+def _by_turns(gate: Grouped, up: Grouped) -> Grouped | None:
+    """Gate and up as one, row by row; None where their scales are not those of rows, or they differ."""
+    one, two = gate.weight, up.weight
+    same = (gate.spec, gate.activations, gate.rows, gate.stride) == (up.spec, up.activations, up.rows, up.stride)
+    if not same or (gate.bias is None) != (up.bias is None) or not _same(gate.input_scale, up.input_scale):
+        return None
+    if gate.stride != gate.rows or (gate.spec is not None and gate.spec.granularity not in ("channel", "group")):
+        return None
+    weight: QTensor | Tensor
+    if isinstance(one, QTensor) and isinstance(two, QTensor):
+        parts = [_mixed(a, b) for a, b in ((one.codes, two.codes), (one.scale, two.scale), (one.zero, two.zero))]
+        codes, scale, zero = parts
+        assert codes is not None and scale is not None
+        weight = QTensor(one.spec, (2 * one.shape[0], one.shape[1]), codes, scale, zero)
+    else:
+        mixed = _mixed(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
+        if mixed is None:
+            return None
+        weight = mixed
+    bias = None if gate.bias is None or up.bias is None else torch.stack((gate.bias, up.bias), dim=2).flatten(1)
+    return replace(gate, weight=weight, rows=2 * gate.rows, stride=2 * gate.stride, bias=bias)
+
+
+def _mixed(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+    """The rows of two tensors by turns."""
+    if one is None or two is None or one.dtype != two.dtype or one.shape != two.shape:
+        return None
+    return torch.stack((one, two), dim=1).flatten(0, 1)
+
+
+def _same(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    return torch.equal(one, two)

@@ -1,0 +1,114 @@
+"""Where tokens go, and what comes back of their experts, on a GPU (``triton/routing.py``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from isobit.errors import FormatError
+from isobit.kernels.gpu import routing_tiles as tiles
+from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
+from isobit.kernels.gpu.starter import Starter, name_of
+from isobit.kernels.grouped import Routes, Routing
+
+
+class GpuRouter(Starter):
+    """The kernels about experts that are no linears, on one machine.
+
+    ``alike``: logits are those of tiles, however many tokens there are.
+    """
+
+    def route(self, routing: Routing, x: Tensor) -> Routes:
+        """The experts of each token of ``x [T, K]`` and their weights, by the law of ``reference_experts.route``.
+
+        Raises:
+            FormatError: the router is one of other widths.
+        """
+        tokens, k = x.shape
+        experts, active = routing.experts, routing.active
+        if routing.weight.shape != (experts, k) or not 0 < active <= experts or experts % routing.groups:
+            raise FormatError(f"a router of {list(routing.weight.shape)} chooses {active} experts for tokens of {k}")
+        shape = RouterShape(
+            name_of(x.dtype), experts, active, routing.scores, routing.groups, routing.active_groups,
+            routing.group_score == "two", routing.renormalize, routing.bias is not None, routing.correction is not None,
+        )  # fmt: skip
+        logits = torch.empty((tokens, experts), dtype=torch.float32, device=x.device)
+        ids = torch.empty((tokens, active), dtype=torch.int32, device=x.device)
+        weights = torch.empty((tokens, active), dtype=torch.float32, device=x.device)
+        if tokens:
+            self._logits(shape, routing, x.contiguous(), logits)
+            unused = self.unused(torch.float32, x.device)
+            self.kernel("routing:choose_experts", tiles.choose_experts, shape)(
+                (tokens,), logits=logits, correction=unused if routing.correction is None else routing.correction,
+                ids=ids, weights=weights, least_sum=routing.least_sum, scale=routing.scale,
+            )  # fmt: skip
+        return Routes(ids, weights)
+
+    def _logits(self, shape: RouterShape, routing: Routing, x: Tensor, logits: Tensor) -> None:
+        bias = self.unused(torch.float32, x.device) if routing.bias is None else routing.bias
+        arguments = {"x": x, "weight": routing.weight, "bias": bias, "logits": logits, "K": x.shape[1]}
+        if len(x) <= tiles.ROUTER_FEW and not self.alike:
+            kernel = self.kernel("routing:router_few", tiles.router_few, shape)
+            kernel((-(-shape.experts // int(kernel.config.constexprs["BLOCK_N"] or 1)), len(x)), **arguments)
+            return
+        kernel = self.kernel("routing:router_many", tiles.router_many, shape)
+        n, m = (int(kernel.config.constexprs[name] or 1) for name in ("BLOCK_N", "BLOCK_M"))
+        kernel((-(-len(x) // m), -(-shape.experts // n)), M=len(x), **arguments)
+
+    def place(self, ids: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor]:
+        """Pairs in tiles of one expert each: ``order [tiles * tile]`` and ``experts [tiles]`` (``triton/experts.py``).
+
+        Args:
+            ids: int32 ``[pairs]``: the expert of each, at least one.
+            experts: how many there are.
+            tile: pairs of a tile.
+        """
+        pairs, room = len(ids), most_tiles(len(ids), experts, tile)
+        counts = torch.empty(experts, dtype=torch.int32, device=ids.device)
+        order = torch.empty(room * tile, dtype=torch.int32, device=ids.device)
+        of_tile = torch.empty(room, dtype=torch.int32, device=ids.device)
+        shape = PlacesShape(experts, tile)
+        counting = self.kernel("routing:count_pairs", tiles.count_pairs, PlacesShape(experts, 0))
+        counting((experts,), ids=ids, counts=counts, pairs=pairs)
+        self.kernel("routing:place_pairs", tiles.place_pairs, shape)(
+            (experts,), ids=ids, counts=counts, order=order, experts=of_tile, pairs=pairs, tiles=room
+        )
+        return order, of_tile
+
+    def add(self, results: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``[T, active, K]`` in float32, weighted by ``[T, active]`` if that is given, added: ``[T, K]``."""
+        tokens, active, k = results.shape
+        y = torch.empty((tokens, k), dtype=dtype, device=results.device)
+        shape = SumShape(name_of(dtype), active, weights is not None)
+        given = self.unused(torch.float32, results.device) if weights is None else weights
+        if tokens:
+            self.kernel("routing:add_experts", tiles.add_experts, shape)(
+                (tokens, -(-k // tiles.VALUES_AT_ONCE)), results=results, weights=given, y=y, K=k
+            )
+        return y
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``x [T, K]`` once for each expert, times its weight: ``[T * active, K]`` in the dtype of ``x``."""
+        (tokens, k), active = x.shape, weights.shape[1]
+        y = torch.empty((tokens * active, k), dtype=x.dtype, device=x.device)
+        if tokens:
+            self.kernel("routing:weigh_inputs", tiles.weigh_inputs, SumShape(name_of(x.dtype), active))(
+                (tokens * active, -(-k // tiles.VALUES_AT_ONCE)), x=x.contiguous(), weights=weights, y=y, K=k
+            )
+        return y
+
+    def gate_by(self, x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+        """``y [T, N]`` times the sigmoid of ``x [T, K]`` by ``weight``, float32 ``[K]``."""
+        x, y = x.contiguous(), y.contiguous()
+        out = torch.empty_like(y)
+        if len(x):
+            self.kernel("routing:gate_by", tiles.gate_by, name_of(x.dtype))(
+                (len(x),), x=x, weight=weight, y=y, out=out, K=x.shape[1], N=y.shape[1]
+            )
+        return out
+
+
+def most_tiles(pairs: int, experts: int, tile: int) -> int:
+    """Tiles that so many pairs may need, whichever experts they go to."""
+    most = min(pairs, experts)  # that have any
+    return most + (pairs - most) // tile

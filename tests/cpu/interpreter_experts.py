@@ -1,0 +1,211 @@
+"""Mixtures of experts in Triton's interpreter: run as a program it prints one result a line.
+
+The interpreter multiplies bfloat16 wrongly and rounds float8 wrongly, so everything here is codes, float16 and float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import torch
+from interpreter_cases import weight
+
+from isobit.formats import codec
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.kernels import reference_experts
+from isobit.kernels.gpu import mixture as experts
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.routing import GpuRouter, most_tiles
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.grouped import Gating, Grouped, Mixture, Routes, Routing
+from isobit.targets.table import target
+
+GENERATOR = torch.Generator().manual_seed(0)
+MACHINE = Machine.imagined(target("sm_86"))
+TOKEN = ActSpec("int8", "token")
+SCHEMES: dict[str, tuple[WeightSpec | None, ActSpec | None]] = {
+    "f16": (None, None),
+    "fp8": (WeightSpec("e4m3fn", "channel"), ActSpec("e4m3fn", "token")),
+    "fp8-e5m2": (WeightSpec("e5m2", "channel"), ActSpec("e5m2", "token")),
+    "fp8-w8a16": (WeightSpec("e4m3fn", "channel"), None),
+    "fp8-block": (WeightSpec("e4m3fn", "block", block=(128, 128)), ActSpec("e4m3fn", "group", 128)),
+    "int8": (WeightSpec("int8", "channel"), TOKEN),
+    "int8-w8a16": (WeightSpec("int8", "channel"), None),
+    "int4": (WeightSpec("int4", "group", 128), None),
+    "int4-g32": (WeightSpec("int4", "group", 32), None),
+    "int4-asym": (WeightSpec("uint4", "group", 128, symmetric=False), None),
+    "int3": (WeightSpec("int3", "group", 32), None),
+}  # fmt: skip
+K, INNER, EXPERTS, ACTIVE = 256, 128, 5, 2
+
+
+def tall(name: str, rows: int, columns: int, *, bias: bool = False) -> Grouped:
+    """The experts of one role; scales of some rows are zero or negative."""
+    spec, acts = SCHEMES[name]
+    stride = -(-rows // 128) * 128 if name == "fp8-block" else rows
+    added = torch.randn(EXPERTS, rows, generator=GENERATOR) if bias else None
+    if spec is None:
+        values: QTensor | torch.Tensor = torch.randn(EXPERTS * stride, columns, generator=GENERATOR).half()
+    else:
+        values = weight(spec, EXPERTS * stride, columns, GENERATOR)
+    return Grouped(values, EXPERTS, rows, stride, added, acts)
+
+
+def wanted(part: Grouped, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """What each pair's expert gives, in float64 from the same codes and scales: ``[pairs, N]``."""
+    given = x.double()
+    if part.activations is not None:
+        codes, scale = codec.quantize_activations(x, part.activations, None)
+        width = x.shape[-1] // scale.shape[-1]
+        given = codec.decode(codes, part.activations.element).double() * scale.double().repeat_interleave(width, -1)
+    found = torch.empty(len(ids), part.rows, dtype=torch.float64)
+    for pair, expert in enumerate(ids.tolist()):
+        own = part.expert(expert)
+        matrix = own.double() if isinstance(own, torch.Tensor) else exact(own)
+        found[pair] = matrix @ given[pair * len(x) // len(ids)]
+        if part.bias is not None:
+            found[pair] += part.bias[expert].double()
+    return found
+
+
+def exact(own: QTensor) -> torch.Tensor:
+    """Codes times scales in float64."""
+    scale, (n, k) = own.scale.double(), own.shape
+    if own.spec.block is not None:
+        scale = scale.repeat_interleave(own.spec.block[0], 0)[:n]
+        scale = scale.repeat_interleave(own.spec.block[1], 1)
+    else:
+        scale = scale.repeat_interleave(k // scale.shape[1], 1)
+    return own.values().double() * scale
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def choices() -> Iterator[tuple[str, torch.Tensor]]:
+    """Experts of tokens: one token; a few; all to one; many, of which some experts have none."""
+    yield "one token", torch.tensor([[3, 0]])
+    yield "few", torch.tensor([[1, 4], [4, 0], [1, 2]])
+    yield "all to one", torch.tensor([[2, 3]] * 19)
+    yield "many", torch.stack([torch.randperm(4, generator=GENERATOR)[:2] for _ in range(90)])
+
+
+def linears() -> Iterator[tuple[str, float]]:
+    """Each role of each scheme against float64."""
+    router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
+    for name in SCHEMES:
+        lowerings = ("sm_86", "sm_75", "sm_90") if name in ("fp8", "int8") else ("sm_86", "sm_75")
+        for lowering in lowerings:
+            machine = Machine.imagined(target(lowering))
+            rows = 128 if name == "fp8-block" else 70
+            part = tall(name, rows, K, bias=name in ("f16", "int8", "int4"))
+            for alike in (False, True):
+                bound = experts._Experts(part, machine, alike)
+                for case, ids in choices():
+                    if alike and case not in ("few", "one token"):
+                        continue
+                    flat = ids.reshape(-1).int()
+                    for share in (1, ids.shape[1]):
+                        x = torch.randn(len(flat) // share, K, generator=GENERATOR).half()
+                        places = experts._Places(router, flat, EXPERTS, len(ids), share)
+                        run = bound.run(places, x.dtype, "", "float32")
+                        given = x if run.rounding is None else run.rounding(x)
+                        found = run(given, places)
+                        yield (
+                            f"linear {name} {lowering} {case} {share} {alike} {run.row.name}",
+                            error(found, wanted(part, x, flat)),
+                        )
+
+
+def wholes() -> Iterator[tuple[str, float]]:
+    """Whole mixtures beside the reference's."""
+    for name in SCHEMES:
+        for gating in (Gating(), Gating("gelu_tanh", 7.0)) if name in ("f16", "int8") else (Gating(),):
+            for on_input in (False, True) if name in ("f16", "int8") else (False,):
+                parts = tall(name, INNER, K, bias=True), tall(name, INNER, K, bias=True), tall(name, K, INNER)
+                whole = Mixture(*parts, gating, on_input)
+                bound = experts.bind(whole, machine=MACHINE, workspace=Workspace(torch.device("cpu")))
+                law = reference_experts.bind(whole)
+                for case, ids in choices():
+                    x = torch.randn(len(ids), K, generator=GENERATOR).half() / 4
+                    routes = Routes(ids.int(), torch.rand(ids.shape, generator=GENERATOR) + 0.1)
+                    found = bound(x, routes)
+                    yield f"whole {name} {gating.limit} {on_input} {case}", error(found, law(x, routes).double())
+
+
+ROUTINGS = {
+    "softmax": Routing(torch.empty(0), 2),
+    "plain weights": Routing(torch.empty(0), 3, renormalize=False),
+    "behind": Routing(torch.empty(0), 2, scores="softmax-behind", bias=torch.randn(12, generator=GENERATOR)),
+    "sigmoid": Routing(torch.empty(0), 4, scores="sigmoid", correction=torch.rand(12, generator=GENERATOR), scale=2.5),
+    "groups": Routing(
+        torch.empty(0), 3, scores="sigmoid", correction=torch.rand(12, generator=GENERATOR) - 0.7, groups=4,
+        active_groups=2, group_score="two",
+    ),
+    "best of groups": Routing(torch.empty(0), 2, groups=3, active_groups=1, renormalize=False, scale=16.0),
+    "one": Routing(torch.empty(0), 1, scores="sigmoid", renormalize=False),
+}  # fmt: skip
+
+
+def routers() -> Iterator[tuple[str, float]]:
+    """Choices and weights beside the law's, with ties, in tiles and one by one."""
+    from dataclasses import replace
+
+    for name, plain in ROUTINGS.items():
+        for alike in (False, True):
+            router = GpuRouter(MACHINE, Workspace(torch.device("cpu")), alike=alike)
+            # Whole numbers, whose sums have no rounding: ties are ties in any order of the sums.
+            values = torch.randint(-1, 2, (12, 64), generator=GENERATOR).float()
+            values[7] = values[2]
+            routing = replace(plain, weight=values / 4)
+            for tokens in (1, 5, 40):
+                x = torch.randint(-2, 3, (tokens, 64), generator=GENERATOR).half() / 8
+                x[0] = 0.0  # every score is the same
+                found, law = router.route(routing, x), reference_experts.route(routing, x)
+                label = f"{name} {tokens} {alike}"
+                yield f"same: experts {label}", 0.0 if torch.equal(found.ids, law.ids) else 1.0
+                yield f"router {label}", error(found.weights, law.weights.double())
+
+
+def places() -> Iterator[tuple[str, float]]:
+    """Pairs in tiles: each once, in its order, in tiles of its expert; and no tile more than there is room for."""
+    router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
+    for pairs, count, width in ((2, 5, 8), (38, 5, 16), (1500, 12, 64), (3000, 3, 16), (64, 200, 8)):
+        ids = torch.randint(0, max(1, count - 1), (pairs,), generator=GENERATOR).int()
+        order, of = router.place(ids, count, width)
+        tiles = [row.tolist() for row in order.view(-1, width)]
+        kept = [(expert, [one for one in row if one < pairs]) for expert, row in zip(of.tolist(), tiles, strict=True)
+                if expert >= 0]  # fmt: skip
+        by_expert = torch.argsort(ids, stable=True).tolist()
+        same = [one for _, row in kept for one in row] == by_expert
+        same &= all(int(ids[one]) == expert for expert, row in kept for one in row)
+        same &= len(of) == most_tiles(pairs, count, width) and all(row for _, row in kept)
+        yield f"same: places {pairs} {count} {width}", 0.0 if same else 1.0
+
+
+def others() -> Iterator[tuple[str, float]]:
+    router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
+    x, y = torch.randn(3, 200, generator=GENERATOR).half(), torch.randn(3, 1100, generator=GENERATOR).half()
+    vector = torch.randn(200, generator=GENERATOR)
+    share = torch.sigmoid(x.double() @ vector.double())
+    yield "other gate", error(router.gate_by(x, vector, y), y.double() * share[:, None])
+    results, weights = torch.randn(3, 4, 1100, generator=GENERATOR), torch.rand(3, 4, generator=GENERATOR)
+    yield (
+        "other sum",
+        error(
+            router.add(results, weights, torch.float32), torch.einsum("tak,ta->tk", results.double(), weights.double())
+        ),
+    )
+    yield "other plain sum", error(router.add(results, None, torch.float32), results.double().sum(1))
+    weighed = router.weigh(x, weights)
+    same = torch.equal(weighed, (x[:, None] * weights[..., None]).half().flatten(0, 1))
+    yield "same: weighed inputs", 0.0 if same else 1.0
+
+
+if __name__ == "__main__":
+    for case in (routers, places, others, linears, wholes):
+        for result in case():
+            print(json.dumps(result), flush=True)
