@@ -28,6 +28,7 @@ def _as_linears(name: str) -> Callable[[WeightSpec | None, ActSpec | None, str],
 
 
 MIXTURE_KERNELS: tuple[LinearKernel, ...] = (
+    LinearKernel("triton", "isobit.kernels.gpu.mixture:bind", _as_linears("triton"), priority=100),
     LinearKernel("cpu", "isobit.kernels.cpu.experts:bind", _as_linears("cpu"), priority=50),
     LinearKernel("reference", "isobit.kernels.reference_experts:bind", _as_linears("reference"), priority=0),
 )

@@ -14,6 +14,7 @@ from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rows import VARIANTS
+from isobit.kernels.gpu.selection import not_of_experts
 from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, SOME, SOME_MORE, Config
 from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves
 from isobit.proof.matrix import Claim
@@ -27,6 +28,7 @@ _COMPUTE = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}  # what is m
 _ROWS, _INPUTS = 4096, 4096
 _GROUPS = {"int3": 40, "int2": 32}
 _INPUTS_OF_40 = 5120  # a multiple of 40
+_EXPERTS = 8
 
 
 Row = Variant | LayerRow
@@ -81,6 +83,15 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
     if finishes(row, "silu", target):  # gates ask for more than a residual does
         tokens = FEW if row.family == "few" else 1
         yield configure(row, Call(_weight(row, WIDE_ROWS, target), dtypes[0], tokens, after="silu"), machine)
+    if row.way != "prepare" and not_of_experts(row) is None:
+        yield configure(row, _call_of_experts(row, dtypes[0], target), machine)
+
+
+def _call_of_experts(row: Variant, dtype: str, target: Target) -> Call:
+    """Gate and up of a mixture of experts, as a row runs it that takes the weights of all of them."""
+    tokens = {"vector": 1, "few": NARROW}.get(row.family, SOME_MORE)
+    after = "silu" if finishes(row, "silu", target) else ""
+    return Call(_weight(row, _EXPERTS * _ROWS, target), dtype, tokens, after=after, experts=_EXPERTS, share=2)
 
 
 def _tokens(row: Variant) -> tuple[int, ...]:

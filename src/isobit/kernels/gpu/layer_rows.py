@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu import routing_tiles
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape, RowShape
+from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
 from isobit.kernels.gpu.tiles import CODES, Config
 from isobit.kernels.gpu.variant import Requires, compiles, has_bf16
 from isobit.targets.spec import Target
@@ -145,6 +147,47 @@ def _roundings(target: Target) -> Iterator[Config]:
             yield tiles.quantize_parts(replace(shape, parts=2, late=late), target)
 
 
+def _routers(target: Target) -> Iterator[RouterShape]:
+    """Qwen3-MoE's, gpt-oss's and DeepSeek V3's routers."""
+    dtype = _usual(target)
+    yield RouterShape(dtype, 128, 8)
+    yield RouterShape(dtype, 32, 4, "softmax-behind", renormalize=False, bias=True)
+    yield RouterShape(dtype, 256, 8, "sigmoid", 8, 4, by_two=True, corrected=True)
+
+
+def _of_experts() -> Iterator[LayerRow]:
+    """What stands beside the linears of experts."""
+    places = tuple(PlacesShape(128, tile) for tile in (8, 16, 64, 128))
+
+    def of_routers(configure: Callable[[RouterShape, Target], Config]) -> Callable[[Target], Iterator[Config]]:
+        return lambda target: (configure(shape, target) for shape in _routers(target))
+
+    def of_places(configure: Callable[[PlacesShape, Target], Config]) -> Callable[[Target], Iterator[Config]]:
+        return lambda target: (configure(shape, target) for shape in places)
+
+    def sums(target: Target) -> Iterator[Config]:
+        for weighted in (True, False):
+            yield routing_tiles.add_experts(SumShape(_usual(target), 8, weighted), target)
+
+    def weighed(target: Target) -> Iterator[Config]:
+        yield routing_tiles.weigh_inputs(SumShape(_usual(target), 1), target)
+
+    def gates(target: Target) -> Iterator[Config]:
+        yield routing_tiles.gate_by(_usual(target), target)
+
+    for name, function, configurations in (
+        ("router-few", "router_few", of_routers(routing_tiles.router_few)),
+        ("router-many", "router_many", of_routers(routing_tiles.router_many)),
+        ("choose-experts", "choose_experts", of_routers(routing_tiles.choose_experts)),
+        ("count-pairs", "count_pairs", of_places(routing_tiles.count_pairs)),
+        ("place-pairs", "place_pairs", of_places(routing_tiles.place_pairs)),
+        ("add-experts", "add_experts", sums),
+        ("weigh-inputs", "weigh_inputs", weighed),
+        ("gate-by", "gate_by", gates),
+    ):
+        yield LayerRow(name, f"{_MODULES}.routing:{function}", configurations)
+
+
 LAYER_ROWS: tuple[LayerRow, ...] = (
     *_attention_rows(),
     LayerRow("attention-merge", f"{_MODULES}.attention_few:attention_merge", _merges),
@@ -153,4 +196,5 @@ LAYER_ROWS: tuple[LayerRow, ...] = (
     LayerRow("norm", f"{_MODULES}.norm:norm_token", _norms),
     LayerRow("gate", f"{_MODULES}.norm:gate", _gates),
     LayerRow("quantize-parts", f"{_MODULES}.quantize:quantize_parts", _roundings),
+    *_of_experts(),
 )

@@ -13,20 +13,21 @@ from isobit.formats.caches import CacheFormat
 from isobit.kernels import rounded
 from isobit.kernels.gpu.bind import BoundLinear
 from isobit.kernels.gpu.joined import Part, by_turns, whole_of
-from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.layer import ACTIVATIONS, GpuLayer
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, Experts, LayerSpec, SelfAttention
+from isobit.models.config import Activation, LayerSpec, SelfAttention
 from isobit.models.linear import Linear
 from isobit.models.ops import latent, reference
-from isobit.models.ops.limits import lacking
+from isobit.models.ops.limits import FEATURES, lacking
 from isobit.models.place import Place
-from isobit.models.step import Activations, LayerOps, LayerRow, Readers, Step
+from isobit.models.step import Activations, ExpertParts, LayerOps, LayerRow, Readers, Step
 
-GATES = ("silu", "gelu_tanh")  # activations that the kernels have; others are PyTorch's
-ABLE: frozenset[str] = frozenset()  # of limits.FEATURES
+GATES = ACTIVATIONS  # of gates that linears of few tokens apply to their own results
+ABLE = frozenset(row.name for row in FEATURES)
 
 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
@@ -39,12 +40,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
         return f"computes in {', '.join(POINTERS)}, not in {name}"
     if not stored.element and stored.stored(name) != name:
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
-    if place.alike and any(layer.norms.kind != "rms" or layer.norms.bias for layer in layers):
-        return "has RMS norms without bias; others are PyTorch's, whose sums may depend on how many tokens come at once"
     if not all(isinstance(layer.attention, SelfAttention) for layer in layers):
         return "has no kernel of latent attention"
-    if any(isinstance(layer.mlp, Experts) for layer in layers):
-        return "has no kernels for mixtures of experts"
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > LARGEST_HEAD:
         return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}"
@@ -56,27 +53,19 @@ def make(place: Place) -> LayerOps:
     assert place.machine is not None and place.workspace is not None
     kernels = GpuLayer(place.machine, place.workspace, alike=place.alike)
 
-    def rounded_for(x: Tensor, readers: Readers) -> Activations:
-        rounding = _rounding(readers, x)
-        return x if rounding is None else kernels.round(x, rounding)
+    router = GpuRouter(place.machine, place.workspace, alike=place.alike)
 
     def norm(x: Tensor, spec: NormSpec, readers: Readers) -> Activations:
-        if not spec.plain:
-            return rounded_for(reference.norm(x, spec), readers)
-        return kernels.norm(x, spec.weight, spec.eps, _rounding(readers, x))
+        return kernels.norm(x, spec.weight, spec.eps, _rounding(readers, x), bias=spec.bias, centred=spec.centred)
 
     def add_norm(x: Tensor, delta: Tensor, spec: NormSpec, readers: Readers) -> tuple[Tensor, Activations]:
-        if not spec.plain:
-            total = x + delta
-            return total, norm(total, spec, readers)
-        return kernels.add_norm(x, delta, spec.weight, spec.eps, _rounding(readers, x))
+        rounding = _rounding(readers, x)
+        return kernels.add_norm(x, delta, spec.weight, spec.eps, rounding, bias=spec.bias, centred=spec.centred)
 
     def activate(x: Tensor, activation: Activation, readers: Readers) -> Activations:
-        return rounded_for(reference.activate(x, activation), readers)
+        return kernels.gate(x, None, activation, _rounding(readers, x))
 
     def gate(gate: Tensor, up: Tensor, activation: Activation, readers: Readers) -> Activations:
-        if activation not in GATES:
-            return rounded_for(reference.gate(gate, up, activation, readers), readers)
         return kernels.gate(gate, up, activation, _rounding(readers, gate))
 
     def project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Activations:
@@ -84,7 +73,7 @@ def make(place: Place) -> LayerOps:
         if whole is None or not by_turns(linears[0].bound):
             first, second = _project(linears, x)
             return gate(first, second, activation, readers)
-        made = whole.gated(x, activation) if activation in GATES else None
+        made = whole.gated(x, activation)
         if made is None:
             both = whole(x)
             return gate(both[:, ::2], both[:, 1::2], activation, readers)
@@ -100,12 +89,19 @@ def make(place: Place) -> LayerOps:
         return bound(x, residual)
 
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        return kernels.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), step.batch.sequences)
+        factors, sequences = step.factors(layer), step.batch.sequences
+        return kernels.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), sequences, factors)
+
+    def experts(parts: ExpertParts, x: Tensor, step: Step) -> Tensor:
+        if parts.entry.observed:
+            parts.entry(x)
+        listener = parts.middle if parts.middle.observed else None
+        return parts.bound(x, router.route(parts.routing, x), listener)
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,
         project_gate=project_gate, project_add=project_add, attend=attend, latent=latent.attend,
-        experts=reference.experts, gate_by=reference.gate_by, reserve=kernels.reserve, recordable=True,
+        experts=experts, gate_by=router.gate_by, reserve=kernels.reserve, recordable=True,
     )  # fmt: skip
 
 
