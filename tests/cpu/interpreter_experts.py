@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from interpreter_cases import weight
@@ -47,9 +48,12 @@ def tall(name: str, rows: int, columns: int, *, bias: bool = False) -> Grouped:
     stride = -(-rows // 128) * 128 if name == "fp8-block" else rows
     added = torch.randn(EXPERTS, rows, generator=GENERATOR) if bias else None
     if spec is None:
-        values: QTensor | torch.Tensor = torch.randn(EXPERTS * stride, columns, generator=GENERATOR).half()
+        plain = torch.randn(EXPERTS * stride, columns, generator=GENERATOR) / columns**0.5
+        values: QTensor | torch.Tensor = plain.half()
     else:
         values = weight(spec, EXPERTS * stride, columns, GENERATOR)
+        largest = values.values().abs().mean() * columns**0.5
+        values = replace(values, scale=(values.scale.float() / largest).to(torch.bfloat16))
     return Grouped(values, EXPERTS, rows, stride, added, acts)
 
 
@@ -90,47 +94,52 @@ def choices() -> Iterator[tuple[str, torch.Tensor]]:
     yield "one token", torch.tensor([[3, 0]])
     yield "few", torch.tensor([[1, 4], [4, 0], [1, 2]])
     yield "all to one", torch.tensor([[2, 3]] * 19)
-    yield "many", torch.stack([torch.randperm(4, generator=GENERATOR)[:2] for _ in range(90)])
+    yield "many", torch.stack([torch.randperm(4, generator=GENERATOR)[:2] for _ in range(33)])
 
 
 def linears() -> Iterator[tuple[str, float]]:
-    """Each role of each scheme against float64."""
-    router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
+    """Each role of each scheme against float64: pairs that share an input, and pairs that do not."""
     for name in SCHEMES:
-        lowerings = ("sm_86", "sm_75", "sm_90") if name in ("fp8", "int8") else ("sm_86", "sm_75")
-        for lowering in lowerings:
+        part = tall(name, 128 if name == "fp8-block" else 70, K, bias=name in ("f16", "int8", "int4"))
+        for lowering, alike in (("sm_86", False), ("sm_86", True), ("sm_75", False), ("sm_90", False)):
+            if lowering == "sm_90" and name not in ("int8", "int4"):
+                continue
             machine = Machine.imagined(target(lowering))
-            rows = 128 if name == "fp8-block" else 70
-            part = tall(name, rows, K, bias=name in ("f16", "int8", "int4"))
-            for alike in (False, True):
-                bound = experts._Experts(part, machine, alike)
-                for case, ids in choices():
-                    if alike and case not in ("few", "one token"):
-                        continue
-                    flat = ids.reshape(-1).int()
-                    for share in (1, ids.shape[1]):
-                        x = torch.randn(len(flat) // share, K, generator=GENERATOR).half()
-                        places = experts._Places(router, flat, EXPERTS, len(ids), share)
-                        run = bound.run(places, x.dtype, "", "float32")
-                        given = x if run.rounding is None else run.rounding(x)
-                        found = run(given, places)
-                        yield (
-                            f"linear {name} {lowering} {case} {share} {alike} {run.row.name}",
-                            error(found, wanted(part, x, flat)),
-                        )
+            bound = experts._Experts(part, machine, alike)
+            for case, ids in choices():
+                if (alike or lowering != "sm_86") and case not in ("few", "one token"):
+                    continue
+                for share in (1, ids.shape[1]):
+                    found, row, x = one(bound, machine, ids, share)
+                    label = f"{case} {share} {alike} {row}"
+                    yield f"linear {name} {lowering} {label}", error(found, wanted(part, x, ids.reshape(-1)))
+
+
+def one(
+    bound: experts._Experts, machine: Machine, ids: torch.Tensor, share: int
+) -> tuple[torch.Tensor, str, torch.Tensor]:
+    """What pairs give, which row ran them, and what they were given."""
+    router = GpuRouter(machine, Workspace(torch.device("cpu")))
+    flat = ids.reshape(-1).int()
+    x = torch.randn(len(flat) // share, K, generator=GENERATOR).half()
+    places = experts._Places(router, flat, EXPERTS, len(ids), share)
+    run = bound.run(places, x.dtype, "", "float32")
+    return run(x if run.rounding is None else run.rounding(x), places), run.row.name, x
 
 
 def wholes() -> Iterator[tuple[str, float]]:
     """Whole mixtures beside the reference's."""
     for name in SCHEMES:
-        for gating in (Gating(), Gating("gelu_tanh", 7.0)) if name in ("f16", "int8") else (Gating(),):
+        for gating in (Gating(), Gating("gelu_tanh", 1.0)) if name in ("f16", "int8") else (Gating(),):
             for on_input in (False, True) if name in ("f16", "int8") else (False,):
                 parts = tall(name, INNER, K, bias=True), tall(name, INNER, K, bias=True), tall(name, K, INNER)
                 whole = Mixture(*parts, gating, on_input)
                 bound = experts.bind(whole, machine=MACHINE, workspace=Workspace(torch.device("cpu")))
                 law = reference_experts.bind(whole)
                 for case, ids in choices():
-                    x = torch.randn(len(ids), K, generator=GENERATOR).half() / 4
+                    if case == "many" and name not in ("int4", "fp8"):
+                        continue
+                    x = torch.randn(len(ids), K, generator=GENERATOR).half()
                     routes = Routes(ids.int(), torch.rand(ids.shape, generator=GENERATOR) + 0.1)
                     found = bound(x, routes)
                     yield f"whole {name} {gating.limit} {on_input} {case}", error(found, law(x, routes).double())
@@ -152,8 +161,6 @@ ROUTINGS = {
 
 def routers() -> Iterator[tuple[str, float]]:
     """Choices and weights beside the law's, with ties, in tiles and one by one."""
-    from dataclasses import replace
-
     for name, plain in ROUTINGS.items():
         for alike in (False, True):
             router = GpuRouter(MACHINE, Workspace(torch.device("cpu")), alike=alike)
@@ -173,7 +180,7 @@ def routers() -> Iterator[tuple[str, float]]:
 def places() -> Iterator[tuple[str, float]]:
     """Pairs in tiles: each once, in its order, in tiles of its expert; and no tile more than there is room for."""
     router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
-    for pairs, count, width in ((2, 5, 8), (38, 5, 16), (1500, 12, 64), (3000, 3, 16), (64, 200, 8)):
+    for pairs, count, width in ((2, 5, 8), (38, 5, 16), (1500, 12, 64), (64, 200, 8)):
         ids = torch.randint(0, max(1, count - 1), (pairs,), generator=GENERATOR).int()
         order, of = router.place(ids, count, width)
         tiles = [row.tolist() for row in order.view(-1, width)]

@@ -18,8 +18,10 @@ from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.grouped import Routing
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.sequences import Sequences
 from isobit.proof.claims import claims
@@ -61,6 +63,37 @@ def test_every_launch_of_a_usual_weight_is_proved(name: str) -> None:
     assert len(launched) >= 15
 
 
+# What layers of few families launch, and those with experts.
+OF_FEW = (
+    "rope-append-any", "router-few", "router-many", "choose-experts", "count-pairs", "place-pairs", "add-experts",
+    "weigh-inputs", "gate-by",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sm_75", "sm_90", "gfx942"])
+def test_every_launch_beside_the_linears_of_experts_is_proved(name: str) -> None:
+    target = TARGETS[name]
+    dtype = torch.float16 if name == "sm_75" else torch.bfloat16
+    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    recorder, cpu = Recorder(), torch.device("cpu")
+    router = GpuRouter(Machine.imagined(target, recorder=recorder), Workspace(cpu))
+    for routing in (
+        Routing(torch.zeros(128, 2048), 8),
+        Routing(torch.zeros(32, 2880), 4, torch.zeros(32), None, "softmax-behind", renormalize=False),
+        Routing(torch.zeros(256, 7168), 8, None, torch.zeros(256), "sigmoid", 8, 4, "two"),
+    ):  # fmt: skip
+        for tokens in (1, 40):
+            router.route(routing, torch.zeros(tokens, routing.weight.shape[1], dtype=dtype))
+    for width in (8, 16, 64, 128):
+        router.place(torch.zeros(64, dtype=torch.int32), 128, width)
+    router.add(torch.zeros(3, 8, 2048), torch.zeros(3, 8), dtype)
+    router.add(torch.zeros(3, 8, 2048), None, dtype)
+    router.weigh(torch.zeros(3, 2048, dtype=dtype), torch.zeros(3, 1))
+    router.gate_by(torch.zeros(3, 2048, dtype=dtype), torch.zeros(2048), torch.zeros(3, 2048, dtype=dtype))
+    assert not [request for request in recorder.requests.values() if request.name() not in proved]
+    assert {proved[request.name()] for request in recorder.requests.values()} == {*OF_FEW} - {"rope-append-any"}
+
+
 @pytest.mark.parametrize("name", ["sm_75", "sm_86", "sm_90", "gfx942"])
 def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     target = TARGETS[name]
@@ -93,5 +126,5 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
                 layer.gate(gates, ups, "silu", rounding)
     assert not [request for request in recorder.requests.values() if request.name() not in proved]
     launched = {proved[request.name()] for request in recorder.requests.values()}
-    assert len(launched) == len(LAYER_ROWS) - 4, "all but the attentions of other dtypes"
+    assert len(launched) == len(LAYER_ROWS) - 4 - len(OF_FEW), "all but the attentions of other dtypes"
     assert len(recorder.requests) == 23

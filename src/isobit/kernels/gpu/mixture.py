@@ -216,7 +216,7 @@ class _Run:
         if isinstance(x, Rounded):
             assert self.rounding is not None
             x.require(self.rounding.key)
-            x, arguments["token_scale"] = self.rounding.operand(x), x.scales
+            arguments["token_scale"], x = x.scales, self.rounding.operand(x)
         if x.shape[0] * places.share != len(places.ids):
             raise FormatError(f"{len(x)} inputs are not those of {len(places.ids)} pairs, {places.share} of each")
         constants = self.config.constexprs

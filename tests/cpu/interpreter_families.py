@@ -1,0 +1,45 @@
+"""Tiny models of many families on the GPU kernels in Triton's interpreter, beside the CPU's: prints one result a line.
+
+Run with TRITON_INTERPRET=1, a folder, and the architectures that are wanted. Dense ones are float32; mixtures of
+experts have no kernels of plain float32 weights and are float16, rounded to that for both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from families import make_model, save
+from running import run
+
+from isobit.models.config import Experts
+from isobit.models.decoder import Decoder
+from isobit.models.weights import load_model
+
+LOWERING = "sm_86"
+
+
+@torch.inference_mode()
+def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    """Of a prefill and of one token behind it."""
+    cache = model.new_cache(1, ids.shape[1])
+    return torch.cat([run(model, ids[:, :-1], cache), run(model, ids[:, -1:], cache)], 1)
+
+
+def main(folder: Path, architectures: list[str]) -> None:
+    ids = torch.randint(0, 320, (1, 12), generator=torch.Generator().manual_seed(3))
+    for name in architectures:
+        made = make_model(name).half()
+        where = save(made, folder / name)
+        law = load_model(where)
+        mixed = any(isinstance(layer.mlp, Experts) for layer in law.config.layers)
+        model = load_model(where, device="cuda", lowering=LOWERING, dtype="float16" if mixed else "float32")
+        found, wanted = logits(model, ids), logits(law, ids)
+        apart = float((found - wanted).norm() / wanted.norm())
+        print(json.dumps([name, "float16" if mixed else "float32", model.layer_ops.name, apart]), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
