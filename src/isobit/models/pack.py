@@ -23,10 +23,12 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.norm import NormSpec
+from isobit.models import pack_experts
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
-from isobit.models.config import GatedMlp, LayerSpec, ModelConfig
+from isobit.models.config import Experts, GatedMlp, LayerSpec, ModelConfig
 from isobit.models.contents import Contents, contents
+from isobit.models.experts import ExpertsMLP
 from isobit.models.joined import apart, bind_linears, join
 from isobit.models.latent import Absorbed
 from isobit.models.layers import Layer
@@ -99,7 +101,14 @@ def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, 
             kept, block = layer.spec.attention.kept, batch.sequences.block
             keys, values = ((1, kept.heads, block, width) for width in (kept.first, kept.second))
             memory = Cached(torch.zeros(keys, dtype=dtype), torch.zeros(values, dtype=dtype))
-            layer(x, Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None))  # type: ignore[misc]
+            factors = torch.ones(len(x)) if getattr(layer.spec.attention, "query_scale", None) else None
+            layer(
+                x,
+                Step(ops, batch, lambda _, a=angles: (a, a), lambda _, m=memory: m, None,  # type: ignore[misc]
+                     factors=lambda _, f=factors: f),  # type: ignore[misc]
+            )  # fmt: skip
+            if isinstance(layer.mlp, ExpertsMLP) and isinstance(layer.spec.mlp, Experts) and len(x) == 1:
+                pack_experts.call(layer.mlp, layer.spec.mlp, dtype, _MULTIPROCESSORS, target)
         ops.norm(x, _norm(config, config.norms.bias, config.hidden_size).spec, (head,))
     return recorder.requests
 
@@ -116,9 +125,10 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
     """One layer of each kind."""
     config, seen = held.config, set()
     for number, spec in enumerate(config.layers):
-        groups = by_input(layer_modules(spec, config.hidden_size))
+        modules = layer_modules(spec, config.hidden_size)
+        groups = by_input(pack_experts.beside(modules))
         linears = [[layer_prefix(number) + module.name for module in group] for group in groups]
-        matrices = [one.name for group in groups for one in group if one.kind in ("linear", "absorbed")]
+        matrices = [one.name for one in pack_experts.alike(modules)]
         kind = spec, tuple(_kind(_read(held, layer_prefix(number) + name)) for name in matrices)
         if kind in seen:
             continue
@@ -135,10 +145,16 @@ def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]
                 parts[group[0].role] = Vector(torch.ones(*group[0].shape))
                 continue
             reads = by_role(group, [_computed(_read(held, name), dtype) for name in names])
+            by_turns = any(role.endswith("gate") for role in reads)
             bound = bind_linears(
-                [*reads.values()], by_turns="gate" in reads, keep_values=False, dtype=dtype, place=where
+                [*reads.values()], by_turns=by_turns, keep_values=False, dtype=dtype, place=where
             )  # fmt: skip
             parts |= dict(zip(reads, bound, strict=True))
+        if isinstance(spec.mlp, Experts):
+            parts["experts"] = pack_experts.mixture(
+                spec.mlp, modules, lambda one, n=number: _computed(_read(held, layer_prefix(n) + one.name), dtype),  # type: ignore[misc]
+                parts, held.ck.path, where,
+            )  # fmt: skip
         yield Layer(spec, number, parts, config.norm_eps, KvScales())
 
 
@@ -200,7 +216,7 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
     """One linear of each kind: those of one kind launch the same kernels."""
     seen: set[object] = set()
     for number, spec in enumerate(found.config.layers):
-        for group in by_input(layer_modules(spec, found.config.hidden_size)):
+        for group in by_input(pack_experts.beside(layer_modules(spec, found.config.hidden_size))):
             if group[0].kind in ("norm", "absorbed", "vector"):
                 continue
             roles = by_role(group, [_read(found, layer_prefix(number) + module.name) for module in group])
@@ -217,8 +233,9 @@ def _uses(found: Contents, dtype: torch.dtype) -> Iterator[_Use]:
 
 def _gates(spec: LayerSpec, roles: Mapping[str, LinearWeight]) -> str | None:
     """The activation of gates that one kernel computes with the linears of these roles; None where there is none."""
-    gated = isinstance(spec.mlp, GatedMlp) and "gate" in roles and spec.mlp.activation in GATES
-    return spec.mlp.activation if gated and isinstance(spec.mlp, GatedMlp) else None
+    part = spec.mlp.shared if isinstance(spec.mlp, Experts) else spec.mlp
+    gated = isinstance(part, GatedMlp) and any(role.endswith("gate") for role in roles) and part.activation in GATES
+    return part.activation if gated and isinstance(part, GatedMlp) else None
 
 
 def _used(reads: list[LinearWeight], adds: bool, gates: str | None, dtype: torch.dtype) -> Iterator[_Use]:

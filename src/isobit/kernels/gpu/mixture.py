@@ -54,13 +54,25 @@ class GpuMixture:
     """See ``bind``; a :class:`isobit.kernels.grouped.BoundMixture`."""
 
     def __init__(self, mixture: Mixture, machine: Machine, workspace: Workspace, *, alike: bool) -> None:
-        self.gating, self.on_input = mixture.gating, mixture.on_input
-        self.router, self.layer = GpuRouter(machine, workspace), GpuLayer(machine, workspace)
+        self.gating, self.on_input, self.workspace = mixture.gating, mixture.on_input, workspace
+        self._use(machine)
         # Gates and what they multiply are the rows of one weight by turns, or of two weights.
         joined = _by_turns(mixture.gate, mixture.up)
         parts = (mixture.gate, mixture.up) if joined is None else (joined,)
         self.inner = tuple(_Experts(part, machine, alike) for part in parts)
         self.down = _Experts(mixture.down, machine, alike)
+
+    def _use(self, machine: Machine) -> None:
+        self.machine = machine
+        self.router, self.layer = GpuRouter(machine, self.workspace), GpuLayer(machine, self.workspace)
+
+    def on(self, machine: Machine) -> GpuMixture:
+        """The same for another machine of the same target: what runs is decided anew at the next call."""
+        assert machine.target == self.machine.target, "another target may want the weights in another order"
+        self._use(machine)
+        for part in (*self.inner, self.down):
+            part.on(machine)
+        return self
 
     def __call__(self, x: Tensor, routes: Routes, listener: Listener | None = None) -> Tensor:
         """``[T, K]`` to the same; see the protocol."""
@@ -164,6 +176,11 @@ class _Experts:
             if not isinstance(part.weight, Tensor) or str(part.weight.dtype) == f"torch.{dtype}":
                 self._row(dtype, 1)  # refuses now what would be refused later
         self._arrange(self._row("float16" if isinstance(part.weight, QTensor) else _name(part.weight.dtype), 1))
+
+    def on(self, machine: Machine) -> None:
+        """Another machine of the same target."""
+        self.machine = machine
+        self._runs.clear()
 
     def run(self, places: _Places, dtype: torch.dtype, after: str, out_dtype: str = "") -> _Run:
         """What runs pairs of some tokens; without ``after`` where the kernel for them cannot do that."""

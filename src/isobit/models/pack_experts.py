@@ -1,0 +1,94 @@
+"""What a mixture of experts of a checkpoint needs of the GPU kernels: bound as it will be, and called where launches
+are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from isobit.checkpoint.layouts.reading import LinearWeight
+from isobit.kernels import mixtures
+from isobit.kernels.grouped import Gating, Mixture, Routes
+from isobit.models.blueprint import Module
+from isobit.models.config import Experts
+from isobit.models.experts import ExpertsMLP
+from isobit.models.mlp import GatedMLP
+from isobit.models.place import Place
+from isobit.models.stacking import routing, stack
+from isobit.targets.spec import Target
+
+
+def beside(modules: Sequence[Module]) -> tuple[Module, ...]:
+    """The modules of a layer that are not of one expert, nor choose experts."""
+    return tuple(one for one in modules if one.expert is None and one.kind != "router")
+
+
+def alike(modules: Sequence[Module]) -> tuple[Module, ...]:
+    """Those that decide which kernels a layer launches: of experts, which are stored alike, the first."""
+    return tuple(one for one in modules if one.expert in (None, 0) and one.kind in ("linear", "absorbed"))
+
+
+def mixture(
+    spec: Experts, modules: Sequence[Module], read: Callable[[Module], LinearWeight], parts: dict[str, nn.Module],
+    file: Path, where: Place,
+) -> ExpertsMLP:  # fmt: skip
+    """The experts of a layer where nothing is launched; each has the numbers of the first.
+
+    Args:
+        spec: what they are.
+        modules: of the layer.
+        read: a linear as it is computed with.
+        parts: the others of the layer, by role.
+        file: where they lie, for messages.
+        where: the place.
+    """
+    router = spec.router
+    first = {one.role: read(one) for one in modules if one.expert == 0}
+    tall = (
+        stack((first[role] for _ in range(router.experts)), [role] * router.experts, file, where)
+        for role in ("gate", "up", "down")
+    )
+    whole = Mixture(*tall, Gating(spec.expert.activation, spec.expert.limit), router.on_input)
+    bound = mixtures.bind(whole, device=where.device, **where.options)
+    shared = None
+    if spec.shared is not None:
+        shared = GatedMLP(spec.shared, {role: parts[f"shared_{role}"] for role in ("gate", "up", "down")})
+    hidden = first["gate"].weight.shape[1]
+    weight = torch.zeros(router.experts, hidden)
+    bias, correction = (torch.zeros(router.experts) if there else None for there in (router.bias, router.correction))
+    return ExpertsMLP(
+        routing(router, weight, bias, correction), bound, shared, torch.zeros(hidden) if spec.shared_gate else None,
+        spec.names.shared,
+    )  # fmt: skip
+
+
+def call(made: ExpertsMLP, spec: Experts, dtype: torch.dtype, multiprocessors: Sequence[int], target: Target) -> None:
+    """Calls experts with numbers of tokens in all of which tiles differ, as on each card of a target."""
+    from isobit.kernels.gpu.machine import Machine
+    from isobit.kernels.gpu.mixture import GpuMixture
+
+    bound = made.bound
+    assert isinstance(bound, GpuMixture)
+    active, hidden = spec.router.active, made.routing.weight.shape[1]
+    before = bound.machine
+    for count in multiprocessors:
+        bound.on(Machine.imagined(target, count, before.recorder))
+        for tokens in _tokens(spec.router.experts, active):
+            routes = Routes(torch.zeros(tokens, active, dtype=torch.int32), torch.zeros(tokens, active))
+            bound(torch.zeros(tokens, hidden, dtype=dtype), routes)
+    bound.on(before)
+
+
+def _tokens(experts: int, active: int) -> Iterator[int]:
+    """Numbers of tokens, one for each width of tiles."""
+    from isobit.kernels.gpu.mixture import width_of
+
+    seen = set()
+    for tokens in (1, *(-(-each * experts // active) for each in (1, 4, 5, 12, 13, 64, 65))):
+        width = width_of(max(1, tokens), max(1, tokens) * active, experts)
+        if width not in seen:
+            seen.add(width)
+            yield max(1, tokens)

@@ -1,0 +1,55 @@
+"""Kernel packs of mixtures of experts: what their layers launch on a card is in the pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import make_model, save
+
+pytest.importorskip("triton", reason="kernel packs are compiled by Triton: pip install triton")
+
+from isobit.checkpoint.reader import Checkpoint
+from isobit.formats.rules import Policy
+from isobit.formats.schemes import scheme
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.packs.record import Recorder
+from isobit.kernels.grouped import Routes
+from isobit.models import pack
+from isobit.models.config import Experts
+from isobit.models.contents import contents
+from isobit.models.experts import ExpertsMLP
+from isobit.quantizer.driver import quantize
+from isobit.targets.table import TARGETS
+
+TARGET = TARGETS["sm_90"]
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int4-g32"])
+def test_what_experts_launch_is_in_the_pack(name: str, tmp_path: Path) -> None:
+    folder = save(make_model("MixtralForCausalLM"), tmp_path / "source", torch.bfloat16)
+    if name != "bf16":
+        quantize(folder, tmp_path / "out", Policy(scheme(name)), progress=False)
+        folder = tmp_path / "out"
+    held = contents(Checkpoint.open(folder))
+    packed, dtype = pack.requests(held, TARGET, None)
+    assert dtype == "bfloat16"
+    functions = {request.entry.partition(":")[2] for request in packed.values()}
+    assert functions >= {"choose_experts", "router_few", "router_many", "count_pairs", "place_pairs", "add_experts"}
+    of_experts = [
+        request for request in packed.values() if request.constants.get("EXPERTS") and "SHARE" in request.constants
+    ]
+    assert {request.constants["SHARE"] for request in of_experts} == {1, 2}, "down, and gate and up, of two each"
+    recorder = Recorder()
+    machine = Machine.imagined(TARGET, 78, recorder)
+    layer = next(
+        pack._layers(
+            held, torch.bfloat16, pack.Place("cuda", torch.device("cpu"), machine, pack.Workspace(torch.device("cpu")))
+        )
+    )
+    assert isinstance(layer.mlp, ExpertsMLP) and isinstance(layer.spec.mlp, Experts)
+    for tokens in (1, 3, 20, 400):
+        routes = Routes(torch.zeros(tokens, 2, dtype=torch.int32), torch.zeros(tokens, 2))
+        layer.mlp.bound(torch.zeros(tokens, held.config.hidden_size, dtype=torch.bfloat16), routes)
+    assert recorder.requests and recorder.requests.keys() <= packed.keys()
