@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from published_configs import EXAONE4, GEMMA3, HUNYUAN, LLAMA31_ROPE, PUBLISHED, SMOLLM3
+from published_configs import EXAONE4, GEMMA3, HUNYUAN, PUBLISHED, SMOLLM3
 
 from isobit.errors import ModelError
-from isobit.models import hf_attention
-from isobit.models.archs import model_config
+from isobit.models.archs import family, model_config
 from isobit.models.config import ModelConfig, QueryScale, Rope, SelfAttention
 from isobit.models.fields import Fields
-from isobit.models.hf_rope import read_rope
+from isobit.models.hf_rope import Common, read_rope
 
 MINISTRAL3: dict[str, Any] = {
     "architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", "head_dim": 128, "hidden_act": "silu",
@@ -130,32 +128,24 @@ def test_what_they_cannot_mean(base: dict[str, Any], changes: dict[str, Any], na
         model_config(base | changes)
 
 
-def reading(family: str, **keys: Any) -> tuple[hf_attention.Reading, Fields]:
-    sizes = {"num_hidden_layers": 4, "max_position_embeddings": 1024}
-    fields = Fields(sizes | keys)
-    return getattr(hf_attention, family)(fields), fields
-
-
 def test_heads_that_are_rotated_in_part() -> None:
+    common = Common(theta=5e6, partial=1.0, dims_key="rotary_dim")
     for keys, dims in (({}, None), ({"rotary_dim": 64}, 64), ({"rotary_dim": 64, "partial_rotary_factor": 0.5}, 64),
                        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, 32)):  # fmt: skip
-        found, fields = reading("minimax_m2", **keys)
-        assert read_rope(fields, found.common, 128) == Rope(theta=5e6, dims=dims)
-    found, fields = reading("glm4_moe")
-    assert read_rope(fields, found.common, 128).dims == 64
+        assert read_rope(Fields(keys), common, 128) == Rope(theta=5e6, dims=dims)
+    assert read_rope(Fields({}), Common(partial=0.5), 128).dims == 64
     for keys in ({"rotary_dim": 64, "partial_rotary_factor": 0.25}, {"partial_rotary_factor": 1.5}, {"rotary_dim": 63}):
-        found, fields = reading("minimax_m2", **keys)
-        read_rope(fields, found.common, 128)
+        fields = Fields(keys)
+        read_rope(fields, common, 128)
         assert not fields.sound, keys
 
 
-def test_ropes_that_gpt_oss_and_llama_4_have_without_saying_so() -> None:
-    found, fields = reading("gpt_oss")
-    rope = read_rope(fields, found.common, 64)
-    assert replace(rope, kind="default") == Rope(theta=150000.0, factor=32.0, original_context=4096, truncate=False)
-    assert found.windows == (128, None) * 2
-    found, fields = reading("llama4", rope_scaling=LLAMA31_ROPE)
-    assert read_rope(fields, found.common, 128).interleaved and read_rope(fields, found.common, 128).theta == 5e5
-    for keys in ({"layer_types": ["sliding_attention"] * 4}, {"layer_types": ["full_attention"]},
-                 {"attn_temperature_tuning": "yes"}, {"attention_chunk_size": 0}):  # fmt: skip
-        assert not reading("llama4", **keys)[1].sound, keys
+def test_growing_queries_of_llama_4() -> None:
+    keys = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text"} | family("llama4_text").tiny()
+    for tuned, grows in ((None, True), (True, True), (4, True), (False, False)):
+        config = model_config(keys | {"attn_temperature_tuning": tuned})
+        scales = [attention(config, layer).query_scale for layer in range(4)]
+        assert scales == [None, None, None, QueryScale(16, 0.1, 1) if grows else None]
+        assert [attention(config, layer).qk_norm for layer in range(4)] == ["l2"] * 3 + ["none"]
+    with pytest.raises(ModelError, match="attn_temperature_tuning"):
+        model_config(keys | {"attn_temperature_tuning": "yes"})

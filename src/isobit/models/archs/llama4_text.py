@@ -33,7 +33,9 @@ def from_hf(fields: Fields) -> ModelConfig:
         fields.problem("layer_types", "isobit knows chunked_attention in layers that rotate, full_attention in others")
     bias, normed = fields.flag("attention_bias", False), fields.flag("use_qk_norm", True)
     grown = QueryScale(fields.integer("floor_scale", 8192), fields.number("attn_scale", 0.1), ahead=1)
-    grows = fields.flag("attn_temperature_tuning", True)
+    tuned = fields.raw("attn_temperature_tuning")
+    fields.only("attn_temperature_tuning", (True, False, 4), "growth of queries")  # published files write 4 for true
+    grows = tuned is None or bool(tuned)
     experts, active = read_counts(fields, 16, 1)
     fields.raw("for_llm_compressor")
     size = GatedMlp(fields.integer("intermediate_size", 8192))
