@@ -19,6 +19,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
 from isobit.models.archs import ARCHS, family, model_config
+from isobit.models.batch import Batch, lay_out
 from isobit.models.blueprint import classifier, expected_tensors
 from isobit.models.contents import contents
 from isobit.models.weights import load_model
@@ -65,6 +66,27 @@ def test_decoding_step_by_step_equals_prefill(saved) -> None:
     steps += [run(model, ids[:, at : at + 1], cache) for at in range(47, LENGTH)]
     assert cache.lengths[0] == LENGTH
     assert (torch.cat(steps, 1) - run(model, ids)).abs().max() <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_sequences_in_one_call_equal_each_alone(saved) -> None:
+    _, _, folder = saved
+    model, sequences = load_model(folder), [token_ids(length, batch=1)[0] for length in (70, 1, 33, LENGTH)]
+    together = torch.split(model.forward(Batch.of(sequences)), [len(ids) for ids in sequences])
+    for ids, found in zip(sequences, together, strict=True):
+        assert (found - model.forward(Batch.of([ids]))).abs().max() <= TOLERANCE
+    cache, blocks, pieces = model.paged_cache(6), [(5, 2), (0,), (4,), (1, 3)], [[] for _ in sequences]
+    fed = [0] * len(sequences)
+    for ends in ((40, 1, 1, 64), (41, 1, 33, LENGTH), (70, 1, 33, LENGTH)):  # prompts in pieces beside single tokens
+        turn = [number for number, end in enumerate(ends) if fed[number] < end]
+        new = [sequences[number][fed[number] : ends[number]] for number in turn]
+        batch = lay_out(new, [fed[number] for number in turn], [blocks[number] for number in turn], cache.block)
+        for number, found in zip(turn, model.forward(batch, cache).split([len(ids) for ids in new]), strict=True):
+            pieces[number].append(found)
+        fed = [*ends]
+    for ids, found in zip(sequences, pieces, strict=True):
+        wanted = run(model, ids[None], model.new_cache(1, model.config.max_context))
+        assert (torch.cat(found) - wanted[0]).abs().max() <= TOLERANCE
 
 
 @torch.inference_mode()
