@@ -33,7 +33,7 @@ GEMMA2_NAMES = NAMES | {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
-F32 = 0
+F32, ROUTER = 0, "mlp.gate.weight"
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -74,6 +74,13 @@ def keys_of(config: Any, arch: str) -> dict[str, Any]:
     if arch == "granite":
         found |= {"attention.scale": config.attention_multiplier, "embedding_scale": config.embedding_multiplier,
                   "residual_scale": config.residual_multiplier, "logit_scale": config.logits_scaling}  # fmt: skip
+    if getattr(config, "num_experts_per_tok", None):
+        found |= {"expert_count": getattr(config, "num_experts", None) or config.num_local_experts,
+                  "expert_used_count": config.num_experts_per_tok}  # fmt: skip
+    if arch in ("qwen2moe", "qwen3moe"):
+        found |= {"expert_feed_forward_length": config.moe_intermediate_size}
+    if arch == "qwen2moe":
+        found |= {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
     if arch in ("gemma3", "phi3"):
         found |= {"attention.sliding_window": config.sliding_window}
     if arch == "gemma3":
@@ -85,6 +92,7 @@ def keys_of(config: Any, arch: str) -> dict[str, Any]:
         found |= {"attention.sliding_window": config.sliding_window,
                   "attn_logit_softcapping": config.attn_logit_softcapping,
                   "final_logit_softcapping": config.final_logit_softcapping}  # fmt: skip
+    arch = "llama" if arch == "mixtral" else arch
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
 
@@ -100,19 +108,25 @@ def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any
     """A transformers model as llama.cpp's converter writes it."""
     config, names = model.config, GEMMA2_NAMES if arch in ("gemma2", "gemma3") else NAMES
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    tensors = []
+    tensors: list[Raw] = []
     for stored, tensor in model.state_dict().items():
         if stored == "lm_head.weight" and config.tie_word_embeddings:
             continue
         module, _, end = stored.rpartition(".")
         value = tensor.float().numpy()
-        if arch in ("llama", "granite", "smollm3") and module.rpartition(".")[2] in heads:
+        if value.ndim == 3:  # of all experts, gate above up; the file has one of each role
+            prefix = f"blk.{module.split('.')[2]}.ffn_"
+            gate = value[:, : value.shape[1] // 2] if stored.endswith("gate_up_proj") else None
+            roles = {"down": value} if gate is None else {"gate": gate, "up": value[:, gate.shape[1] :]}
+            tensors += [raw(f"{prefix}{role}_exps.weight", part, kind) for role, part in roles.items()]
+            continue
+        if arch in ("llama", "mixtral", "granite", "smollm3") and module.rpartition(".")[2] in heads:
             value = interleaved(value, heads[module.rpartition(".")[2]])
         if arch.startswith("gemma") and "norm" in module:
             value = value + 1
         layer = module.removeprefix("model.layers.").partition(".")
         name = f"blk.{layer[0]}.{names[layer[2]]}" if layer[2] and module.startswith("model.layers.") else names[module]
-        tensors.append(raw(f"{name}.{end}", value, kind))
+        tensors.append(raw(f"{name}.{end}", value, "F32" if stored.endswith(ROUTER) else kind))
     rope = rope_of(config)
     if rope["rope_type"] == "longrope":
         for name in ("long", "short"):
@@ -131,8 +145,12 @@ GEMMA3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
 }  # fmt: skip
+MOE = {"use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
+    "mixtral": ("MixtralForCausalLM", {"sliding_window": None}),
+    "qwen2moe": ("Qwen2MoeForCausalLM", MOE | {"norm_topk_prob": False}),
+    "qwen3moe": ("Qwen3MoeForCausalLM", MOE | {"norm_topk_prob": True, "rope_parameters": None}),
     "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": False}),
     "qwen3": ("Qwen3ForCausalLM", {}),
     "gemma3": ("Gemma3ForCausalLM", GEMMA3),
@@ -157,15 +175,19 @@ def test_logits_equal_transformers(tmp_path: Path, arch: str) -> None:
         assert config[key] == own[key], key
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"])
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [("llama", kind) for kind in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4")]
+    + [("qwen3moe", "Q8_0"), ("qwen3moe", "Q5_1")],
+)
 @torch.inference_mode()
-def test_quantized_weights_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+def test_quantized_weights_are_those_of_the_file(tmp_path: Path, arch: str, kind: str) -> None:
     """The same logits as a folder that holds the numbers which gguf dequantizes."""
-    model, ids = make_model("LlamaForCausalLM"), token_ids(40)
-    path = write_gguf(tmp_path / "m.gguf", model, "llama", kind)
-    for _name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            value, type = parameter.numpy(), GGMLQuantizationType[kind]
+    model, ids = make_model(CASES[arch][0], **CASES[arch][1]), token_ids(40)
+    path, type = write_gguf(tmp_path / "m.gguf", model, arch, kind), GGMLQuantizationType[kind]
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2 and not name.endswith(ROUTER):
+            value = parameter.numpy()
             parameter.copy_(
                 torch.from_numpy(quants.dequantize(quants.quantize(value, type), type)).reshape(value.shape)
             )
