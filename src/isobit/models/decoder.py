@@ -13,11 +13,13 @@ from isobit.formats.caches import AUTO, CacheFormat
 from isobit.kernels.cached import Cached
 from isobit.models.attention import Attention
 from isobit.models.batch import Batch
+from isobit.models.blueprint import layer_modules, layer_prefix
 from isobit.models.cache.contiguous import ContiguousCache
 from isobit.models.cache.memory import bytes_per_token, cache_key, dtype_name, new_layers
 from isobit.models.cache.paged import PagedCache
 from isobit.models.cache.protocol import Cache
 from isobit.models.config import Kept, ModelConfig, SelfAttention
+from isobit.models.experts import ExpertsMLP
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
@@ -213,6 +215,19 @@ class Decoder(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Linear):
                 yield module.stored or (name if name == "lm_head" else f"model.{name}"), module
+
+
+    def mixtures(self) -> Iterator[tuple[ExpertsMLP, tuple[str, ...], tuple[str, ...]]]:
+        """Every mixture of experts, with the modules in the checkpoint that read its input, and those behind them."""
+        for number, (layer, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):
+            assert isinstance(layer, Layer)
+            if isinstance(layer.mlp, ExpertsMLP):
+                modules = [part for part in layer_modules(spec, self.config.hidden_size) if part.expert is not None]
+                inner, outer = (
+                    tuple(layer_prefix(number) + part.name for part in modules if (part.role == "down") == last)
+                    for last in (False, True)
+                )
+                yield layer.mlp, inner, outer
 
 
 def _one(memory: list[Cached]) -> bool:

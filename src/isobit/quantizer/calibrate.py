@@ -21,6 +21,8 @@ from isobit.formats.codec import SMALLEST_ACTIVATION_SCALE
 from isobit.formats.rules import Policy
 from isobit.formats.table import element
 from isobit.models.blueprint import HEAD
+from isobit.models.decoder import Decoder
+from isobit.models.parts import Part
 from isobit.models.place import place
 from isobit.models.weights import load_model
 from isobit.quantizer.jobs import InputScales
@@ -154,10 +156,11 @@ def input_scales(
     windows = [window.tolist() for window in cut]
     largest: dict[str, float] = {}
     hooks = []
-    for name, linear in model.linears():
-        if name in modules:
-            largest[name] = 0.0
-            hooks.append(linear.register_forward_pre_hook(partial(_observe, largest, name)))
+    for part, names in _places(model):
+        wanted = [name for name in names if name in modules]
+        if wanted:
+            largest |= dict.fromkeys(wanted, 0.0)
+            hooks.append(part.register_forward_pre_hook(partial(_observe, largest, wanted)))
     unknown = sorted(modules - largest.keys())
     if unknown:
         raise UsageError(
@@ -174,10 +177,25 @@ def input_scales(
     return {name: _scale(ck, name, amax) for name, amax in largest.items()}
 
 
-def _observe(largest: dict[str, float], name: str, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _places(model: Decoder) -> Iterator[tuple[Part, tuple[str, ...]]]:
+    """What can be listened to, with the modules whose input it is shown.
+
+    All experts of a layer have one scale for what goes into them and one for what goes into their down, so that a token
+    is rounded once for all of its experts, and those that no token reached have a scale, too.
+    """
+    for name, linear in model.linears():
+        yield linear, (name,)
+    for part, inner, outer in model.mixtures():
+        yield part.entry, inner
+        yield part.middle, outer
+
+
+def _observe(
+    largest: dict[str, float], names: list[str], module: torch.nn.Module, inputs: tuple[Tensor, ...]
+) -> None:  # fmt: skip
     amax = float(inputs[0].abs().amax())
     # Not max(): that would lose a NaN.
-    largest[name] = amax if math.isnan(amax) or amax > largest[name] else largest[name]
+    largest |= dict.fromkeys(names, amax if math.isnan(amax) or amax > largest[names[0]] else largest[names[0]])
 
 
 def _scale(ck: Checkpoint, name: str, amax: float) -> float:
