@@ -93,6 +93,7 @@ class FileStore:
         self.path, self.files = path, tuple(files)
         self.tensors = dict(tensors)
         self._maps: dict[Path, Tensor] = {}
+        self._whole: dict[str, TensorInfo] = {}  # listed as parts of themselves
         # A checkpoint much smaller than memory may stay in the page cache: the next run will be glad of it.
         self._drop_cache = sum(info.nbytes for info in self.tensors.values()) > _physical_memory() // 4
 
@@ -101,21 +102,25 @@ class FileStore:
         twin = FileStore(self.path, self.files, {
             new: replace(info, name=new) for old, info in self.tensors.items() for new in (names.get(old, old),)
         })  # fmt: skip
-        twin._maps, twin._drop_cache = self._maps, self._drop_cache
+        twin._maps, twin._drop_cache, twin._whole = self._maps, self._drop_cache, self._whole
         return twin
 
     def viewed(self, parts: Mapping[str, Iterable[TensorInfo]]) -> FileStore:
-        """The same store with some tensors replaced by parts of them, in their place: name -> the parts."""
+        """The same store with some tensors listed as parts of them, in their place: name -> the parts.
+
+        The whole ones are still read under their names.
+        """
         twin = FileStore(self.path, self.files, {
             part.name: part for name, info in self.tensors.items() for part in parts.get(name, (info,))
         })  # fmt: skip
         twin._maps, twin._drop_cache = self._maps, self._drop_cache
+        twin._whole = self._whole | {name: self.tensors[name] for name in parts}
         return twin
 
     def info(self, name: str) -> TensorInfo:
         """See :meth:`Store.info`."""
         try:
-            return self.tensors[name]
+            return self.tensors.get(name) or self._whole[name]
         except KeyError:
             raise CheckpointError("is missing from this checkpoint", file=self.path, tensor=name) from None
 

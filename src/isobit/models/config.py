@@ -323,6 +323,7 @@ class ExpertNames:
         gate, up, down: linears of an expert.
         shared, shared_gate: the expert of all tokens, and its gate.
         stacked: tensors of all experts together, as some checkpoints have them.
+        one_by_one: whether transformers loads experts that have tensors of their own.
         also: beginnings of names within a layer as some checkpoints have them, and what they stand for here.
     """
 
@@ -336,6 +337,7 @@ class ExpertNames:
     shared: str = "shared_experts"
     shared_gate: str = "shared_expert_gate"
     stacked: StackedNames = StackedNames()  # noqa: RUF009 - frozen
+    one_by_one: bool = True
     also: tuple[tuple[str, str], ...] = ()
 
 

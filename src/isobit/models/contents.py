@@ -7,7 +7,7 @@ under which prefix, whether the output projection is the embedding, and what is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -45,6 +45,7 @@ class Contents:
         left_out: tensors that no model needs: a second copy of a tied matrix, buffers of old checkpoints.
         kv_scales: tensors that are scales of a key-value cache.
         notes: what a person should know.
+        stacks: tensors of all experts of a layer together -> those that they are read as.
     """
 
     ck: Checkpoint
@@ -53,6 +54,7 @@ class Contents:
     left_out: tuple[str, ...]
     kv_scales: tuple[str, ...]
     notes: tuple[str, ...]
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def contents(ck: Checkpoint) -> Contents:
@@ -90,7 +92,7 @@ def resolve(ck: Checkpoint) -> Contents:
         stored = next(iter(names))
         notes.append(f"tensors are read under other names than they have: {stored} as {names[stored]}, and so on")
         ck = ck.renamed(names)
-    ck = _by_expert(ck, config, notes)
+    ck, stacks = _by_expert(ck, config)
     notes = [*config.notes, *ck.notes, *notes]
     ck, config, copies = _output_projection(ck, config, notes)
     scales = kvscales.kv_names(ck.tensors, config.num_layers)
@@ -104,20 +106,17 @@ def resolve(ck: Checkpoint) -> Contents:
             f"{len(guessing)} tensors of layers that guess further tokens ({layer_prefix(config.num_layers)}*) are left"
             " out: isobit decodes one token after the other"
         )
-    return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes))
+    return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes), stacks)
 
 
-def _by_expert(ck: Checkpoint, config: ModelConfig, notes: list[str]) -> Checkpoint:
+def _by_expert(ck: Checkpoint, config: ModelConfig) -> tuple[Checkpoint, dict[str, tuple[str, ...]]]:
     """The same with tensors of all experts together as those of each, and under the names that these have here."""
     names = other_names(ck.tensors, config)
     if names:
         ck = ck.renamed(names)
     parts = unstacked(ck.tensors, config) if isinstance(ck.store, FileStore) else {}
-    if not parts:
-        return ck
-    stored = next(iter(parts))
-    notes.append(f"tensors of all experts together are read as those of each: {stored} as {parts[stored][0].name}, ...")
-    return ck.viewed(parts)
+    found = {stored: tuple(part.name for part in of_it) for stored, of_it in parts.items()}
+    return ck.viewed(parts) if parts else ck, found
 
 
 def _guessing(ck: Checkpoint, config: ModelConfig) -> tuple[str, ...]:

@@ -216,7 +216,6 @@ class Decoder(nn.Module):
             if isinstance(module, Linear):
                 yield module.stored or (name if name == "lm_head" else f"model.{name}"), module
 
-
     def mixtures(self) -> Iterator[tuple[ExpertsMLP, tuple[str, ...], tuple[str, ...]]]:
         """Every mixture of experts, with the modules in the checkpoint that read its input, and those behind them."""
         for number, (layer, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):

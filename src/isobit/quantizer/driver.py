@@ -31,7 +31,7 @@ from isobit.kernels import backends
 from isobit.models.blueprint import HEAD, classifier
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
-from isobit.quantizer import calibrate, grid, validate
+from isobit.quantizer import calibrate, experts, grid, validate
 from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
 from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
@@ -230,7 +230,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     tensors = [info for name, info in ck.tensors.items() if name in found.expected]
     classify = classifier(model)
     validate.check_schemes(tensors, classify, policy)
-    jobs = list(plan_jobs(tensors, classify, policy, settings.search))
+    jobs = list(plan_jobs(experts.as_stored(found, tensors, policy), classify, policy, settings.search))
     shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
     assigned = validate.assignments(tensors, classify, policy, HEAD if model.tie_word_embeddings else None)
     notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]
@@ -245,6 +245,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
         *validate.refitted_widths(tensors, classify, policy),
         *calibrated,
         *mixed,
+        *experts.about(model, assigned),
         *about_text,
         *map(str, engines.answers(assigned)),
     ]

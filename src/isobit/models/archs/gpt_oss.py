@@ -10,7 +10,7 @@ from isobit.models.hf import Style, read_common, read_windows, with_attention
 from isobit.models.hf_experts import read_counts, with_experts
 from isobit.models.hf_rope import Common
 
-NAMES = ExpertNames(router="router", stacked=StackedNames(transposed=True, interleaved=True))
+NAMES = ExpertNames(router="router", one_by_one=False, stacked=StackedNames(transposed=True, interleaved=True))
 YARN = {
     "rope_type": "yarn",
     "factor": 32.0,

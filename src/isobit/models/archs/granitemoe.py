@@ -13,7 +13,7 @@ from isobit.models.hf_experts import read_counts, with_experts
 
 PLACE = "block_sparse_moe"
 NAMES = ExpertNames(
-    router="router.layer", gate="w1", up="w3", down="w2",
+    router="router.layer", one_by_one=False, gate="w1", up="w3", down="w2",
     stacked=StackedNames("input_linear.weight", "output_linear.weight"),
     also=(
         (f"{PLACE}.router.weight", f"{PLACE}.router.layer.weight"),
