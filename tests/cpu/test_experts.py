@@ -128,7 +128,11 @@ ROUTES = {
 
 @pytest.mark.parametrize("name", [None, "int8-w8a16", "int4-g16", "fp8-block", "int8", "fp8-static"])
 @pytest.mark.parametrize("which", ROUTES)
-def test_the_weighted_sum_of_the_experts_of_each_token(which: str, name: str | None) -> None:
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_the_weighted_sum_of_the_experts_of_each_token(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, which: str, name: str | None
+) -> None:
+    monkeypatch.setenv("ISOBIT_KERNEL", kernel)
     ids = torch.tensor(ROUTES[which], dtype=torch.int32)
     weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1))
     (gate, gates), (up, ups), (down, downs) = (
@@ -138,6 +142,7 @@ def test_the_weighted_sum_of_the_experts_of_each_token(which: str, name: str | N
     x = random(len(ids), HIDDEN, seed=5)
     routes = Routes(ids, weights)
     bound = mixtures.bind(Mixture(gate, up, down), device="cpu")
+    assert bound.kernel.name == kernel
     found, wanted = bound.run(x, routes), oracle(x, routes, gates, ups, downs)
     error = float((found - wanted).norm() / wanted.norm())
     assert error <= (1e-5 if gate.activations is None else 0.1)
