@@ -60,7 +60,6 @@ METHODS: tuple[Method, ...] = (
     Method("quanto (optimum-quanto)", ("quanto",), files=("quanto_qmap.json", "quantization_map.json"),
            tensors=(".weight._data",), nearest="int8-w8a16 or int4"),
     Method("HQQ", ("hqq",), files=("qmodel.pt",), tensors=(".W_q",), nearest="int4-g64"),
-    Method("torchao", ("torchao",), tensors=("_weight_qdata",), nearest="fp8, int8 or int4"),
     Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
     Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),
     Method("BitNet", ("bitnet",)),

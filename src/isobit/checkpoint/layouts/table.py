@@ -16,6 +16,7 @@ from isobit.checkpoint.layouts import (
     gptq,
     modelopt,
     plain,
+    torchao,
 )
 from isobit.checkpoint.layouts.parts import COMMON
 from isobit.checkpoint.layouts.row import Layout
@@ -35,6 +36,7 @@ LAYOUTS: tuple[Layout, ...] = (
     bitsandbytes.FOUR_BITS,
     bitsandbytes.EIGHT_BITS,
     modelopt.LAYOUT,
+    torchao.LAYOUT,
     compressed.PACKED,
     plain.LAYOUT,
     fp8_blocks.LAYOUT,
