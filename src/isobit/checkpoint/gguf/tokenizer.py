@@ -17,10 +17,10 @@ _NAMED = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token":
           "pad_token": "padding_token_id"}  # fmt: skip
 # Tokens that end an answer whatever the file says of them, as llama.cpp has it.
 _ENDS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> _<EOT> <EOS> </s>"
-    " <|return|> <|call|> <|user|> <|observation|> [EOS] [EOT] [|endofturn|] <|END_OF_TURN_TOKEN|>"
-    " <|end_of_turn|>".split()
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|>"
+    " <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <｜end▁of▁sentence｜> [e~[".split()  # noqa: RUF001
 )
+_INNER = frozenset(("<|return|>", "<|call|>", "<|end|>"))  # where there are all three, the last one ends a message only
 _SPACE = "▁"
 
 
@@ -83,8 +83,9 @@ def generation_of(gguf: Gguf) -> dict[str, Any]:
     keys = Keys(gguf, _PREFIX)
     tokens, types = _vocabulary(keys)
     ends = {_id(keys, key, tokens) for key in ("eos_token_id", "eot_token_id", "eom_token_id")}
+    inner = "<|end|>" if _INNER <= {*tokens} else None
     ends |= {id for id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-             if token in _ENDS and kind in (CONTROL, USER_DEFINED)}  # fmt: skip
+             if token in _ENDS and token != inner and kind in (CONTROL, USER_DEFINED)}  # fmt: skip
     found: dict[str, Any] = {"eos_token_id": sorted(id for id in ends if id is not None)}
     if (bos := _id(keys, "bos_token_id", tokens)) is not None:
         found["bos_token_id"] = bos
