@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Literal
 
 from isobit.errors import SchemeError
@@ -319,6 +320,7 @@ def _with_group(base: Scheme, group: int) -> Scheme:
     return replace(base, name=f"{base.name}-g{group}", weights=weights, aliases=(), note=note)
 
 
+@lru_cache(maxsize=1024)  # models have tens of thousands of modules, in few formats
 def name_of(weights: WeightSpec, activations: ActSpec | None) -> str:
     """The name of the scheme with these weights and activations, or a description of them."""
     rows = list(_ROWS)

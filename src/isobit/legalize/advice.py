@@ -166,7 +166,20 @@ def _nothing(plans: Sequence[Plan]) -> str:
         )
     return (
         f"Nothing fits: even {smallest.scheme} lacks {short_by:.1f} GiB. Use a machine with more memory, or a smaller"
-        " model."
+        f" model.{_cards(smallest)}"
+    )
+
+
+def _cards(plan: Plan) -> str:
+    """How many such cards hold a model together, where one does not; isobit runs it on one."""
+    memory = plan.memory
+    beside = memory.runtime + memory.activations  # which each of them has
+    if not plan.target.is_gpu or memory.capacity <= beside:
+        return ""
+    cards = -(-(memory.weights + memory.kv) // (memory.capacity - beside))
+    return (
+        f" The memory of {cards} such cards holds its {memory.weights / GIB:.1f} GiB of weights and the cache; isobit"
+        " runs a model on one, and vLLM or SGLang the same checkpoint on several."
     )
 
 

@@ -8,10 +8,31 @@ from dataclasses import replace
 
 from isobit.models.config import Experts, GatedMlp, LatentAttention, LayerSpec, ModelConfig, Rope, Router
 from isobit.models.fields import LARGEST_SIZE, Fields
+from isobit.models.hf import MOST_LAYERS, Style, read_common
 from isobit.models.hf_experts import read_counts, with_experts
 from isobit.models.hf_rope import Common
 
 EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
+
+
+def read_sigmoid(config: Fields, family: str, *, first_dense: int, max_positions: int) -> ModelConfig:
+    """A model with latent attention whose router takes a sigmoid and a correction: DeepSeek V3, and those who followed.
+
+    Args:
+        config: the file.
+        family: name of the file in ``archs/``.
+        first_dense: layers in front without experts when first_k_dense_replace is absent.
+        max_positions: max_position_embeddings when the key is absent.
+    """
+    part = read_latent(config, interleaved=config.flag("rope_interleave", True))
+    config.only("scoring_func", ("sigmoid",), "router")
+    config.only("topk_method", ("noaux_tc",), "choice of experts")
+    normed = config.flag("norm_topk_prob", True)
+    router = Router(0, 0, "sigmoid", correction=True, group_score="two", renormalize=normed)
+    style = Style(vary=read_experts(config, router, first_dense))
+    guessing = config.integer("num_nextn_predict_layers", 0, low=0, high=MOST_LAYERS)
+    model = with_latent(read_common(config, family, common(max_positions), style), part)
+    return replace(model, predicted_layers=guessing)
 
 
 def read_latent(config: Fields, *, interleaved: bool, eps: float = EPS) -> LatentAttention:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from isobit.models.config import ModelConfig, Router
+from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import MOST_LAYERS, Style, read_common
-from isobit.models.hf_latent import common, read_experts, read_latent, with_latent
+from isobit.models.hf_latent import read_sigmoid
 
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a DeepseekV3ForCausalLM configuration."""
-    part = read_latent(fields, interleaved=fields.flag("rope_interleave", True))
-    fields.only("scoring_func", ("sigmoid",), "router")
-    fields.only("topk_method", ("noaux_tc",), "choice of experts")
-    router = Router(
-        0, 0, "sigmoid", correction=True, group_score="two", renormalize=fields.flag("norm_topk_prob", True)
-    )  # fmt: skip
-    style = Style(vary=read_experts(fields, router, 3))
-    guessing = fields.integer("num_nextn_predict_layers", 0, low=0, high=MOST_LAYERS)
-    model = with_latent(read_common(fields, "deepseek_v3", common(4096), style), part)
-    return replace(model, predicted_layers=guessing)
+    return read_sigmoid(fields, "deepseek_v3", first_dense=3, max_positions=4096)
 
 
 def tiny() -> dict[str, Any]:
