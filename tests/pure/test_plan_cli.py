@@ -179,7 +179,7 @@ def test_a_quantized_checkpoint_is_planned_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "options", "kind", "message"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, {}, ModelError, "not implemented"),
+        ({"architectures": ["InventedForCausalLM"]}, {}, ModelError, "not implemented"),
         ({"architectures": None, "model_type": None}, {}, ModelError, "nothing says what this is"),
         ({"hidden_size": "big"}, {}, ModelError, "hidden_size"),
         ({"vocab_size": 10**18}, {}, ModelError, "vocab_size"),
