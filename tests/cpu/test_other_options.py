@@ -56,6 +56,15 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"head_dim": 16, "mlp_bias": True, "attention_bias": True},
         {"head_dim": 16, "tie_word_embeddings": True},
     ],
+    "HyperCLOVAXForCausalLM": [
+        {"use_post_norm": False, "attention_bias": True, "mlp_bias": True, "attention_multiplier": None},
+        {"tie_word_embeddings": True, "head_dim": 32},
+    ],
+    "NemotronForCausalLM": [
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
+        {"tie_word_embeddings": True, "num_key_value_heads": None,
+         "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+    ],
     "Olmo2ForCausalLM": [
         {"attention_bias": True},
         {"hidden_act": "gelu_new", "num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -72,6 +81,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "SeedOssForCausalLM": [
         {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False, "head_dim": 16},
         {"head_dim": None, "tie_word_embeddings": True},
+    ],
+    "StableLmForCausalLM": [
+        {"use_qkv_bias": False, "use_parallel_residual": False},
+        {"tie_word_embeddings": True, "hidden_act": "gelu"},
     ],
     "Starcoder2ForCausalLM": [
         {"use_bias": False, "sliding_window": None},

@@ -153,7 +153,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 # Keys and defaults that others have not: their own tests.
 OWN_ROPE = {
     "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "Ministral3ForCausalLM",
-    "Olmo3ForCausalLM", "Phi3ForCausalLM",
+    "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM",
 }  # fmt: skip
 
 
