@@ -47,11 +47,11 @@ def mixture(
     """
     router = spec.router
     first = {one.role: read(one) for one in modules if one.expert == 0}
-    tall = (
+    gate, up, down = (
         stack((first[role] for _ in range(router.experts)), [role] * router.experts, file, where)
         for role in ("gate", "up", "down")
     )
-    whole = Mixture(*tall, Gating(spec.expert.activation, spec.expert.limit), router.on_input)
+    whole = Mixture(gate, up, down, Gating(spec.expert.activation, spec.expert.limit), router.on_input)
     bound = mixtures.bind(whole, device=where.device, **where.options)
     shared = None
     if spec.shared is not None:
