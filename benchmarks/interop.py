@@ -181,7 +181,8 @@ def run(
         parts = [(case, one) for case in wanted for one in made[case] if one is not None]
         jobs: list[dict[str, object]] = [
             {
-                "folder": str(one.folder), "ids": ids, "dtype": dtype, "dequantize": case.dequantize,
+                "folder": str(one.folder), "ids": ids, "dtype": in_dtype(case, engine, dtype),
+                "dequantize": case.dequantize,
                 "out": str(work / f"{engine.name}-{number}.npy"),
             }
             for number, (case, one) in enumerate(parts)
@@ -193,9 +194,15 @@ def run(
             found.setdefault(case, []).append((said["error"], apart, installed))
             print(dtype, one.folder.name, apart or reason(said["error"]), file=sys.stderr)
         for case, ((error, whole, installed), *rest) in found.items():
-            first = {"engine_versions": installed, "case": case.name, "engine": engine.name, "dtype": dtype}
+            first = {"engine_versions": installed, "case": case.name, "engine": engine.name}
+            first["dtype"] = in_dtype(case, engine, dtype)
             yield provenance() | first | columns(error, whole, rest[0][1] if rest else None)
         wanted = [case for case in wanted if found[case][0][1] is not None]
+
+
+def in_dtype(case: Case, engine: Engine, dtype: str) -> str:
+    """What a case is computed in."""
+    return "bfloat16" if engine.name == "transformers" and case.not_in_float32 else dtype
 
 
 def columns(error: str | None, whole: Apart | None, layer: Apart | None) -> dict[str, object]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from isobit import api
 from isobit.bundled import model_path
-from isobit.formats.schemes import SCHEMES
+from isobit.formats.schemes import SCHEMES, scheme
 
 WEIGHTS = "model.safetensors"
 
@@ -37,6 +37,12 @@ class Case:
     insist: bool = False
     dequantize: bool = False
     engine: str = ""
+
+    @property
+    def not_in_float32(self) -> bool:
+        """Whether compressed-tensors gives its weights back in bfloat16, so that a float32 model cannot use them."""
+        weights = scheme(self.scheme).weights
+        return weights is not None and weights.scale is not None
 
 
 CASES = (
@@ -118,7 +124,8 @@ def unrounded(folder: Path) -> Path | None:
         return None
     copy = folder.with_name(f"{folder.name}-unrounded")
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("isobit*.json"), dirs_exist_ok=True)
-    tensors = {name: one for name, one in load_file(folder / WEIGHTS).items() if not name.endswith(".input_scale")}
+    scales = (".input_scale", ".input_global_scale")
+    tensors = {name: one for name, one in load_file(folder / WEIGHTS).items() if not name.endswith(scales)}
     save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
     for group in groups:
         group["input_activations"] = None

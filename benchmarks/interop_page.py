@@ -46,10 +46,16 @@ def long_table(rows: Iterable[Row]) -> str:
     head = "| checkpoint | transformers, float32 | vLLM, bfloat16 | vLLM, float32 |\n| --- | --- | --- | --- |\n"
     columns = (("transformers", "float32"), ("vllm", "bfloat16"), ("vllm", "float32"))
     lines = [
-        [f"`{case}`" if case in SCHEMES else case, *(_cell(cells.get((case, *one))) for one in columns)]
+        [f"`{case}`" if case in SCHEMES else case, *(_cell(_of(cells, case, *one)) for one in columns)]
         for case in cases
     ]
     return head + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + _made(list(cells.values()))
+
+
+def _of(cells: Mapping[tuple[str, str, str], Row], case: str, engine: str, dtype: str) -> Row | None:
+    """The row of a cell; transformers computes some cases in bfloat16 alone."""
+    other = cells.get((case, engine, "bfloat16")) if engine == "transformers" else None
+    return cells.get((case, engine, dtype), other)
 
 
 def _cell(row: Row | None) -> str:
@@ -63,7 +69,8 @@ def _cell(row: Row | None) -> str:
     figures = f"KL {row['kl']}{layer}; top-1 {row['top1']} %"
     words = {LOADS: "", DIFFERS: "**activations not rounded** ", GARBAGE: "**garbage** "}[row["result"]]
     unrounded = f"; without rounding {row['kl_layer_unrounded']}" if row["result"] == DIFFERS else ""
-    return f"{words}{figures}{unrounded}"
+    other = "in bfloat16: " if row["engine"] == "transformers" and row["dtype"] == "bfloat16" else ""
+    return f"{other}{words}{figures}{unrounded}"
 
 
 def _short(reason: str) -> str:

@@ -132,7 +132,7 @@ def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
             search=default_search(row.weights),
             scale_dtype=stored_scale_dtype(torch.bfloat16, row.weights),
         )
-        scale = None if row.activations is None or row.activations.dynamic else torch.tensor([0.05])
+        scale = torch.tensor([0.05]) if row.needs_calibration else None
         module = name.removesuffix(".weight")
         packed |= module_tensors(module, qt, activations=row.activations, input_scale=scale)
         plain[name] = qt.dequantize()
@@ -152,7 +152,7 @@ def quantized_copy(folder: Path, out: Path, row: Scheme) -> tuple[Path, Path]:
 
 
 # How far rounded activations may move the logits of a random two-layer model, relative to their size.
-ROUNDED = {"e4m3fn": 0.15, "e5m2": 0.3, "int8": 0.05}
+ROUNDED = {"e4m3fn": 0.15, "e5m2": 0.3, "int8": 0.05, "e2m1": 0.7}
 
 
 QUANTIZED = [*(name for name, row in SCHEMES.items() if row.weights is not None), "int4-g64"]

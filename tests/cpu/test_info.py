@@ -198,8 +198,6 @@ def test_zero_points_of_formats_that_have_none_are_described_by_dtypes(tmp_path:
 @pytest.mark.parametrize(
     ("parts", "name"),
     [
-        ({"weight_packed": torch.uint8, "weight_scale": torch.float8_e4m3fn, "weight_global_scale": torch.float32},
-         "NVFP4"),
         ({"weight": torch.uint8, "weight_scale": torch.float8_e4m3fn, "weight_scale_2": torch.float32}, "ModelOpt"),
     ],
 )  # fmt: skip

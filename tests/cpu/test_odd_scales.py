@@ -20,7 +20,11 @@ from isobit.kernels.cpu import library
 from isobit.models.weights import load_model
 from isobit.quantizer.grid import quantize_weight
 
-NAMES = [name for name, row in SCHEMES.items() if row.quantized] + ["w4a8-g32", "int4-asym-g32"]
+# Codes of scales have no sign.
+NAMES = [name for name, row in SCHEMES.items() if row.quantized and not name.startswith(("mxfp", "nvfp"))] + [
+    "w4a8-g32",
+    "int4-asym-g32",
+]
 N = 40
 
 

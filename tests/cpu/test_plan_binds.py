@@ -76,7 +76,7 @@ def test_plans_name_the_kernels_that_are_bound(name: str) -> None:
                 compared += 1
             assert all(kernel in " ".join(op_lines(_op(name, target, n, k, bias, scales), answer))
                        for _, kernel in answer.sizes)  # fmt: skip
-    assert compared or name == "w4a8"  # which no GPU kernel takes
+    assert compared or name == "w4a8" or name.startswith(("mxfp", "nvfp"))  # which no GPU kernel takes
 
 
 def _op(name: str, target: Target, n: int, k: int, bias: bool, scales: str):  # type: ignore[no-untyped-def]

@@ -19,7 +19,8 @@ INPUT_SCALE = torch.tensor([0.03125])
 
 def quantized(spec: WeightSpec, n: int, k: int) -> QTensor:
     weight = torch.randn(n, k, generator=torch.Generator().manual_seed(n + k)) * 0.05
-    return quantize_weight(weight, spec, search="absmax", scale_dtype=stored_scale_dtype(torch.bfloat16, spec))
+    made = quantize_weight(weight, spec, search="absmax", scale_dtype=stored_scale_dtype(torch.bfloat16, spec))
+    return made.with_float_scales()
 
 
 def inputs(*shape: int) -> Tensor:
@@ -27,7 +28,7 @@ def inputs(*shape: int) -> Tensor:
 
 
 def static_scale(act: ActSpec | None) -> Tensor | None:
-    return None if act is None or act.dynamic else INPUT_SCALE
+    return INPUT_SCALE if act is not None and act.calibrated else None
 
 
 def in_float64(x: Tensor, weight: QTensor, act: ActSpec | None) -> Tensor:

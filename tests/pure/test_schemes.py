@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from isobit.errors import SchemeError
+from isobit.formats.scales import POWERS, UNDER_ONE
 from isobit.formats.schemes import (
     GROUPED,
     SCHEMES,
@@ -70,11 +71,17 @@ def test_what_the_rows_say() -> None:
         "w4a8": (WeightSpec("int4", "group", 128), ActSpec("int8", "token")),
         "int3": (WeightSpec("int3", "group", 40), None),
         "int2": (WeightSpec("int2", "group", 32), None),
+        "mxfp4": (WeightSpec("e2m1", "group", 32, scale=POWERS), ActSpec("e2m1", "group", 32, scale=POWERS)),
+        "mxfp4-w16": (WeightSpec("e2m1", "group", 32, scale=POWERS), None),
+        "mxfp8": (WeightSpec("e4m3fn", "group", 32, scale=POWERS), ActSpec("e4m3fn", "group", 32, scale=POWERS)),
+        "mxfp8-w16": (WeightSpec("e4m3fn", "group", 32, scale=POWERS), None),
+        "nvfp4": (WeightSpec("e2m1", "group", 16, scale=UNDER_ONE), ActSpec("e2m1", "group", 16, scale=UNDER_ONE)),
+        "nvfp4-w16": (WeightSpec("e2m1", "group", 16, scale=UNDER_ONE), None),
         "bf16": (None, None),
         "f16": (None, None),
     }
     assert {name: (row.weights, row.activations) for name, row in SCHEMES.items()} == expected
-    assert {name for name, row in SCHEMES.items() if row.needs_calibration} == {"fp8-static"}
+    assert {name for name, row in SCHEMES.items() if row.needs_calibration} == {"fp8-static", "nvfp4"}
     assert SCHEMES["bf16"].dtype == "bfloat16" and SCHEMES["f16"].dtype == "float16"
 
 

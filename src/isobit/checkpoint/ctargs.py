@@ -8,6 +8,7 @@ from typing import Any
 from isobit.checkpoint.jsonfile import bare, short
 from isobit.checkpoint.sections import INSTEAD
 from isobit.errors import CheckpointError, SchemeError, Unsupported
+from isobit.formats.scales import POWERS, UNDER_ONE, ScaleSpec
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import ELEMENTS
 
@@ -20,6 +21,7 @@ _OWN_FLOATS = {
 # (type, bits, symmetric) of compressed-tensors -> element format.
 WEIGHT_ELEMENTS = {
     ("float", 8, True): "e4m3fn",
+    ("float", 4, True): "e2m1",
     **_OWN_FLOATS,
     ("int", 8, True): "int8",
     ("int", 4, True): "int4",
@@ -27,12 +29,15 @@ WEIGHT_ELEMENTS = {
     ("int", 3, True): "int3",
     ("int", 2, True): "int2",
 }
-ACT_ELEMENTS = {("float", 8, True): "e4m3fn", **_OWN_FLOATS, ("int", 8, True): "int8"}
+ACT_ELEMENTS = {("float", 8, True): "e4m3fn", ("float", 4, True): "e2m1", **_OWN_FLOATS, ("int", 8, True): "int8"}
 
 PER_TOKEN = (
     "the checkpoint asks for one activation scale for all tokens that are computed together, so that a token's result "
     "depends on its neighbours; isobit takes a scale per token, as vLLM does (docs/numerics.md, section 3)"
 )
+
+MX_GROUP, NVFP4_GROUP = 32, 16
+_POWERS = ("uint8", "float8_e8m0fnu")  # dtypes in which MX scales are stored
 
 _LARGEST_SIZE = 2**31 - 1  # of groups and blocks
 _KEYS = frozenset(
@@ -52,6 +57,7 @@ class _Args:
     group: int | None
     block: tuple[int, int] | None
     dynamic: bool
+    scale: str
 
 
 def weight_spec(value: Any, what: str) -> WeightSpec:
@@ -67,8 +73,11 @@ def weight_spec(value: Any, what: str) -> WeightSpec:
     """
     args = _args(value, what)
     name = _element(WEIGHT_ELEMENTS, args, what)
+    scale = _scale_format(args, what)
     if args.dynamic:
         raise Unsupported(what, ["weights with dynamic scales are not stored quantized"], INSTEAD)
+    if scale is not None:
+        return WeightSpec(name, "group", args.group, scale=scale)
     if args.strategy not in ("tensor", "channel", "group", "block"):
         raise Unsupported(
             f"{what} with strategy {short(args.strategy)}", ["isobit reads tensor, channel, group, block"]
@@ -83,6 +92,10 @@ def act_spec(value: Any, what: str) -> tuple[ActSpec, tuple[str, ...]]:
     """How activations are rounded, and what people should know about that; takes and raises as :func:`weight_spec`."""
     args = _args(value, what)
     name = _element(ACT_ELEMENTS, args, what)
+    if (scale := _scale_format(args, what)) is not None:
+        if not args.dynamic:
+            raise Unsupported(what, ["the scales of its groups are static"], INSTEAD)
+        return ActSpec(name, "group", args.group, scale=scale), ()
     if args.strategy not in ("token", "tensor", "group"):
         raise Unsupported(f"{what} with strategy {short(args.strategy)}", ["isobit rounds per token, tensor or group"])
     if args.strategy == "tensor" and args.dynamic:
@@ -157,8 +170,6 @@ def _args(value: Any, what: str) -> _Args:
     for number in (bits, size):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise CheckpointError(f"{what}: num_bits and group_size must be whole numbers, not {short(number)}")
-    if value.get("dynamic") == "local":
-        raise Unsupported(what, ["its scales are dynamic per group under a scale per tensor (NVFP4)"], INSTEAD)
     channel, size = size == -1, None if size in (None, 0, -1) else size_of(size, f"{what}: group_size")
     strategy = text(value.get("strategy"), "channel" if channel else "group" if size else "tensor", f"{what}: strategy")
     if strategy == "group" and channel:
@@ -168,10 +179,31 @@ def _args(value: Any, what: str) -> _Args:
         bits=8 if bits is None else bits,
         symmetric=flag(value.get("symmetric"), True, f"{what}: symmetric"),
         strategy=strategy,
-        group=size if strategy == "group" else None,
+        group=size if strategy in ("group", "tensor_group") else None,
         block=block_sizes(value.get("block_structure"), what) if strategy == "block" else None,
-        dynamic=flag(value.get("dynamic"), False, f"{what}: dynamic"),
+        dynamic=value.get("dynamic") == "local" or flag(value.get("dynamic"), False, f"{what}: dynamic"),
+        scale=text(value.get("scale_dtype"), "", f"{what}: scale_dtype").removeprefix("torch."),
     )
+
+
+def _scale_format(args: _Args, what: str) -> ScaleSpec | None:
+    """The format of the scales where it is one of few bits: MX's, or NVFP4's; None where scales are floats."""
+    if args.kind != "float":
+        return None
+    if args.strategy == "tensor_group":
+        if args.bits != 4 or args.group != NVFP4_GROUP:
+            raise Unsupported(
+                f"{what} with a scale per tensor and group", [f"isobit reads 4-bit floats in groups of {NVFP4_GROUP}"]
+            )
+        return UNDER_ONE
+    named = args.scale in _POWERS or (args.bits == 4 and not args.scale)
+    if args.strategy != "group" or not named:
+        if args.bits == 4:
+            raise Unsupported(f"{what} of 4-bit floats", ["isobit reads MXFP4 and NVFP4: groups under few-bit scales"])
+        return None
+    if args.group != MX_GROUP:
+        raise Unsupported(f"{what} with a power of two per {args.group}", [f"isobit reads groups of {MX_GROUP}"])
+    return POWERS
 
 
 def _element(table: dict[tuple[str, int, bool], str], args: _Args, what: str) -> str:

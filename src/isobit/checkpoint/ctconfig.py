@@ -18,7 +18,17 @@ from isobit.formats.schemes import scheme
 
 METHOD = COMPRESSED_TENSORS
 
-_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", None)
+_FORMATS = (
+    "float-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "pack-quantized",
+    "mixed-precision",
+    "mxfp4-pack-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp8-quantized",
+    None,
+)
 _PLAIN_FORMATS = ("dense", "fakequant")  # of checkpoints whose weights are stored as they are
 _KEYS = frozenset(
     ("quant_method", "format", "quantization_status", "config_groups", "ignore", "kv_cache_scheme", "version",

@@ -74,6 +74,10 @@ def compression_format(weights: WeightSpec, activations: ActSpec | None) -> str:
     those with rounded activations a byte each (``int-quantized``), which makes a 4-bit checkpoint one of 8 bits.
     """
     row = element(weights.element)
+    if weights.scale is not None and weights.scale.codes is not None:
+        if row.bits == 8:
+            return "mxfp8-quantized"
+        return "mxfp4-pack-quantized" if weights.scale.powers else "nvfp4-pack-quantized"
     if row.bits == 8 and row.kind == "float":
         return "float-quantized"
     if row.bits == 8 and activations is not None:
@@ -84,8 +88,8 @@ def compression_format(weights: WeightSpec, activations: ActSpec | None) -> str:
 def _rendered(
     table: Mapping[tuple[str, int, bool], str], spec: WeightSpec | ActSpec, *, block: list[int] | None, dynamic: bool
 ) -> dict[str, Any]:
-    kind, bits, symmetric = next(key for key, name in table.items() if name == element(spec.element).name)
-    return {
+    kind, bits, symmetric = _kind(table, spec)
+    found = {
         "num_bits": bits,
         "type": kind,
         "symmetric": symmetric,
@@ -97,6 +101,20 @@ def _rendered(
         "observer": None if dynamic else "minmax",
         "observer_kwargs": {},
     }
+    if spec.scale is None:
+        return found
+    stored = "torch.uint8" if spec.scale.powers else "torch.float8_e4m3fn"
+    found |= {"scale_dtype": stored, "zp_dtype": stored}
+    if spec.scale.over is not None:
+        found |= {"strategy": "tensor_group"} | ({"dynamic": "local", "observer": "static_minmax"} if dynamic else {})
+    return found
+
+
+def _kind(table: Mapping[tuple[str, int, bool], str], spec: WeightSpec | ActSpec) -> tuple[str, int, bool]:
+    """Type, bits and symmetry. What is 4-bit floats to compressed-tensors has scales of few bits, and else our name."""
+    name = element(spec.element).name
+    keys = [key for key, found in table.items() if found == name]
+    return next((key for key in keys if (key[0] == "float") == (spec.scale is not None)), keys[0])
 
 
 def _weights(spec: WeightSpec) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def _weights(*elements: str, activations: bool | None = None) -> Callable[[str, 
     def met(module: str, chosen: Scheme) -> bool:
         assert chosen.weights is not None
         rounded = chosen.activations is not None
-        return chosen.weights.element in elements and (activations is None or activations == rounded)
+        plain = chosen.weights.scale is None
+        return plain and chosen.weights.element in elements and (activations is None or activations == rounded)
 
     return met
 
@@ -60,7 +61,11 @@ def _embedding(module: str, chosen: Scheme) -> bool:
 
 def _unknown_float(module: str, chosen: Scheme) -> bool:
     row = element(chosen.weights.element) if chosen.weights else None
-    return row is not None and row.kind == "float" and row.name != "e4m3fn"
+    return row is not None and row.kind == "float" and row.name != "e4m3fn" and not _few_bit_scales(module, chosen)
+
+
+def _few_bit_scales(module: str, chosen: Scheme) -> bool:
+    return chosen.weights is not None and chosen.weights.scale is not None
 
 
 def _asymmetric(module: str, chosen: Scheme) -> bool:
@@ -88,6 +93,7 @@ ROWS = (
     Row("vllm", REFUSES, _unknown_float, "{schemes} is no format of compressed-tensors", "isobit runs it"),
     Row("vllm", REFUSES, _embedding, "it looks for no scales of an embedding ({schemes})", "keep embed_tokens"),
     Row("vllm", REFUSES, _static, "its operator for {schemes} fails there", "use fp8"),
+    Row("vllm", REFUSES, _few_bit_scales, "it has no kernel for {schemes} there", "use int4 or fp8"),
     Row("vllm", REFUSES, _blocks, "its kernel for {schemes} needs AMX instructions", "use fp8"),
     Row("vllm", REFUSES, _weights("e4m3fn", activations=False), "it has no kernel for {schemes} there", "use fp8"),
     Row("vllm", REFUSES, _weights("int8", activations=False), "it has no kernel for {schemes} there", "use int8"),

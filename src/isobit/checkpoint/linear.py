@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from isobit.checkpoint.layouts import compressed, table
+from isobit.checkpoint.layouts import compressed, few_bit_scales, table
 from isobit.checkpoint.layouts.reading import LinearWeight, Reader, Source
 from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
@@ -56,5 +56,8 @@ def module_tensors(
         input_scale: one number, for static activations.
         rows: of the whole weight, where ``qt`` is some of them: the tensors are then those rows' part of it.
     """
-    stored = compressed.write(qt, activations, input_scale, rows)
+    if qt.spec.scale is not None:
+        stored = few_bit_scales.write(qt, input_scale)
+    else:
+        stored = compressed.write(qt, activations, input_scale, rows)
     return {f"{prefix}.{part}": tensor for part, tensor in stored.items()}

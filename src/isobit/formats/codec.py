@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isobit.errors import FormatError
 from isobit.formats.pack import code_dtype
+from isobit.formats.scales import ScaleSpec
 from isobit.formats.schemes import ActSpec
 from isobit.formats.spec import Element
 from isobit.formats.table import element as lookup
@@ -218,6 +219,8 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     """
     _check_activations(x, spec, static_scale)
     row = lookup(spec.element)
+    if spec.scale is not None:
+        return _under_stored_scales(x, spec, spec.scale, row, static_scale)
     shared = x.float()  # exact; the last axis is what shares a scale
     if spec.group is not None:
         groups = -(-x.shape[-1] // spec.group)
@@ -232,13 +235,54 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     return encode(quotient.flatten(-2)[..., : x.shape[-1]], row), scale.squeeze(-1)
 
 
+def _under_stored_scales(
+    x: Tensor, spec: ActSpec, stored: ScaleSpec, row: Element, static_scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same with scales of groups in a format of their own; the last group may be shorter."""
+    assert spec.group is not None
+    groups = -(-x.shape[-1] // spec.group)
+    shared = F.pad(x.float(), (0, -x.shape[-1] % spec.group)).reshape(*x.shape[:-1], groups, spec.group)
+    amax = shared.abs().amax(dim=-1, keepdim=True)
+    if stored.powers:
+        scale = power_scales(amax, row)
+    else:
+        over = _one_scale(static_scale)
+        scale = scales_under(amax, row, over) / over
+    scale = scale.masked_fill(~amax.isfinite(), math.nan)
+    quotient = (shared / scale).masked_fill_(scale.isnan(), 0.0).clamp_(-row.max, row.max)
+    return encode(quotient.flatten(-2)[..., : x.shape[-1]], row), scale.squeeze(-1)
+
+
+def power_scales(amax: Tensor, row: Element) -> Tensor:
+    """MX scales of groups by their largest magnitude: powers of two, float32 in the shape of ``amax``.
+
+    The exponent is that of ``amax``, one more from 1.75 times a power of two on, less that of the largest value of
+    the format: the rule of compressed-tensors for every element format ("even" in OCP's words where the format has one
+    bit of mantissa). At least :data:`SMALLEST_ACTIVATION_SCALE`, which a group of zeros has.
+    """
+    bits = amax.float().contiguous().view(torch.int32)
+    exponent = ((bits + (1 << 21)) >> 23) - 127 - math.floor(math.log2(row.max))
+    return torch.ldexp(torch.ones_like(amax, dtype=torch.float32), exponent.clamp(-100, 127))
+
+
+def scales_under(amax: Tensor, row: Element, over: Tensor) -> Tensor:
+    """NVFP4 scales of groups by their largest magnitude, before they are divided by the one of the whole tensor.
+
+    ``e4m3(over * (amax / qmax))``, each operation rounded to float32; where that is zero, 2**-3, as compressed-tensors
+    has it.
+    """
+    top = torch.full((), row.max, dtype=torch.float32, device=amax.device)
+    found = round_to((over * (amax / top)).clamp(max=lookup("e4m3fn").max).nan_to_num(nan=0.0), "e4m3fn")
+    return found.masked_fill(found == 0, 0.125)
+
+
 def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> None:
     if x.dtype not in _FLOAT_INPUTS:
         raise FormatError(f"activations are float32, bfloat16 or float16, not {x.dtype}")
     if x.dim() == 0 or x.shape[-1] == 0:
         raise FormatError(f"activations of shape {list(x.shape)} have no values along K")
-    if spec.dynamic != (static_scale is None):
-        raise FormatError(f"a static scale is {'surplus' if spec.dynamic else 'missing'} for {spec}")
+    if spec.calibrated != (static_scale is not None):
+        raise FormatError(f"a static scale is {'missing' if spec.calibrated else 'surplus'} for {spec}")
 
 
 def _activation_scale(amax: Tensor, row: Element, static_scale: Tensor | None) -> Tensor:
@@ -247,8 +291,13 @@ def _activation_scale(amax: Tensor, row: Element, static_scale: Tensor | None) -
         scale = amax / torch.full((), row.max, dtype=torch.float32, device=amax.device)
         scale.clamp_(min=SMALLEST_ACTIVATION_SCALE)
     else:
-        value = static_scale.float().reshape(-1)
-        if value.numel() != 1 or not bool(value > 0) or not bool(value.isfinite()):
-            raise FormatError(f"a static activation scale is one positive number, not {static_scale.tolist()}")
-        scale = value.to(amax.device).expand(amax.shape).clone()
+        scale = _one_scale(static_scale).to(amax.device).expand(amax.shape).clone()
     return scale.masked_fill_(~amax.isfinite(), math.nan)
+
+
+def _one_scale(static_scale: Tensor | None) -> Tensor:
+    value = torch.empty(0) if static_scale is None else static_scale.float().reshape(-1)
+    if value.numel() != 1 or not bool(value > 0) or not bool(value.isfinite()):
+        shown = None if static_scale is None else static_scale.tolist()
+        raise FormatError(f"a static activation scale is one positive number, not {shown}")
+    return value

@@ -111,7 +111,7 @@ def _unpack_rows(words: Tensor, row: Element, k: int) -> Tensor:
     rows = words.shape[0]
     per_cycle, bytes_per_cycle = _cycle(row.bits)
     cycles = -(-k // per_cycle)
-    stream = _words_to_bytes(words)
+    stream = bytes_of(words)
     missing = cycles * bytes_per_cycle - stream.shape[1]
     if missing > 0:
         stream = torch.nn.functional.pad(stream, (0, missing))
@@ -136,7 +136,8 @@ def _bytes_to_words(stream: Tensor) -> Tensor:
     return stream.reshape(-1).view(torch.int32).view(stream.shape[0], stream.shape[1] // 4)
 
 
-def _words_to_bytes(words: Tensor) -> Tensor:
+def bytes_of(words: Tensor) -> Tensor:
+    """The bytes of int32 words ``[rows, words]``, in the order of the bit stream: uint8 ``[rows, 4 * words]``."""
     # Flat first, as above: a single column counts as contiguous whatever its stride.
     stream = words.reshape(-1).contiguous().view(torch.uint8).view(words.shape[0], -1)
     if sys.byteorder == "big":

@@ -52,5 +52,15 @@ class ScaleSpec:
         row = self.codes
         return FLOAT_BITS[self.element] if row is None else row.bits
 
+    @property
+    def powers(self) -> bool:
+        """Whether scales are powers of two and nothing else (MX)."""
+        row = self.codes
+        return row is not None and row.specials == "scale" and self.over is None
+
     def __str__(self) -> str:
         return self.element if self.over is None else f"{self.element} under one of float32"
+
+
+POWERS = ScaleSpec("e8m0")  # OCP Microscaling (MX) 1.0
+UNDER_ONE = ScaleSpec("e4m3fn", "divides")  # NVFP4, as compressed-tensors stores it

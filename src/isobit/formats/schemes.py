@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from isobit.errors import SchemeError
-from isobit.formats.scales import ScaleSpec
+from isobit.formats.scales import POWERS, UNDER_ONE, ScaleSpec
 from isobit.formats.table import element
 
 WeightGranularity = Literal["tensor", "channel", "group", "block"]
@@ -31,6 +31,12 @@ def _require_group(granularity: str, group: int | None) -> None:
         group is None or (group > 0 and group % _GROUP_STEP == 0),
         f"group size {group}: a group is a positive multiple of {_GROUP_STEP} weights",
     )
+
+
+def _shown(spec: WeightSpec | ActSpec) -> str:
+    """As a dataclass is shown, without a format of scales where there is none of its own."""
+    shown = [part.name for part in fields(spec) if part.name != "scale" or spec.scale is not None]
+    return f"{type(spec).__name__}({', '.join(f'{name}={getattr(spec, name)!r}' for name in shown)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,8 +88,12 @@ class WeightSpec:
         _require(self.symmetric or self.granularity != "block", "block scales have no zero points")
 
     def __repr__(self) -> str:
-        shown = [part.name for part in fields(self) if part.name != "scale" or self.scale is not None]
-        return f"WeightSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        return _shown(self)
+
+    @property
+    def of_whole(self) -> bool:
+        """Whether a scale depends on all of the matrix."""
+        return self.granularity == "tensor" or (self.scale is not None and self.scale.over is not None)
 
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """Shape of the scale tensor of an ``[n, k]`` matrix (the zero point has the same one)."""
@@ -112,7 +122,7 @@ class WeightSpec:
         return (code_bits + scales * scale_bits + zero_bits + over) / (n * k)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ActSpec:
     """How activations ``[M, K]`` are rounded before a linear.
 
@@ -122,6 +132,8 @@ class ActSpec:
             ``group`` (a run of ``group`` values along K of one token). Dynamic scales never depend on other tokens.
         group: values per scale, for ``group``.
         dynamic: scales come from the values at hand; False when one calibrated scale is stored (``tensor`` only).
+        scale: the format of the scales of groups; None for float32. Under a scale of the whole tensor that one is
+            calibrated and stored.
 
     Raises:
         SchemeError: the fields contradict each other.
@@ -131,6 +143,7 @@ class ActSpec:
     granularity: ActGranularity
     group: int | None = None
     dynamic: bool = True
+    scale: ScaleSpec | None = None
 
     def __post_init__(self) -> None:
         row = element(self.element)
@@ -143,6 +156,18 @@ class ActSpec:
             "a dynamic activation scale is one per token: for the whole tensor it would depend on the other tokens",
         )
         _require(row.signed and row.has_zero, f"activations need a signed format with a zero, not {row.name}")
+        _require(
+            self.scale in (None, POWERS, UNDER_ONE) and (self.scale is None or self.granularity == "group"),
+            f"scales of activations are float32, or of groups {POWERS} or {UNDER_ONE}",
+        )
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a number is stored that was measured on sample text."""
+        return not self.dynamic or (self.scale is not None and self.scale.over is not None)
 
 
 @dataclass(frozen=True)
@@ -184,7 +209,7 @@ class Scheme:
     @property
     def needs_calibration(self) -> bool:
         """Whether activation scales must be measured on sample text first."""
-        return self.activations is not None and not self.activations.dynamic
+        return self.activations is not None and self.activations.calibrated
 
     def bits_per_weight(self, n: int = 4096, k: int = 4096, scale_bits: int = 16) -> float:
         """Stored bits per weight of an ``[n, k]`` linear.
@@ -267,6 +292,45 @@ _ROWS = (
         aliases=("W4A8",),
         note="4-bit weights, a scale per 128, multiplied by 8-bit integers with a scale per token",
     ),
+    Scheme(
+        "mxfp4",
+        WeightSpec("e2m1", "group", 32, scale=POWERS),
+        ActSpec("e2m1", "group", 32, scale=POWERS),
+        aliases=("MXFP4",),
+        note="4-bit floats, weights and activations, a power of two per 32",
+    ),
+    Scheme(
+        "mxfp4-w16",
+        WeightSpec("e2m1", "group", 32, scale=POWERS),
+        aliases=("MXFP4A16",),
+        note="4-bit float weights, a power of two per 32, activations as they are",
+    ),
+    Scheme(
+        "mxfp8",
+        WeightSpec("e4m3fn", "group", 32, scale=POWERS),
+        ActSpec("e4m3fn", "group", 32, scale=POWERS),
+        aliases=("MXFP8",),
+        note="8-bit floats, weights and activations, a power of two per 32",
+    ),
+    Scheme(
+        "mxfp8-w16",
+        WeightSpec("e4m3fn", "group", 32, scale=POWERS),
+        aliases=("MXFP8A16",),
+        note="8-bit float weights, a power of two per 32, activations as they are",
+    ),
+    Scheme(
+        "nvfp4",
+        WeightSpec("e2m1", "group", 16, scale=UNDER_ONE),
+        ActSpec("e2m1", "group", 16, scale=UNDER_ONE),
+        aliases=("NVFP4",),
+        note="4-bit floats, a scale of 8 bits per 16 under one of the tensor, calibrated for activations",
+    ),
+    Scheme(
+        "nvfp4-w16",
+        WeightSpec("e2m1", "group", 16, scale=UNDER_ONE),
+        aliases=("NVFP4A16",),
+        note="4-bit float weights, a scale of 8 bits per 16 under one of the tensor, activations as they are",
+    ),
     Scheme("int3", _int_group("int3", 40), aliases=("q3f16_1",), note="3-bit weights, a scale per 40"),
     Scheme("int2", _int_group("int2", 32), note="2-bit weights, a scale per 32; expect large losses"),
 )
@@ -334,7 +398,8 @@ def name_of(weights: WeightSpec, activations: ActSpec | None) -> str:
     words += "" if weights.scale is None else f" (scales: {weights.scale})"
     if activations is None:
         return words
-    return f"{words} with activations {activations.element} per {activations.granularity}"
+    words += f" with activations {activations.element} per {activations.granularity}"
+    return words if activations.scale is None else f"{words} (scales: {activations.scale})"
 
 
 def _unknown(name: str, key: str) -> str:

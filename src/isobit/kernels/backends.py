@@ -10,11 +10,12 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.kernels import held
 from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.gpu import selection
@@ -125,8 +126,13 @@ def bind(
         UsageError: ISOBIT_KERNEL names no row.
     """
     spec: WeightSpec | None = getattr(weight, "spec", None)
-    if spec is not None and spec.scale is not None:  # no kernel reads scales of few bits: their values are the same
-        weight = weight.with_float_scales()
+    first = held.before(activations)
+    if (spec is not None and spec.scale is not None) or first is not None:
+        widened = importlib.import_module("isobit.kernels.widened")  # with torch, as the binders have it
+        given, weight = weight, weight if spec is None else widened.weight(weight)
+        if first is not None:
+            plain = bind(weight, None, None, bias, device=device, keep_values=keep_values, kernels=kernels, **options)
+            return replace(plain, run=widened.RoundedBefore(plain.run, first, input_scale, given))
         spec = weight.spec
     reasons: list[str] = []
     for row in _rows(LINEAR_KERNELS if kernels is None else kernels):
@@ -162,7 +168,7 @@ def choose(
     """
     reasons = []
     for row in _rows(kernels):
-        reason = row.accepts(weights, activations, device)
+        reason = row.accepts(held.held(weights), held.within(activations), device)
         if reason is None:
             return row
         reasons.append(f"{row.name}: {reason}")

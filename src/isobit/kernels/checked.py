@@ -33,7 +33,7 @@ def check_linear(
         problems.append(f"its scales are {weight.spec.scale}: kernels take float scales (QTensor.with_float_scales)")
     if bias is not None and (tuple(bias.shape) != tuple(weight.shape[:1]) or not bias.is_floating_point()):
         problems.append(f"the bias of {weight.shape[0]} outputs is [{weight.shape[0]}] floats, not {_described(bias)}")
-    if activations is not None and not activations.dynamic and not _is_scale(input_scale):
+    if activations is not None and activations.calibrated and not _is_scale(input_scale):
         problems.append("static activations need a scale that is a positive number")
     devices = {part.device for part in (*parts, bias) if part is not None}
     if len(devices) > 1:

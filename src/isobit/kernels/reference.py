@@ -47,6 +47,8 @@ def bind(
         Unsupported: it was asked for all the same.
         FormatError: shapes, dtypes or devices do not fit together.
     """
+    if isinstance(weight, QTensor):
+        weight = weight.with_float_scales()
     check_linear(weight, activations, input_scale, bias)
     if alike:
         raise Unsupported(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from isobit.checkpoint.layouts.table import nbytes
 from isobit.formats.caches import SCALE_BYTES
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
-from isobit.formats.table import ELEMENTS
+from isobit.formats.table import ELEMENTS, element
 from isobit.kernels.gpu.tiles import LARGE
+from isobit.kernels.held import held
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
@@ -66,7 +67,7 @@ class Memory:
 
 
 def tensor_bytes(tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> int:
-    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them.
+    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them, or as kernels are given them.
 
     Args:
         tensor: which one; ``count`` is left out.
@@ -77,6 +78,10 @@ def tensor_bytes(tensor: Tensor, weights: WeightSpec | None, activations: ActSpe
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
     n, k = tensor.shape
+    given = held(weights)
+    if given is not None and given != weights:
+        codes = n * k if element(given.element).bits == 8 else 4 * n * element(given.element).words(k)
+        return codes + 4 * math.prod(given.scale_shape(n, k))
     return nbytes(weights, activations, n, k)
 
 

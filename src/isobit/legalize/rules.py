@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu.variant import Variant
+from isobit.kernels.held import before, held
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op
@@ -295,8 +296,21 @@ def _converts(element: str, target: Target) -> bool:
     return any(target.converts(element, wide) for wide in FLOATS)
 
 
-def _format_notes(op: Op, target: Target) -> tuple[str, ...]:
+def _held_notes(op: Op) -> list[str]:
+    """What is not the checkpoint's own bytes in memory."""
     notes = []
+    given = held(op.weights)
+    if given is not None and op.weights is not None and given.element != op.weights.element:
+        notes.append(
+            f"{short(op.w)} is held as {given.element} with half the scale, the same values at 8 bits a weight"
+        )
+    if before(op.activations) is not None:
+        notes.append(f"activations are rounded to {short(op.a)} in front of the kernel, by PyTorch")
+    return notes
+
+
+def _format_notes(op: Op, target: Target) -> tuple[str, ...]:
+    notes = _held_notes(op)
     if op.activations is None and op.dtype == "bfloat16" and target.vendor == "nvidia":
         if target.hardware_unit("bfloat16", "bfloat16") is None:
             notes.append(

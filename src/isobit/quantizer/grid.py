@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from isobit.errors import FormatError, SchemeError
+from isobit.errors import FormatError
 from isobit.formats import codec, pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import WeightSpec, check_shape
 from isobit.formats.spec import Element
 from isobit.formats.table import element
-
-Search = Literal["absmax", "mse"]
+from isobit.quantizer import few_bit_scales
+from isobit.quantizer.few_bit_scales import Search as Search
 
 _CHUNK = 1 << 20  # weights worked on at once: each float32 temporary is 4 MiB, more only if one row or block is longer
 
@@ -55,22 +54,22 @@ def quantize_weight(w: Tensor, spec: WeightSpec, *, search: Search, scale_dtype:
         search: ``absmax``: the smallest scale under which nothing saturates, before the scale is rounded to
             ``scale_dtype``; ``mse``: the scale among 27 around it that gives the smallest sum of squared
             errors as stored, never a larger one than absmax.
-        scale_dtype: dtype in which scales are stored, see ``stored_scale_dtype``.
+        scale_dtype: dtype in which scales are stored, see ``stored_scale_dtype``; unused where the spec says it.
 
     Returns:
         codes, scales and zero points. Where all weights of a scale are zero the scale is 1.
 
     Raises:
         FormatError: NaN or infinite weights, a scale beyond ``scale_dtype``, or not a float matrix.
-        SchemeError: the shape does not fit the spec, or scales are not floats.
+        SchemeError: the shape does not fit the spec.
     """
     if w.dim() != 2 or w.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise FormatError(f"weights are a float32, bfloat16 or float16 matrix, not {w.dtype} {list(w.shape)}")
-    if spec.scale is not None:
-        raise SchemeError(f"scales in {spec.scale} are read, and not chosen yet: use a scheme with float scales")
     n, k = w.shape
     check_shape(spec, n, k, "weight")
     row = element(spec.element)
+    if spec.scale is not None:
+        return few_bit_scales.quantized(w, spec, search)
     whole = _scales_of_tensor(w, row, search, scale_dtype) if spec.granularity == "tensor" else None
 
     packed = row.bits < 8

@@ -20,6 +20,7 @@ from isobit.formats.fitting import fitted
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import ModuleKind, Policy
 from isobit.formats.schemes import Scheme, WeightSpec
+from isobit.formats.table import element
 from isobit.quantizer import grid
 
 PIECE_BYTES = 16 << 20  # source bytes worked on at once by one thread
@@ -83,7 +84,7 @@ class Job:
     def pieces(self) -> tuple[tuple[int, int], ...]:
         """Ranges of rows that are done one by one; a matrix with one scale is done as a whole."""
         rows = self.source.shape[0] if self.source.shape else 1
-        if rows == 0 or (self.spec is not None and self.spec.granularity == "tensor"):
+        if rows == 0 or (self.spec is not None and self.spec.of_whole):
             return ((0, rows),)
         row_bytes = max(self.source.nbytes // rows, 1)
         step = max(PIECE_BYTES // row_bytes // self._unit, 1) * self._unit
@@ -101,6 +102,9 @@ class Job:
         """The tensors of the module that hold ``quantized``, some or all of its rows."""
         assert self.scheme is not None
         scale = None if self.input_scale is None else torch.tensor([self.input_scale], dtype=torch.float32)
+        spec = self.scheme.activations
+        if scale is not None and spec is not None and spec.scale is not None:  # 448 * 6 over the largest input
+            scale = element(spec.element).max / scale
         rows = self.source.shape[0]
         return module_tensors(self.module, quantized, activations=self.scheme.activations, input_scale=scale, rows=rows)
 

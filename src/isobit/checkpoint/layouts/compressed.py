@@ -144,7 +144,7 @@ def _written(
     found.append(PlannedTensor("weight_scale", scale_dtype, scales))
     if not spec.symmetric:
         found.append(PlannedTensor("weight_zero_point", "I32", (row.words(scales[0]), *scales[1:])))
-    if activations is not None and not activations.dynamic:
+    if activations is not None and activations.calibrated:
         found.append(PlannedTensor("input_scale", "F32", (1,)))
     return tuple(found)
 
@@ -167,8 +167,6 @@ def write(
 
     from isobit.formats import pack
 
-    if weight.spec.scale is not None:
-        raise FormatError(f"isobit writes no scales in {weight.spec.scale} yet: they are read only")
     stored: dict[str, Tensor] = {}
     row = weight.element
     if compression_format(weight.spec, activations) == "pack-quantized":

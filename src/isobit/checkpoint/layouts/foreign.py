@@ -30,15 +30,8 @@ def _modelopt(infos: Mapping[str, TensorInfo]) -> bool:
     return "weight_scale_2" in infos and codes is not None and codes.dtype == "U8" and eight
 
 
-def _nvfp4(infos: Mapping[str, TensorInfo]) -> bool:
-    """Two codes a byte; words of 32 bits are compressed-tensors' integers, whatever lies beside them."""
-    return "weight_global_scale" in infos and "weight_packed" in infos and infos["weight_packed"].dtype != "I32"
-
-
 LAYOUTS = (
     Layout("MXFP4 blocks", "_blocks", ("_scales",), _with("_blocks", "_scales"), _nibbles("_blocks", "mxfp4"),
            dot=False),
-    Layout("NVFP4", "weight_packed", ("weight_scale", "weight_global_scale", "input_global_scale"),
-           _nvfp4, _nibbles("weight_packed", "nvfp4")),
     Layout("ModelOpt's NVFP4", "weight", ("weight_scale", "weight_scale_2"), _modelopt, _nibbles("weight", "nvfp4")),
 )  # fmt: skip

@@ -31,9 +31,10 @@ SCALE_DTYPES: dict[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "fl
 OPEN_SCALES = ("float32", "bfloat16", "float16", "e8m0")
 
 # What may belong to a linear in any layout, by the last part of its name.
-INPUT_SCALES = ("input_scale", "activation_scale")
+INPUT_SCALES = ("input_scale", "activation_scale")  # what multiplies codes
+INPUT_OVER = "input_global_scale"  # what scales of groups are divided by
 FACTOR = "pre_quant_scale"  # what inputs are multiplied by
-COMMON = (*INPUT_SCALES, FACTOR, "input_zero_point", "bias")
+COMMON = (*INPUT_SCALES, INPUT_OVER, FACTOR, "input_zero_point", "bias")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isobit.checkpoint.layouts.parts import FACTOR, INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
+from isobit.checkpoint.layouts.parts import FACTOR, INPUT_OVER, INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import read_vector, short_list
@@ -332,11 +332,12 @@ class Reader:
         Raises:
             CheckpointError: it is missing, or no positive number.
         """
-        part = next((part for part in INPUT_SCALES if part in self.infos), None)
-        if activations is None or activations.dynamic:
+        if activations is None or not activations.calibrated:
             return None
+        possible = INPUT_SCALES if activations.scale is None else (INPUT_OVER,)
+        part = next((part for part in possible if part in self.infos), None)
         if part is None:
-            raise self.error("input_scale", "is missing, but quantization_config says activations have a static scale")
+            raise self.error(possible[0], "is missing, but quantization_config says activations have a static scale")
         if self.info(part).numel != 1:
             raise self.error(part, f"has shape {short_list(self.info(part).shape)}; a static scale is one number")
         if self.info(part).dtype not in PLAIN_DTYPES:

@@ -1,0 +1,52 @@
+"""Weights and activations in the formats that :mod:`isobit.kernels.held` names for kernels, exactly the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isobit.formats.codec import decode, quantize_activations
+from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec
+from isobit.kernels.held import HALVES, held
+
+
+def weight(given: QTensor) -> QTensor:
+    """A weight ``[N, K]`` as kernels are given it."""
+    made = given.with_float_scales()
+    if given.spec.scale is None or given.spec.element != HALVES:
+        return made
+    twice = (decode(made.unpacked(), HALVES) * 2).to(torch.int8)
+    spec = held(given.spec)
+    assert spec is not None
+    return QTensor(spec, made.shape, twice, made.scale * 0.5)
+
+
+class RoundedBefore:
+    """A linear whose input is rounded in front of its kernel, which takes the rounded values as they are.
+
+    Args:
+        run: the kernel.
+        spec: how its input is rounded.
+        static_scale: of calibrated activations.
+        given: the weight, as it is stored.
+    """
+
+    def __init__(self, run: Callable[..., Any], spec: ActSpec, static_scale: Tensor | None, given: QTensor) -> None:
+        self._run, self._spec, self._scale = run, spec, static_scale
+        self.weight = given
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
+        return self._run(rounded(x, self._spec, self._scale)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def rounded(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> Tensor:
+    """Activations ``[..., K]`` as the values of their codes under their scales, float32."""
+    codes, scales = quantize_activations(x, spec, static_scale)
+    assert spec.group is not None
+    k = x.shape[-1]
+    return decode(codes, spec.element) * scales.repeat_interleave(spec.group, dim=-1)[..., :k]
