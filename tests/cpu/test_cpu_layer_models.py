@@ -94,7 +94,7 @@ def test_hooks_still_see_every_linear(tmp_path: Path) -> None:
 
 # Whose layers run one by one on the CPU kernels, and why.
 BY_LAYER = {
-    "CohereForCausalLM": "norms of queries and keys of layer 0",
+    "CohereForCausalLM": "layer 0 norms queries and keys by weights of each head",
     "DeepseekV2ForCausalLM": "latent attention",
     "DeepseekV3ForCausalLM": "latent attention",
 }

@@ -25,7 +25,7 @@ _ROUTERS: WeakKeyDictionary[Routing, CpuRouter] = WeakKeyDictionary()
 
 
 class _Elsewhere(Exception):
-    """A part of a layer that is not of the one call; says which."""
+    """A part of a layer that is not of the one call; says which, and where it is."""
 
 
 def router_of(routing: Routing) -> CpuRouter:
@@ -48,8 +48,8 @@ def stack(layers: nn.ModuleList) -> Stack | str:
     numbers = {kinds[layer]: number for number, layer in enumerate(first_of)}
     try:
         parts = [_parts(layer, numbers[kind]) for layer, kind in zip(found, kinds, strict=True)]
-    except _Elsewhere as part:
-        return f"{part} run by themselves"
+    except _Elsewhere as reason:
+        return str(reason)
     whole = cpu_stack.CpuStack(parts)
 
     def run(x: Tensor, step: Step) -> Tensor:
@@ -71,7 +71,7 @@ def _parts(layer: Layer, places: int) -> cpu_stack.LayerParts:
     assert isinstance(attention, Attention)
     mixture, dense = (mlp, mlp.__dict__["shared"]) if isinstance(mlp, ExpertsMLP) else (None, mlp)
     q, k, v, o = (
-        _bound(part, f"linears of layer {attention.layer}")
+        _bound(part, f"linears of layer {attention.layer} run elsewhere")
         for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     )
     specs = {role: norm.spec for role, norm in layer.norms.items()}
@@ -90,9 +90,9 @@ def _bound(part: object, what: str) -> CpuLinear:
 
 
 def _mlp(mlp: MLP, layer: int) -> cpu_stack.MlpParts:
-    what = f"linears of layer {layer}"
+    what = f"linears of layer {layer} run elsewhere"
     if mlp.activation not in ACTIVATIONS:
-        raise _Elsewhere(f"activations ({mlp.activation}) of layer {layer}")
+        raise _Elsewhere(f"layer {layer} has the activation {mlp.activation}, which runs in PyTorch")
     if isinstance(mlp, GatedMLP):
         up, down = _bound(mlp.up_proj, what), _bound(mlp.down_proj, what)
         return cpu_stack.MlpParts(up, down, _bound(mlp.gate_proj, what), mlp.activation)
@@ -102,7 +102,7 @@ def _mlp(mlp: MLP, layer: int) -> cpu_stack.MlpParts:
 
 def _mixture(mixture: ExpertsMLP, layer: int) -> cpu_stack.MixtureParts:
     if not isinstance(mixture.bound, CpuMixture):
-        raise _Elsewhere(f"experts of layer {layer}")
+        raise _Elsewhere(f"the experts of layer {layer} run elsewhere")
     return cpu_stack.MixtureParts(router_of(mixture.routing), mixture.bound, mixture.shared_gate)
 
 
@@ -112,5 +112,5 @@ def _over_width(attention: Attention) -> tuple[NormSpec, NormSpec] | None:
     queries, keys = attention.q_norm, attention.k_norm
     assert isinstance(queries, Norm) and isinstance(keys, Norm)
     if queries.weight.dim() > 1:
-        raise _Elsewhere(f"norms of queries and keys of layer {attention.layer}, which have weights of each head,")
+        raise _Elsewhere(f"layer {attention.layer} norms queries and keys by weights of each head")
     return queries.spec, keys.spec
