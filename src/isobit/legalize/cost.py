@@ -79,27 +79,29 @@ def cost(
         reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
         rows |= {reads, adds}
         bandwidth, rate = board.bandwidth * reads.fraction, _rate(lowering, board) * adds.fraction
-        read = item.weight_bytes + _cache_bytes(op, batch * context)
+        read = item.weight_bytes * op.read(batch) + _cache_bytes(op, batch * context)
         operations = _operations(op, context)
-        launches = op.count * launch.kernels * launch.seconds
+        launches = op.calls * launch.kernels * launch.seconds
         seconds = max(read / bandwidth, _operations(op, 2 * context) * batch / rate) + launches
         attention, linears = (
             (attention + seconds, linears) if op.kind == "attention" else (attention, linears + seconds)
         )
-        chunk += max(item.weight_bytes / bandwidth, operations * prompt / rate) + launches
+        chunk += max(item.weight_bytes * op.read(prompt) / bandwidth, operations * prompt / rate) + launches
         step_bytes += read
         token_operations += operations
-        rounded += op.count if op.activations is not None else 0
+        rounded += op.calls if op.activations is not None else 0
     slower = paced.at(batch)
     decode = attention * paced.attention + linears * slower
     step = decode + (engine.step + layers * engine.layer) * slower
     beside = layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
     whole = max(chunk + beside, layers * engine.python_layer + rounded * engine.python_rounding)
-    measured = not board.estimated and all(
+    guessed = any(item.op.experts for item in work)  # taken to be as fast as other linears
+    measured = not (board.estimated or guessed) and all(
         target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))
     )
     measured = measured and (paced is EXPECTED or target.name in paced.measured_on)
-    sources = (*sorted(row.source for row in rows), engine.source, *([paced.source] if paced.source else []))
+    mixed = ["experts are taken to be read as fast as other linears; that is not measured"] if guessed else []
+    sources = (*sorted(row.source for row in rows), *mixed, engine.source, *([paced.source] if paced.source else []))
     return Cost(
         batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations,
         attention * paced.attention, step - attention * paced.attention, slower, paced.attention,
@@ -121,7 +123,7 @@ def _operations(op: Op, context: int) -> float:
     """Multiplications and additions for one token of a prompt, which on average sees half of the context."""
     if op.kind == "attention":
         return 4.0 * op.count * op.n * op.k * context / 2
-    return 2.0 * op.count * op.n * op.k
+    return 2.0 * op.count * op.share * op.n * op.k
 
 
 def _rate(lowering: Lowering, board: Board) -> float:

@@ -33,6 +33,8 @@ class Op:
         bias: whether a linear adds one.
         scale_dtype: what scales are stored in.
         given: whether the weight is quantized already, so that nothing is asked but whether kernels take it.
+        experts, active: of a linear of a mixture, of how many experts it is one and how many a token goes to: ``count``
+            is that of the experts of all layers; 0: it is of no mixture.
     """
 
     kind: Kind
@@ -50,6 +52,22 @@ class Op:
     bias: bool = False
     scale_dtype: str = "bfloat16"
     given: bool = False
+    experts: int = 0
+    active: int = 0
+
+    @property
+    def calls(self) -> int:
+        """How often it is launched for a token: the experts of a layer are launched together."""
+        return self.count // self.experts if self.experts else self.count
+
+    @property
+    def share(self) -> float:
+        """The part of its weights that a token is multiplied by."""
+        return self.active / self.experts if self.experts else 1.0
+
+    def read(self, tokens: int) -> float:
+        """The part of its weights that so many tokens need, if each chooses its experts by itself and alike."""
+        return 1.0 - (1.0 - self.share) ** tokens
 
     @property
     def a(self) -> str:

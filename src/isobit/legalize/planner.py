@@ -43,10 +43,17 @@ def decide(op: Op, target: Target, *, allow_relaxed: bool = False, rules: tuple[
             continue
         answer = rule.apply(op, target, found)
         if isinstance(answer, Lowering):
-            return answer
+            return _of_experts(answer) if op.experts and target.is_gpu else answer
         if answer not in reasons:
             reasons = (*reasons, answer)
     return Refusal(reasons)
+
+
+def _of_experts(answer: Lowering) -> Lowering:
+    """Of linears of a mixture, whose experts are launched together: no call of them is as large as the largest."""
+    sizes = tuple(size for size in answer.sizes if not size[1].startswith("large-"))
+    notes = tuple(note for note in answer.notes if not note.startswith("from "))
+    return replace(answer, sizes=sizes, notes=notes, workspace=0, narrowed=False)
 
 
 def _shape_problems(op: Op) -> tuple[str, ...]:

@@ -241,6 +241,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 def _op_data(op: Op, decision: Decision) -> dict[str, Any]:
     data: dict[str, Any] = {"op": op.name, "kind": op.kind, "n": op.n, "k": op.k, "count": op.count}
+    if op.experts:
+        data |= {"experts": op.experts, "active_experts": op.active}
     data |= {"weights": op.w, "activations": op.a, "action": decision.action}
     if isinstance(decision, Refusal):
         return data | {"reasons": list(decision.reasons)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Tensor:
         shape: of one of them.
         count: how many layers have it.
         first: the name of the first of those modules, layer number and all.
+        experts, active: of how many experts of a layer it is one, and how many of them a token goes to; 0: of none.
     """
 
     module: str
@@ -36,6 +38,8 @@ class Tensor:
     shape: tuple[int, ...]
     count: int
     first: str = ""
+    experts: int = 0
+    active: int = 0
 
     @property
     def is_matrix(self) -> bool:
@@ -103,13 +107,15 @@ class Workload:
     @property
     def parameters(self) -> int:
         """How many numbers the unquantized model has."""
-        total = 0
-        for tensor in self.tensors:
-            size = tensor.count
-            for length in tensor.shape:
-                size *= length
-            total += size
-        return total
+        return sum(tensor.count * math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def active_parameters(self) -> int:
+        """How many of them one token needs: of mixtures those of the experts that it goes to."""
+        return sum(
+            tensor.count * math.prod(tensor.shape) * (tensor.active if tensor.experts else 1) // (tensor.experts or 1)
+            for tensor in self.tensors
+        )
 
     def formats(self, tensor: Tensor, scheme: Scheme | None) -> Stored:
         """How a tensor is stored: under a scheme, or (None) as the checkpoint has it."""
@@ -148,9 +154,10 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
         if tensor.is_matrix and tensor.kind != "embedding":
             n, k = tensor.shape
             weights, activations = workload.formats(tensor, scheme)
-            name = tensor.module.rpartition(".*.")[2]
+            name = tensor.module.partition(".layers.*.")[2] or tensor.module
             found.append(Op("linear", name, n, k, weights, activations, dtype, kept, count=tensor.count,
-                            bias=tensor.module in biased, scale_dtype=scales, given=scheme is None))  # fmt: skip
+                            bias=tensor.module in biased, scale_dtype=scales, given=scheme is None,
+                            experts=tensor.experts, active=tensor.active))  # fmt: skip
     if workload.tied:
         found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
     alike = Counter((one.heads, one.dim, one.kv_heads, one.parts) for one in workload.attentions)

@@ -12,7 +12,7 @@ from typing import Any
 from isobit.checkpoint import ctreview, methods
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import model_config
-from isobit.models.blueprint import classifier, expected_tensors, is_matrix
+from isobit.models.blueprint import classifier, expected_tensors, is_matrix, layer_modules, layer_prefix
 from isobit.models.config import Experts, LatentAttention, Mlp, ModelConfig, SelfAttention
 
 _NUMBERED = re.compile(r"\.(layers|experts)\.\d+(?=\.)")
@@ -56,9 +56,12 @@ def workload(
 
     tensors = _tensors(model, stored if quantization is not None else None)
     size = sum(_numbers(tensor) for tensor in tensors)
-    parameters = f"{size / 1e9:.2f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
+    active = sum(_numbers(one) * (one.active if one.experts else 1) // (one.experts or 1) for one in tensors)
+    parameters = f"{_counted(size)} parameters" + (
+        "" if active == size else f", {_counted(active)} of them for a token"
+    )
     return Workload(
-        title=f"{model.family}, {parameters} parameters, {model.num_layers} layers",
+        title=f"{model.family}, {_counted(size)} parameters{chosen}, {model.num_layers} layers",
         dtype=model.dtype,
         tensors=tensors,
         attentions=tuple(
@@ -87,6 +90,10 @@ def _between(mlp: Mlp) -> int:
     return max(mlp.router.active * mlp.expert.size, 0 if mlp.shared is None else mlp.shared.size)
 
 
+def _counted(size: int) -> str:
+    return f"{size / 1e9:.2f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
+
+
 def _numbers(tensor: Tensor) -> int:
     size = tensor.count
     for length in tensor.shape:
@@ -94,10 +101,21 @@ def _numbers(tensor: Tensor) -> int:
     return size
 
 
+def _choices(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Modules of experts -> how many experts their layer has, and how many a token goes to."""
+    found = {}
+    for number, layer in enumerate(model.layers):
+        if isinstance(layer.mlp, Experts):
+            both = layer.mlp.router.experts, layer.mlp.router.active
+            modules = layer_modules(layer, model.hidden_size)
+            found |= {layer_prefix(number) + part.name: both for part in modules if part.expert is not None}
+    return found
+
+
 def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tuple[Tensor, ...]:
     """Every tensor, those of all layers that agree in name, shape and the way they are stored as one."""
     alike: dict[tuple[str, tuple[int, ...], Stored], list[str]] = {}
-    classify = classifier(model)
+    classify, choices = classifier(model), _choices(model)
     for name, shape in expected_tensors(model).items():
         formats = stored(name.rpartition(".")[0]) if stored is not None else (None, None)
         alike.setdefault((_NUMBERED.sub(r".\1.*", name), shape, formats), []).append(name)
@@ -105,5 +123,6 @@ def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tupl
     for (name, shape, _), members in alike.items():
         module, _, part = name.rpartition(".")
         first = members[0].rpartition(".")[0]
-        found.append(Tensor(module, part, classify(members[0]), shape, len(members), first))
+        experts, active = choices.get(first, (0, 0))
+        found.append(Tensor(module, part, classify(members[0]), shape, len(members), first, experts, active))
     return tuple(found)

@@ -1,0 +1,79 @@
+"""Plans of mixtures of experts: what a token needs of all the weights, and what a batch of tokens reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from isobit.legalize.ops import Lowering, Op
+from isobit.legalize.plan import Plan
+from isobit.models.archs import family
+from isobit.models.planning import plans
+from isobit.models.workload import workload
+
+QWEN: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048,
+    "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+    "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "moe_intermediate_size": 768,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 40960, "tie_word_embeddings": False,
+}  # fmt: skip
+MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+    "max_position_embeddings": 32768, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def planned(config: dict[str, Any], batch: int = 1, target: str = "h200") -> Plan:
+    return plans(config, targets=[target], scheme_names=["fp8"], batch=batch, calibration=False)[1][0][0]
+
+
+@pytest.mark.parametrize(
+    ("config", "whole", "active"), [(QWEN, 30_532_122_624, 3_353_000_000), (MIXTRAL, 46_702_792_704, 12_879_925_248)]
+)
+def test_parameters_are_those_of_the_published_models(config: dict[str, Any], whole: int, active: int) -> None:
+    work = workload(config)
+    assert work.parameters == whole and work.active_parameters == pytest.approx(active, rel=1e-3)
+    assert "billion of them for a token" in work.title
+
+
+def test_a_batch_reads_the_experts_that_its_tokens_choose_among_them() -> None:
+    op = Op("linear", "up", 8, 8, count=6144, experts=128, active=8)
+    assert op.read(1) == pytest.approx(1 / 16) and op.read(2) == pytest.approx(1 - (15 / 16) ** 2)
+    assert op.read(10_000) == pytest.approx(1) and op.calls == 48 and op.share == 1 / 16
+    assert Op("linear", "up", 8, 8, count=3).read(1) == 1 and Op("linear", "up", 8, 8, count=3).calls == 3
+    one, many, all_of_them = (planned(QWEN, batch).cost for batch in (1, 8, 1024))
+    assert one and many and all_of_them
+    experts = 48 * 128 * 3 * 768 * 2048
+    # between two batches nothing but experts and the cache is read that was not read before
+    cache = 4096 * 98304
+    assert many.step_bytes - one.step_bytes == pytest.approx(7 * cache + experts * (15 / 16 - (15 / 16) ** 8), rel=2e-2)
+    assert one.step_bytes < 4.2e9 < 29e9 < all_of_them.step_bytes - 1024 * cache
+    assert not one.measured and any("experts" in source for source in one.sources)
+
+
+def test_a_token_is_multiplied_by_its_own_experts_alone() -> None:
+    found = planned(MIXTRAL).cost
+    assert found is not None
+    work = workload(MIXTRAL)
+    matrices = work.active_parameters - work.vocab * work.hidden  # the embedding is looked up
+    assert found.token_operations == pytest.approx(2 * matrices + 2 * 32 * 4096 * 4096, rel=2e-2)
+
+
+def test_experts_are_one_line_of_a_plan_and_never_run_as_the_largest_calls() -> None:
+    found = {op.name: (op, decision) for op, decision in planned(QWEN).ops}
+    op, decision = found["mlp.experts.*.up_proj"]
+    assert (op.count, op.experts, op.active) == (48 * 128, 128, 8) and isinstance(decision, Lowering)
+    assert decision.sizes and not [name for _, name in decision.sizes if name.startswith("large")]
+    assert found["mlp.gate"][0].weights is None
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "glm4_moe", "gpt_oss", "llama4_text", "granitemoe"])
+def test_every_kind_of_mixture_is_planned_on_every_kind_of_machine(name: str) -> None:
+    config = {"model_type": name} | family(name).tiny()
+    for target in ("h200", "here"):
+        found = planned(config, target=target)
+        assert all(isinstance(decision, Lowering) for _, decision in found.ops)
+        assert found.memory is not None and found.memory.weights > 0
