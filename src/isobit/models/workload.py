@@ -57,9 +57,7 @@ def workload(
     tensors = _tensors(model, stored if quantization is not None else None)
     size = sum(_numbers(tensor) for tensor in tensors)
     active = sum(_numbers(one) * (one.active if one.experts else 1) // (one.experts or 1) for one in tensors)
-    parameters = f"{_counted(size)} parameters" + (
-        "" if active == size else f", {_counted(active)} of them for a token"
-    )
+    chosen = "" if active == size else f", {_counted(active)} of them for a token"
     return Workload(
         title=f"{model.family}, {_counted(size)} parameters{chosen}, {model.num_layers} layers",
         dtype=model.dtype,
