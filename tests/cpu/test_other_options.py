@@ -62,7 +62,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "NemotronForCausalLM": [
         {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
-        {"tie_word_embeddings": True, "num_key_value_heads": None,
+        {"tie_word_embeddings": True, "num_key_value_heads": 6,
          "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
     ],
     "Olmo2ForCausalLM": [
