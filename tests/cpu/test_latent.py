@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from families import make_model, save, token_ids
 from running import run
+from tokenizers_for_tests import byte_level, write_folder
 
+from isobit.engine.llm import LLM
+from isobit.engine.params import SamplingParams
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import Unsupported
 from isobit.formats.caches import CACHE_FORMATS
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
 from isobit.kernels.latent import LatentSpec, absorbed, expanded, halves
 from isobit.kernels.norm import NormSpec
 from isobit.models.archs import model_config
+from isobit.models.cache.paged import BLOCK
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 
@@ -134,3 +141,24 @@ def test_the_norms_of_latents_have_an_epsilon_of_their_own() -> None:
     assert config.layers[0].attention.eps == 1e-6 and any("epsilon" in note for note in config.notes)
     assert not model_config(tiny | {"architectures": [ARCHITECTURE]}).notes
     assert replace(config, notes=()) == replace(config, notes=("other",))
+
+
+def test_batch_invariance_is_refused_with_the_reason(folder: Path) -> None:
+    with pytest.raises(Unsupported, match="latent attention in PyTorch"):
+        load_model(folder, batch_invariant=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_tokens": 5 * BLOCK, "chunk": 33}, {"kv_cache": "int8"}], ids=str)
+def test_the_engine_serves_from_blocks_whose_prefixes_are_read_again(
+    folder: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    given = dict(options)
+    model = load_model(folder, kv_cache=given.pop("kv_cache", "auto"))
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, byte_level()))
+    ids, params = [row.tolist() for row in token_ids(150, batch=3)], SamplingParams(max_tokens=5, temperature=0.0)
+    alone = [LLM(model, tokenizer, prefix_cache=False).generate([one], params)[0].token_ids for one in ids]
+    llm = LLM(model, tokenizer, **given)
+    for _ in range(2):  # with room for fewer than all of them, some are computed again
+        found = llm.generate(ids, params)
+        assert [one.token_ids for one in found] == alone
+    assert llm.engine.pool.found > 0 or "cache_tokens" in options  # where nothing is kept for long

@@ -17,6 +17,7 @@ from tokenizers_for_tests import byte_level
 from isobit.engine.llm import LLM
 from isobit.engine.tokenizer import Tokenizer
 from isobit.server.reasoning import KINDS, Splitter, marks_of, opened
+from isobit.server.tools.forms import form_of
 
 THINK = KINDS[0]
 # Opens the section itself unless it is told not to; leaves thoughts out of the history.
@@ -50,6 +51,29 @@ def split(pieces: list[str], open: bool) -> tuple[str, str]:
     splitter = Splitter(THINK, open)
     parts = [splitter.push(piece) for piece in pieces] + [splitter.finish()]
     return "".join(thought for thought, _ in parts), "".join(text for _, text in parts)
+
+
+# A model that stops thinking to call a tool.
+CALLED = [
+    (True, "Hm, I look. <|calls|>f<|end|>", "Hm, I look.", "<|calls|>f<|end|>"),
+    (False, "<think>a <|cal b</think>\n<|calls|>f", "a <|cal b", "<|calls|>f"),
+    (True, "a<|calls|>f</think>b", "a", "<|calls|>f</think>b"),
+    (True, "a <|call", "a <|call", ""),
+    (True, "<|calls|>", "", "<|calls|>"),
+]
+
+
+@pytest.mark.parametrize("open, text, thought, answer", CALLED)
+def test_a_call_ends_thoughts_however_it_is_cut(open: bool, text: str, thought: str, answer: str) -> None:
+    for size in (max(1, len(text)), 1, 2, 5):
+        splitter = Splitter(THINK, open, "<|calls|>")
+        parts = [splitter.push(text[at : at + size]) for at in range(0, len(text), size)] + [splitter.finish()]
+        assert ("".join(one for one, _ in parts), "".join(two for _, two in parts)) == (thought, answer)
+
+
+def test_kimi_calls_tools_while_it_thinks() -> None:
+    form = form_of("{{ tools }}<|tool_calls_section_begin|>")
+    assert form is not None and form.name == "kimi" and form.interrupts == "<|tool_calls_section_begin|>"
 
 
 @pytest.mark.parametrize("open, text, thought, answer", CASES)

@@ -112,8 +112,8 @@ class Reader:
     """
 
     def __init__(self, shape: Shape) -> None:
-        self._splitter = Splitter(shape.marks, shape.open)
         form = shape.tools.form
+        self._splitter = Splitter(shape.marks, shape.open, "" if form is None else form.interrupts)
         most = None if shape.tools.many else 1
         self._scanner = None if form is None else Scanner(form, shape.tools.schemas, most)
         self._short = form is not None and form.short

@@ -46,13 +46,14 @@ class Splitter:
     Args:
         marks: around the thoughts; None splits nothing.
         open: whether the prompt has begun them.
+        calls: what begins calls of tools where a model may stop thinking for one: it ends the thoughts, and stays.
 
     Attributes:
         thinking: whether what comes next is a thought.
     """
 
-    def __init__(self, marks: Marks | None, open: bool = False) -> None:
-        self._marks = marks
+    def __init__(self, marks: Marks | None, open: bool = False, calls: str = "") -> None:
+        self._marks, self._calls = marks, calls
         self.thinking = marks is not None and open
         self._before = marks is not None and not open  # the mark that begins them may still come
         self._held = ""
@@ -81,11 +82,12 @@ class Splitter:
         if not self._said:
             text = text.lstrip()
             self._said = bool(text)
-        place = text.find(end)
-        if place >= 0:
+        found = [(place, mark) for mark in (end, self._calls) if mark and (place := text.find(mark)) >= 0]
+        if found:
+            place, mark = min(found)
             self.thinking, self._behind = False, True
-            return text[:place].rstrip(), self._answer(text[place + len(end) :])
-        keep = len(text) - _overlap(text, end)
+            return text[:place].rstrip(), self._answer(text[place + (len(end) if mark == end else 0) :])
+        keep = len(text) - max(_overlap(text, mark) for mark in (end, self._calls))
         keep = len(text[:keep].rstrip())
         self._held = text[keep:]
         return text[:keep], ""

@@ -18,7 +18,7 @@ from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, LayerSpec, SelfAttention
+from isobit.models.config import Activation, LatentAttention, LayerSpec, SelfAttention
 from isobit.models.ops import latent, reference
 from isobit.models.ops.cpu_stack import router_of, stack
 from isobit.models.ops.limits import lacking
@@ -36,6 +36,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
+    if place.alike and any(isinstance(layer.attention, LatentAttention) for layer in layers):
+        return "runs latent attention in PyTorch, whose sums depend on how many tokens come at once"
     return lacking(layers, ABLE) or backends.cpu_library_problem()
 
 

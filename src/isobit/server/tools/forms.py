@@ -25,6 +25,7 @@ class Form:
         inner: marks within a call.
         call: how a call is written: marks in angle quotes, ``{name}``, and ``{arguments}`` as JSON.
         between: what is written between calls.
+        interrupts: the mark that ends what a model thinks, too: some stop thinking to call a tool.
         short: whether ids of calls have 9 letters and digits, and nothing else.
     """
 
@@ -39,6 +40,7 @@ class Form:
     frames: tuple[str, ...] = ()
     bare: bool = False
     inner: tuple[str, ...] = ()
+    interrupts: str = ""
     short: bool = False
 
     @property
@@ -78,6 +80,7 @@ FORMS = (
         end="<|tool_call_end|>",
         parse=calls.kimi,
         frames=_KIMI,
+        interrupts=_KIMI[0],
         inner=("<|tool_call_argument_begin|>",),
         call="«<|tool_call_begin|>»functions.{name}:{number}«<|tool_call_argument_begin|>»{arguments}«<|tool_call_end|>»",
     ),
