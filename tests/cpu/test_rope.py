@@ -113,7 +113,7 @@ def test_a_sequence_has_one_set_of_longrope_from_its_first_token_on() -> None:
     keys = SIZES | {"rope_parameters": LONGROPE | {"rope_theta": 1e4}}
     config = model_config({"architectures": ["LlamaForCausalLM"]} | keys)
     rope = config.layers[0].attention.rope
-    assert "up to 64 tokens" in config.notes[0] and "room for 256 tokens" in config.notes[0]
+    assert "up to 64 tokens" in config.notes[0] and "--context 64 has the former" in config.notes[0]
     angles = Angles(rope, 64, torch.float32, None)
     short, long = (RotaryTable(rope, 64, long=long).upto(100) for long in (False, True))
     positions = torch.tensor([0, 1, 2, 98, 99, 5])  # of sequences of 3, of 100 and of 64 tokens
