@@ -61,6 +61,19 @@ def test_every_family_agrees_with_the_reference(
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
 
 
+@pytest.mark.parametrize("stored", ["int8", "fp8"])
+@pytest.mark.parametrize("architecture", ["GptOssForCausalLM", "Llama4ForCausalLM", "Olmo2ForCausalLM"])
+def test_caches_of_codes_with_sinks_chunks_and_wide_norms(
+    architecture: str, stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that falls on the other side of a midpoint moves a code by one step; a wrong key moves everything."""
+    folder, ids = save(make_model(architecture), tmp_path / "model"), token_ids(80)
+    found = logits(load_model(folder, kv_cache=stored), ids)
+    monkeypatch.setenv("ISOBIT_KERNEL", "reference")
+    wanted = logits(load_model(folder, kv_cache=stored), ids)
+    assert float((found - wanted).norm() / wanted.norm()) < 5e-3
+
+
 def test_the_bundled_model_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     found, wanted = both(Path(model_path()), token_ids(70, batch=1), monkeypatch)
     assert float((found - wanted).norm() / wanted.norm()) < 1e-4
