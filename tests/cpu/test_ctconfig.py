@@ -190,7 +190,18 @@ def kimi_with(**args: Any) -> dict[str, Any]:
         (kimi_with(type="float", strategy="channel", group_size=None), "4-bit float"),
         (kimi_with(type="float", group_size=64), "power of two per 64"),
         (kimi_with(type="float", strategy="tensor_group"), "per tensor and group"),
-        (kimi_with(num_bits=8, symmetric=False), "asymmetric 8-bit int"),
+        (
+            kimi_with(num_bits=8, symmetric=False)
+            | {
+                "config_groups": {
+                    "g": {
+                        "targets": ["Linear"],
+                        "weights": {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "tensor"},
+                    }
+                }
+            },
+            "asymmetric 8-bit",
+        ),
         (kimi_with(dynamic=True), "dynamic scales"),
         (kimi_with(strategy="tensor_group", group_size=16), "strategy 'tensor_group'"),
         (KIMI | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "it is sparse"),

@@ -187,6 +187,22 @@ THEIRS = {  # ours: their preset, group size, bits
 }
 
 
+@pytest.mark.parametrize("group", [None, 32])
+def test_widens_8_bits_with_zero_points(tmp_path: Path, group: int | None) -> None:
+    made = preset("W4A16_ASYM", ["Linear"], group, 8)
+    if group is None:
+        made.weights.group_size, made.weights.strategy = None, "channel"
+    weights = compress(tmp_path, {"g": made}, dtype=torch.bfloat16)
+    ck = Checkpoint.open(tmp_path)
+    for module, expected in weights.items():
+        found = read_linear(ck, module)
+        assert isinstance(found.weight, torch.Tensor) and torch.equal(found.weight, expected), module
+        part = read_linear(ck, module, slice(3, 9), None if group is None else slice(32, 96)).weight
+        assert isinstance(part, torch.Tensor)
+        assert torch.equal(part, expected[3:9] if group is None else expected[3:9, 32:96])
+    assert any("8-bit integers with zero points" in note for note in ck.notes)
+
+
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_what_compressed_tensors_writes(tmp_path: Path, name: str, dtype: str) -> None:

@@ -253,3 +253,21 @@ def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         Checkpoint.open(tmp_path)
+
+
+def test_quantizing_again_takes_the_numbers_in_the_order_of_the_inputs(tmp_path: Path) -> None:
+    """``--from-quantized`` of a source in an order of its own gives what the same plain numbers give."""
+    import isobit
+
+    ours, plain = model(tmp_path, "act-order")
+    reports = [
+        isobit.quantize(folder, tmp_path / name, "int8", progress=False, from_quantized=True)
+        for name, folder in (("twice", ours), ("once", plain))
+    ]
+    twice, once = (Checkpoint.open(tmp_path / name) for name in ("twice", "once"))
+    assert any("the source is quantized" in note for note in reports[0].notes)
+    for name in linears():
+        weights = [read_linear(ck, name).weight for ck in (twice, once)]
+        one, other = (weight.dequantize() for weight in weights if isinstance(weight, QTensor))
+        assert float((one - other).abs().max()) <= 2 * float(other.abs().max()) / 127  # the plain ones are float16
+        assert float((one - other).norm() / other.norm()) < 1e-2, name

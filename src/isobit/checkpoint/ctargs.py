@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobit.checkpoint.jsonfile import bare, short
+from isobit.checkpoint.quantization import Integers
 from isobit.checkpoint.sections import INSTEAD
 from isobit.errors import CheckpointError, SchemeError, Unsupported
 from isobit.formats.scales import POWERS, UNDER_ONE, ScaleSpec
@@ -86,6 +87,19 @@ def weight_spec(value: Any, what: str) -> WeightSpec:
         return WeightSpec(name, args.strategy, args.group, args.block, args.symmetric)  # type: ignore[arg-type]
     except SchemeError as error:
         raise CheckpointError(f"{what}: {error}") from None
+
+
+def with_zero_points(value: Any, what: str) -> Integers | None:
+    """How 8-bit integers with zero points are stored, which no format of isobit holds; None for everything else.
+
+    Raises:
+        CheckpointError: it is malformed.
+    """
+    args = _args(value, what)
+    plain = args.dynamic or args.symmetric or args.strategy not in ("channel", "group")
+    if plain or (args.kind, args.bits) != ("int", 8):
+        return None
+    return Integers(8, args.group, symmetric=False)
 
 
 def act_spec(value: Any, what: str) -> tuple[ActSpec, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.checkpoint.ctargs import act_spec, unknown_keys, weight_spec
+from isobit.checkpoint.ctargs import act_spec, unknown_keys, weight_spec, with_zero_points
 from isobit.checkpoint.jsonfile import bare, short
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.sections import COMPRESSED_TENSORS, INSTEAD
@@ -109,6 +109,12 @@ def _group(name: str, value: Any, notes: list[str]) -> Group:
         raise rounds_inputs_only(f"config group {short(name)}")
     notes += ignored_keys(key for key in value if key not in _GROUP_KEYS)
     notes += ignored_keys(key for args in (weights, activations) for key in unknown_keys(args))
+    wide = None if weights is None else with_zero_points(weights, f"{where}.weights")
+    if wide is not None and activations is not None:
+        reasons = ["it rounds the inputs of 8-bit weights with zero points, which isobit does not compute"]
+        raise Unsupported(f"config group {short(name)}", reasons, INSTEAD)
+    if wide is not None:
+        return Group(targets, None, None, integers=wide, widened=str(wide))
     spec = None
     if activations is not None and weights is not None:
         spec, said = act_spec(activations, f"{where}.input_activations")

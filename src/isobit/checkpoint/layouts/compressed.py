@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from isobit.checkpoint import ctconfig
 from isobit.checkpoint.ctrender import compression_format
+from isobit.checkpoint.layouts import zero_points
 from isobit.checkpoint.layouts.parts import ELEMENT_OF_DTYPE, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
@@ -195,6 +196,9 @@ def read_bytes(reader: Reader, scale_part: str = "weight_scale") -> LinearWeight
     info = reader.info("weight")
     if info.dtype not in CODE_DTYPES:
         raise reader.error("weight", unreadable(info.dtype))
+    wide = reader.group("weight").integers
+    if wide is not None:
+        return zero_points.read(reader, wide, "weight")
     spec, activations = reader.configured("weight")
     found, wanted = element(ELEMENT_OF_DTYPE[info.dtype]), element(spec.element)
     narrow = found.name == "int8" and wanted.kind == "int" and wanted.signed and wanted.bits < 8
@@ -230,6 +234,9 @@ def _read_packed(reader: Reader) -> LinearWeight:
     """A weight of 2 to 8 bits in int32 words."""
     from isobit.formats import pack
 
+    wide = reader.group("weight_packed").integers
+    if wide is not None:
+        return zero_points.read(reader, wide, "weight_packed")
     spec, activations = reader.configured("weight_packed")
     row = element(spec.element)
     if row.kind != "int" and row.bits == 8:
