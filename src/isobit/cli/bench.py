@@ -36,7 +36,7 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
+    parser.add_argument("model", metavar="MODEL", help="a local folder, a GGUF file, a Hugging Face id, or `bundled`")
     add_device_arguments(parser, "what runs it (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what is computed in")
     parser.add_argument(

@@ -45,7 +45,10 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "models", metavar="MODEL", nargs="+", help="local folders, Hugging Face ids, or `bundled`; a row for each"
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="local folders, GGUF files, Hugging Face ids, or `bundled`; a row for each",
     )
     parser.add_argument(
         "--against", metavar="SOURCE", help="the model they were made from; without it, perplexity alone"

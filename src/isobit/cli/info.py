@@ -18,7 +18,7 @@ def register(subparsers: Any) -> None:
         help="what is in a checkpoint: schemes, bytes, bits per weight",
         description="Describe a checkpoint, quantized or not, by any tool. Reads headers and scales, loads no weights.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
+    parser.add_argument("model", metavar="MODEL", help="a local folder, a GGUF file, a Hugging Face id, or `bundled`")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

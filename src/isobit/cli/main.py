@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="isobit",
         description="Quantize large language models to few-bit formats, run them with the same numerics everywhere, "
         "and measure what was lost.",
-        epilog="Start with `isobit demo`. A MODEL is a local folder, a Hugging Face id, or `bundled`.",
+        epilog="Start with `isobit demo`. A MODEL is a local folder, a GGUF file, a Hugging Face id, or `bundled`.",
     )
     parser.add_argument("--version", action="version", version=f"isobit {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

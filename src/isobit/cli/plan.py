@@ -22,7 +22,7 @@ def register(subparsers: Any) -> None:
         epilog="Example: isobit plan config.json --target a6000 --scheme fp8,fp8-e5m2,f16,int8,int4",
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a config.json, a folder with one, a Hugging Face id, or `bundled`"
+        "model", metavar="MODEL", help="a config.json, a folder with one, a GGUF file, a Hugging Face id, or `bundled`"
     )
     parser.add_argument(
         "--target",

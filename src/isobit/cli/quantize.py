@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG.format(schemes=rows),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`")
+    parser.add_argument("model", metavar="MODEL", help="a local folder, a GGUF file, a Hugging Face id, or `bundled`")
     parser.add_argument("-s", "--scheme", required=True, help="the scheme of the linear layers, e.g. fp8, int8, int4")
     parser.add_argument("-o", "--out", type=path, help="the folder to write (default: MODEL's name and the scheme's)")
     parser.add_argument(

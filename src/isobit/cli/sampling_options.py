@@ -41,7 +41,9 @@ OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
 def add_model_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """MODEL, --revision, --dtype, --device, --kv-cache, --batch-invariant, --memory and --context."""
     many: dict[str, Any] = {"nargs": "?"} if optional else {}
-    parser.add_argument("model", metavar="MODEL", help="a local folder, a Hugging Face id, or `bundled`", **many)
+    parser.add_argument(
+        "model", metavar="MODEL", help="a local folder, a GGUF file, a Hugging Face id, or `bundled`", **many
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument(
         "--dtype",
