@@ -38,7 +38,15 @@ SPECS = {
     "gemma": AttentionSpec(8, 4, 256, window=300, softcap=50.0, scale=0.0625),
     "window": AttentionSpec(8, 2, 128, window=64),
     "many to one": AttentionSpec(48, 1, 64),
+    "sinks": AttentionSpec(16, 2, 64, window=128, sinks=torch.linspace(-3, 3, 16)),
+    "chunks": AttentionSpec(10, 2, 128, rope_dims=0, chunk=500, scaled=True),
+    "neighbours": AttentionSpec(8, 2, 128, rope_dims=64, interleaved=True),
 }
+
+
+def there(spec: AttentionSpec) -> AttentionSpec:
+    """With what it holds on the card."""
+    return spec if spec.sinks is None else replace(spec, sinks=spec.sinks.cuda())
 
 
 def layers(lowering: str | None = None, *, alike: bool = False):
@@ -59,7 +67,7 @@ def test_attention_is_that_of_float64(spec: str, mixture: str, lowering: str | N
         for block in (16, 256) if lowering is None else (48,):
             given = oracle.batch(SPECS[spec], MIXTURES[mixture], block, dtype, 1, "cuda")
             wanted, keys, values = oracle.attention(SPECS[spec], given)
-            found = layer.attention(SPECS[spec], *given.arguments)
+            found = layer.attention(there(SPECS[spec]), *given.arguments)
             assert oracle.error(found, wanted) < ROUNDED[dtype], (dtype, block)
             real = given.sequences.slots.cpu() >= 0
             assert not found[~real.cuda()].any()
@@ -96,6 +104,9 @@ def test_attention_in_float32_and_with_norms() -> None:
         given = oracle.batch(spec, MIXTURES["mixture"], 64, dtype, 3, "cuda")
         wanted, _, _ = oracle.attention(spec, given)
         assert oracle.error(layer.attention(spec, *given.arguments), wanted) < 1.5 * ROUNDED[dtype], dtype
+        behind = replace(spec, norm_behind=True)
+        wanted, _, _ = oracle.attention(behind, given)
+        assert oracle.error(layer.attention(behind, *given.arguments), wanted) < 1.5 * ROUNDED[dtype], dtype
 
 
 def test_a_sequence_does_not_depend_on_its_neighbours_nor_on_where_its_blocks_are() -> None:

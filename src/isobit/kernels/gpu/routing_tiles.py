@@ -62,7 +62,7 @@ def router_few(shape: RouterShape, target: Target) -> Config:
     """Configuration of ``router_few``."""
     types = {"x": POINTERS[shape.dtype], **dict.fromkeys(("weight", "bias", "logits"), "*fp32"), "K": "i32"}
     constants: dict[str, Constant] = {
-        "EXPERTS": shape.experts, "HAS_BIAS": shape.bias, "BLOCK_N": 2, "BLOCK_K": 1024, "OVERLAP": overlaps(target)
+        "EXPERTS": shape.experts, "HAS_BIAS": shape.bias, "BLOCK_N": 2, "BLOCK_K": 512, "OVERLAP": overlaps(target)
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
 
