@@ -6,10 +6,10 @@ and prompts; each beside its floor, the weights that a step reads over 4.5 TB/s.
     python benchmarks/gpu_experts.py --floors                                # the floors alone, anywhere
     python benchmarks/gpu_experts.py --quick                                 # tiny, on the CPU, not recorded
 
-Weights are random and made on the device, so that nothing is read from a disk; each (shape, scheme) runs in this process,
-one after the other. Figures are medians, as `isobit bench` takes them. "all" is tokens of answers over the time of the
-whole run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a layer, where
-each token chooses A of E at random, as tokens of random weights nearly do.
+Weights are random and made on the device, so that nothing is read from a disk; each (shape, scheme) runs in this
+process, one after the other. Figures are medians, as `isobit bench` takes them. "all" is tokens of answers over the time
+of the whole run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a
+layer, where each token chooses A of E at random, as tokens of random weights nearly do.
 
 The peer is vLLM with dummy weights, 64 tokens in, 128 out (`--load-format dummy`), at the same batches.
 """
@@ -218,7 +218,8 @@ def measured(args: argparse.Namespace, shape: str, name: str, config: ModelConfi
         yield {
             "device": "CPU" if args.quick else torch.cuda.get_device_name(), "shape": shape, "scheme": name,
             "batch": case.batch, "prompt": case.prompt, "new": case.new,
-            "tok_s": round(found.decode, 1) if decodes else "", "step_ms": round(1e3 * found.step, 4) if decodes else "",
+            "tok_s": round(found.decode, 1) if decodes else "",
+            "step_ms": round(1e3 * found.step, 4) if decodes else "",
             "floor_ms": round(1e3 * least, 4) if decodes else "",
             "share": round(least / found.step, 3) if decodes else "", "all_tok_s": round(found.whole, 1),
             "prefill_tok_s": round(found.prefill, 1),
