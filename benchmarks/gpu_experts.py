@@ -7,8 +7,8 @@ and prompts; each beside its floor, the weights that a step reads over 4.5 TB/s.
     python benchmarks/gpu_experts.py --quick                                 # tiny, on the CPU, not recorded
 
 Weights are random and made on the device, so that nothing is read from a disk; each (shape, scheme) runs in this
-process, one after the other. Figures are medians, as `isobit bench` takes them. "all" is tokens of answers over the time
-of the whole run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a
+process, one after the other. Figures are medians, as `isobit bench` takes them. "all" is tokens of answers over
+the time of a run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a
 layer, where each token chooses A of E at random, as tokens of random weights nearly do.
 
 The peer is vLLM with dummy weights, 64 tokens in, 128 out (`--load-format dummy`), at the same batches.
