@@ -101,7 +101,7 @@ def _numbers(tensor: Tensor) -> int:
 
 def _choices(model: ModelConfig) -> dict[str, tuple[int, int]]:
     """Modules of experts -> how many experts their layer has, and how many a token goes to."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for number, layer in enumerate(model.layers):
         if isinstance(layer.mlp, Experts):
             both = layer.mlp.router.experts, layer.mlp.router.active
