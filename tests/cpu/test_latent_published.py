@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from isobit.legalize.advice import recommendation
+from isobit.legalize.ops import Lowering
 from isobit.models.archs import model_config
 from isobit.models.planning import plans
 
@@ -82,3 +83,5 @@ def test_numbers_and_bytes_are_those_of_transformers_model(name: str) -> None:
 def test_a_plan_says_how_many_cards_hold_what_one_does_not() -> None:
     _, found = plans(KIMI, targets=["h200"], scheme_names=["int4"])
     assert "The memory of 4 such cards holds" in recommendation(found[0])
+    (attention,) = [decision for op, decision in found[0][0].ops if op.kind == "attention"]
+    assert isinstance(attention, Lowering) and "runs in PyTorch" in attention.notes[0]
