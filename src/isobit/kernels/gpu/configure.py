@@ -88,8 +88,10 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
         constants = dict(config.constexprs)
     if call.experts and "SPLIT_K" in constants:
         constants["SPLIT_K"] = 1  # there are tiles enough
-        if "UNIT" in constants and int(constants["BLOCK_M"] or 1) > FEW:  # with four, registers spill on sm_120
+        if "UNIT" in constants and int(constants["BLOCK_M"] or 1) > FEW:  # with four warps registers spill on sm_120
             config = replace(config, num_warps=max(8, config.num_warps))
+            if not takes_narrow_tiles(machine.target) and machine.target.registers <= 256:  # and on gfx1100
+                constants["BLOCK_M"] = FEW
     elif some or constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
