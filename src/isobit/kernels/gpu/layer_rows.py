@@ -126,7 +126,6 @@ def _norms(target: Target) -> Iterator[Config]:
     for bias in (False, True):
         centred = RowShape(dtype, 4096, True, late=True, centred=True, bias=bias)
         yield tiles.norm_token(centred, target)
-    yield tiles.norm_token(replace(centred, k=30000), target)
 
 
 def _gates(target: Target) -> Iterator[Config]:
