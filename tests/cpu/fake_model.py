@@ -34,6 +34,7 @@ class FakeModel:
         self.place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
         self.config = SimpleNamespace(vocab_size=vocab, max_context=context)
         self.notes = ()
+        self.kernels_lack = None
         self._rule = rule
         self.calls: list[int] = []
 

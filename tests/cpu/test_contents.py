@@ -24,6 +24,7 @@ from isobit.evaluation.measure import bytes_per_token
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
+from isobit.models.archs import model_config
 from isobit.models.config import Norms
 from isobit.models.contents import contents
 from isobit.models.names import renamed
@@ -41,6 +42,11 @@ def tied(architecture: str) -> Any:
     """A random transformers model whose output projection is its embedding."""
     dense = {"first_k_dense_replace": 9} if architecture.startswith("Deepseek") else {}  # experts have their own tests
     return make_model(architecture, tie_word_embeddings=True, **dense)
+
+
+def notes_of(folder: Path) -> tuple[str, ...]:
+    """What there is to say of a model of its family, whatever its tensors."""
+    return model_config(json.loads((folder / "config.json").read_text())).notes
 
 
 @pytest.fixture(params=walked())
@@ -123,8 +129,8 @@ def test_two_different_matrices_stay_two(model: Any, kind: str, tmp_path: Path) 
     assert out["tie_word_embeddings"] is False
     kept = load_file(tmp_path / "out/model.safetensors")
     assert torch.equal(kept[HEAD], another_head({TABLE: model.state_dict()[TABLE]})[HEAD])
-    assert (logits(tmp_path / "out") - found).norm() < 0.05 * found.norm()
-    assert load_model(tmp_path / "out").notes == ()
+    assert (logits(tmp_path / "out") - found).norm() < 0.1 * found.norm()  # other experts may be chosen
+    assert load_model(tmp_path / "out").notes == notes_of(folder)
 
 
 def test_a_copy_is_left_out(model: Any, kind: str, tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_a_copy_is_left_out(model: Any, kind: str, tmp_path: Path) -> None:
     plain = save(model, tmp_path / "plain", "safetensors", dict)
     assert torch.equal(logits(folder), logits(plain))
     assert contents(Checkpoint.open(folder)).left_out == (HEAD,) and planned_as_tied(folder)
-    assert load_model(folder).notes == () == describe(folder).notes
+    assert load_model(folder).notes == notes_of(folder) == describe(folder).notes
     assert describe(folder).parameters == describe(plain).parameters
     quantize(folder, tmp_path / "out", Policy(scheme("int8")), progress=False)
     assert HEAD not in Checkpoint.open(tmp_path / "out").tensors
@@ -154,7 +160,7 @@ def test_the_one_matrix_may_have_either_name(model: Any, kind: str, tmp_path: Pa
     quantize(folder, tmp_path / "out", Policy(scheme("int8")), progress=False)
     written = Checkpoint.open(tmp_path / "out").tensors
     assert TABLE in written and HEAD not in written
-    assert describe(folder).notes == ()
+    assert describe(folder).notes == notes_of(folder)
 
 
 PREFIXES = ("base.", "", "language_model.model.", "_orig_mod.model.", "model.language_model.")

@@ -46,7 +46,10 @@ def test_what_is_chosen(name: str, k: int, expected: str) -> None:
         check_shape(found.weights, 8, k, "m", found.activations)
 
 
-@pytest.mark.parametrize("name", [name for name, row in SCHEMES.items() if row.quantized])
+FIXED = [name for name, row in SCHEMES.items() if row.weights is not None and row.weights.scale is not None]
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCHEMES.items() if row.quantized and name not in FIXED])
 def test_whatever_a_multiple_of_eight_divides_fits(name: str) -> None:
     for k in range(8, 1025, 8):
         found = fitted(SCHEMES[name], k)
@@ -54,6 +57,16 @@ def test_whatever_a_multiple_of_eight_divides_fits(name: str) -> None:
         check_shape(found.weights, 8, k, "m", found.activations)
         assert found.weights.element == SCHEMES[name].weights.element  # type: ignore[union-attr]
         assert bool(refitted(SCHEMES[name], [("m", k)])) == (found != SCHEMES[name])
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_groups_that_are_part_of_a_format_stay(name: str) -> None:
+    row = SCHEMES[name]
+    assert row.weights is not None and row.weights.group is not None
+    k = 5 * row.weights.group + 8
+    assert fitted(row, k) == row
+    with pytest.raises(SchemeError, match=f"groups of {row.weights.group}, which are part of the format.*keep"):
+        check_shape(row.weights, 8, k, "m", row.activations)
 
 
 def test_what_nothing_divides_is_refused_as_ever() -> None:

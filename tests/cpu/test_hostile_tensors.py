@@ -34,11 +34,19 @@ PARTS = ("bias", "weight_scale", "weight_shape", "weight_zero_point", "weight_pa
 def bases(folder: Path, architecture: str) -> list[Path]:
     """A small model, plain and in some schemes."""
     sizes = family(ARCHS[architecture]).tiny()
+    by_layer = {
+        key for key, value in sizes.items() if isinstance(value, list) and key.endswith(("layer_types", "_layers"))
+    }
+    sizes |= {key: sizes[key][:1] for key in by_layer}
     heads = {} if "kv_lora_rank" in sizes else {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = sizes | heads | {
         "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "vocab_size": 40,
         "num_hidden_layers": 1, "dtype": "bfloat16",
     }  # fmt: skip
+    rope = config.get("rope_parameters", {})
+    for name in ("short_factor", "long_factor"):  # one for each pair of these narrower heads
+        if name in rope:
+            rope[name] = rope[name][: int(16 * rope["partial_rotary_factor"]) // 2]
     (folder / "plain").mkdir()
     (folder / "plain/config.json").write_text(json.dumps(config))
     shapes = expected_tensors(model_config(config))

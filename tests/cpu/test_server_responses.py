@@ -306,7 +306,7 @@ def expected(text: str, pool: str) -> torch.Tensor:
     model = bundled().model
     with torch.inference_mode():
         states = model.hidden_states(Batch.of([bundled().tokenizer.encode(text)])).double()
-    normed = states / (states.square().mean(1, keepdim=True) + model.norm.eps).sqrt() * model.norm.weight.double()
+    normed = states / (states.square().mean(1, keepdim=True) + model.norm.spec.eps).sqrt() * model.norm.weight.double()
     return normed[-1] if pool == "last" else normed.mean(0)
 
 

@@ -440,6 +440,12 @@ def check_shape(spec: WeightSpec, n: int, k: int, module: str, activations: ActS
     if spec.group is None or k % spec.group == 0:
         return
     sizes = group_sizes_that_divide(k)
+    if spec.scale is not None:
+        raise SchemeError(
+            f"{module}: K = {k} is not a multiple of {name_of(spec, activations)}'s groups of {spec.group}, which are"
+            " part of the format; keep this module (--rule NAME=keep) or give it another scheme, for example"
+            f" {'int4' if element(spec.element).bits == 4 else 'fp8'}"
+        )
     if not sizes:
         raise SchemeError(
             f"{module}: K = {k} is not a multiple of the group size {spec.group}, and no multiple of {_GROUP_STEP}"
