@@ -68,7 +68,8 @@ def test_a_figure_that_differs_is_a_status_of_its_own(models: Path, capsys: pyte
     path = models / "int4" / FILE
     kept = path.read_bytes()
     data = json.loads(kept)
-    data["rows"][0]["fidelity"]["kl_mean"]["value"] *= 2
+    kl = data["rows"][0]["fidelity"]["kl_mean"]
+    kl["value"] = (kl["value"] + kl["high"]) / 2
     path.write_text(json.dumps(data))
     try:
         assert certify(models, "--check", "--text", models / "text.py") == 1
@@ -141,6 +142,29 @@ def test_a_damaged_one_is_said_and_nothing_else_fails(
     shutil.copytree(models / "source", tmp_path / "source")
     assert certify(tmp_path, "--check") == 2
     assert FILE in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("kl_mean", float("nan")), ("top1", -5), ("top1", 1.5), ("perplexity", 1e400)]
+)
+def test_figures_that_no_measurement_gives(name: str, number: float, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "int4", tmp_path / "int4")
+    data = json.loads((tmp_path / "int4" / FILE).read_text())
+    data["rows"][0]["fidelity"][name]["value"] = number
+    (tmp_path / "int4" / FILE).write_text(json.dumps(data))
+    found, wrong = certificate.valid(tmp_path / "int4")
+    assert found is None and wrong is not None and "is damaged" in wrong
+
+
+def test_another_source_does_not_throw_a_certificate_away(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models, tmp_path / "m")
+    tiny.save_model(tmp_path / "m/other", seed=5)
+    kept = (tmp_path / "m/int4" / FILE).read_bytes()
+    assert certify(tmp_path / "m", against="other") == 2
+    assert "against another source (source)" in capsys.readouterr().err
+    assert (tmp_path / "m/int4" / FILE).read_bytes() == kept
 
 
 def test_what_cannot_be_certified(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

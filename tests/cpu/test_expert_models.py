@@ -18,13 +18,14 @@ from torch import Tensor
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
-from isobit.errors import CheckpointError, Unsupported
+from isobit.errors import CheckpointError, ModelError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy, parse_rule
 from isobit.formats.schemes import SCHEMES, scheme
 from isobit.kernels import mixtures
 from isobit.kernels.grouped import Gating, Grouped, Mixture, Routes, Routing
 from isobit.kernels.reference_experts import route
+from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.contents import contents
 from isobit.models.place import Place
 from isobit.models.stacking import stack
@@ -346,3 +347,37 @@ def test_static_scales_that_differ_round_each_expert_by_its_own() -> None:
         ids = torch.tensor([[expert]], dtype=torch.int32)
         alone = mixtures.bind(Mixture(**one), device="cpu").run(x, Routes(ids, weights))
         assert torch.equal(whole.run(x, Routes(ids, weights)), alone)
+
+
+def test_experts_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    folder = save(make_model("MixtralForCausalLM"), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    single = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    assert single in tensors
+    inner, hidden = tensors[single].shape
+    count = sum(name.startswith("model.layers.0.block_sparse_moe.experts.") for name in tensors) // 3
+    tensors["model.layers.0.block_sparse_moe.experts.gate_up_proj"] = torch.zeros(count, 2 * inner, hidden)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="is there by itself and as a part of .*gate_up_proj"):
+        load_model(folder)
+
+
+def test_a_router_of_no_tokens() -> None:
+    routes = route(Routing(torch.randn(8, 4), 2, groups=4, active_groups=2), torch.empty(0, 4))
+    assert routes.ids.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("Glm4MoeForCausalLM", {"num_experts_per_tok": 6, "n_group": 4, "topk_group": 1}, "topk_group"),
+        ("Qwen3MoeForCausalLM", {"num_experts": 65536}, "num_experts"),
+        ("MixtralForCausalLM", {"num_local_experts": 4096, "num_hidden_layers": 500}, "experts in all layers"),
+        ("Ernie4_5_MoeForCausalLM", {"use_bias": True}, "use_bias"),
+        ("MixtralForCausalLM", {"num_hidden_layers": 10_000}, "num_hidden_layers"),
+    ],
+)
+def test_counts_and_options_that_cannot_be_run(architecture: str, changes: dict[str, object], message: str) -> None:
+    config = family(ARCHS[architecture]).tiny() | {"architectures": [architecture]} | changes
+    with pytest.raises(ModelError, match=message):
+        model_config(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import isobit
@@ -218,3 +218,35 @@ def test_what_is_written_says_what_it_is(tmp_path: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     assert float(stored["model.layers.0.mlp.up_proj.input_global_scale"]) > 0
     assert any(use.scheme == "nvfp4" for use in isobit.info(folder).schemes)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "number", "message"),
+    [
+        ("nvfp4-w16", "weight_global_scale", 1e-40, "must be positive"),
+        ("nvfp4-w16", "weight_global_scale", -1.0, "must be positive"),
+        ("nvfp4", "input_global_scale", 1e-40, "beyond float32"),
+        ("nvfp4", "input_global_scale", -1.0, "positive number"),
+        ("mxfp4-w16", "weight_scale", 254, "codes are beyond float32"),
+        ("mxfp8-w16", "weight_scale", 254, "codes are beyond float32"),
+        ("mxfp4-w16", "weight_scale", 255, "NaN or infinite scales"),
+    ],
+)
+def test_scales_that_leave_float32_are_refused(
+    tmp_path: Path, name: str, part: str, number: float, message: str
+) -> None:
+    folder = _folder(tmp_path, name)
+    stored, module = load_file(folder / "model.safetensors"), "model.layers.0.mlp.up_proj"
+    stored[f"{module}.{part}"].view(-1)[0] = number
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IsobitError, match=message):
+        isobit.load(folder)
+
+
+def test_kernels_themselves_refuse_scales_of_few_bits() -> None:
+    from isobit.kernels.cpu import linear
+
+    made = quantize_weight(weights(), scheme("mxfp8").weights, search="absmax", scale_dtype=torch.bfloat16)
+    for weight, activations in ((made.with_float_scales(), scheme("mxfp8").activations), (made, None)):
+        with pytest.raises(IsobitError, match="scales in floats alone"):
+            linear.bind(weight, activations, None, None)

@@ -128,7 +128,10 @@ def _own(name: str) -> Path:
         raise UsageError("`bundled` is a source and comes with isobit: certify what was made from it")
     if not Path(name).expanduser().exists():
         raise UsageError(f"{name} is not on this machine: a certificate is written beside the weights, into a folder")
-    return find(name)
+    folder = find(name)
+    if not folder.is_dir():
+        raise UsageError(f"{name} is a file: a certificate lies in a checkpoint's folder; make one of it first")
+    return folder
 
 
 def _lowering(row: Row) -> str | None:

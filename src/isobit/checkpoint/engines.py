@@ -15,6 +15,7 @@ from isobit.formats.table import element
 
 # What can become of a checkpoint, from best to worst; who refuses computes nothing wrong.
 LOADS, DIFFERS, GARBAGE, REFUSES = VERDICTS = ("loads", "activations not rounded", "garbage", "refuses")
+SOME = "some were run"  # of mixtures of experts: docs/interop.md names them
 
 ENGINES = {
     "transformers": "transformers 5.23.0 with compressed-tensors 0.20.0",
@@ -113,7 +114,7 @@ class Answer:
 
     Attributes:
         engine: a key of ENGINES.
-        verdict: one of VERDICTS.
+        verdict: one of VERDICTS, or SOME.
         reasons: a sentence for each thing that it does not do as isobit does.
     """
 
@@ -124,10 +125,18 @@ class Answer:
     def __str__(self) -> str:
         """One line for people."""
         name = ENGINES[self.engine]
+        if self.verdict == SOME:
+            return f"{name}: {'; '.join(self.reasons)} (docs/interop.md)"
         if self.verdict == LOADS:
             return f"{name} loads this checkpoint"
         says = {DIFFERS: "loads it, but", REFUSES: "refuses it:", GARBAGE: "loads it and can compute garbage:"}
         return f"{name} {says[self.verdict]} {'; '.join(self.reasons)} (docs/interop.md)"
+
+
+_MIXTURES = {
+    "transformers": "which mixtures of experts it loads depends on family and scheme, and most were not run",
+    "vllm": "mixtures of experts were not run there",
+}
 
 
 def answers(assigned: Assignments) -> tuple[Answer, ...]:
@@ -142,6 +151,8 @@ def answers(assigned: Assignments) -> tuple[Answer, ...]:
 
 def _answer(engine: str, assigned: Assignments) -> Answer:
     quantized = {module: chosen for module, chosen in assigned.items() if chosen is not None and chosen.weights}
+    if any(".experts." in module for module in quantized):
+        return Answer(engine, SOME, (_MIXTURES[engine],))
     found: list[tuple[str, str]] = []
     for row in (row for row in ROWS if row.engine == engine):
         names = dict.fromkeys(chosen.name for module, chosen in quantized.items() if row.met(module, chosen))

@@ -7,11 +7,12 @@ they are of: files that have changed since make it stale, and it says nothing th
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isobit.checkpoint.files import is_file, is_there, why
+from isobit.checkpoint.files import is_there, why
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.occupant import CERTIFICATE
 from isobit.checkpoint.reader import Checkpoint
@@ -22,7 +23,7 @@ from isobit.evaluation.work import file_digest, revive, write_whole
 
 VERSION = 1
 _LARGEST = 16 << 20  # bytes
-_MOST_ROWS = 1000
+_MOST_ROWS, _SHOWN = 1000, 8
 # Beside weights and config.json, what decides which tokens a text has. A template or a licence changes no figure.
 _TEXT = (
     "tokenizer.json", "tokenizer.model", "tiktoken.model", "tokenizer_config.json", "added_tokens.json",
@@ -105,7 +106,7 @@ def marks(folder: Path) -> tuple[FileMark, ...]:
 def _measured_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Configuration and tokenizer; weights."""
     weights = sorted(Checkpoint.open(folder).files)
-    return [path for name in ("config.json", *_TEXT) if is_file(path := folder / name)], weights
+    return [path for name in ("config.json", *_TEXT) if (path := folder / name).is_file()], weights
 
 
 def read(folder: Path) -> Certificate | None:
@@ -125,9 +126,22 @@ def read(folder: Path) -> Certificate | None:
         assert isinstance(found, Certificate)
     except (TypeError, KeyError, ValueError):
         raise CheckpointError("is damaged: remove it, and certify the checkpoint again", file=path) from None
-    if not 0 < len(found.rows) <= _MOST_ROWS or any(len(row.method.paths) != 2 for row in found.rows):
+    if not 0 < len(found.rows) <= _MOST_ROWS or not all(_sound(row) for row in found.rows):
         raise CheckpointError("is damaged: remove it, and certify the checkpoint again", file=path)
     return found
+
+
+def _sound(row: Row) -> bool:
+    """Whether figures are such as a measurement gives."""
+    found = row.fidelity
+    for name in ("kl_mean", "kl_p99", "top1", "perplexity", "source_perplexity", "perplexity_ratio", "bits_per_byte"):
+        one = getattr(found, name)
+        numbers = [number for number in (one.low, one.value, one.high) if number is not None]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            return False
+        if numbers != sorted(numbers) or (name == "top1" and numbers[-1] > 1):
+            return False
+    return len(row.method.paths) == 2 and found.tokens > 0
 
 
 def write(folder: Path, certificate: Certificate) -> Path:
@@ -210,5 +224,7 @@ def valid(folder: Path) -> tuple[Certificate | None, str | None]:
 def said(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(a sentence for each row, notes) about the certificate of a folder."""
     found, wrong = valid(folder)
-    rows = () if found is None else tuple(line(row, found.source) for row in found.rows)
+    rows = () if found is None else tuple(line(row, found.source) for row in found.rows[-_SHOWN:])
+    if found is not None and len(found.rows) > _SHOWN:
+        rows = (*rows, f"and {len(found.rows) - _SHOWN} rows that were measured before")
     return rows, () if wrong is None else (wrong,)

@@ -60,11 +60,16 @@ def certify(folder: Path, name: str, source: Source, asked: Asked) -> tuple[Cert
     files, origin = certificate.marks(folder), certificate.marks(source.path)
     if _content(files) == _content(origin):
         raise UsageError(f"{name} and {source.name} are the same checkpoint: there is nothing that it lost")
-    row, notes = _measured(folder, name, source, asked)
     known = certificate.read(folder)
-    if known is None or (known.files, known.source_files) != (files, origin):
+    if known is not None and known.files == files and known.source_files != origin:
+        raise UsageError(
+            f"{CERTIFICATE} holds what these weights lost against another source ({known.source}): give that one, or"
+            " remove the certificate to begin anew"
+        )
+    row, notes = _measured(folder, name, source, asked)
+    if known is None or known.files != files:
         if known is not None:
-            notes = (*notes, f"{CERTIFICATE} was of other weights or of another source: it begins anew")
+            notes = (*notes, f"{CERTIFICATE} was of other weights: it begins anew")
         known = Certificate(source.name, origin, files, ())
     made = known.with_row(row)
     certificate.write(folder, made)

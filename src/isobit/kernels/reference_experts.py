@@ -63,7 +63,7 @@ def _best(scores: Tensor, count: int) -> Tensor:
 
 def _of_good_groups(choice: Tensor, routing: Routing) -> Tensor:
     """The scores with those of experts in groups that do not take part at minus infinity."""
-    grouped = choice.view(*choice.shape[:-1], routing.groups, -1)
+    grouped = choice.view(*choice.shape[:-1], routing.groups, choice.shape[-1] // routing.groups)
     if routing.group_score == "max":
         quality = grouped.amax(-1)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from isobit.kernels.held import before, held
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
 from isobit.legalize.memory import kv_bytes
 from isobit.legalize.ops import Lowering, Op
@@ -95,12 +96,16 @@ def cost(
     step = decode + (engine.step + layers * engine.layer) * slower
     beside = layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
     whole = max(chunk + beside, layers * engine.python_layer + rounded * engine.python_rounding)
-    guessed = any(item.op.experts for item in work)  # taken to be as fast as other linears
+    experts = any(item.op.experts for item in work)  # taken to be as fast as other linears
+    converted = any(held(item.op.weights) != item.op.weights or before(item.op.activations) for item in work)
+    guessed = experts or converted
     measured = not (board.estimated or guessed) and all(
         target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))
     )
     measured = measured and (paced is EXPECTED or target.name in paced.measured_on)
-    mixed = ["experts are taken to be read as fast as other linears; that is not measured"] if guessed else []
+    mixed = ["experts are taken to be read as fast as other linears; that is not measured"] if experts else []
+    if converted:
+        mixed.append("formats that are held as others are taken to be as fast as those; that is not measured")
     sources = (*sorted(row.source for row in rows), *mixed, engine.source, *([paced.source] if paced.source else []))
     return Cost(
         batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations,

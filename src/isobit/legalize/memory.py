@@ -66,30 +66,40 @@ class Memory:
         return self.spare >= 0
 
 
-def tensor_bytes(tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str) -> int:
-    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them, or as kernels are given them.
+def tensor_bytes(
+    tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str, *, cpu: bool = False
+) -> int:
+    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them, or as CPU kernels are given them.
 
     Args:
         tensor: which one; ``count`` is left out.
         weights: how it is quantized; None when it is not.
         activations: how its inputs are rounded.
         dtype: torch dtype of what is not quantized.
+        cpu: whether a CPU's kernels run it.
     """
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
     n, k = tensor.shape
     given = held(weights)
-    if given is not None and given != weights:
+    if cpu and given is not None and given != weights:
         codes = n * k if element(given.element).bits == 8 else 4 * n * element(given.element).words(k)
         return codes + 4 * math.prod(given.scale_shape(n, k))
     return nbytes(weights, activations, n, k)
 
 
-def weight_bytes(workload: Workload, scheme: Scheme | None) -> int:
-    """Bytes of all weights under a scheme, or (None) as the checkpoint has them."""
-    dtype = model_dtype(workload, scheme)
+def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | None = None) -> int:
+    """Bytes of all weights under a scheme, or (None) as the checkpoint has them; on a target, as kernels get them."""
+    dtype, cpu = model_dtype(workload, scheme), target is not None and not target.is_gpu
     return sum(
-        tensor.count * tensor_bytes(tensor, *workload.formats(tensor, scheme), dtype) for tensor in workload.tensors
+        tensor.count
+        * tensor_bytes(
+            tensor,
+            *workload.formats(tensor, scheme),
+            workload.plain(tensor, scheme, cpu=cpu) or dtype,
+            cpu=cpu,
+        )
+        for tensor in workload.tensors
     )
 
 
@@ -153,7 +163,7 @@ def memory(
         narrowed: whether those calls hold activations in another dtype besides.
     """
     dtype = activation_dtype(target, model_dtype(workload, scheme))
-    weights = weight_bytes(workload, scheme)
+    weights = weight_bytes(workload, scheme, target)
     per_token = kv_bytes_per_token(workload, kv or dtype)
     runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
     usable = int(capacity * USABLE)

@@ -84,6 +84,7 @@ class Workload:
         max_context: the longest context in tokens.
         tied: whether the output projection is the embedding.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
+        in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has.
         notes: what people should know about the model and its checkpoint, whatever runs it.
     """
 
@@ -97,6 +98,7 @@ class Workload:
     max_context: int
     tied: bool
     stored: Callable[[str], Stored] | None = None
+    in_float32: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -116,6 +118,11 @@ class Workload:
             tensor.count * math.prod(tensor.shape) * (tensor.active if tensor.experts else 1) // (tensor.experts or 1)
             for tensor in self.tensors
         )
+
+    def plain(self, tensor: Tensor, scheme: Scheme | None, *, cpu: bool) -> str | None:
+        """The dtype of a weight that is not quantized where it is another than the model's; else None."""
+        wide = scheme is None and cpu and (tensor.first or tensor.module) in self.in_float32
+        return "float32" if wide and tensor.is_matrix else None
 
     def formats(self, tensor: Tensor, scheme: Scheme | None) -> Stored:
         """How a tensor is stored: under a scheme, or (None) as the checkpoint has it."""
@@ -155,7 +162,8 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
             n, k = tensor.shape
             weights, activations = workload.formats(tensor, scheme)
             name = tensor.module.partition(".layers.*.")[2] or tensor.module
-            found.append(Op("linear", name, n, k, weights, activations, dtype, kept, count=tensor.count,
+            found.append(Op("linear", name, n, k, weights, activations, dtype,
+                            workload.plain(tensor, scheme, cpu=not target.is_gpu) or kept, count=tensor.count,
                             bias=tensor.module in biased, scale_dtype=scales, given=scheme is None,
                             experts=tensor.experts, active=tensor.active))  # fmt: skip
     if workload.tied:

@@ -116,6 +116,12 @@ def _by_expert(ck: Checkpoint, config: ModelConfig) -> tuple[Checkpoint, dict[st
         ck = ck.renamed(names)
     parts = unstacked(ck.tensors, config) if isinstance(ck.store, FileStore) else {}
     found = {stored: tuple(part.name for part in of_it) for stored, of_it in parts.items()}
+    for stored, names_of_it in found.items():
+        twice = next((name for name in names_of_it if name in ck.tensors), None)
+        if twice is not None:
+            raise CheckpointError(
+                f"is there by itself and as a part of {stored}: remove one of the two", file=ck.path, tensor=twice
+            )
     return ck.viewed(parts) if parts else ck, found
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from isobit.models.config import (
     LARGEST_CONTEXT,
     Activation,
+    Experts,
     GatedMlp,
     LayerSpec,
     ModelConfig,
@@ -30,7 +31,8 @@ ACTIVATIONS: dict[Activation, tuple[str, ...]] = {
     "gelu": ("gelu", "gelu_python"),
     "relu2": ("relu2", "relu_squared"),
 }
-MOST_LAYERS = 10_000
+MOST_LAYERS = 1000
+MOST_EXPERTS_IN_ALL = 40_000  # of all layers: Kimi-K2 has 23,040
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,10 @@ def read_common(
         style.vary(number, replace(layer, attention=replace(attention, window=window)))
         for number, window in enumerate(windows if windows is not None else (None,) * read["num_layers"])
     )
+    experts = sum(one.mlp.router.experts for one in layers if isinstance(one.mlp, Experts))
+    if experts > MOST_EXPERTS_IN_ALL:
+        config.complain(f"{experts:,} experts in all layers together; isobit runs up to {MOST_EXPERTS_IN_ALL:,}")
+        config.check()
     root = style.embedding_factor == "root"
     model = ModelConfig(
         family,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from isobit.models.config import Experts, LayerSpec
 from isobit.models.fields import Fields, shown
 
-MOST_EXPERTS = 1 << 16
+MOST_EXPERTS = 4096  # of a layer
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 ACTIVE_KEYS = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")
 
@@ -48,13 +48,15 @@ def read_alike(fields: Fields, key: str, wanted: int) -> None:
         fields.problem(key, f"transformers takes {wanted} here, whatever this says, and so does isobit")
 
 
-def read_groups(fields: Fields, experts: int) -> tuple[int, int]:
-    """Groups of experts, and of how many of them a token's experts are."""
+def read_groups(fields: Fields, experts: int, active: int) -> tuple[int, int]:
+    """Groups of experts, and of how many of them a token's ``active`` experts are."""
     groups, chosen = fields.integer("n_group", 1), fields.integer("topk_group", 1)
     if fields.sound and experts % groups:
         fields.problem("n_group", f"does not divide the number of experts, {experts}")
     if fields.sound and chosen > groups:
         fields.problem("topk_group", f"there are {groups} groups")
+    if fields.sound and active > chosen * (experts // groups):
+        fields.problem("topk_group", f"{chosen} of {groups} groups have fewer experts than the {active} of a token")
     return (groups, chosen) if fields.sound else (1, 1)
 
 

@@ -72,6 +72,7 @@ def workload(
         max_context=model.max_context,
         tied=model.tie_word_embeddings,
         stored=stored if quantization is not None else None,
+        in_float32=frozenset() if quantization is None else quantization.in_float32,
         notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from isobit.checkpoint import ctconfig
 from isobit.checkpoint.ctrender import compression_format
-from isobit.checkpoint.layouts import zero_points
+from isobit.checkpoint.layouts import few_bit_scales, zero_points
 from isobit.checkpoint.layouts.parts import ELEMENT_OF_DTYPE, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
@@ -217,6 +217,8 @@ def read_bytes(reader: Reader, scale_part: str = "weight_scale") -> LinearWeight
     scale = reader.scale(scale_part, spec, n, k, where)
     _require_no_zero_point(reader)
     weight = reader.qtensor("weight", spec, where, codes, scale)
+    if spec.scale is not None:
+        few_bit_scales.require_finite(reader, weight)
     return reader.linear(weight, activations, reader.input_scale(activations), n)
 
 

@@ -66,7 +66,27 @@ def _read(reader: Reader) -> LinearWeight:
     scale = reader.scale("weight_scale", spec, n, k, where)
     over = None if spec.scale.over is None else reader.scale_over("weight_global_scale")
     weight = reader.qtensor("weight_packed", spec, where, _as_words(data), scale, over=over)
-    return reader.linear(weight, activations, reader.input_scale(activations), n)
+    require_finite(reader, weight)
+    given = reader.input_scale(activations)
+    if given is not None and not _divides(given):
+        raise reader.error("input_global_scale", f"is {float(given)}: scales divided by it are beyond float32")
+    return reader.linear(weight, activations, given, n)
+
+
+def require_finite(reader: Reader, weight: QTensor) -> None:
+    """That the largest code under the largest scale is a number of float32.
+
+    Raises:
+        CheckpointError: it is beyond that, or the scale of the whole weight is no positive number that divides.
+    """
+    if weight.over is not None and not _divides(weight.over):
+        raise reader.error("weight_global_scale", f"is {float(weight.over)}: it must be positive, and 1 / it a float32")
+    if not bool((weight.float_scales().abs() * weight.element.max).isfinite().all()):
+        raise reader.error("weight_scale", "holds scales under which codes are beyond float32")
+
+
+def _divides(over: Tensor) -> bool:
+    return bool(over > 0) and bool((448.0 / over).isfinite())
 
 
 def _as_words(data: Tensor) -> Tensor:

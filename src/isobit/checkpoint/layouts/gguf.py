@@ -44,7 +44,8 @@ def parse(section: dict[str, Any]) -> Quantization:
             f"weights in {', '.join(wide)} are made float32 when they are loaded, exactly, and take 32 bits each then:"
             " no kernel reads those types",
         )
-    return Quantization(groups, (), METHOD, str(section.get("format", "")), notes)
+    made = frozenset(name for kind in wide if BY_NAME[kind].widened for name in modules[kind])
+    return Quantization(groups, (), METHOD, str(section.get("format", "")), notes, in_float32=made)
 
 
 def _claims(infos: Mapping[str, TensorInfo]) -> bool:

@@ -12,6 +12,8 @@ ACTIVATIONS = {"e4m3fn": 1, "e5m2": 2, "int8": 3}
 
 def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str | None:
     """Why no CPU kernel takes these formats, or None."""
+    if any(one is not None and one.scale is not None for one in (weights, activations)):
+        return "the CPU kernels read scales in floats alone (kernels.held says what they are given instead)"
     if weights is None:
         return None if activations is None else "activations are rounded only together with weights"
     name = element(weights.element).name

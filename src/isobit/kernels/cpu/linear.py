@@ -14,11 +14,11 @@ from torch import Tensor
 
 from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import ActSpec
+from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.checked import check_linear
 from isobit.kernels.cpu import library as cpu_library
-from isobit.kernels.cpu.formats import ACTIVATIONS, FLOAT_FORMATS, FORMATS
+from isobit.kernels.cpu.formats import ACTIVATIONS, FLOAT_FORMATS, FORMATS, unsupported
 from isobit.kernels.cpu.library import check, isa, isas, last_error, library, set_threads, threads, use_isa
 
 __all__ = [
@@ -138,6 +138,7 @@ def bind(
         FormatError: shapes, dtypes or devices do not fit together.
     """
     del keep_values
+    check_formats(weight.spec if isinstance(weight, QTensor) else None, activations)
     check_linear(weight, activations, input_scale, bias)
     if (weight.codes if isinstance(weight, QTensor) else weight).device.type != "cpu":
         raise FormatError(f"a linear of shape {list(weight.shape)}: the CPU kernels read this machine's memory")
@@ -151,6 +152,17 @@ def bind(
         bias = bias.float().contiguous()
         struct.bias = bias.data_ptr()
     return CpuLinear(struct, (*kept, bias))
+
+
+def check_formats(weights: WeightSpec | None, activations: ActSpec | None) -> None:
+    """That there is a kernel for these formats.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    reason = unsupported(weights, activations)
+    if reason is not None:
+        raise Unsupported(f"a linear with {weights or 'plain'} weights", [reason])
 
 
 def _plain(struct: LinearStruct, weight: Tensor) -> tuple[Tensor, ...]:

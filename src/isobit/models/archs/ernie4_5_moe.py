@@ -24,7 +24,8 @@ def from_hf(fields: Fields) -> ModelConfig:
     router = Router(
         experts, active, correction=True, least_sum=fields.number("moe_norm_min", 1e-12)
     )  # fmt: skip
-    bias, size = fields.flag("use_bias", False), fields.integer("moe_intermediate_size", 1536)
+    fields.only("use_bias", (False,), "biases of all linears but those of experts")
+    bias, size = False, fields.integer("moe_intermediate_size", 1536)
     shared = fields.integer("moe_num_shared_experts", 2, low=0)
     mixture = Experts(
         router, GatedMlp(size, bias=bias), GatedMlp(size * shared, bias=bias) if shared else None, names=NAMES

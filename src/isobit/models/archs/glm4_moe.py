@@ -16,7 +16,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     """Reads a Glm4MoeForCausalLM configuration."""
     without_windows(fields)
     experts, active = read_counts(fields, 128, 8)
-    groups, active_groups = read_groups(fields, experts)
+    groups, active_groups = read_groups(fields, experts, active)
     router = Router(
         experts,
         active,
