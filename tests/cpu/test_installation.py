@@ -254,3 +254,10 @@ def test_an_instruction_set_that_this_machine_lacks_is_told_from_one_that_was_no
     shutil.copy(cpu_library.LIBRARY, copy.library)
     done = copy.run("doctor", on=on, ISOBIT_ISA=lacking[0])
     assert done.returncode == 2 and "this CPU does not have it; choose one of" in done.stderr
+
+
+def test_without_triton_models_run_on_the_cpu() -> None:
+    program = Path(__file__).parent / "without_triton.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr

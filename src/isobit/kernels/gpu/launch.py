@@ -2,6 +2,8 @@
 
 A kernel compiled for another NVIDIA target is that target's code in NVIDIA's portable assembly (PTX), which the
 assembler turns into machine code for the card at hand. So the lowering of an absent card runs here as it is.
+
+Triton is imported when the first kernel is made: without it everything runs on CPUs.
 """
 
 from __future__ import annotations
@@ -15,12 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.nvidia.compiler import get_ptxas
-from triton.runtime.cache import get_cache_manager
 
 from isobit.errors import Unsupported
-from isobit.kernels.gpu.compile.build import compile_request
 from isobit.kernels.gpu.compile.request import Request, specialize
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs import loaded
@@ -29,6 +27,8 @@ from isobit.kernels.gpu.tiles import Config
 
 def interpreting() -> bool:
     """Whether Triton's interpreter runs the kernels, on the CPU."""
+    import triton
+
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -36,7 +36,10 @@ class Kernel:
     """One compiled kernel; call it with a grid and the arguments that are not constants."""
 
     def __init__(self, entry: str, config: Config, machine: Machine) -> None:
+        import triton
+
         self.entry, self.config, self._machine = entry, config, machine
+        self._runtime = triton.knobs.runtime
         self._function = _function(entry)
         self._names = tuple(self._function.arg_names)
         self._ready: dict[tuple[str, ...], Any] = {}  # by the arguments that are multiples of 16
@@ -44,7 +47,7 @@ class Kernel:
     def __call__(self, grid: tuple[int, ...], **arguments: Any) -> None:
         """Runs the kernel on the current stream."""
         shape = (*grid, 1, 1)[:3]
-        if interpreting():
+        if self._runtime.interpret:
             given = {name: value for name, value in arguments.items() if name in self._names}
             self._function[shape](**given, **_interpretable(self.config))
             return
@@ -101,6 +104,8 @@ def _prepared(request: Request, names: tuple[str, ...]) -> Any:
 
 
 def _compiled(request: Request, device: int) -> Any:
+    from isobit.kernels.gpu.compile.build import compile_request
+
     kernel = compile_request(request)
     backend, arch, _ = request.backend
     if backend == "cuda" and torch.version.hip is None and arch != device:
@@ -115,6 +120,8 @@ def _reassemble(kernel: Any, arch: int, device: int) -> None:
             f"running code for sm_{arch} on an sm_{device} card",
             ["a card runs the portable assembly of older targets only, and none of the sm_90a and sm_100a families"],
         )
+    from triton.runtime.cache import get_cache_manager
+
     cache = get_cache_manager(hashlib.sha256(f"{kernel.hash} on {device}".encode()).hexdigest())
     kept = cache.get_file("kernel.cubin")
     code = Path(kept).read_bytes() if kept else _assembled(kernel.asm["ptx"], arch, device)
@@ -124,6 +131,8 @@ def _reassemble(kernel: Any, arch: int, device: int) -> None:
 
 
 def _assembled(text: str, arch: int, device: int) -> bytes:
+    from triton.backends.nvidia.compiler import get_ptxas
+
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(text)
