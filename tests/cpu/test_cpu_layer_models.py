@@ -110,6 +110,7 @@ BY_LAYER = {
     "CohereForCausalLM": "layer 0 norms queries and keys by weights of each head",
     "DeepseekV2ForCausalLM": "latent attention",
     "DeepseekV3ForCausalLM": "latent attention",
+    "Glm4MoeLiteForCausalLM": "latent attention",
 }
 ONE_CALL = ("GptOssForCausalLM", "Glm4MoeForCausalLM", "Llama4ForCausalLM", "Olmo2ForCausalLM", "Qwen2MoeForCausalLM")
 

@@ -43,6 +43,8 @@ def bases(folder: Path, architecture: str) -> list[Path]:
         "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "vocab_size": 40,
         "num_hidden_layers": 1, "dtype": "bfloat16",
     }  # fmt: skip
+    if "rotary_dim" in config:
+        config["rotary_dim"] = 8
     rope = config.get("rope_parameters", {})
     for name in ("short_factor", "long_factor"):  # one for each pair of these narrower heads
         if name in rope:
