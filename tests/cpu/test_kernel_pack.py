@@ -99,7 +99,7 @@ def test_recording_launches_and_compiles_nothing(monkeypatch: pytest.MonkeyPatch
     def refuse(*args: object) -> None:
         raise AssertionError("compiles")
 
-    monkeypatch.setattr("isobit.kernels.gpu.launch.compile_request", refuse)
+    monkeypatch.setattr("isobit.kernels.gpu.compile.build.compile_request", refuse)
     assert len(recorded("fp8", tokens=3)) == 2
 
 
