@@ -9,7 +9,7 @@ from dataclasses import replace
 from isobit.models.config import Experts, GatedMlp, LatentAttention, LayerSpec, ModelConfig, Rope, Router
 from isobit.models.fields import LARGEST_SIZE, Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common
-from isobit.models.hf_experts import read_counts, with_experts
+from isobit.models.hf_experts import read_counts, read_groups, with_experts
 from isobit.models.hf_rope import Common
 
 EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
@@ -83,25 +83,13 @@ def read_experts(
     if config.raw("n_routed_experts") is None:
         return lambda number, layer: layer
     experts, active = read_counts(config, 1, 1)
-    groups, chosen = _groups(config, experts)
-    groups, chosen = (groups, chosen) if grouped else (1, 1)
-    if config.sound and active > chosen * (experts // groups):
-        config.problem("num_experts_per_tok", f"there are {chosen * (experts // groups)} to choose from")
+    found = read_groups(config, experts, active if grouped else 1)
+    groups, chosen = found if grouped else (1, 1)
     size, shared = config.integer("moe_intermediate_size"), config.integer("n_shared_experts", 0, low=0)
     scale = config.number("routed_scaling_factor", 1.0)
     router = replace(router, experts=experts, active=active, groups=groups, active_groups=chosen, scale=scale)
     mixture = Experts(router, GatedMlp(size), GatedMlp(size * shared) if shared else None)
     return with_experts(mixture, lambda number: number >= dense)
-
-
-def _groups(config: Fields, experts: int) -> tuple[int, int]:
-    """Groups of experts, and of how many of them a token's experts are."""
-    groups, chosen = config.integer("n_group", 1), config.integer("topk_group", 1)
-    if config.sound and experts % groups:
-        config.problem("n_group", f"does not divide n_routed_experts = {experts}")
-    if config.sound and chosen > groups:
-        config.problem("topk_group", f"there are {groups} groups")
-    return (groups, chosen) if config.sound else (1, 1)
 
 
 def common(max_positions: int) -> Common:
