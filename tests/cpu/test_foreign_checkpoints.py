@@ -145,7 +145,10 @@ def compress(folder: Path, groups: dict[str, Any], **model: Any) -> dict[str, to
         args = getattr(getattr(module, "quantization_scheme", None), "weights", None)
         if args is None:
             continue
-        scale, zero = calculate_qparams(*extremes(module.weight.float(), args), args)
+        # They keep the ends of a range between calls; where the first call stood in inference mode (another test's,
+        # in this process), autograd refuses those ends in a formula of its own.
+        with torch.no_grad():
+            scale, zero = calculate_qparams(*extremes(module.weight.float(), args), args)
         module.weight_scale.data.copy_(scale)
         if hasattr(module, "weight_zero_point"):
             module.weight_zero_point.data.copy_(zero)
