@@ -78,6 +78,15 @@ OTHERS: tuple[Other, ...] = (
           "Gemma3ForCausalLM"),
 )  # fmt: skip
 
+# Older layouts of models that isobit runs: what they are, and where the newer one is.
+OLDER: dict[str, str] = {
+    "GlmasrModel": (
+        "GlmasrModel is the older layout of GLM-ASR (whisper_config and lm_config, with code of its own), which isobit"
+        " does not read: download the model again (zai-org/GLM-ASR-Nano-2512 has had the newer layout,"
+        " GlmAsrForConditionalGeneration, since the end of December 2025), without --revision"
+    ),
+}
+
 _BY_NAME = {name: other for other in OTHERS for name in other.names}
 
 
@@ -88,6 +97,8 @@ def why_not(architecture: str, known: Collection[str]) -> str | None:
         architecture: as config.json names it.
         known: those that isobit runs.
     """
+    if architecture in OLDER:
+        return OLDER[architecture]
     other = _BY_NAME.get(architecture)
     if other is None:
         return None

@@ -1,7 +1,8 @@
 """The families isobit runs: architecture name (``config.json``) -> the file here that reads it.
 
 A new family is one file with ``from_hf(fields) -> ModelConfig``, which ends in :func:`isobit.models.hf.read_common`,
-and ``tiny() -> dict`` (the keys of a tiny random test model), and its line in this table.
+and ``tiny() -> dict`` (the keys of a tiny random test model), and its line in this table; a model that also sees or
+hears, and whose decoder is a section of config.json, has it in :data:`WITHIN`.
 """
 
 from __future__ import annotations
@@ -63,9 +64,14 @@ ARCHS: dict[str, str] = {
     "StableLmForCausalLM": "stablelm",
     "Starcoder2ForCausalLM": "starcoder2",
 }
+# Models that see or hear and have their decoder within: its keys are a section of the file (``hf_within``).
+WITHIN: dict[str, str] = {
+    "GlmAsrForConditionalGeneration": "glmasr",
+}
 # What model_type says where a model is one of a family and goes by a name of its own.
 ALSO = {"kimi_k2": "deepseek_v3"}
 
+_KNOWN = ARCHS | WITHIN
 _CAUSAL = "ForCausalLM"
 _END = _CAUSAL.lower()
 
@@ -83,7 +89,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     if not isinstance(config, Mapping):
         raise ModelError(f"config.json: expected an object, not {shown(config)}")
-    name, fields = ARCHS[_architecture(config)], Fields(config)
+    name, fields = _KNOWN[_architecture(config)], Fields(config)
     notes = _model_type(fields, name)
     model: ModelConfig = family(name).from_hf(fields)
     return replace(model, notes=(*notes, *model.notes)) if notes else model
@@ -94,7 +100,7 @@ def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
     named = fields.raw("model_type")
     if named is None or named == name or (isinstance(named, str) and ALSO.get(named) == name):
         return ()
-    if named not in ARCHS.values():
+    if named not in _KNOWN.values():
         fields.problem("model_type", f"architectures says {name}, and other programs go by model_type: correct one")
         return ()
     return (
@@ -106,7 +112,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     if names is None:
         kind = config.get("model_type")
-        for architecture, name in ARCHS.items():
+        for architecture, name in _KNOWN.items():
             if name == kind:
                 return architecture
         raise ModelError(
@@ -115,9 +121,9 @@ def _architecture(config: Mapping[str, Any]) -> str:
         )
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ModelError(f"config.json: architectures = {shown(names)}: expected a list with one name")
-    if names[0] in ARCHS:
+    if names[0] in _KNOWN:
         return names[0]
-    reason = why_not(names[0], ARCHS)
+    reason = why_not(names[0], _KNOWN)
     if reason is not None:
         raise ModelError(f"config.json: {reason}.")
     meant = misspelt(names[0])
@@ -127,7 +133,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 def _listed() -> str:
     stems = sorted((name.removesuffix(_CAUSAL) for name in ARCHS), key=str.lower)
-    return f"isobit runs the {_CAUSAL} of {', '.join(stems)}"
+    return f"isobit runs the {_CAUSAL} of {', '.join(stems)}, and {', '.join(WITHIN)}"
 
 
 def misspelt(name: str) -> str | None:
