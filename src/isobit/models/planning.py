@@ -17,7 +17,7 @@ from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.source import expanded, resolve
-from isobit.errors import CheckpointError, SourceError, UsageError
+from isobit.errors import CheckpointError, ModelError, SourceError, UsageError
 from isobit.formats.caches import cache_format as cache_named
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
@@ -28,6 +28,7 @@ from isobit.legalize.workload import Workload
 from isobit.models.archs import model_config
 from isobit.models.blueprint import expected_tensors
 from isobit.models.calibration import Calibration, load, usual_path
+from isobit.models.stacks import by_expert
 from isobit.models.workload import workload
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
@@ -107,6 +108,9 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         CheckpointError: whole weights are there, and tensors of them do not fit, as on loading.
     """
     infos, dtypes = headers(folder)
+    if infos:
+        infos = _by_expert(infos, config)
+        dtypes = {name: info.dtype for name, info in infos.items()}
     work, names = _workload(config, folder, dtypes), list(dtypes)
     odd = bool(infos) and work.stored is None and not _plain(config, infos)
     if folder is None or not (odd or _is_bin(folder) or _telling(names, work.tied)):
@@ -125,6 +129,14 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     dtypes = {name: info.dtype for name, info in found.ck.tensors.items()}
     work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings, renamed=found.ck.stored)
     return replace(work, notes=found.notes)
+
+
+def _by_expert(infos: dict[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """The same with tensors of all experts together as those of each, as loading reads them."""
+    try:
+        return by_expert(infos, model_config(config))
+    except ModelError:  # which is said when the workload is made, unless there is more to say
+        return infos
 
 
 def _plain(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:

@@ -54,6 +54,17 @@ def unstacked(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[st
     return found
 
 
+def by_expert(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
+    """The tensors with those of all experts together as those of each, under the names that these have here."""
+    names = other_names(tensors, config)
+    renamed = {names.get(name, name): info for name, info in tensors.items()}
+    parts = unstacked(renamed, config)
+    found = {name: info for name, info in renamed.items() if name not in parts}
+    for of_it in parts.values():
+        found |= {part.name: part for part in of_it}
+    return found
+
+
 def _of_layer(tensors: Mapping[str, TensorInfo], part: Experts, prefix: str) -> dict[str, list[TensorInfo]]:
     names, stacked, size = part.names, part.names.stacked, part.expert.size
     found = {}
