@@ -116,7 +116,8 @@ def test_every_command_refuses_by_the_same_name(
 SECTIONS: list[dict[str, Any]] = [
     {"quant_method": "bitnet", "quantization_mode": "online"},
     {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {"g": {"targets": ["re:.*(mlp|moe|feed_forward).*"],
+    {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {"g": {
+        "targets": ["re:.*(mlp|moe|feed_forward).*"],
         "input_activations": {"num_bits": 4, "type": "int", "strategy": "token", "dynamic": True}}}},
     {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"targets": ["Linear"],
         "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}}}},
