@@ -362,6 +362,22 @@ def test_experts_that_are_there_twice_are_refused(tmp_path: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize("architecture, part", [
+    ("MixtralForCausalLM", "gate.weight"), ("Glm4MoeForCausalLM", "gate.e_score_correction_bias"),
+    ("GptOssForCausalLM", "router.bias"),
+])  # fmt: skip
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_experts_are_chosen_by_is_a_number(architecture: str, part: str, number: float, tmp_path: Path) -> None:
+    folder = save(make_model(architecture), tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = [name for name in tensors if name.endswith(part)][-1]
+    tensors[name].view(-1)[-1] = number
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="holds NaN or infinite numbers") as found:
+        load_model(folder)
+    assert found.value.tensor == name
+
+
 def test_a_router_of_no_tokens() -> None:
     routes = route(Routing(torch.randn(8, 4), 2, groups=4, active_groups=2), torch.empty(0, 4))
     assert routes.ids.shape == (0, 2)

@@ -191,7 +191,14 @@ class _Loader:
                 file=self.ck.path,
                 tensor=f"{prefix}{part.name}.weight",
             )
-        return self.place.tensor(read.numbers())
+        numbers = read.numbers()
+        if not bool(torch.isfinite(numbers).all()):  # an expert of the score NaN is chosen or not, as kernels sort
+            raise CheckpointError(
+                "holds NaN or infinite numbers, and experts are chosen by it",
+                file=self.ck.path,
+                tensor=f"{prefix}{part.name}.weight",
+            )
+        return self.place.tensor(numbers)
 
     def _grouped(self, names: list[str]) -> Grouped:
         """The matrices of all experts in one role, read one after the other."""
