@@ -1,8 +1,9 @@
 """Pictures, clips and sounds: as people give them, as encoders read them, and where they stand in a prompt.
 
-Raw media (:class:`Picture`, :class:`Clip`, :class:`Sound`) are decoded and bounded already. A family's tower
-(:class:`Tower`, a file in ``models/encoders/``) makes pieces of them, and a prompt in which every token that stands
-for a part of a piece is there; its encoder turns a piece into embeddings, which take the place of those tokens' own.
+Raw media (:class:`Picture`, :class:`Clip`, :class:`Sound`, which :mod:`isobit.media` decodes) are bounded already. A
+family's tower (:class:`Tower`, a file in ``models/encoders/``) makes pieces of them, and a prompt in which every token
+that stands for a part of a piece is there; its encoder turns a piece into embeddings, which take the place of those
+tokens' own.
 """
 
 from __future__ import annotations
@@ -10,57 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Kind = Literal["image", "video", "audio"]
+from isobit.media.values import Clip, Kind, Medium, Picture, Sound
 
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An image.
-
-    Attributes:
-        pixels: uint8 ``[height, width, 3]``, RGB.
-    """
-
-    pixels: NDArray[np.uint8]
-    kind: Kind = "image"
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """Frames of a video, all of one size.
-
-    Attributes:
-        frames: uint8 ``[frames, height, width, 3]``, RGB.
-        rate: frames a second.
-    """
-
-    frames: NDArray[np.uint8]
-    rate: float
-    kind: Kind = "video"
-
-
-@dataclass(frozen=True, eq=False)
-class Sound:
-    """One channel of sound.
-
-    Attributes:
-        samples: float32 ``[N]``, from -1 to 1.
-        rate: samples a second.
-    """
-
-    samples: NDArray[np.float32]
-    rate: int
-    kind: Kind = "audio"
-
-
-Medium = Picture | Clip | Sound
+__all__ = ["Clip", "Kind", "Medium", "MediaPrompt", "Picture", "Piece", "Placed", "Sound", "Tower"]
 
 
 @dataclass(frozen=True, eq=False)
