@@ -122,9 +122,9 @@ class Fields:
             return None
         return self.inner(value, key)
 
-    def inner(self, value: Mapping[str, Any], name: str) -> Fields:
-        """An object that is read as a part of this one, whose problems are this one's."""
-        section = Fields(value, f"{self._where}: {name}")
+    def inner(self, value: Mapping[str, Any], name: str = "") -> Fields:
+        """An object that is read as a part of this one, or in its place, whose problems are this one's."""
+        section = Fields(value, f"{self._where}: {name}" if name else self._where)
         section._problems = self._problems
         return section
 

@@ -32,7 +32,7 @@ class Common:
         partial: partial_rotary_factor when the key is absent; None where the family rotates whole heads.
         dims_key: the key that says how many dimensions of a head are rotated, where the family has one.
         interleaved: whether rotary pairs are neighbours.
-        alpha: whether a rope of type ``dynamic`` has a fixed ``alpha``, which stretches theta (Hunyuan).
+        alpha: rope types that may have a fixed ``alpha``, which stretches theta and nothing else (Hunyuan).
         rope_keys: keys of the rope section that the family reads itself.
         usual: the rope section where there is none.
         rope_names: other names of rope types, and what they mean in this family.
@@ -51,7 +51,7 @@ class Common:
     partial: float | None = None
     dims_key: str | None = None
     interleaved: bool = False
-    alpha: bool = False
+    alpha: tuple[str, ...] = ()
     rope_keys: tuple[str, ...] = ()
     usual: Mapping[str, Any] | None = None
     rope_names: tuple[tuple[str, RopeKind], ...] = ()
@@ -135,8 +135,8 @@ def _differences(scaling: Rope, parameters: Rope) -> str:
 
 def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rope:
     """One spelling of the rotary embedding, with the keys that stand beside it."""
-    alpha = _alpha(section) if common.alpha else 1.0
-    kind = "default" if alpha != 1.0 else _rope_kind(section, common)
+    alpha = _alpha(section, common.alpha)
+    kind = "default" if alpha is not None else _rope_kind(section, common)
     section.raw("finetuned")  # YaRN's authors wrote it; without "dynamic" their own code does not look at it
     for key in common.rope_keys:
         section.raw(key)
@@ -147,7 +147,7 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
     original = _agreed(config, section, ORIGINAL, config.integer(ORIGINAL, usual, high=LARGEST_CONTEXT),
                        section.integer(ORIGINAL, usual, high=LARGEST_CONTEXT))  # fmt: skip
     plain = Rope(theta=theta, dims=dims if dims != head_dim else None, interleaved=common.interleaved)
-    if alpha != 1.0:
+    if alpha is not None:
         return replace(plain, theta=theta * alpha ** (dims / (dims - 2)) if dims > 2 else theta)
     if kind == "default":
         section.only("factor", (1,), "factor of the default rope type")
@@ -170,14 +170,14 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
     return _yarn(section, plain, context)
 
 
-def _alpha(section: Fields) -> float:
-    """Hunyuan's fixed ``alpha`` of a rope that it calls dynamic; 1 where there is none.
+def _alpha(section: Fields, types: tuple[str, ...]) -> float | None:
+    """Hunyuan's fixed ``alpha`` of a rope that it calls dynamic; None where there is none.
 
     What stands beside it, transformers and vLLM do not look at.
     """
-    kind = section.raw("rope_type") or section.raw("type")
-    if kind != "dynamic" or not section.raw("alpha"):
-        return 1.0
+    named = [name for name in (section.raw("rope_type"), section.raw("type")) if name is not None]
+    if not types or not named or any(name not in types for name in named) or not section.raw("alpha"):
+        return None
     for key in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
         section.raw(key)
     return section.number("alpha", None, TINY, HUGE)

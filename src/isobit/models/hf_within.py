@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from isobit.models.fields import Fields, equals_one_of
@@ -19,6 +20,10 @@ def decoder(
     usual: Mapping[str, Any] | None = None,
     tied: bool = False,
     read: Iterable[str] = (),
+    flat: bool = False,
+    either: bool = False,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    left: Iterable[str] = (),
 ) -> Fields:
     """The keys of the decoder, for :func:`isobit.models.hf.read_common`.
 
@@ -29,6 +34,10 @@ def decoder(
         tied: ``tie_word_embeddings`` where the file does not say it; the section's own does not count, as in
             transformers.
         read: keys of the whole that somebody else reads: of its towers.
+        flat: whether the decoder's keys stand in the file itself where there is no section.
+        either: whether the section's own ``tie_word_embeddings`` counts where the whole's is false.
+        aliases: other names of keys of the decoder, and these: they count where the key itself is absent.
+        left: keys of the decoder that transformers leaves in the file when it moves the others into a section.
 
     Returns:
         The section. What is wrong with the rest of the file is found with what is wrong with it.
@@ -36,18 +45,43 @@ def decoder(
     given = fields.raw(SECTION)
     if given is not None and not isinstance(given, Mapping):
         fields.problem(SECTION, "expected an object")
-    section = {**(usual or {}), **(given if isinstance(given, Mapping) else {})}
-    for key in (*read, "quantization_config"):
+    beside = (*read, "quantization_config")
+    for key in beside:
         fields.raw(key)
+    if flat and given is None:
+        return _flat(fields, {**(usual or {}), "tie_word_embeddings": tied}, (SECTION, *beside), aliases)
+    inner = given if isinstance(given, Mapping) else {}
+    outer = {key: fields.raw(key) for key in left if fields.raw(key) is not None}
+    section = _named({**(usual or {}), **outer, **inner}, aliases)
     for key in _BESIDE:
         if fields.raw(key) is not None and section.get(key) is None:
             section[key] = fields.raw(key)
-    section["tie_word_embeddings"] = fields.flag("tie_word_embeddings", tied)
+    section["tie_word_embeddings"] = fields.flag("tie_word_embeddings", tied) or (
+        either and inner.get("tie_word_embeddings") is True
+    )
     _complain_of_rest(fields, section)
     found = fields.inner(section, SECTION)
     if found.raw("model_type") not in (None, *kinds):
         found.problem("model_type", f"the decoder of this family is one of {', '.join(kinds)}")
     return found
+
+
+def _flat(fields: Fields, usual: dict[str, Any], beside: tuple[str, ...], aliases: Mapping[str, str]) -> Fields:
+    """The keys of a decoder that stand in the file itself."""
+    fields.raw("model_type")
+    given = {key: value for key, value in fields.unread() if key not in beside}
+    fields.skip()
+    return fields.inner(_named({**usual, **given}, aliases))
+
+
+def _named(section: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Keys under their own names; an alias stays that says something else than the key."""
+    for alias, key in aliases.items():
+        value = section.get(alias)
+        if value is not None and section.get(key) in (None, value):
+            del section[alias]
+            section[key] = value
+    return section
 
 
 def _complain_of_rest(fields: Fields, section: Mapping[str, Any]) -> None:

@@ -67,6 +67,7 @@ ARCHS: dict[str, str] = {
 # Models that see or hear and have their decoder within: its keys are a section of the file (``hf_within``).
 WITHIN: dict[str, str] = {
     "GlmAsrForConditionalGeneration": "glmasr",
+    "HunYuanVLForConditionalGeneration": "hunyuan_vl",
 }
 # What model_type says where a model is one of a family and goes by a name of its own.
 ALSO = {"kimi_k2": "deepseek_v3"}

@@ -22,7 +22,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         fields.raw(key)  # of layers that share keys and values, which use_cla says there are none of; of classifiers
     fields.only("use_cla", (False,), "Hunyuan, whose layers share keys and values")
     style = Style(qkv_bias=bias, o_bias=bias, qk_norm="head-behind", qk_names=("query_layernorm", "key_layernorm"))
-    return read_common(fields, "hunyuan_v1_dense", Common(alpha=True), style)
+    return read_common(fields, "hunyuan_v1_dense", Common(alpha=("dynamic",)), style)
 
 
 def tiny() -> dict[str, Any]:

@@ -32,7 +32,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         qkv_bias=bias, o_bias=bias, qk_norm="head-behind", qk_names=("query_layernorm", "key_layernorm"),
         vary=with_experts(mixture),
     )  # fmt: skip
-    return read_common(fields, "hunyuan_v1_moe", Common(alpha=True, eps=1e-5), style)
+    return read_common(fields, "hunyuan_v1_moe", Common(alpha=("dynamic",), eps=1e-5), style)
 
 
 def tiny() -> dict[str, Any]:
