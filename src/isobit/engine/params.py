@@ -14,6 +14,29 @@ _OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")  # None is a v
 
 
 @dataclass(frozen=True)
+class Repetition:
+    """When a token is drawn again (:mod:`isobit.engine.repetition`).
+
+    Attributes:
+        window: latest tokens of the answer that are looked at, 1 to 1024.
+        share: of them, in (0, 1], that may not be the drawn one.
+    """
+
+    window: int = 10
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if type(self.window) is not int or not 1 <= self.window <= 1024:
+            raise UsageError(
+                f"the window of repetitions must be an integer between 1 and 1024, not {short(self.window)}"
+            )
+        if type(self.share) not in (int, float) or not 0 < self.share <= 1:
+            raise UsageError(
+                f"the share of repetitions must be a number above 0 and at most 1, not {short(self.share)}"
+            )
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How the next tokens are chosen, and when to stop.
 
@@ -34,6 +57,8 @@ class SamplingParams:
         prompt_logprobs: the same for the tokens of the prompt, which is then computed from its beginning.
         ignore_eos: go on after end-of-text tokens.
         kept_special: ids of special tokens whose text is part of the answer; that of others is not.
+        repetition_aware: draw tokens that came too often lately again, where tokens are drawn at all; top_p is then a
+            share of the whole distribution, and min_p has no effect (:mod:`isobit.engine.repetition`). None for no.
 
     Raises:
         UsageError: a value cannot be used; the message names the field.
@@ -54,6 +79,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
     kept_special: tuple[int, ...] = ()
+    repetition_aware: Repetition | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
@@ -64,6 +90,8 @@ class SamplingParams:
             reason = None if left_out else problem(name, value)
             if reason is not None:
                 raise UsageError(reason)
+        if not isinstance(self.repetition_aware, Repetition | None):
+            raise UsageError(f"repetition_aware must be a Repetition or None, not {short(self.repetition_aware)}")
         if not isinstance(self.ignore_eos, bool):
             raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
 

@@ -12,6 +12,8 @@ constraint does not allow go (:mod:`isobit.engine.constraint`):
 7. min_p: tokens below min_p times the probability of the most probable one go;
 8. one uniform number in [0, 1) picks a token from the distribution that is left, in the order of ids.
 
+Where a request asks for repetition-aware sampling, :mod:`isobit.engine.repetition` takes the place of 5 to 8.
+
 All of it in float64. A row depends on its own logits, its request's settings, seed and tokens alone: it is the same
 bits alone or beside any others (:mod:`isobit.engine.distribution`). Logprobs are of the model's own distribution,
 before any of these steps.
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.engine import distribution, masking
+from isobit.engine import distribution, masking, repetition
 from isobit.engine.constraint import Constraint
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.tally import Tally
@@ -49,6 +51,7 @@ class Chooser:
 
     Attributes:
         ahead: whether a token can be chosen before the one in front of it is known.
+        aware: whether a token that came too often lately is drawn again; ``recent`` has those that count.
     """
 
     def __init__(
@@ -64,18 +67,27 @@ class Chooser:
         self.output = Tally()
         self._random = random.Random(params.seed)  # its own state: no other request can change the draws
         self._uniforms: deque[float] = deque()
-        self.ahead = not (self.repeats or self.counts or constraint is not None)
+        aware = params.repetition_aware if self.draws else None
+        self.aware = aware is not None
+        self._each = 1 + self.aware  # numbers that a token may need
+        self.recent: deque[int] = deque(maxlen=aware.window if aware else 0)
+        self.ahead = not (self.repeats or self.counts or self.aware or constraint is not None)
 
-    def uniform(self, unread: int = 0) -> float:
-        """The random number in ``[0, 1)`` of the next token, behind ``unread`` others: the same until :meth:`add`."""
-        while len(self._uniforms) <= unread:
+    def uniform(self, unread: int = 0, more: int = 0) -> float:
+        """The random number in ``[0, 1)`` of the next token, behind ``unread`` others: the same until :meth:`add`.
+
+        Where tokens may be drawn again, ``more`` is 1 for the number of the second draw.
+        """
+        place = unread * self._each + more
+        while len(self._uniforms) <= place:
             self._uniforms.append(self._random.random())
-        return self._uniforms[unread]
+        return self._uniforms[place]
 
     def add(self, token: int) -> None:
         """The token that was chosen is part of the answer from now on."""
-        if self._uniforms:
+        for _ in range(min(self._each, len(self._uniforms))):
             self._uniforms.popleft()
+        self.recent.append(token)
         if self.repeats:
             self.seen.add(token)
         if self.counts:
@@ -184,7 +196,7 @@ def _changed(choosers: Sequence[Chooser], logits: Tensor, uniforms: Sequence[flo
     tokens = [-1] * len(choosers)
     if not all(chooser.draws for chooser in choosers):
         tokens = logits.argmax(1).tolist()
-    drawn = [row for row, chooser in enumerate(choosers) if chooser.draws]
+    drawn = [row for row, chooser in enumerate(choosers) if chooser.draws and not chooser.aware]
     # On a CPU what stays in its cache is faster.
     at_once = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(drawn)
     for begin in range(0, len(drawn), at_once):
@@ -193,6 +205,10 @@ def _changed(choosers: Sequence[Chooser], logits: Tensor, uniforms: Sequence[flo
         found = _drawn([choosers[row].params for row in rows], some, [uniforms[row] for row in rows])
         for row, token in zip(rows, found, strict=True):
             tokens[row] = token
+    for row, chooser in enumerate(choosers):  # whole vocabularies, each by itself: none depends on others
+        if chooser.aware:
+            pair = uniforms[row], chooser.uniform(more=1)
+            tokens[row] = repetition.drawn([chooser.params], logits[row : row + 1], [pair], [[*chooser.recent]])[0]
     return tokens
 
 

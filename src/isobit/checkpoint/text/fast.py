@@ -17,7 +17,7 @@ from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.jsonfile import LARGEST_JSON, short
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.text.classes import SETTINGS, disagreement, splits_into_bytes, tokenizer_class
-from isobit.checkpoint.text.ranks import RANKS, has_ranks, read_ranks
+from isobit.checkpoint.text.ranks import ranks_file, read_ranks
 from isobit.checkpoint.text.tokens import CONFIG, FLAGS, Token, TokenFiles, optional_json, read_tokens
 from isobit.errors import CheckpointError
 from isobit.shortage import require_headroom
@@ -50,12 +50,12 @@ class Fast:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a tokenizer that isobit reads: tokenizer.json, or tiktoken.model."""
-    return is_there(folder / "tokenizer.json") or has_ranks(folder)
+    """Whether a folder has a tokenizer that isobit reads: tokenizer.json, or tokens by their ranks."""
+    return is_there(folder / "tokenizer.json") or ranks_file(folder, optional_json(folder / CONFIG)) is not None
 
 
 def read_fast(folder: Path) -> Fast:
-    """Reads tokenizer.json, or tiktoken.model where there is none, and the small files beside it.
+    """Reads tokenizer.json, or tokens by their ranks where there is none, and the small files beside it.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -92,11 +92,11 @@ def read_fast(folder: Path) -> Fast:
 
 def _vocabulary(folder: Path, config: Mapping[str, Any]) -> tuple[Path, FastTokenizer]:
     """The file that holds the vocabulary, and the library's tokenizer of it."""
-    if has_ranks(folder):
-        path = folder / RANKS
+    path = ranks_file(folder, config)
+    if path is not None:
         require_headroom(_RANKS_BYTES, f"reading {path}")
         with _quiet():
-            return path, guarded(path, "this is not a tokenizer that can be read", read_ranks, folder, config)
+            return path, guarded(path, "this is not a tokenizer that can be read", read_ranks, path, config)
     path = folder / "tokenizer.json"
     if not is_there(path):
         require_finished(folder)

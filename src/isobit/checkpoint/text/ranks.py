@@ -1,4 +1,4 @@
-"""``tiktoken.model``, a file of tokens by their ranks, as the tokenizers library's own kind of tokenizer.
+"""``tiktoken.model``, or GLM-4's ``tokenizer.model``: tokens by their ranks, as the tokenizers library's own kind.
 
 Such a file has no expression that texts are cut at, and no names of special tokens: the code beside it has those. That
 code is not run. What it says is a row here, found by the class that ``tokenizer_config.json`` names.
@@ -20,7 +20,7 @@ from isobit.checkpoint.files import is_there, read_file
 from isobit.checkpoint.jsonfile import short
 from isobit.errors import CheckpointError
 
-RANKS = "tiktoken.model"
+RANKS, RANKS_OF_GLM = "tiktoken.model", "tokenizer.model"
 _LARGEST = 64 << 20  # bytes; the published ones have 3 MB
 _MOST_TOKENS, _LONGEST = 1 << 20, 1 << 10  # tokens, and bytes of one
 
@@ -33,11 +33,15 @@ class Split:
         classes: names of the classes that do it.
         pattern: the expression of the pieces that texts are cut into.
         reserved: ids behind the ranks that are special tokens, and have names of their own where no file names them.
+        listed: ids behind the ranks that tokenizer_config.json may name.
+        file: its name.
     """
 
     classes: tuple[str, ...]
     pattern: str
     reserved: int
+    listed: int
+    file: str = RANKS
 
 
 # Runs of Han characters; words of other scripts with one other character in front and a contraction behind; up to three
@@ -48,25 +52,41 @@ _KIMI = "|".join((
     r"[\p{Han}]+", rf"{_BEFORE}{_UPPER}*{_LOWER}+{_ENDING}", rf"{_BEFORE}{_UPPER}+{_LOWER}*{_ENDING}", r"\p{N}{1,3}",
     r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
 ))  # fmt: skip
-SPLITS = (Split(("TikTokenTokenizer", "TikTokenTokenizerFast"), _KIMI, 256),)
+# Contractions; words with one other character in front; up to three digits; signs; line ends; spaces.
+_GLM = "|".join((
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", rf"{_BEFORE}\p{{L}}+", r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
+))  # fmt: skip
+SPLITS = (
+    Split(("TikTokenTokenizer", "TikTokenTokenizerFast"), _KIMI, 256, 512),
+    # GLM-TTS names its 32768 sounds and its phonemes there.
+    Split(("ChatGLM4Tokenizer",), _GLM, 0, 1 << 17, RANKS_OF_GLM),
+)
 
 
-def has_ranks(folder: Path) -> bool:
-    """Whether a folder has tokens by their ranks, and no tokenizer.json."""
-    return is_there(folder / RANKS) and not is_there(folder / "tokenizer.json")
-
-
-def read_ranks(folder: Path, config: Mapping[str, Any]) -> FastTokenizer:
-    """The tokenizer of a folder that has a file of ranks.
+def ranks_file(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """The file of tokens by their ranks that a folder's texts are split by; None where it has another tokenizer.
 
     Args:
         folder: the model's folder.
+        config: its tokenizer_config.json.
+    """
+    if is_there(folder / "tokenizer.json"):
+        return None
+    named = next((row.file for row in SPLITS if config.get("tokenizer_class") in row.classes), RANKS)
+    return folder / named if is_there(folder / named) else None
+
+
+def read_ranks(path: Path, config: Mapping[str, Any]) -> FastTokenizer:
+    """The tokenizer that a file of ranks makes.
+
+    Args:
+        path: the file (:func:`ranks_file`).
         config: its tokenizer_config.json, which names the special tokens (``added_tokens_decoder``).
 
     Raises:
         CheckpointError: the file is damaged, or nothing says how texts are cut.
     """
-    path = folder / RANKS
     row = _row(path, config)
     ranks = _ranks(path, read_file(path, _LARGEST))
     letters = _letters()
@@ -81,7 +101,7 @@ def read_ranks(folder: Path, config: Mapping[str, Any]) -> FastTokenizer:
         ]
     )
     made.decoder = decoders.ByteLevel()
-    made.add_tokens([*_special(config, len(ranks), row.reserved)])
+    made.add_tokens([*_special(config, len(ranks), row)])
     return made
 
 
@@ -130,12 +150,12 @@ def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
                 yield left, right
 
 
-def _special(config: Mapping[str, Any], first: int, reserved: int) -> Iterator[AddedToken]:
+def _special(config: Mapping[str, Any], first: int, row: Split) -> Iterator[AddedToken]:
     """The tokens behind the ranks, each with its name; what no file names is called as the models' own code does."""
     listed = config.get("added_tokens_decoder")
     entries = listed if isinstance(listed, dict) else {}
-    last = max((int(id) for id in entries if id.isdecimal() and int(id) < first + 2 * reserved), default=0)
-    for id in range(first, max(first + reserved, last + 1)):
+    last = max((int(id) for id in entries if id.isdecimal() and int(id) < first + row.listed), default=0)
+    for id in range(first, max(first + row.reserved, last + 1)):
         entry = entries.get(str(id))
         entry = entry if isinstance(entry, dict) else {}
         named = entry.get("content")
