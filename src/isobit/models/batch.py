@@ -21,6 +21,23 @@ Wanted = Literal["all", "last"]
 New = Sequence[int] | Tensor  # token ids, or embeddings [T, hidden]
 
 
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """Embeddings that some tokens have instead of their own, as those that stand for an image.
+
+    Attributes:
+        rows: int64 ``[n]``: these tokens: places among the new tokens of a sequence; or, in a batch, among all.
+        embeds: ``[n, hidden]``; of a batch on its device. No factor of the token embeddings touches them.
+    """
+
+    rows: Tensor
+    embeds: Tensor
+
+
+Positions = Sequence[Tensor | None] | None
+Overlays = Sequence[Overlay | None] | None
+
+
 @dataclass(frozen=True)
 class Span:
     """One sequence of a batch, as the host knows it.
@@ -49,10 +66,14 @@ class Batch:
     Attributes:
         tokens: int64 ``[T]``: ids; None where there are embeddings.
         embeds: ``[T, hidden]``: instead of ids, e.g. from an image or audio encoder.
-        positions: int64 ``[T]``.
+        positions: what rotary embeddings are told of each token: int64 ``[T]``, or ``[T, axes]`` where that differs
+            between axes.
         sequences: which tokens belong to which sequence, and where a cache keeps them.
         spans: the same as the host knows it; empty in a recorded graph, whose lengths only the device knows.
         outputs: int64 ``[R]``: tokens whose logits are wanted; None for all.
+        places: int64 ``[T]``: where each token stands in its sequence; None where that is its position.
+        reach: all positions are below it; 0: they are below ``sequences.most``.
+        overlay: embeddings that some of the tokens have instead of their own.
     """
 
     tokens: Tensor | None
@@ -61,10 +82,19 @@ class Batch:
     sequences: Sequences
     spans: tuple[Span, ...]
     outputs: Tensor | None = None
+    places: Tensor | None = None
+    reach: int = 0
+    overlay: Overlay | None = None
 
     @classmethod
     def of(
-        cls, new: Sequence[New], *, wanted: Wanted | Sequence[range] = "all", device: torch.device | None = None
+        cls,
+        new: Sequence[New],
+        *,
+        wanted: Wanted | Sequence[range] = "all",
+        device: torch.device | None = None,
+        positions: Positions = None,
+        overlays: Overlays = None,
     ) -> Batch:
         """Whole sequences, each from its first token on, for a model without a cache.
 
@@ -72,13 +102,15 @@ class Batch:
             new: the tokens of each.
             wanted: whose logits: of all tokens, of each sequence's last, or of ranges of each sequence's tokens.
             device: where the model is; None for the CPU.
+            positions, overlays: see :func:`lay_out`.
 
         Raises:
-            UsageError: there are no tokens, or ids and embeddings are mixed.
+            UsageError: as :func:`lay_out`.
         """
         longest = max((_count(one) for one in new), default=0)
         blocks = [(number,) for number in range(len(new))]
-        return lay_out(new, [0] * len(new), blocks, longest, wanted=wanted, device=device)
+        past = [0] * len(new)
+        return lay_out(new, past, blocks, longest, wanted=wanted, device=device, positions=positions, overlays=overlays)
 
 
 def lay_out(
@@ -89,6 +121,8 @@ def lay_out(
     *,
     wanted: Wanted | Sequence[range] = "all",
     device: torch.device | None = None,
+    positions: Positions = None,
+    overlays: Overlays = None,
 ) -> Batch:
     """New tokens of sequences that a cache holds the beginnings of.
 
@@ -99,9 +133,12 @@ def lay_out(
         block: tokens of a block.
         wanted: whose logits: of all tokens, of each sequence's last, or of ranges of each sequence's new tokens.
         device: where the model is; None for the CPU.
+        positions: what rotary embeddings are told of each sequence's new tokens, int64 ``[n]`` or ``[n, axes]`` on the
+            CPU; None, of all or of one, for their places.
+        overlays: embeddings that some of each sequence's new tokens have instead of their own; None for none.
 
     Raises:
-        UsageError: there are no tokens, or ids and embeddings are mixed.
+        UsageError: there are no tokens, or ids and embeddings are mixed; positions or overlays are not of these tokens.
     """
     counts = [_count(one) for one in new]
     if not counts or 0 in counts:
@@ -114,16 +151,60 @@ def lay_out(
     )
     pages = max(len(held) for held in blocks)
     table = np.array([[*held, *[held[-1]] * (pages - len(held))] for held in blocks], np.int32)
-    positions, slots = _places(np.array(past, np.int64), np.array(counts, np.int64), table, block)
+    places, slots = _places(np.array(past, np.int64), np.array(counts, np.int64), table, block)
     ids, embeds = _contents(new, device)
     rows = _outputs(spans, wanted)
-    arrays: list[NDArray[Any]] = [np.array(starts, np.int32), np.array(lengths, np.int32), table, slots, positions]
-    arrays += [array for array in (ids, rows) if isinstance(array, np.ndarray)]
+    told = _told(positions, places, starts)
+    overlay = _overlaid(overlays, starts, device)
+    if overlay is not None and embeds is not None:
+        raise UsageError("give either token ids, of which some have embeddings of their own, or embeddings of all")
+    arrays: list[NDArray[Any]] = [np.array(starts, np.int32), np.array(lengths, np.int32), table, slots, places]
+    arrays += [array for array in (ids, rows, told) if isinstance(array, np.ndarray)]
     sent = iter(send(device, *arrays))
     sequences = Sequences(next(sent), next(sent), next(sent), next(sent), block, max(counts), max(lengths))
     placed = next(sent)
     tokens = next(sent) if isinstance(ids, np.ndarray) else ids
-    return Batch(tokens, embeds, placed, sequences, spans, None if rows is None else next(sent))
+    outputs = None if rows is None else next(sent)
+    if told is None:
+        return Batch(tokens, embeds, placed, sequences, spans, outputs, overlay=overlay)
+    reach = max(1 + int(told.max()), max(lengths))
+    return Batch(tokens, embeds, next(sent), sequences, spans, outputs, placed, reach, overlay)
+
+
+def _told(positions: Positions, places: _Numbers, starts: Sequence[int]) -> _Numbers | None:
+    """Positions of all new tokens, ``[T]`` or ``[T, axes]``; None where all of them are places."""
+    if positions is None or all(one is None for one in positions):
+        return None
+    given = [None if one is None else one.numpy() for one in positions]
+    axes = {one.shape[1] for one in given if one is not None and one.ndim == 2}
+    new = list(zip(given, itertools.pairwise(starts), strict=True))
+    parts = [places[begin:end] if one is None else one for one, (begin, end) in new]
+    sound = all(
+        one.ndim in (1, 2) and len(one) == end - begin and one.dtype == np.int64 and one.min() >= 0
+        for one, (_, (begin, end)) in zip(parts, new, strict=True)
+    )
+    if not sound or len(axes) > 1:
+        raise UsageError("expected positions, int64 [n] or [n, axes] from 0 on, of each sequence's new tokens")
+    if axes:
+        wide = (len(places), axes.pop())
+        return np.concatenate([np.broadcast_to(one.reshape(len(one), -1), (len(one), wide[1])) for one in parts])
+    return np.concatenate(parts)
+
+
+def _overlaid(overlays: Overlays, starts: Sequence[int], device: torch.device | None) -> Overlay | None:
+    """The overlays of all sequences as one, on the device."""
+    found = [] if overlays is None else list(zip(overlays, itertools.pairwise(starts), strict=True))
+    given = [(one, begin, end - begin) for one, (begin, end) in found if one is not None and len(one.rows)]
+    if not given:
+        return None
+    for one, _, count in given:
+        wrong = one.embeds.dim() != 2 or len(one.rows) != len(one.embeds)
+        if wrong or not 0 <= int(one.rows.min()) <= int(one.rows.max()) < count:
+            raise UsageError(f"expected embeddings [n, hidden] and the rows of {count} new tokens that have them")
+    rows = torch.cat([one.rows.to("cpu", torch.int64) + begin for one, begin, _ in given])
+    embeds = [one.embeds if device is None else one.embeds.to(device) for one, _, _ in given]
+    (sent,) = send(device, rows.numpy())
+    return Overlay(sent, embeds[0] if len(embeds) == 1 else torch.cat(embeds))
 
 
 def _places(past: _Numbers, counts: _Numbers, table: NDArray[np.int32], block: int) -> tuple[_Numbers, _Numbers]:

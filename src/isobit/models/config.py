@@ -13,6 +13,7 @@ from isobit.errors import ModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+SectionLayout = Literal["pairs", "columns", "woven"]
 QkNorm = Literal["none", "head", "head-behind", "heads", "width", "l2"]
 NormKind = Literal["rms", "layer"]
 
@@ -38,6 +39,12 @@ class Rope:
         truncate: whether yarn's band is rounded to whole dimensions.
         short_factors, long_factors: longrope's, one for each pair of dimensions: of contexts up to the original one,
             and of longer ones.
+        sections: where a token has a position on each of several axes (of an image: time, row, column): how many pairs
+            of dimensions are turned by each; empty: a token has one position.
+        section_layout: which these are: ``pairs``: the first pairs by the first axis, those behind them by the second,
+            and so on; ``woven``: pair ``i`` by axis ``i % axes`` as long as that axis has pairs, and by the first where
+            it has none; ``columns``: as ``pairs``, but of single dimensions, twice as many, so that the two dimensions
+            of a pair may be turned by different axes (Hunyuan).
     """
 
     kind: RopeKind = "default"
@@ -56,6 +63,26 @@ class Rope:
     interleaved: bool = False
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    sections: tuple[int, ...] = ()
+    section_layout: SectionLayout = "pairs"
+
+    @property
+    def axes(self) -> int:
+        """How many positions a token has."""
+        return max(1, len(self.sections))
+
+    def axis_of(self, rotated: int) -> tuple[int, ...]:
+        """Which axis turns each of so many dimensions; the two of pair ``i`` are ``i`` and ``i + rotated / 2``."""
+        if self.section_layout == "columns":
+            return tuple(axis for axis, count in enumerate(self.sections) for _ in range(2 * count))
+        if self.section_layout == "pairs":
+            found = [axis for axis, count in enumerate(self.sections) for _ in range(count)]
+        else:
+            found = [0] * (rotated // 2)
+            for axis, count in enumerate(self.sections[1:], 1):
+                for pair in range(axis, min(len(self.sections) * count, len(found)), len(self.sections)):
+                    found[pair] = axis
+        return (*found, *found)
 
     @property
     def scale(self) -> float:
@@ -153,6 +180,11 @@ class SelfAttention:
             raise ModelError(
                 f"config.json: {self.rotated} of head_dim = {self.dim} dimensions are to be rotated: rotary embeddings"
                 " need pairs"
+            )
+        if self.rope is not None and self.rope.sections and 2 * sum(self.rope.sections) != self.rotated:
+            raise ModelError(
+                f"config.json: mrope_section (xdrope_section) = {list(self.rope.sections)} are"
+                f" {sum(self.rope.sections)} pairs of dimensions, and {self.rotated // 2} are to be rotated"
             )
 
     @property

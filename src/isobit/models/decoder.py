@@ -12,7 +12,7 @@ from isobit.errors import UsageError
 from isobit.formats.caches import AUTO, CacheFormat
 from isobit.kernels.cached import Cached
 from isobit.models.attention import Attention
-from isobit.models.batch import Batch
+from isobit.models.batch import Batch, Overlay
 from isobit.models.blueprint import layer_modules, layer_prefix
 from isobit.models.cache.contiguous import ContiguousCache
 from isobit.models.cache.memory import bytes_per_token, cache_key, dtype_name, new_layers
@@ -115,6 +115,8 @@ class Decoder(nn.Module):
     def _embedded(self, batch: Batch) -> Tensor:
         if batch.tokens is not None:
             x = self.embed_tokens(batch.tokens)
+            if batch.overlay is not None:
+                x = self._overlaid(x, batch.overlay)
         else:
             assert batch.embeds is not None
             x = batch.embeds.to(self.place.tensors, self.dtype)
@@ -122,11 +124,18 @@ class Decoder(nn.Module):
             raise UsageError(f"expected token ids [T], or embeddings [T, {self.config.hidden_size}]")
         return x  # type: ignore[no-any-return]
 
+    def _overlaid(self, x: Tensor, overlay: Overlay) -> Tensor:
+        """Embeddings of tokens, of which some have others."""
+        if overlay.embeds.shape[-1] != x.shape[-1]:
+            raise UsageError(f"expected embeddings [n, {x.shape[-1]}] instead of those of tokens")
+        return x.index_copy(0, overlay.rows, overlay.embeds.to(x.device, x.dtype))
+
     def _step(self, batch: Batch, cache: Cache | None) -> Step:
-        most, positions, room = batch.sequences.most, batch.positions, self._room(batch, cache)
-        angles = [table.at(positions, most, room) for table in self._tables]
+        end, positions, room = batch.reach or batch.sequences.most, batch.positions, self._room(batch, cache)
+        angles = [table.at(positions, end, room) for table in self._tables]
         by_layer = [angles[number] for number in self._table_of]
-        scales = {scale: None if scale is None else query_factors(scale, positions) for scale in self._scales}
+        places = positions if batch.places is None else batch.places
+        scales = {scale: None if scale is None else query_factors(scale, places) for scale in self._scales}
         factors = [scales[scale] for scale in self._scales]
         memory, stride = (cache.memory, cache.stride) if cache is not None else self._alone(batch)
         return Step(self.layer_ops, batch, by_layer.__getitem__, memory, stride, factors=factors.__getitem__)

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from isobit.models.config import LARGEST_CONTEXT, Rope, RopeKind
+from isobit.models.config import LARGEST_CONTEXT, Rope, RopeKind, SectionLayout
 from isobit.models.fields import Fields, Number, shown
 
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 SECTIONS = ("rope_scaling", "rope_parameters")
 TINY, HUGE = 1e-6, 1e6  # of a factor or of yarn's turns: beyond them frequencies overflow
 ORIGINAL = "original_max_position_embeddings"
+AXES = ("mrope_section", "xdrope_section")  # two names of one thing
+MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Common:
         usual: the rope section where there is none.
         rope_names: other names of rope types, and what they mean in this family.
         original: original_max_position_embeddings when the key is absent; None for the longest context.
+        sections: of a family whose tokens have positions on several axes: how many pairs of dimensions each axis turns
+            when the key is absent, empty where they then have one position; None: of a family that knows no axes.
+        section_layout: which pairs these are; see :class:`isobit.models.config.Rope`.
     """
 
     kv_heads: int | None = None
@@ -56,6 +61,8 @@ class Common:
     usual: Mapping[str, Any] | None = None
     rope_names: tuple[tuple[str, RopeKind], ...] = ()
     original: int | None = None
+    sections: tuple[int, ...] | None = None
+    section_layout: SectionLayout = "pairs"
 
 
 def positions(config: Fields, common: Common) -> int:
@@ -146,7 +153,9 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
                     section.number("rope_theta", common.theta, low=1.0), common.theta_key)  # fmt: skip
     original = _agreed(config, section, ORIGINAL, config.integer(ORIGINAL, usual, high=LARGEST_CONTEXT),
                        section.integer(ORIGINAL, usual, high=LARGEST_CONTEXT))  # fmt: skip
-    plain = Rope(theta=theta, dims=dims if dims != head_dim else None, interleaved=common.interleaved)
+    sections = _axes(section, common, dims // 2)
+    plain = Rope(theta=theta, dims=dims if dims != head_dim else None, interleaved=common.interleaved,
+                 sections=sections, section_layout=common.section_layout if sections else "pairs")  # fmt: skip
     if alpha is not None:
         return replace(plain, theta=theta * alpha ** (dims / (dims - 2)) if dims > 2 else theta)
     if kind == "default":
@@ -181,6 +190,34 @@ def _alpha(section: Fields, types: tuple[str, ...]) -> float | None:
     for key in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
         section.raw(key)
     return section.number("alpha", None, TINY, HUGE)
+
+
+def _axes(section: Fields, common: Common, pairs: int) -> tuple[int, ...]:
+    """How many pairs of dimensions are turned by each axis of positions."""
+    if common.sections is None:
+        return ()
+    section.only("mrope_interleaved", (common.section_layout == "woven",), "order of the axes of positions")
+    found = {key: value for key in AXES if (value := section.raw(key)) is not None}
+    if not found:
+        if common.sections and sum(common.sections) != pairs:
+            section.complain(
+                f"{AXES[0]} is absent, which means {list(common.sections)}: they do not make the {pairs} pairs of"
+                " dimensions that are rotated"
+            )
+            return ()
+        return common.sections
+    read = [_section(section, key, value, pairs) for key, value in found.items()]
+    if read[0] != read[-1]:
+        section.complain(f"{' and '.join(found)} disagree: remove one of them")
+    return read[0]
+
+
+def _section(section: Fields, key: str, value: object, pairs: int) -> tuple[int, ...]:
+    numbers = value if isinstance(value, list) and len(value) <= MOST_AXES else []
+    if not numbers or not all(_is_factor(one) and one == int(one) for one in numbers) or sum(numbers) != pairs:
+        section.problem(key, f"expected 1 to {MOST_AXES} whole numbers that make {pairs}, the pairs that are rotated")
+        return ()
+    return tuple(int(one) for one in numbers)
 
 
 def _dims(config: Fields, section: Fields, common: Common, head_dim: int) -> int:

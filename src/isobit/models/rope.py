@@ -88,12 +88,22 @@ class RotaryTable:
         if rope is not None:
             self._frequencies, self._factor = frequencies(rope, head_dim, long=long)
         self._dtype, self._device = dtype, device or torch.device("cpu")
-        nothing = torch.empty(0, 2 * len(self._frequencies), dtype=dtype, device=device)
+        rotated = 2 * len(self._frequencies)
+        self._axis_of: Tensor | None = None  # of each column
+        if rope is not None and rope.sections:
+            self._axis_of = torch.tensor(rope.axis_of(rotated), device=device)
+        nothing = torch.empty(0, rotated, dtype=dtype, device=device)
         self._table = nothing, nothing  # one value, which threads see whole
 
     def at(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions, int64 ``[T]``, all below ``end``: ``[T, rotated]`` each."""
+        """Cosines and sines of positions, int64 ``[T]`` or ``[T, axes]``, all below ``end``: ``[T, rotated]`` each."""
         cos, sin = self.upto(end)
+        if positions.dim() > 1:
+            if self._axis_of is None:  # a rope of one axis beside one of several, or none
+                positions = positions[:, 0]
+            else:
+                rows = positions.index_select(1, self._axis_of)
+                return cos.gather(0, rows), sin.gather(0, rows)
         return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def upto(self, end: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +144,7 @@ class Angles:
         """Cosines and sines of tokens, ``[T, rotated]`` each.
 
         Args:
-            positions: theirs, int64 ``[T]``, all below ``end``.
+            positions: theirs, int64 ``[T]``, all below ``end``; ``[T, axes]`` where they differ between axes.
             end: see above.
             room: tokens that any sequence may have; or, of each sequence, its new tokens and its length.
         """
@@ -183,6 +193,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) ->
 
 
 def query_factors(scale: QueryScale, positions: Tensor) -> Tensor:
-    """What the queries of tokens at positions, int64 ``[T]``, are multiplied by: float32 ``[T]``."""
+    """What the queries of tokens at places of their sequences, int64 ``[T]``, are multiplied by: float32 ``[T]``."""
     steps = torch.floor((positions + scale.ahead).float() / scale.floor)
     return torch.log1p(steps) * scale.beta + 1.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from isobit.formats.caches import AUTO, CacheFormat
-from isobit.models.batch import Batch, New, Wanted
+from isobit.models.batch import Batch, New, Overlays, Positions, Wanted
 from isobit.models.cache.memory import Memory
 from isobit.models.cache.protocol import CachedSequence
 from isobit.models.config import ModelConfig
@@ -44,6 +44,13 @@ class ContiguousCache(Memory):
         for span in batch.spans:
             self.sequences[span.blocks[0]].length = span.length
 
-    def next(self, new: Sequence[New], *, wanted: Wanted | Sequence[range] = "all") -> Batch:
+    def next(
+        self,
+        new: Sequence[New],
+        *,
+        wanted: Wanted | Sequence[range] = "all",
+        positions: Positions = None,
+        overlays: Overlays = None,
+    ) -> Batch:
         """New tokens of every sequence; see :meth:`Memory.batch`."""
-        return self.batch(new, self.sequences, wanted=wanted)
+        return self.batch(new, self.sequences, wanted=wanted, positions=positions, overlays=overlays)

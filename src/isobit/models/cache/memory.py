@@ -13,7 +13,7 @@ from isobit.formats.caches import AUTO, CacheFormat
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element
 from isobit.kernels.cached import Cached
-from isobit.models.batch import Batch, New, Wanted, lay_out
+from isobit.models.batch import Batch, New, Overlays, Positions, Wanted, lay_out
 from isobit.models.cache.protocol import CachedSequence
 from isobit.models.config import Kept, ModelConfig
 
@@ -72,9 +72,15 @@ class Memory:
         return self._layers[layer]
 
     def batch(
-        self, new: Sequence[New], members: Sequence[CachedSequence], *, wanted: Wanted | Sequence[range] = "all"
+        self,
+        new: Sequence[New],
+        members: Sequence[CachedSequence],
+        *,
+        wanted: Wanted | Sequence[range] = "all",
+        positions: Positions = None,
+        overlays: Overlays = None,
     ) -> Batch:
-        """New tokens of sequences of this cache.
+        """New tokens of sequences of this cache; see :func:`isobit.models.batch.lay_out`.
 
         Raises:
             CapacityError: there is no room for them.
@@ -83,7 +89,9 @@ class Memory:
         for tokens, member in zip(new, members, strict=True):
             member.require(len(tokens))
         past, blocks = [one.length for one in members], [one.blocks for one in members]
-        return lay_out(new, past, blocks, self.block, wanted=wanted, device=self._device)
+        return lay_out(
+            new, past, blocks, self.block, wanted=wanted, device=self._device, positions=positions, overlays=overlays
+        )
 
 
 def cache_key(config: ModelConfig, dtype: torch.dtype, stored: CacheFormat = AUTO) -> tuple[object, ...]:
