@@ -63,7 +63,7 @@ METHODS: tuple[Method, ...] = (
     Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
     Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),
     Method("BitNet", ("bitnet",)),
-    Method("MXFP4 and its relatives", ("mxfp4", "mxfp6", "mxfp8", "nvfp4"), tensors=("_blocks",)),
+    Method("relatives of MXFP4", ("mxfp6", "mxfp8", "nvfp4")),
     Method("Quark", ("quark",)),
 )  # fmt: skip
 

@@ -43,6 +43,11 @@ def transposed(info: TensorInfo) -> TensorInfo:
     )  # fmt: skip
 
 
+def joined(info: TensorInfo) -> TensorInfo:
+    """The last two axes as one, of a tensor that lies in the order of rows."""
+    return replace(info, shape=(*info.shape[:-2], info.shape[-2] * info.shape[-1]))
+
+
 def _without(values: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*values[:axis], *values[axis + 1 :])
 

@@ -17,6 +17,8 @@ from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.sections import SECTIONS
 from isobit.errors import CheckpointError
 
+_TRIED = 32  # rows
+
 
 def widened(ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """The checkpoint with every quantized weight as float32, and nothing of its quantization left.
@@ -24,12 +26,17 @@ def widened(ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint
     Args:
         ck: the checkpoint.
         shapes: of every tensor of the unquantized model.
+
+    Raises:
+        CheckpointError: a weight is not what its configuration says: the first rows of each are read.
     """
     twin = copy.copy(ck)
     for derived in ("quantization", "notes", "dtype"):
         twin.__dict__.pop(derived, None)
     twin.config = _without_sections(ck.config)
-    twin.store = _Widened(ck, shapes)
+    store = _Widened(ck, shapes)
+    store.try_each()
+    twin.store = store
     return twin
 
 
@@ -63,6 +70,11 @@ class _Widened:
         group = None if quantization is None else quantization.group_for(module)
         return group.weights.block[0] if group is not None and group.weights and group.weights.block else 1
 
+    def try_each(self) -> None:
+        """Reads a few rows of every quantized weight: what cannot be read is refused before anything is written."""
+        for name, height in self._heights.items():
+            self.read(name, slice(0, min(max(height, _TRIED), self.tensors[name].shape[0])))
+
     @property
     def files(self) -> tuple[Path, ...]:
         """See :class:`~isobit.checkpoint.store.Store`."""
@@ -74,10 +86,7 @@ class _Widened:
 
     def info(self, name: str) -> TensorInfo:
         """See :class:`~isobit.checkpoint.store.Store`."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError("is missing from this checkpoint", file=self._ck.path, tensor=name) from None
+        return self.tensors.get(name) or self._ck.info(name)
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None, *, mmap: bool = False) -> Tensor:
         """See :class:`~isobit.checkpoint.store.Store`; of blocks with one scale whole ones are read, and cut."""

@@ -24,7 +24,7 @@ from isobit.models.archs import model_config
 from isobit.models.blueprint import Shapes, expected_tensors, is_matrix, layer_prefix
 from isobit.models.config import ModelConfig
 from isobit.models.names import renamed
-from isobit.models.stacks import other_names, unstacked
+from isobit.models.stacks import misfits, other_names, unstacked
 
 # Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
@@ -180,6 +180,9 @@ def same_matrix(ck: Checkpoint, one: str, other: str) -> bool:
 def _problems(found: Contents) -> list[tuple[str, str]]:
     """(tensor, what is wrong with it), those that are missing first."""
     tensors, expected = found.ck.tensors, found.expected
+    wrong = misfits(tensors, found.config)
+    if wrong:  # what is missing then is a part of these
+        return wrong
     problems = [(name, why) for name, shape in expected.items() if (why := _misfit(tensors, name, shape))]
     known = {*expected, *found.left_out, *found.kv_scales}
     matrices = {name.rpartition(".")[0] for name, shape in expected.items() if is_matrix(name, shape)}

@@ -6,8 +6,12 @@ Each is read as the tensors of its experts, which are views of it: nothing is co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from isobit.checkpoint import views
+from isobit.checkpoint.jsonfile import short
+from isobit.checkpoint.layouts.mxfp4 import GROUP
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo
 from isobit.models.blueprint import layer_prefix
 from isobit.models.config import Experts, ModelConfig
@@ -47,17 +51,25 @@ def _beginnings(name: str) -> Iterator[str]:
 
 def unstacked(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, list[TensorInfo]]:
     """Stored name -> the tensors of single experts that it is read as."""
-    found: dict[str, list[TensorInfo]] = {}
-    for number, layer in enumerate(config.layers):
-        if isinstance(layer.mlp, Experts):
-            found |= _of_layer(tensors, layer.mlp, f"{layer_prefix(number)}{layer.mlp_name}.")
-    return found
+    return {
+        info.name: _singles(info, stack, part, prefix)
+        for stack, part, prefix, info in _stacks(tensors, config)
+        if stack.misfit(info, part, config.hidden_size) is None
+    }
+
+
+def misfits(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> list[tuple[str, str]]:
+    """(stored name, what is wrong with it) of tensors of all experts that are not what the configuration asks for."""
+    found = (
+        (info.name, stack.misfit(info, part, config.hidden_size)) for stack, part, _, info in _stacks(tensors, config)
+    )
+    return [(name, why) for name, why in found if why is not None]
 
 
 def by_expert(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
     """The tensors with those of all experts together as those of each, under the names that these have here."""
     names = other_names(tensors, config)
-    renamed = {names.get(name, name): info for name, info in tensors.items()}
+    renamed = {new: replace(info, name=new) for name, info in tensors.items() for new in (names.get(name, name),)}
     parts = unstacked(renamed, config)
     found = {name: info for name, info in renamed.items() if name not in parts}
     for of_it in parts.values():
@@ -65,29 +77,75 @@ def by_expert(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[st
     return found
 
 
-def _of_layer(tensors: Mapping[str, TensorInfo], part: Experts, prefix: str) -> dict[str, list[TensorInfo]]:
-    names, stacked, size = part.names, part.names.stacked, part.expert.size
-    found = {}
-    for stored, parts in (
-        (stacked.gate_up, (names.gate, names.up)),
-        (stacked.down, (names.down,)),
-    ):
-        base = stored.removesuffix(".weight")
-        for tensor, axes, suffix in ((stored, 3, ".weight"), (f"{base}_bias", 2, ".bias")):
-            info = tensors.get(prefix + tensor)
-            if info is None or len(info.shape) != axes or info.shape[0] != part.router.experts or not _whole(info):
-                continue
-            if stacked.transposed and axes == 3:
-                info = views.transposed(info)
-            if info.shape[1] != (len(parts) * size if len(parts) > 1 else info.shape[1]):
-                continue
-            halves = _halves(info, len(parts), size, stacked.interleaved)
-            found[prefix + tensor] = [
-                views.taken(half, f"{prefix}{names.experts}.{number}.{name}{suffix}", 0, number)
-                for number in range(part.router.experts)
-                for name, half in zip(parts, halves, strict=True)
-            ]
-    return found
+@dataclass(frozen=True)
+class _Stack:
+    """A tensor of all experts of a layer.
+
+    Attributes:
+        linears: which of an expert's it holds: gate and up, or down.
+        part: what it is of those: ``weight``, ``bias``, or a part of MXFP4's.
+    """
+
+    linears: tuple[str, ...]
+    part: Literal["weight", "bias", "weight_packed", "weight_scale"]
+
+    def shapes(self, part: Experts, hidden: int) -> tuple[tuple[int, ...], ...]:
+        """What it may be."""
+        experts, (n, k) = part.router.experts, (hidden, part.expert.size)
+        if len(self.linears) > 1:
+            n, k = 2 * k, n
+        if self.part == "weight":
+            return ((experts, k, n) if part.names.stacked.transposed else (experts, n, k),)
+        groups = (experts, n, k // GROUP)
+        return {"bias": ((experts, n),), "weight_scale": (groups,)}.get(
+            self.part, ((*groups, GROUP // 2), (experts, n, k // 2))
+        )
+
+    def misfit(self, info: TensorInfo, part: Experts, hidden: int) -> str | None:
+        """Why it is not what the configuration asks for; None if it is."""
+        shapes = self.shapes(part, hidden)
+        if info.shape not in shapes:
+            return (
+                f"has shape {short([*info.shape])}, config.json asks for {' or '.join(str([*one]) for one in shapes)}"
+            )
+        if self.part.startswith("weight_") and info.dtype != "U8":
+            return f"is {info.dtype}; codes and scales of MXFP4 are U8"
+        if DTYPES[info.dtype][0] % 8 or (len(info.shape) == 4 and info.strides is not None):
+            return f"is {info.dtype} in an order that is not read"
+        return None
+
+
+def _stacks(
+    tensors: Mapping[str, TensorInfo], config: ModelConfig
+) -> Iterator[tuple[_Stack, Experts, str, TensorInfo]]:
+    """The tensors of all experts that are there, with their mixture and what the names of its layer begin with."""
+    for number, layer in enumerate(config.layers):
+        part, prefix = layer.mlp, f"{layer_prefix(number)}{layer.mlp_name}."
+        if not isinstance(part, Experts):
+            continue
+        names = part.names
+        for stored, linears in ((names.stacked.gate_up, (names.gate, names.up)), (names.stacked.down, (names.down,))):
+            base = prefix + stored.removesuffix(".weight")
+            for name, what in (
+                (prefix + stored, "weight"), (f"{base}_bias", "bias"),
+                (f"{base}_blocks", "weight_packed"), (f"{base}_scales", "weight_scale"),
+            ):  # fmt: skip
+                if name in tensors:
+                    yield _Stack(linears, what), part, prefix, tensors[name]  # type: ignore[arg-type]
+
+
+def _singles(info: TensorInfo, stack: _Stack, part: Experts, prefix: str) -> list[TensorInfo]:
+    """The tensors of single experts."""
+    if len(info.shape) == 4:
+        info = views.joined(info)
+    elif stack.part == "weight" and part.names.stacked.transposed:
+        info = views.transposed(info)
+    halves = _halves(info, len(stack.linears), part.expert.size, part.names.stacked.interleaved)
+    return [
+        views.taken(half, f"{prefix}{part.names.experts}.{number}.{name}.{stack.part}", 0, number)
+        for number in range(part.router.experts)
+        for name, half in zip(stack.linears, halves, strict=True)
+    ]
 
 
 def _halves(info: TensorInfo, count: int, size: int, interleaved: bool) -> list[TensorInfo]:
@@ -97,8 +155,3 @@ def _halves(info: TensorInfo, count: int, size: int, interleaved: bool) -> list[
     if interleaved:
         return [views.narrowed(info, 1, begin, size, 2) for begin in range(2)]
     return [views.narrowed(info, 1, begin, size) for begin in (0, size)]
-
-
-def _whole(info: TensorInfo) -> bool:
-    """Whether its elements are whole bytes."""
-    return DTYPES[info.dtype][0] % 8 == 0

@@ -29,6 +29,8 @@ def as_stored(found: Contents, tensors: list[TensorInfo], policy: Policy) -> lis
     """The tensors, with those of all experts together where none of their experts is quantized: these stay so."""
     whole: dict[str, TensorInfo] = {}
     for stored, parts in found.stacks.items():
+        if any(name not in found.ck.tensors for name in parts):
+            continue  # quantized, and taken as the numbers of its experts
         # A weight without a scheme of its own is kept or cast, whoever it belongs to.
         schemes = [scheme_of(found.ck.info(name), "linear", policy) for name in parts]
         if all(one is schemes[0] and (one is None or one.weights is None) for one in schemes):

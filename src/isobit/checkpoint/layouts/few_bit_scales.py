@@ -31,18 +31,18 @@ FOUR_BITS = "e2m1"
 
 def _claims(infos: Mapping[str, TensorInfo]) -> bool:
     """Two codes a byte; words of 32 bits are compressed-tensors' integers, whatever lies beside them."""
-    return "weight_packed" in infos and "weight_scale" in infos and infos["weight_packed"].dtype == "U8"
+    return "weight_packed" in infos and infos["weight_packed"].dtype == "U8"
 
 
 def _describe(parts: Parts) -> Described:
-    info, scale = parts.infos["weight_packed"], parts.infos["weight_scale"]
+    info, scale = parts.infos["weight_packed"], parts.infos.get("weight_scale")
     label = "nvfp4" if "weight_global_scale" in parts.infos else "mxfp4"
     said = None if parts.group is None else parts.group.weights
     if len(info.shape) != 2:
         return Described(info.shape, 2 * info.nbytes, label=label)
     shape = info.shape[0], 2 * info.shape[1]
     fits = said is not None and said.element == FOUR_BITS and said.group is not None and said.scale is not None
-    if not fits or said is None or tuple(scale.shape) != said.scale_shape(*shape):
+    if not fits or said is None or scale is None or tuple(scale.shape) != said.scale_shape(*shape):
         return Described(shape, 2 * info.nbytes, label=label)
     assert parts.group is not None
     return Described(shape, 2 * info.nbytes, said, parts.group.activations)

@@ -9,11 +9,6 @@ from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import TensorInfo
 
 
-def _with(codes: str, *others: str) -> Callable[[Mapping[str, TensorInfo]], bool]:
-    """Claims modules that have the codes and one of the other parts."""
-    return lambda infos: codes in infos and any(part in infos for part in others)
-
-
 def _nibbles(codes: str, label: str) -> Callable[[Parts], Described]:
     """Describes two weights a byte."""
 
@@ -31,7 +26,5 @@ def _modelopt(infos: Mapping[str, TensorInfo]) -> bool:
 
 
 LAYOUTS = (
-    Layout("MXFP4 blocks", "_blocks", ("_scales",), _with("_blocks", "_scales"), _nibbles("_blocks", "mxfp4"),
-           dot=False),
     Layout("ModelOpt's NVFP4", "weight", ("weight_scale", "weight_scale_2"), _modelopt, _nibbles("weight", "nvfp4")),
 )  # fmt: skip

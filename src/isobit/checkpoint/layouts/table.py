@@ -16,6 +16,7 @@ from isobit.checkpoint.layouts import (
     gguf,
     gptq,
     modelopt,
+    mxfp4,
     plain,
     torchao,
 )
@@ -30,6 +31,7 @@ from isobit.formats.schemes import ActSpec, WeightSpec, name_of
 # A new checkpoint format is its file and a line here.
 LAYOUTS: tuple[Layout, ...] = (
     gguf.LAYOUT,
+    mxfp4.LAYOUT,
     *foreign.LAYOUTS,
     awq.GEMM,
     awq.GEMV,
