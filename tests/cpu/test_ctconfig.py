@@ -172,7 +172,7 @@ def test_old_and_partial_compressed_tensors_configs() -> None:
     assert "KV cache" in cache.notes[0]
 
 
-@pytest.mark.parametrize("method", ["exl2", "bitnet", "mxfp4", "mlx", "quark"])
+@pytest.mark.parametrize("method", ["exl2", "bitnet", "mxfp6", "mlx", "quark"])
 def test_other_methods_are_refused_by_name(method: str) -> None:
     with pytest.raises(Unsupported, match=f"'{method}'.*\n.*compressed-tensors, fp8(.|\n)*instead: quantize"):
         methods.parse({"quantization_config": {"quant_method": method}})
