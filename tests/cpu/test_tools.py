@@ -20,10 +20,11 @@ from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
+from isobit.server.channels import MARKS, Channels
 from isobit.server.tools import calls
 from isobit.server.tools.calls import Call
 from isobit.server.tools.forced import forced
-from isobit.server.tools.forms import FORMS, Form, form_of
+from isobit.server.tools.forms import FORMS, HARMONY, Form, form_of
 from isobit.server.tools.scan import Scanner
 
 WEATHER = {
@@ -50,7 +51,27 @@ DEEPSEEK_V31 = DEEPSEEK_V3.replace(
 )
 DEEPSEEK_V31 = DEEPSEEK_V31.replace("\n```<", "<")
 MISTRAL_ARGS = FAMILIES["mistral"].replace("[INST]", "[TOOL_CALLS][ARGS][INST]")
+TAGGED = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}
+{%- for c in m.tool_calls or [] %}BEGIN
+{% for key, value in c.function.arguments | items %}<parameterSIGNkeyQUOTE>{{ value }}</parameter>
+{% endfor %}END{% endfor %}{% endfor %}<assistant>"""
+CODER = TAGGED.replace("BEGIN", "<tool_call>\n<function={{ c.function.name }}>").replace("SIGNkeyQUOTE", "={{ key }}")
+CODER = CODER.replace("END", "</function>\n</tool_call>")
+M2 = TAGGED.replace("BEGIN", '<minimax:tool_call>\n<invoke name="{{ c.function.name }}">')
+M2 = M2.replace("SIGNkeyQUOTE", ' name="{{ key }}"').replace("END", "</invoke>\n</minimax:tool_call>")
+LISTED = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}
+{%- for c in m.tool_calls or [] %}BEGIN[{{ c.function | tojson }}]END{% endfor %}{% endfor %}<assistant>"""
+HARMONY_TEMPLATE = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|start|>{{ m.role }}
+{%- for c in m.tool_calls or [] %} to=functions.{{ c.function.name }}<|channel|>commentary json<|message|>
+{{- c.function.arguments | tojson }}<|call|>{% endfor %}<|message|>{{ m.content or '' }}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|start|>assistant{% endif %}"""
 TEMPLATES = {
+    "qwen3-coder": CODER,
+    "seed": CODER.replace("tool_call>", "seed:tool_call>"),
+    "minimax-m2": M2,
+    "cohere": LISTED.replace("BEGIN", "<|START_ACTION|>").replace("END", "<|END_ACTION|>"),
+    "phi4": LISTED.replace("BEGIN", "<|tool_call|>").replace("END", "<|/tool_call|>"),
+    "granite": LISTED.replace("BEGIN", "<|tool_call|>").replace("END", ""),
     "hermes": FAMILIES["qwen3"],
     "glm": FAMILIES["glm4"],
     "llama3": FAMILIES["llama3"],
@@ -65,7 +86,53 @@ TEMPLATES = {
 RAIN = Call("weather", '{"city": "Köln \\"x\\"", "days": 2}')
 NOW = Call("now", "{}")
 ARGS = '{"city": "Köln \\"x\\"", "days": 2}'
+PAIRS = '<parameter=city>\nKöln "x"\n</parameter>\n<parameter=days>\n2\n</parameter>\n'
 WRITTEN: dict[str, list[tuple[str, list[Any]]]] = {
+    "qwen3-coder": [
+        (f"I look.\n<tool_call>\n<function=weather>\n{PAIRS}</function>\n</tool_call>", ["I look.", RAIN]),
+        (
+            f"<tool_call>\n<function=weather>\n{PAIRS}</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n"
+            "</tool_call>",
+            [RAIN, NOW],
+        ),
+        (f"<function=weather>\n{PAIRS}</function>\n</tool_call>", [RAIN]),  # its first mark is missing
+        (f"<tool_call>\n<function=weather>\n{PAIRS}", [RAIN]),  # its last marks are missing
+    ],
+    "seed": [
+        (
+            f"<seed:tool_call>\n<function=weather>\n{PAIRS}</function>\n</seed:tool_call> <seed:tool_call>\n"
+            "<function=now>\n</function>\n</seed:tool_call>",
+            [RAIN, NOW],
+        ),
+    ],
+    "minimax-m2": [
+        (
+            'So.\n<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Köln "x"</parameter>\n'
+            '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>',
+            ["So.", RAIN, NOW],
+        ),
+    ],
+    "cohere": [
+        (
+            f'<|START_ACTION|>[\n{{"tool_call_id": "0", "tool_name": "weather", "parameters": {ARGS}}},\n'
+            '{"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+            [RAIN, NOW],
+        ),
+    ],
+    "phi4": [
+        (
+            f'<|tool_call|>[{{"name": "weather", "arguments": {ARGS}}}, {{"name": "now", "arguments": {{}}}}]'
+            "<|/tool_call|>",
+            [RAIN, NOW],
+        ),
+    ],
+    "granite": [
+        (
+            f'<|tool_call|>[{{"name": "weather", "arguments": {ARGS}}}, {{"name": "now", "arguments": {{}}}}]',
+            [RAIN, NOW],
+        ),
+        ('<tool_call>[{"name": "now", "arguments": {}}]', [NOW]),
+    ],
     "hermes": [
         (f'Let me see.\n<tool_call>\n{{"name": "weather", "arguments": {ARGS}}}\n</tool_call>', ["Let me see.", RAIN]),
         (
@@ -127,6 +194,14 @@ WRITTEN: dict[str, list[tuple[str, list[Any]]]] = {
 }
 # What is no call, and stays the text it is.
 BROKEN = {
+    "qwen3-coder": ["<tool_call>\n<function=now>x</function>\n</tool_call>", "<tool_call>now</tool_call>",
+                    "<tool_call>\n<function=now>\n<parameter=a>1\n</function>\n</tool_call>"],
+    "seed": ["<seed:tool_call></seed:tool_call>", "<seed:tool_call>now</seed:tool_call>"],
+    "minimax-m2": ['<minimax:tool_call><invoke name="now"></minimax:tool_call>',
+                   "<minimax:tool_call>x</minimax:tool_call>"],
+    "cohere": ["<|START_ACTION|>[]<|END_ACTION|>", '<|START_ACTION|>{"tool_name": 1}<|END_ACTION|>'],
+    "phi4": ["<|tool_call|>[<|/tool_call|>", "<|tool_call|>now<|/tool_call|>"],
+    "granite": ["<|tool_call|>[", "<|tool_call|>now"],
     "hermes": ["<tool_call>{}</tool_call>", '<tool_call>{"name": "now", "arguments": [', "<tool_call>", "a <tool_cal",
                '<tool_call>{"name": "", "arguments": {}}</tool_call>', '<tool_call>{"name": 3}</tool_call>x',
                '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>',
@@ -140,6 +215,23 @@ BROKEN = {
     "deepseek-v3": ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n{}<｜tool▁call▁end｜>"],
     "deepseek-v3.1": ["<｜tool▁call▁begin｜>now<｜tool▁call▁end｜>"],
 }  # fmt: skip
+
+
+# What a schema says a value is decides what it becomes.
+KINDS = {
+    "properties": {
+        "text": {"type": "string"}, "maybe": {"type": ["string", "null"]}, "flag": {"type": "boolean"},
+        "list": {"type": "array"},
+    }
+}  # fmt: skip
+
+
+def test_values_between_tags_are_what_the_schema_says() -> None:
+    written = {"text": "12", "maybe": "null", "flag": "True", "list": "[1, 2]", "unknown": "3", "other": "a\nb"}
+    block = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in written.items())
+    (call,) = calls.functions(f"<function=f>\n{block}</function>", {"f": KINDS}) or []
+    expected = {"text": "12", "maybe": None, "flag": True, "list": [1, 2], "unknown": 3, "other": "a\nb"}
+    assert json.loads(call.arguments) == expected
 
 
 def scanned(form: Form, pieces: list[str], most: int | None = None) -> list[Any]:
@@ -157,6 +249,7 @@ def scanned(form: Form, pieces: list[str], most: int | None = None) -> list[Any]
 def test_families_are_told_from_their_templates() -> None:
     assert {name: form_of(text).name for name, text in TEMPLATES.items()} == {name: name for name in TEMPLATES}  # type: ignore[union-attr]
     assert set(TEMPLATES) == set(FORM)
+    assert form_of(HARMONY_TEMPLATE) is HARMONY
     for other in ("llama2", "qwen2", "deepseek", "gemma", "phi"):
         assert form_of(FAMILIES[other]) is None
 
@@ -215,10 +308,12 @@ def test_little_is_looked_at_again() -> None:
 
 def tokenizer_for(form: Form, special: bool, template: str | None = None) -> Tokenizer:
     fast = byte_level()
-    for mark in form.marks:
+    for mark in MARKS if form.channels else form.marks:
         fast.add_tokens([AddedToken(mark, normalized=False, special=special)])
     named = {"bos_token": "<s>", "eos_token": "</s>"}
-    return Tokenizer(fast, special_tokens=named, chat_templates={"default": template or TEMPLATES[form.name]})
+    return Tokenizer(
+        fast, special_tokens=named, chat_templates={"default": template or TEMPLATES.get(form.name, HARMONY_TEMPLATE)}
+    )
 
 
 @pytest.mark.parametrize("name", sorted(FORM))
@@ -266,6 +361,100 @@ def test_what_cannot_be_forced_is_named() -> None:
         )
 
 
+# In channels
+
+ANALYSIS = "<|channel|>analysis<|message|>Hm, rain.<|end|>"
+ASSISTANT = "<|start|>assistant"
+CALL = f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{ARGS}<|call|>"
+CHANNELS: list[tuple[str, str, list[Any]]] = [  # what is written, thoughts, texts and calls
+    (f"{ANALYSIS}{ASSISTANT}<|channel|>final<|message|>It rains.<|return|>", "Hm, rain.", ["It rains."]),
+    (f"{ANALYSIS}{ASSISTANT}{CALL}", "Hm, rain.", [RAIN]),
+    (CALL.removesuffix("<|call|>"), "", [RAIN]),
+    (f" to=functions.weather<|channel|>commentary json<|message|>{ARGS}", "", [RAIN]),
+    (
+        f"<|channel|>commentary<|message|>I look.<|end|>{ASSISTANT} to=functions.now<|channel|>commentary<|message|>"
+        "{}",
+        "",
+        ["I look.", NOW],
+    ),
+    ("<|channel|>final<|message|>", "", []),
+    ("<|channel|>analysis to=python<|message|>1 + 1", "1 + 1", []),
+    ("It just says so.", "", ["It just says so."]),
+    ("assistants", "", ["assistants"]),
+    ("to=nobody " + "x" * 600, "", ["to=nobody " + "x" * 600]),
+    ("<|channel|>final<|message|>a < b <|en", "", ["a < b <|en"]),
+    ("<|channel|>commentary to=functions.now<|message|>no JSON<|call|>", "", ["no JSON"]),
+]
+
+
+def in_channels(pieces: list[str], calls: bool = True) -> tuple[str, list[Any]]:
+    reader = Channels(calls)
+    seen = [*(reader.push(piece) for piece in pieces), reader.finish()]
+    found: list[Any] = []
+    for part in (part for _, parts in seen for part in parts):
+        if isinstance(part, str) and found and isinstance(found[-1], str):
+            found[-1] += part
+        else:
+            found.append(part)
+    return "".join(thought for thought, _ in seen), found
+
+
+def test_channels_are_taken_apart_however_they_are_cut() -> None:
+    for text, thoughts, expected in CHANNELS:
+        for size in (max(len(text), 1), 1, 2, 3, 7):
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            assert in_channels(pieces) == (thoughts, expected), text
+    assert in_channels([CALL], calls=False) == (ARGS, [])  # nobody offered a tool: it is no answer to the user
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    some.lists(some.sampled_from([*MARKS, "analysis", "final", " to=functions.a", "{}", "a", " ", "<|"])), some.data()
+)
+def test_any_text_in_channels_in_any_pieces_is_the_same(letters: list[str], data: Any) -> None:
+    text = "".join(letters)
+    cuts = sorted(data.draw(some.lists(some.integers(0, len(text)), max_size=6)))
+    pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert in_channels(pieces) == in_channels([text])
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_channels_over_http(special: bool) -> None:
+    says = Says("harmony", special)
+    for text, thoughts, expected in CHANNELS[:5]:
+        text = text.removesuffix("<|return|>").removesuffix("<|call|>")
+        (choice,) = says.ask(text).json()["choices"]
+        message = choice["message"]
+        assert (message.get("reasoning_content") or "") == thoughts
+        assert (message["content"] or "") == "".join(part for part in expected if isinstance(part, str))
+        found = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
+        assert found == [(call.name, call.arguments) for call in expected if isinstance(call, Call)]
+        assert choice["finish_reason"] == ("tool_calls" if found else "stop")
+    (choice,) = says.ask(CHANNELS[0][0].removesuffix("<|return|>"), tools=None).json()["choices"]
+    assert choice["message"]["content"] == "It rains." and choice["message"]["reasoning_content"] == "Hm, rain."
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_forms_of_answers_in_channels(special: bool) -> None:
+    """Under a grammar a model may think, and then writes what is asked for into the right channel."""
+    tokenizer = tokenizer_for(HARMONY, special)
+    llm = LLM(FakeModel(tokenizer.vocab_size, noise(tokenizer.vocab_size), context=2000), tokenizer)
+    http = client(serving(llm))
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    for seed in range(3):
+        body = {"messages": ASK, "temperature": 1, "seed": seed, "max_tokens": 1500, "logit_bias": {}}
+        reply = http.post("/v1/chat/completions", json={**body, "response_format": form}).json()
+        if reply["choices"][0]["finish_reason"] == "stop":
+            assert json.loads(reply["choices"][0]["message"]["content"])["a"] in (1, 2)
+        reply = http.post("/v1/chat/completions", json={**body, "tools": FUNCTIONS, "tool_choice": "required"}).json()
+        if reply["choices"][0]["finish_reason"] != "length":
+            assert reply["choices"][0]["message"]["tool_calls"][0]["function"]["name"] in ("weather", "now")
+    gbnf = {"messages": ASK, "guided_grammar": 'root ::= "a"'}
+    reply = http.post("/v1/chat/completions", json=gbnf)
+    assert reply.status_code == 400 and "GBNF" in reply.json()["error"]["message"]
+
+
 # Over HTTP
 
 FUNCTIONS = [
@@ -288,7 +477,7 @@ class Says:
     """A server of a model that says one text, with its template's marks as special tokens."""
 
     def __init__(self, name: str, special: bool = True, template: str | None = None) -> None:
-        self.tokenizer = tokenizer_for(FORM[name], special, template)
+        self.tokenizer = tokenizer_for(FORM.get(name, HARMONY), special, template)
         self.model = FakeModel(self.tokenizer.vocab_size, noise(self.tokenizer.vocab_size), context=4000)
         self.http = client(serving(LLM(self.model, self.tokenizer, prefix_cache=False)))
         self.prompts: list[str] = []

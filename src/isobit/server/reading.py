@@ -12,7 +12,8 @@ from isobit.engine.answer import Piece
 from isobit.engine.grammar import Grammar
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
-from isobit.server import reasoning
+from isobit.server import channels, reasoning
+from isobit.server.channels import Channels
 from isobit.server.errors import wrong
 from isobit.server.reasoning import Marks, Splitter
 from isobit.server.tools.asked import Asked
@@ -34,6 +35,7 @@ class Shape:
         open: whether the prompt has begun that.
         tools: that may be called.
         kept: special tokens that are marks.
+        channels: whether thoughts, texts and calls are in channels.
     """
 
     grammar: Grammar | None = None
@@ -41,6 +43,7 @@ class Shape:
     open: bool = False
     tools: Asked = field(default_factory=Asked)
     kept: tuple[int, ...] = ()
+    channels: bool = False
 
     def reader(self) -> Reader:
         """What takes one of the answers apart."""
@@ -60,7 +63,8 @@ def shape_of(tokenizer: Tokenizer, prompt: Sequence[int], grammar: Grammar | Non
         Refusal: a call is to be forced and the tool's schema cannot be enforced, or an answer of another form is asked
             for, too.
     """
-    marks = reasoning.marks_of(tokenizer.chat_templates)
+    in_channels = channels.used_by(tokenizer.chat_templates)
+    marks = None if in_channels else reasoning.marks_of(tokenizer.chat_templates)
     open = marks is not None and reasoning.opened(tokenizer.decode(prompt[-_ENDING:], skip_special=False), marks)
     if tools.form is not None and tools.forced:
         if grammar is not None:
@@ -74,9 +78,19 @@ def shape_of(tokenizer: Tokenizer, prompt: Sequence[int], grammar: Grammar | Non
             raise wrong(f"tools: {error}", "tools") from None
     if grammar is not None and marks is not None:
         grammar = replace(grammar, after=reasoning.section(tokenizer, marks, open))
+    if grammar is not None and in_channels:
+        grammar = _in_channels(grammar, tokenizer)
     written = {*(() if tools.form is None else tools.form.marks), *(() if marks is None else (marks.begin, marks.end))}
+    written |= {*channels.MARKS} if in_channels else set()
     kept = tuple(id for id, text in tokenizer.added() if text in written and tokenizer.is_special(id))
-    return Shape(grammar, marks, open, tools, kept)
+    return Shape(grammar, marks, open, tools, kept, in_channels)
+
+
+def _in_channels(grammar: Grammar, tokenizer: Tokenizer) -> Grammar:
+    try:
+        return channels.grammar_of(grammar, tokenizer)
+    except UsageError as error:
+        raise wrong(str(error), "grammar") from None
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,8 @@ class Reader:
         form = shape.tools.form
         self._splitter = Splitter(shape.marks, shape.open, "" if form is None else form.interrupts)
         most = None if shape.tools.many else 1
-        self._scanner = None if form is None else Scanner(form, shape.tools.schemas, most)
+        self._scanner = None if form is None or form.channels else Scanner(form, shape.tools.schemas, most)
+        self._channels = Channels(form is not None, most) if shape.channels else None
         self._short = form is not None and form.short
         self._thoughts: list[str] = []
         self._texts: list[str] = []
@@ -134,19 +149,28 @@ class Reader:
 
     def see(self, piece: Piece) -> News:
         """The next piece of the answer, its last one included."""
-        was = self._splitter.thinking
-        thought, text = self._splitter.push(piece.text)
-        if was or self._splitter.thinking:
+        split = self._splitter if self._channels is None else self._channels
+        was = split.thinking
+        thought, parts = self._in_parts(piece.text, piece.completion is not None)
+        if was or split.thinking:
             self.reasoning_tokens += len(piece.token_ids)
-        if piece.completion is not None:
-            more, rest = self._splitter.finish()
-            thought, text = thought + more, text + rest
-        parts = self._parts(text, piece.completion is not None)
         said = "".join(part for part in parts if isinstance(part, str))
         calls = tuple(self._called(part) for part in parts if isinstance(part, Call))
         self._thoughts.append(thought)
         self._texts.append(said)
         return News(thought, said, calls)
+
+    def _in_parts(self, text: str, last: bool) -> tuple[str, Iterable[str | Call]]:
+        """What of further text is thought, and what is said and called."""
+        if self._channels is not None:
+            thought, parts = self._channels.push(text)
+            more, rest = self._channels.finish() if last else ("", [])
+            return thought + more, [*parts, *rest]
+        thought, text = self._splitter.push(text)
+        if last:
+            more, behind = self._splitter.finish()
+            thought, text = thought + more, text + behind
+        return thought, self._parts(text, last)
 
     def _parts(self, text: str, last: bool) -> Iterable[str | Call]:
         if self._scanner is None:

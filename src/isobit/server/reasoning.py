@@ -18,7 +18,12 @@ class Marks:
 
 
 # The first whose end a chat template contains.
-KINDS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"), Marks("<seed:think>", "</seed:think>"))
+KINDS = (
+    Marks("<think>", "</think>"),
+    Marks("[THINK]", "[/THINK]"),
+    Marks("<seed:think>", "</seed:think>"),
+    Marks("<|START_THINKING|>", "<|END_THINKING|>"),
+)
 _MOST_SPACES = 64  # in front of the mark that begins it
 
 

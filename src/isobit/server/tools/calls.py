@@ -76,7 +76,7 @@ def _of_object(value: Any) -> Call | None:
     if isinstance(value.get("function"), dict):
         value = value["function"]
     arguments: Any = next((value[key] for key in ("arguments", "parameters") if key in value), {})
-    return made(value.get("name"), arguments)
+    return made(value.get("name", value.get("tool_name")), arguments)
 
 
 def _all(calls: Iterator[Call | None]) -> Calls:
@@ -140,9 +140,51 @@ def glm(block: str, tools: Tools) -> Calls:
     return _all(iter([made(name, found)]))
 
 
+_FUNCTION = re.compile(r"\s*(?:<function=)?([^<>\n]{1,300})>(.*?)(?:</function>\s*|\Z)", re.DOTALL)
+_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
+_INVOKE = re.compile(r'\s*<invoke name="?([^"<>\n]{1,300})"?>(.*?)</invoke>\s*', re.DOTALL)
+_NAMED = re.compile(r'\s*<parameter name="?([^"<>\n]+)"?>(.*?)</parameter>', re.DOTALL)
+
+
+def functions(block: str, tools: Tools) -> Calls:
+    """``<function=name><parameter=key>value</parameter></function>``, one or more; the first mark may be missing."""
+    return _tagged(block, tools, _FUNCTION, _PARAMETER)
+
+
+def invokes(block: str, tools: Tools) -> Calls:
+    """``<invoke name="name"><parameter name="key">value</parameter></invoke>``, one or more."""
+    return _tagged(block, tools, _INVOKE, _NAMED)
+
+
+def _tagged(block: str, tools: Tools, call: re.Pattern[str], parameter: re.Pattern[str]) -> Calls:
+    found: list[Call | None] = []
+    at = 0
+    while at < len(block) and len(found) <= MOST_CALLS:
+        hit = call.match(block, at)
+        if hit is None:
+            return None
+        found.append(_of_tags(hit[1].strip(), hit[2], tools, parameter))
+        at = hit.end()
+    return _all(iter(found))
+
+
+def _of_tags(name: str, body: str, tools: Tools, parameter: re.Pattern[str]) -> Call | None:
+    properties = tools.get(name, {}).get("properties")
+    found: dict[str, Any] = {}
+    at = 0
+    while (hit := parameter.match(body, at)) is not None:
+        key, text = hit[1].strip(), hit[2].removeprefix("\n").removesuffix("\n")
+        found[key] = _value(text, properties.get(key) if isinstance(properties, dict) else None)
+        at = hit.end()
+    return made(name, found) if not body[at:].strip() else None
+
+
 def _value(text: str, about: Any) -> Any:
     kind = about.get("type") if isinstance(about, dict) else None
-    if kind == "string":
-        return text
+    kinds = kind if isinstance(kind, list) else [kind]
+    if "string" in kinds:
+        return None if text == "null" and "null" in kinds else text
     read = values(text)
+    if read is None and "boolean" in kinds and text.strip() in ("True", "False"):  # as Python writes them
+        return text.strip() == "True"
     return read[0] if read is not None and len(read) == 1 else text

@@ -33,6 +33,7 @@ def forced(form: Form, tokenizer: Tokenizer, tools: Tools, *, many: bool) -> Gra
     writer = _Writer(tokenizer)
     before, behind = (writer.template(part) for part in AROUND.get(form.name, ("", "")))
     between = writer.template(form.between)
+    many = many and not form.channels
     again = f"({between} call){{0,{MOST - 1}}}" if many else ""
     rules = [f"start: {before} call {again} {behind}"]
     rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(tools))))
@@ -69,14 +70,14 @@ class _Writer:
         """The rules of calls of one tool."""
         called = f"the parameters of the tool {name!r}"
         if "{pairs}" in form.call:
-            pairs, rules = self._pairs(number, schema, called)
+            pairs, rules = self._pairs(form, number, schema, called)
             return [f"call_{number}: " + self.template(form.call, name=quoted(name), pairs=pairs), *rules]
         arguments = laid_out({"type": "object", **schema}, called)
         holes = {"name": quoted(name), "arguments": f"args_{number}", "number": "/[0-9]{1,3}/"}
         rule = f"call_{number}: " + self.template(form.call, **holes)
         return [rule, f"args_{number}: %json {json.dumps(arguments)}"]
 
-    def _pairs(self, number: int, schema: Mapping[str, Any], called: str) -> tuple[str, list[str]]:
+    def _pairs(self, form: Form, number: int, schema: Mapping[str, Any], called: str) -> tuple[str, list[str]]:
         """Keys and values, each behind the mark of its kind: texts as they are, others as JSON."""
         whole = {"type": "object", **schema}
         laid_out(whole, called)  # names all that cannot be enforced anywhere
@@ -87,8 +88,8 @@ class _Writer:
         rules: list[str] = []
         for place, (key, about) in enumerate(properties.items()):
             value = f"value_{number}_{place}"
-            pair = self.template("«<arg_key>»{name}«</arg_key>»\n«<arg_value>»", name=quoted(key))
-            pair += f" {value} " + self.template("«</arg_value>»\n")
+            before, behind = form.pair
+            pair = self.template(before, name=quoted(key)) + f" {value} " + self.template(behind)
             written.append(pair if key in required else f"({pair})?")
             rules.append(f"{value}: " + _value(about, whole, f"{called}, {key!r},"))
         return " ".join(written), rules

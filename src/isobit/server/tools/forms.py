@@ -27,6 +27,8 @@ class Form:
         between: what is written between calls.
         interrupts: the mark that ends what a model thinks, too: some stop thinking to call a tool.
         short: whether ids of calls have 9 letters and digits, and nothing else.
+        pair: of a call with ``{pairs}`` in it: what stands before and behind each value, with ``{name}`` for its key.
+        channels: whether answers are in channels, of which :mod:`isobit.server.channels` takes calls.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Form:
     inner: tuple[str, ...] = ()
     interrupts: str = ""
     short: bool = False
+    pair: tuple[str, str] = ("", "")
+    channels: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -61,12 +65,44 @@ FORMS = (
         parse=calls.glm,
         inner=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
         call="«<tool_call>»{name}\n{pairs}«</tool_call>»",
+        pair=("«<arg_key>»{name}«</arg_key>»\n«<arg_value>»", "«</arg_value>»\n"),
+        between="\n",
+    ),
+    Form(
+        "qwen3-coder",
+        signs=("<tool_call>", "<function=", "<parameter="),
+        without=("<seed:tool_call>",),
+        begin=("<tool_call>", "<function="),  # the first is left out now and then
+        end="</tool_call>",
+        parse=calls.functions,
+        call="«<tool_call>»\n«<function=»{name}>\n{pairs}</function>\n«</tool_call>»",
+        pair=("<parameter={name}>\n", "\n</parameter>\n"),
+        between="\n",
+    ),
+    Form(
+        "seed",
+        signs=("<seed:tool_call>",),
+        begin=("<seed:tool_call>",),
+        end="</seed:tool_call>",
+        parse=calls.functions,
+        call="«<seed:tool_call>»\n<function={name}>\n{pairs}</function>\n«</seed:tool_call>»",
+        pair=("<parameter={name}>", "</parameter>\n"),
+        between="\n",
+    ),
+    Form(
+        "minimax-m2",
+        signs=("<minimax:tool_call>", "<invoke"),
+        begin=("<minimax:tool_call>",),
+        end="</minimax:tool_call>",
+        parse=calls.invokes,
+        call='«<minimax:tool_call>»\n<invoke name="{name}">\n{pairs}</invoke>\n«</minimax:tool_call>»',
+        pair=('<parameter name="{name}">', "</parameter>\n"),
         between="\n",
     ),
     Form(
         "hermes",
         signs=("<tool_call>",),
-        without=("<arg_key>", "<function="),
+        without=("<arg_key>", "<function=", "<minimax:tool_call>"),
         begin=("<tool_call>",),
         end="</tool_call>",
         parse=calls.objects,
@@ -128,6 +164,34 @@ FORMS = (
         short=True,
     ),
     Form(
+        "cohere",
+        signs=("<|START_ACTION|>",),
+        begin=("<|START_ACTION|>",),
+        end="<|END_ACTION|>",
+        parse=calls.objects,
+        call='{"tool_call_id": "{number}", "tool_name": "{name}", "parameters": {arguments}}',
+        between=",\n",
+    ),
+    Form(
+        "phi4",
+        signs=("<|tool_call|>", "<|/tool_call|>"),
+        begin=("<|tool_call|>",),
+        end="<|/tool_call|>",
+        parse=calls.objects,
+        call='{"name": "{name}", "arguments": {arguments}}',
+        between=", ",
+    ),
+    Form(
+        "granite",
+        signs=("<|tool_call|>",),
+        without=("<|/tool_call|>",),
+        begin=("<|tool_call|>", "<tool_call>"),
+        end="",
+        parse=calls.objects,
+        call='{"name": "{name}", "arguments": {arguments}}',
+        between=", ",
+    ),
+    Form(
         "llama3",
         signs=("<|start_header_id|>", "ipython"),
         begin=("<|python_tag|>",),
@@ -144,14 +208,27 @@ AROUND = {
     "deepseek-v3": ("«<｜tool▁calls▁begin｜>»", "«<｜tool▁calls▁end｜>»"),
     "deepseek-v3.1": ("«<｜tool▁calls▁begin｜>»", "«<｜tool▁calls▁end｜>»"),
     "mistral": ("«[TOOL_CALLS]»[", "]"),
+    "cohere": ("«<|START_ACTION|>»[\n", "\n]«<|END_ACTION|>»"),
+    "phi4": ("«<|tool_call|>»[", "]«<|/tool_call|>»"),
+    "granite": ("«<|tool_call|>»[", "]"),
 }
+# gpt-oss calls no two at once: an answer ends with its call.
+HARMONY = Form(
+    "harmony",
+    signs=("<|channel|>", "<|message|>"),
+    begin=(),
+    end="",
+    parse=calls.objects,
+    call="«<|channel|>»commentary to=functions.{name} «<|constrain|>»json«<|message|>»{arguments}«<|call|>»",
+    channels=True,
+)
 
 
 def form_of(template: str) -> Form | None:
     """The form of a chat template; None where no row knows it, or it takes no tools."""
     if "tools" not in template:
         return None
-    for form in FORMS:
+    for form in (*FORMS, HARMONY):
         if all(sign in template for sign in form.signs) and not any(sign in template for sign in form.without):
             return form
     return None
