@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isobit.media.values import Clip, Kind, Medium, Picture, Sound
 
-__all__ = ["Clip", "Kind", "Medium", "MediaPrompt", "Picture", "Piece", "Placed", "Sound", "Tower"]
+__all__ = ["Clip", "Hearing", "Kind", "Medium", "MediaPrompt", "Picture", "Piece", "Placed", "Sound", "Tower"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,23 @@ class MediaPrompt:
     def shift(self) -> int:
         """What is added to the place of a token of the answer to get its position."""
         return 0 if self.following is None else self.following - len(self.ids)
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What a tower that hears is asked for when a sound is to be written down; its ``hearing``, where it can.
+
+    Attributes:
+        instruction: of the request, behind the sound.
+        longest: seconds of one sound.
+        rate: samples a second that it hears.
+        tokens: of a second of sound.
+    """
+
+    instruction: str
+    longest: float
+    rate: int
+    tokens: float
 
 
 class Tower(Protocol):
