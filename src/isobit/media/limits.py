@@ -18,7 +18,8 @@ class Limits:
         bytes: of one file.
         pixels: of one picture, or of all frames of a clip together.
         frames: of one clip.
-        seconds: of one sound or clip.
+        seconds: of one sound or clip; of a sound of more than 48,000 samples a second, as many samples as of one of
+            48,000.
         count: of media in one prompt.
 
     Raises:
@@ -28,7 +29,7 @@ class Limits:
     bytes: int = 32 << 20
     pixels: int = 64 << 20
     frames: int = 512
-    seconds: float = 1800.0
+    seconds: float = 600.0
     count: int = 32
 
     def __post_init__(self) -> None:
