@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isobit import arguments
 from isobit.errors import UsageError
 
+COUNTED = 48_000  # samples a second that the limit on seconds is made for
 MOST_PIXELS = 178_956_970  # beyond them Pillow itself refuses, whatever it is told
 
 
@@ -31,6 +32,11 @@ class Limits:
     frames: int = 512
     seconds: float = 600.0
     count: int = 32
+
+    @property
+    def samples(self) -> int:
+        """Of one sound, at most."""
+        return int(self.seconds * COUNTED)
 
     def __post_init__(self) -> None:
         arguments.whole("bytes", self.bytes, 1)

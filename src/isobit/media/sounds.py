@@ -20,7 +20,6 @@ NAMES = "WAV, FLAC, OGG (Vorbis, Opus), MP3"
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 RATES = (1000, 384_000)  # samples a second
 CHANNELS = 64
-_COUNTED = 48_000  # samples a second that the limit on seconds is made for
 _BLOCK = 1 << 18  # samples of all channels that are decoded at once
 
 
@@ -48,7 +47,7 @@ def sound(data: bytes, limits: Limits = LIMITS, *, name: str = "the sound") -> S
             raise UsageError(f"{name} has {rate} samples a second; {RATES[0]} to {RATES[1]} can be read")
         if not 1 <= channels <= CHANNELS:
             raise UsageError(f"{name} has {channels} channels; 1 to {CHANNELS} can be read")
-        most = int(limits.seconds * min(rate, _COUNTED))
+        most = min(int(limits.seconds * rate), limits.samples)
         if file.frames > most and file.format != "MP3":  # what MP3 says of its length is an estimate
             raise UsageError(f"{name} lasts {file.frames / rate:.1f} seconds; the limit is {most / rate:g}")
         samples = _mono(file, channels, most)
