@@ -51,8 +51,7 @@ async def _ids(serving: Serving, body: TokenizeRequest) -> list[int]:
     """Special tokens written in a text become those tokens; in messages they do not."""
     if body.messages is not None:
         opens = body.add_generation_prompt is not False
-        prompt = await prompt_of(serving, body.messages, variables=body.chat_template_kwargs, opens=opens)
-        return list(prompt.ids)
+        return await prompt_of(serving, body.messages, variables=body.chat_template_kwargs, opens=opens)
     text = body.prompt if body.prompt is not None else body.content
     if text is None:
         raise wrong("prompt is missing: a text; or messages", "prompt")
