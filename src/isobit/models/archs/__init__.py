@@ -99,6 +99,11 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     return replace(model, notes=(*notes, *model.notes)) if notes else model
 
 
+def is_within(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` that :func:`model_config` reads is of a model that also sees or hears."""
+    return _architecture(config) in WITHIN
+
+
 def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
     """What it means that model_type names another family than architectures does."""
     named = fields.raw("model_type")
