@@ -143,6 +143,20 @@ def test_prompts_come_and_go_at_any_time(model: Decoder, tokenizer: Tokenizer, a
     assert llm.engine.pool.free == llm.engine.pool.count
 
 
+def test_streams_beside_each_other(model: Decoder, tokenizer: Tokenizer, alone: list[object]) -> None:
+    llm = LLM(model, tokenizer, sequences=4)
+    prompts = prompts_for(model)
+    texts, found = [""] * len(prompts), {}
+    for place, piece in llm.stream_all(prompts, params_for(len(prompts))):
+        texts[place] += piece.text
+        if piece.completion is not None:
+            assert piece.completion.text == texts[place]
+            found[place] = essence(piece.completion)
+    assert [found[place] for place in range(len(prompts))] == alone
+    with pytest.raises(ValueError):
+        llm.stream_all(prompts, [None])
+
+
 def test_streams_in_turns_and_threads(model: Decoder, tokenizer: Tokenizer, alone: list[object]) -> None:
     llm = LLM(model, tokenizer, sequences=4)
     prompts = prompts_for(model)
@@ -356,5 +370,8 @@ def test_a_stream_that_nobody_reads_on_gives_its_blocks_back(tokenizer: Tokenize
     pieces.close()  # type: ignore[attr-defined]
     never_begun = llm.stream([1, 2, 3], SamplingParams(max_tokens=50))
     del never_begun
+    several = llm.stream_all([[1, 2, 3], [4, 5]], [SamplingParams(max_tokens=50)] * 2)
+    next(several)
+    several.close()  # type: ignore[attr-defined]
     llm.step()
     assert not llm.unfinished and llm.engine.pool.free == llm.engine.pool.count

@@ -173,7 +173,10 @@ def test_what_is_cut_short_is_incomplete(model: Model) -> None:
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "messages"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
+            "input[0].content[0]",
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"input": [{"type": "reasoning", "content": 3}]}, "input"),
         ({"input": [{"role": "user", "content": 3}]}, "input"),
@@ -268,7 +271,8 @@ def test_stops_choices_and_thinking(model: Model) -> None:
     [
         ({"max_tokens": None}, "max_tokens is missing"),
         ({"messages": []}, "messages is empty"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "'image' is not served"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "content[0].source must"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document' is not served"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "must be user or assistant"),
         ({"messages": [{"role": "user", "content": [3]}]}, "is not served"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "bash_20250124"),

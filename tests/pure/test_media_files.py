@@ -194,6 +194,10 @@ def test_pictures_are_a_clip() -> None:
     found = clip(frames, rate=2)
     assert isinstance(found, Clip) and found.rate == 2.0
     assert np.array_equal(found.frames, np.stack([frame.pixels for frame in frames]))
+    files = [saved(Image.fromarray(frame.pixels), "PNG") for frame in frames]
+    assert np.array_equal(clip(files, rate=2).frames, found.frames)
+    with pytest.raises(UsageError, match="frame 2 of the video is no image"):
+        clip([files[0], b"x", files[2]])
     for wrong, limits, rate, said in (
         ([], Limits(), 1.0, "no frames"),
         ([*frames, Picture(colours(3, 3))], Limits(), 1.0, "differ in size"),
@@ -292,6 +296,13 @@ def test_seconds_have_a_limit(form: str) -> None:
     assert len(sound(data, Limits(seconds=2.5)).samples) >= 32000
     with pytest.raises(UsageError, match="lasts .*1.5"):
         sound(data, Limits(seconds=1.5))
+
+
+def test_samples_have_a_limit_with_them() -> None:
+    data = wave(1.0, 96_000)
+    assert len(sound(data, Limits(seconds=2.0)).samples) == 96_000
+    with pytest.raises(UsageError, match="lasts 1.0 seconds; the limit is 0.9"):
+        sound(data, Limits(seconds=1.8))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from isobit.cli.sampling_options import add_model_argument
 from isobit.errors import CheckpointWarning, Unsupported, UsageError, printable
 
 if TYPE_CHECKING:
+    from isobit.media import Limits
     from isobit.server.settings import Settings
 
 KEY = "ISOBIT_API_KEY"
@@ -60,7 +62,37 @@ def register(subparsers: Any) -> None:
     size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
     size.add_argument("--max-body", type=int, default=32 << 20, metavar="BYTES", help="of a request (default: 32 MiB)")
     size.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers when it ends (30)")
+    add_media_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_media_options(parser: argparse.ArgumentParser) -> None:
+    """--media-...: what pictures, videos and sounds may cost. Defaults are those of isobit.media.Limits."""
+    group = parser.add_argument_group(
+        "pictures, videos and sounds", "What they may cost; docs/media.md has the formats."
+    )
+    group.add_argument("--media-bytes", type=int, metavar="N", help="of one file (default: 32 MiB)")
+    group.add_argument(
+        "--media-pixels", type=int, metavar="N", help="of one picture, or all frames of a video (default: 67,108,864)"
+    )
+    group.add_argument("--media-frames", type=int, metavar="N", help="of one video (default: 512)")
+    group.add_argument("--media-seconds", type=float, metavar="S", help="of one video or sound (default: 600)")
+    group.add_argument("--media-count", type=int, metavar="N", help="of them in one request (default: 32)")
+
+
+def media_limits(args: argparse.Namespace) -> Limits:
+    """What the options say.
+
+    Raises:
+        UsageError: a value cannot be used.
+    """
+    from isobit.media import Limits
+
+    names = {field.name: getattr(args, f"media_{field.name}") for field in fields(Limits)}
+    try:
+        return Limits(**{name: value for name, value in names.items() if value is not None})
+    except UsageError as error:
+        raise UsageError(f"--media-{error}") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,7 +148,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         UsageError: a value cannot be used, or other machines could ask without a key.
     """
     from isobit import api, arguments
-    from isobit.server.settings import Limits, Settings
+    from isobit.server import settings
 
     arguments.whole("--port", args.port, 0, 65535)
     arguments.whole("--sequences", args.sequences, 1, api.MOST_SEQUENCES)
@@ -132,12 +164,13 @@ def read_settings(args: argparse.Namespace) -> Settings:
         )
     own = {"localhost", "127.0.0.1", "::1", args.host.lower(), *(name.lower() for name in args.allow_host)}
     anybody = (bool(keys) or args.insecure) and not args.allow_host and args.host not in LOOPBACK
-    return Settings(
+    return settings.Settings(
         names=tuple(args.name) or (api.default_name(args.model),),
         keys=keys,
         hosts=None if anybody else frozenset(own),
         origins=frozenset(args.allow_origin),
-        limits=Limits(waiting=args.max_waiting, body=args.max_body),
+        limits=settings.Limits(waiting=args.max_waiting, body=args.max_body),
+        media=media_limits(args),
         drain=args.drain,
     )
 

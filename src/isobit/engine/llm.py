@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing
 from functools import partial
 
 from torch import Tensor
@@ -242,22 +242,39 @@ class LLM:
 
         The model works while a piece is asked for. Closing the iterator ends the answer.
         """
-        return self._pieces(self._prepared(prompt, params, constraint), priority)
+        return self._alone(self._prepared(prompt, params, constraint), priority)
 
-    def _pieces(self, answer: Answer, priority: int) -> Iterator[Piece]:
-        came: deque[Piece] = deque()
-        id = self._begin(answer, came.append, priority)
+    def stream_all(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], *, priority: int = 0
+    ) -> Iterator[tuple[int, Piece]]:
+        """Complete prompts beside each other: pieces as they come, each with the place of its prompt.
+
+        The error of one ends all. Closing the iterator ends the answers.
+        """
+        return self._pieces([self._prepared(*one) for one in zip(prompts, params, strict=True)], priority)
+
+    def _alone(self, answer: Answer, priority: int) -> Iterator[Piece]:
+        with closing(self._pieces([answer], priority)) as pieces:
+            for _, piece in pieces:
+                yield piece
+
+    def _pieces(self, answers: Sequence[Answer], priority: int) -> Generator[tuple[int, Piece]]:
+        came: deque[tuple[int, Piece]] = deque()
+        ids: list[int] = []
         try:
-            while True:
+            for place, answer in enumerate(answers):
+                ids.append(self._begin(answer, partial(_put, came, place), priority))
+            left = len(answers)
+            while left:
                 self._advance(lambda: bool(came))
-                piece = came.popleft()
+                place, piece = came.popleft()
                 if piece.error is not None:
                     raise piece.error
-                yield piece
-                if piece.completion is not None:
-                    return
+                left -= piece.completion is not None
+                yield place, piece
         finally:
-            self._drop(id)
+            for id in ids:
+                self._drop(id)
 
     async def stream_async(
         self,
@@ -497,3 +514,7 @@ class LLM:
 def _completion(piece: Piece) -> Completion:
     assert piece.completion is not None
     return piece.completion
+
+
+def _put(came: deque[tuple[int, Piece]], place: int, piece: Piece) -> None:
+    came.append((place, piece))

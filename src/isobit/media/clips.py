@@ -21,12 +21,12 @@ RATES = (0.001, 1000.0)
 
 
 def clip(
-    data: bytes | Sequence[Picture], limits: Limits = LIMITS, *, rate: float = 1.0, name: str = "the video"
+    data: bytes | Sequence[Picture | bytes], limits: Limits = LIMITS, *, rate: float = 1.0, name: str = "the video"
 ) -> Clip:
     """The frames of a video.
 
     Args:
-        data: a whole file, or the frames one by one.
+        data: a whole file, or the frames one by one: pictures, or files of them.
         limits: what it may cost.
         rate: frames a second of those that come one by one.
         name: what errors call it.
@@ -48,19 +48,24 @@ def is_video(data: bytes) -> bool:
     return data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3"
 
 
-def _of_pictures(frames: Sequence[Picture], limits: Limits, rate: float, name: str) -> Clip:
+def _of_pictures(frames: Sequence[Picture | bytes], limits: Limits, rate: float, name: str) -> Clip:
     if not frames:
         raise UsageError(f"{name} has no frames")
     if not RATES[0] <= rate <= RATES[1]:
         raise UsageError(f"{name} cannot have {rate:g} frames a second: use {RATES[0]:g} to {RATES[1]:g}")
-    sizes = {frame.pixels.shape for frame in frames}
-    if len(sizes) > 1:
-        told = ", ".join(sorted(f"{width} x {height}" for height, width, _ in sizes)[:4])
-        raise UsageError(f"the frames of {name} differ in size ({told}): make them all of one size")
-    height, width, _ = frames[0].pixels.shape
-    _require(len(frames), width, height, rate, limits, name)
+    _require(len(frames), 1, 1, rate, limits, name)
+    made: list[NDArray[np.uint8]] = []
+    for number, frame in enumerate(frames):
+        if not isinstance(frame, Picture):
+            frame = pictures.picture(bytes(frame), limits, name=f"frame {number + 1} of {name}")
+        made.append(frame.pixels)
+        height, width, _ = made[0].shape
+        _require(len(frames), width, height, rate, limits, name)
+        if made[-1].shape != made[0].shape:
+            other = f"{made[-1].shape[1]} x {made[-1].shape[0]}"
+            raise UsageError(f"the frames of {name} differ in size ({width} x {height}, {other}): make them alike")
     with shortages():
-        return Clip(np.stack([frame.pixels for frame in frames]), float(rate))
+        return Clip(np.stack(made), float(rate))
 
 
 def _require(count: int, width: int, height: int, rate: float, limits: Limits, name: str) -> None:

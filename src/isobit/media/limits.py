@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isobit import arguments
 from isobit.errors import UsageError
 
+COUNTED = 48_000  # samples a second that the limit on seconds is made for
 MOST_PIXELS = 178_956_970  # beyond them Pillow itself refuses, whatever it is told
 
 
@@ -18,7 +19,8 @@ class Limits:
         bytes: of one file.
         pixels: of one picture, or of all frames of a clip together.
         frames: of one clip.
-        seconds: of one sound or clip.
+        seconds: of one sound or clip; of a sound of more than 48,000 samples a second, as many samples as of one of
+            48,000.
         count: of media in one prompt.
 
     Raises:
@@ -28,8 +30,13 @@ class Limits:
     bytes: int = 32 << 20
     pixels: int = 64 << 20
     frames: int = 512
-    seconds: float = 1800.0
+    seconds: float = 600.0
     count: int = 32
+
+    @property
+    def samples(self) -> int:
+        """Of one sound, at most."""
+        return int(self.seconds * COUNTED)
 
     def __post_init__(self) -> None:
         arguments.whole("bytes", self.bytes, 1)

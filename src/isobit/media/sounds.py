@@ -47,12 +47,12 @@ def sound(data: bytes, limits: Limits = LIMITS, *, name: str = "the sound") -> S
             raise UsageError(f"{name} has {rate} samples a second; {RATES[0]} to {RATES[1]} can be read")
         if not 1 <= channels <= CHANNELS:
             raise UsageError(f"{name} has {channels} channels; 1 to {CHANNELS} can be read")
-        most = int(limits.seconds * rate)
+        most = min(int(limits.seconds * rate), limits.samples)
         if file.frames > most and file.format != "MP3":  # what MP3 says of its length is an estimate
-            raise UsageError(f"{name} lasts {file.frames / rate:.1f} seconds; the limit is {limits.seconds:g}")
+            raise UsageError(f"{name} lasts {file.frames / rate:.1f} seconds; the limit is {most / rate:g}")
         samples = _mono(file, channels, most)
         if len(samples) > most:
-            raise UsageError(f"{name} lasts more than {limits.seconds:g} seconds, which is the limit")
+            raise UsageError(f"{name} lasts more than {most / rate:g} seconds, which is the limit")
         if file.format == "FLAC" and len(samples) < file.frames:
             raise UsageError(f"{name} is cut off: it has {len(samples)} of {file.frames} samples")
     if not len(samples):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from isobit.server.errors import wrong
+from isobit.server.parts import Part
 from isobit.server.reading import Called, News
 from isobit.server.schema.chat import Message
 
@@ -39,7 +40,7 @@ def messages(given: list[dict[str, Any]], system: str | list[dict[str, Any]] | N
 
 def _turn(role: str, blocks: list[Any], where: str) -> Iterator[Message]:
     """A message's blocks: results of tools are messages of their own, before what else is said."""
-    said: list[str] = []
+    said: list[Part] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[Message] = []
@@ -47,7 +48,9 @@ def _turn(role: str, blocks: list[Any], where: str) -> Iterator[Message]:
         at = f"{where}.content[{place}]"
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "text":
-            said.append(_text(block, "text", at))
+            said.append(Part(at, {"type": "text", "text": _text(block, "text", at)}))
+        elif kind == "image":
+            said.append(_image(block, at))
         elif kind == "thinking":
             thoughts.append(_text(block, "thinking", at))
         elif kind == "redacted_thinking":
@@ -56,14 +59,38 @@ def _turn(role: str, blocks: list[Any], where: str) -> Iterator[Message]:
             calls.append(_use(block, at))
         elif kind == "tool_result" and role == "user":
             content = block.get("content") or ""
-            text = content if isinstance(content, str) else _texts(content, f"{at}.content")
-            results.append(Message("tool", text, tool_call_id=_text(block, "tool_use_id", at)))
+            result = content if isinstance(content, str) else _result(content, f"{at}.content")
+            results.append(Message("tool", result, tool_call_id=_text(block, "tool_use_id", at)))
         else:
             raise wrong(f"{at}: {str(kind)[:40]!r} is not served in a message of the {role}", "messages")
     yield from results
     if said or calls or thoughts or not results:
-        whole = "".join(said) if said or not calls else None
+        whole: Any = said if said else None if calls else ""
         yield Message(role, whole, tool_calls=calls or None, reasoning="\n".join(thoughts) or None)
+
+
+def _image(block: Mapping[str, Any], where: str) -> Part:
+    """As chats have it."""
+    source = block.get("source")
+    kind = source.get("type") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or kind not in ("base64", "url"):
+        raise wrong(f'{where}.source must be {{"type": "base64", "media_type": ..., "data": ...}}', where)
+    address = _text(source, "url", f"{where}.source") if kind == "url" else None
+    if address is None:
+        address = "data:" + str(source.get("media_type")) + ";base64," + _text(source, "data", f"{where}.source")
+    return Part(where, {"type": "image_url", "image_url": {"url": address}})
+
+
+def _result(blocks: Any, where: str) -> str | list[Any]:
+    """What a tool gave: its texts, a line each; with images a list."""
+    if not isinstance(blocks, list) or not any(isinstance(one, dict) and one.get("type") == "image" for one in blocks):
+        return _texts(blocks, where)
+    found: list[Any] = []
+    for place, block in enumerate(blocks):
+        at = f"{where}[{place}]"
+        image = isinstance(block, dict) and block.get("type") == "image"
+        found.append(_image(block, at) if image else Part(at, {"type": "text", "text": _texts([block], where)}))
+    return found
 
 
 def _texts(blocks: Any, where: str) -> str:
@@ -71,7 +98,7 @@ def _texts(blocks: Any, where: str) -> str:
         raise wrong(f"{where} must be a text or a list of blocks", "messages")
     for place, block in enumerate(blocks):
         if not isinstance(block, dict) or block.get("type") != "text":
-            raise wrong(f"{where}[{place}]: this model reads text only", "messages")
+            raise wrong(f"{where}[{place}] must be a text", "messages")
     return "\n".join(_text(block, "text", where) for block in blocks)
 
 

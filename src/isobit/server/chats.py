@@ -9,6 +9,8 @@ from typing import Any
 
 from isobit.engine.answer import Completion, Piece
 from isobit.engine.params import SamplingParams
+from isobit.engine.prepare import Prompt
+from isobit.models.media import MediaPrompt
 from isobit.server import sampling
 from isobit.server.conversation import prompt_of
 from isobit.server.errors import wrong
@@ -25,18 +27,26 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 @dataclass(frozen=True)
 class Job:
-    """A request that was read: the conversation as token ids, how each of its answers is chosen, and its form."""
+    """A request that was read: the conversation as a prompt, how each of its answers is chosen, and its form."""
 
-    prompt: tuple[int, ...]
+    prompt: MediaPrompt
     params: tuple[SamplingParams, ...]
     top: int | None
     priority: int
     shape: Shape = field(default_factory=Shape)
 
     @property
-    def ids(self) -> list[tuple[int, ...]]:
+    def prompts(self) -> list[Prompt]:
         """The prompt of every answer."""
-        return [self.prompt] * len(self.params)
+        prompt: Any = self.prompt if self.prompt.placed else self.prompt.ids
+        return [prompt] * len(self.params)
+
+    def count(self) -> Count:
+        """Of what it costs, before the first token of an answer."""
+        media: dict[str, int] = {}
+        for placed in self.prompt.placed:
+            media[placed.piece.kind] = media.get(placed.piece.kind, 0) + placed.piece.tokens
+        return Count(len(self.prompt.ids), media)
 
 
 @dataclass(frozen=True)
@@ -91,19 +101,19 @@ async def read_job(serving: Serving, body: ChatRequest) -> Job:
     prompt = await prompt_of(
         serving, body.messages, variables=_variables(body), tools=list(tools.listed) or None, opens=opens
     )
-    if not prompt:
+    if not prompt.ids:
         raise wrong("the conversation is empty: the model's chat template makes no text of it", "messages")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    serving.require_room(len(prompt), asked)
+    serving.require_room(len(prompt.ids), asked)
     most = asked or serving.tokenizer.defaults.max_tokens or serving.capacity
-    params = sampling.params(body, serving.tokenizer, min(most, serving.capacity - len(prompt)), logprobs=top)
-    shape = shape_of(serving.tokenizer, prompt, grammar, tools)
+    params = sampling.params(body, serving.tokenizer, min(most, serving.capacity - len(prompt.ids)), logprobs=top)
+    shape = shape_of(serving.tokenizer, prompt.ids, grammar, tools)
     if shape.kept:
         params = replace(params, kept_special=shape.kept)
     if shape.grammar is not None:  # what is wrong with it is told before anything is sent
         await serving.aside(serving.llm.constraint, shape.grammar)
     each = [sampling.seeded(params, seed) for seed in sampling.seeds(params.seed, n)]
-    return Job(tuple(prompt), tuple(each), top, body.priority or 0, shape)
+    return Job(prompt, tuple(each), top, body.priority or 0, shape)
 
 
 def _variables(body: ChatRequest) -> dict[str, Any]:
@@ -160,10 +170,10 @@ async def whole(
     serving: Serving, job: Job, hear: Callable[[Event], object] = lambda event: None
 ) -> tuple[list[Answered], Count]:
     """All answers, in their order, and what they cost; ``hear`` is called with every event."""
-    count = Count(len(job.prompt))
+    count = job.count()
     reading = _Reading(job, count)
     made = await serving.whole(
-        job.ids,
+        job.prompts,
         job.params,
         priority=job.priority,
         grammar=job.shape.grammar,
@@ -175,7 +185,7 @@ async def whole(
 async def follow(serving: Serving, job: Job, count: Count) -> AsyncGenerator[Event, None]:
     """The answers as they come; what they cost is counted before it is given out."""
     reading = _Reading(job, count)
-    every = serving.follow(job.ids, job.params, priority=job.priority, grammar=job.shape.grammar)
+    every = serving.follow(job.prompts, job.params, priority=job.priority, grammar=job.shape.grammar)
     async with aclosing(every) as pieces:
         async for place, piece in pieces:
             yield reading.see(place, piece)

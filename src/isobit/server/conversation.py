@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 
 from isobit.engine import conversation
+from isobit.models.media import MediaPrompt
+from isobit.server import parts
 from isobit.server.errors import wrong
+from isobit.server.parts import Given
 from isobit.server.schema.chat import ROLES, Message
 from isobit.server.serving import Serving
 
@@ -17,18 +20,21 @@ MOST_MESSAGES = 4096
 VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "reasoning_strategy", "thinking_budget"})
 
 
-def texts(message: Message, place: int) -> dict[str, Any]:
-    """A message as templates read it: the text of all its parts, and the role that models know.
+def read_message(message: Message, place: int, media: list[Given]) -> dict[str, Any]:
+    """A message as templates read it, and the role that models know.
+
+    Its content is the text of all its parts; where media are among them a list, in which ``{"type": "image"}`` and the
+    like stand for them. The media are added to ``media``.
 
     Raises:
-        Refusal: it has a part that is no text, or nothing in it.
+        Refusal: it has a part that is neither, or nothing in it.
     """
     where = f"messages[{place}]"
     if message.role not in ROLES:
         raise wrong(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {message.role!r}", "messages")
-    content = message.content
+    content: Any = message.content
     if isinstance(content, list):
-        content = "".join(_text(part, f"{where}.content[{number}]") for number, part in enumerate(content))
+        content = _content([parts.read(part, f"{where}.content[{n}]") for n, part in enumerate(content)], media)
     if content is None and message.role != "assistant":
         raise wrong(f"{where} has no content", "messages")
     found = {name: value for name, value in msgspec.structs.asdict(message).items() if value is not None}
@@ -36,6 +42,13 @@ def texts(message: Message, place: int) -> dict[str, Any]:
         found["tool_calls"] = [_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(message.tool_calls)]
     role = "system" if message.role == "developer" else message.role
     return found | {"role": role} | ({} if content is None else {"content": content})
+
+
+def _content(read: list[str | Given], media: list[Given]) -> str | list[dict[str, str]]:
+    if all(isinstance(part, str) for part in read):
+        return "".join(part for part in read if isinstance(part, str))
+    media += [part for part in read if isinstance(part, Given)]
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind} for part in read]
 
 
 def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -55,18 +68,6 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
     return kept | {"type": "function", "function": given | {"arguments": {} if arguments is None else arguments}}
 
 
-def _text(part: object, where: str) -> str:
-    if not isinstance(part, Mapping):  # routes of other interfaces hand lists on as they come
-        raise wrong(f"{where} must be an object", "messages")
-    kind = part.get("type", "text")
-    if kind not in ("text", "input_text", "output_text", "refusal"):
-        raise wrong(f"{where} is of type {str(kind)[:40]!r}; this model reads text only", "messages")
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if not isinstance(text, str):
-        raise wrong(f"{where}.text must be a text", "messages")
-    return text
-
-
 async def prompt_of(
     serving: Serving,
     messages: Sequence[Message],
@@ -74,8 +75,8 @@ async def prompt_of(
     variables: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     opens: bool = True,
-) -> list[int]:
-    """Token ids of a conversation.
+) -> MediaPrompt:
+    """A conversation as a prompt: its token ids, and the media in it.
 
     Args:
         messages: of the conversation.
@@ -84,8 +85,10 @@ async def prompt_of(
         opens: end with what opens the assistant's turn.
 
     Raises:
-        Refusal: a message cannot be read, the model has no template, or a variable may not be set.
+        Refusal: a message cannot be read, the model has no template or does not take such media, or a variable may not
+            be set.
         TemplateError: the template refuses these messages.
+        CapacityError: there is no memory for the media.
     """
     if not messages:
         raise wrong("messages is empty: a conversation has at least one", "messages")
@@ -100,11 +103,14 @@ async def prompt_of(
     template = serving.tokenizer.template_for(tools)
     if template is None:
         raise wrong("this model has no chat template: it goes on with texts (/v1/completions)", "messages")
-    read = [texts(message, place) for place, message in enumerate(messages)]
+    media: list[Given] = []
+    read = [read_message(message, place, media) for place, message in enumerate(messages)]
 
-    def rendered() -> list[int]:
+    def rendered(messages: Sequence[Mapping[str, Any]] = read) -> list[int]:
         return conversation.encode(
-            serving.tokenizer, template, read, tools=tools, add_generation_prompt=opens, **dict(variables or {})
+            serving.tokenizer, template, messages, tools=tools, add_generation_prompt=opens, **dict(variables or {})
         )
 
-    return await serving.aside(rendered)
+    if not media:
+        return MediaPrompt(tuple(await serving.aside(rendered)))
+    return await serving.media.prompt(media, read, rendered)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobit.server.errors import wrong
+from isobit.server.parts import Part
 from isobit.server.reading import Called, News
 from isobit.server.schema.chat import Message
 
@@ -37,6 +38,7 @@ def messages(given: str | list[dict[str, Any]] | None, instructions: str | None)
             content = item.get("content")
             if not isinstance(role, str) or not isinstance(content, str | list):
                 raise wrong(f"{where} needs a role and a content", "input")
+            content = _placed(content, f"{where}.content")
             found.append(Message(role, content, reasoning=_taken(thoughts) if role == "assistant" else None))
         elif kind == "function_call":
             call = _call(item, where)
@@ -49,10 +51,18 @@ def messages(given: str | list[dict[str, Any]] | None, instructions: str | None)
             output = item.get("output")
             if not isinstance(output, str | list):
                 raise wrong(f"{where}.output must be a text", "input")
+            output = _placed(output, f"{where}.output")
             found.append(Message("tool", output, tool_call_id=_text(item, "call_id", where)))
         else:
             raise wrong(f"{where} is of type {str(kind)[:40]!r}, which is not served", "input")
     return found
+
+
+def _placed(content: str | list[Any], where: str) -> str | list[Any]:
+    """The parts of an item, which know where they stood."""
+    if isinstance(content, str):
+        return content
+    return [Part(f"{where}[{n}]", part) if isinstance(part, dict) else part for n, part in enumerate(content)]
 
 
 def _taken(thoughts: list[str]) -> str | None:

@@ -66,6 +66,14 @@ class Metrics:
         self._generation = self._counter("generation_tokens", "Tokens of answers.")
         self.rejected = self._counter("admission_rejections", "Requests that found the queue full.")
         self.restarts = self._counter("engine_restarts", "Times that the engine was begun anew after a fault.")
+        self.media_refused = self._counter("media_refused", "Requests whose media could not be taken.")
+        self._media, self._media_tokens = (
+            Counter(f"isobit:{name}", help, ["model_name", "kind"], registry=self.registry)
+            for name, help in (
+                ("media", "Pictures, videos and sounds in prompts."),
+                ("media_tokens", "Tokens of prompts that stand for them."),
+            )
+        )
         self._success = Counter(
             "isobit:request_success",
             "Answers that came to an end, by why.",
@@ -88,6 +96,11 @@ class Metrics:
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         found = Histogram(f"isobit:{name}", help, ["model_name"], registry=self.registry, buckets=buckets)
         return found.labels(self._model)
+
+    def media(self, kind: str, tokens: int) -> None:
+        """A medium was prepared for a prompt."""
+        self._media.labels(self._model, kind).inc()
+        self._media_tokens.labels(self._model, kind).inc(tokens)
 
     def watch(self, began: float) -> Watch:
         """For one answer whose request came at ``began`` (of ``time.perf_counter``)."""

@@ -51,6 +51,7 @@ _NUMBERS: dict[str, Schema] = {
 _STOP = listed({"type": "string", "minLength": 1}, maxItems=MAX_STOP_STRINGS)
 _ID: Schema = {"type": "integer", "minimum": 0}
 _TEXT: Schema = {"type": "string", "minLength": 1}
+_DATA: Schema = {"type": "string", "pattern": "^data:[^,]*;base64,"}
 _SAMPLED: dict[str, Schema] = _NUMBERS | {
     "model": TEXT,
     "top_k": whole(-1, INTEGERS["top_k"][1]),
@@ -81,10 +82,25 @@ _ANSWER = ("id", "object", "created", "model", "choices", "usage")
 SCHEMAS: dict[str, Schema] = {
     "Error": record(["error"], error=record(["message", "type", "param", "code"], message={"type": "string"})),
     "Usage": record(["prompt_tokens", "completion_tokens", "total_tokens"]),
+    "Part": either(
+        record(["type", "text"], type={"const": "text"}, text={"type": "string"}),
+        record(["type", "image_url"], type={"const": "image_url"}, image_url=record(["url"], url=_DATA)),
+        record(["type", "audio_url"], type={"const": "audio_url"}, audio_url=record(["url"], url=_DATA)),
+        record(
+            ["type", "input_audio"],
+            type={"const": "input_audio"},
+            input_audio=record(["data"], data=_TEXT, format=TEXT),
+        ),
+        record(
+            ["type", "video_url"],
+            type={"const": "video_url"},
+            video_url=record(["url"], url=either(_DATA, listed(_DATA, minItems=1)), fps={"type": "number"}),
+        ),
+    ),
     "Message": record(
         ["role"],
         role={"enum": _ROLES},
-        content=either({"type": "null"}, {"type": "string"}, listed(record(["type", "text"], text={"type": "string"}))),
+        content=either({"type": "null"}, {"type": "string"}, listed(named("Part"))),
         name=TEXT,
         tool_call_id=TEXT,
         tool_calls=either({"type": "null"}, listed({"type": "object"})),

@@ -177,4 +177,5 @@ def serve(llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.sock
     server = Server(config, serving)
     asyncio.run(server.serve(sockets=[sock]))
     serving.threads.shutdown(wait=False, cancel_futures=True)
+    serving.media.close()
     return LOST if server.lost else 0

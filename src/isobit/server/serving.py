@@ -14,10 +14,12 @@ from isobit.engine.answer import Completion, Piece
 from isobit.engine.grammar import Grammar
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
+from isobit.engine.prepare import Prompt
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError, UsageError
 from isobit.server import logs
 from isobit.server.errors import Refusal, refusal, wrong
+from isobit.server.media import Media
 from isobit.server.metrics import Metrics
 from isobit.server.settings import Settings
 
@@ -36,6 +38,7 @@ class Serving:
         state: "ready", or why not: "starting", "restarting", "draining", "failed".
         sequences: that are being answered or wait for it.
         metrics: what is counted.
+        media: what becomes of pictures, videos and sounds in requests.
         on_failure: called, by any thread, when the engine is lost for good.
         started: when, in seconds since 1970.
     """
@@ -47,11 +50,13 @@ class Serving:
     sequences: int = 0
     started: float = field(default_factory=time.time)
     metrics: Metrics = field(init=False)
+    media: Media = field(init=False)
     on_failure: Callable[[], object] = lambda: None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "isobit-text"))
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.name, lambda: self.llm.engine)
+        self.media = Media(getattr(self.llm, "tower", None), self.settings.media, self.metrics)
         self.llm.on_fault, self.llm.on_recovery = self._fault, self._recovered
 
     def _fault(self, error: Exception) -> None:
@@ -119,7 +124,7 @@ class Serving:
 
     async def follow(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
         *,
         priority: int = 0,
@@ -148,7 +153,7 @@ class Serving:
 
     async def whole(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
         *,
         priority: int = 0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isobit import media
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -40,6 +42,7 @@ class Settings:
         hosts: names by which requests may call it, lower case, without ports; None for any.
         origins: of web pages elsewhere that may ask.
         limits: what requests may cost.
+        media: what pictures, videos and sounds in them may cost.
         drain: seconds that answers under way get when it ends.
     """
 
@@ -48,4 +51,5 @@ class Settings:
     hosts: frozenset[str] | None = frozenset({"localhost", "127.0.0.1", "::1"})
     origins: frozenset[str] = frozenset()
     limits: Limits = Limits()
+    media: media.Limits = media.LIMITS
     drain: float = 30.0

@@ -19,7 +19,6 @@ from isobit.server.requests import Head, require
 from isobit.server.schema.chat import REFUSED, ChatRequest
 from isobit.server.schema.common import IDLE, StreamOptions
 from isobit.server.serving import Serving
-from isobit.server.usage import Count
 
 
 def routes(serving: Serving) -> list[Route]:
@@ -63,7 +62,7 @@ def _finished(serving: Serving, job: Job, place: int, answer: Answered) -> dict[
 
 
 async def _in_pieces(serving: Serving, job: Job, head: Head, options: StreamOptions) -> AsyncIterator[bytes]:
-    count = Count(len(job.prompt))
+    count = job.count()
     usage = {"usage": None} if options.include_usage else {}
     begun = [False] * len(job.params)
     async with aclosing(chats.follow(serving, job, count)) as came:

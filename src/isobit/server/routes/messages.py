@@ -48,7 +48,7 @@ def routes(serving: Serving) -> list[Route]:
     async def count(request: Request) -> Response:
         body, headers = await _read(request, serving)
         job = await chats.read_job(serving, as_chat(msgspec.structs.replace(body, max_tokens=None)))
-        return json_reply({"input_tokens": len(job.prompt)}, headers=headers)
+        return json_reply({"input_tokens": len(job.prompt.ids)}, headers=headers)
 
     return [
         Route("/v1/messages", _said_so(answer), methods=["POST"]),
@@ -156,14 +156,14 @@ async def _whole(serving: Serving, job: Job) -> dict[str, Any]:
 
 async def _in_events(serving: Serving, job: Job, request: Request) -> AsyncIterator[bytes]:
     """Events; an error before the first is a reply of its own, as is any other route's."""
-    count = Count(len(job.prompt))
+    count = job.count()
     made, begun = Blocks(), False
     try:
         async with aclosing(chats.follow(serving, job, count)) as came:
             async for one in came:
                 if not begun:
                     begun = True
-                    start = _message(serving, [], Count(len(job.prompt)))
+                    start = _message(serving, [], job.count())
                     yield named_event({"type": "message_start", "message": start})
                 for event in made.add(one.news):
                     yield named_event(event)

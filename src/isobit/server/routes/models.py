@@ -35,4 +35,6 @@ def _model(serving: Serving, name: str) -> dict[str, Any]:
         "root": serving.name,
         "parent": None,
         "max_model_len": serving.capacity,
+        "input_modalities": serving.media.modalities,
+        "output_modalities": ["text"],
     }

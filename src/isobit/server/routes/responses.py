@@ -136,7 +136,7 @@ def _told(serving: Serving, job: Job, made: Items, one: Event) -> Iterator[dict[
 
 
 async def _in_events(serving: Serving, job: Job, head: dict[str, Any]) -> AsyncIterator[bytes]:
-    count = Count(len(job.prompt))
+    count = job.count()
     made = Items()
     number = 0
 

@@ -51,7 +51,8 @@ async def _ids(serving: Serving, body: TokenizeRequest) -> list[int]:
     """Special tokens written in a text become those tokens; in messages they do not."""
     if body.messages is not None:
         opens = body.add_generation_prompt is not False
-        return await prompt_of(serving, body.messages, variables=body.chat_template_kwargs, opens=opens)
+        prompt = await prompt_of(serving, body.messages, variables=body.chat_template_kwargs, opens=opens)
+        return list(prompt.ids)
     text = body.prompt if body.prompt is not None else body.content
     if text is None:
         raise wrong("prompt is missing: a text; or messages", "prompt")
