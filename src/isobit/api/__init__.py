@@ -20,6 +20,7 @@ from isobit.api.quantizing import (
     predict,
     quantize,
 )
+from isobit.api.speaking import talker
 from isobit.engine.grammar import Grammar
 from isobit.engine.loaded import Model
 from isobit.engine.params import SamplingParams
@@ -53,4 +54,5 @@ __all__ = [
     "plan",
     "predict",
     "quantize",
+    "talker",
 ]

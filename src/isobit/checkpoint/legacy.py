@@ -43,8 +43,13 @@ class _Extent:
     size: int
 
 
-def read_bin_header(path: Path) -> dict[str, TensorInfo]:
+def read_bin_header(path: Path, inside: str | None = None) -> dict[str, TensorInfo]:
     """Names, dtypes, shapes and places of the tensors of a ``.bin`` file.
+
+    Args:
+        path: of the file.
+        inside: a key of its dictionary that may hold the tensors' own, as files that training writes have it; what is
+            beside it is left alone.
 
     Raises:
         CheckpointError: the file cannot be read, claims more than it holds, or holds anything but a dictionary of
@@ -55,6 +60,8 @@ def read_bin_header(path: Path) -> dict[str, TensorInfo]:
             size = file.seek(0, 2)
             file.seek(0)
             value, extents = _read(file, size, path)
+            if inside is not None and isinstance(value, dict) and isinstance(value.get(inside), dict):
+                value = value[inside]
             return dict(_tensors(value, extents, size, path))
     except Refused as error:
         raise CheckpointError(
@@ -173,8 +180,15 @@ def _read_old(file: IO[bytes], size: int) -> tuple[object, dict[str, _Extent]]:
 
 
 def _strided(value: object) -> Iterator[Strided]:
-    if isinstance(value, dict):
-        yield from (tensor for tensor in value.values() if isinstance(tensor, Strided))
+    """All tensors, those of dictionaries in it too."""
+    left, seen = [value], set[int]()
+    while left:
+        one = left.pop()
+        if isinstance(one, Strided):
+            yield one
+        elif isinstance(one, dict) and id(one) not in seen:  # a pickle can name one dictionary many times
+            seen.add(id(one))
+            left += one.values()
 
 
 # ---------------------------------------------------------------------- tensors

@@ -120,6 +120,7 @@ def load_llm(
     memory: int | None = None,
     context: int | None = None,
     at_once: int | None = None,
+    tokenizer: str | Path | None = None,
     **options: Any,
 ) -> LLM:
     """Load a checkpoint folder, quantized or not.
@@ -134,6 +135,7 @@ def load_llm(
             leave. None for what is free, of which the cache takes what it needs.
         context: tokens of prompt and answer at most, if fewer than the model reads.
         at_once: longest answers that such a cache is to hold; None for as many as take part in a step.
+        tokenizer: the folder that has its files; None for the same one.
         options: of :class:`isobit.engine.llm.LLM`.
 
     Raises:
@@ -144,7 +146,9 @@ def load_llm(
     """
     from isobit.models.weights import load_model
 
-    tokenizer = Tokenizer.from_folder(path)  # first: it fails in milliseconds where the weights take long
+    own = Tokenizer.from_folder(
+        path if tokenizer is None else tokenizer
+    )  # first: it fails in milliseconds where the weights take long
     sequences = options.get("sequences", SEQUENCES)
     left = require_room(Path(path), device, memory, kv_cache, sequences)
     if memory is not None and left is not None and options.get("cache_tokens") is None:
@@ -155,4 +159,4 @@ def load_llm(
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()
         torch.cuda.empty_cache()
-    return LLM(model, tokenizer, **options)
+    return LLM(model, own, **options)

@@ -41,7 +41,6 @@ class Job:
         scheme: how it is quantized or to what it is cast; None when it is copied.
         input_scale: static activation scale of the module, if its scheme has one.
         search: how scales are chosen.
-        called: name of the tensor in the output; the source's own where empty.
     """
 
     source: TensorInfo
@@ -49,7 +48,6 @@ class Job:
     scheme: Scheme | None
     input_scale: float | None = None
     search: grid.Search = "absmax"
-    called: str = ""
 
     @property
     def name(self) -> str:
@@ -60,11 +58,6 @@ class Job:
     def module(self) -> str:
         """The module the tensor belongs to."""
         return module_of(self.source.name)
-
-    @property
-    def written(self) -> str:
-        """Name of the tensor in the output, if it is not quantized."""
-        return self.called or self.name
 
     @property
     def spec(self) -> WeightSpec | None:
@@ -84,7 +77,7 @@ class Job:
     def outputs(self) -> tuple[PlannedTensor, ...]:
         """The tensors that will be written."""
         if self.spec is None:
-            return (PlannedTensor(self.written, self.dtype, self.source.shape),)
+            return (PlannedTensor(self.name, self.dtype, self.source.shape),)
         return tuple(self._stored(self.source.shape[0]).values())
 
     @cached_property
@@ -113,8 +106,7 @@ class Job:
         if scale is not None and spec is not None and spec.scale is not None:  # 448 * 6 over the largest input
             scale = element(spec.element).max / scale
         rows = self.source.shape[0]
-        module, rounded = module_of(self.written), self.scheme.activations
-        return module_tensors(module, quantized, activations=rounded, input_scale=scale, rows=rows)
+        return module_tensors(self.module, quantized, activations=self.scheme.activations, input_scale=scale, rows=rows)
 
     def is_whole(self, output: str) -> bool:
         """Whether ``output`` belongs to no row in particular: it is written once, with the first piece."""
@@ -132,8 +124,7 @@ class Job:
         scale_dtype = dtype_name(grid.stored_scale_dtype(self.source.torch_dtype, self.spec))
         assert scale_dtype is not None
         parts = written(self.spec, self.scheme.activations, rows, self.source.shape[1], scale_dtype)
-        module = module_of(self.written)
-        return {name: replace(part, name=name) for part in parts for name in (f"{module}.{part.name}",)}
+        return {name: replace(part, name=name) for part in parts for name in (f"{self.module}.{part.name}",)}
 
 
 @dataclass(frozen=True)
@@ -277,4 +268,4 @@ def _cast(job: Job, begin: int, data: Tensor) -> Piece:
             name = str(target).removeprefix("torch.")
             raise FormatError(f"the tensor contains {largest:g}, which is beyond {name}; use bf16, or keep this module")
     result = data.to(target)
-    return Piece(((job.written, job.offset(job.written, begin), result),))
+    return Piece(((job.name, job.offset(job.name, begin), result),))
