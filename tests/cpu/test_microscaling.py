@@ -243,10 +243,11 @@ def test_scales_that_leave_float32_are_refused(
         isobit.load(folder)
 
 
-def test_kernels_themselves_refuse_scales_of_few_bits() -> None:
-    from isobit.kernels.cpu import linear
+def test_a_weight_that_was_widened_is_not_given_rounding_under_few_bit_scales_by_gpus() -> None:
+    pytest.importorskip("triton")
+    from isobit.kernels.gpu.bind import bind
+    from isobit.targets.table import TARGETS
 
     made = quantize_weight(weights(), scheme("mxfp8").weights, search="absmax", scale_dtype=torch.bfloat16)
-    for weight, activations in ((made.with_float_scales(), scheme("mxfp8").activations), (made, None)):
-        with pytest.raises(IsobitError, match="scales in floats alone"):
-            linear.bind(weight, activations, None, None)
+    with pytest.raises(IsobitError, match="kernels take float scales"):
+        bind(made, None, None, None, target=TARGETS["sm_90"])

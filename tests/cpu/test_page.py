@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from seeing import Seeing, png, wav
 from served import listening, serving
 
 from isobit import api
@@ -381,3 +382,131 @@ def test_a_key_is_asked_for(browser: Any) -> None:
         assert context.request.get(f"{address}/").status == 401
         assert context.request.get(f"{address}/page/app.js").status == 401
         context.close()
+
+
+# Pictures and sounds
+
+
+@pytest.fixture
+def seeing(browser: Any) -> Iterator[tuple[Any, Any]]:
+    """The page of a model that reads pictures and sounds, and its tower, which remembers what came."""
+    served = serving(Seeing("image", "audio"))
+    with listening(served) as address:
+        for page in opened(browser, address):
+            yield page, served.llm.tower
+
+
+def attached(page: Any, count: int) -> None:
+    soon(page, f"document.querySelectorAll('#attached li').length === {count}")
+
+
+def test_a_picture_and_a_sound_are_sent(seeing: Any) -> None:
+    page, tower = seeing
+    page.set_input_files("#files", [
+        {"name": "red.png", "mimeType": "image/png", "buffer": png(colour=(250, 10, 10))},
+        {"name": "tone.wav", "mimeType": "audio/wav", "buffer": wav(1.0)},
+    ])  # fmt: skip
+    attached(page, 2)
+    assert page.locator("#attached .name").all_inner_texts() == ["red.png", "tone.wav"]
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    ask(page, "What is this?")
+    assert page.locator("#attached li").count() == 0
+    picture, tone = tower.given
+    assert (picture.pixels == (250, 10, 10)).all() and picture.pixels.shape == (30, 40, 3)
+    assert (len(tone.samples), tone.rate) == (8000, 8000)
+    assert [part["type"] for part in tower.messages_given[0]["content"]] == ["image", "audio", "text"]
+    mine = page.locator(".message.user")
+    soon(page, "document.querySelector('.message.user .media img')?.naturalWidth === 40")
+    assert mine.locator("img").get_attribute("alt") == "red.png"
+    soon(page, "(s => s.scrollHeight - s.scrollTop - s.clientHeight < 48)(document.querySelector('#scroll'))")
+    assert mine.locator("audio").get_attribute("aria-label") == "tone.wav"
+    assert page.locator(".message:not(.user) .wrong").count() == 0
+    page.get_by_role("button", name="Regenerate").click()
+    page.wait_for_selector("#send:visible")
+    assert len(tower.given) == 4
+    mine.get_by_role("button", name="Edit").click()
+    page.keyboard.type(" Say.")
+    page.keyboard.press("Enter")
+    soon(page, "document.querySelector('.user .turner')?.textContent.includes('2/2')")
+    page.wait_for_selector("#send:visible")
+    assert len(tower.given) == 6 and tower.messages_given[0]["content"][2]["text"] == "What is this? Say."
+
+
+def test_what_was_sent_is_there_after_the_page_was_closed(seeing: Any) -> None:
+    page, tower = seeing
+    page.set_input_files("#files", {"name": "red.png", "mimeType": "image/png", "buffer": png()})
+    attached(page, 1)
+    page.press("#prompt", "Enter")  # no text at all
+    page.wait_for_selector("#send:visible")
+    assert len(tower.given) == 1 and page.locator("#chats .chat").inner_text() == "red.png"
+    page.reload()
+    page.locator("#chats .chat").click()
+    soon(page, "document.querySelector('.message.user .media img')?.naturalWidth === 40")
+    ask(page, "And now?")
+    assert len(tower.given) == 2
+    page.evaluate("import('/page/attic.js').then((attic) => attic.keepOnly([]))")
+    ask(page, "Still?")
+    assert "red.png is not kept by this browser any more" in page.locator(".message .wrong").inner_text()
+    assert len(tower.given) == 2
+    page.get_by_role("button", name="Delete the chat red.png").click()
+
+
+PASTE = """([name, kind, data, event]) => {
+    const carried = new DataTransfer();
+    carried.items.add(new File([Uint8Array.from(data)], name, { type: kind }));
+    const told = event === "paste"
+        ? new ClipboardEvent("paste", { clipboardData: carried, bubbles: true, cancelable: true })
+        : new DragEvent(event, { dataTransfer: carried, bubbles: true, cancelable: true });
+    document.querySelector("#prompt").dispatchEvent(told);
+    return told.defaultPrevented;
+}"""
+
+
+def test_pasting_dropping_and_taking_back(seeing: Any) -> None:
+    page, tower = seeing
+    assert page.evaluate(PASTE, ["image.png", "image/png", list(png()), "paste"])
+    attached(page, 1)
+    assert page.evaluate(PASTE, ["tone.wav", "", list(wav()), "dragover"])
+    assert page.evaluate("document.body.classList.contains('dropping')")
+    assert page.evaluate(PASTE, ["tone.wav", "", list(wav()), "drop"])
+    attached(page, 2)
+    assert not page.evaluate("document.body.classList.contains('dropping')")
+    remove = page.get_by_role("button", name="Remove image.png")
+    remove.focus()
+    page.keyboard.press("Enter")
+    attached(page, 1)
+    assert page.locator("#said").inner_text() == "image.png is removed."
+    ask(page, "a")
+    assert [medium.kind for medium in tower.given] == ["audio"]
+
+
+def test_what_cannot_be_attached_or_read(seeing: Any) -> None:
+    page, tower = seeing
+    page.evaluate(PASTE, ["film.mp4", "video/mp4", [1, 2, 3], "drop"])
+    soon(page, "!document.querySelector('#notice').hidden")
+    assert page.locator("#notice").inner_text() == "film.mp4: this model reads text and pictures or sounds."
+    page.set_input_files("#files", {"name": "broken.png", "mimeType": "image/png", "buffer": b"not an image"})
+    attached(page, 1)
+    assert page.locator("#notice").is_hidden()
+    ask(page, "a")
+    assert "messages[0].content[0] is no image that can be read" in page.locator(".message .wrong").inner_text()
+    assert not tower.given
+
+
+def test_a_model_of_text_offers_no_pictures(page: Any) -> None:
+    assert page.locator("#attach").is_hidden()
+    assert page.evaluate(PASTE, ["a.png", "image/png", list(png()), "drop"])
+    soon(page, "!document.querySelector('#notice').hidden")
+    assert page.locator("#notice").inner_text() == "a.png: this model reads text only."
+
+
+def test_the_button_is_named_and_reached_by_keys(seeing: Any) -> None:
+    page, _ = seeing
+    assert page.locator("#attach").get_attribute("aria-label") == "Attach pictures or sounds"
+    page.focus("#prompt")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.id") == "attach"
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("Enter")
+    chosen.value.set_files({"name": "red.png", "mimeType": "image/png", "buffer": png()})
+    attached(page, 1)

@@ -43,7 +43,9 @@ struct LinearCall {
 };
 
 const Spoiled<LinearCall> LINEARS[] = {
-    {"no such format", [](LinearCall &c) { c.w.format = 10; }},
+    {"no such format", [](LinearCall &c) { c.w.format = 12; }},
+    {"a format of scales", [](LinearCall &c) { c.w.format = ISOBIT_E8M0; }},
+    {"groups of e2m1 that do not fill vectors", [](LinearCall &c) { c.w.format = ISOBIT_E2M1, c.w.activations = ISOBIT_ACT_NONE, c.w.group = 40; }},
     {"a negative format", [](LinearCall &c) { c.w.format = -1; }},
     {"n = 0", [](LinearCall &c) { c.w.n = 0; }},
     {"n < 0", [](LinearCall &c) { c.w.n = -3; }},
@@ -75,7 +77,16 @@ const Spoiled<LinearCall> LINEARS[] = {
     {"zero points of a symmetric format", [](LinearCall &c) { c.w.zeros = static_cast<const uint8_t *>(c.w.codes); }},
     {"no zero points", [](LinearCall &c) { c.w.format = ISOBIT_UINT4; }},
     {"scales of bf16", [](LinearCall &c) { c.w.format = ISOBIT_BF16, c.w.row_bytes = 2 * c.w.k, c.w.group = 0; }},
-    {"no such activations", [](LinearCall &c) { c.w.activations = 4; }},
+    {"no such activations", [](LinearCall &c) { c.w.activations = 5; }},
+    {"8-bit scales of rows", [](LinearCall &c) { c.w.scale_format = ISOBIT_E8M0, c.w.group = 0; }},
+    {"8-bit scales of blocks", [](LinearCall &c) { c.w.scale_format = ISOBIT_E8M0, c.w.block_rows = 2; }},
+    {"a rule and nothing above", [](LinearCall &c) { c.w.over_rule = ISOBIT_DIVIDES; }},
+    {"something above and no rule", [](LinearCall &c) { c.w.over = c.x; }},
+    {"no such rule", [](LinearCall &c) { c.w.over = c.x, c.w.over_rule = 3; }},
+    {"something above the scales of rows", [](LinearCall &c) { c.w.over = c.x, c.w.over_rule = ISOBIT_DIVIDES, c.w.group = 0; }},
+    {"no such scales of activations", [](LinearCall &c) { c.w.activation_group = 128, c.w.activation_scales = 3; }},
+    {"few-bit scales of a token", [](LinearCall &c) { c.w.activation_scales = ISOBIT_SCALES_POWERS; }},
+    {"few-bit scales of activations under nothing", [](LinearCall &c) { c.w.activation_group = 128, c.w.activation_scales = ISOBIT_SCALES_UNDER; }},
     {"negative activations", [](LinearCall &c) { c.w.activations = -1; }},
     {"rounded activations by bf16", [](LinearCall &c) {
          c.w.format = ISOBIT_BF16, c.w.row_bytes = 2 * c.w.k, c.w.scales = nullptr, c.w.group = 0, c.w.activations = ISOBIT_ACT_INT8;
@@ -126,7 +137,7 @@ bool quantize() {
     Values<uint8_t> codes(6);
     fill(x);
     struct Call {
-        int32_t activations = ISOBIT_ACT_INT8;
+        int32_t activations = ISOBIT_ACT_INT8, rule = ISOBIT_SCALES_FLOAT;
         int64_t group = 0;
         float scale = 0;
         const float *x;
@@ -136,7 +147,10 @@ bool quantize() {
     };
     static const Spoiled<Call> CALLS[] = {
         {"rounded to nothing", [](Call &c) { c.activations = ISOBIT_ACT_NONE; }},
-        {"no such activations", [](Call &c) { c.activations = 4; }},
+        {"no such activations", [](Call &c) { c.activations = 5; }},
+        {"no such scales", [](Call &c) { c.rule = 3, c.group = 3; }},
+        {"few-bit scales of a token", [](Call &c) { c.rule = ISOBIT_SCALES_POWERS; }},
+        {"few-bit scales under nothing", [](Call &c) { c.rule = ISOBIT_SCALES_UNDER, c.group = 3; }},
         {"no x", [](Call &c) { c.x = nullptr; }},
         {"no codes", [](Call &c) { c.codes = nullptr; }},
         {"no scales", [](Call &c) { c.scales = nullptr; }},
@@ -152,7 +166,7 @@ bool quantize() {
         Call c;
         c.x = x.data(), c.codes = codes.data(), c.scales = scales.data();
         wrong.spoil(c);
-        good = refused(wrong.what, [&] { return isobit_cpu_quantize(c.activations, c.group, c.scale, c.x, c.m, c.k, c.codes, c.scales); }) && good;
+        good = refused(wrong.what, [&] { return isobit_cpu_quantize(c.activations, c.rule, c.group, c.scale, c.x, c.m, c.k, c.codes, c.scales); }) && good;
     }
     return good;
 }

@@ -44,7 +44,9 @@ struct Role {
         isobit_linear one = w.of;
         one.codes = all.codes.data() + number * stride * all.row_bytes;
         const int64_t at = one.block_rows ? number * (stride / one.block_rows) * all.groups : 0;
-        if (one.scales) one.scales = static_cast<const uint8_t *>(one.scales) + at * (one.scale_format == ISOBIT_F32 ? 4 : 2);
+        const int size = one.scale_format == ISOBIT_F32 ? 4 : one.scale_format == ISOBIT_BF16 || one.scale_format == ISOBIT_F16 ? 2 : 1;
+        if (one.scales) one.scales = static_cast<const uint8_t *>(one.scales) + at * size;
+        if (one.over) one.over += number * stride;
         if (one.zeros) one.zeros += at;
         one.bias += number * one.n;
         if (w.input_scales) one.input_scale = scales[number];

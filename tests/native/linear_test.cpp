@@ -18,10 +18,15 @@ namespace {
 
 constexpr double MOST = 3e-6;
 
+// The code of the largest number.
+int last_code(int32_t activations) {
+    return activations == ISOBIT_ACT_E2M1 ? 7 : activations == ISOBIT_ACT_E4M3FN ? 0x7e : activations == ISOBIT_ACT_E5M2 ? 0x7b : 127;
+}
+
 // What the law rounds x to: of all codes the nearest, of two the even one. By search, which shares nothing with the kernels.
 uint8_t rounded(int32_t activations, float x, float scale) {
     const float q = x / scale;
-    const int limit = activations == ISOBIT_ACT_E4M3FN ? 0x7e : activations == ISOBIT_ACT_E5M2 ? 0x7b : 127;
+    const int limit = last_code(activations);
     const double size = std::min(std::fabs(static_cast<double>(q)), activation_value(activations, static_cast<uint8_t>(limit)));
     int best = 0;
     double before = size;
@@ -30,7 +35,7 @@ uint8_t rounded(int32_t activations, float x, float scale) {
         if (now < before || (now == before && code % 2 == 0)) best = code, before = now;
     }
     if (activations == ISOBIT_ACT_INT8) return static_cast<uint8_t>(q < 0 ? -best : best);
-    return static_cast<uint8_t>(best | (std::signbit(q) ? 0x80 : 0));
+    return static_cast<uint8_t>(best | (std::signbit(q) ? limit == 7 ? 0x08 : 0x80 : 0));
 }
 
 // The activations as they enter the product; of rounded ones each code is compared with the law. False if one is another.
@@ -40,7 +45,7 @@ bool activations_of(const Linear &l, const Values<float> &x, int64_t m, std::vec
     if (!l.c.activations) return true;
     Values<uint8_t> q(m * k);
     Values<float> scales(m * shared);
-    if (isobit_cpu_quantize(l.c.activations, l.c.activation_group, l.c.input_scale, x.data(), m, k, q.data(), scales.data())) return false;
+    if (isobit_cpu_quantize(l.c.activations, l.c.activation_scales, l.c.activation_group, l.c.input_scale, x.data(), m, k, q.data(), scales.data())) return false;
     for (int64_t i = 0; i < m * k; ++i) {
         const float scale = scales[i / k * shared + i % k / group];
         if (i % every() == 0 && q[i] != rounded(l.c.activations, x[i], scale)) return false;
@@ -123,6 +128,30 @@ bool all_codes() {
     return true;
 }
 
+// Each scale of 8 bits at each place, powers of two from 2^-100 to 2^100: one activation is not zero, so that a sum is one product.
+bool all_scales() {
+    for (const char *name : {"mxfp4", "nvfp4", "nvfp4, multiplied"})
+        for (const int64_t m : {1, 70}) {
+            constexpr int64_t n = 19, k = 384;
+            Linear l(case_named(name), n, k);
+            const int least = l.scale_format == ISOBIT_E8M0 ? 27 : 0, numbers = l.scale_format == ISOBIT_E8M0 ? 201 : 127;
+            for (int first = 0; first < numbers; ++first) {
+                for (int64_t i = 0; i < l.scales.size(); ++i) l.scales.put(i, static_cast<uint8_t>(least + (first + i) % numbers));
+                l.w.bias = nullptr;
+                Values<float> x(m * k), y(m * n);
+                for (int64_t i = 0; i < m * k; ++i) x.put(i, i % k == (i / k * 29 + first) % k ? 1.0f : 0.0f);
+                if (isobit_cpu_linear(&l.w, x.data(), m, k, y.data(), n)) return false;
+                for (int64_t at = 0; at < m; ++at)
+                    for (int64_t row = 0; row < n; ++row) {
+                        const double exact = l.weight(row, (at * 29 + first) % k);
+                        if (y[at * n + row] != static_cast<float>(exact))
+                            return std::printf("%s: %g, not %g\n", name, double(y[at * n + row]), exact), false;
+                    }
+            }
+        }
+    return true;
+}
+
 // Codes that are no numbers are found wherever they are, and only there: the gap between rows is full of them.
 bool numbers_and_others() {
     for (const int32_t format : {ISOBIT_E4M3FN, ISOBIT_E5M2})
@@ -143,8 +172,8 @@ bool numbers_and_others() {
 
 // Rounding at all midpoints between codes and the float32 on either side, at zeros, subnormals and beyond the largest.
 bool midpoints() {
-    for (const int32_t activations : {ISOBIT_ACT_E4M3FN, ISOBIT_ACT_E5M2, ISOBIT_ACT_INT8}) {
-        const int limit = activations == ISOBIT_ACT_E4M3FN ? 0x7e : activations == ISOBIT_ACT_E5M2 ? 0x7b : 127;
+    for (const int32_t activations : {ISOBIT_ACT_E4M3FN, ISOBIT_ACT_E5M2, ISOBIT_ACT_INT8, ISOBIT_ACT_E2M1}) {
+        const int limit = last_code(activations);
         std::vector<float> values = {0.0f, 1e-45f, 1e-38f, 1e30f, 3.4e38f};
         for (int code = 0; code < limit; ++code) {
             const auto value = [&](int of) { return activation_value(activations, static_cast<uint8_t>(of)); };
@@ -155,7 +184,7 @@ bool midpoints() {
         Values<float> x(count), scale(1);
         for (int64_t i = 0; i < count; ++i) x.put(i, values[static_cast<size_t>(i / 2)] * (i % 2 ? -1.0f : 1.0f));
         Values<uint8_t> codes(count);
-        if (isobit_cpu_quantize(activations, 0, 1.0f, x.data(), 1, count, codes.data(), scale.data())) return false;
+        if (isobit_cpu_quantize(activations, ISOBIT_SCALES_FLOAT, 0, 1.0f, x.data(), 1, count, codes.data(), scale.data())) return false;
         for (int64_t i = 0; i < count; ++i)
             if (codes[i] != rounded(activations, x[i], 1.0f)) return std::printf("%g becomes code %d\n", double(x[i]), codes[i]), false;
     }
@@ -215,7 +244,7 @@ bool rows_alone() {
     for (const Case &c : CASES)
         for (const int64_t k : {31, 384, 640, 1100}) {
             if (!fits(c, k)) continue;
-            const int64_t most = !c.activations ? 12 : c.bits == 4 && c.group < 128 ? 24 : 300;
+            const int64_t most = !c.activations || c.format == ISOBIT_E2M1 ? 12 : c.bits == 4 && c.group < 128 ? 24 : 300;
             const Linear l(c, n, k);
             Values<float> x(101 * k), alone(101 * n), y(101 * n);
             fill(x);
@@ -268,7 +297,7 @@ bool sizes_of_activations() {
             if (c.bits != 4 || c.activations) continue;
             for (int64_t row = 0; row < n; ++row) {
                 const int64_t at = row * l.row_bytes + large / 2, scale = (c.block_rows ? row * l.groups : 0) + (c.group ? large / c.group : 0);
-                const int zero = c.format == ISOBIT_UINT4 ? l.zeros[scale] : 8;
+                const int zero = c.format == ISOBIT_UINT4 ? l.zeros[scale] : c.format == ISOBIT_E2M1 ? 0 : 8;
                 l.codes.put(at, static_cast<uint8_t>((l.codes[at] & 0xf0) | zero));
             }
             fill(x);
@@ -304,7 +333,7 @@ bool largest_digits() {
     for (const Case &c : CASES) {
         if (c.bits != 4 || c.activations) continue;
         for (const int64_t k : {128, 384, 640})
-            for (const uint8_t codes : {0x00, 0x08, 0x80, 0xff}) {
+            for (const uint8_t codes : {0x00, 0x08, 0x77, 0x7f, 0x80, 0xff}) {
                 if (!fits(c, k)) continue;
                 Linear l(c, 1, k);
                 for (int64_t i = 0; i < l.codes.size(); ++i) l.codes.put(i, codes);
@@ -328,6 +357,7 @@ bool largest_digits() {
 
 const Check CHECKS[] = {
     {"all codes", all_codes},
+    {"all scales", all_scales},
     {"codes that are no numbers", numbers_and_others},
     {"rounding at midpoints", midpoints},
     {"rows with NaN", rows_with_nan},

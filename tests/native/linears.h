@@ -17,6 +17,9 @@ struct Case {
     int64_t group, block_rows, activation_group;
     int bits;
     float input_scale;
+    int32_t scales = ISOBIT_F32;  // their format; ISOBIT_F32: any that is a float
+    int32_t over_rule = ISOBIT_ALONE;
+    int32_t activation_scales = ISOBIT_SCALES_FLOAT;
 };
 
 inline const Case CASES[] = {
@@ -46,6 +49,18 @@ inline const Case CASES[] = {
     {"int3 g40", ISOBIT_INT3, ISOBIT_ACT_NONE, 40, 1, 0, 3, 0},
     {"int3 g32", ISOBIT_INT3, ISOBIT_ACT_NONE, 32, 1, 0, 3, 0},
     {"int2 g32", ISOBIT_INT2, ISOBIT_ACT_NONE, 32, 1, 0, 2, 0},
+    {"e2m1", ISOBIT_E2M1, ISOBIT_ACT_NONE, 0, 1, 0, 4, 0},
+    {"e2m1 g128", ISOBIT_E2M1, ISOBIT_ACT_NONE, 128, 1, 0, 4, 0},
+    {"mxfp4", ISOBIT_E2M1, ISOBIT_ACT_NONE, 32, 1, 0, 4, 0, ISOBIT_E8M0},
+    {"nvfp4", ISOBIT_E2M1, ISOBIT_ACT_NONE, 16, 1, 0, 4, 0, ISOBIT_E4M3FN, ISOBIT_DIVIDES},
+    {"nvfp4, multiplied", ISOBIT_E2M1, ISOBIT_ACT_NONE, 16, 1, 0, 4, 0, ISOBIT_E4M3FN, ISOBIT_MULTIPLIES},
+    {"e2m1 g64, bf16 under one", ISOBIT_E2M1, ISOBIT_ACT_NONE, 64, 1, 0, 4, 0, ISOBIT_BF16, ISOBIT_MULTIPLIES},
+    {"mxfp4 by mxfp4", ISOBIT_E2M1, ISOBIT_ACT_E2M1, 32, 1, 32, 4, 0, ISOBIT_E8M0, ISOBIT_ALONE, ISOBIT_SCALES_POWERS},
+    {"nvfp4 by nvfp4", ISOBIT_E2M1, ISOBIT_ACT_E2M1, 16, 1, 16, 4, 700.0f, ISOBIT_E4M3FN, ISOBIT_DIVIDES, ISOBIT_SCALES_UNDER},
+    {"e2m1 by e2m1", ISOBIT_E2M1, ISOBIT_ACT_E2M1, 128, 1, 0, 4, 0},
+    {"mxfp8", ISOBIT_E4M3FN, ISOBIT_ACT_NONE, 32, 1, 0, 8, 0, ISOBIT_E8M0},
+    {"mxfp8 by mxfp8", ISOBIT_E4M3FN, ISOBIT_ACT_E4M3FN, 32, 1, 32, 8, 0, ISOBIT_E8M0, ISOBIT_ALONE, ISOBIT_SCALES_POWERS},
+    {"e5m2 g16", ISOBIT_E5M2, ISOBIT_ACT_NONE, 16, 1, 0, 8, 0},
 };
 
 inline const Case &case_of(int32_t format, int32_t activations) {
@@ -91,11 +106,14 @@ inline double value_of(int32_t format, uint32_t code, int zero) {
         case ISOBIT_INT4: return static_cast<int>(code) - 8;
         case ISOBIT_UINT4: return static_cast<int>(code) - zero;
         case ISOBIT_INT3: return static_cast<int>(code) - 4;
+        case ISOBIT_E2M1: return small_float(code, 2, 1);
+        case ISOBIT_E8M0: return std::ldexp(1, static_cast<int>(code) - 127);
         default: return static_cast<int>(code) - 2;
     }
 }
 
 inline double activation_value(int32_t activations, uint8_t code) {
+    if (activations == ISOBIT_ACT_E2M1) return value_of(ISOBIT_E2M1, code, 0);
     return value_of(activations == ISOBIT_ACT_INT8 ? ISOBIT_INT8 : activations == ISOBIT_ACT_E5M2 ? ISOBIT_E5M2 : ISOBIT_E4M3FN, code, 0);
 }
 
@@ -110,41 +128,47 @@ struct Linear {
     const int64_t row_bytes, groups, scale_rows;
     const int32_t scale_format;
     Values<uint8_t> codes, zeros, scales;
-    Values<float> bias;
+    Values<float> bias, over;
     isobit_linear w{};
 
     // `gap`: bytes between rows. `shift`: see Exact; that of scales and bias is another one.
     Linear(const Case &kind, int64_t n, int64_t k, int64_t gap = 0, size_t shift = 0)
         : c(kind), row_bytes((k * kind.bits + 7) / 8 + gap), groups(kind.group ? (k + kind.group - 1) / kind.group : 1),
           scale_rows(kind.block_rows ? (n + kind.block_rows - 1) / kind.block_rows : 1),
-          scale_format(std::array{ISOBIT_F32, ISOBIT_BF16, ISOBIT_F16}[next() % 65521 % 3]), codes(n * row_bytes - gap, shift),
+          scale_format(kind.scales ? kind.scales : std::array{ISOBIT_F32, ISOBIT_BF16, ISOBIT_F16}[next() % 65521 % 3]), codes(n * row_bytes - gap, shift),
           zeros(scale_rows * groups, shift), scales(scale_rows * groups * scale_bits() / 8, shift ? shift + 2 : 0),
-          bias(n, shift ? shift + 1 : 0) {
+          bias(n, shift ? shift + 1 : 0), over(n, shift ? shift + 3 : 0) {
         fill_codes(k);
         fill(bias);
+        for (int64_t i = 0; i < n; ++i) over.put(i, (c.over_rule == ISOBIT_DIVIDES ? 3000.0f : 0.0003f) * (1 + (next() >> 8) * 0x1p-24f));
         for (int64_t i = 0; i < zeros.size(); ++i) zeros.put(i, static_cast<uint8_t>(next() >> 28)), put_scale(i);
         w.n = n, w.k = k, w.format = c.format, w.activations = c.activations;
         w.activation_group = static_cast<int32_t>(c.activation_group), w.input_scale = c.input_scale;
         w.group = c.group, w.block_rows = c.block_rows, w.row_bytes = row_bytes, w.scale_format = scale_format;
         w.codes = codes.data(), w.scales = c.bits <= 8 ? scales.data() : nullptr;
         w.zeros = c.format == ISOBIT_UINT4 ? zeros.data() : nullptr, w.bias = bias.data();
+        w.over_rule = c.over_rule, w.over = c.over_rule ? over.data() : nullptr, w.over_each = 1, w.activation_scales = c.activation_scales;
     }
 
     double weight(int64_t row, int64_t k) const {
         const int64_t at = (w.block_rows ? row / w.block_rows * groups : 0) + (w.group ? k / w.group : 0);
-        const double scale = w.scales ? value_of(scale_format, code_at(scales.data(), at, scale_bits()), 0) : 1;
+        double scale = w.scales ? value_of(scale_format, code_at(scales.data(), at, scale_bits()), 0) : 1;
+        const float above = over[w.over_each ? row : 0];
+        if (c.over_rule) scale = static_cast<float>(c.over_rule == ISOBIT_MULTIPLIES ? scale * above : scale / above);
         return value_of(c.format, code_at(codes.data() + row * row_bytes, k, c.bits), zeros[at]) * scale;
     }
 
   private:
-    int scale_bits() const { return scale_format == ISOBIT_F32 ? 32 : 16; }
+    int scale_bits() const { return scale_format == ISOBIT_F32 ? 32 : scale_format == ISOBIT_BF16 || scale_format == ISOBIT_F16 ? 16 : 8; }
 
-    // From 2^-7 to 2^-6.
+    // From 2^-7 to 2^-6; powers of two from 2^-8 to 2^-5; and those of e4m3 from 8 to 120, which stand under a number.
     void put_scale(int64_t at) {
         const uint32_t random = next() >> 8;
-        const uint32_t bits = scale_format == ISOBIT_F32    ? 0x3c000000 | random >> 1
-                              : scale_format == ISOBIT_BF16 ? 0x3c00 | random >> 17
-                                                            : 0x2000 | random >> 14;
+        const uint32_t bits = scale_format == ISOBIT_F32      ? 0x3c000000 | random >> 1
+                              : scale_format == ISOBIT_BF16   ? 0x3c00 | random >> 17
+                              : scale_format == ISOBIT_E8M0   ? 119 + random % 4
+                              : scale_format == ISOBIT_E4M3FN ? 0x50 + random % 32
+                                                              : 0x2000 | random >> 14;
         std::memcpy(scales.bytes() + at * scale_bits() / 8, &bits, static_cast<size_t>(scale_bits() / 8));
     }
 

@@ -79,6 +79,7 @@ def test_both_layouts_are_one_model() -> None:
     assert (attention.heads, attention.kv_heads, attention.dim, attention.qk_norm) == (16, 8, 128, "head-behind")
     assert attention.qk_names == ("query_layernorm", "key_layernorm") and attention.rope is not None
     assert math.isclose(attention.rope.theta, 1e4 * 1000 ** (128 / 126)) and attention.rope.kind == "default"
+    assert attention.rope.sections == (16,) * 4 and attention.rope.section_layout == "columns"
 
 
 @pytest.mark.parametrize("config", [FLAT, NESTED], ids=["flat", "nested"])
@@ -137,6 +138,18 @@ def test_the_tie_is_the_whole_models_or_the_decoders() -> None:
         (nested(model_type="qwen3"), "model_type = 'qwen3'"),
         (nested(hidden_act="gelu"), "hidden_act = 'gelu'"),
         (NESTED | {"odd": 1}, "odd = 1"),
+        (flat(rope_scaling={"type": "xdrope", "alpha": 9.0}), "no mrope_section of 3 axes"),
+        (flat(rope_scaling={"type": "xdrope", "alpha": 9.0, "xdrope_section": [32, 32]}), "no mrope_section of 3"),
+        (flat(rope_scaling={"type": "xdrope", "alpha": 9.0, "xdrope_section": [16, 16, 16]}), "that make 64"),
+        (flat(vision_config=VISION | {"num_channels": 4}), "vision_config: num_channels = 4"),
+        (flat(vision_config=VISION | {"interpolate_mode": "area"}), "vision_config: interpolate_mode = 'area'"),
+        (
+            flat(vision_config=VISION | {"num_attention_heads": 7}),
+            "hidden_size = 1152: is not a multiple",
+        ),
+        (flat(vision_config=VISION | {"patch_size": 0}), "vision_config: patch_size = 0"),
+        (flat(vision_config=VISION | {"max_image_size": 8}), "vision_config: max_image_size = 8"),
+        (flat(vision_config=[]), "vision_config = []"),
     ],
 )
 def test_what_is_wrong_is_named(config: dict[str, Any], said: str) -> None:

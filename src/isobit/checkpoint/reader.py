@@ -42,6 +42,7 @@ class Checkpoint:
         config: the parsed ``config.json``.
         store: where its tensors are read from.
         stored: modules that were renamed -> what they are called in the files.
+        apart: tensors that the configuration of quantization is not held against: each says itself what it is.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], store: Store) -> None:
@@ -49,6 +50,7 @@ class Checkpoint:
         self.config = config
         self.store = store
         self.stored: Mapping[str, str] = {}
+        self.apart: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -89,6 +91,14 @@ class Checkpoint:
         modules = {new.rpartition(".")[0]: old.rpartition(".")[0] for old, new in names.items()}
         twin.stored = {**self.stored, **{new: self.stored.get(old, old) for new, old in modules.items()}}
         for derived in ("quantization", "notes"):  # of names, which have changed
+            twin.__dict__.pop(derived, None)
+        return twin
+
+    def without_review(self, names: Iterable[str]) -> Checkpoint:
+        """The same checkpoint, where some more tensors say themselves what they are; see :attr:`apart`."""
+        twin = copy.copy(self)
+        twin.apart = self.apart.union(names)
+        for derived in ("quantization", "notes"):
             twin.__dict__.pop(derived, None)
         return twin
 
@@ -140,7 +150,7 @@ class Checkpoint:
             CheckpointError: the quantization config is malformed.
             Unsupported: it, other files or its tensors tell of a method that isobit does not read.
         """
-        dtypes = {name: info.dtype for name, info in self.tensors.items()}
+        dtypes = {name: info.dtype for name, info in self.tensors.items() if name not in self.apart}
         with self._in_config():
             return ctreview.read(self.config, self._matrices(), folder=self.path, tensors=dtypes, stored=self.stored)
 
@@ -170,7 +180,8 @@ class Checkpoint:
 
     def _matrices(self) -> list[str]:
         """Names of the modules with a weight of two dimensions; norms that have one for each head are none."""
-        split = ((*table.split(name), info) for name, info in self.tensors.items())
+        reviewed = ((name, info) for name, info in self.tensors.items() if name not in self.apart)
+        split = ((*table.split(name), info) for name, info in reviewed)
         found = (module for module, part, info in split if part in table.CODE_PARTS and len(info.shape) == 2)
         return [module for module in found if module and not module.endswith("norm")]
 

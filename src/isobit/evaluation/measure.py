@@ -97,7 +97,7 @@ def load_subject(
 def bytes_per_token(checkpoint: Checkpoint) -> int:
     """Stored bytes that decoding one token reads: all that the model needs but an embedding table of its own."""
     found = contents(checkpoint)
-    unread = {*found.left_out, *found.kv_scales}
+    unread = {*found.left_out, *found.kv_scales, *found.beside}
     if not found.config.tie_word_embeddings:
         unread |= {name for name in found.ck.tensors if name.startswith(TABLE)}
     return sum(tensor.nbytes for name, tensor in found.ck.tensors.items() if name not in unread)

@@ -37,7 +37,8 @@ class QTensor:
         scale: float32, bfloat16 or float16, as stored, or uint8 bit patterns of the scales' own format: tensor ``[1]``,
             channel ``[N, 1]``, group ``[N, K / group]``, block ``[ceil(N / rows), ceil(K / columns)]``.
         zero: zero points, unpacked codes with the shape of ``scale``; None for symmetric specs.
-        over: the scale above the others, float32 ``[1]``; None where the spec has none.
+        over: the scale above the others, float32 ``[1]``, or ``[N, 1]`` where rows have different ones; None where the
+            spec has none.
 
     Raises:
         FormatError: shapes or dtypes do not fit together; every disagreement is listed.
@@ -73,7 +74,7 @@ class QTensor:
         if stacked != (self.over is not None):
             found.append(f"the scale of the whole weight is {'missing' if stacked else 'surplus'}")
         elif self.over is not None:
-            found.append(_mismatch("over", self.over, (1,), (torch.float32,)))
+            found.append(_mismatch("over", self.over, (1,) if self.over.dim() == 1 else (n, 1), (torch.float32,)))
         if self.spec.symmetric and self.zero is not None:
             found.append("a symmetric format has no zero points")
         if not self.spec.symmetric:
@@ -117,12 +118,12 @@ class QTensor:
     def dequantize(self, rows: Rows = None) -> Tensor:
         """Weights ``[n, K]`` in float32: ``values * scale``."""
         values = self.values(rows)
-        self._by_scale(values, rows, self.scale, operator.imul, self._numbers)
+        self._by_scale(values, rows, self.scale, operator.imul, lambda scale: self._numbers(scale, rows))
         return values
 
     def float_scales(self) -> Tensor:
         """The scales as numbers, float32 in the shape of ``scale``: what the values of codes are multiplied by."""
-        return self._numbers(self.scale)
+        return self._numbers(self.scale, None)
 
     def with_float_scales(self) -> QTensor:
         """The same weight with its scales in float32, for kernels that read such; itself where they are floats."""
@@ -130,13 +131,14 @@ class QTensor:
             return self
         return replace(self, spec=replace(self.spec, scale=None), scale=self.float_scales(), over=None)
 
-    def _numbers(self, scale: Tensor) -> Tensor:
-        """Some of the scales as numbers in float32."""
+    def _numbers(self, scale: Tensor, rows: Rows) -> Tensor:
+        """The scales of some rows as numbers in float32."""
         spec = self.spec.scale
         found = scale.float() if spec is None or spec.codes is None else codec.decode(scale, spec.codes)
         if spec is None or self.over is None:
             return found
-        return found * self.over if spec.over == "multiplies" else found / self.over
+        over = self.over if self.over.dim() == 1 else self.over[_plain(rows)]
+        return found * over if spec.over == "multiplies" else found / over
 
     def _by_scale(
         self,
@@ -202,7 +204,7 @@ class QTensor:
         scale, zero = (None if per is None else per[where.scales].contiguous() for per in (self.scale, self.zero))
         assert scale is not None
         codes = self.codes[where.rows, where.words].contiguous()
-        return replace(self, shape=where.shape, codes=codes, scale=scale, zero=zero)
+        return replace(self, shape=where.shape, codes=codes, scale=scale, zero=zero, over=self._over_of(where.rows))
 
     def in_order(self, rows: Tensor) -> QTensor:
         """The matrix of the rows with some indices, int64 ``[n]``, in their order, copied.
@@ -215,7 +217,14 @@ class QTensor:
         whole = self.spec.granularity == "tensor"
         scale, zero = (per if per is None or whole else per[rows] for per in (self.scale, self.zero))
         assert scale is not None
-        return replace(self, shape=(len(rows), self.shape[1]), codes=self.codes[rows], scale=scale, zero=zero)
+        over = self._over_of(rows)
+        return replace(
+            self, shape=(len(rows), self.shape[1]), codes=self.codes[rows], scale=scale, zero=zero, over=over
+        )
+
+    def _over_of(self, rows: slice | Tensor) -> Tensor | None:
+        """The scale above those of some rows."""
+        return self.over if self.over is None or self.over.dim() == 1 else self.over[rows]
 
     def split_rows(self, sizes: Sequence[int]) -> tuple[QTensor, ...]:
         """Splits a fused matrix (q/k/v, gate/up) into parts of ``sizes`` rows.
@@ -232,14 +241,15 @@ class QTensor:
 def stacked(parts: Sequence[QTensor]) -> QTensor:
     """One matrix of the rows of several, one below the other: what :meth:`QTensor.split_rows` takes apart.
 
-    One scale of a whole part becomes one of each of its rows: of tensors comes a matrix of channels.
+    One scale of a whole part becomes one of each of its rows: of tensors comes a matrix of channels, and a scale above
+    others stands over those of its rows.
 
     Raises:
         FormatError: they differ in their formats, widths or dtypes of scales, or rows would share a block with others.
     """
     first = parts[0]
-    if any((part.spec, part.shape[1], part.scale.dtype) != (first.spec, first.shape[1], first.scale.dtype)
-           or part.over is not None for part in parts):  # fmt: skip
+    kind = first.spec, first.shape[1], first.scale.dtype
+    if any((part.spec, part.shape[1], part.scale.dtype) != kind for part in parts):
         raise FormatError("matrices of different formats, widths or scales are not stacked")
     height = 1 if first.spec.block is None else first.spec.block[0]
     if any(part.shape[0] % height for part in parts[:-1]):
@@ -252,7 +262,10 @@ def stacked(parts: Sequence[QTensor]) -> QTensor:
         zeros = [part.zero.expand(part.shape[0])[:, None] for part in parts if part.zero is not None]
     shape = (sum(part.shape[0] for part in parts), first.shape[1])
     codes = torch.cat([part.codes for part in parts])
-    return QTensor(spec, shape, codes, torch.cat(scales), torch.cat(zeros) if zeros else None)
+    overs = [part.over.expand(part.shape[0], 1) for part in parts if part.over is not None]
+    return QTensor(
+        spec, shape, codes, torch.cat(scales), torch.cat(zeros) if zeros else None, torch.cat(overs) if overs else None
+    )
 
 
 def _mismatch(what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> str:

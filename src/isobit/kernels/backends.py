@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from isobit.errors import Unsupported, UsageError
@@ -34,12 +35,14 @@ class LinearKernel:
             the function that maps ``[..., K]`` to ``[..., N]``.
         accepts: why it cannot run something, or None.
         priority: the highest that accepts is chosen.
+        as_stored: whether it is asked for few-bit scales as they are, before what ``held`` says.
     """
 
     name: str
     binder: str
     accepts: Accepts
     priority: int
+    as_stored: bool = False
 
     def bind(self, *args: Any, **options: Any) -> Callable[..., Any]:
         """Binds weights to the kernel; see ``binder``."""
@@ -78,8 +81,8 @@ def cpu_library_problem() -> str | None:
 
 LINEAR_KERNELS: tuple[LinearKernel, ...] = (
     LinearKernel("triton", "isobit.kernels.gpu.bind:bind", _triton_accepts, priority=100),
-    LinearKernel("cpu", "isobit.kernels.cpu.linear:bind", _cpu_accepts, priority=50),
-    LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0),
+    LinearKernel("cpu", "isobit.kernels.cpu.linear:bind", _cpu_accepts, priority=50, as_stored=True),
+    LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0, as_stored=True),
 )
 
 
@@ -126,25 +129,45 @@ def bind(
         UsageError: ISOBIT_KERNEL names no row.
     """
     spec: WeightSpec | None = getattr(weight, "spec", None)
-    first = held.before(activations)
-    if (spec is not None and spec.scale is not None) or first is not None:
-        widened = importlib.import_module("isobit.kernels.widened")  # with torch, as the binders have it
-        given, weight = weight, weight if spec is None else widened.weight(weight)
-        if first is not None:
-            plain = bind(weight, None, None, bias, device=device, keep_values=keep_values, kernels=kernels, **options)
-            return replace(plain, run=widened.RoundedBefore(plain.run, first, input_scale, given))
-        spec = weight.spec
+    few_bits = (spec is not None and spec.scale is not None) or held.before(activations) is not None
     reasons: list[str] = []
     for row in _rows(LINEAR_KERNELS if kernels is None else kernels):
-        reason = row.accepts(spec, activations, device)
-        if reason is None:
-            try:
-                run = row.bind(weight, activations, input_scale, bias, keep_values=keep_values, **options)
-                return Bound(row, run, tuple(reasons))
-            except Unsupported as refusal:
-                reason = "; ".join(refusal.reasons)
-        reasons.append(f"{row.name}: {reason}")
+        take = partial(_take, row, device, {"keep_values": keep_values, **options})
+        as_stored = row.as_stored or not few_bits
+        found = take(weight, activations, input_scale, bias) if as_stored else ""
+        if isinstance(found, str) and few_bits:
+            found = _take_held(take, weight, activations, input_scale, bias)
+        if not isinstance(found, str):
+            return Bound(row, found, tuple(reasons))
+        reasons.append(f"{row.name}: {found}")
     raise _refusal(spec, activations, reasons)
+
+
+def _take(
+    row: LinearKernel, device: str, options: dict[str, Any],
+    weight: Any, activations: ActSpec | None, input_scale: Any, bias: Any,
+) -> Callable[..., Any] | str:  # fmt: skip
+    """A weight bound to a row; or why it does not take it."""
+    reason = row.accepts(getattr(weight, "spec", None), activations, device)
+    if reason is not None:
+        return reason
+    try:
+        return row.bind(weight, activations, input_scale, bias, **options)
+    except Unsupported as refusal:
+        return "; ".join(refusal.reasons)
+
+
+def _take_held(
+    take: Callable[..., Callable[..., Any] | str], weight: Any, activations: ActSpec | None, input_scale: Any, bias: Any
+) -> Callable[..., Any] | str:
+    """The same for the formats that ``held`` names."""
+    widened = importlib.import_module("isobit.kernels.widened")  # with torch, as the binders have it
+    given = widened.weight(weight) if hasattr(weight, "spec") else weight
+    first = held.before(activations)
+    if first is None:
+        return take(given, activations, input_scale, bias)
+    run = take(given, None, None, bias)
+    return run if isinstance(run, str) else widened.RoundedBefore(run, first, input_scale, weight)
 
 
 def choose(
@@ -168,7 +191,9 @@ def choose(
     """
     reasons = []
     for row in _rows(kernels):
-        reason = row.accepts(held.held(weights), held.within(activations), device)
+        reason = row.accepts(weights, activations, device) if row.as_stored else None
+        if reason is not None or not row.as_stored:
+            reason = row.accepts(held.held(weights), held.within(activations), device)
         if reason is None:
             return row
         reasons.append(f"{row.name}: {reason}")

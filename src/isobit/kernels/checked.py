@@ -11,7 +11,12 @@ from isobit.formats.schemes import ActSpec
 
 
 def check_linear(
-    weight: QTensor | Tensor, activations: ActSpec | None, input_scale: Tensor | None, bias: Tensor | None
+    weight: QTensor | Tensor,
+    activations: ActSpec | None,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+    *,
+    as_stored: bool = False,
 ) -> None:
     """That the operands of a linear fit together: shapes, dtypes, one device.
 
@@ -20,16 +25,17 @@ def check_linear(
         activations: how inputs are rounded; None when they are not.
         input_scale: one number for static activations.
         bias: ``[N]`` floating-point, or None.
+        as_stored: whether the kernel reads scales in formats of their own.
 
     Raises:
         FormatError: they don't; every disagreement is listed.
     """
     problems = []
     quantized = isinstance(weight, QTensor)
-    parts = [weight.codes, weight.scale, weight.zero] if isinstance(weight, QTensor) else [weight]
+    parts = [weight.codes, weight.scale, weight.zero, weight.over] if isinstance(weight, QTensor) else [weight]
     if not quantized and (weight.dim() != 2 or not weight.is_floating_point() or 0 in weight.shape):  # type: ignore[union-attr]
         problems.append(f"the weight is a floating-point matrix, not {_described(parts[0])}")
-    if isinstance(weight, QTensor) and weight.spec.scale is not None:
+    if isinstance(weight, QTensor) and weight.spec.scale is not None and not as_stored:
         problems.append(f"its scales are {weight.spec.scale}: kernels take float scales (QTensor.with_float_scales)")
     if bias is not None and (tuple(bias.shape) != tuple(weight.shape[:1]) or not bias.is_floating_point()):
         problems.append(f"the bias of {weight.shape[0]} outputs is [{weight.shape[0]}] floats, not {_described(bias)}")

@@ -1,8 +1,9 @@
-"""What kernels are given in place of formats that none of them reads: the same values in a format that one does. Pure.
+"""What kernels are given in place of formats that they do not read: the same values in a format that they do. Pure.
 
-Codes of e2m1 are halves of integers up to 12: as int8 under half the scale they are the same values, at two times the
-bytes. Activations under few-bit scales are rounded before a kernel that takes them as they are: the products are those
-of the same codes and scales (docs/numerics.md).
+CPU kernels read scales in formats of their own, but for a few sizes of groups; GPU kernels read none. Codes of e2m1 are
+halves of integers up to 12: as int8 under half the scale they are the same values, at two times the bytes. Activations
+under few-bit scales are then rounded before a kernel that takes them as they are: the products are those of the same
+codes and scales (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -10,12 +11,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.kernels.cpu import formats as cpu_formats
 
 HALVES = "e2m1"
 
 
+def on_cpu(weights: WeightSpec | None, activations: ActSpec | None) -> tuple[WeightSpec | None, ActSpec | None]:
+    """In which formats CPU kernels are given a linear's weight, and asked to round its input: as they are, or held."""
+    if cpu_formats.unsupported(weights, activations) is None:
+        return weights, activations
+    return held(weights), within(activations)
+
+
 def held(spec: WeightSpec | None) -> WeightSpec | None:
-    """The format in which kernels are given a weight: itself, where they read it as it is."""
+    """The format in which kernels that read float scales alone are given a weight."""
     if spec is None or spec.scale is None:
         return spec
     return replace(spec, scale=None, element="int8" if spec.element == HALVES else spec.element)

@@ -29,7 +29,7 @@ def _as_linears(name: str) -> Callable[[WeightSpec | None, ActSpec | None, str],
 
 MIXTURE_KERNELS: tuple[LinearKernel, ...] = (
     LinearKernel("triton", "isobit.kernels.gpu.mixture:bind", _as_linears("triton"), priority=100),
-    LinearKernel("cpu", "isobit.kernels.cpu.experts:bind", _as_linears("cpu"), priority=50),
+    LinearKernel("cpu", "isobit.kernels.cpu.experts:bind", _as_linears("cpu"), priority=50, as_stored=True),
     LinearKernel("reference", "isobit.kernels.reference_experts:bind", _as_linears("reference"), priority=0),
 )
 
@@ -63,21 +63,22 @@ def bind(mixture: Mixture, *, device: str, keep_values: bool = False, **options:
         Unsupported: no row takes them; has the reason of each.
         UsageError: ISOBIT_KERNEL names no row.
     """
-    mixture = _with_float_scales(mixture)
     reasons: list[str] = []
     for row in rows():
-        reason = why_not(row, mixture.formats, device)
-        if reason is None:
-            try:
-                return Bound(row, row.bind(mixture, keep_values=keep_values, **options), tuple(reasons))
-            except Unsupported as refusal:
-                reason = "; ".join(refusal.reasons)
+        floats = _with_float_scales(mixture)
+        for given in (mixture, floats) if row.as_stored and floats is not mixture else (floats,):
+            reason = why_not(row, given.formats, device)
+            if reason is None:
+                try:
+                    return Bound(row, row.bind(given, keep_values=keep_values, **options), tuple(reasons))
+                except Unsupported as refusal:
+                    reason = "; ".join(refusal.reasons)
         reasons.append(f"{row.name}: {reason}")
     raise Unsupported("experts of these formats", reasons)
 
 
 def _with_float_scales(mixture: Mixture) -> Mixture:
-    """With scales of few bits as floats: no kernel reads the former, and their values are the same."""
+    """With scales of few bits as floats, which are the same values; itself where it has none."""
     gate, up, down = (part.with_float_scales() for part in mixture.parts)
     parts: tuple[Grouped, Grouped, Grouped] = (gate, up, down)
     return mixture if parts == mixture.parts else Mixture(*parts, mixture.gating, mixture.on_input)

@@ -18,7 +18,7 @@ from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.kernels.gpu.variant import Variant, has_bf16
-from isobit.kernels.held import held, within
+from isobit.kernels.held import on_cpu
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
 
@@ -140,7 +140,7 @@ def _find_cpu(op: Op) -> Found:
     else:
         reasons.append(why_not)
     row = next(row for row in LINEAR_KERNELS if row.name == REFERENCE)
-    why_not = row.accepts(held(op.weights), within(op.activations), "cpu")
+    why_not = row.accepts(op.weights, op.activations, "cpu")
     if why_not is None:
         kernels += [Kernel(REFERENCE, "float32", decode) for decode in (True, False)]
     else:
@@ -152,7 +152,7 @@ def _cpu_problem(op: Op) -> str | None:
     """Why the C++ kernels cannot take a linear; None when they can."""
     if op.weights is None and op.w not in cpu_formats.FLOAT_FORMATS:
         return f"no CPU kernel has {op.w} weights"
-    return cpu_formats.unsupported(held(op.weights), within(op.activations))
+    return cpu_formats.unsupported(*on_cpu(op.weights, op.activations))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from isobit.formats.caches import SCALE_BYTES
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import ELEMENTS, element
 from isobit.kernels.gpu.tiles import LARGE
-from isobit.kernels.held import held
+from isobit.kernels.held import on_cpu
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
@@ -81,7 +81,7 @@ def tensor_bytes(
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
     n, k = tensor.shape
-    given = held(weights)
+    given, _ = on_cpu(weights, activations)
     if cpu and given is not None and given != weights:
         codes = n * k if element(given.element).bits == 8 else 4 * n * element(given.element).words(k)
         return codes + 4 * math.prod(given.scale_shape(n, k))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu.variant import Variant
-from isobit.kernels.held import before, held
+from isobit.kernels.held import on_cpu
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op
@@ -299,12 +299,12 @@ def _converts(element: str, target: Target) -> bool:
 def _held_notes(op: Op) -> list[str]:
     """What is not the checkpoint's own bytes in memory."""
     notes = []
-    given = held(op.weights)
+    given, rounded = on_cpu(op.weights, op.activations)
     if given is not None and op.weights is not None and given.element != op.weights.element:
         notes.append(
             f"{short(op.w)} is held as {given.element} with half the scale, the same values at 8 bits a weight"
         )
-    if before(op.activations) is not None:
+    if rounded != op.activations:
         notes.append(f"activations are rounded to {short(op.a)} in front of the kernel, by PyTorch")
     return notes
 

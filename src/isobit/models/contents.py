@@ -20,16 +20,16 @@ from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import short_list, unreadable
 from isobit.checkpoint.store import FileStore
 from isobit.errors import CheckpointError
-from isobit.models.archs import model_config
+from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import Shapes, expected_tensors, is_matrix, layer_prefix
 from isobit.models.config import ModelConfig
-from isobit.models.names import renamed
+from isobit.models.names import is_beside, renamed
 from isobit.models.stacks import misfits, other_names, unstacked
 
 # Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
-TABLE, HEAD = "model.embed_tokens.", "lm_head."
+TABLE, HEAD, NORM = "model.embed_tokens.", "lm_head.", "model.norm"
 _LISTED, _LISTED_OF_A_KIND = 8, 4  # problems shown in full; the rest is counted
 _COMPARED = 1 << 22  # numbers of two matrices compared at once
 
@@ -46,6 +46,9 @@ class Contents:
         kv_scales: tensors that are scales of a key-value cache.
         notes: what a person should know.
         stacks: tensors of all experts of a layer together -> those that they are read as.
+        beside: tensors of what stands beside the decoder of a model that sees or hears, by their names in the files.
+        fronts: what names of the decoder's tensors begin with here -> what they begin with in the files, in such a
+            model; empty where they are called in files as they are here.
     """
 
     ck: Checkpoint
@@ -55,6 +58,15 @@ class Contents:
     kv_scales: tuple[str, ...]
     notes: tuple[str, ...]
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    fronts: Mapping[str, str] = field(default_factory=dict)
+
+    def in_files(self, name: str) -> str:
+        """What a tensor of the decoder is called where it is written beside others of its model."""
+        for front, stored in self.fronts.items():
+            if name.startswith(front):
+                return stored + name.removeprefix(front)
+        return name
 
 
 def contents(ck: Checkpoint) -> Contents:
@@ -87,11 +99,15 @@ def resolve(ck: Checkpoint) -> Contents:
     ck.require_readable()  # what nobody can read is refused first: its tensors have names of their own
     config = model_config(ck.config)
     notes: list[str] = []
-    names = renamed(ck.tensors, config.layers[0].norms)
-    if names:
+    beside = tuple(name for name in ck.tensors if is_beside(name)) if is_within(ck.config) else ()
+    own = [name for name in ck.tensors if name not in {*beside}]
+    names = renamed(own, config.layers[0].norms)
+    if names and not is_within(ck.config):
         stored = next(iter(names))
         notes.append(f"tensors are read under other names than they have: {stored} as {names[stored]}, and so on")
+    if names:
         ck = ck.renamed(names)
+    fronts = _fronts(ck) if is_within(ck.config) else {}
     ck, stacks = _by_expert(ck, config)
     notes = [*config.notes, *ck.notes, *notes]
     ck, config, copies = _output_projection(ck, config, notes)
@@ -106,7 +122,14 @@ def resolve(ck: Checkpoint) -> Contents:
             f"{len(guessing)} tensors of layers that guess further tokens ({layer_prefix(config.num_layers)}*) are left"
             " out: isobit decodes one token after the other"
         )
-    return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes), stacks)
+    return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes), stacks, beside, fronts)
+
+
+def _fronts(ck: Checkpoint) -> dict[str, str]:
+    """What the names of a decoder's tensors begin with in files, by what they begin with here."""
+    norm, head = NORM.rpartition(".")[2], HEAD.removesuffix(".")
+    found = {"model.": ck.stored.get(NORM, NORM).removesuffix(norm), HEAD: f"{ck.stored.get(head, head)}."}
+    return {front: stored for front, stored in found.items() if front != stored}
 
 
 def _by_expert(ck: Checkpoint, config: ModelConfig) -> tuple[Checkpoint, dict[str, tuple[str, ...]]]:
@@ -184,7 +207,7 @@ def _problems(found: Contents) -> list[tuple[str, str]]:
     if wrong:  # what is missing then is a part of these
         return wrong
     problems = [(name, why) for name, shape in expected.items() if (why := _misfit(tensors, name, shape))]
-    known = {*expected, *found.left_out, *found.kv_scales}
+    known = {*expected, *found.left_out, *found.kv_scales, *found.beside}
     matrices = {name.rpartition(".")[0] for name, shape in expected.items() if is_matrix(name, shape)}
     known |= {module + part for module in matrices for part in layouts.PARTS if part != ".bias"}
     return problems + [(name, "is surplus: it is not a part of this model") for name in tensors if name not in known]

@@ -1,7 +1,8 @@
 """Under which names a checkpoint holds a model's tensors: one prefix in front of all of them, found once.
 
 A model's own names begin with ``model.`` and ``lm_head.``. Exports of the base model (Qwen3-Embedding) leave out the
-first, wrappers (``torch.compile``, multimodal models) put something in front of both.
+first, wrappers (``torch.compile``, multimodal models) put something in front of both. Models that see or hear have
+tensors beside those of their decoder: of towers, and of what brings their output to the decoder's width.
 """
 
 from __future__ import annotations
@@ -12,6 +13,16 @@ from isobit.models.config import Norms
 
 _INNER = ("embed_tokens.", "layers.", "norm.")
 _HEAD = "lm_head."
+# Beginnings of names of what stands beside a decoder; each may have ``model.`` in front.
+BESIDE = (
+    "visual.", "vit.", "vision_tower.", "vision_model.", "audio_tower.", "multi_modal_projector.", "mm_projector.",
+    "embed_vision.",
+)  # fmt: skip
+
+
+def is_beside(name: str) -> bool:
+    """Whether a tensor of a model that sees or hears stands beside its decoder."""
+    return name.removeprefix("model.").startswith(BESIDE)
 
 
 def renamed(names: Iterable[str], norms: Norms) -> dict[str, str]:

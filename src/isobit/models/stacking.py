@@ -41,7 +41,7 @@ def stack(reads: Iterable[LinearWeight], names: Sequence[str], file: Path, place
     scales: list[Tensor | None] = []
     for number, read in enumerate(reads):
         weight = read.weight
-        if isinstance(weight, QTensor):
+        if isinstance(weight, QTensor) and place.device != "cpu":
             weight = weight.with_float_scales()
         read = replace(read, weight=weight)
         if filled is None:
@@ -80,7 +80,7 @@ class _Filled:
         codes, *others = _parts(first.weight)
         assert codes is not None
         self.codes = self._room(self.stride, codes)
-        self.scale, self.zero = (
+        self.scale, self.zero, self.over = (
             # One scale of a whole expert becomes one of each of its rows.
             None if part is None else self._room(self.rows if part.dim() == 1 else part.shape[0], part)
             for part in others
@@ -102,7 +102,7 @@ class _Filled:
 
     def put(self, number: int, read: LinearWeight) -> None:
         """One expert, into its place."""
-        for whole, part in zip((self.codes, self.scale, self.zero), _parts(read.weight), strict=True):
+        for whole, part in zip((self.codes, self.scale, self.zero, self.over), _parts(read.weight), strict=True):
             if whole is not None and part is not None:
                 step = len(whole) // self.experts
                 rows = self.rows if part.dim() == 1 else part.shape[0]
@@ -118,14 +118,17 @@ class _Filled:
             assert self.scale is not None
             spec = first.spec if first.spec.granularity != "tensor" else replace(first.spec, granularity="channel")
             shape = (self.experts * self.stride, first.shape[1])
-            weight = QTensor(spec, shape, self.codes, self.scale, self.zero)
+            weight = QTensor(spec, shape, self.codes, self.scale, self.zero, self.over)
         return Grouped(
             weight, self.experts, self.rows, self.stride, self.bias, self.first.activations, input_scale
         )  # fmt: skip
 
 
-def _parts(weight: QTensor | Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return (weight, None, None) if isinstance(weight, Tensor) else (weight.codes, weight.scale, weight.zero)
+def _parts(weight: QTensor | Tensor) -> tuple[Tensor | None, ...]:
+    """Codes, scales, zero points and the scales above others."""
+    if isinstance(weight, Tensor):
+        return weight, None, None, None
+    return weight.codes, weight.scale, weight.zero, weight.over
 
 
 def _kind(weight: QTensor | Tensor) -> tuple[object, ...]:

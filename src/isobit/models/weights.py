@@ -108,7 +108,7 @@ class _Loader:
         self.keep_values = small if keep_values is None else keep_values
         kv_heads = [layer.attention.kept.heads for layer in self.config.layers]
         self.kv_scales = read_kv_scales(self.ck, found.kv_scales, kv_heads)
-        self.used = {*found.left_out, *found.kv_scales}
+        self.used = {*found.left_out, *found.kv_scales, *found.beside}
 
     def decoder(self) -> Decoder:
         read = self._weight(TABLE)

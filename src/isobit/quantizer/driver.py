@@ -31,7 +31,7 @@ from isobit.kernels import backends
 from isobit.models.blueprint import HEAD, classifier
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
-from isobit.quantizer import calibrate, experts, grid, validate
+from isobit.quantizer import beside, calibrate, experts, grid, validate
 from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
 from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
@@ -41,6 +41,7 @@ from isobit.version import __version__
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _INPUT_SCALES = "input_scales"  # key of the journal entry
+_BOTH = ("tie_word_embeddings", "dtype", "torch_dtype")  # of a model with a decoder inside: said of it, too
 
 
 @shortages()
@@ -230,7 +231,8 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     tensors = [info for name, info in ck.tensors.items() if name in found.expected]
     classify = classifier(model)
     validate.check_schemes(tensors, classify, policy)
-    jobs = list(plan_jobs(experts.as_stored(found, tensors, policy), classify, policy, settings.search))
+    jobs = [*plan_jobs(experts.as_stored(found, tensors, policy), classify, policy, settings.search)]
+    jobs = [replace(job, called=found.in_files(job.name)) for job in jobs] + beside.jobs(found, policy)
     shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
     assigned = validate.assignments(tensors, classify, policy, HEAD if model.tie_word_embeddings else None)
     notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]
@@ -242,6 +244,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     calibrated = () if settings.calibration is None else settings.calibration.notes
     notes += [
         *found.notes,
+        *beside.about(found),
         *validate.refitted_widths(tensors, classify, policy),
         *calibrated,
         *mixed,
@@ -259,9 +262,12 @@ def _config(found: Contents, policy: Policy, assigned: dict[str, Any]) -> bytes:
         config["tie_word_embeddings"] = False
     if policy.default.dtype is not None:
         config["dtype" if "dtype" in config else "torch_dtype"] = policy.default.dtype
+    inner = config.get("text_config")
+    if isinstance(inner, dict) and (changed := {key: config[key] for key in _BOTH if key in inner and key in config}):
+        config["text_config"] = inner | changed
     quantization = ctrender.render(assigned)
     if quantization:
-        config["quantization_config"] = quantization
+        config["quantization_config"] = beside.rendered(found, quantization)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -41,6 +41,7 @@ class Job:
         scheme: how it is quantized or to what it is cast; None when it is copied.
         input_scale: static activation scale of the module, if its scheme has one.
         search: how scales are chosen.
+        called: name of the tensor in the output; the source's own where empty.
     """
 
     source: TensorInfo
@@ -48,6 +49,7 @@ class Job:
     scheme: Scheme | None
     input_scale: float | None = None
     search: grid.Search = "absmax"
+    called: str = ""
 
     @property
     def name(self) -> str:
@@ -58,6 +60,11 @@ class Job:
     def module(self) -> str:
         """The module the tensor belongs to."""
         return module_of(self.source.name)
+
+    @property
+    def written(self) -> str:
+        """Name of the tensor in the output, if it is not quantized."""
+        return self.called or self.name
 
     @property
     def spec(self) -> WeightSpec | None:
@@ -77,7 +84,7 @@ class Job:
     def outputs(self) -> tuple[PlannedTensor, ...]:
         """The tensors that will be written."""
         if self.spec is None:
-            return (PlannedTensor(self.name, self.dtype, self.source.shape),)
+            return (PlannedTensor(self.written, self.dtype, self.source.shape),)
         return tuple(self._stored(self.source.shape[0]).values())
 
     @cached_property
@@ -106,7 +113,8 @@ class Job:
         if scale is not None and spec is not None and spec.scale is not None:  # 448 * 6 over the largest input
             scale = element(spec.element).max / scale
         rows = self.source.shape[0]
-        return module_tensors(self.module, quantized, activations=self.scheme.activations, input_scale=scale, rows=rows)
+        module, rounded = module_of(self.written), self.scheme.activations
+        return module_tensors(module, quantized, activations=rounded, input_scale=scale, rows=rows)
 
     def is_whole(self, output: str) -> bool:
         """Whether ``output`` belongs to no row in particular: it is written once, with the first piece."""
@@ -124,7 +132,8 @@ class Job:
         scale_dtype = dtype_name(grid.stored_scale_dtype(self.source.torch_dtype, self.spec))
         assert scale_dtype is not None
         parts = written(self.spec, self.scheme.activations, rows, self.source.shape[1], scale_dtype)
-        return {name: replace(part, name=name) for part in parts for name in (f"{self.module}.{part.name}",)}
+        module = module_of(self.written)
+        return {name: replace(part, name=name) for part in parts for name in (f"{module}.{part.name}",)}
 
 
 @dataclass(frozen=True)
@@ -268,4 +277,4 @@ def _cast(job: Job, begin: int, data: Tensor) -> Piece:
             name = str(target).removeprefix("torch.")
             raise FormatError(f"the tensor contains {largest:g}, which is beyond {name}; use bf16, or keep this module")
     result = data.to(target)
-    return Piece(((job.name, job.offset(job.name, begin), result),))
+    return Piece(((job.written, job.offset(job.written, begin), result),))

@@ -28,7 +28,7 @@ from isobit.targets.detect import find_compiler
 
 LIBRARY = Path(__file__).with_name("_cpu.so")
 NOTE = LIBRARY.with_suffix(".json")  # how the build went, written by cpp/build.py
-ABI = 5  # ISOBIT_CPU_ABI of cpp/isobit_cpu.h
+ABI = 6  # ISOBIT_CPU_ABI of cpp/isobit_cpu.h
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -44,7 +44,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "isobit_cpu_error": (ctypes.c_char_p, ()),
     "isobit_cpu_linear": (ctypes.c_int, (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE)),
     "isobit_cpu_linears": (ctypes.c_int, (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER)),
-    "isobit_cpu_quantize": (ctypes.c_int, (_INT, _SIZE, _FLOAT, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER)),
+    "isobit_cpu_quantize": (ctypes.c_int, (_INT, _INT, _SIZE, _FLOAT, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER)),
     "isobit_cpu_has_nan": (ctypes.c_int, (_INT, _POINTER, _SIZE, _SIZE, _SIZE)),
     "isobit_cpu_read": (ctypes.c_uint64, (_POINTER, _SIZE)),
 }

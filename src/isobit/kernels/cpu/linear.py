@@ -18,7 +18,15 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.checked import check_linear
 from isobit.kernels.cpu import library as cpu_library
-from isobit.kernels.cpu.formats import ACTIVATIONS, FLOAT_FORMATS, FORMATS, unsupported
+from isobit.kernels.cpu.formats import (
+    ACTIVATIONS,
+    FLOAT_FORMATS,
+    FORMATS,
+    OVER_RULES,
+    SCALE_FORMATS,
+    activation_scales,
+    unsupported,
+)
 from isobit.kernels.cpu.library import check, isa, isas, last_error, library, set_threads, threads, use_isa
 
 __all__ = [
@@ -27,6 +35,10 @@ __all__ = [
 ]  # fmt: skip
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+_WITH_NAN = ("e4m3fn", "e5m2")
+_LARGEST_POWER = (
+    40  # e4m3fn codes are decoded 2^-120 too small, and scales made 2^72 larger (docs/numerics.md section 6)
+)
 
 
 class LinearStruct(ctypes.Structure):
@@ -48,6 +60,10 @@ class LinearStruct(ctypes.Structure):
         ("scales", _POINTER),
         ("zeros", _POINTER),
         ("bias", _POINTER),
+        ("over", _POINTER),
+        ("over_rule", _INT),
+        ("over_each", _INT),
+        ("activation_scales", _INT),
     ]
 
 
@@ -139,13 +155,14 @@ def bind(
     """
     del keep_values
     check_formats(weight.spec if isinstance(weight, QTensor) else None, activations)
-    check_linear(weight, activations, input_scale, bias)
+    check_linear(weight, activations, input_scale, bias, as_stored=True)
     if (weight.codes if isinstance(weight, QTensor) else weight).device.type != "cpu":
         raise FormatError(f"a linear of shape {list(weight.shape)}: the CPU kernels read this machine's memory")
     struct = LinearStruct(n=weight.shape[0], k=weight.shape[1], alike=alike)
     if activations is not None:
         struct.activations = ACTIVATIONS[element(activations.element).name]
         struct.activation_group = activations.group or 0
+        struct.activation_scales = activation_scales(activations.scale)
         struct.input_scale = 0.0 if input_scale is None else float(input_scale)
     kept = _quantized(struct, weight) if isinstance(weight, QTensor) else _plain(struct, weight)
     if bias is not None:
@@ -179,13 +196,38 @@ def _quantized(struct: LinearStruct, weight: QTensor) -> tuple[Tensor | None, ..
     struct.group = spec.group or (spec.block[1] if spec.block else 0)
     struct.block_rows = 0 if spec.granularity == "tensor" else spec.block[0] if spec.block else 1
     codes, scale = _codes(struct, weight.codes), weight.scale.contiguous()
-    struct.scale_format = FLOAT_FORMATS[str(scale.dtype).removeprefix("torch.")]
+    stored, dtype = spec.scale, str(scale.dtype).removeprefix("torch.")
+    struct.scale_format = SCALE_FORMATS[dtype if stored is None else stored.element]
     struct.scales = scale.data_ptr()
+    over = None if weight.over is None else weight.over.contiguous()
+    if stored is not None and over is not None:
+        struct.over, struct.over_rule, struct.over_each = over.data_ptr(), OVER_RULES[stored.over], over.dim() > 1
     zero = None if weight.zero is None else weight.zero.contiguous()
     struct.zeros = None if zero is None else zero.data_ptr()
-    if row.kind == "float":
+    if row.name in _WITH_NAN:
         _refuse_nan(struct, row.name)
-    return codes, scale, zero
+    if stored is not None and stored.codes is not None:
+        _refuse_scales(scale, row.name, stored.element)
+    return codes, scale, zero, over
+
+
+def _refuse_scales(scale: Tensor, name: str, element: str) -> None:
+    """That scales of 8 bits are numbers, and that codes times them are float32 on the way there.
+
+    Raises:
+        Unsupported: they aren't.
+    """
+    why = None
+    if element == "e4m3fn":
+        why = "are NaN" if bool((scale & 0x7F == 0x7F).any()) else None
+    elif bool((scale == 0xFF).any()):
+        why = "are NaN"
+    elif name == "e4m3fn" and int(scale.max()) - 127 >= _LARGEST_POWER:
+        why = f"are 2^{_LARGEST_POWER} or more"
+    if why is not None:
+        raise Unsupported(
+            f"a linear with {name} weights", [f"some of its scales {why}, which the CPU kernels do not read"]
+        )
 
 
 def _codes(struct: LinearStruct, codes: Tensor) -> Tensor:
@@ -225,7 +267,8 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
     codes = torch.empty(x.shape, dtype=torch.int8 if name == "int8" else torch.uint8)
     scales = torch.empty(*x.shape[:-1], -(-k // spec.group) if spec.group else 1)
     given = 0.0 if static_scale is None else float(static_scale)
-    arguments = (ACTIVATIONS[name], spec.group or 0, given, values.data_ptr(), m, k)
+    rule = activation_scales(spec.scale)
+    arguments = (ACTIVATIONS[name], rule, spec.group or 0, given, values.data_ptr(), m, k)
     if m:
         check(library().isobit_cpu_quantize(*arguments, codes.data_ptr(), scales.data_ptr()))
     return codes, scales

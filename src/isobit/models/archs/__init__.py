@@ -66,11 +66,14 @@ ARCHS: dict[str, str] = {
 }
 # Models that see or hear and have their decoder within: its keys are a section of the file (``hf_within``).
 WITHIN: dict[str, str] = {
+    "Glm46VForConditionalGeneration": "glm4v",
+    "Glm4vForConditionalGeneration": "glm4v",
+    "Glm4vMoeForConditionalGeneration": "glm4v_moe",
     "GlmAsrForConditionalGeneration": "glmasr",
     "HunYuanVLForConditionalGeneration": "hunyuan_vl",
 }
 # What model_type says where a model is one of a family and goes by a name of its own.
-ALSO = {"kimi_k2": "deepseek_v3"}
+ALSO = {"glm46v": "glm4v", "kimi_k2": "deepseek_v3"}
 
 _KNOWN = ARCHS | WITHIN
 _CAUSAL = "ForCausalLM"
@@ -94,6 +97,11 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     notes = _model_type(fields, name)
     model: ModelConfig = family(name).from_hf(fields)
     return replace(model, notes=(*notes, *model.notes)) if notes else model
+
+
+def is_within(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` that :func:`model_config` reads is of a model that also sees or hears."""
+    return _architecture(config) in WITHIN
 
 
 def _model_type(fields: Fields, name: str) -> tuple[str, ...]:

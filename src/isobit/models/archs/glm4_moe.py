@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from isobit.models.config import Experts, GatedMlp, ModelConfig, Router
+from isobit.models.config import Experts, GatedMlp, LayerSpec, ModelConfig, QkNorm, Router
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common, without_windows
 from isobit.models.hf_experts import read_counts, read_groups, with_experts
 from isobit.models.hf_rope import Common
 
+COMMON = Common(kv_heads=8, max_positions=131072, eps=1e-5, partial=0.5)
+
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a Glm4MoeForCausalLM configuration."""
     without_windows(fields)
+    bias = fields.flag("attention_bias", False)
+    qk_norm: QkNorm = "head" if fields.flag("use_qk_norm", False) else "none"
+    style = Style(qkv_bias=bias, qk_norm=qk_norm, vary=read_mixture(fields))
+    guessing = read_guessing(fields)
+    return replace(read_common(fields, "glm4_moe", COMMON, style), predicted_layers=guessing)
+
+
+def read_mixture(fields: Fields) -> Callable[[int, LayerSpec], LayerSpec]:
+    """The experts, in all layers but the first ones: for ``Style.vary``."""
     experts, active = read_counts(fields, 128, 8)
     groups, active_groups = read_groups(fields, experts, active)
     router = Router(
@@ -31,16 +43,13 @@ def from_hf(fields: Fields) -> ModelConfig:
     size = fields.integer("moe_intermediate_size", 1408)
     mixture = Experts(router, GatedMlp(size), GatedMlp(size * fields.integer("n_shared_experts", 1)))
     dense = fields.integer("first_k_dense_replace", 1, low=0)
-    style = Style(
-        qkv_bias=fields.flag("attention_bias", False),
-        qk_norm="head" if fields.flag("use_qk_norm", False) else "none",
-        vary=with_experts(mixture, lambda layer: layer >= dense),
-    )
-    guessing = [
-        fields.integer(key, 0, low=0, high=MOST_LAYERS) for key in ("num_nextn_predict_layers", "num_mtp_layers")
-    ]
-    common = Common(kv_heads=8, max_positions=131072, eps=1e-5, partial=0.5)
-    return replace(read_common(fields, "glm4_moe", common, style), predicted_layers=max(guessing))
+    return with_experts(mixture, lambda layer: layer >= dense)
+
+
+def read_guessing(fields: Fields) -> int:
+    """Layers that checkpoints have behind the last one, to guess further tokens."""
+    keys = ("num_nextn_predict_layers", "num_mtp_layers")
+    return max(fields.integer(key, 0, low=0, high=MOST_LAYERS) for key in keys)
 
 
 def tiny() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 // The page: one chat is shown, one answer at most is being written.
 
+import * as attic from "./attic.js";
 import { byId, make, say } from "./dom.js";
+import * as media from "./media.js";
 import { Message } from "./messages.js";
 import * as settings from "./settings.js";
 import { about, watch } from "./status.js";
@@ -13,6 +15,7 @@ let chat = null;
 let shown = [];
 let writing = null; // the AbortController of the answer under way
 let status = null;
+let follows = true; // the end was in sight when somebody scrolled last
 
 const scroll = byId("scroll");
 const prompt = byId("prompt");
@@ -21,7 +24,7 @@ const prompt = byId("prompt");
 
 function redraw() {
   const ids = chat ? store.path(chat) : [];
-  shown = ids.map((id) => new Message(chat, id, { edit, again, redraw }));
+  shown = ids.map((id) => new Message(chat, id, { edit, again, redraw, grown }));
   byId("messages").replaceChildren(...shown.map((message) => message.element));
   byId("empty").hidden = ids.length > 0;
   drawChats();
@@ -43,6 +46,12 @@ const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight
 
 function toEnd() {
   scroll.scrollTop = scroll.scrollHeight;
+  follows = true;
+}
+
+// A picture has taken its room: whoever was at the end stays there.
+function grown() {
+  if (follows) toEnd();
 }
 
 function notice(text) {
@@ -72,7 +81,13 @@ function discard(one) {
     chat = null;
   }
   store.remove(one);
+  tidy();
   redraw();
+}
+
+// Media of chats that are no more.
+function tidy() {
+  attic.keepOnly(store.all().flatMap((one) => Object.values(one.nodes).flatMap((node) => (node.media ?? []).map(({ id }) => id))));
 }
 
 function fresh() {
@@ -98,22 +113,28 @@ function closeSide() {
 // Messages
 
 function send(text) {
-  if (writing || text.trim() === "") return;
+  if (writing || (text.trim() === "" && !media.any())) return;
   if (!usable()) return;
+  const given = media.taken();
   if (chat === null) {
     chat = store.create();
-    chat.title = text.trim().slice(0, 60);
+    chat.title = (text.trim() || given[0].name).slice(0, 60);
   }
   prompt.value = "";
   grow();
   const ids = store.path(chat);
-  write(store.append(chat, ids.at(-1) ?? "root", { role: "user", content: text }));
+  write(store.append(chat, ids.at(-1) ?? "root", said(text, given)));
+}
+
+/** A message of the person. */
+function said(text, given) {
+  return { role: "user", content: text, ...(given?.length ? { media: given } : {}) };
 }
 
 function edit(id, text) {
   if (!usable()) return;
   stop();
-  write(store.append(chat, chat.nodes[id].parent, { role: "user", content: text }));
+  write(store.append(chat, chat.nodes[id].parent, said(text, chat.nodes[id].media)));
 }
 
 function again(id) {
@@ -138,11 +159,11 @@ function stop() {
 }
 
 /** The messages down to `id`, as the server takes them. */
-function history(id, system) {
+async function history(mine, id, system) {
   const found = [];
-  for (let at = id; at !== "root"; at = chat.nodes[at].parent) {
-    const { role, content } = chat.nodes[at];
-    found.unshift({ role, content });
+  for (let at = id; at !== "root"; at = mine.nodes[at].parent) {
+    const { role, content, media: given } = mine.nodes[at];
+    found.unshift({ role, content: await media.content(content, given) });
   }
   return system.trim() ? [{ role: "system", content: system }, ...found] : found;
 }
@@ -153,7 +174,6 @@ async function write(above) {
   const mine = chat;
   const id = store.append(mine, above, { role: "assistant", content: "", reasoning: "", facts: {} });
   const node = mine.nodes[id];
-  const messages = history(above, system);
   store.touch(mine);
   store.save();
   redraw();
@@ -165,6 +185,7 @@ async function write(above) {
   const pace = drawer(mine, id);
   pace.soon();
   try {
+    const messages = await history(mine, above, system);
     for await (const chunk of answer({ ...body, model: status?.model, messages }, control.signal)) {
       take(node, chunk, (performance.now() - began) / 1000);
       pace.soon();
@@ -184,6 +205,7 @@ async function write(above) {
 }
 
 function inWords(error) {
+  if (error instanceof media.Lost) return error.message;
   if (!(error instanceof Problem)) return `Something went wrong on this page: ${error.message}`;
   if (error.status === 503) return `${error.message}${error.after ? ` Ask again in ${error.after} s.` : ""}`;
   return error.message;
@@ -291,6 +313,7 @@ function turnTheme() {
 }
 
 function statusChanged(next) {
+  if (next) media.offer(next);
   if (next && !status) {
     settings.build(next.sampling ?? {});
     document.title = `${next.model} · isobit`;
@@ -331,12 +354,14 @@ function begin() {
   byId("settings-reset").addEventListener("click", () => settings.reset(status?.sampling ?? {}));
   byId("model-open").addEventListener("click", () => { about(); byId("model").showModal(); });
   byId("to-end").addEventListener("click", toEnd);
-  byId("forget").addEventListener("click", () => { if (confirm("Delete all chats of this browser?")) { stop(); store.removeAll(); chat = null; redraw(); } });
-  scroll.addEventListener("scroll", () => { byId("to-end").hidden = atEnd(); }, { passive: true });
+  byId("forget").addEventListener("click", () => { if (confirm("Delete all chats of this browser?")) { stop(); store.removeAll(); tidy(); chat = null; redraw(); } });
+  scroll.addEventListener("scroll", () => { follows = atEnd(); byId("to-end").hidden = follows; }, { passive: true });
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   }
+  media.begin(notice);
   redraw();
+  tidy();
   watch(statusChanged);
   prompt.focus();
 }

@@ -2,13 +2,14 @@
 
 import { copy, make } from "./dom.js";
 import { show } from "./markdown.js";
+import { show as showMedia } from "./media.js";
 import { branch, turn } from "./store.js";
 
 /**
  * One message.
  *
  * @param chat, id which
- * @param act what its buttons do: edit(id, text), again(id), redraw()
+ * @param act what its buttons do: edit(id, text), again(id), redraw(), grown()
  */
 export class Message {
   constructor(chat, id, act) {
@@ -17,10 +18,12 @@ export class Message {
     this.act = act;
     this.thought = make("details", { class: "thought", hidden: true }, make("summary", {}, "Reasoning"), make("div"));
     this.calls = make("div", { class: "calls" });
+    this.media = make("div", { class: "media" });
+    showMedia(this.media, this.node.media, act.grown);
     this.body = make("div", { class: "body" });
     this.end = make("div", { class: "end" });
     const user = this.node.role === "user";
-    this.element = make("li", { class: user ? "message user" : "message" }, make("span", { class: "unseen" }, user ? "You:" : "Answer:"), this.thought, this.body, this.calls, this.end);
+    this.element = make("li", { class: user ? "message user" : "message" }, make("span", { class: "unseen" }, user ? "You:" : "Answer:"), this.thought, this.media, this.body, this.calls, this.end);
     this.draw();
   }
 
@@ -75,7 +78,7 @@ export class Message {
   edit() {
     const area = make("textarea", { value: this.node.content, rows: Math.min(12, this.node.content.split("\n").length + 1), "aria-label": "Change the message" });
     const done = () => {
-      if (area.value.trim() !== "") this.act.edit(this.id, area.value);
+      if (area.value.trim() !== "" || this.node.media) this.act.edit(this.id, area.value);
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

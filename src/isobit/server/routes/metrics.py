@@ -43,6 +43,8 @@ def now(serving: Serving) -> dict[str, Any]:
         "uptime_seconds": round(time.time() - serving.started, 1),
         "context_length": serving.capacity,
         "chat": serving.tokenizer.chat_template is not None,
+        "input_modalities": serving.media.modalities,
+        "media_bytes": serving.settings.media.bytes,
         "notes": list(serving.llm.notes),
         **serving.about,
         "tokens_per_second": {

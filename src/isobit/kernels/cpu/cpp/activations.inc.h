@@ -44,6 +44,7 @@ void round_activations(int32_t activations, const Loose *x, int64_t n, float sca
         return;
     }
     if (activations == ISOBIT_ACT_E4M3FN) round_with(x, n, scale, 448.0f, out, [](F q) ISOBIT_LAMBDA { return nearest<3, -6>(q); });
+    else if (activations == ISOBIT_ACT_E2M1) round_with(x, n, scale, 6.0f, out, [](F q) ISOBIT_LAMBDA { return nearest<1, 0>(q); });
     else if (activations == ISOBIT_ACT_E5M2) round_with(x, n, scale, 57344.0f, out, [](F q) ISOBIT_LAMBDA { return nearest<2, -14>(q); });
     else
         round_with(x, n, scale, 127.0f, out, [](F q) ISOBIT_LAMBDA {

@@ -71,7 +71,7 @@ ISOBIT_INLINE F together(const F (&acc)[C]) {
 struct ChainPart {
     const float *panel;
     int64_t begin, steps, span_steps;  // the part's first vector, how many vectors it has, and how many a span
-    const float *scales;               // [spans of the part][N], of the weights; NULL: one scale for all
+    const float *scales;               // [spans of the part][N][W], of the weights; NULL: one scale for all
 };
 
 // Not inlined, like the next: constants of decoders would take the registers of the sums.
@@ -98,7 +98,7 @@ __attribute__((noinline)) void add_spans(const ChainPart &p, const float *x, int
         add_chains<D, N, M, C>(acc, p.panel + at * N * W, x + (p.begin + at) * W, ldx, p.span_steps);
         const int64_t part = at / p.span_steps;
         unroll<M>([&](auto m) ISOBIT_LAMBDA {
-            unroll<N>([&](auto n) ISOBIT_LAMBDA { total[n][m] += together(acc[n][m]) * splat(p.scales[part * N + n]); });
+            unroll<N>([&](auto n) ISOBIT_LAMBDA { total[n][m] += together(acc[n][m]) * load(p.scales + (part * N + n) * W); });
         });
     }
     unroll<N>([&](auto n) ISOBIT_LAMBDA { unroll<M>([&](auto m) ISOBIT_LAMBDA { store(sums + (m * N + n) * W, total[n][m]); }); });
@@ -152,7 +152,7 @@ void many_chains_of(const isobit_linear &w, const Layout &l, const void *laid, i
     const int64_t spans = grouped ? (span_steps < CHAIN_STEPS ? CHAIN_STEPS / span_steps : 1) : 0;
     const int64_t deep = grouped ? spans * span_steps : CHAIN_STEPS, at_once = rows_of_block(m, l.row_size, M);
     const int64_t panel_size = deep * N * W, apart = at_once * N * C * W;
-    float *panels = storage.floats(PARTS * (panel_size + apart + spans * N));
+    float *panels = storage.floats(PARTS * (panel_size + apart + spans * N * W));
     float *sums = panels + PARTS * panel_size, *scales = sums + PARTS * apart;
     ScaleReaders<W> readers(w, l, 0, D::factor);
     for (int64_t at = 0; at < m; at += at_once)
@@ -168,11 +168,12 @@ void many_chains_of(const isobit_linear &w, const Layout &l, const void *laid, i
                     for (int n = 0; n < N; ++n) codes[n] = codes_of(w, smaller(row + part * N + n, end - 1));
                     decode_chains<D, N>(w, l, codes, step, count, panels + part * panel_size);
                     for (int64_t p = 0; p < (grouped ? count / span_steps : 0); ++p)
-                        for (int n = 0; n < N; ++n) scales[(part * spans + p) * N + n] = s[part * N + n].scales[step / span_steps + p];
+                        for (int n = 0; n < N; ++n)
+                            store(scales + ((part * spans + p) * N + n) * W, lanes_of(s[part * N + n].scales, step / span_steps + p, l.per_span, l.lanes));
                 }
                 for (int64_t i = 0; i < rows; i += M)
                     for (int part = 0; part < PARTS; ++part) {
-                        const ChainPart p{panels + part * panel_size, step, count, span_steps, grouped ? scales + part * spans * N : nullptr};
+                        const ChainPart p{panels + part * panel_size, step, count, span_steps, grouped ? scales + part * spans * N * W : nullptr};
                         chain_rows<D, N, M>(p, rows - i, x + (at + i) * ldx, ldx, sums + part * apart + i * N * C * W);
                     }
             }

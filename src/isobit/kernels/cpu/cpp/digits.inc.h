@@ -8,6 +8,7 @@
 //
 // An instruction set that has this path defines in Int4
 //   VECTORS           the most vectors of codes in a block
+//   offset, factor    an unpacked code stands for (code - offset) * factor
 //   unpack(codes, to) the codes of a vector at even places, and those at odd ones
 //   Sum begin(I acc), Sum add(Sum, I codes, I digits), I end(I acc, Sum)
 //                     acc and the products of codes by one digit of the activations.
@@ -126,10 +127,10 @@ inline float arrange_digit_block(const float *values, int64_t codes, int32_t off
     return unit;
 }
 
-// With zero points the integers are minus the sum of what each lane multiplies, else that times the 8 that codes are above.
-void arrange_digits(const Layout &l, const float *values, int64_t k, bool zero_points, void *out) {
+// The integers are minus `offset` times the sum of what each lane multiplies: what unpacked codes are above what they mean, with zero
+// points 1.
+void arrange_digits(const Layout &l, const float *values, int64_t k, int32_t offset, void *out) {
     const int64_t blocks = l.width / l.block, bytes = digit_block(l.block);
-    const int32_t offset = zero_points ? 1 : 8;
     int8_t *to = static_cast<int8_t *>(out);
     float *units = reinterpret_cast<float *>(to + blocks * bytes);
     for (int64_t b = 0; b < blocks; ++b) {
@@ -286,7 +287,7 @@ inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *re
 template <class Int4, int B, bool zero_points, Groups groups>
 void few_digits_of(const isobit_linear &w, const Layout &l, const int8_t *x, const Output &out, int64_t m, int64_t begin,
                    int64_t end) {
-    ScaleReader readers[] = {{w, l, 0, 1, 0}, {w, l, 0, 1, 1}};
+    ScaleReader readers[] = {{w, l, 0, Int4::factor, 0}, {w, l, 0, Int4::factor, 1}};
     int64_t row = begin;
     for (; row + DIGIT_ROWS <= end; row += DIGIT_ROWS) digits_rows<Int4, B, DIGIT_ROWS, zero_points, groups>(w, l, readers, x, out, m, row);
     for (; row < end; ++row) digits_rows<Int4, B, 1, zero_points, groups>(w, l, readers, x, out, m, row);

@@ -76,14 +76,23 @@ const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t l
     if (w.group < 0 || (w.group && w.group * bits % 8)) return "a group does not end at a byte";
     if (w.block_rows < 0) return "block_rows is negative";
     if (bits > 8 && w.scales) return "weights of 16 and 32 bits have no scales";
-    if (w.scales && w.scale_format != ISOBIT_F32 && w.scale_format != ISOBIT_BF16 && w.scale_format != ISOBIT_F16)
-        return "scales are float32, bfloat16 or float16";
+    if (w.scales && !scale_bytes(w.scale_format)) return "scales are float32, bfloat16, float16, e8m0 or e4m3fn";
+    if (w.scales && scale_bytes(w.scale_format) == 1 && !(w.group && w.block_rows == 1)) return "scales of 8 bits belong to groups";
+    if (w.format == ISOBIT_E2M1 && w.group && w.group % 128 && !(w.group >= 8 && 128 % w.group == 0))
+        return "groups of e2m1 are of 8, 16, 32 or 64 codes, or of a multiple of 128";
+    if (w.over_rule < ISOBIT_ALONE || w.over_rule > ISOBIT_DIVIDES || (w.over_rule != ISOBIT_ALONE) != (w.over != nullptr))
+        return "what stands above the scales needs a rule, and a rule something above";
+    if (w.over && !(w.scales && w.group && w.block_rows == 1)) return "what stands above scales belongs to those of groups";
     if (bits <= 8 && !w.scales) return "the scales are missing";
     if ((w.format == ISOBIT_UINT4) != (w.zeros != nullptr)) return "zero points belong to uint4, and to nothing else";
-    if (w.activations < ISOBIT_ACT_NONE || w.activations > ISOBIT_ACT_INT8) return "unknown activation format";
+    if (w.activations < ISOBIT_ACT_NONE || w.activations > ISOBIT_ACT_E2M1) return "unknown activation format";
+    if (w.activation_scales < ISOBIT_SCALES_FLOAT || w.activation_scales > ISOBIT_SCALES_UNDER) return "unknown scales of activations";
+    if (w.activation_scales && !(w.activations && w.activation_group)) return "scales of few bits belong to groups of activations";
     if (w.activations != ISOBIT_ACT_NONE && bits > 8) return "activations are rounded only together with weights";
     if (w.activation_group && w.activation_group != w.group) return "activation groups must be those of the weights";
-    if (!(w.input_scale >= 0) || !std::isfinite(w.input_scale) || (w.input_scale && w.activation_group)) return "a static scale is one positive number";
+    const bool stands_above = w.activation_scales == ISOBIT_SCALES_UNDER;
+    if (!(w.input_scale >= 0) || !std::isfinite(w.input_scale) || (w.input_scale && w.activation_group && !stands_above) || (!w.input_scale && stands_above))
+        return "a static scale is one positive number";
     return nullptr;
 }
 
@@ -91,23 +100,32 @@ namespace {
 
 constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
 
+// How activations that share a scale are rounded.
+struct Rounding {
+    int32_t activations, scales;
+    float input_scale;
+};
+
 // Scale of n activations, and their rounded values; scale NaN and zeros if one of them is not finite.
-float round_run(const Isa &isa, int32_t activations, float static_scale, const float *x, int64_t n, float *out) {
+float round_run(const Isa &isa, const Rounding &how, const float *x, int64_t n, float *out) {
     const float amax = isa.absmax(x, n);
-    float scale = static_scale;
-    if (!static_scale) scale = activation_scale(activations, amax);
+    float scale = how.input_scale;
     if (!std::isfinite(amax)) scale = NAN;
-    isa.round(activations, x, n, scale, out);
+    else if (how.scales == ISOBIT_SCALES_POWERS) scale = power_scale(how.activations, amax);
+    else if (how.scales == ISOBIT_SCALES_UNDER) scale = scale_under(how.activations, amax, how.input_scale);
+    else if (!scale) scale = activation_scale(how.activations, amax);
+    isa.round(how.activations, x, n, scale, out);
     return scale;
 }
 
 // Rounds one row of activations; one scale for all is returned, scales by group go to group_scales or, if that is NULL, into the
 // values.
 float round_row(const Isa &isa, const isobit_linear &w, const float *x, float *out, float *group_scales) {
-    if (!w.activation_group) return round_run(isa, w.activations, w.input_scale, x, w.k, out);
+    const Rounding how{w.activations, w.activation_scales, w.input_scale};
+    if (!w.activation_group) return round_run(isa, how, x, w.k, out);
     for (int64_t at = 0; at < w.k; at += w.activation_group) {
         const int64_t count = std::min<int64_t>(w.activation_group, w.k - at);
-        const float scale = round_run(isa, w.activations, 0, x + at, count, out + at);
+        const float scale = round_run(isa, how, x + at, count, out + at);
         if (group_scales) group_scales[at / w.activation_group] = scale;
         else for (int64_t k = at; k < at + count; ++k) out[k] *= scale;
     }
@@ -153,17 +171,17 @@ Rows lay_out(const Isa &isa, const isobit_linear &w, const Layout &l, const floa
 bool alike(const isobit_linear &a, const isobit_linear &b) {
     return a.k == b.k && a.format == b.format && a.activations == b.activations && a.group == b.group &&
            a.activation_group == b.activation_group && a.input_scale == b.input_scale && !a.zeros == !b.zeros &&
-           a.alike == b.alike;
+           a.activation_scales == b.activation_scales && a.alike == b.alike;
 }
 
 namespace {
 
-// Groups that are no whole blocks of 16 lanes, such as int3's of 40, are decoded faster with 8: a row of copied tails
-// costs more than half of the lanes.
+// Groups that neither are whole blocks of 16 lanes nor share them, such as int3's of 40, are decoded faster with 8: a row of
+// copied tails costs more than half of the lanes.
 const Isa &isa_for(const Isa &wanted, const isobit_linear &w) {
 #if defined(ISOBIT_AVX512) && defined(ISOBIT_AVX2)
-    if (&wanted == &avx512_isa && w.group % 32 && w.group % 8 == 0 && bits_of(w.format) < 8 && avx2_isa.available())
-        return avx2_isa;
+    const bool shared = bits_of(w.format) == 4 && w.group && 128 % w.group == 0;
+    if (&wanted == &avx512_isa && w.group % 32 && w.group % 8 == 0 && bits_of(w.format) < 8 && !shared && avx2_isa.available()) return avx2_isa;
 #endif
     (void)w;
     return wanted;
@@ -250,8 +268,9 @@ void run_linears(const isobit_linear *const *w, int64_t count, const float *x, i
 // Codes of rounded values: the inverse of decoding, for tests and for kernels that keep codes.
 uint8_t code_of(int32_t activations, float value) {
     if (activations == ISOBIT_ACT_INT8) return static_cast<uint8_t>(static_cast<int8_t>(value));
-    const int mantissa = activations == ISOBIT_ACT_E4M3FN ? 3 : 2, bias = activations == ISOBIT_ACT_E4M3FN ? 7 : 15;
-    const uint8_t sign = std::signbit(value) ? 0x80 : 0;
+    const bool e4m3 = activations == ISOBIT_ACT_E4M3FN, e2m1 = activations == ISOBIT_ACT_E2M1;
+    const int mantissa = e4m3 ? 3 : e2m1 ? 1 : 2, bias = e4m3 ? 7 : e2m1 ? 1 : 15;
+    const uint8_t sign = !std::signbit(value) ? 0 : e2m1 ? 0x08 : 0x80;
     const float size = std::fabs(value);
     if (size == 0) return sign;
     int exponent;
@@ -325,11 +344,15 @@ ISOBIT_EXPORT int isobit_cpu_linear(const isobit_linear *w, const float *x, int6
     return isobit_cpu_linears(&w, 1, x, m, ldx, &y, &ldy);
 }
 
-ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m,
-                                      int64_t k, uint8_t *codes, float *scales) {
-    if (activations < ISOBIT_ACT_E4M3FN || activations > ISOBIT_ACT_INT8) return fail("unknown activation format");
+ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int32_t activation_scales, int64_t group, float input_scale, const float *x,
+                                      int64_t m, int64_t k, uint8_t *codes, float *scales) {
+    if (activations < ISOBIT_ACT_E4M3FN || activations > ISOBIT_ACT_E2M1) return fail("unknown activation format");
+    if (activation_scales < ISOBIT_SCALES_FLOAT || activation_scales > ISOBIT_SCALES_UNDER) return fail("unknown scales of activations");
+    if (activation_scales && !group) return fail("scales of few bits belong to groups of activations");
     if (!x || !codes || !scales || m < 0 || k < 1 || m > LARGEST / k || group < 0) return fail("an argument is out of range");
-    if (!(input_scale >= 0) || !std::isfinite(input_scale)) return fail("a static scale is one positive number");
+    if (!(input_scale >= 0) || !std::isfinite(input_scale) || (!input_scale && activation_scales == ISOBIT_SCALES_UNDER))
+        return fail("a static scale is one positive number");
+    const Rounding how{activations, activation_scales, input_scale};
     const int64_t run = group ? std::min(group, k) : k, runs = (k + run - 1) / run;
     Loose *const to = scales;
     try {
@@ -337,7 +360,7 @@ ISOBIT_EXPORT int isobit_cpu_quantize(int32_t activations, int64_t group, float 
         for (int64_t row = 0; row < m; ++row)
             for (int64_t g = 0; g < runs; ++g) {
                 const int64_t at = row * k + g * run, count = std::min<int64_t>(run, k - g * run);
-                to[row * runs + g] = round_run(*current().load(), activations, input_scale, x + at, count, values.data());
+                to[row * runs + g] = round_run(*current().load(), how, x + at, count, values.data());
                 for (int64_t i = 0; i < count; ++i) codes[at + i] = code_of(activations, values[i]);
             }
         return 0;

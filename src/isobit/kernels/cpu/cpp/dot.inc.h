@@ -83,7 +83,7 @@ void few_int8(const isobit_linear &w, const Layout &l, const void *rows, const f
     const uint8_t *x = static_cast<const uint8_t *>(rows);
     for (int64_t row = begin; row < end; ++row) {
         const int8_t *codes = reinterpret_cast<const int8_t *>(codes_of(w, row));
-        const float scale = scale_at(w, w.block_rows ? row / w.block_rows : 0);
+        const float scale = scale_at(w, w.block_rows ? row / w.block_rows : 0, row);
         int64_t sums[4], at = 0;
         const auto put = [&](int count) {
             for (int i = 0; i < count; ++i) out.put(at + i, row, static_cast<float>(sums[i]) * scale);

@@ -19,7 +19,7 @@ const char *problem(const isobit_grouped &w) {
     if (w.experts > LARGEST / of.k / w.stride || w.experts > FARTHEST / of.row_bytes / w.stride) return "sizes overflow";
     if (of.scales && (of.block_rows < 1 || w.stride % of.block_rows)) return "experts share scales";
     if (!w.input_scales) return nullptr;
-    if (!scaled_apart(of) || !of.input_scale) return "static scales of inputs belong to activations that have one";
+    if (!(scaled_apart(of) || of.activation_scales == ISOBIT_SCALES_UNDER) || !of.input_scale) return "static scales of inputs belong to activations that have one";
     const Loose *const scales = w.input_scales;
     for (int64_t i = 0; i < w.experts; ++i)
         if (!(scales[i] > 0) || !std::isfinite(scales[i])) return "a static scale is one positive number";
@@ -31,10 +31,11 @@ isobit_linear linear_of(const isobit_grouped &w, int64_t expert) {
     one.codes = static_cast<const uint8_t *>(one.codes) + expert * w.stride * one.row_bytes;
     if (one.scales) {
         const int64_t at = expert * (w.stride / one.block_rows) * (one.group ? (one.k + one.group - 1) / one.group : 1);
-        one.scales = static_cast<const uint8_t *>(one.scales) + at * bits_of(one.scale_format) / 8;
+        one.scales = static_cast<const uint8_t *>(one.scales) + at * scale_bytes(one.scale_format);
         if (one.zeros) one.zeros += at;
     }
     if (one.bias) one.bias += expert * one.n;
+    if (one.over && one.over_each) one.over += expert * w.stride;
     if (w.input_scales) {
         const Loose *const scales = w.input_scales;
         one.input_scale = scales[expert];

@@ -116,6 +116,18 @@ struct DecodeWideInt4 {
         }
     }
 };
+// A permutation of a table of eight floats looks at the lowest three bits only; the fourth is the sign.
+struct DecodeE2m1 : DecodeWideInt4<0> {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        const __m256 sizes = _mm256_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6);
+        const __m256i eights = load32(from), sign = _mm256_set1_epi32(INT32_MIN);
+        for (int v = 0; v < 8; ++v) {
+            const __m256i signs = _mm256_and_si256(_mm256_slli_epi32(eights, 28 - 4 * v), sign);
+            const __m256 size = _mm256_permutevar8x32_ps(sizes, _mm256_srli_epi32(eights, 4 * v));
+            out[v] = as_f(_mm256_or_ps(size, _mm256_castsi256_ps(signs)));
+        }
+    }
+};
 // Eight codes at a time: groups of any multiple of eight are whole blocks. Shifted by its place, the word of eight codes has a
 // code in the lowest bits of every lane, which are all that a permutation of a table of eight floats looks at.
 template <int width, int zero>
@@ -172,7 +184,8 @@ struct Int8 {
 
 struct Int4 {
     typedef __m256i Sum;  // in 16 bits: eight products of at most 15 * 128 fit, four by two halves of a pair
-    static constexpr int VECTORS = 2;
+    static constexpr int VECTORS = 2, offset = 8;
+    static constexpr float factor = 1;
     static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
         out[0] = as_i(_mm256_and_si256(pairs, mask)), out[1] = as_i(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask));
@@ -194,6 +207,17 @@ struct Int4 {
         unpack(from, codes);
         const I start = at(64);
         return end(start, add(add(begin(start), codes[0], at(0)), codes[1], at(32)));
+    }
+};
+
+// Twice the values, and 12 more: bytes that are multiplied as those of int4 are, in blocks of one vector, whose sums stay below 2^31.
+struct E2m1 : Int4 {
+    static constexpr int VECTORS = 1, offset = 12;
+    static constexpr float factor = 0.5f;
+    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
+        const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+        Int4::unpack(from, out);
+        for (int i = 0; i < 2; ++i) out[i] = as_i(_mm256_shuffle_epi8(values, reinterpret_cast<__m256i>(out[i])));
     }
 };
 

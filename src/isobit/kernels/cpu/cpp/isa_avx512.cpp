@@ -111,6 +111,13 @@ struct DecodeWideInt4 {
         for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
     }
 };
+struct DecodeE2m1 : DecodeWideInt4<0> {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        const __m512 values = _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6);
+        const __m512i eights = load64(from);
+        for (int v = 0; v < 8; ++v) out[v] = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(eights, 4 * v), values));
+    }
+};
 // The same with a word in all lanes, or one in each half of them, that has their codes. Words are broadcast while they are
 // loaded, so that the permutation is the only one.
 template <int width, int zero>
@@ -284,7 +291,8 @@ struct Int8 {
 
 struct Int4 {
     typedef I Sum;
-    static constexpr int VECTORS = 1;
+    static constexpr int VECTORS = 1, offset = 8;
+    static constexpr float factor = 1;
     static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
         __m512i pairs = load64(from);
         __asm__("" : "+v"(pairs));  // one load for both
@@ -299,6 +307,17 @@ struct Int4 {
         I codes[2];
         unpack(from, codes);
         return add(add(as_i(load64(x + 128)), codes[0], as_i(load64(x))), codes[1], as_i(load64(x + 64)));
+    }
+};
+
+// Twice the values, and 12 more: bytes that are multiplied as those of int4 are.
+struct E2m1 : Int4 {
+    static constexpr int offset = 12;
+    static constexpr float factor = 0.5f;
+    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
+        const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+        Int4::unpack(from, out);
+        for (int i = 0; i < 2; ++i) out[i] = as_i(_mm512_shuffle_epi8(values, reinterpret_cast<__m512i>(out[i])));
     }
 };
 

@@ -124,6 +124,20 @@ struct DecodeWideInt4 : Plain {
         return as_f(vcvtq_n_f32_u32(vandq_u32(eights, vdupq_n_u32(15u << bit)), bit));
     }
 };
+// Looked up as bytes, twice the values; those are converted from the uppermost byte of a lane, divided by 2^25.
+struct DecodeE2m1 : DecodeWideInt4<0> {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        static const int8_t twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+        const int8x16_t values = vld1q_s8(twice);
+        const uint32x4_t eights = vreinterpretq_u32_u8(vld1q_u8(from)), mask = vdupq_n_u32(15);
+        for (int v = 0; v < 8; ++v) {
+            const uint32x4_t codes = vandq_u32(vshlq_u32(eights, vdupq_n_s32(-4 * v)), mask);
+            const int32x4_t found = vreinterpretq_s32_s8(vqtbl1q_s8(values, vreinterpretq_u8_u32(codes)));
+            const F values_of = as_f(vcvtq_n_f32_s32(vshlq_n_s32(found, 24), 25));
+            out[v] = values_of;
+        }
+    }
+};
 // Eight codes at a time: groups of any multiple of eight are whole blocks.
 template <int width, int zero>
 struct DecodePacked : Plain {
@@ -162,7 +176,8 @@ struct Int8 {
 
 struct Int4 {
     typedef I Sum;
-    static constexpr int VECTORS = 1;
+    static constexpr int VECTORS = 1, offset = 8;
+    static constexpr float factor = 1;
     static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
         const uint8x16_t pairs = vld1q_u8(from);
         out[0] = as_i(vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15)))), out[1] = as_i(vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4)));
@@ -176,6 +191,18 @@ struct Int4 {
         I codes[2];
         unpack(from, codes);
         return add(add(at(32), codes[0], at(0)), codes[1], at(16));
+    }
+};
+
+// Twice the values: dot products here take signed bytes.
+struct E2m1 : Int4 {
+    static constexpr int offset = 0;
+    static constexpr float factor = 0.5f;
+    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
+        static const int8_t twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+        const int8x16_t values = vld1q_s8(twice);
+        Int4::unpack(from, out);
+        for (int i = 0; i < 2; ++i) out[i] = as_i(vqtbl1q_s8(values, vreinterpretq_u8_s8(bytes_of(out[i]))));
     }
 };
 

@@ -124,6 +124,16 @@ struct DecodeWideInt4 : Plain {
     }
 };
 
+struct DecodeE2m1 : DecodeWideInt4<0> {
+    static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
+        static constexpr float values[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+        fill(out, codes, [&](int i) {
+            const int code = source(i);
+            return values[from[code / 2] >> (code % 2 * 4) & 15];
+        });
+    }
+};
+
 // Each `lanes` lanes get the next value.
 ISOBIT_INLINE F spread(const float *values, int lanes) {
     F out;
@@ -159,6 +169,7 @@ struct Int8 {
 };
 
 struct Int4 {
+    static constexpr int offset = 8;
     static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[4]) {
         for (int v = 0; v < 4; ++v)
             out[v] = Int8::pairs_of([&](int i) { return from[v % 2 * 2 * W + i] >> (v < 2 ? 0 : 4) & 15; });
@@ -170,6 +181,8 @@ struct Int4 {
         return acc;
     }
 };
+
+struct E2m1 : Int4 {};
 
 // What a cache holds, four numbers at a time.
 struct Stored {

@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 5
+#define ISOBIT_CPU_ABI 6
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -28,6 +28,15 @@ enum isobit_format {
     ISOBIT_UINT4 = 7,  // with a zero point for each scale
     ISOBIT_INT3 = 8,   // signed, code + 4
     ISOBIT_INT2 = 9,   // signed, code + 2
+    ISOBIT_E2M1 = 10,  // the codes as they are; groups of 8 to 64 codes, a power of two, or of a multiple of 128
+    ISOBIT_E8M0 = 11,  // powers of two: for scales alone
+};
+
+// How a number above others stands to them, or scales of activations are chosen.
+enum isobit_over {
+    ISOBIT_ALONE = 0,       // there is none
+    ISOBIT_MULTIPLIES = 1,  // a scale is the product of both, rounded to float32
+    ISOBIT_DIVIDES = 2,     // a scale is the lower one divided by the one above, rounded to float32
 };
 
 // How activations are rounded before the product; docs/numerics.md section 3.
@@ -36,6 +45,14 @@ enum isobit_activations {
     ISOBIT_ACT_E4M3FN = 1,
     ISOBIT_ACT_E5M2 = 2,
     ISOBIT_ACT_INT8 = 3,
+    ISOBIT_ACT_E2M1 = 4,
+};
+
+// What the scales of groups of activations are; docs/numerics.md section 3.
+enum isobit_activation_scales {
+    ISOBIT_SCALES_FLOAT = 0,
+    ISOBIT_SCALES_POWERS = 1,  // powers of two
+    ISOBIT_SCALES_UNDER = 2,   // e4m3fn divided by input_scale
 };
 
 // What a gate is passed through, or what stands in its place.
@@ -66,16 +83,20 @@ typedef struct {
     int32_t format;             // enum isobit_format
     int32_t activations;        // enum isobit_activations
     int32_t activation_group;   // activations that share a scale; 0: all k of a token
-    float input_scale;          // static activation scale; 0: dynamic
+    float input_scale;          // static activation scale, or what those of groups stand under; 0: dynamic
     int64_t group;              // weights along k that share a scale; 0: all k
     int64_t block_rows;         // rows that share a scale; 1: each has its own; 0: one scale for the whole matrix
     int64_t row_bytes;          // distance of rows in `codes`
-    int32_t scale_format;       // ISOBIT_F32, ISOBIT_BF16 or ISOBIT_F16
+    int32_t scale_format;       // ISOBIT_F32, ISOBIT_BF16, ISOBIT_F16; of groups also ISOBIT_E8M0 or ISOBIT_E4M3FN, without NaN
     int32_t alike;              // 1: a row gives the same bits for any number of rows, also where activations are not rounded
     const void *codes;
     const void *scales;         // [ceil(n / block_rows) or 1, ceil(k / group) or 1]; NULL for F32, BF16, F16
     const uint8_t *zeros;       // same shape, for UINT4, else NULL
     const float *bias;          // [n] or NULL
+    const float *over;          // the numbers above the scales: [n], or one for all rows; NULL: there are none
+    int32_t over_rule;          // enum isobit_over
+    int32_t over_each;          // 1: each row has its own
+    int32_t activation_scales;  // enum isobit_activation_scales
 } isobit_linear;
 
 int isobit_cpu_abi(void);
@@ -102,9 +123,10 @@ int isobit_cpu_linear(const isobit_linear *w, const float *x, int64_t m, int64_t
 int isobit_cpu_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m, int64_t ldx,
                        float *const *y, const int64_t *ldy);
 
-// Rounds activations by the law: codes as bytes [m, k] (int8 two's complement), scales [m, k / group or 1].
-int isobit_cpu_quantize(int32_t activations, int64_t group, float input_scale, const float *x, int64_t m, int64_t k,
-                        uint8_t *codes, float *scales);
+// Rounds activations by the law: codes as bytes [m, k] (int8 two's complement), scales [m, k / group or 1]. activation_scales: enum
+// isobit_activation_scales.
+int isobit_cpu_quantize(int32_t activations, int32_t activation_scales, int64_t group, float input_scale, const float *x, int64_t m,
+                        int64_t k, uint8_t *codes, float *scales);
 
 // 1 if a code of a matrix of 8-bit floats is no finite number, which the linears do not decode; 0 if all are numbers.
 int isobit_cpu_has_nan(int32_t format, const void *codes, int64_t rows, int64_t row_bytes, int64_t k);

@@ -29,20 +29,71 @@ inline int bits_of(int32_t format) {
         case ISOBIT_E5M2:
         case ISOBIT_INT8: return 8;
         case ISOBIT_INT4:
-        case ISOBIT_UINT4: return 4;
+        case ISOBIT_UINT4:
+        case ISOBIT_E2M1: return 4;
         case ISOBIT_INT3: return 3;
         case ISOBIT_INT2: return 2;
     }
     return 0;
 }
 
+// Bytes of a scale; 0 for what is no format of scales.
+inline int64_t scale_bytes(int32_t format) {
+    switch (format) {
+        case ISOBIT_F32: return 4;
+        case ISOBIT_BF16:
+        case ISOBIT_F16: return 2;
+        case ISOBIT_E4M3FN:
+        case ISOBIT_E8M0: return 1;
+    }
+    return 0;
+}
+
 constexpr float SMALLEST_SCALE = 7.888609052210118e-31f;  // 2^-100, docs/numerics.md section 3
+
+inline float largest_of(int32_t activations) {
+    switch (activations) {
+        case ISOBIT_ACT_E4M3FN: return 448.0f;
+        case ISOBIT_ACT_E5M2: return 57344.0f;
+        case ISOBIT_ACT_E2M1: return 6.0f;
+    }
+    return 127.0f;
+}
 
 // Of activations of which the largest magnitude is `amax`: NaN where that is no number.
 inline float activation_scale(int32_t activations, float amax) {
-    const float scale = amax / (activations == ISOBIT_ACT_E4M3FN ? 448.0f : activations == ISOBIT_ACT_E5M2 ? 57344.0f : 127.0f);
+    const float scale = amax / largest_of(activations);
     if (!(amax <= 3.4028234663852886e38f)) return __builtin_nanf("");
     return scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale;
+}
+
+// The same as a power of two, of a finite magnitude: its exponent, one more from 1.75 times a power of two on, less that of the
+// format's largest value.
+inline float power_scale(int32_t activations, float amax) {
+    const float largest = largest_of(activations);
+    uint32_t bits, of_largest;
+    __builtin_memcpy(&bits, &amax, 4);
+    __builtin_memcpy(&of_largest, &largest, 4);
+    const int32_t exponent = static_cast<int32_t>((bits + (1u << 21)) >> 23) - static_cast<int32_t>(of_largest >> 23);
+    const uint32_t found = static_cast<uint32_t>((exponent < -100 ? -100 : exponent) + 127) << 23;
+    float scale;
+    __builtin_memcpy(&scale, &found, 4);
+    return scale;
+}
+
+// The same as e4m3fn under a number above it: 2^-3 where that would be zero.
+inline float scale_under(int32_t activations, float amax, float over) {
+    float code = over * (amax / largest_of(activations));
+    code = code < 448.0f ? code : 448.0f;
+    if (code < 0.015625f) {  // 2^-6, below which codes are multiples of 2^-9
+        code = (code + 16384.0f) - 16384.0f;
+    } else {
+        uint32_t bits;
+        __builtin_memcpy(&bits, &code, 4);
+        bits = (bits + 0x7ffffu + (bits >> 20 & 1u)) & ~0xfffffu;
+        __builtin_memcpy(&code, &bits, 4);
+    }
+    return (code == 0 ? 0.125f : code) / over;
 }
 
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }

@@ -10,7 +10,7 @@
 //     power     a power of two that activations are to be multiplied by (with `factor`)
 //     source(i) which code of a block the i-th decoded value is
 //     block(const uint8_t *codes, F out[codes / W])
-// and Int8 and Int4, the steps of integer products (dot.inc.h); FUSES, whether there are fused multiply-adds, and then
+// and Int8, Int4 and E2m1, the steps of integer products (dot.inc.h, digits.inc.h); FUSES, whether there are fused multiply-adds, and then
 // fused(a, b, acc) of vectors. Products contract to fused multiply-adds; sums are float32
 // in a fixed order, so that a result depends neither on the number of threads nor on what the other rows of a call hold; nor, where
 // activations are rounded, on how many there are (docs/numerics.md section 6).
@@ -41,20 +41,22 @@ inline auto with_decoder(int32_t format, const Layout &l, Function f) {
         case ISOBIT_INT8: return f(DecodeInt8{});
         case ISOBIT_INT4: return with_int4<8>(l, f);
         case ISOBIT_UINT4: return with_int4<0>(l, f);
+        case ISOBIT_E2M1: return f(DecodeE2m1{});
         case ISOBIT_INT3: return f(DecodePacked<3, 4>{});
         default: return f(DecodePacked<2, 2>{});
     }
 }
 
-// Whether int4 codes can be decoded in blocks of 8 for each lane: every lane then belongs to one group.
+// Whether codes of 4 bits can be decoded in blocks of 8 for each lane: every lane then belongs to one group. Those of e2m1 always can.
 inline bool is_wide(const isobit_linear &w) {
-    if (w.format != ISOBIT_INT4 && w.format != ISOBIT_UINT4) return false;
+    if (bits_of(w.format) != 4) return false;
     return !w.group || w.group % (8 * W) == 0 || (w.group % 8 == 0 && 8 * W % w.group == 0);
 }
 
 inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
     if (by_pairs<Int8>(w)) return Kind::PAIRS;
-    if (digits && !many && wide && w.activations == ISOBIT_ACT_NONE && HasDigits<Int4>::value) return Kind::DIGITS;
+    const bool as_floats = w.activations == ISOBIT_ACT_NONE || w.activation_scales;
+    if (digits && !many && wide && as_floats && HasDigits<Int4>::value) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
     // Within a group the sums must fit in 32 bits.
@@ -96,13 +98,15 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
     with_decoder(w.format, l, [&](auto d) {
-        l.block = d.codes * (l.kind == Kind::DIGITS ? vectors_of_block<Int4>(l) : 1);
+        l.block = d.codes * (l.kind != Kind::DIGITS ? 1 : w.format == ISOBIT_E2M1 ? vectors_of_block<E2m1>(l) : vectors_of_block<Int4>(l));
         l.shifted = w.zeros || d.offset;
-        l.span = l.group < l.block && l.wide ? l.block : l.group;
+        constexpr int of_lane = d.codes / W;
+        const bool of_one_group = l.wide || (d.source(1) == of_lane && l.group % of_lane == 0 && l.block % l.group == 0);
+        l.span = l.group < l.block && of_one_group ? l.block : l.group;
+        l.lanes = static_cast<int>(l.group / of_lane);
         l.span_bytes = l.span * d.bits / 8;
     });
     l.per_span = l.one_scale ? 1 : l.span / l.group;
-    l.lanes = static_cast<int>(l.group / 8);
     l.spans = (w.k + l.span - 1) / l.span;
     l.padded_span = round_up(l.span, l.block);
     l.width = l.spans * l.padded_span;
@@ -127,7 +131,7 @@ void arrange(const isobit_linear &w, const Layout &l, const float *values, const
             });
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
         case Kind::INT4_INT8: return arrange_int4(l, values, w.k, out);
-        case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros, out);
+        case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros ? 1 : w.format == ISOBIT_E2M1 ? E2m1::offset : Int4::offset, out);
         case Kind::PAIRS: return arrange_pairs(l, values, w.k, group_scales, out);
     }
 }
@@ -141,7 +145,9 @@ void few(const isobit_linear &w, const Layout &l, const void *rows, const float 
             });
         case Kind::INT8: return few_int8(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::INT4_INT8: return few_int4(w, l, rows, act_scales, m, begin, end, y, ldy);
-        case Kind::DIGITS: return few_digits<Int4>(w, l, rows, act_scales, m, begin, end, y, ldy);
+        case Kind::DIGITS:
+            if (w.format == ISOBIT_E2M1) return few_digits<E2m1>(w, l, rows, act_scales, m, begin, end, y, ldy);
+            return few_digits<Int4>(w, l, rows, act_scales, m, begin, end, y, ldy);
         case Kind::PAIRS: return few_pairs<Int8>(w, l, rows, m, begin, end, Output{w, act_scales, y, ldy});
     }
 }

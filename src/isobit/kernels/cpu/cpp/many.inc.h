@@ -229,7 +229,7 @@ inline void finish(const isobit_linear &w, const float *c, int64_t m, int64_t ro
     const int count = static_cast<int>(smaller(NR, end - row));
     float scales[NR] = {}, bias[NR] = {};
     for (int n = 0; n < count; ++n) {
-        if constexpr (P::scaled_sums) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0);
+        if constexpr (P::scaled_sums) scales[n] = scale_at(w, w.block_rows ? (row + n) / w.block_rows : 0, row + n);
         else scales[n] = 1;
         bias[n] = out.bias(row + n);
     }
@@ -252,7 +252,7 @@ inline void put_scales(const isobit_linear &w, const Layout &l, int64_t row, int
     const bool shared = scales_of(0) == scales_of(NR - 1);
     for (int r = 0; r < (shared ? 1 : NR); ++r) {
         const int64_t at = scales_of(r);
-        for (int64_t p = 0; p < parts; ++p) scales[p * NR + r] = group + p < l.groups ? scale_at(w, at + group + p) : 0;
+        for (int64_t p = 0; p < parts; ++p) scales[p * NR + r] = group + p < l.groups ? scale_at(w, at + group + p, smaller(row + r, end - 1)) : 0;
     }
     if (!shared) return;
     for (int64_t p = 0; p < parts; ++p)

@@ -1,14 +1,37 @@
 // Rows of weights: their scales and zero points as floats, and blocks of codes.
 
-inline float scale_at(const isobit_linear &w, int64_t at) {
+// Scales of 8 bits. A float32 with the bits of an e4m3 code in place is 2^120 too small.
+ISOBIT_INLINE float from_e8m0(uint32_t code) { return from_bits(code ? code << 23 : 0x00400000u); }
+ISOBIT_INLINE float from_e4m3(uint32_t code) { return from_bits((code & 0x80u) << 24 | (code & 0x7fu) << 20) * 0x1p120f; }
+
+inline float stored_scale(const isobit_linear &w, int64_t at) {
+    const uint8_t *const from = static_cast<const uint8_t *>(w.scales) + scale_bytes(w.scale_format) * at;
+    if (w.scale_format == ISOBIT_E8M0) return from_e8m0(*from);
+    if (w.scale_format == ISOBIT_E4M3FN) return from_e4m3(*from);
     if (w.scale_format == ISOBIT_F32) {
         float value;
-        __builtin_memcpy(&value, static_cast<const uint8_t *>(w.scales) + 4 * at, 4);
+        __builtin_memcpy(&value, from, 4);
         return value;
     }
     uint16_t half;
-    __builtin_memcpy(&half, static_cast<const uint8_t *>(w.scales) + 2 * at, 2);
+    __builtin_memcpy(&half, from, 2);
     return w.scale_format == ISOBIT_BF16 ? from_bf16(half) : from_f16(half);
+}
+
+// The number above the scales of a row.
+inline float over_of(const isobit_linear &w, int64_t row) {
+    const Loose *const all = w.over;
+    return all[w.over_each ? row : 0];
+}
+
+ISOBIT_INLINE float under(int32_t rule, float scale, float over) {
+    return rule == ISOBIT_ALONE ? scale : rule == ISOBIT_MULTIPLIES ? scale * over : scale / over;
+}
+
+// The scale of a row at a place of the stored ones.
+inline float scale_at(const isobit_linear &w, int64_t at, int64_t row) {
+    const float scale = stored_scale(w, at);
+    return w.over_rule ? under(w.over_rule, scale, over_of(w, row)) : scale;
 }
 
 // The scales of a row, with the decoder's factor in them, and its zero points. One number each if the row has one scale;
@@ -32,8 +55,8 @@ class ScaleReader {
     RowScales read(int64_t row, int64_t first, int64_t last) {
         if (!w_.scales) return {factor_, 0, nullptr, nullptr};
         const int64_t at = w_.block_rows ? row / w_.block_rows * l_.groups : 0;
-        if (l_.one_scale) return {scale_at(w_, at) * factor_, zero_at(at), nullptr, nullptr};
-        fill(at, first, smaller(last, l_.groups));
+        if (l_.one_scale) return {scale_at(w_, at, row) * factor_, zero_at(at), nullptr, nullptr};
+        fill(at, first, smaller(last, l_.groups), row);
         return {0, 0, space_, space_ + entries_};
     }
 
@@ -45,20 +68,32 @@ class ScaleReader {
 
     float zero_at(int64_t at) const { return w_.zeros ? static_cast<float>(w_.zeros[at]) : offset_; }
 
-    void fill(int64_t at, int64_t first, int64_t last) {
+    void fill(int64_t at, int64_t first, int64_t last, int64_t row) {
         if (at == at_ && first == first_) return;  // rows of a block share their scales
         at_ = at, first_ = first;
         float *scales = space_, *zeros = space_ + entries_;
-        if (w_.scale_format == ISOBIT_BF16) {
-            const uint8_t *from = static_cast<const uint8_t *>(w_.scales) + 2 * at;
-            for (int64_t g = first; g < last; ++g) {
-                uint16_t half;
-                __builtin_memcpy(&half, from + 2 * g, 2);
-                scales[g] = from_bf16(half) * factor_;
+        const uint8_t *const from = static_cast<const uint8_t *>(w_.scales) + scale_bytes(w_.scale_format) * at;
+        const auto put = [&](auto value) ISOBIT_LAMBDA {
+            const float factor = factor_;
+            if (w_.over_rule == ISOBIT_ALONE) {
+                for (int64_t g = first; g < last; ++g) scales[g] = value(from, g) * factor;
+                return;
             }
-        } else {
-            for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g) * factor_;
-        }
+            const float over = over_of(w_, row);
+            if (w_.over_rule == ISOBIT_MULTIPLIES)
+                for (int64_t g = first; g < last; ++g) scales[g] = value(from, g) * over * factor;
+            else
+                for (int64_t g = first; g < last; ++g) scales[g] = value(from, g) / over * factor;
+        };
+        if (w_.scale_format == ISOBIT_BF16)
+            put([](const uint8_t *p, int64_t g) ISOBIT_LAMBDA {
+                uint16_t half;
+                __builtin_memcpy(&half, p + 2 * g, 2);
+                return from_bf16(half);
+            });
+        else if (w_.scale_format == ISOBIT_E8M0) put([](const uint8_t *p, int64_t g) ISOBIT_LAMBDA { return from_e8m0(p[g]); });
+        else if (w_.scale_format == ISOBIT_E4M3FN) put([](const uint8_t *p, int64_t g) ISOBIT_LAMBDA { return from_e4m3(p[g]); });
+        else for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g, row) * factor_;
         if (l_.shifted)
             for (int64_t g = first; g < last; ++g) zeros[g] = zero_at(at + g);
     }
