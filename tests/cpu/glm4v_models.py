@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
+from transformers.video_utils import VideoMetadata
 
 from isobit.models.archs import WITHIN, family
 
@@ -167,3 +172,47 @@ def picture_processor(folder: Path) -> Any:
     """transformers' processor of pictures, from its file."""
     given = json.loads((folder / "preprocessor_config.json").read_text())
     return Glm4vImageProcessorPil.from_dict(given)
+
+
+class VideoFunctions:
+    """transformers' processors of videos as far as they need no torchvision: their functions, cut out of their files.
+
+    Resizing is what torchvision does with bytes on a CPU, which is PyTorch's own.
+    """
+
+    def __init__(self, newer: bool) -> None:
+        name = "glm46v" if newer else "glm4v"
+        source = Path(transformers.__file__).parent / "models" / name / f"video_processing_{name}.py"
+        wanted = ("smart_resize", "sample_frames", "patchify")
+        found = [
+            node for node in ast.walk(ast.parse(source.read_text()))
+            if isinstance(node, ast.FunctionDef) and node.name in wanted
+        ]  # fmt: skip
+        assert sorted(node.name for node in found) == sorted(wanted)
+        names: dict[str, Any] = {"math": math, "np": np, "torch": torch, "VideoMetadata": VideoMetadata}
+        exec(compile(ast.Module(found, []), str(source), "exec"), names)
+        self._of = names
+
+    def sample_frames(self, metadata: VideoMetadata, given: dict[str, Any]) -> np.ndarray:
+        own = {"fps": 2, "max_duration": 300, "temporal_patch_size": 2} | given
+        return self._of["sample_frames"](SimpleNamespace(**own), metadata)
+
+    def resized(self, count: int, height: int, width: int, given: dict[str, Any]) -> tuple[int, int]:
+        return self._of["smart_resize"](
+            count, height, width, given["temporal_patch_size"], given["patch_size"] * given["merge_size"],
+            given["size"]["shortest_edge"], given["size"]["longest_edge"],
+        )  # fmt: skip
+
+    def preprocess(self, frames: np.ndarray, given: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+        colours = torch.from_numpy(frames.transpose(0, 3, 1, 2).copy())
+        size = self.resized(*frames.shape[:3], given)
+        if colours.shape[2:] != size:
+            colours = torch.nn.functional.interpolate(colours, size, mode="bicubic", antialias=True)
+        mean, std = (
+            torch.tensor(one)[:, None, None] * (1.0 / (1 / 255)) for one in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
+        colours = colours.to(torch.float32).sub_(mean).div_(std)
+        patches, *grid = self._of["patchify"](
+            None, colours[None], given["patch_size"], given["merge_size"], given["temporal_patch_size"]
+        )
+        return patches[0], grid

@@ -11,10 +11,13 @@ import glm4v_models as glm
 import numpy as np
 import pytest
 import torch
+from transformers.video_utils import VideoMetadata
 
 from isobit.checkpoint.reader import Checkpoint
+from isobit.models.batch import Batch, Overlay
 from isobit.models.encoders import glm4v as tower_file
-from isobit.models.media import MediaPrompt, Picture
+from isobit.models.media import Clip, MediaPrompt, Picture
+from isobit.models.weights import load_model
 
 TOLERANCE = 1e-4
 # Of each family a model like the published ones, and one whose sizes are unlike them in every way.
@@ -85,6 +88,19 @@ def theirs(name: str, folder: Path, text: str, pictures: list[np.ndarray]) -> di
     }
 
 
+def logits(folder: Path, tower: tower_file.Tower, prompt: MediaPrompt) -> torch.Tensor:
+    """Of all tokens of a prompt, without a cache."""
+    model = load_model(folder)
+    batch = Batch.of([prompt.ids], positions=[prompt.positions], overlays=[overlay(tower, prompt)])
+    with torch.inference_mode():
+        return model.forward(batch)
+
+
+def overlay(tower: tower_file.Tower, prompt: MediaPrompt) -> Overlay:
+    rows = [place for placed in prompt.placed for place in placed.places]
+    return Overlay(torch.tensor(rows), torch.cat([tower.encode(placed.piece) for placed in prompt.placed]))
+
+
 def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
@@ -120,3 +136,129 @@ def test_pictures_are_what_transformers_makes_of_them(saved, case: str) -> None:
     assert [len(one) for one in found] == [placed.piece.tokens for placed in prompt.placed]
     seen = [tower.encode(placed.piece) for placed in prompt.placed]
     assert max(off(ours, theirs) for ours, theirs in zip(seen, found, strict=True)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_pictures_give_the_logits_of_transformers(saved, case: str) -> None:
+    name, model, folder = saved
+    prompt, expected, tower = prepared(name, folder, case)
+    with torch.inference_mode():
+        wanted = model(**expected).logits[0]
+    assert float((logits(folder, tower, prompt) - wanted).abs().max()) <= TOLERANCE
+
+
+def test_text_alone_gives_the_logits_of_transformers(saved) -> None:
+    _, model, folder = saved
+    ids, decoder = encoded("<|user|>\nwhat is it<|assistant|>\n"), load_model(folder)
+    prompt = open_tower(folder).prompt(ids, [])
+    assert prompt.ids == tuple(ids)
+    assert prompt.positions is None
+    with torch.inference_mode():
+        assert float((decoder(Batch.of([ids])) - model(torch.tensor([ids])).logits[0]).abs().max()) <= TOLERANCE
+
+
+def test_step_by_step_equals_the_whole_prompt(saved) -> None:
+    """In parts that cut a picture in two, then token by token behind it."""
+    name, _, folder = saved
+    prompt, _, tower = prepared(name, folder, "two")
+    decoder, seen = load_model(folder), overlay(tower, prompt)
+    more = encoded(" yes, it is")
+    ids = [*prompt.ids, *more]
+    behind = torch.arange(prompt.following, prompt.following + len(more))[:, None].expand(-1, 3)
+    told = torch.cat([prompt.positions, behind])
+    middle = prompt.placed[0].places[3]
+    with torch.inference_mode():
+        whole = decoder(Batch.of([ids], positions=[told], overlays=[seen]))
+        cache, parts = decoder.new_cache(1, len(ids)), []
+        for begin, end in [
+            (0, middle),
+            (middle, len(prompt.ids)),
+            *((n, n + 1) for n in range(len(prompt.ids), len(ids))),
+        ]:
+            inside = (seen.rows >= begin) & (seen.rows < end)
+            part = Overlay(seen.rows[inside] - begin, seen.embeds[inside])
+            parts.append(decoder(cache.next([ids[begin:end]], positions=[told[begin:end]], overlays=[part]), cache))
+    assert float((torch.cat(parts) - whole).abs().max()) <= TOLERANCE
+
+
+# ---------------------------------------------------------------------- videos
+
+
+MOVE = "<|begin_of_video|><|video|><|end_of_video|>"
+CLIPS = [((13, 20, 30), 4.0), ((1, 40, 24), 1.0), ((5, 9, 70), 0.5)]  # frames, height, width; frames a second
+
+
+def theirs_with_videos(name: str, folder: Path, text: str, clips: list[Clip]) -> dict[str, torch.Tensor]:
+    """What transformers makes of a text and videos: its own functions on frames that it would have taken."""
+    given = json.loads((folder / "video_preprocessor_config.json").read_text())
+    merge, newer = given["merge_size"], name in NEWER
+    processor, source = glm.processor(newer, merge), glm.VideoFunctions(newer)
+    values, grids, written = [], [], text
+    for clip in clips:
+        metadata = VideoMetadata(len(clip.frames), clip.rate, duration=len(clip.frames) / clip.rate)
+        metadata.frames_indices = source.sample_frames(metadata, given).tolist()
+        patches, grid = source.preprocess(clip.frames[metadata.frames_indices], given)
+        values.append(patches)
+        grids.append(grid)
+        inputs = {"video_grid_thw": torch.tensor([grid]), "video_metadata": [metadata]}
+        frames = processor.replace_video_token(inputs, 0).replace("<|image|>", "<|one|>")
+        written = written.replace("<|video|>", frames, 1)
+    ids = encoded(written.replace("<|one|>", "<|image|>"))
+    return {
+        "input_ids": torch.tensor([ids]),
+        "mm_token_type_ids": torch.tensor(processor.create_mm_token_type_ids([ids])),
+        "pixel_values_videos": torch.cat(values),
+        "video_grid_thw": torch.tensor(grids),
+    }
+
+
+@pytest.mark.parametrize("which", [[0], [1], [2, 0]], ids=str)
+def test_videos_give_what_transformers_gives(saved, which: list[int]) -> None:
+    name, model, folder = saved
+    clips = [Clip(glm.pixels(*CLIPS[number][0]), CLIPS[number][1]) for number in which]
+    text = "<|user|>\n" + "then ".join([MOVE] * len(clips)) + "?<|assistant|>\n"
+    expected, tower = theirs_with_videos(name, folder, text, clips), open_tower(folder)
+    prompt = tower.prompt(encoded(text), clips)
+    assert list(prompt.ids) == expected["input_ids"][0].tolist()
+    for placed, (count, rows, columns) in zip(prompt.placed, expected["video_grid_thw"].tolist(), strict=True):
+        assert placed.piece.inputs["grid"].tolist() == [[1, rows, columns]] * count
+    patches = torch.cat([placed.piece.inputs["patches"] for placed in prompt.placed])
+    assert torch.equal(patches, expected["pixel_values_videos"])
+    keys = ("input_ids", "mm_token_type_ids", "video_grid_thw")
+    positions, delta = model.model.get_rope_index(**{key: expected[key] for key in keys})
+    assert torch.equal(prompt.positions, positions[:, 0].T)
+    assert prompt.shift == int(delta)
+    with torch.inference_mode():
+        wanted = model(**expected).logits[0]
+    assert float((logits(folder, tower, prompt) - wanted).abs().max()) <= TOLERANCE
+
+
+def test_a_picture_beside_a_video(saved) -> None:
+    """transformers takes both for one kind in its check of numbers, so it is given their embeddings."""
+    name, model, folder = saved
+    clip, picture = Clip(glm.pixels(6, 20, 20), 2.0), Picture(glm.pixels(30, 20))
+    text, tower = f"a{MOVE}b{ONE}c", open_tower(folder)
+    prompt = tower.prompt(encoded(text), [clip, picture])
+    assert [placed.piece.kind for placed in prompt.placed] == ["video", "image"]
+    ids = torch.tensor([prompt.ids])
+    kinds = torch.tensor(glm.processor(name in NEWER, 2).create_mm_token_type_ids(ids.tolist()))
+    frames, still = (placed.piece.inputs["grid"] for placed in prompt.placed)
+    videos = torch.tensor([[len(frames), *frames[0].tolist()[1:]]])
+    positions, delta = model.model.get_rope_index(ids, kinds, image_grid_thw=still, video_grid_thw=videos)
+    assert torch.equal(prompt.positions, positions[:, 0].T)
+    assert prompt.shift == int(delta)
+    seen = overlay(tower, prompt)
+    with torch.inference_mode():
+        embeds = model.get_input_embeddings()(ids).index_copy(1, seen.rows, seen.embeds[None])
+        wanted = model(inputs_embeds=embeds, position_ids=positions).logits[0]
+    assert float((logits(folder, tower, prompt) - wanted).abs().max()) <= TOLERANCE
+
+
+def test_frames_are_encoded_a_few_at_a_time_as_all_at_once(saved_as, monkeypatch) -> None:
+    _, folder = saved_as("plain")
+    tower = open_tower(folder)
+    piece = tower.prompt(encoded(MOVE), [Clip(glm.pixels(30, 20, 30), 4.0)]).placed[0].piece
+    assert len(piece.inputs["grid"]) > 3
+    whole = tower.encode(piece)
+    monkeypatch.setattr(tower_file, "_AT_ONCE", 70)
+    assert off(tower.encode(piece), whole) <= 1e-5

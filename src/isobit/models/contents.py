@@ -100,7 +100,8 @@ def resolve(ck: Checkpoint) -> Contents:
     config = model_config(ck.config)
     notes: list[str] = []
     beside = tuple(name for name in ck.tensors if is_beside(name)) if is_within(ck.config) else ()
-    own = [name for name in ck.tensors if name not in {*beside}]
+    ck = ck.without_review(beside) if beside else ck
+    own = [name for name in ck.tensors if name not in ck.apart]
     names = renamed(own, config.layers[0].norms)
     if names and not is_within(ck.config):
         stored = next(iter(names))

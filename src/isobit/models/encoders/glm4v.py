@@ -74,6 +74,8 @@ class Tower:
         ]  # fmt: skip
         wanted: list[Any] = [kind for kind in parts if kind in ("image", "video", "audio")]
         given = [medium.kind for medium in media]
+        if "audio" in (*wanted, *given):
+            raise UsageError("this model sees and does not hear: it takes pictures and videos, and no sounds")
         if wanted != given:
             raise UsageError(
                 f"the messages have parts for {_counted(wanted)}, and {_counted(given)} are given: as many of each, in"
@@ -221,12 +223,15 @@ def _vision(
     model: Any = modeling_glm4v_moe.Glm4vMoeVisionModel if experts else modeling_glm4v.Glm4vVisionModel
     try:
         settings = made(**given)
-    except (TypeError, ValueError) as error:
+        settings._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            kind = type(model(settings).rotary_pos_emb)
+        angles = kind(settings)  # its frequencies are in no checkpoint
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"config.json: vision_config: {str(error)[:400]}") from None
-    settings._attn_implementation = "sdpa"
     beginning = next((one for one in BEGINNINGS if any(name.startswith(one) for name in ck.tensors)), BEGINNINGS[0])
     vision: Any = filled(lambda: model(settings), ck, lambda name: beginning + name, dtype=dtype, device=device)
-    vision.rotary_pos_emb = type(vision.rotary_pos_emb)(settings)  # its frequencies are in no checkpoint
+    vision.rotary_pos_emb = angles
     return vision
 
 

@@ -13,6 +13,7 @@ from isobit.models.encoders.processors import processor_class, settings
 from isobit.models.fields import Fields, shown
 
 MOST_PIXELS = 1 << 28  # of a picture or of all frames of a video, once they are resized: the published ones stay below
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _NEWER = "Glm46V"  # how the classes of GLM-4.6V begin
 
@@ -69,6 +70,7 @@ def read_sizes(config: Mapping[str, Any], hidden: int) -> Sizes:
     fields.integer("depth", 24, high=1000)
     fields.integer("intermediate_size", 13696)
     fields.only("in_channels", (3,), "number of colours")
+    fields.only("hidden_act", ACTIVATIONS, "activation")
     patch, edge = fields.integer("patch_size", 14, high=4096), fields.integer("image_size", 336)
     sizes = Sizes(
         patch,
