@@ -150,7 +150,7 @@ def without(name: str) -> Callable[[Any], None]:
         ("config.json", vision(hidden_act="no such"), ModelError, "hidden_act"),
         ("config.json", vision(depth=3), CheckpointError, "blocks.2"),
         ("config.json", lambda c: c.update(video_token_id=c["image_token_id"]), ModelError, "_token_id is the same"),
-        ("config.json", vision(rope_parameters={"rope_type": "yarn", "factor": 2.0}), ModelError, "vision_config"),
+        ("config.json", vision(rope_parameters={"rope_type": "yarn", "factor": 2.0}), ModelError, "rope_type"),
         ("config.json", lambda c: c.update(vision_config=[]), ModelError, "vision_config"),
         ("model.safetensors", without("blocks.1.attn.qkv.weight"), CheckpointError, "blocks.1.attn.qkv"),
         ("model.safetensors", without("downsample.bias"), CheckpointError, "downsample.bias"),

@@ -71,6 +71,9 @@ def read_sizes(config: Mapping[str, Any], hidden: int) -> Sizes:
     fields.integer("intermediate_size", 13696)
     fields.only("in_channels", (3,), "number of colours")
     fields.only("hidden_act", ACTIVATIONS, "activation")
+    if (rope := fields.section("rope_parameters")) is not None:
+        rope.only("rope_type", ("axial",), "rope type")
+        rope.number("rope_theta", 10000.0, low=1.0)
     patch, edge = fields.integer("patch_size", 14, high=4096), fields.integer("image_size", 336)
     sizes = Sizes(
         patch,
