@@ -11,6 +11,7 @@ from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import FinishReason
 from isobit.engine.stops import StopWatch
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.models.media import MediaPrompt
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Answer:
         notes: what a person should know about this prompt.
         scored: place of the first token of the prompt that is scored; None for none.
         constraint: what the answer may be made of.
+        media: the prompt with what its tokens stand for; None where all are text.
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class Answer:
         notes: tuple[str, ...] = (),
         scored: int | None = None,
         constraint: Constraint | None = None,
+        media: MediaPrompt | None = None,
     ) -> None:
-        self.constraint = constraint
+        self.constraint, self.media = constraint, media
         self.prompt, self.params, self.most, self.scored = prompt, params, most, scored
         self.stops = frozenset() if params.ignore_eos else tokenizer.eos_ids
         self.deliver: Callable[[Piece], object] = lambda piece: None

@@ -15,11 +15,19 @@ from collections.abc import Iterable, Sequence
 BEGIN = b""  # the key in front of the first block
 
 _DIGEST = 32  # bytes: nobody finds two texts of one key
+_NAMED = b"isobit sights"  # no key of tokens alone is one of these
 
 
-def key_after(before: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of a block with these tokens, behind the block of the key ``before``."""
-    return hashlib.blake2b(before + array("q", tokens).tobytes(), digest_size=_DIGEST).digest()
+def key_after(before: bytes, tokens: Sequence[int], named: bytes = b"") -> bytes:
+    """The key of a block with these tokens, behind the block of the key ``before``.
+
+    Args:
+        named: what tells the tokens from others with the same ids (:meth:`isobit.engine.sights.Sights.named`).
+    """
+    made = hashlib.blake2b(before + array("q", tokens).tobytes(), digest_size=_DIGEST)
+    if named:
+        made = hashlib.blake2b(made.digest() + named, digest_size=_DIGEST, person=_NAMED)
+    return made.digest()
 
 
 def blocks_for(tokens: int, size: int) -> int:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from isobit.engine import chat
 from isobit.engine.tokenizer import Tokenizer
 
+Messages = Sequence[Mapping[str, Any]]
 
-def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+
+def encode(
+    tokenizer: Tokenizer,
+    template: str,
+    messages: Messages,
+    arrange: Callable[[Messages], Messages] | None = None,
+    hidden: Sequence[str] = (),
+    **options: Any,
+) -> list[int]:
     """Token ids of a conversation.
 
     Special tokens of the template are those tokens. Where a message has their text, as ``<|im_end|>``, that text is
@@ -20,15 +29,19 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Mapping[str, 
     Args:
         tokenizer: of the model.
         template, messages, options: as :func:`isobit.engine.chat.render` takes them.
+        arrange: puts the messages into the order that the template wants; what it adds is the template's own.
+        hidden: texts of tokens that are not special and steer all the same: those that stand for media.
 
     Raises:
         UsageError, TemplateError, CheckpointError: as rendering and encoding raise them.
     """
-    controls = tokenizer.controls
+    controls = (*tokenizer.controls, *(text for text in hidden if text and text not in tokenizer.controls))
     marks = _Marks(controls)
     read = (
         [{key: marks.hide(value) for key, value in message.items()} for message in messages] if controls else messages
     )
+    if arrange is not None:
+        read = arrange(read)
     text = chat.render(template, read, special_tokens=tokenizer.special_tokens, **options)
     ids: list[int] = []
     for part, hidden in marks.found(text):
@@ -37,11 +50,19 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Mapping[str, 
     return ids
 
 
+def parts_of(messages: Messages) -> list[str]:
+    """The kinds of the parts of messages that stand for media, in their order."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
+    found = [part.get("type") for part in parts if isinstance(part, Mapping)]
+    return [kind for kind in found if kind in ("image", "video", "audio")]
+
+
 class _Marks:
     """Stands texts that nobody can guess in the place of control tokens, and finds them again.
 
     Args:
-        controls: texts of the special tokens.
+        controls: texts of the tokens that steer.
     """
 
     def __init__(self, controls: Sequence[str]) -> None:

@@ -25,12 +25,14 @@ from isobit.engine import scoring
 from isobit.engine.blocks import BlockPool, blocks_for
 from isobit.engine.constraint import Constraint
 from isobit.engine.flight import Ahead, Flight, Known, Scores, Stopwatch
+from isobit.engine.gallery import Gallery, sights_of
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import UNKNOWN, FinishReason, Request, Schedule
 from isobit.engine.sampler import Choice, Chooser, sample
 from isobit.engine.scheduler import Scheduler
 from isobit.errors import IsobitError
+from isobit.models.media import MediaPrompt
 from isobit.shortage import shortages
 
 MOST_PRIORITY = 1_000_000  # and as much below zero
@@ -93,6 +95,7 @@ class _Asked:
     top: int = 0  # most probable tokens that are given with a score
     scores: list[TokenLogprob] = field(default_factory=list)
     cached: int | None = None
+    media: MediaPrompt | None = None
 
     def scored(self, found: Sequence[TokenLogprob] | IsobitError, choice: Choice | None) -> Choice | None:
         """Keeps scores of its prompt; returns what it gets instead of its token where there are none."""
@@ -119,6 +122,7 @@ class Engine:
         cache_tokens: tokens that the key-value cache holds; None for as many as the requests at hand need.
         prefix_cache: whether what was computed for one request is read by others that begin with the same tokens.
         window: latest tokens that a token attends to, in all layers of the model; None where one attends to all.
+        gallery: what tokens of prompts stand for, which the runner knows, too; None where all are text.
 
     Attributes:
         made: what steps have made and nobody has taken yet, the oldest first.
@@ -137,8 +141,10 @@ class Engine:
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
         window: int | None = None,
+        gallery: Gallery | None = None,
     ) -> None:
         self._runner = runner
+        self._gallery = Gallery() if gallery is None else gallery
         self._grows = cache_tokens is None
         blocks = 1 if cache_tokens is None else max(1, cache_tokens // runner.block)
         self.pool = BlockPool(0, runner.block, keeps=prefix_cache)
@@ -190,6 +196,7 @@ class Engine:
         priority: int = 0,
         scored: int | None = None,
         constraint: Constraint | None = None,
+        media: MediaPrompt | None = None,
     ) -> None:
         """A request arrives; it takes part from the next step on, which says so if it cannot be served.
 
@@ -202,13 +209,16 @@ class Engine:
             priority: a smaller number goes first.
             scored: place of the first token of the prompt that is scored, 1 or more; None for none.
             constraint: what the answer may be made of, for this request alone; None for anything.
+            media: the prompt with what its tokens stand for; None where all are text.
 
         Raises:
             UsageError: the priority is no whole number, or beyond a million.
         """
         arguments.whole("priority", priority, -MOST_PRIORITY, MOST_PRIORITY)
-        request = Request(id, tuple(prompt), most, priority, scored=scored)
-        self._inbox.append(_Asked(request, Chooser(params, prompt, constraint), stops, top=params.prompt_logprobs or 0))
+        sights = None if media is None else sights_of(media)
+        request = Request(id, tuple(prompt), most, priority, scored=scored, sights=sights)
+        chooser, top = Chooser(params, prompt, constraint), params.prompt_logprobs or 0
+        self._inbox.append(_Asked(request, chooser, stops, top=top, media=media))
 
     def abort(self, id: int) -> None:
         """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
@@ -255,6 +265,13 @@ class Engine:
             with uninterrupted():
                 self._take_in()
                 schedule = self.scheduler.schedule()
+            while schedule is not None and (failed := self._gallery.ready(schedule)):
+                with uninterrupted():
+                    self.scheduler.cancel(schedule)
+                    for id, error in failed.items():
+                        self._end(id)
+                        self.made.append(Output(id, Choice(-1, error=error)))
+                    schedule = self.scheduler.schedule()
             if schedule is None:
                 return False
             self._flights.append(self._started(schedule))
@@ -335,6 +352,13 @@ class Engine:
             one.seconds, one.scores = 0.0, []
             if id in ended:
                 del asked[id]
+                self._gallery.leave(id)
+
+    def _end(self, id: int) -> None:
+        """A request ends, whatever it is doing."""
+        self.scheduler.end(id)
+        self._asked.pop(id, None)
+        self._gallery.leave(id)
 
     def _take_in(self) -> None:
         """What came since the last step: requests and aborts, in their order."""
@@ -344,8 +368,7 @@ class Engine:
             if isinstance(came, _Asked):
                 arrived[came.request.id] = came
             elif arrived.pop(came, None) is None:
-                self.scheduler.end(came)
-                self._asked.pop(came, None)
+                self._end(came)
         refused = self._make_room([one.request for one in arrived.values()]) if arrived and self._grows else {}
         for id, one in arrived.items():
             try:
@@ -356,6 +379,8 @@ class Engine:
                 self.made.append(Output(id, Choice(-1, error=error)))
             else:
                 self._asked[id] = one
+                if one.media is not None and one.request.sights is not None:
+                    self._gallery.enter(id, one.media, one.request.sights)
 
     def _make_room(self, arrived: list[Request]) -> dict[int, IsobitError]:
         """A cache that grows has room for each of these requests, and for those that run beside it if there is memory.

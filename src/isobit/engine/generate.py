@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.answer import Completion, Piece
 from isobit.engine.engine import SEQUENCES
 from isobit.engine.grammar import Grammar
@@ -144,6 +145,7 @@ def load_llm(
             where the plan knows it.
         Unsupported: the device cannot be used.
     """
+    from isobit.models.encoders.table import open_tower
     from isobit.models.weights import load_model
 
     own = Tokenizer.from_folder(
@@ -153,10 +155,12 @@ def load_llm(
     left = require_room(Path(path), device, memory, kv_cache, sequences)
     if memory is not None and left is not None and options.get("cache_tokens") is None:
         options["cache_tokens"] = left.cache_tokens(at_once or sequences)
+    ck = Checkpoint.open(path)
     model = load_model(
-        path, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant, context=context
+        ck, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant, context=context
     )  # fmt: skip
+    tower = open_tower(ck, model.dtype, model.place.tensors)
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()
         torch.cuda.empty_cache()
-    return LLM(model, own, **options)
+    return LLM(model, own, tower=tower, **options)

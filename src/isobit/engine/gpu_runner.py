@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from isobit.engine import device_sampler
+from isobit.engine.gallery import Gallery
 from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
 from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
 from isobit.engine.request import UNKNOWN, Schedule
@@ -34,10 +35,11 @@ class GpuRunner(ModelRunner):
     Args:
         model: one whose row of layer ops is recordable.
         sequences: that take part in a step at most.
+        gallery: what tokens of prompts stand for; None where all are text.
     """
 
-    def __init__(self, model: Decoder, sequences: int = 1) -> None:
-        super().__init__(model, sequences)
+    def __init__(self, model: Decoder, sequences: int = 1, gallery: Gallery | None = None) -> None:
+        super().__init__(model, sequences, gallery=gallery)
         self._inputs: Inputs | None = None
         self._graphs: Graphs | None = None
         self._pieces: Pieces | None = None
@@ -90,7 +92,9 @@ class GpuRunner(ModelRunner):
     def _logits(self, schedule: Schedule) -> tuple[Tensor, list[int]]:
         """Logits, the largest of which have been chosen, and which of their rows belongs to each chooser."""
         parts, cache = schedule.parts, self._held()
-        if len(parts) <= MOST_ROWS and all(len(part.tokens) == 1 and not part.targets for part in parts):
+        if len(parts) <= MOST_ROWS and all(
+            len(part.tokens) == 1 and not part.targets and not part.looks for part in parts
+        ):
             self._states = None
             graphs, inputs, bucket = self._recorded(cache), self._memory(), rows_of(len(parts))
             rows = self._places.assign([part.id for part in parts], bucket)
@@ -113,14 +117,18 @@ class GpuRunner(ModelRunner):
         tokens = sum(len(part.tokens) for part in schedule.parts)
         pieces = self._prompts()
         bucket = bucket_of(tokens, len(schedule.parts), pieces.sequences)
-        if bucket is None or any(part.targets for part in schedule.parts):
+        if bucket is None or any(part.targets or part.looks for part in schedule.parts):
             return None
         return bucket
 
     def _run_piece(self, schedule: Schedule, bucket: tuple[int, int], cache: PagedCache) -> Tensor:
         pieces, parts = self._prompts(), schedule.parts
         batch = lay_out(
-            [part.tokens for part in parts], [part.first for part in parts], [part.blocks for part in parts], self.block
+            [part.tokens for part in parts],
+            [part.first for part in parts],
+            [part.blocks for part in parts],
+            self.block,
+            positions=self._told(parts),
         )
         pieces.write(batch, bucket[0], self._unknown(schedule), self._memory().chosen)
         again = pieces.comes_again(bucket)  # once is not worth it; padded it is all the same, so that its bits are
@@ -239,8 +247,8 @@ def _unusable() -> Choice:
     return Choice(-1, error=IsobitError(message))
 
 
-def runner_for(model: Any, sequences: int) -> ModelRunner:
-    """What runs a model's steps where it is."""
+def runner_for(model: Any, sequences: int, gallery: Gallery | None = None) -> ModelRunner:
+    """What runs a model's steps where it is; ``gallery`` is what tokens of prompts stand for."""
     if model.place.tensors.type == "cuda" and model.layer_ops.recordable:
-        return GpuRunner(model, sequences)
-    return ModelRunner(model, sequences)
+        return GpuRunner(model, sequences, gallery)
+    return ModelRunner(model, sequences, gallery=gallery)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -112,7 +112,7 @@ class Inputs:
         wide, lengths = np.zeros((3, rows), np.int64), np.zeros(rows, np.int32)
         tokens = np.zeros(rows, np.int64)
         first = np.array([part.first for part in parts], np.int64)
-        wide[0, at] = first
+        wide[0, at] = first + np.array([part.shift for part in parts], np.int64)
         wide[1] = -1
         wide[1, at] = np.array([part.blocks[part.first // size] for part in parts], np.int64) * size + first % size
         given = np.array(sources, np.int64)
@@ -191,6 +191,8 @@ class Graphs:
     def __init__(self, model: Decoder, cache: PagedCache, inputs: Inputs, most: int) -> None:
         self.model, self.cache, self.moves, self._inputs = model, cache, cache.moves, inputs
         self._most = -(-most // cache.block) * cache.block
+        axes = model.config.axes > 1  # then positions are no places, and may be beyond them
+        self._reach = max(self._most, model.config.max_context) if axes else self._most
         self._records = inputs.device.type == "cuda"
         self._pool: Any = None  # one pool of memory for all graphs: one of them runs at a time
         self._recorded: dict[object, _Recorded] = {}  # by number of rows and span; by bucket of pieces
@@ -237,6 +239,8 @@ class Graphs:
                     self._record((count, span), partial(self._inputs.batch, count, span))
 
     def _compute(self, batch: Batch) -> Tensor:
+        if self._reach > self._most:
+            batch = replace(batch, reach=self._reach)
         logits = self.model.forward(batch, self.cache)
         self._inputs.take_highest(logits)
         return logits
@@ -246,7 +250,7 @@ class Graphs:
 
         That first one is on the stream of the recording, so that workspaces which are made once per stream are there.
         """
-        kept = self.model.angle_tables(self._most)
+        kept = self.model.angle_tables(self._reach)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             first = self._compute(batch())

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from isobit import arguments
-from isobit.engine import scoring
+from isobit.engine import conversation, scoring
 from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.constraint import Constraint
-from isobit.engine.driver import Driver
+from isobit.engine.desk import Desk
 from isobit.engine.embedding import POOLS, embedding
-from isobit.engine.engine import SEQUENCES, Engine, Output, Runner
+from isobit.engine.engine import SEQUENCES, Engine, Runner
+from isobit.engine.gallery import Gallery
 from isobit.engine.gpu_runner import runner_for
 from isobit.engine.grammar import Grammar
 from isobit.engine.grammars import Grammars
-from isobit.engine.interrupts import uninterrupted
-from isobit.engine.office import Office
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prepare import Model, Prompt, prepared, window_of
+from isobit.engine.runner import ModelRunner
 from isobit.engine.tokenizer import Tokenizer
-from isobit.errors import IsobitError, UsageError
+from isobit.errors import UsageError
+from isobit.models.media import MediaPrompt, Medium, Tower
 from isobit.shortage import shortages
 from isobit.targets.prefill import prefill_chunk
 
 
-class LLM:
+class LLM(Desk):
     """A model that answers many prompts at once.
 
     Any number of threads may ask; whoever waits for an answer takes the steps, which serve all of them.
@@ -45,11 +45,13 @@ class LLM:
         chunk: tokens that a step feeds at most; None for what suits the machine.
         cache_tokens: tokens that the key-value cache holds; None for as many as the prompts at hand need.
         prefix_cache: whether prompts that begin alike are computed once.
+        tower: what encodes pictures, videos and sounds for the model; or why it takes none, as a sentence.
 
     Attributes:
+        tower: what encodes media for the model; None where there is none.
+        why_no_media: why there is none, and what to do.
         notes: what a person should know about this model and its tokenizer, as sentences.
-        on_fault, on_recovery: called when a step for asynchronous streams has failed, and when others can go on.
-        broken: why there is no engine any more; None while there is.
+        on_fault, on_recovery, broken: see :class:`isobit.engine.desk.Desk`.
 
     Raises:
         CapacityError: there is no memory for the cache.
@@ -65,29 +67,30 @@ class LLM:
         chunk: int | None = None,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
+        tower: Tower | str = "this model reads text alone: leave out the images, videos and sounds",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._new_engine: Callable[[], Engine] = lambda: Engine(
-            runner if runner is not None else runner_for(model, sequences),
-            tokens=chunk or prefill_chunk(model.place.target),
-            sequences=sequences,
-            cache_tokens=cache_tokens,
-            prefix_cache=prefix_cache,
-            window=window_of(model.config),
-        )
-        self.engine = self._new_engine()
+        self.tower: Tower | None = None if isinstance(tower, str) else tower
+        self.why_no_media = tower if isinstance(tower, str) else ""
+        encode = None if self.tower is None else self.tower.encode
+
+        def new_engine() -> Engine:
+            gallery = Gallery(encode)
+            if isinstance(runner, ModelRunner):
+                runner.gallery = gallery
+            return Engine(
+                runner if runner is not None else runner_for(model, sequences, gallery),
+                tokens=chunk or prefill_chunk(model.place.target),
+                sequences=sequences,
+                cache_tokens=cache_tokens,
+                prefix_cache=prefix_cache,
+                window=window_of(model.config),
+                gallery=gallery,
+            )
+
+        super().__init__(new_engine)
         self.notes = (*model.notes, *tokenizer.notes)
-        self._answers: dict[int, Answer] = {}
-        self._unread: deque[tuple[int, Piece]] = deque()  # of answers that came by add
-        self._ids = itertools.count(1)
-        self._lock = threading.RLock()  # one step at a time
-        self._door = threading.Lock()  # nobody comes in while the engine is replaced
-        self._driver = Driver(self._step, lambda: self._busy, self._fault)  # of asynchronous streams
-        self._post: Office | None = None
         self._grammars = Grammars(tokenizer, int(model.config.vocab_size))
-        self.broken: Exception | None = None
-        self.on_fault: Callable[[Exception], object] = lambda error: None
-        self.on_recovery: Callable[[], object] = lambda: None
 
     @property
     def context_length(self) -> int:
@@ -110,11 +113,42 @@ class LLM:
         """
         self.engine.prepare()
 
+    def media_prompt(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, Any]],
+        media: Sequence[Medium] = (),
+        **options: Any,
+    ) -> MediaPrompt:
+        """The prompt of a conversation in which there are pictures, videos or sounds.
+
+        What people write into messages is text, also where it looks like what stands for a medium.
+
+        Args:
+            template: the model's chat template.
+            messages: their content is text, or a list of parts, of which ``{"type": "image"}``, ``{"type": "video"}``
+                and ``{"type": "audio"}`` stand for the media, in their order.
+            media: as many as there are such parts.
+            options: as :func:`isobit.engine.chat.render` takes them.
+
+        Raises:
+            UsageError: the model takes no such media, there are more or fewer of them than parts, or one cannot be
+                prepared; and as :func:`isobit.engine.conversation.encode`.
+        """
+        if self.tower is None:
+            if media or conversation.parts_of(messages):
+                raise UsageError(self.why_no_media)
+            return MediaPrompt(tuple(conversation.encode(self.tokenizer, template, messages, **options)))
+        arrange = partial(self.tower.messages, media=media)
+        hidden = [self.tokenizer.token_text(id) for id in sorted(self.tower.placeholders)]
+        ids = conversation.encode(self.tokenizer, template, messages, arrange, hidden, **options)
+        return self.tower.prompt(ids, media)
+
     # Whole answers
 
     def generate(
         self,
-        prompts: str | Sequence[Prompt],
+        prompts: str | MediaPrompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int = 0,
@@ -123,8 +157,8 @@ class LLM:
         """Complete prompts; the answers come in their order.
 
         Args:
-            prompts: each a text, encoded with the special tokens the tokenizer adds, or token ids, used as they are. A
-                single text is a list of one.
+            prompts: each a text, encoded with the special tokens the tokenizer adds, or token ids, used as they are, or
+                what :meth:`media_prompt` makes. A single text or :class:`MediaPrompt` is a list of one.
             params: how, for all of them or for each; None for what the model's generation_config.json asks for.
             priority: a smaller number goes before other callers' prompts.
             constraint: which answers are right: a grammar for all of them, or the state of a single one.
@@ -135,7 +169,7 @@ class LLM:
             CapacityError: a prompt alone is longer than the context, or memory does not suffice.
             IsobitError: the model's logits are NaN.
         """
-        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        listed: list[Prompt] = [prompts] if isinstance(prompts, str | MediaPrompt) else list(prompts)
         each = [params] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise UsageError(f"{len(listed)} prompts and {len(each)} SamplingParams: give one, or one for each prompt")
@@ -146,7 +180,7 @@ class LLM:
 
     def score(
         self,
-        sequences: Sequence[Sequence[int]],
+        sequences: Sequence[Sequence[int] | MediaPrompt],
         first_scored: int | Sequence[int] = 1,
         top: int = 0,
         *,
@@ -157,7 +191,7 @@ class LLM:
         What comes before the scored tokens is computed once for sequences that begin alike, if the prefix cache is on.
 
         Args:
-            sequences: token ids.
+            sequences: token ids; or prompts with media, whose own tokens are scored like any others.
             first_scored: place of the first token that is scored, 1 to the sequence's length; for all, or for each.
             top: also give so many of the most probable tokens in each one's place.
             priority: as in :meth:`generate`.
@@ -201,6 +235,8 @@ class LLM:
             CapacityError: the text is longer than the context.
         """
         arguments.choice("pool", pool, POOLS)
+        if isinstance(text, MediaPrompt):
+            raise UsageError("a vector is made of text: a prompt with media has none")
         answer = self._prepared(text, SamplingParams(max_tokens=0, prompt_logprobs=0))
         with self._lock, shortages():
             return embedding(self.model, answer.prompt, pool, normalized=normalized)
@@ -327,45 +363,6 @@ class LLM:
             for id in ids:
                 self._drop(id)
 
-    def _office(self) -> Office:
-        """What brings pieces to the event loop that runs here."""
-        loop = asyncio.get_running_loop()
-        if self._post is None or self._post.loop is not loop:
-            self._post = Office(loop)
-        return self._post
-
-    def _fault(self, error: Exception) -> None:
-        """A step of the driver has failed: whoever took part in it gets to know, and the others go on.
-
-        What isobit itself raises leaves the engine as it was. Behind anything else nothing of it can be trusted: there
-        is a new one, and what waited waits there. Where no new one can be made nothing goes on.
-        """
-        with self._lock:
-            self.on_fault(error)
-            while self.engine.made:
-                self._handle(self.engine.made.popleft())
-            running = set(self.engine.scheduler.running)
-            touched = [id for id, answer in [*self._answers.items()] if id in running or answer.begun]
-            for id in touched or [*self._answers]:
-                self._fail(id, error)
-            if not isinstance(error, IsobitError):
-                self._replace()
-            self.on_recovery()
-
-    def _replace(self) -> None:
-        """A new engine, with all answers that are left."""
-        with self._door:
-            self.engine.close()
-            try:
-                self.engine = self._new_engine()
-            except Exception as error:
-                self.broken = error
-                for id in [*self._answers]:
-                    self._give(id, Piece("", error=error))
-                return
-            for id, answer in self._answers.items():
-                self._enter(id, answer)
-
     # Step by step
 
     def add(
@@ -400,32 +397,6 @@ class LLM:
                 self._step()
             return [self._unread.popleft() for _ in range(len(self._unread))]
 
-    def _step(self) -> None:
-        """Take one step, and hand to everybody what is theirs."""
-        with self._lock:
-            self.engine.advance()
-            with uninterrupted():
-                while self.engine.made:
-                    self._handle(self.engine.made.popleft())
-
-    def _handle(self, output: Output) -> None:
-        answer = self._answers.get(output.id)
-        if answer is None:  # dropped while the step was under way
-            return
-        try:
-            piece = answer.push(output)
-        except Exception as error:  # of this answer; the others have their tokens all the same
-            self._fail(output.id, error)
-            return
-        if piece.completion is not None and output.reason is None:
-            self.engine.abort(output.id)  # at a stop string, of which the engine knows nothing
-        self._give(output.id, piece)
-
-    @property
-    def _busy(self) -> bool:
-        """Whether a step has something to do."""
-        return self.broken is None and (self.engine.unfinished or bool(self.engine.made))
-
     @property
     def unfinished(self) -> bool:
         """Whether :meth:`step` has something to do, or to give."""
@@ -456,59 +427,9 @@ class LLM:
     ) -> Answer:
         """An answer that has not begun (:func:`isobit.engine.prepare.prepared`)."""
         rule = self.constraint(grammar) if isinstance(grammar, Grammar) else grammar
+        if isinstance(prompt, MediaPrompt) and prompt.placed and self.tower is None:
+            raise UsageError(self.why_no_media)
         return prepared(self.model, self.tokenizer, prompt, params, scored, rule)
-
-    def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int, id: int | None = None) -> int:
-        id = next(self._ids) if id is None else id
-        answer.deliver, answer.priority = deliver, priority
-        with self._door:
-            if self.broken is not None:
-                raise self.broken
-            self._answers[id] = answer
-            try:
-                self._enter(id, answer)
-            except BaseException:
-                self._answers.pop(id, None)
-                raise
-        return id
-
-    def _enter(self, id: int, answer: Answer) -> None:
-        self.engine.add(
-            id, answer.prompt, answer.params, answer.most, stops=answer.stops, priority=answer.priority,
-            scored=answer.scored, constraint=answer.constraint,
-        )  # fmt: skip
-
-    def _give(self, id: int, piece: Piece) -> None:
-        answer = self._answers.get(id)
-        if answer is None:
-            return
-        if piece.completion is not None or piece.error is not None:
-            self._answers.pop(id, None)
-        try:
-            answer.deliver(piece)
-        except Exception:  # nobody is there any more: an event loop that was closed
-            self._answers.pop(id, None)
-            self.engine.abort(id)
-
-    def _fail(self, id: int, error: Exception) -> None:
-        """An answer ends with an error."""
-        self.engine.abort(id)
-        self._give(id, Piece("", error=error))
-
-    def _drop(self, id: int) -> None:
-        """Nobody waits for an answer any more; never waits itself."""
-        if self._answers.pop(id, None) is not None:
-            self.engine.abort(id)
-
-    def _advance(self, enough: Callable[[], bool]) -> None:
-        """Steps, one's own or others', until there is enough."""
-        while not enough():
-            with self._lock:
-                if enough():
-                    return
-                if not self._busy:
-                    raise RuntimeError("an answer is waited for that nobody is making")
-                self._step()
 
 
 def _completion(piece: Piece) -> Completion:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from isobit.engine.sights import Sights
+
 FinishReason = Literal["stop", "length", "abort"]
 
 # Steps of the engine that one level of priority is worth. A request is overtaken by one of the next level for so many
@@ -27,6 +29,7 @@ class Request:
         reuses: whether it may read blocks that other requests have left in the cache, and leave its own.
         scored: the tokens of the prompt from this place on are scored, 1 or more; None for none of them. What is in
             front of the token before it may be read from the cache.
+        sights: what tokens of the prompt stand for beside themselves; None for nothing.
     """
 
     id: int
@@ -35,6 +38,7 @@ class Request:
     priority: int = 0
     reuses: bool = True
     scored: int | None = None
+    sights: Sights | None = None
 
     @property
     def longest(self) -> int:
@@ -123,6 +127,8 @@ class Part(NamedTuple):
         chooses: whether the last new token is the last one known, so that its logits choose the next.
         scored: places among its new tokens whose logits score the token that follows.
         targets: these tokens that follow.
+        shift: what is added to the place of a token of the answer to get its position.
+        looks: whether some of its new tokens are of a prompt with pieces in it.
     """
 
     id: int
@@ -132,6 +138,8 @@ class Part(NamedTuple):
     chooses: bool
     scored: range = range(0)
     targets: tuple[int, ...] = ()
+    shift: int = 0
+    looks: bool = False
 
 
 @dataclass(frozen=True)

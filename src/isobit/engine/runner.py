@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from isobit.engine.gallery import Gallery
 from isobit.engine.request import Part, Schedule
 from isobit.models.batch import Batch, lay_out
 from isobit.models.cache.paged import BLOCK, PagedCache
@@ -30,6 +31,7 @@ class ModelRunner:
         model: it.
         sequences: that take part in a step at most.
         longest: tokens that a sequence may have; None for as many as the model reads.
+        gallery: what tokens of prompts stand for; None where all are text.
 
     Attributes:
         block: tokens of a block.
@@ -37,8 +39,11 @@ class ModelRunner:
 
     block = BLOCK
 
-    def __init__(self, model: Decoder, sequences: int = 1, longest: int | None = None) -> None:
+    def __init__(
+        self, model: Decoder, sequences: int = 1, longest: int | None = None, gallery: Gallery | None = None
+    ) -> None:
         self.model, self._sequences, self._longest = model, sequences, longest
+        self.gallery = Gallery() if gallery is None else gallery
         self._cache: PagedCache | None = None
         self._states: Tensor | None = None  # of the last step, while some of them are to be scored
 
@@ -92,7 +97,15 @@ class ModelRunner:
             cache.block,
             wanted="last" if all(part.chooses for part in parts) else [_wanted(part) for part in parts],
             device=self.model.place.tensors,
+            positions=self._told(parts),
+            overlays=[self.gallery.overlay(part) for part in parts] if any(part.looks for part in parts) else None,
         )
+
+    def _told(self, parts: Sequence[Part]) -> list[Tensor | None] | None:
+        """What rotary embeddings are told of the parts' tokens; None where that is their places."""
+        if not any(part.looks or part.shift for part in parts):
+            return None
+        return [self.gallery.positions(part) for part in parts]
 
     def scored(self, schedule: Schedule) -> Iterator[Tensor]:
         """Logits of ``schedule.scored`` behind the last :meth:`run`, in their order: ``[r, vocab]``, few at once."""

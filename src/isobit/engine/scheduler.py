@@ -270,7 +270,9 @@ class Scheduler:
         size, keys = self.pool.size, state.keys
         while len(keys) < count:
             begin = len(keys) * size
-            keys.append(key_after(keys[-1] if keys else BEGIN, state.tokens[begin : begin + size]))
+            sights = state.request.sights
+            named = b"" if sights is None else sights.named(begin, begin + size)
+            keys.append(key_after(keys[-1] if keys else BEGIN, state.tokens[begin : begin + size], named))
         return keys[:count]
 
     def _part(self, state: Running, count: int) -> Part:
@@ -286,6 +288,8 @@ class Scheduler:
             places = range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0)
             part = part._replace(scored=places, targets=request.prompt[scored.start : scored.stop])
             state.unscored += len(part.targets)
+        if request.sights is not None:
+            part = part._replace(shift=request.sights.shift, looks=first < len(request.prompt))
         state.held = end
         state.flying += 1
         if chooses:

@@ -495,6 +495,12 @@ class ModelConfig:
         return tuple(layer.attention.window for layer in self.layers)
 
     @property
+    def axes(self) -> int:
+        """How many positions a token has."""
+        ropes = (layer.attention.rope for layer in self.layers)
+        return max((rope.axes for rope in ropes if rope is not None), default=1)
+
+    @property
     def max_context(self) -> int:
         """The longest context, in tokens: :attr:`context`, or the model's own."""
         return self.own_context if self.context is None else min(self.context, self.own_context)

@@ -102,12 +102,18 @@ class Tower(Protocol):
 
     Attributes:
         kinds: what it takes.
+        placeholders: ids of the tokens that stand for media in a rendered template, and of those around them. Where
+            people write them they are text, also if the tokenizer does not call them special.
     """
 
     kinds: frozenset[Kind]
+    placeholders: frozenset[int]
 
     def messages(self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium]) -> Sequence[Mapping[str, Any]]:
         """Messages as the family's chat template wants them.
+
+        Texts in them are not quite what people wrote: what looks like a token that steers is hidden. So nothing may
+        depend on them; a text that is added here is the template's own.
 
         Args:
             messages: whose content may be a list of parts; ``{"type": "image"}``, ``{"type": "video"}`` and

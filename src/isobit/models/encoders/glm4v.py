@@ -49,6 +49,10 @@ class Tower:
         ids: of the tokens that stand for media.
         tokens: token ids of a text, special tokens in it as those.
         timestamp: what stands behind a frame that is so many seconds from the beginning.
+
+    Attributes:
+        kinds: pictures and videos.
+        placeholders: the tokens that stand for them.
     """
 
     kinds: frozenset[Kind] = frozenset(("image", "video"))
@@ -65,6 +69,7 @@ class Tower:
     ) -> None:
         self.vision, self._processor, self._frames, self._sizes = vision, processor, frames, sizes
         self._ids, self._tokens, self._timestamp = ids, tokens, timestamp
+        self.placeholders = frozenset({ids.image, ids.video})
 
     def messages(self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium]) -> Sequence[Mapping[str, Any]]:
         """As they are: the templates of these models write what stands for each part."""

@@ -77,6 +77,7 @@ class GlmAsrTower:
 
     Attributes:
         kinds: sounds.
+        placeholders: the token of a part of a sound.
         hearing: what transcribing asks of it.
 
     Raises:
@@ -94,6 +95,7 @@ class GlmAsrTower:
         vocabulary, self._width = text.integer("vocab_size", 59264), text.integer("hidden_size", 2048)
         self._encoder = encoder(keys, vocabulary)
         keys.check()
+        self.placeholders = frozenset({self._encoder.token})
         self._spectrogram = _spectrogram(ck.path, self._encoder.bands)
         self.hearing = _hearing(ck.path, self._spectrogram)
         self._module = _module(ck, self._encoder, self._width, dtype, device)

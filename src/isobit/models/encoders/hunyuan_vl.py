@@ -57,6 +57,7 @@ class HunyuanTower:
 
     Attributes:
         kinds: images.
+        placeholders: the token of a part of an image, and those around it.
 
     Raises:
         ModelError: the configuration asks for what is not implemented.
@@ -74,6 +75,7 @@ class HunyuanTower:
         self._start = keys.integer("im_start_id", keys.integer("image_start_token_id", START, low=0), low=0)
         self._end = keys.integer("im_end_id", keys.integer("image_end_token_id", END, low=0), low=0)
         keys.check()
+        self.placeholders = frozenset({self._token, self._start, self._end})
         decoder = model_config(ck.config)
         rope = decoder.layers[0].attention.rope
         self._axes = 1 if rope is None else rope.axes
