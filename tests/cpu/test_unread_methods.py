@@ -36,15 +36,14 @@ CASES: dict[str, tuple[Change, str]] = {
     "exl2": ({"config": {"quantization_config": {"quant_method": "exl2", "bits": 4}}, "pack": True}, "'exl2' (ExLlama"),
     "gptq without a name": ({"config": {"quantization_config": GPTQ}}, "GPTQ (AutoGPTQ"),
     "legacy AutoSmoothQuant": ({"files": {"quant_config.json": {"qkv": "per-tensor"}}}, "AutoSmoothQuant"),
-    "quanto": ({"files": {"quanto_qmap.json": {"lm_head": {"weights": "qint8"}}}}, "quanto (optimum-quanto)"),
-    "quanto, other name": ({"files": {"quantization_map.json": {}}}, "quanto (optimum-quanto)"),
+    "HQQ's pickle": ({"files": {"qmodel.pt": {}}}, "HQQ in a pickle"),
     "mlx": ({"config": {"quantization": {"group_size": 64, "bits": 4}}}, "MLX"),
     "mlx, both keys": ({"config": {"quantization": {"group_size": 64, "bits": 4},
                                    "quantization_config": {"group_size": 64, "bits": 4}}}, "MLX"),
     "a key nobody knows": ({"config": {"quantization": "int4"}}, "that isobit does not know"),
     "tensors of exl2 alone": ({"pack": True}, "ExLlamaV2"),
     "tensors of exl2 alone, in a .bin": ({"pack": True, "bin": True}, "ExLlamaV2"),
-    "under text_config": ({"config": {"text_config": {"quantization_config": {"quant_method": "hqq"}}}}, "HQQ"),
+    "under text_config": ({"config": {"text_config": {"quantization_config": {"quant_method": "exl3"}}}}, "ExLlamaV2"),
 }  # fmt: skip
 
 

@@ -133,8 +133,8 @@ def _widened(quantization: Quantization, modules: list[str]) -> list[str]:
     if not found:
         return []
     return [
-        f"weights in {'; '.join(found)} are made plain floats of 16 bits when they are loaded, exactly: no kernel of "
-        "isobit reads that format"
+        f"weights in {'; '.join(found)} are made plain floats of their scales' dtype when they are loaded, exactly: "
+        "no kernel of isobit reads that format"
     ]
 
 

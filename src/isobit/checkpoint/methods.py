@@ -14,11 +14,11 @@ from typing import Any
 
 from isobit.checkpoint.files import is_there
 from isobit.checkpoint.jsonfile import bare, short
-from isobit.checkpoint.layouts.table import CONFIGS
+from isobit.checkpoint.layouts.table import CONFIGS, implied
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.sections import ALTERNATIVE, INSTEAD, method_name, section
 from isobit.checkpoint.sidefiles import ADOPTED
-from isobit.errors import Unsupported
+from isobit.errors import CheckpointError, Unsupported
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
@@ -57,9 +57,8 @@ METHODS: tuple[Method, ...] = (
     Method("AutoRound", keys=(("packing_format",),), nearest="int4"),
     Method("MLX", ("mlx",), keys=(("bits", "group_size"), ("mode", "group_size")), top_keys=("quantization",),
            tensors=(".biases",), nearest="int4-g64"),
-    Method("quanto (optimum-quanto)", ("quanto",), files=("quanto_qmap.json", "quantization_map.json"),
-           tensors=(".weight._data",), nearest="int8-w8a16 or int4"),
-    Method("HQQ", ("hqq",), files=("qmodel.pt",), tensors=(".W_q",), nearest="int4-g64"),
+    Method("HQQ in a pickle of its own (save_to_safetensors writes what isobit reads)", files=("qmodel.pt",),
+           nearest="int4-g64"),
     Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
     Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),
     Method("BitNet", ("bitnet",)),
@@ -139,6 +138,20 @@ def refuse_unread(config: Mapping[str, Any], folder: Path | None = None, tensors
         [f"isobit reads {', '.join(READ)} checkpoints", finding.evidence],
         f"quantize the original model with isobit ({nearest} comes nearest), or {ALTERNATIVE}" if nearest else INSTEAD,
     )
+
+
+def with_implied(config: dict[str, Any], tensors: Mapping[str, str]) -> dict[str, Any]:
+    """A ``config.json``, with the section on quantization that tensors stand for where it has none of its own.
+
+    Args:
+        config: its contents.
+        tensors: names of tensors with their dtypes.
+    """
+    try:
+        found = implied(tensors) if section(config) is None else None
+    except CheckpointError:  # whoever reads it will say what is wrong with it
+        return config
+    return config if found is None else {**config, "quantization_config": found}
 
 
 def parse(config: Mapping[str, Any]) -> Quantization | None:

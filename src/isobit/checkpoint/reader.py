@@ -43,6 +43,7 @@ class Checkpoint:
         store: where its tensors are read from.
         stored: modules that were renamed -> what they are called in the files.
         apart: tensors that the configuration of quantization is not held against: each says itself what it is.
+        shapes: of the tensors of the unquantized model, where it is known which one that is.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], store: Store) -> None:
@@ -51,6 +52,7 @@ class Checkpoint:
         self.store = store
         self.stored: Mapping[str, str] = {}
         self.apart: frozenset[str] = frozenset()
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -68,7 +70,8 @@ class Checkpoint:
             raise CheckpointError("config.json is missing: this is not a model folder", file=path)
         config = adopted(read_json(config_path, _LARGEST_CONFIG), path)
         weights = folder.weight_files(path)
-        return cls(path, config, gguf_store(path) if weights.kind == "gguf" else opened(path, weights))
+        store = gguf_store(path) if weights.kind == "gguf" else opened(path, weights)
+        return cls(path, methods.with_implied(config, {n: info.dtype for n, info in store.tensors.items()}), store)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -109,6 +112,12 @@ class Checkpoint:
         twin.store = self.store.viewed(parts)
         for derived in ("quantization", "notes"):
             twin.__dict__.pop(derived, None)
+        return twin
+
+    def of_model(self, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+        """The same checkpoint as that of a model with tensors of such shapes: weights of others are refused."""
+        twin = copy.copy(self)
+        twin.shapes = shapes
         return twin
 
     @property

@@ -31,6 +31,8 @@ _FILES: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
     "quantize_config.json": lambda content: _whole(content, "gptq"),
     "quant_config.json": lambda content: _whole(content, "awq") if {"w_bit", "bits"} & content.keys() else None,
     "hf_quant_config.json": _of_modelopt,
+    "quanto_qmap.json": lambda content: {"quant_method": "quanto", "quantization_map": content},
+    "quantization_map.json": lambda content: {"quant_method": "quanto", "quantization_map": content},
     "quantization_config.json": lambda content: content if "quant_method" in content else None,
 }
 

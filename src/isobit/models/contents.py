@@ -123,7 +123,9 @@ def resolve(ck: Checkpoint) -> Contents:
             f"{len(guessing)} tensors of layers that guess further tokens ({layer_prefix(config.num_layers)}*) are left"
             " out: isobit decodes one token after the other"
         )
-    return Contents(ck, config, expected_tensors(config), left_out, scales, tuple(notes), stacks, beside, fronts)
+    expected = expected_tensors(config)
+    ck = ck.of_model(expected)
+    return Contents(ck, config, expected, left_out, scales, tuple(notes), stacks, beside, fronts)
 
 
 def _fronts(ck: Checkpoint) -> dict[str, str]:
@@ -211,6 +213,9 @@ def _problems(found: Contents) -> list[tuple[str, str]]:
     known = {*expected, *found.left_out, *found.kv_scales, *found.beside}
     matrices = {name.rpartition(".")[0] for name, shape in expected.items() if is_matrix(name, shape)}
     known |= {module + part for module in matrices for part in layouts.PARTS if part != ".bias"}
+    for module in matrices:
+        row = layouts.layout_of(layouts.infos_of(tensors, module))
+        known |= {f"{module}.{part}" for part in (() if row is None else row.private)}
     return problems + [(name, "is surplus: it is not a part of this model") for name in tensors if name not in known]
 
 

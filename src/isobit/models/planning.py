@@ -14,6 +14,7 @@ from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.methods import with_implied
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.source import expanded, resolve
@@ -108,6 +109,7 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         CheckpointError: whole weights are there, and tensors of them do not fit, as on loading.
     """
     infos, dtypes = headers(folder)
+    config = with_implied({**config}, dtypes)
     if infos:
         infos = _by_expert(infos, config)
         dtypes = {name: info.dtype for name, info in infos.items()}

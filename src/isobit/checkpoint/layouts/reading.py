@@ -32,6 +32,11 @@ class Source(Store, Protocol):
         ...
 
     @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the tensors of the unquantized model, where it is known which one that is; else nothing."""
+        ...
+
+    @property
     def quantization(self) -> Quantization | None:
         """What its configuration says about quantization, or None."""
         ...
@@ -143,8 +148,9 @@ class Reader:
         """The rows and columns of a plain weight ``[n, k]`` that are asked for.
 
         Raises:
-            CheckpointError: there are no such ones.
+            CheckpointError: there are no such ones, or the model has a weight of other sizes.
         """
+        self._require_shape(n, k)
         try:
             return cuts.span(self._rows, n, "rows"), cuts.span(self._columns, k, "columns")
         except FormatError as error:
@@ -155,8 +161,9 @@ class Reader:
 
         Raises:
             CheckpointError: there are no such ones, or a group, block or word would be cut; or a group does not
-                divide K.
+                divide K; or the model has a weight of other sizes.
         """
+        self._require_shape(n, k)
         if spec.group is not None and k % spec.group:
             scale = next((name for name in self.infos if name.startswith("weight_scale")), part)
             message = f"the group size {spec.group} of quantization_config does not divide K = {k}"
@@ -165,6 +172,17 @@ class Reader:
             return cuts.cut(spec, n, k, self._rows, self._columns)
         except FormatError as error:
             raise self.error(part, str(error)) from None
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The sizes of the weight by the model; None where it is not known which one that is."""
+        found = self.source.shapes.get(f"{self.prefix}.weight", ())
+        return (found[0], found[1]) if len(found) == 2 else None
+
+    def _require_shape(self, n: int, k: int) -> None:
+        if self.shape not in (None, (n, k)):
+            assert self.shape is not None
+            raise self.error("weight", f"has shape [{n}, {k}], but config.json makes it {[*self.shape]}")
 
     # ------------------------------------------------------------------ what the config says
 

@@ -38,6 +38,9 @@ class Layout:
         written: the tensors that hold a weight ``[N, K]`` of a spec, for inputs rounded in a way (or not), with scales
             of a dtype; or None if other layouts do. None for layouts that isobit does not write.
         dot: whether a dot stands between a module's name and these parts.
+        private: more parts, whose names mean this only beside its codes.
+        implies: of tensors' names with their dtypes, the section of ``config.json`` that they stand for where there is
+            none: of tools that write none.
     """
 
     name: str
@@ -52,10 +55,12 @@ class Layout:
     configs: Mapping[str, Callable[[dict[str, Any]], Quantization]] = field(default_factory=dict)
     written: Callable[[WeightSpec, ActSpec | None, int, int, str], tuple[PlannedTensor, ...] | None] | None = None
     dot: bool = True
+    private: tuple[str, ...] = ()
+    implies: Callable[[Mapping[str, str]], dict[str, Any] | None] | None = None
 
     def owned(self, infos: Mapping[str, TensorInfo]) -> tuple[TensorInfo, ...]:
         """The tensors of a module that hold its weight and what belongs to that, without a bias."""
-        return tuple(infos[part] for part in (self.codes, *self.parts, *COMMON[:-1]) if part in infos)
+        return tuple(infos[part] for part in (self.codes, *self.parts, *self.private, *COMMON[:-1]) if part in infos)
 
     def describe(self, parts: Parts) -> tuple[Described, int]:
         """What a module's tensors hold, and the bytes that takes."""

@@ -15,9 +15,11 @@ from isobit.checkpoint.layouts import (
     fp8_blocks,
     gguf,
     gptq,
+    hqq,
     modelopt,
     mxfp4,
     plain,
+    quanto,
     torchao,
 )
 from isobit.checkpoint.layouts.parts import COMMON
@@ -33,6 +35,9 @@ LAYOUTS: tuple[Layout, ...] = (
     gguf.LAYOUT,
     mxfp4.LAYOUT,
     *foreign.LAYOUTS,
+    hqq.LAYOUT,
+    quanto.BYTES,
+    quanto.FEW,
     awq.GEMM,
     awq.GEMV,
     gptq.LAYOUT,
@@ -55,13 +60,16 @@ CONFIGS: dict[str, Callable[[dict[str, Any]], Quantization]] = {
 }
 
 
+_PRIVATE = tuple((part, row.codes) for row in LAYOUTS for part in row.private)  # what counts only beside some codes
+
+
 def _endings(rows: Iterable[Layout], *more: str) -> tuple[str, ...]:
     found = [(part, row.dot) for row in rows for part in (row.codes, *row.parts)]
     return tuple(dict.fromkeys(f".{part}" if dot else part for part, dot in [*found, *((part, True) for part in more)]))
 
 
 # The parts of linears that are read, and those among them that hold codes or plain numbers.
-READABLE = frozenset({part for row in _READ for part in (row.codes, *row.parts)} | {*COMMON})
+READABLE = frozenset({part for row in _READ for part in (row.codes, *row.parts, *row.private)} | {*COMMON})
 CODE_PARTS = tuple(dict.fromkeys(row.codes for row in _READ))
 # The same, as names of tensors end; those of scales, and those that alone tell of a quantized weight.
 PARTS = _endings(_READ, *COMMON)
@@ -91,12 +99,25 @@ def belongs_to_linear(tensor: str) -> bool:
 def infos_of(tensors: Mapping[str, TensorInfo], module: str) -> dict[str, TensorInfo]:
     """The tensors of a module that belong to a linear, by part."""
     named = ((end.removeprefix("."), module + end) for end in _KNOWN)
-    return {part: tensors[name] for part, name in named if name in tensors}
+    found = {part: tensors[name] for part, name in named if name in tensors}
+    for part, codes in _PRIVATE:
+        if codes in found and f"{module}.{part}" in tensors:
+            found[part] = tensors[f"{module}.{part}"]
+    return found
 
 
 def layout_of(infos: Mapping[str, TensorInfo]) -> Layout | None:
     """The layout of a module's tensors, given by part; None if they hold no weight of a linear."""
     return next((row for row in LAYOUTS if row.claims(infos)), None)
+
+
+def implied(tensors: Mapping[str, str]) -> dict[str, Any] | None:
+    """The section on quantization that tensors, by name with their dtypes, stand for without one; None if they do not.
+
+    For tools that write none: how their weights are stored, and that nothing else is rounded, the tensors say alone.
+    """
+    told = (row.implies(tensors) for row in LAYOUTS if row.implies is not None)
+    return next((section for section in told if section), None)
 
 
 def written(
