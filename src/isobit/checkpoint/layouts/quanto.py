@@ -6,7 +6,7 @@
 
 Beside them lie ``input_scale`` and ``output_scale``, which mean something where activations are rounded. A weight of
 few bits is ``scale * code - shift`` (or ``scale * (code - shift)`` of whole numbers), each step rounded to the scale's
-dtype. How many bits a code has no tensor says, but the model's sizes do. ``quanto_qmap.json`` has a type for each module.
+dtype. How many bits a code has the sizes of the model tell. ``quanto_qmap.json`` has a type for each module.
 """
 
 from __future__ import annotations
