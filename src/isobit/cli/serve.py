@@ -62,6 +62,10 @@ def register(subparsers: Any) -> None:
     size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
     size.add_argument("--max-body", type=int, default=32 << 20, metavar="BYTES", help="of a request (default: 32 MiB)")
     size.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers when it ends (30)")
+    parser.add_argument(
+        "--voices", type=path, metavar="FOLDER",
+        help="of a pipeline of speech: recordings, each with a .txt of what it says (docs/media.md)",
+    )  # fmt: skip
     add_media_options(parser)
     parser.set_defaults(run=run)
 
@@ -101,8 +105,11 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args)
 
     from isobit import api
+    from isobit.api import speaking
     from isobit.server import run as running
 
+    if args.voices is not None or speaking.is_pipeline(args.model):
+        return _serve_speech(args, settings)
     with running.listener(args.host, args.port) as sock:
         kv = None if args.kv_cache == "auto" else args.kv_cache
         folder = api.find(args.model, revision=args.revision, weights=False)
@@ -128,6 +135,34 @@ def run(args: argparse.Namespace) -> int:
         slow_path.warn(llm.model)
         about |= running.described(api.find(args.model, revision=args.revision))
         return running.serve(llm, settings, about, sock)
+
+
+def _serve_speech(args: argparse.Namespace, settings: Settings) -> int:
+    """Serve a pipeline of speech: ``/v1/audio/speech`` alone."""
+    from isobit import api
+    from isobit.api import speaking
+    from isobit.server import run as running
+    from isobit.server.speaking import Speaking
+    from isobit.speech import voices
+
+    if args.voices is None:
+        raise UsageError("a pipeline of speech needs --voices FOLDER: recordings, each with a .txt of what it says")
+    folder, recordings = speaking.folder_of(args.model), voices.voices_in(args.voices)
+    kv = None if args.kv_cache == "auto" else args.kv_cache
+    model = folder / "llm"
+    with running.listener(args.host, args.port) as sock:
+        about = running.planned(model, args.device, kv, args.memory, args.context)
+        print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below
+            talker = api.talker(
+                folder, dtype=args.dtype, device=args.device, kv_cache=args.kv_cache, memory=args.memory,
+                sequences=args.sequences,
+            )  # fmt: skip
+        talker.llm.prepare()
+        notes.show(talker.notes)
+        about |= running.described(model)
+        return running.serve(talker.llm, settings, about, sock, Speaking(talker, recordings))
 
 
 def require_extra() -> None:

@@ -27,6 +27,7 @@ from isobit.server.routes import (
     openapi,
     page,
     responses,
+    speech,
     tokens,
 )
 from isobit.server.serving import Serving
@@ -43,13 +44,17 @@ FAMILIES: tuple[Callable[[Serving], Sequence[Route]], ...] = (
     openapi.routes,
     page.routes,
     responses.routes,
+    speech.routes,
     tokens.routes,
 )
+# Of a pipeline of speech: its language model writes sounds, and nobody chats with it.
+OF_SPEECH = (health.routes, metrics.routes, models.routes, openapi.routes, speech.routes)
 
 
 def all_routes(serving: Serving) -> list[BaseRoute]:
     """Every route of the server."""
-    return [route for family in FAMILIES for route in family(serving)]
+    families = FAMILIES if serving.speaking is None else OF_SPEECH
+    return [route for family in families for route in family(serving)]
 
 
 def create_app(serving: Serving) -> ASGIApp:

@@ -185,6 +185,17 @@ SCHEMAS: dict[str, Schema] = {
         normalize=BOOLEAN,
         add_special_tokens=BOOLEAN,
     ),
+    "SpeechRequest": record(
+        ["input"],
+        input={"type": "string", "minLength": 1, "maxLength": 10_000},
+        model=TEXT,
+        voice=either(TEXT, record(["id"], id={"type": "string"})),
+        response_format={"enum": ["mp3", "wav", "flac", "opus", "pcm", None]},
+        speed={"enum": [1, None]},
+        stream_format={"enum": ["audio", "sse", None]},
+        stream=BOOLEAN,
+        seed=whole(0, 2**63 - 1),
+    ),
     "DetokenizeRequest": record(model=TEXT, tokens=listed(_ID)),
 }
 
@@ -203,6 +214,8 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, str | None, bool], ...] = (
     ("/v1/messages", "post", "Answer a conversation in blocks.", "MessagesRequest", None, True),
     ("/v1/messages/count_tokens", "post", "Count a conversation's tokens.", "MessagesRequest", None, False),
     ("/v1/embeddings", "post", "Texts as vectors.", "EmbeddingsRequest", None, False),
+    ("/v1/audio/speech", "post", "A text as speech.", "SpeechRequest", None, True),
+    ("/v1/audio/voices", "get", "Who can speak.", None, None, False),
     ("/v1/models", "get", "The model, by its names.", None, None, False),
     ("/v1/models/{id}", "get", "The model.", None, None, False),
     ("/tokenize", "post", "Token ids of a text or a conversation.", "TokenizeRequest", None, False),
@@ -217,7 +230,8 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, str | None, bool], ...] = (
 )
 _ALWAYS = (401, 403, 421, 431)
 _BODY = (400, 404, 408, 413, 415, 500, 503)
-_MORE = {"/v1/models/{id}": (404,), "/ready": (503,)}
+_MORE = {"/v1/models/{id}": (404,), "/ready": (503,), "/v1/audio/voices": (404,)}
+_KINDS = {"/metrics": "text/plain", "/v1/audio/speech": "audio/*"}
 
 
 def document() -> dict[str, Any]:
@@ -239,7 +253,7 @@ def document() -> dict[str, Any]:
 
 
 def _operation(path: str, method: str, summary: str, body: str | None, reply: str | None, stream: bool) -> Schema:
-    kind = "text/plain" if path == "/metrics" else "application/json"
+    kind = _KINDS.get(path, "application/json")
     content: Schema = {kind: {"schema": named(reply) if reply else {}}}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string"}}

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -26,6 +26,9 @@ from isobit.server import logs
 from isobit.server.app import create_app
 from isobit.server.serving import Serving
 from isobit.server.settings import Settings
+
+if TYPE_CHECKING:
+    from isobit.server.speaking import Speaking
 
 LOST = 70  # exit status, as of a bug
 KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
@@ -152,9 +155,11 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.socket) -> int:
+def serve(
+    llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.socket, speaking: Speaking | None = None
+) -> int:
     """Serve a model until a signal comes; returns the exit status: 0, or 70 if the engine was lost."""
-    serving = Serving(llm, settings, about)
+    serving = Serving(llm, settings, about, speaking=speaking)
     root = logging.getLogger()
     root.addHandler(logs.ToLines())
     root.setLevel(logging.WARNING)
@@ -176,6 +181,7 @@ def serve(llm: LLM, settings: Settings, about: dict[str, Any], sock: socket.sock
     print(f"isobit: {serving.name} is served at http://{shown}:{port}", file=sys.stderr, flush=True)
     server = Server(config, serving)
     asyncio.run(server.serve(sockets=[sock]))
-    serving.threads.shutdown(wait=False, cancel_futures=True)
+    for threads in (serving.threads, *([speaking.threads] if speaking is not None else [])):
+        threads.shutdown(wait=False, cancel_futures=True)
     serving.media.close()
     return LOST if server.lost else 0

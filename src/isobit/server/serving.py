@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from isobit.engine.answer import Completion, Piece
 from isobit.engine.grammar import Grammar
@@ -22,6 +22,9 @@ from isobit.server.errors import Refusal, refusal, wrong
 from isobit.server.media import Media
 from isobit.server.metrics import Metrics
 from isobit.server.settings import Settings
+
+if TYPE_CHECKING:
+    from isobit.server.speaking import Speaking
 
 T = TypeVar("T")
 INLINE = 4096  # characters that are encoded at once; longer texts go to a thread
@@ -38,6 +41,7 @@ class Serving:
         state: "ready", or why not: "starting", "restarting", "draining", "failed".
         sequences: that are being answered or wait for it.
         metrics: what is counted.
+        speaking: what speaks, where a pipeline of speech is served; ``llm`` is its language model then.
         media: what becomes of pictures, videos and sounds in requests.
         on_failure: called, by any thread, when the engine is lost for good.
         started: when, in seconds since 1970.
@@ -51,6 +55,7 @@ class Serving:
     started: float = field(default_factory=time.time)
     metrics: Metrics = field(init=False)
     media: Media = field(init=False)
+    speaking: Speaking | None = None
     on_failure: Callable[[], object] = lambda: None
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "isobit-text"))
 
