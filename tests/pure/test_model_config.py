@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from isobit.errors import ModelError
-from isobit.models.archs import ARCHS, family, model_config
+from isobit.models.archs import ARCHS, WITHIN, family, model_config
 from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Rope, SelfAttention
 from isobit.models.others import OTHERS, Other, why_not
+from isobit.models.wrappers import WRAPPERS
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
@@ -276,7 +277,8 @@ MISSPELT = {
 }  # fmt: skip
 
 
-UNKNOWN = [name for name in OTHER_FAMILIES if name not in ARCHS and why_not(name, ARCHS) is None]
+RUN = ARCHS.keys() | WITHIN.keys() | WRAPPERS.keys()
+UNKNOWN = [name for name in OTHER_FAMILIES if name not in RUN and why_not(name, ARCHS) is None]
 
 
 @pytest.mark.parametrize("name", [*UNKNOWN, "", "x" * 100_000, "Llama\x1b[31m"])

@@ -86,10 +86,12 @@ class Tokenizer:
         read = read_fast(folder)
         defaults = read_defaults(folder)
         config = optional_json(folder / "config.json")
+        inner = config.get("text_config")  # of a model with a decoder inside: its keys stand there
+        inner = inner if isinstance(inner, Mapping) else {}
         tokenizer = cls(
             read.tokenizer,
             special_tokens=read.files.named,
-            eos_ids=defaults.eos_ids | eos_ids(folder / "config.json", config),
+            eos_ids=defaults.eos_ids | eos_ids(folder / "config.json", config) | eos_ids(folder / "config.json", inner),
             chat_templates=chat_templates(folder, read.files.config),
             defaults=defaults,
             special_ids=read.special,
@@ -97,7 +99,7 @@ class Tokenizer:
             file=folder / "tokenizer.json",
         )
         tokenizer.id_notes = read.notes
-        tokenizer.notes = (*read.notes, *_notes(tokenizer, _vocabulary(config)), *defaults.notes)
+        tokenizer.notes = (*read.notes, *_notes(tokenizer, _vocabulary({**config, **inner})), *defaults.notes)
         return tokenizer
 
     @property

@@ -334,12 +334,15 @@ class StackedNames:
     Attributes:
         gate_up, down: their names within the MLP; of biases with ``_bias`` behind.
         transposed: whether they lie as ``[E, K, 2I]`` and ``[E, I, K]``.
+        either: whether they may lie like that, where their shapes say so (Qwen3-VL: as published, and as transformers 5
+            saves it).
         interleaved: whether gate and up take turns; otherwise all of gate comes first.
     """
 
     gate_up: str = "experts.gate_up_proj"
     down: str = "experts.down_proj"
     transposed: bool = False
+    either: bool = False
     interleaved: bool = False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,7 @@ def decoder(
     either: bool = False,
     aliases: Mapping[str, str] = MappingProxyType({}),
     left: Iterable[str] = (),
+    prepared: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Fields:
     """The keys of the decoder, for :func:`isobit.models.hf.read_common`.
 
@@ -38,6 +39,7 @@ def decoder(
         either: whether the section's own ``tie_word_embeddings`` counts where the whole's is false.
         aliases: other names of keys of the decoder, and these: they count where the key itself is absent.
         left: keys of the decoder that transformers leaves in the file when it moves the others into a section.
+        prepared: the keys as the family reads them, from those of the file.
 
     Returns:
         The section. What is wrong with the rest of the file is found with what is wrong with it.
@@ -49,7 +51,8 @@ def decoder(
     for key in beside:
         fields.raw(key)
     if flat and given is None:
-        return _flat(fields, {**(usual or {}), "tie_word_embeddings": tied}, (SECTION, *beside), aliases)
+        section = _flat(fields, {**(usual or {}), "tie_word_embeddings": tied}, (SECTION, *beside), aliases)
+        return fields.inner(prepared(section))
     inner = given if isinstance(given, Mapping) else {}
     outer = {key: fields.raw(key) for key in left if fields.raw(key) is not None}
     section = _named({**(usual or {}), **outer, **inner}, aliases)
@@ -60,18 +63,18 @@ def decoder(
         either and inner.get("tie_word_embeddings") is True
     )
     _complain_of_rest(fields, section)
-    found = fields.inner(section, SECTION)
+    found = fields.inner(prepared(section), SECTION)
     if found.raw("model_type") not in (None, *kinds):
         found.problem("model_type", f"the decoder of this family is one of {', '.join(kinds)}")
     return found
 
 
-def _flat(fields: Fields, usual: dict[str, Any], beside: tuple[str, ...], aliases: Mapping[str, str]) -> Fields:
+def _flat(fields: Fields, usual: dict[str, Any], beside: tuple[str, ...], aliases: Mapping[str, str]) -> dict[str, Any]:
     """The keys of a decoder that stand in the file itself."""
     fields.raw("model_type")
     given = {key: value for key, value in fields.unread() if key not in beside}
     fields.skip()
-    return fields.inner(_named({**usual, **given}, aliases))
+    return _named({**usual, **given}, aliases)
 
 
 def _named(section: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:

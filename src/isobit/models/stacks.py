@@ -52,7 +52,7 @@ def _beginnings(name: str) -> Iterator[str]:
 def unstacked(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, list[TensorInfo]]:
     """Stored name -> the tensors of single experts that it is read as."""
     return {
-        info.name: _singles(info, stack, part, prefix)
+        info.name: _singles(info, stack, part, prefix, config.hidden_size)
         for stack, part, prefix, info in _stacks(tensors, config)
         if stack.misfit(info, part, config.hidden_size) is None
     }
@@ -95,7 +95,9 @@ class _Stack:
         if len(self.linears) > 1:
             n, k = 2 * k, n
         if self.part == "weight":
-            return ((experts, k, n) if part.names.stacked.transposed else (experts, n, k),)
+            usual, other = (experts, n, k), (experts, k, n)
+            names = part.names.stacked
+            return (other,) if names.transposed else (usual, other) if names.either else (usual,)
         groups = (experts, n, k // GROUP)
         return {"bias": ((experts, n),), "weight_scale": (groups,)}.get(
             self.part, ((*groups, GROUP // 2), (experts, n, k // 2))
@@ -134,11 +136,11 @@ def _stacks(
                     yield _Stack(linears, what), part, prefix, tensors[name]  # type: ignore[arg-type]
 
 
-def _singles(info: TensorInfo, stack: _Stack, part: Experts, prefix: str) -> list[TensorInfo]:
+def _singles(info: TensorInfo, stack: _Stack, part: Experts, prefix: str, hidden: int) -> list[TensorInfo]:
     """The tensors of single experts."""
     if len(info.shape) == 4:
         info = views.joined(info)
-    elif stack.part == "weight" and part.names.stacked.transposed:
+    elif stack.part == "weight" and (part.names.stacked.transposed or info.shape != stack.shapes(part, hidden)[0]):
         info = views.transposed(info)
     halves = _halves(info, len(stack.linears), part.expert.size, part.names.stacked.interleaved)
     return [

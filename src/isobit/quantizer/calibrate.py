@@ -152,7 +152,7 @@ def input_scales(
         Unsupported: there is no such GPU, or it has no kernel for the source's formats.
     """
     model = load_model(ck, device=device, lowering=lowering)
-    cut = _windows(_tokens(ck, text), min(WINDOW, model.config.max_context))
+    cut = _windows(_tokens(ck, text, model.config.vocab_size), min(WINDOW, model.config.max_context))
     windows = [window.tolist() for window in cut]
     largest: dict[str, float] = {}
     hooks = []
@@ -217,7 +217,7 @@ def _bfloat16_above(scale: Tensor) -> float:
     return float(rounded)
 
 
-def _tokens(ck: Checkpoint, text: str) -> Tensor:
+def _tokens(ck: Checkpoint, text: str, vocabulary: int) -> Tensor:
     """Token ids of ``text``, int64 ``[T]``."""
     path = ck.path / "tokenizer.json"
     if not has_tokenizer(ck.path):
@@ -228,7 +228,6 @@ def _tokens(ck: Checkpoint, text: str) -> Tensor:
     require_headroom(ENCODING_BYTES * len(text) + SPARE_BYTES, "splitting the calibration text into tokens")
     encoded = guarded(path, "this tokenizer cannot encode the calibration text", tokenizer.encode, text)
     ids = torch.tensor(encoded.ids, dtype=torch.int64)
-    vocabulary = ck.config.get("vocab_size", 0)
     if ids.numel() == 0 or int(ids.max()) >= vocabulary:
         raise CheckpointError(f"gives token ids beyond the model's vocabulary of {vocabulary}", file=path)
     return ids

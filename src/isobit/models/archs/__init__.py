@@ -2,7 +2,8 @@
 
 A new family is one file with ``from_hf(fields) -> ModelConfig``, which ends in :func:`isobit.models.hf.read_common`,
 and ``tiny() -> dict`` (the keys of a tiny random test model), and its line in this table; a model that also sees or
-hears, and whose decoder is a section of config.json, has it in :data:`WITHIN`.
+hears, and whose decoder is a section of config.json, has it in :data:`WITHIN`; one of which text alone is run is a row
+of :mod:`isobit.models.wrappers`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from isobit.errors import ModelError
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields, shown
 from isobit.models.others import why_not
+from isobit.models.wrappers import WRAPPERS, read
 
 ARCHS: dict[str, str] = {
     "ArceeForCausalLM": "arcee",
@@ -75,8 +77,8 @@ WITHIN: dict[str, str] = {
 # What model_type says where a model is one of a family and goes by a name of its own.
 ALSO = {"glm46v": "glm4v", "kimi_k2": "deepseek_v3"}
 
-_KNOWN = ARCHS | WITHIN
-_CAUSAL = "ForCausalLM"
+_KNOWN = ARCHS | WITHIN | {architecture: row.model_type for architecture, row in WRAPPERS.items()}
+_CAUSAL, _WHOLE = "ForCausalLM", "ForConditionalGeneration"
 _END = _CAUSAL.lower()
 
 
@@ -93,15 +95,16 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     if not isinstance(config, Mapping):
         raise ModelError(f"config.json: expected an object, not {shown(config)}")
-    name, fields = _KNOWN[_architecture(config)], Fields(config)
+    architecture, fields = _architecture(config), Fields(config)
+    name, wrapper = _KNOWN[architecture], WRAPPERS.get(architecture)
     notes = _model_type(fields, name)
-    model: ModelConfig = family(name).from_hf(fields)
+    model: ModelConfig = family(name).from_hf(fields) if wrapper is None else read(fields, wrapper, family)
     return replace(model, notes=(*notes, *model.notes)) if notes else model
 
 
 def is_within(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` that :func:`model_config` reads is of a model that also sees or hears."""
-    return _architecture(config) in WITHIN
+    return _architecture(config) in WITHIN.keys() | WRAPPERS.keys()
 
 
 def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
@@ -142,7 +145,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 def _listed() -> str:
     stems = sorted((name.removesuffix(_CAUSAL) for name in ARCHS), key=str.lower)
-    return f"isobit runs the {_CAUSAL} of {', '.join(stems)}, and {', '.join(WITHIN)}"
+    whole, text = (", ".join(sorted(name.removesuffix(_WHOLE) for name in rows)) for rows in (WITHIN, WRAPPERS))
+    return f"isobit runs the {_CAUSAL} of {', '.join(stems)}, the {_WHOLE} of {whole} and, text alone, of {text}"
 
 
 def misspelt(name: str) -> str | None:
