@@ -29,6 +29,7 @@ from tiny_speech import (
     vocoder_tensors,
 )
 
+from isobit import api
 from isobit.cli.main import main
 from isobit.engine.params import Repetition
 from isobit.errors import CapacityError, CheckpointError, IsobitError, SourceError, Unsupported, UsageError
@@ -492,3 +493,70 @@ def test_what_a_voice_says_is_asked_for(command: tuple[list[str], Path], capfd: 
 
 def test_errors_are_isobits() -> None:
     assert issubclass(SourceError, IsobitError)
+
+
+# ---------------------------------------------------------------------- quantize, plan, info
+
+
+def test_the_language_model_is_quantized_and_the_rest_is_copied(folder: Path, tmp_path: Path) -> None:
+    source, out = changed(folder, tmp_path), tmp_path / "small"
+    (source / "vq32k-phoneme-tokenizer" / "tokenization_x.py").write_text("boom")
+    (source / "vocos2d").mkdir()
+    (source / "vocos2d" / "generator_jit.ckpt").write_bytes(b"x")
+    (source / "README.md").write_text("hello")
+    api.quantize(source, out, "int8", progress=False)
+    copied = {
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.parent.name != "llm"
+    }
+    assert copied == {
+        "README.md",
+        "flow/config.yaml",
+        "flow/flow.pt",
+        "frontend/campplus.onnx",
+        "hift/hift.pt",
+        "speech_tokenizer/config.json",
+        "speech_tokenizer/model.safetensors",
+        "vq32k-phoneme-tokenizer/tokenizer.model",
+        "vq32k-phoneme-tokenizer/tokenizer_config.json",
+    }
+    assert all((source / one).read_bytes() == (out / one).read_bytes() for one in copied)
+    assert "quantization_config" in json.loads((out / "llm" / "config.json").read_text())
+    small = load_talker(out, speaker=Speaker())
+    assert [*small.speak("Hi.", small.voice(Sound(recording(1.0), 22050), "x"), seed=1)]
+    info = api.info(out)
+    assert any(use.scheme == "int8" for use in info.schemes)
+
+
+def test_plan_and_info_of_a_pipeline_mean_its_language_model(folder: Path) -> None:
+    work, machines = api.plan(str(folder), schemes=["int8"])
+    same, _ = api.plan(str(folder / "llm"), schemes=["int8"])
+    assert machines and work.title == same.title and api.info(folder).parameters == api.info(folder / "llm").parameters
+
+
+def test_nothing_is_written_over_another_pipeline(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    (out / "hift").mkdir(parents=True)
+    (out / "hift" / "hift.pt").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="has another hift/hift.pt"):
+        api.quantize(folder, out, "int8", progress=False)
+    assert [path.name for path in out.iterdir()] == ["hift"] and (out / "hift" / "hift.pt").read_bytes() == b"mine"
+    with pytest.raises(UsageError, match="is the model itself"):
+        api.quantize(folder, folder, "int8", progress=False)
+
+
+def test_a_copy_that_was_interrupted_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, whole = tmp_path / "small", shutil.copyfile
+
+    def cut(source: Path, target: Path) -> None:
+        if Path(source).name == "hift.pt":
+            Path(target).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        whole(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", cut)
+    with pytest.raises(CheckpointError, match="hift.pt: cannot be copied"):
+        api.quantize(folder, out, "int8", progress=False)
+    assert [*(out / "hift").iterdir()] == [] and not (out / "llm").exists()
+    monkeypatch.setattr(shutil, "copyfile", whole)
+    api.quantize(folder, out, "int8", progress=False)
+    assert (out / "hift" / "hift.pt").read_bytes() == (folder / "hift" / "hift.pt").read_bytes()

@@ -45,7 +45,8 @@ def quantize(
     and gives the same bytes.
 
     Args:
-        model: a local folder, a Hugging Face id, or ``"bundled"``.
+        model: a local folder, a Hugging Face id, or ``"bundled"``. Of a pipeline of speech the language model is
+            quantized, and the other parts are copied as they are.
         out: the folder to write; by default the model's name and the scheme's, in the current folder.
         scheme: what the linear layers become: any name or alias in :mod:`isobit.formats.schemes`.
         rules: ``(regex, scheme or "keep")`` pairs over module names; the first match wins.
@@ -80,9 +81,10 @@ def quantize(
     flags["from_quantized"] = from_quantized
     for flag, value in flags.items():
         arguments.flag(flag, value)
+    source = find(name, revision=revision)
     return run(
-        find(name, revision=revision),
-        folder,
+        source,
+        _beside(name, source, folder, overwrite),
         policy,
         **settings,
         allow_mixed_fused=allow_mixed_fused,
@@ -121,6 +123,18 @@ def predict(
     settings["allow_mixed_fused"] = arguments.flag("allow_mixed_fused", allow_mixed_fused)
     settings["from_quantized"] = arguments.flag("from_quantized", from_quantized)
     return run(find(name, revision=revision), folder, policy, **settings)
+
+
+def _beside(name: str, source: Path, folder: Path, overwrite: bool) -> Path:
+    """Where the model itself goes: of a pipeline, whose other parts are copied first, into a folder of the output's."""
+    from isobit.checkpoint.pipelines import MODEL, copy_others
+    from isobit.checkpoint.source import expanded
+
+    whole = expanded(name)
+    if source != whole / MODEL:
+        return folder
+    copy_others(whole, folder, overwrite)
+    return folder / MODEL
 
 
 def _settings(

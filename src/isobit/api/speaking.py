@@ -82,7 +82,7 @@ def folder_of(model: str | Path) -> Path:
 
 def is_pipeline(model: str | Path) -> bool:
     """Whether a model is the folder of a pipeline of speech."""
+    from isobit.checkpoint import pipelines
     from isobit.checkpoint.source import expanded
-    from isobit.speech.files import is_pipeline as is_one
 
-    return is_one(expanded(model))
+    return pipelines.is_pipeline(expanded(model))

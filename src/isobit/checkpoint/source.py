@@ -14,6 +14,7 @@ from isobit.checkpoint.folder import BIN_INDEX, COMPANIONS, SAFETENSORS_INDEX, m
 from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.methods import SIDE_FILES
 from isobit.checkpoint.occupant import require_finished
+from isobit.checkpoint.pipelines import language_model
 from isobit.errors import SourceError
 
 BUNDLED = "bundled"
@@ -27,8 +28,8 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
     """The folder of a model, or its GGUF file.
 
     Args:
-        model: a folder; a GGUF file, or a folder with one and no other weights; ``bundled``; or a Hugging Face id
-            (``owner/name``), which is downloaded into its cache once.
+        model: a folder (of a pipeline its language model is meant); a GGUF file, or a folder with one and no other
+            weights; ``bundled``; or a Hugging Face id (``owner/name``), which is downloaded into its cache once.
             ``HF_TOKEN``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` are honoured.
         revision: branch, tag or commit of a Hugging Face id.
         token: access token; by default the one of ``HF_TOKEN`` or of a login.
@@ -41,6 +42,7 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
     name = str(model)
     path = expanded(model)
     if is_folder(path):
+        path = language_model(path)
         require_finished(path)
         return model_path(path)
     if name == BUNDLED:

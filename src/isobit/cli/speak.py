@@ -20,7 +20,7 @@ EPILOG = """examples:
   isobit speak --file story.txt --model GLM-TTS --voice me.wav -o story.flac     (me.txt has what me.wav says)
   isobit speak "Now." --model GLM-TTS --voice me.wav -o - | aplay -t raw -f S16_LE -r 24000
 
-The model is a folder of GLM-TTS; `isobit quantize GLM-TTS int4 -o GLM-TTS-int4` makes its language model small.
+The model is a folder of GLM-TTS; `isobit quantize GLM-TTS -s int4 -o GLM-TTS-int4` makes its language model small.
 docs/media.md says what is in it, and what of it has been compared with what.
 """
 

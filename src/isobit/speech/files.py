@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from isobit.checkpoint.files import is_folder, is_there
+from isobit.checkpoint.files import is_there
+from isobit.checkpoint.pipelines import FLOW, MODEL
 from isobit.errors import CheckpointError
 
-MODEL, TOKENIZER, SOUNDS = "llm", "vq32k-phoneme-tokenizer", "speech_tokenizer"
-FLOW, FLOW_CONFIG, SPEAKER, VOCODER = "flow/flow.pt", "flow/config.yaml", "frontend/campplus.onnx", "hift/hift.pt"
+TOKENIZER, SOUNDS = "vq32k-phoneme-tokenizer", "speech_tokenizer"
+FLOW_CONFIG, SPEAKER, VOCODER = "flow/config.yaml", "frontend/campplus.onnx", "hift/hift.pt"
 OTHER_VOCODER = "vocos2d/generator_jit.ckpt"
 PARTS = (MODEL, TOKENIZER, SOUNDS, FLOW, FLOW_CONFIG, SPEAKER, VOCODER)
-_TELLING = (f"{MODEL}/config.json", FLOW)
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ class Parts:
                 f"{OTHER_VOCODER} is a TorchScript program, which is not run: {VOCODER} makes the samples, at 24 kHz",
             )
         return found
-
-
-def is_pipeline(folder: Path) -> bool:
-    """Whether a folder holds a pipeline of speech."""
-    return is_folder(folder) and all(is_there(folder / part) for part in _TELLING)
 
 
 def parts(folder: Path) -> Parts:
