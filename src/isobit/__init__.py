@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "plan",
     "quantize",
+    "transcribe",
 ]
 
 

@@ -21,6 +21,7 @@ from isobit.api.quantizing import (
     quantize,
 )
 from isobit.api.speaking import talker
+from isobit.api.transcribing import opened, read_sound, transcribe, transcribe_in_pieces
 from isobit.engine.grammar import Grammar
 from isobit.engine.loaded import Model
 from isobit.engine.params import SamplingParams
@@ -50,9 +51,13 @@ __all__ = [
     "info",
     "load",
     "make_policy",
+    "opened",
     "output_folder",
     "plan",
     "predict",
     "quantize",
+    "read_sound",
     "talker",
+    "transcribe",
+    "transcribe_in_pieces",
 ]

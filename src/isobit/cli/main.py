@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # One module per command, in the order a newcomer needs them. Each has `register(subparsers)` and `run(args) -> int`,
 # and imports torch only inside `run`, so that `isobit --help` answers at once.
 COMMANDS = (
-    "quantize", "generate", "chat", "speak", "serve", "evaluate", "certify", "info", "demo", "doctor", "compile",
-    "plan", "bench",
+    "quantize", "generate", "chat", "speak", "transcribe", "serve", "evaluate", "certify", "info", "demo", "doctor",
+    "compile", "plan", "bench",
 )  # fmt: skip
 
 _WITHOUT_TORCH = ("isobit.cli.doctor", "isobit.cli.plan")  # these report what the environment says, and compute nothing

@@ -44,6 +44,11 @@ def add_model_argument(parser: argparse.ArgumentParser, *, optional: bool = Fals
     parser.add_argument(
         "model", metavar="MODEL", help="a local folder, a GGUF file, a Hugging Face id, or `bundled`", **many
     )
+    add_loading_options(parser)
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """The same without MODEL."""
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.add_argument(
         "--dtype",

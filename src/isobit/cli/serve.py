@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isobit.server.settings import Settings
 
 KEY = "ISOBIT_API_KEY"
-NEEDED = ("llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn")
+NEEDED = ("llguidance", "msgspec", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EPILOG = f"""examples:
   isobit serve bundled

@@ -218,7 +218,7 @@ def _bfloat16_above(scale: Tensor) -> float:
 
 
 def _tokens(ck: Checkpoint, text: str, vocabulary: int) -> Tensor:
-    """Token ids of ``text``, int64 ``[T]``."""
+    """Token ids of ``text``, int64 ``[T]``, of which the model has so many."""
     path = ck.path / "tokenizer.json"
     if not has_tokenizer(ck.path):
         raise CheckpointError(

@@ -17,6 +17,7 @@ from isobit.server.errors import Refusal
 from isobit.server.guard import Guard
 from isobit.server.replies import error_reply
 from isobit.server.routes import (
+    audio,
     chat,
     completions,
     embeddings,
@@ -34,6 +35,7 @@ from isobit.server.serving import Serving
 
 # Every family of routes; each gives its own for what is served.
 FAMILIES: tuple[Callable[[Serving], Sequence[Route]], ...] = (
+    audio.routes,
     chat.routes,
     completions.routes,
     embeddings.routes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,22 +39,35 @@ async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
 
 
 async def _bytes(request: Request, limits: Limits) -> bytes:
-    parts: list[bytes] = []
+    return b"".join([part async for part in arriving(request, limits.body, limits.silence)])
+
+
+async def arriving(request: Request, most: int, silence: float) -> AsyncGenerator[bytes]:
+    """The parts of a body as they come.
+
+    Args:
+        request: whose body it is.
+        most: bytes of all of them.
+        silence: seconds that the next one may take.
+
+    Raises:
+        Refusal: there are more, or nothing comes.
+    """
     size = 0
     stream = request.stream()
     try:
         while True:
-            async with asyncio.timeout(limits.silence):
+            async with asyncio.timeout(silence):
                 part = await anext(stream, None)
             if part is None:
-                return b"".join(parts)
+                return
             size += len(part)
-            if size > limits.body:
-                raise Refusal(413, f"the body is larger than {limits.body:,} bytes", headers={"connection": "close"})
-            parts.append(part)
+            if size > most:
+                raise Refusal(413, f"the body is larger than {most:,} bytes", headers={"connection": "close"})
+            yield part
     except TimeoutError:
         raise Refusal(
-            408, f"nothing of the body has come for {limits.silence:g} seconds", headers={"connection": "close"}
+            408, f"nothing of the body has come for {silence:g} seconds", headers={"connection": "close"}
         ) from None
     except ClientDisconnect:
         raise wrong("the body ends before it is whole") from None
@@ -65,7 +78,12 @@ def _name(value: object) -> str:
 
 
 def read_as(
-    found: Mapping[str, Any], kind: type[T], refused: Mapping[str, str], idle: frozenset[str] = frozenset()
+    found: Mapping[str, Any],
+    kind: type[T],
+    refused: Mapping[str, str],
+    idle: frozenset[str] = frozenset(),
+    *,
+    texts: bool = False,
 ) -> tuple[T, tuple[str, ...]]:
     """An object as a structure.
 
@@ -74,6 +92,7 @@ def read_as(
         kind: a :class:`msgspec.Struct`.
         refused: fields that this server has no answer to, with the reason; null and what is empty ask for nothing.
         idle: fields that change nothing here.
+        texts: whether values are texts, as forms have them, and are read as what they are to be.
 
     Returns:
         The structure, and the names of fields that it does not know.
@@ -87,7 +106,7 @@ def read_as(
     known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
     unknown = [name for name in found if name not in known and name not in refused and name not in idle]
     try:
-        value = msgspec.convert(found, kind)
+        value = msgspec.convert(found, kind, strict=not texts)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         field = place.rstrip("`").lstrip(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from isobit.errors import UsageError
 from isobit.media import Kind, Limits
@@ -15,6 +15,7 @@ from isobit.server.errors import Refusal, wrong
 from isobit.server.metrics import Metrics
 from isobit.server.parts import Given
 
+T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("image", "video", "audio")
 THREADS = 2
 WAITING = 32  # requests with media that wait for a thread; each holds its body
@@ -59,6 +60,16 @@ class Media:
             CapacityError: memory does not suffice.
         """
         tower = self._require(given)
+        made = await self.aside(self._made, tower, given, messages, encode)
+        self.count([made])
+        return made
+
+    async def aside(self, work: Callable[..., T], *args: Any) -> T:
+        """Decode and prepare media in a thread.
+
+        Raises:
+            Refusal: the work raises it, or so many requests wait that it would be in vain.
+        """
         if self._waiting >= THREADS + WAITING:
             self._metrics.rejected.inc()
             busy = f"{self._waiting} requests with media are prepared or wait for it, and no more may; try again"
@@ -66,15 +77,17 @@ class Media:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            made = await loop.run_in_executor(self._threads, self._made, tower, given, messages, encode)
+            return await loop.run_in_executor(self._threads, work, *args)
         except Refusal:
             self._metrics.media_refused.inc()
             raise
         finally:
             self._waiting -= 1
-        for placed in made.placed:
+
+    def count(self, prompts: Sequence[MediaPrompt]) -> None:
+        """The media of prompts, for the metrics."""
+        for placed in (one for prompt in prompts for one in prompt.placed):
             self._metrics.media(placed.piece.kind, placed.piece.tokens)
-        return made
 
     def _require(self, given: Sequence[Given]) -> Tower:
         """The tower, if it takes these; raises a Refusal if not."""

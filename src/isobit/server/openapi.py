@@ -10,6 +10,7 @@ from typing import Any
 
 from isobit.checkpoint.text.ranges import INTEGERS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS, NUMBERS
 from isobit.engine.engine import MOST_PRIORITY
+from isobit.server.schema.audio import FORMATS
 from isobit.server.settings import Limits
 
 Schema = dict[str, Any]
@@ -133,6 +134,18 @@ SCHEMAS: dict[str, Schema] = {
         reasoning_effort=TEXT,
     ),
     "Chat": record(_ANSWER, object={"const": "chat.completion"}, usage=named("Usage")),
+    "TranscriptionRequest": record(
+        ["file"],
+        file={"type": "string", "contentMediaType": "application/octet-stream"},
+        model=TEXT,
+        prompt=TEXT,
+        response_format={"enum": [*FORMATS, None]},
+        language=TEXT,
+        stream=BOOLEAN,
+        max_tokens=whole(1, INTEGERS["max_tokens"][1]),
+        **{name: _SAMPLED[name] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "priority")},
+    ),
+    "Transcription": record(["text"], text={"type": "string"}),
     "TokenizeRequest": record(
         model=TEXT,
         prompt=TEXT,
@@ -216,6 +229,8 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, str | None, bool], ...] = (
     ("/v1/embeddings", "post", "Texts as vectors.", "EmbeddingsRequest", None, False),
     ("/v1/audio/speech", "post", "A text as speech.", "SpeechRequest", None, True),
     ("/v1/audio/voices", "get", "Who can speak.", None, None, False),
+    ("/v1/audio/transcriptions", "post", "What is said in a sound.", "TranscriptionRequest", "Transcription", True),
+    ("/v1/audio/translations", "post", "Refused: no model here translates what it hears.", None, None, False),
     ("/v1/models", "get", "The model, by its names.", None, None, False),
     ("/v1/models/{id}", "get", "The model.", None, None, False),
     ("/tokenize", "post", "Token ids of a text or a conversation.", "TokenizeRequest", None, False),
@@ -230,8 +245,9 @@ OPERATIONS: tuple[tuple[str, str, str, str | None, str | None, bool], ...] = (
 )
 _ALWAYS = (401, 403, 421, 431)
 _BODY = (400, 404, 408, 413, 415, 500, 503)
-_MORE = {"/v1/models/{id}": (404,), "/ready": (503,), "/v1/audio/voices": (404,)}
+_MORE = {"/v1/models/{id}": (404,), "/ready": (503,), "/v1/audio/translations": (400,), "/v1/audio/voices": (404,)}
 _KINDS = {"/metrics": "text/plain", "/v1/audio/speech": "audio/*"}
+_FORMS = {"TranscriptionRequest"}  # bodies that are forms
 
 
 def document() -> dict[str, Any]:
@@ -265,7 +281,8 @@ def _operation(path: str, method: str, summary: str, body: str | None, reply: st
         "responses": {"200": {"description": "Done.", "content": content}} | {str(code): error for code in codes},
     }
     if body:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": named(body)}}}
+        form = "multipart/form-data" if body in _FORMS else "application/json"
+        found["requestBody"] = {"required": True, "content": {form: {"schema": named(body)}}}
     if "{id}" in path:
         found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     if path in ("/health", "/ready"):

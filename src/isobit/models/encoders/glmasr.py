@@ -28,7 +28,7 @@ from isobit.models.media import Hearing, Kind, MediaPrompt, Medium, Piece, Place
 INSTRUCTION = "Please transcribe this audio into text"
 LONGEST = 655  # seconds: 8192 tokens nearly
 _LARGEST = 1 << 20  # bytes of a file of settings
-_PARTS = ("audio_tower.", "multi_modal_projector.")
+_PARTS = ("audio_tower", "multi_modal_projector")
 
 
 @dataclass(frozen=True)
@@ -241,13 +241,27 @@ def _module(
     ck: Checkpoint, size: Encoder, width: int, dtype: torch.dtype, device: torch.device | None
 ) -> nn.ModuleDict:
     """Encoder and projector with their weights."""
+    front = _front(ck)
+    made = filled(lambda: parts(size, width), ck, lambda name: front + name, dtype=dtype, device=device)
+    assert isinstance(made, nn.ModuleDict)
+    tower = made["audio_tower"]
+    tower.rotary_emb = type(tower.rotary_emb)(tower.config).to(device)  # which no checkpoint has
+    return made
+
+
+def parts(size: Encoder, width: int) -> nn.ModuleDict:
+    """Encoder and projector, of transformers, where new tensors are made.
+
+    Args:
+        size: of the encoder.
+        width: of the decoder.
+
+    Raises:
+        UsageError: transformers is not installed.
+    """
     try:
         from transformers.models.glmasr.configuration_glmasr import GlmAsrConfig
-        from transformers.models.glmasr.modeling_glmasr import (
-            GlmAsrEncoder,
-            GlmAsrMultiModalProjector,
-            GlmAsrRotaryEmbedding,
-        )
+        from transformers.models.glmasr.modeling_glmasr import GlmAsrEncoder, GlmAsrMultiModalProjector
     except ImportError:
         raise UsageError(
             "what hears of this model needs transformers 5, which is not installed: pip install 'isobit[media]'"
@@ -262,27 +276,13 @@ def _module(
         text_config={"model_type": "llama", "hidden_size": width},
         projector_hidden_act=size.projector,
     )  # fmt: skip
-
     heard: Any = config.audio_config
-
-    def build() -> nn.Module:
-        return nn.ModuleDict(
-            {
-                "audio_tower": GlmAsrEncoder(heard),
-                "multi_modal_projector": GlmAsrMultiModalProjector(config),
-            }
-        )
-
-    front = _front(ck)
-    made = filled(build, ck, lambda name: front + name, dtype=dtype, device=device)
-    assert isinstance(made, nn.ModuleDict)
-    made["audio_tower"].rotary_emb = GlmAsrRotaryEmbedding(heard).to(device)
-    return made
+    return nn.ModuleDict({_PARTS[0]: GlmAsrEncoder(heard), _PARTS[1]: GlmAsrMultiModalProjector(config)})
 
 
 def _front(ck: Checkpoint) -> str:
     """What stands in front of the names of its tensors: nothing in published checkpoints."""
-    anchor = _PARTS[0] + "conv1.weight"
+    anchor = f"{_PARTS[0]}.conv1.weight"
     for front in ("", "model."):
         if front + anchor in ck.tensors:
             return front
