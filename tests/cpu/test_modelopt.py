@@ -48,6 +48,11 @@ def parts_of(algorithm: str, n: int = 256, k: int = 128, seed: int = 0) -> tuple
     if algorithm == "W8A16":
         return {"weight": codes, "weight_scale": row}, codes.float() * row[:, None]
     factor = (torch.rand(k, generator=made) + 0.5).bfloat16()
+    if algorithm in FLOATS:
+        stored, values = floats_of(algorithm, n, k, made)
+        stored |= {"input_scale": torch.tensor(0.001)} if algorithm in ("NVFP4", "NVFP4_AWQ") else {}
+        awq = algorithm == "NVFP4_AWQ"
+        return stored | ({"pre_quant_scale": factor} if awq else {}), values * factor.float() if awq else values
     if algorithm == "W8A8_SQ_PER_CHANNEL":
         stored = {"weight": codes, "weight_scale": row, "pre_quant_scale": factor, **static}
         return stored, codes.float() * row[:, None] * factor.float()
@@ -63,7 +68,42 @@ def parts_of(algorithm: str, n: int = 256, k: int = 128, seed: int = 0) -> tuple
     return stored | {"pre_quant_scale": factor}, values * factor.float()
 
 
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+FLOATS = {"NVFP4": 16, "NVFP4_AWQ": 16, "W4A16_NVFP4": 16, "MXFP4": 32, "MXFP8": 32}
+
+
+def floats_of(algorithm: str, n: int, k: int, made: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """A random weight in floats under scales of 8 bits, as ModelOpt's own dequantize has it."""
+    size = FLOATS[algorithm]
+    if algorithm.startswith("MX"):
+        scale = torch.randint(110, 125, (n, k // size), generator=made, dtype=torch.uint8)
+        wide = torch.exp2(scale.float() - 127).repeat_interleave(size, 1)
+        if algorithm == "MXFP8":
+            floats = (torch.randn(n, k, generator=made) * 100).to(FP8)
+            return {"weight": floats, "weight_scale": scale}, floats.float() * wide
+        more = {}
+    else:
+        scale = (torch.rand(n, k // size, generator=made) * 400 + 1).to(FP8)
+        over = torch.rand((), generator=made) * 1e-4 + 1e-5
+        wide = (scale.float() * over).repeat_interleave(size, 1)
+        more = {"weight_scale_2": over}
+    codes = torch.randint(0, 16, (n, k), generator=made)
+    packed = (codes[:, 1::2] << 4 | codes[:, ::2]).to(torch.uint8)
+    return {"weight": packed, "weight_scale": scale, **more}, E2M1[codes] * wide
+
+
+def grouped(algorithm: str, **more: Any) -> dict[str, Any]:
+    return section(algorithm, group_size=FLOATS.get(algorithm, 64), **more)
+
+
 ALGORITHMS = {
+    "NVFP4": "e2m1 per group 16 (scales: e4m3fn under one of float32) with activations e2m1 per group (scales: e4m3fn"
+    " under one of float32)",
+    "NVFP4_AWQ": "e2m1 per group 16 (scales: e4m3fn under one of float32) with activations e2m1 per group (scales:"
+    " e4m3fn under one of float32)",
+    "W4A16_NVFP4": "e2m1 per group 16 (scales: e4m3fn under one of float32)",
+    "MXFP4": "mxfp4",
+    "MXFP8": "mxfp8",
     "FP8": "fp8-static",
     "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
     "fp8_pb_wo": "e4m3fn per block 128x128",
@@ -83,7 +123,7 @@ def checkpoint(folder: Path, parts: dict[str, Tensor], said: dict[str, Any]) -> 
 def test_every_number_is_read(tmp_path: Path, algorithm: str) -> None:
     for number, (n, k) in enumerate([(256, 128), (128, 128), (384, 256), (130, 128)]):
         parts, expected = parts_of(algorithm, n, k, seed=number)
-        ck = checkpoint(tmp_path / str(number), parts, section(algorithm, group_size=64))
+        ck = checkpoint(tmp_path / str(number), parts, grouped(algorithm))
         read = read_linear(ck, MODULE)
         assert isinstance(read.weight, QTensor) and set(read.names) == set(ck.tensors)
         assert torch.equal(read.numbers(), expected)
@@ -95,25 +135,25 @@ def test_every_number_is_read(tmp_path: Path, algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("algorithm", ["FP8", "W4A16_AWQ", "W8A8_SQ_PER_CHANNEL"])
+@pytest.mark.parametrize("algorithm", ["FP8", "W4A16_AWQ", "W8A8_SQ_PER_CHANNEL", "NVFP4", "W4A16_NVFP4", "MXFP8"])
 def test_models_run(tmp_path: Path, algorithm: str, beside: bool) -> None:
     state = tiny_model(torch.bfloat16).state_dict()
     plain, packed = dict(state), dict(state)
     for number, name in enumerate(linears()):
         parts, plain[f"{name}.weight"] = parts_of(algorithm, *packed.pop(f"{name}.weight").shape, seed=number)
         packed |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
-    said = section(algorithm, group_size=64)
+    said = grouped(algorithm)
     ours = write(
         tmp_path / "ours", CONFIG | ({} if beside else {"quantization_config": said | {"ignore": ["lm_h*"]}}), packed
     )
     if beside:
-        content = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm, "group_size": 64}}
+        content = {"producer": {"name": "modelopt"}, "quantization": said}
         (ours / "hf_quant_config.json").write_text(json.dumps(content))
     theirs = write(tmp_path / "plain", CONFIG, plain)
     batch = Batch.of([[3, 1, 4, 1, 5, 9, 2]])
     answers = [load_model(folder, dtype="float32").forward(batch) for folder in (ours, theirs)]
     error = float((answers[0] - answers[1]).norm() / answers[1].norm())
-    assert error < (1e-5 if algorithm == "W4A16_AWQ" else 0.3), error  # inputs of the others are rounded
+    assert error < (1e-5 if "A16" in algorithm else 0.3), error  # inputs of the others are rounded
     info, (_, ((plan,),)) = describe(ours), plans(ours, targets=("cpu-avx2",))
     assert info.quantization == "modelopt" and plan.action in ("native", "legalized")
     assert {use.scheme for use in info.schemes if use.kind == "linear"} == {ALGORITHMS[algorithm]}
@@ -130,7 +170,7 @@ def test_layers_of_several_kinds(tmp_path: Path) -> None:
     assert ck.quantization is not None and ck.quantization.group_for("lm_head") is None
 
 
-@pytest.mark.parametrize("algorithm", ["NVFP4", "MXFP8", "W4A8_MXFP4_FP8", "NVFP4_AWQ"])
+@pytest.mark.parametrize("algorithm", ["NVFP4_SVD", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "NVFP8"])
 def test_what_is_not_read_is_refused_by_name(tmp_path: Path, algorithm: str) -> None:
     with pytest.raises(Unsupported, match=f"ModelOpt's '{algorithm}'"):
         read_linear(checkpoint(tmp_path, parts_of("FP8")[0], section(algorithm)), MODULE)
@@ -183,6 +223,29 @@ BAD: dict[str, tuple[str, Any]] = {
         "FP8",
         lambda parts, said: said.update(quant_algo="MIXED_PRECISION", quantized_layers=[1]),
     ),
+    "4-bit floats without scales": ("NVFP4", lambda parts, said: parts.pop("weight_scale")),
+    "4-bit floats without a scale above": ("NVFP4", lambda parts, said: parts.pop("weight_scale_2")),
+    "4-bit floats without a scale of inputs": ("NVFP4", lambda parts, said: parts.pop("input_scale")),
+    "inputs under nothing": ("NVFP4", lambda parts, said: parts.update(input_scale=torch.tensor(0.0))),
+    "inputs under next to nothing": ("NVFP4", lambda parts, said: parts.update(input_scale=torch.tensor(1e-40))),
+    "a scale above below nothing": ("NVFP4", lambda parts, said: parts.update(weight_scale_2=-parts["weight_scale_2"])),
+    "a scale above in pairs": ("NVFP4", lambda parts, said: parts.update(weight_scale_2=torch.ones(2))),
+    "an infinite scale above": ("NVFP4", lambda parts, said: parts.update(weight_scale_2=torch.tensor(torch.inf))),
+    "a scale above beyond all": ("NVFP4", lambda parts, said: parts.update(weight_scale_2=torch.tensor(3e38))),
+    "half the scales": ("NVFP4", lambda parts, said: parts.update(weight_scale=parts["weight_scale"][:, ::2])),
+    "scales of half the rows": ("NVFP4", lambda parts, said: parts.update(weight_scale=parts["weight_scale"][::2])),
+    "scales as floats": ("NVFP4", lambda parts, said: parts.update(weight_scale=parts["weight_scale"].float())),
+    "NaN among scales": ("NVFP4", lambda parts, said: parts["weight_scale"].view(torch.uint8)[3, 3:4].fill_(127)),
+    "codes of half the rows": ("NVFP4", lambda parts, said: parts.update(weight=parts["weight"][::2])),
+    "signed codes": ("NVFP4", lambda parts, said: parts.update(weight=parts["weight"].view(torch.int8))),
+    "codes in words": ("NVFP4", lambda parts, said: parts.update(weight=parts["weight"].view(torch.int32))),
+    "codes in one row": ("NVFP4", lambda parts, said: parts.update(weight=parts["weight"].flatten())),
+    "a group of 7": ("NVFP4", lambda parts, said: said.update(group_size=7)),
+    "another group of floats": ("W4A16_NVFP4", lambda parts, said: said.update(group_size=32)),
+    "NVFP4 said to be MXFP4": ("W4A16_NVFP4", lambda parts, said: said.update(quant_algo="MXFP4", group_size=32)),
+    "MXFP4 said to be NVFP4": ("MXFP4", lambda parts, said: said.update(quant_algo="W4A16_NVFP4", group_size=16)),
+    "NaN among powers": ("MXFP4", lambda parts, said: parts["weight_scale"][3, 1:2].fill_(255)),
+    "powers beyond all": ("MXFP4", lambda parts, said: parts["weight_scale"][3, 1:2].fill_(254)),
     "plain by its section": ("FP8", lambda parts, said: said.update(ignore=["*up_proj"])),
 }
 
@@ -190,7 +253,7 @@ BAD: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_wrong_is_said(tmp_path: Path, kind: str) -> None:
     algorithm, change = BAD[kind]
-    parts, said = parts_of(algorithm)[0], section(algorithm, group_size=64)
+    parts, said = parts_of(algorithm)[0], grouped(algorithm)
     change(parts, said)
     with pytest.raises(IsobitError) as found:
         read_linear(checkpoint(tmp_path, parts, said), MODULE)

@@ -48,7 +48,7 @@ class Method:
 
 # The order matters for what has no quant_method: the first row that fits is named.
 METHODS: tuple[Method, ...] = (
-    Method("ModelOpt (TensorRT Model Optimizer)", ("modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8"),
+    Method("ModelOpt (TensorRT Model Optimizer)", ("modelopt_mixed",),
            keys=(("quant_algo",), ("producer",)), nearest="fp8-static or int4"),
     Method("AWQ (llm-awq) or AutoSmoothQuant", ("llm-awq",), keys=(("w_bit",), ("zero_point", "bits")),
            files=("quant_config.json",), nearest="int4-asym"),

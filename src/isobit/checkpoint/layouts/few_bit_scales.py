@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from isobit.formats.qtensor import QTensor
 
 FOUR_BITS = "e2m1"
+OVER = "weight_global_scale"
 
 
 def _claims(infos: Mapping[str, TensorInfo]) -> bool:
@@ -49,38 +50,53 @@ def _describe(parts: Parts) -> Described:
 
 
 def _read(reader: Reader) -> LinearWeight:
-    from isobit.errors import FormatError
-    from isobit.formats.cuts import word_span
-
     spec, activations = reader.configured("weight_packed")
-    if spec.element != FOUR_BITS or spec.scale is None:
-        raise reader.error("weight_packed", f"is U8, two 4-bit floats a byte; quantization_config says {spec.element}")
-    n, half = reader.matrix("weight_packed")
-    k = 2 * half
-    where = reader.cut("weight_packed", spec, n, k)
-    try:
-        words = word_span(element(FOUR_BITS), k, where.columns)
-    except FormatError as error:
-        raise reader.error("weight_packed", str(error)) from None
-    data = reader.take("weight_packed", where.rows, slice(4 * words.start, 4 * words.stop))
-    scale = reader.scale("weight_scale", spec, n, k, where)
-    over = None if spec.scale.over is None else reader.scale_over("weight_global_scale")
-    weight = reader.qtensor("weight_packed", spec, where, _as_words(data), scale, over=over)
-    require_finite(reader, weight)
+    weight, n = read_pairs(reader, spec, "weight_packed", OVER)
     given = reader.input_scale(activations)
     if given is not None and not _divides(given):
         raise reader.error("input_global_scale", f"is {float(given)}: scales divided by it are beyond float32")
     return reader.linear(weight, activations, given, n)
 
 
-def require_finite(reader: Reader, weight: QTensor) -> None:
-    """That the largest code under the largest scale is a number of float32.
+def read_pairs(reader: Reader, spec: WeightSpec, codes: str, over: str) -> tuple[QTensor, int]:
+    """The weight of two 4-bit floats a byte, as far as it is asked for, and its rows in all.
+
+    Args:
+        reader: of the module.
+        spec: what the configuration says.
+        codes, over: the parts that hold the codes, and the scale of the whole weight where there is one.
+
+    Raises:
+        CheckpointError: the tensors do not fit together, or make numbers beyond float32.
+    """
+    from isobit.errors import FormatError
+    from isobit.formats.cuts import word_span
+
+    if spec.element != FOUR_BITS or spec.scale is None:
+        raise reader.error(codes, f"is U8, two 4-bit floats a byte; quantization_config says {spec.element}")
+    n, half = reader.matrix(codes)
+    k = 2 * half
+    where = reader.cut(codes, spec, n, k)
+    try:
+        words = word_span(element(FOUR_BITS), k, where.columns)
+    except FormatError as error:
+        raise reader.error(codes, str(error)) from None
+    data = reader.take(codes, where.rows, slice(4 * words.start, 4 * words.stop))
+    scale = reader.scale("weight_scale", spec, n, k, where)
+    whole = None if spec.scale.over is None else reader.scale_over(over)
+    weight = reader.qtensor(codes, spec, where, _as_words(data), scale, over=whole)
+    require_finite(reader, weight, over)
+    return weight, n
+
+
+def require_finite(reader: Reader, weight: QTensor, over: str = OVER) -> None:
+    """That the largest code under the largest scale is a number of float32; ``over`` is the scale of the whole weight.
 
     Raises:
         CheckpointError: it is beyond that, or the scale of the whole weight is no positive number that divides.
     """
     if weight.over is not None and not _divides(weight.over):
-        raise reader.error("weight_global_scale", f"is {float(weight.over)}: it must be positive, and 1 / it a float32")
+        raise reader.error(over, f"is {float(weight.over)}: it must be positive, and 1 / it a float32")
     if not bool((weight.float_scales().abs() * weight.element.max).isfinite().all()):
         raise reader.error("weight_scale", "holds scales under which codes are beyond float32")
 

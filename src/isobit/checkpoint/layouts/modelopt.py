@@ -4,6 +4,8 @@
     4 bits  weight  U8 [N / 2, K], rows 2 i in the low and 2 i + 1 in the high bits, two's complement
             weight_scale  F32 [N, K / group]      weight_scale_2, input_scale  F32, where inputs are 8-bit floats
 
+Its 4-bit floats (NVFP4, MXFP4) are in :mod:`~isobit.checkpoint.layouts.modelopt_floats`.
+
 ``pre_quant_scale`` is what inputs are multiplied by. Weights of W4A8 are ``code * weight_scale`` and rounded once more,
 to e4m3 with the scale ``weight_scale_2``: what is multiplied are 8-bit floats.
 """
@@ -11,12 +13,14 @@ to e4m3 with the scale ``weight_scale_2``: what is multiplied are 8-bit floats.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any
 
 from isobit.checkpoint.ctargs import text
 from isobit.checkpoint.ctconfig import KV_CACHE, ignored_keys, names
 from isobit.checkpoint.jsonfile import short
+from isobit.checkpoint.layouts import modelopt_floats as floats
 from isobit.checkpoint.layouts.integers import whole_number
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
@@ -40,7 +44,16 @@ _ALGORITHMS: dict[str, tuple[WeightSpec, ActSpec | None]] = {
     "w8a8_sq_per_channel": (WeightSpec("int8", "channel"), ActSpec("int8", "tensor", dynamic=False)),
     "w8a16": (WeightSpec("int8", "channel"), None),
     "w4a8_awq": (_W4A8, _STATIC),
+    "nvfp4": (floats.NVFP4, floats.NVFP4_INPUTS),
+    "nvfp4_awq": (floats.NVFP4, floats.NVFP4_INPUTS),
+    "w4a16_nvfp4": (floats.NVFP4, None),
+    "mxfp4": (floats.MXFP4, floats.MXFP4_INPUTS),
+    "mxfp8": (floats.MXFP8, floats.MXFP8_INPUTS),
 }
+_BY_POWERS = (
+    "ModelOpt takes a power of two above each group of inputs of an MX format so that none is cut off; isobit rounds"
+    " them as compressed-tensors does"
+)
 _FOUR_BITS, _MIXED = "w4a16_awq", "mixed_precision"
 _KEYS = frozenset(
     """quant_method quant_algo ignore exclude_modules group_size has_zero_point pre_quant_scale kv_cache_scheme producer
@@ -59,6 +72,9 @@ def _parse(section: dict[str, Any]) -> Quantization:
         groups = _layers(section.get("quantized_layers"))
     else:
         groups = (_group(("Linear",), algorithm, section),)
+    inputs = (group.activations for group in groups)
+    if any(one is not None and one.scale is not None and one.scale.powers for one in inputs):
+        notes.append(_BY_POWERS)
     return Quantization(groups, _ignored(ignored), "modelopt", algorithm, tuple(notes), ignores_parts=True)
 
 
@@ -74,7 +90,15 @@ def _group(targets: tuple[str, ...], algorithm: str, section: Mapping[str, Any])
     if algorithm not in _ALGORITHMS:
         known = ", ".join(name.upper() for name in (*_ALGORITHMS, _FOUR_BITS))
         raise Unsupported(f"ModelOpt's {short(algorithm.upper())}", [f"isobit reads {known}"], INSTEAD)
-    return Group(targets, *_ALGORITHMS[algorithm])
+    weights, activations = _ALGORITHMS[algorithm]
+    size = whole_number(section, ("group_size",), 0) if weights.scale is not None else 0
+    if size in (0, weights.group):
+        return Group(targets, weights, activations)
+    try:
+        inputs = None if activations is None else replace(activations, group=size)
+        return Group(targets, replace(weights, group=size), inputs)
+    except SchemeError as error:
+        raise CheckpointError(f"quantization_config: {error}") from None
 
 
 def _layers(value: Any) -> tuple[Group, ...]:
