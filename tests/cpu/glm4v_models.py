@@ -97,9 +97,16 @@ def media_ids() -> dict[str, int]:
 
 
 def make(
-    architecture: str, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+    architecture: str,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    spread: float = 0.05,
 ) -> Any:
-    """A random float32 model of transformers; no weight is zero, and what a token sees changes its logits."""
+    """A random float32 model of transformers; no weight is zero, and what a token sees changes its logits.
+
+    The wider the weights of the decoder are spread, the less its greedy answers repeat themselves.
+    """
     keys = family(WITHIN[architecture]).tiny() | media_ids()
     keys["text_config"] = keys["text_config"] | (text or {})
     keys["vision_config"] = keys["vision_config"] | (vision or {})
@@ -108,7 +115,7 @@ def make(
     model = cls(cls.config_class(**keys)).float().eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
-            torch.nn.init.normal_(parameter, std=0.2 if "visual" in name else 0.05)
+            torch.nn.init.normal_(parameter, std=0.2 if "visual" in name else spread)
         else:
             parameter.data.uniform_(0.5, 1.5)
     for name, number in model.named_buffers():

@@ -26,6 +26,7 @@ class TowerRow:
 
 # Architecture -> its tower.
 TOWERS: dict[str, TowerRow] = {
+    "Glm46VForConditionalGeneration": TowerRow(("image", "video"), "glm4v"),
     "Glm4vForConditionalGeneration": TowerRow(("image", "video"), "glm4v"),
     "Glm4vMoeForConditionalGeneration": TowerRow(("image", "video"), "glm4v"),
     "GlmAsrForConditionalGeneration": TowerRow(("audio",), "glmasr", "GlmAsrTower"),

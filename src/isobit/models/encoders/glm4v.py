@@ -52,7 +52,7 @@ class Tower:
 
     Attributes:
         kinds: pictures and videos.
-        placeholders: the tokens that stand for them.
+        placeholders: the tokens that stand for them, and those around these.
     """
 
     kinds: frozenset[Kind] = frozenset(("image", "video"))
@@ -69,7 +69,7 @@ class Tower:
     ) -> None:
         self.vision, self._processor, self._frames, self._sizes = vision, processor, frames, sizes
         self._ids, self._tokens, self._timestamp = ids, tokens, timestamp
-        self.placeholders = frozenset({ids.image, ids.video})
+        self.placeholders = ids.around | {ids.image, ids.video}
 
     def messages(self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium]) -> Sequence[Mapping[str, Any]]:
         """As they are: the templates of these models write what stands for each part."""

@@ -25,10 +25,12 @@ class Ids:
     Attributes:
         image: for a part of a picture, or of a frame of a video.
         video: for a video in what a chat template writes.
+        around: what stands in front of a picture or video, and behind it, where the files say it.
     """
 
     image: int
     video: int
+    around: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def read_ids(config: Mapping[str, Any], newer: bool) -> Ids:
     found = [fields.integer(f"{kind}_token_id", id, low=0) for kind, id in zip(("image", "video"), usual, strict=True)]
     if fields.sound and found[0] == found[1]:
         fields.problem("video_token_id", "image_token_id is the same")
+    around = [f"{kind}_{end}_token_id" for kind in ("image", "video") for end in ("start", "end")]
+    marks = frozenset(fields.integer(key, low=0) for key in around if fields.raw(key) is not None)
     fields.check()
-    return Ids(*found)
+    return Ids(found[0], found[1], marks)
 
 
 def read_sizes(config: Mapping[str, Any], hidden: int) -> Sizes:
