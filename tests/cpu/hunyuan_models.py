@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from isobit.media.values import Picture
 from isobit.models.archs import family
@@ -94,3 +95,56 @@ def logits(model: Any, ids: tuple[int, ...], pictures: list[Picture]) -> torch.T
     given = torch.tensor([ids])
     media = prepared(pictures) if pictures else {}
     return model(input_ids=given, mm_token_type_ids=(given == TOKEN).int(), **media).logits[0]
+
+
+BOS, EOS, SYSTEM, USER = (
+    "<｜hy_begin▁of▁sentence｜>",
+    "<｜hy_Assistant｜>",
+    "<｜hy_place▁holder▁no▁3｜>",
+    "<｜hy_User｜>",
+)
+MARKS = {START: 100, END: 101, TOKEN: 102, 304: 103}  # ids -> numbers in the names of these tokens
+IMAGE = "".join(f"<｜hy_place▁holder▁no▁{MARKS[id]}｜>" for id in (START, TOKEN, END))
+# The form of prompts that the model's documentation shows.
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{% if m.content %}{{ m.content }}" + SYSTEM
+    + "{% endif %}{% elif m.role == 'user' %}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}" + IMAGE + "{% elif part.type == 'text' %}"
+    "{{ part.text }}{% endif %}{% endfor %}{% endif %}" + USER + "{% elif m.role == 'assistant' %}{{ m.content }}"
+    + EOS + "{% endif %}{% endfor %}"
+)  # fmt: skip
+
+
+def tokenizer() -> Tokenizer:
+    """A token for each byte, and special ones up to the end of the tiny models' vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    named = {256: BOS, 257: EOS, 258: SYSTEM, 259: USER}
+    texts = [named.get(id) or f"<｜hy_place▁holder▁no▁{MARKS.get(id, id)}｜>" for id in range(256, 320)]
+    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
+    return made
+
+
+def save_with_text(model: Any, folder: Path, layout: str = "nested", **generation: Any) -> Path:
+    """Saves a model with its tokenizer, chat template and settings of generation."""
+    save(model, folder, layout)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 257} | generation))
+    return folder
+
+
+@torch.no_grad()
+def answer(model: Any, ids: tuple[int, ...], pictures: list[Picture], tokens: int, **options: Any) -> list[int]:
+    """transformers' greedy answer to expanded ids."""
+    given = torch.tensor([ids])
+    media = prepared(pictures) | {"mm_token_type_ids": (given == TOKEN).int()} if pictures else {}
+    made = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=tokens, do_sample=False, eos_token_id=None,
+        pad_token_id=0, **media, **options,
+    )  # fmt: skip
+    return made[0, len(ids) :].tolist()

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import isobit
 from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.tokenizer import Tokenizer as TextTokenizer
-from isobit.errors import CheckpointWarning, ModelError
+from isobit.errors import CheckpointWarning, ModelError, UsageError
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.models.archs import family, model_config
@@ -236,6 +236,8 @@ def test_scales_are_calibrated_and_text_is_generated(saved, tmp_path: Path) -> N
     with pytest.warns(CheckpointWarning, match="the vision tower of Qwen2.5-VL is not run here; text is"):
         mine = isobit.LLM(source, device="cpu", dtype="float32")
     (answer,) = mine.generate([ids], params)
+    with pytest.raises(UsageError, match="takes images and videos, and isobit runs its decoder alone, on text"):
+        mine.media_prompt("{{ messages }}", [{"role": "user", "content": [{"type": "image"}]}])
     assert [*answer.token_ids] == theirs[0, len(ids) :].tolist()
     quantize(source, tmp_path / "out", Policy(scheme("fp8-static")), progress=False)
     assert torch.isfinite(run(load_model(tmp_path / "out"), token_ids(LENGTH))).all()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobit.media.values import Kind
+from isobit.models.wrappers import WRAPPERS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ TOWERS: dict[str, TowerRow] = {
     "Glm4vMoeForConditionalGeneration": TowerRow(("image", "video"), "glm4v"),
     "GlmAsrForConditionalGeneration": TowerRow(("audio",), "glmasr", "GlmAsrTower"),
     "HunYuanVLForConditionalGeneration": TowerRow(("image",), "hunyuan_vl", "HunyuanTower"),
+    **{architecture: TowerRow(row.kinds) for architecture, row in WRAPPERS.items()},
 }
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isobit.models.config import Experts, ModelConfig
 from isobit.models.fields import Fields
 from isobit.models.hf_rope import AXES, SECTIONS
 from isobit.models.hf_within import decoder
+
+if TYPE_CHECKING:  # it needs numpy, and a plan does not
+    from isobit.media.values import Kind
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -31,6 +34,7 @@ class Wrapper:
         only: keys of the decoder that its family reads and this model does not, and what they have to say.
         theta: of a decoder whose tokens have positions on three axes: the base of its rope where nothing says it; of a
             text, the three are equal. None: it has one.
+        kinds: of media that it takes.
         turned: whether the tensors of all experts of a layer may lie with inputs first, too.
     """
 
@@ -44,6 +48,7 @@ class Wrapper:
     others: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NOTHING)
     theta: float | None = None
+    kinds: tuple[Kind, ...] = ("image",)
     turned: bool = False
 
     @property
@@ -53,6 +58,7 @@ class Wrapper:
 
 
 _QWEN2 = {"rms_norm_eps": 1e-5, "max_window_layers": 80, "num_key_value_heads": 8, "max_position_embeddings": 32768}
+_MOVING: tuple[Kind, ...] = ("image", "video")
 _TOKENS = ("boi_token_index", "eoi_token_index", "image_token_index")
 
 WRAPPERS: dict[str, Wrapper] = {
@@ -75,17 +81,20 @@ WRAPPERS: dict[str, Wrapper] = {
         ),
     ),
     "Qwen2VLForConditionalGeneration": Wrapper(
-        "Qwen2-VL", "qwen2_vl", {"qwen2_vl_text": "qwen2"}, flat=True, either=True, theta=1e6, usual=_QWEN2,
+        "Qwen2-VL", "qwen2_vl", {"qwen2_vl_text": "qwen2"}, kinds=_MOVING, flat=True, either=True, theta=1e6,
+        usual=_QWEN2,
     ),
     "Qwen2_5_VLForConditionalGeneration": Wrapper(
-        "Qwen2.5-VL", "qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, flat=True, either=True, theta=1e6, usual=_QWEN2,
+        "Qwen2.5-VL", "qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, kinds=_MOVING, flat=True, either=True, theta=1e6,
+        usual=_QWEN2,
     ),
     "Qwen3VLForConditionalGeneration": Wrapper(
-        "Qwen3-VL", "qwen3_vl", {"qwen3_vl_text": "qwen3"}, theta=5e5,
+        "Qwen3-VL", "qwen3_vl", {"qwen3_vl_text": "qwen3"}, kinds=_MOVING, theta=5e5,
         usual={"max_position_embeddings": 128000, "num_key_value_heads": 32},
     ),
     "Qwen3VLMoeForConditionalGeneration": Wrapper(
-        "Qwen3-VL with experts", "qwen3_vl_moe", {"qwen3_vl_moe_text": "qwen3_moe"}, theta=5e5, turned=True,
+        "Qwen3-VL with experts", "qwen3_vl_moe", {"qwen3_vl_moe_text": "qwen3_moe"}, kinds=_MOVING, theta=5e5,
+        turned=True,
         usual={
             "max_position_embeddings": 128000, "num_key_value_heads": 16, "norm_topk_prob": True,
             "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
