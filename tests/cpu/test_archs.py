@@ -214,6 +214,14 @@ ROPES = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    "llama3 of Llama 4": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 64,
+    },
     "yarn": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32},
     "yarn-mscale": {
         "rope_type": "yarn",

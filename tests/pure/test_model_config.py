@@ -125,7 +125,7 @@ def test_an_unknown_rope_type_is_refused(kind: Any) -> None:
         ({"rope_type": "linear", "factor": 4.0, "beta_fast": 32}, "beta_fast"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention"),
         ({"rope_type": "yarn", "factor": 4.0, "mrope_section": [1, 2, 3]}, "mrope_section"),
-        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}, "low_freq_factor"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.5, "high_freq_factor": 4.0}, "low_freq_factor"),
     ],
 )
 def test_bad_rope_parameters_are_named(scaling: dict[str, Any], named: str) -> None:

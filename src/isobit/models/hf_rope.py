@@ -170,8 +170,8 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
     plain = replace(plain, original_context=original)
     if kind == "llama3":
         low, high = (section.number(key, None, TINY, HUGE) for key in ("low_freq_factor", "high_freq_factor"))
-        if section.sound and low >= high:
-            section.problem("low_freq_factor", f"must be below high_freq_factor = {high:g}")
+        if section.sound and low > high:
+            section.problem("low_freq_factor", f"must not be above high_freq_factor = {high:g}")
         factor = section.number("factor", None, TINY, HUGE)
         return replace(plain, factor=factor, low_freq_factor=low, high_freq_factor=high)
     if kind == "longrope":

@@ -40,11 +40,13 @@ def frequencies(rope: Rope, head_dim: int, *, long: bool = False) -> tuple[Tenso
 
 
 def _llama3(rope: Rope, plain: Tensor) -> Tensor:
-    """Long waves are stretched by the factor, short ones kept, those between mixed."""
+    """Long waves are stretched by the factor, short ones kept, those between mixed: none in Llama 4, with one bound."""
     wavelength = 2 * math.pi / plain
     longest = rope.original_context / rope.low_freq_factor
     shortest = rope.original_context / rope.high_freq_factor
     stretched = torch.where(wavelength > longest, plain / rope.factor, plain)
+    if rope.low_freq_factor == rope.high_freq_factor:
+        return stretched
     share = (rope.original_context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     mixed = (1 - share) * stretched / rope.factor + share * stretched
     between = (wavelength >= shortest) & (wavelength <= longest)

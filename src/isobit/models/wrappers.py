@@ -74,7 +74,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "Llama 4", "llama4", {"llama4_text": "llama4_text"}, others=_TOKENS,
     ),
     "Mistral3ForConditionalGeneration": Wrapper(
-        "Mistral 3", "mistral3", {"mistral": "mistral", "ministral3": "ministral3"}, tied=True,
+        "Mistral 3", "mistral3", {"mistral": "mistral", "ministral3": "ministral3"}, either=True,
         others=(
             "image_token_index", "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size",
             "vision_feature_layer",
