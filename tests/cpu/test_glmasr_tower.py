@@ -60,7 +60,7 @@ def sounds(few: bool = False) -> dict[str, np.ndarray]:
 def test_embeddings_and_prompts_equal_transformers(made) -> None:
     model, folder = made
     own, theirs, ids = tower(folder), processor(folder), asked(folder)
-    for name, samples in sounds(few=model.config.tie_word_embeddings).items():
+    for name, samples in sounds(few=model.config.audio_config.num_key_value_heads != 4).items():
         wanted = theirs.apply_transcription_request(samples)
         prompt = own.prompt(ids, [Sound(samples, RATE)])
         assert list(prompt.ids) == wanted["input_ids"][0].tolist(), name

@@ -164,10 +164,13 @@ class Progress:
     """The text of a transcription while its parts are written.
 
     Attributes:
+        asked: what of the model.
+        most: tokens of the text of a part, if that was asked for.
         said: the whole so far.
     """
 
     asked: Transcription
+    most: int | None = None
     said: str = ""
     _done: dict[int, Completion] = field(default_factory=dict)
     _joined: Joined = field(init=False)
@@ -195,15 +198,16 @@ class Progress:
             sum(one.completion_tokens for one in usages),
             sum(one.cached_tokens for one in usages),
         )
-        return Transcript(self.said, self.asked.seconds, parts, usage, (*self.asked.notes, *_unended(parts)))
+        return Transcript(self.said, self.asked.seconds, parts, usage, (*self.asked.notes, *_unended(parts, self.most)))
 
 
-def _unended(parts: Sequence[Part]) -> Iterator[str]:
+def _unended(parts: Sequence[Part], most: int | None) -> Iterator[str]:
+    why = "the model may have repeated itself there" if most is None else f"max_tokens is {most}"
     for part in parts:
         if part.finish_reason == "length":
             yield (
                 f"the text of {part.window.begin:.1f} to {part.window.end:.1f} seconds did not come to an end and was"
-                " cut off: the model may have repeated itself there"
+                f" cut off: {why}"
             )
 
 
@@ -218,7 +222,7 @@ def follow(asked: Transcription, params: SamplingParams, most: int | None = None
     Raises:
         UsageError, IsobitError: as :meth:`isobit.engine.llm.LLM.stream_all` raises them.
     """
-    progress = Progress(asked)
+    progress = Progress(asked, most)
     for first in range(0, len(asked.windows), _WAVE):
         places = range(first, min(first + _WAVE, len(asked.windows)))
         prompts = [asked.prompt(place) for place in places]

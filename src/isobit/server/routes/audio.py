@@ -33,11 +33,13 @@ class Job:
 
     Attributes:
         asked: what of the model.
+        most: tokens of the text of a part, if that was asked for.
         prompts, params: of the parts of the sound.
         priority: of all of them.
     """
 
     asked: Transcription
+    most: int | None
     prompts: tuple[MediaPrompt, ...]
     params: tuple[SamplingParams, ...]
     priority: int
@@ -119,7 +121,7 @@ async def _read_job(serving: Serving, body: TranscriptionRequest, file: bytes | 
     asked, prompts = await serving.media.aside(_prepared, serving, file, body.prompt)
     serving.media.count(prompts)
     each = tuple(asked.params(prompt, params, body.max_tokens) for prompt in prompts)
-    return Job(asked, prompts, each, body.priority or 0)
+    return Job(asked, body.max_tokens, prompts, each, body.priority or 0)
 
 
 def _prepared(serving: Serving, file: bytes, prompt: str | None) -> tuple[Transcription, tuple[MediaPrompt, ...]]:
@@ -131,7 +133,7 @@ def _prepared(serving: Serving, file: bytes, prompt: str | None) -> tuple[Transc
 
 
 async def _whole(serving: Serving, job: Job) -> Transcript:
-    progress = Progress(job.asked)
+    progress = Progress(job.asked, job.most)
     done = await serving.whole(job.prompts, job.params, priority=job.priority)
     for place, one in enumerate(done):
         progress.push(place, one.text, one)
@@ -149,7 +151,7 @@ def _reply(job: Job, done: Transcript, *, verbose: bool) -> dict[str, Any]:
 
 async def _in_pieces(serving: Serving, job: Job) -> AsyncIterator[bytes]:
     """Events by the names of OpenAI: the texts of all deltas are the text of the last event."""
-    progress = Progress(job.asked)
+    progress = Progress(job.asked, job.most)
     every = serving.follow(job.prompts, job.params, priority=job.priority)
     async with aclosing(every) as pieces:
         async for place, piece in pieces:
