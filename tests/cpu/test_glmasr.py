@@ -31,6 +31,7 @@ from isobit.models.archs import model_config
 from isobit.models.archs.glmasr import encoder
 from isobit.models.batch import Batch, Overlay
 from isobit.models.blueprint import expected_tensors
+from isobit.models.encoders import table
 from isobit.models.encoders.glmasr import parts
 from isobit.models.fields import Fields
 from isobit.models.media import MediaPrompt
@@ -115,7 +116,6 @@ def theirs(model: Any, folder: Path, samples: np.ndarray, tokens: int) -> list[i
     """What transformers generates, greedily."""
     inputs = processor(folder).apply_transcription_request(samples)
     options = {"do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens}
-    transformers.utils.logging.set_verbosity_error()
     return model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -184,6 +184,7 @@ def test_a_sound_is_written_down(plain, tmp_path) -> None:
         assert [one.window for one in done.parts] == [Window(0.0, 3.0)]
     assert done.usage.prompt_tokens == len(request(llm, Sound(samples, RATE)).ids)
     assert isobit.transcribe(folder, data).text == wanted
+    assert isobit.transcribe(isobit.load(folder), data).text == wanted
     other = isobit.transcribe(llm, data, prompt="Which language is this?")
     assert other.text == whole(llm, samples, prompt="Which language is this?") != wanted
 
@@ -230,11 +231,13 @@ def test_what_cannot_be_written_down_is_refused(plain, short, tmp_path) -> None:
         (lambda: isobit.transcribe(llm, b"RIFFoops"), "sound"),
         (lambda: isobit.transcribe(llm, tmp_path / "none.wav"), "cannot be read"),
         (lambda: isobit.transcribe(llm, tmp_path), "cannot be read"),
+        (lambda: isobit.transcribe(3, sound), "model must be a name"),
         (lambda: isobit.transcribe(llm, sound, window=0), "window"),
         (lambda: isobit.transcribe(llm, sound, window=700), "use 1 to 655"),
         (lambda: isobit.transcribe(llm, sound, prompt=3), "prompt must be"),
         (lambda: isobit.transcribe(llm, sound, beams=3), "unknown sampling option beams"),
-        (lambda: isobit.transcribe(api.LLM(folder, context=100), sound), "give a larger --context"),
+        (lambda: isobit.transcribe(api.LLM(folder, context=100), sound), r"a larger context \(--context\)"),
+        (lambda: isobit.transcribe(llm, sound, prompt="x" * 9000), "shorten the prompt"),
     ):
         with pytest.raises(UsageError, match=said):
             wrong()
@@ -304,6 +307,12 @@ def test_a_sound_on_standard_input(plain, files, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert main(["transcribe", "-", "--model", str(folder), "--max-tokens", "5"]) == 0
     assert capsys.readouterr().out == isobit.transcribe(llm, data, max_tokens=5).text + "\n"
+
+
+def test_without_transformers_the_command_says_what_to_install(plain, files, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(table, "_NEEDED", ("no_such_package",))
+    assert main(["transcribe", str(files[1]), "--model", str(plain[1])]) == 2
+    assert "isobit[media]" in capsys.readouterr().err
 
 
 def test_the_command_says_that_a_model_of_text_does_not_hear(files, capsys) -> None:

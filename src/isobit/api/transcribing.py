@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isobit.engine.llm import LLM
+    from isobit.engine.loaded import Model
     from isobit.engine.transcription import Transcript
     from isobit.media.values import Sound
 
@@ -25,7 +26,7 @@ OWN = Limits(bytes=4 << 30, seconds=6 * 3600.0)  # of files that people name the
 
 
 def transcribe(
-    model: str | Path | LLM,
+    model: str | Path | LLM | Model,
     sound: str | Path | bytes | Sound,
     *,
     prompt: str | None = None,
@@ -46,7 +47,7 @@ def transcribe(
 
     Args:
         model: a model that hears (``"zai-org/GLM-ASR-Nano-2512"``) as :func:`isobit.load` takes one, or one that is
-            loaded already (:func:`isobit.LLM`): the options of loading are then idle.
+            loaded already (:func:`isobit.LLM` or :func:`isobit.load`): the options of loading are then idle.
         sound: a file (WAV, FLAC, OGG, MP3), its bytes, or samples with their rate.
         prompt: what is asked of the model, behind the sound; None for what it was trained with.
         window: seconds of a part at most.
@@ -70,7 +71,7 @@ def transcribe(
         )  # fmt: skip
         for note in model.notes:
             warnings.warn(note, CheckpointWarning, stacklevel=2)
-    for piece in transcribe_in_pieces(model, found, prompt=prompt, window=window, **sampling):
+    for piece in transcribe_in_pieces(_llm(model), found, prompt=prompt, window=window, **sampling):
         if not isinstance(piece, str):
             return piece
     raise AssertionError("a transcription ends with the whole of it")
@@ -88,6 +89,17 @@ def transcribe_in_pieces(
         raise UsageError(f"unknown sampling option {', '.join(unknown)}")
     params = SamplingParams(**model.tokenizer.defaults.choose(sampling).settings)
     return follow(Transcription(model, sound, prompt, window), params, sampling.get("max_tokens"))
+
+
+def _llm(model: object) -> LLM:
+    from isobit.engine.llm import LLM
+    from isobit.engine.loaded import Model
+
+    if isinstance(model, Model):
+        model = model._generator.llm
+    if not isinstance(model, LLM):
+        raise UsageError(f"model must be a name, a folder or a loaded model, not {type(model).__name__}")
+    return model
 
 
 def opened(model: str | Path, **options: Any) -> LLM:

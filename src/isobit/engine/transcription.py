@@ -63,8 +63,9 @@ def hearing(llm: LLM) -> Hearing:
     """
     found = getattr(llm.tower, "hearing", None)
     if found is None:
+        why = llm.why_no_media if llm.tower is None else "it takes other media"
         raise UsageError(
-            f"this model ({llm.model.config.family}) does not hear: sounds are written down by models like"
+            f"this model ({llm.model.config.family}) does not hear: {why}. Sounds are written down by models like"
             " zai-org/GLM-ASR-Nano-2512"
         )
     return cast(Hearing, found)
@@ -151,8 +152,8 @@ class Transcription:
         seconds = room / (self._hearing.tokens * (1 + _SPOKEN))
         if seconds < 1:
             raise UsageError(
-                f"the context holds {self._capacity} tokens, in which no second of sound and its text have room:"
-                " give a larger --context"
+                f"the context holds {self._capacity} tokens, in which no second of sound and its text have room beside"
+                f" a request of {self._around}: shorten the prompt, or allow a larger context (--context)"
             )
         if window is not None and not 1 <= window <= self._hearing.longest:
             raise UsageError(f"a part of {window:g} seconds: use 1 to {self._hearing.longest:g}")

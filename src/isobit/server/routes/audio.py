@@ -87,10 +87,11 @@ def routes(serving: Serving) -> list[Route]:
 
 
 def _require_hearing(serving: Serving) -> None:
-    if getattr(getattr(serving.llm, "tower", None), "hearing", None) is None:
+    if getattr(serving.llm.tower, "hearing", None) is None:
         read = ", ".join(serving.media.modalities)
         raise wrong(
-            f"the model {serving.name!r} does not hear: it reads {read}, at /v1/chat/completions and /v1/completions",
+            f"the model {serving.name!r} does not hear: it reads {read}, at /v1/chat/completions and /v1/completions"
+            + (f" ({serving.llm.why_no_media})" if serving.llm.tower is None else ""),
             "model",
             "unsupported_model",
         )
