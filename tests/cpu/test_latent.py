@@ -143,9 +143,13 @@ def test_the_norms_of_latents_have_an_epsilon_of_their_own() -> None:
     assert replace(config, notes=()) == replace(config, notes=("other",))
 
 
-def test_batch_invariance_is_refused_with_the_reason(folder: Path) -> None:
-    with pytest.raises(Unsupported, match="latent attention in PyTorch"):
+def test_batch_invariance_is_refused_with_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isobit.kernels.cpu.latent.LARGEST_HEAD", 3)
+    with pytest.raises(Unsupported, match="latents of up to 3 dimensions, not .*, and runs that in PyTorch"):
         load_model(folder, batch_invariant=True)
+    model = load_model(folder)  # which PyTorch runs then
+    assert model.why_by_layer is not None and "latent attention of layer 0 runs in PyTorch" in model.why_by_layer
+    assert bool(run(model, token_ids(8)).isfinite().all())
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_tokens": 5 * BLOCK, "chunk": 33}, {"kv_cache": "int8"}], ids=str)

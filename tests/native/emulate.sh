@@ -25,6 +25,7 @@ on_arm() {
     echo "$arm/linear_test neon,portable 11"
     echo "$arm/memory_test neon,portable 1 neon"
     echo "$arm/layer_test neon,portable 11"
+    echo "$arm/latent_test neon,portable 11"
     echo "$arm/experts_test neon,portable 11"
     echo "$arm/attention_test neon,portable 5"
     echo "$arm/arguments_test neon,portable"
@@ -35,6 +36,7 @@ on_x86() {
     echo "$without/linear_test portable 11"
     echo "$without/memory_test portable"
     echo "$without/layer_test portable 11"
+    echo "$without/latent_test portable 11"
     echo "$without/experts_test portable 11"
     echo "$without/attention_test portable 5"
     echo "$without/arguments_test portable"
@@ -42,6 +44,7 @@ on_x86() {
     echo "$with/linear_test avx2,portable 11 avx2 16"
     echo "$with/memory_test avx2,portable 1 avx2 16"
     echo "$with/layer_test avx2,portable 11 avx2 16"
+    echo "$with/latent_test avx2,portable 11 avx2 16"
     echo "$with/experts_test avx2,portable 11 avx2 16"
     echo "$with/attention_test avx2,portable 5 avx2 16"
     # AVX2 alone is not enough.

@@ -1,6 +1,6 @@
 # What sanitize.sh and emulate.sh share.
 cpp=src/isobit/kernels/cpu/cpp
-programs="linear_test memory_test attention_test layer_test experts_test arguments_test"
+programs="linear_test memory_test attention_test layer_test latent_test experts_test arguments_test"
 
 # Runs commands, one a line of the input, as many at a time as there are cores. What one says comes in one piece. No more are begun
 # when one has failed.

@@ -26,6 +26,7 @@ together << END
 $out/linear_test
 $out/memory_test
 $out/layer_test
+$out/latent_test
 $out/experts_test
 $out/attention_test
 $out/arguments_test

@@ -18,7 +18,7 @@ from isobit.kernels.norm import NormSpec
 _AT_ONCE = 1 << 24  # numbers of keys and values made at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentSpec:
     """What a latent attention of one layer is.
 
@@ -29,7 +29,8 @@ class LatentSpec:
         scale: what scores are multiplied by.
         interleaved: whether rotated pairs are neighbours in what the projections give.
         norm: of the latent.
-        up: ``[heads, plain + value, rank]`` in the activations' dtype: makes keys and values of a latent.
+        up: ``[heads, plain + value, rank]`` in the activations' dtype, or in one that holds its numbers: makes keys and
+            values of a latent.
     """
 
     heads: int

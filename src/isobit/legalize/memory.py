@@ -99,6 +99,8 @@ def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | Non
             workload.plain(tensor, scheme, cpu=cpu) or dtype,
             cpu=cpu,
         )
+        * (3 if cpu and tensor.kind == "absorbed" else 2)
+        // 2  # CPU kernels keep the half that makes keys a second time, transposed
         for tensor in workload.tensors
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from isobit.kernels.latent import LatentSpec
@@ -16,12 +17,18 @@ class Absorbed(Part):
     """A matrix that attention multiplies by itself, as plain numbers, and that no linear kernel holds.
 
     Attributes:
-        weight: ``[outputs, inputs]`` in the activations' dtype.
+        weight: ``[outputs, inputs]`` in the activations' dtype, or in bfloat16 where that holds the same numbers.
     """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
+
+
+def narrow(numbers: Tensor) -> Tensor:
+    """Float32 numbers in bfloat16, where that holds every one of them: half the bytes."""
+    half = numbers.to(torch.bfloat16)
+    return half if torch.equal(half.to(numbers.dtype), numbers) else numbers
 
 
 class Latent(Part):

@@ -26,7 +26,7 @@ from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
 from isobit.models.experts import ExpertsMLP
 from isobit.models.joined import bind_linears
-from isobit.models.latent import Absorbed
+from isobit.models.latent import Absorbed, narrow
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
 from isobit.models.mlp import GatedMLP
@@ -251,7 +251,8 @@ class _Loader:
 
     def _absorbed(self, module: str) -> Absorbed:
         """A matrix as numbers, however it is stored: attention multiplies queries and results by its halves."""
-        return Absorbed(self.place.tensor(self._read(module).numbers().to(self.dtype)))
+        numbers = self._read(module).numbers().to(self.dtype)
+        return Absorbed(narrow(numbers) if self.place.device == "cpu" else self.place.tensor(numbers))
 
     def _norm(self, module: str, shape: tuple[int, ...], eps: float | None = None) -> Norm:
         weight = self._vector(f"{module}.weight", *shape) + self.config.norm_offset  # exactly as transformers adds it

@@ -146,8 +146,13 @@ def exp(x: Tensor) -> Tensor:
     return y
 
 
-def check_cached(held: Cached, shape: tuple[int, ...]) -> int:
+def check_cached(held: Cached, shape: tuple[int, ...], second: int | None = None) -> int:
     """That a cache is what the kernels read: keys and values of a shape that ends in it; gives enum isobit_format.
+
+    Args:
+        held: the cache.
+        shape: ``[blocks, kv_heads, block, dim]``.
+        second: ``dim`` of the values; None for that of the keys.
 
     Raises:
         FormatError: it isn't.
@@ -156,10 +161,11 @@ def check_cached(held: Cached, shape: tuple[int, ...]) -> int:
     if held.element and not format:
         raise FormatError(f"the CPU kernels keep no keys and values as codes of {held.element}")
     dtype = code_dtype(element(held.element)) if held.element else held.keys.dtype if format else torch.float32
-    for what, part in (("cached keys", held.keys), ("cached values", held.values)):
+    of_values = shape if second is None else (*shape[:3], second)
+    for what, part, wanted in (("cached keys", held.keys, shape), ("cached values", held.values, of_values)):
         # Looked into only where something is wrong: this is called for every token.
-        if part.shape[-4:] != shape or part.dtype is not dtype or not part.is_contiguous() or not part.is_cpu:
-            check_on_cpu(what, part, (*part.shape[:-4], *shape), dtype)
+        if part.shape[-4:] != wanted or part.dtype is not dtype or not part.is_contiguous() or not part.is_cpu:
+            check_on_cpu(what, part, (*part.shape[:-4], *wanted), dtype)
     scales = [("scales of cached keys", held.key_scales), ("scales of cached values", held.value_scales)]
     for what, found in scales if held.element else ():
         if found is None:

@@ -21,6 +21,7 @@ from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import sequences as cpu_sequences
 from isobit.kernels.cpu import structs
 from isobit.kernels.cpu.experts import CpuMixture, CpuRouter
+from isobit.kernels.cpu.latent import CpuLatent
 from isobit.kernels.cpu.layer import check_cached, pointers
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.cpu.linear import CpuLinear
@@ -69,8 +70,9 @@ class LayerParts:
     """What one layer is made of.
 
     Attributes:
-        attention: query, key, value and output projection.
-        heads: the attention's.
+        attention: query, key, value and output projection; of latent attention there is none for values, and that for
+            keys makes latents and the rotated part.
+        heads: the attention's; of latent attention the cache's one head, as wide as latents.
         mlp: the feed-forward part; of a mixture the expert of all tokens, or None.
         before_attention, before_mlp, after_attention, after_mlp: norms over ``hidden`` of what goes into both parts,
             and of what they give before it is added to the residual stream; None: there is none.
@@ -79,9 +81,10 @@ class LayerParts:
         factor: what both parts' results are multiplied by.
         side_by_side: whether both read ``before_attention`` of the same stream.
         places: number of the layer's kind, see :class:`Places`.
+        latent: what latent attention has besides; None where it is none.
     """
 
-    attention: tuple[CpuLinear, CpuLinear, CpuLinear, CpuLinear]
+    attention: tuple[CpuLinear, CpuLinear, CpuLinear | None, CpuLinear]
     heads: AttentionSpec
     mlp: MlpParts | None
     before_attention: NormSpec | None = None
@@ -93,6 +96,17 @@ class LayerParts:
     factor: float = 1.0
     side_by_side: bool = False
     places: int = 0
+    latent: CpuLatent | None = None
+
+    @property
+    def second(self) -> int:
+        """Width of the other half of the cache: of values, or of the rotated part of keys."""
+        return self.heads.dim if self.latent is None else self.latent.spec.rotated
+
+    @property
+    def rotated(self) -> int:
+        """How many dimensions of a head are rotated."""
+        return self.heads.rotated if self.latent is None else self.latent.spec.rotated
 
 
 @dataclass(frozen=True)
@@ -118,11 +132,11 @@ class CpuStack:
     """
 
     def __init__(self, layers: Sequence[LayerParts]) -> None:
-        self._heads, self._hidden = layers[0].heads, layers[0].attention[0].k
+        self._heads, self._hidden, self._second = layers[0].heads, layers[0].attention[1].k, layers[0].second
         if caches := {_cache_of(parts) for parts in layers} - {_cache_of(layers[0])}:
             told = ", ".join(sorted(caches))
             raise FormatError(f"layers in one call share a shape of cache, {_cache_of(layers[0])}; some have {told}")
-        self._rotated = {parts.places: parts.heads.rotated for parts in layers}
+        self._rotated = {parts.places: parts.rotated for parts in layers}
         mixtures = [_mixture(parts.mixture, self._hidden) for parts in layers]
         self._kept = tuple(layers), mixtures  # memory that the structs point to
         self._structs = (structs.Layer * len(layers))(
@@ -149,9 +163,9 @@ class CpuStack:
         cache = (blocks, heads.kv_heads, sequences.block, heads.dim)
         _require("the residual stream", x, (tokens, self._hidden))
         kinds = (structs.Places * len(places))(*(self._places(i, one, tokens) for i, one in enumerate(places)))
-        format = check_cached(held, cache)
-        for part in (held.keys, held.values):
-            self._require_room(part, stride, math.prod(cache))
+        format = check_cached(held, cache, self._second)
+        for part, width in ((held.keys, heads.dim), (held.values, self._second)):
+            self._require_room(part, stride // heads.dim * width, math.prod(cache[:3]) * width)
         for scales in held.tensors[2:]:
             self._require_room(scales, stride // heads.dim, math.prod(cache[:3]))
         y = x.clone()
@@ -190,7 +204,7 @@ def _require(what: str, part: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _struct(parts: LayerParts, mixture: structs.Mixture | None) -> structs.Layer:
-    heads, hidden, mlp = parts.heads, parts.attention[0].k, parts.mlp
+    heads, hidden, mlp = parts.heads, parts.attention[1].k, parts.mlp
     linears = (*parts.attention, None, None, None) if mlp is None else (*parts.attention, mlp.gate, mlp.up, mlp.down)
     norms = (
         structs.norm_struct(norm, hidden, f"the norm {where}")
@@ -212,6 +226,7 @@ def _struct(parts: LayerParts, mixture: structs.Mixture | None) -> structs.Layer
         0.0 if mlp is None else mlp.limit or 0.0,
         0 if mlp is None else structs.activation_code(mlp.activation),
         int(parts.side_by_side),
+        None if parts.latent is None else ctypes.addressof(parts.latent.struct),
     )
 
 
@@ -223,4 +238,5 @@ def _mixture(parts: MixtureParts | None, hidden: int) -> structs.Mixture | None:
 
 
 def _cache_of(parts: LayerParts) -> str:
-    return f"{parts.heads.kv_heads} heads of {parts.heads.dim}"
+    beside = "" if parts.latent is None else f" and {parts.second} rotated"
+    return f"{parts.heads.kv_heads} heads of {parts.heads.dim}{beside}"

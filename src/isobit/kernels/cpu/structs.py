@@ -82,6 +82,29 @@ class Mixture(ctypes.Structure):
     _fields_ = (("router", Router), ("experts", Experts), ("shared_gate", POINTER))
 
 
+class Latent(ctypes.Structure):
+    """isobit_latent."""
+
+    _fields_ = (
+        ("q_a", POINTER),
+        *((name, Norm) for name in ("q_norm", "kv_norm")),
+        *((name, Grouped) for name in ("keys", "values")),
+        *((name, SIZE) for name in ("plain", "rotated")),
+    )
+
+
+class LatentAttention(ctypes.Structure):
+    """isobit_latent_attention."""
+
+    _fields_ = (
+        [("sequences", cpu_sequences.Struct), ("of", POINTER)]
+        + [(name, SIZE) for name in ("heads", "value", "ldkv", "ldo")]
+        + [(name, POINTER) for name in ("cos", "sin", "q", "kv", "latents", "keys", "latent_scales", "key_scales")]
+        + [("out", POINTER), ("scale", FLOAT)]
+        + [(name, CODE) for name in ("interleaved", "cache_format")]
+    )
+
+
 class Layer(ctypes.Structure):
     """isobit_layer."""
 
@@ -93,6 +116,7 @@ class Layer(ctypes.Structure):
         + [("mixture", POINTER), ("places", SIZE)]
         + [(name, FLOAT) for name in ("factor", "limit")]
         + [(name, CODE) for name in ("activation", "side_by_side")]
+        + [("latent", POINTER)]
     )
 
 

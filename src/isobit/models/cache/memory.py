@@ -53,8 +53,7 @@ class Memory:
         self.blocks, self.block, self.key = blocks, block, cache_key(config, dtype, stored)
         self.longest: int | None = None
         kept = [one.attention.kept for one in config.layers]
-        alike = len(set(kept)) == 1 and kept[0].first == kept[0].second
-        self.stride = blocks * block * kept[0].heads * kept[0].first if alike else None
+        self.stride = blocks * block * kept[0].heads * kept[0].first if len(set(kept)) == 1 else None
         size = blocks * block * bytes_per_token(kept, stored, dtype)
         try:
             if size >= _MOST_BYTES:

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from isobit.formats.caches import CacheFormat
 from isobit.kernels import backends
+from isobit.kernels.cpu import latent as cpu_latent
 from isobit.kernels.cpu import layer as cpu_layer
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
 from isobit.models.config import Activation, LatentAttention, LayerSpec, SelfAttention
 from isobit.models.ops import latent, reference
-from isobit.models.ops.cpu_stack import router_of, stack
+from isobit.models.ops.cpu_stack import latent_of, router_of, stack
 from isobit.models.ops.limits import lacking
 from isobit.models.place import Place
 from isobit.models.step import Activations, ExpertParts, LayerOps, LayerRow, Readers, Step
@@ -36,9 +38,23 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
-    if place.alike and any(isinstance(layer.attention, LatentAttention) for layer in layers):
-        return "runs latent attention in PyTorch, whose sums depend on how many tokens come at once"
+    if place.alike and (beyond := _beyond(layers)):
+        return f"{beyond}, and runs that in PyTorch, whose sums depend on how many tokens come at once"
     return lacking(layers, ABLE) or backends.cpu_library_problem()
+
+
+def _beyond(layers: Sequence[LayerSpec]) -> str | None:
+    """Why latent attention of some layers is none of the kernels', or None."""
+    found = [layer.attention for layer in layers if isinstance(layer.attention, LatentAttention)]
+    return next((why for one in found if (why := cpu_latent.unsupported(one.plain, one.rotated, one.rank))), None)
+
+
+def _latent(spec: LatentSpec, layer: int, q: Tensor, kv: Tensor, step: Step) -> Tensor:
+    """On the kernels, or in PyTorch where they do not have its sizes."""
+    bound = latent_of(spec)
+    if bound is None:
+        return latent.attend(spec, layer, q, kv, step)
+    return bound(q.contiguous(), kv.contiguous(), *step.angles(layer), step.memory(layer), step.batch.sequences)
 
 
 def _project(linears: Readers, x: Activations) -> list[Tensor]:
@@ -92,7 +108,7 @@ def _project_gate(linears: Readers, x: Activations, activation: Activation, read
 
 _OPS = LayerOps(
     "cpu", norm=_norm, add=cpu_layer.add, add_norm=_add_norm, gate=_gate, activate=_activate,
-    project=_project, project_gate=_project_gate, attend=_attend, latent=latent.attend, experts=_experts,
+    project=_project, project_gate=_project_gate, attend=_attend, latent=_latent, experts=_experts,
     gate_by=cpu_layer.gate_by, stack=stack,
 )  # fmt: skip
 ROW = LayerRow("cpu", 10, accepts=_accepts, make=lambda place: _OPS)

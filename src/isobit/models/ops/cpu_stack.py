@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from isobit.kernels.cpu import stack as cpu_stack
 from isobit.kernels.cpu.experts import CpuMixture, CpuRouter
+from isobit.kernels.cpu.latent import CpuLatent, unsupported
 from isobit.kernels.cpu.layer import ACTIVATIONS
 from isobit.kernels.cpu.linear import CpuLinear
 from isobit.kernels.grouped import Routing
+from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
 from isobit.models.attention import Attention
 from isobit.models.experts import ExpertsMLP
@@ -22,6 +26,7 @@ from isobit.models.norms import Norm
 from isobit.models.step import Stack, Step
 
 _ROUTERS: WeakKeyDictionary[Routing, CpuRouter] = WeakKeyDictionary()
+_LATENTS: WeakKeyDictionary[LatentSpec, CpuLatent] = WeakKeyDictionary()
 
 
 class _Elsewhere(Exception):
@@ -38,9 +43,6 @@ def router_of(routing: Routing) -> CpuRouter:
 def stack(layers: nn.ModuleList) -> Stack | str:
     """One call for all layers; or why there is none."""
     found = [layer for layer in layers if isinstance(layer, Layer)]
-    latent = [layer.self_attn.layer for layer in found if isinstance(layer.self_attn, Latent)]
-    if latent:
-        return f"the latent attention of layer {latent[0]} runs in PyTorch"
     if len({layer.spec.attention.kept for layer in found}) > 1:
         return "layers have caches of different shapes"
     kinds = [_kind(layer) for layer in found]
@@ -66,20 +68,63 @@ def _kind(layer: Layer) -> tuple[object, ...]:
     return attention.angles, getattr(attention, "query_scale", None)
 
 
+def latent_of(spec: LatentSpec) -> CpuLatent | None:
+    """Latent attention bound to the kernels, once; None where they do not run it."""
+    if spec not in _LATENTS:
+        if unsupported(spec.plain, spec.rotated, spec.rank) is not None:
+            return None
+        _LATENTS[spec] = CpuLatent(spec)
+    return _LATENTS[spec]
+
+
+@dataclass(frozen=True)
+class _Mixing:
+    """What comes in front of a layer's MLP."""
+
+    linears: tuple[CpuLinear, CpuLinear, CpuLinear | None, CpuLinear]
+    heads: AttentionSpec
+    over_width: tuple[NormSpec, NormSpec] | None = None
+    latent: CpuLatent | None = None
+
+
+def _mixing(attention: nn.Module) -> _Mixing:
+    if isinstance(attention, Latent):
+        return _latent(attention)
+    assert isinstance(attention, Attention)
+    what = f"linears of layer {attention.layer} run elsewhere"
+    q, k, v, o = (
+        _bound(part, what) for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    )
+    return _Mixing((q, k, v, o), attention.heads, _over_width(attention))
+
+
+def _latent(attention: Latent) -> _Mixing:
+    spec, what = attention.spec, f"linears of layer {attention.layer} run elsewhere"
+    bound = latent_of(spec)
+    if bound is None:
+        raise _Elsewhere(f"the latent attention of layer {attention.layer} runs in PyTorch")
+    kv_a, o = (_bound(part, what) for part in (attention.kv_a_proj_with_mqa, attention.o_proj))
+    if attention.q_b_proj is None:
+        q = _bound(attention.q_proj, what)
+    else:
+        norm = attention.q_a_layernorm
+        assert isinstance(norm, Norm)
+        q, bound = _bound(attention.q_b_proj, what), bound.behind(_bound(attention.q_a_proj, what), norm.spec)
+    heads = AttentionSpec(spec.heads, 1, spec.rank, scale=spec.scale, interleaved=spec.interleaved)
+    return _Mixing((q, kv_a, None, o), heads, latent=bound)
+
+
 def _parts(layer: Layer, places: int) -> cpu_stack.LayerParts:
     attention, mlp = layer.self_attn, layer.mlp
-    assert isinstance(attention, Attention)
+    number: int = attention.layer
+    mixing = _mixing(attention)
     mixture, dense = (mlp, mlp.__dict__["shared"]) if isinstance(mlp, ExpertsMLP) else (None, mlp)
-    q, k, v, o = (
-        _bound(part, f"linears of layer {attention.layer} run elsewhere")
-        for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    )
     specs = {role: norm.spec for role, norm in layer.norms.items()}
     return cpu_stack.LayerParts(
-        (q, k, v, o), attention.heads, None if dense is None else _mlp(dense, attention.layer),
+        mixing.linears, mixing.heads, None if dense is None else _mlp(dense, number),
         specs.get("before_attention"), specs.get("before_mlp"), specs.get("after_attention"), specs.get("after_mlp"),
-        None if mixture is None else _mixture(mixture, attention.layer), _over_width(attention),
-        layer.spec.residual_factor, layer.spec.parallel, places,
+        None if mixture is None else _mixture(mixture, number), mixing.over_width,
+        layer.spec.residual_factor, layer.spec.parallel, places, mixing.latent,
     )  # fmt: skip
 
 

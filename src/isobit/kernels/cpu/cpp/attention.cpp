@@ -23,6 +23,8 @@ constexpr int64_t KEPT = 1 << 26;     // floats of sums from which on no more pi
 // The block of keys in which begins what a token sees.
 int64_t first_key(const Sight &sight, int64_t position) { return sight.first(position) / KEYS * KEYS; }
 
+}  // namespace
+
 // ---- checks ----
 
 const char *problem_of_sizes(const isobit_sequences &s) {
@@ -31,6 +33,8 @@ const char *problem_of_sizes(const isobit_sequences &s) {
     if (!s.starts || !s.lengths || !s.table || !s.slots) return "a null pointer";
     return nullptr;
 }
+
+namespace {
 
 // New tokens that are stored, `position` the first one's.
 const char *problem_of_slots(const isobit_sequences &s, int64_t sequence, int64_t position) {
@@ -272,37 +276,50 @@ void merge_chunks(const LayerIsa &isa, const isobit_attention &a, const Plan &pl
     }
 }
 
-void attend_whole(const LayerIsa &isa, const isobit_attention &a, const Plan &plan, const Piece &p) {
+// Sums of a piece or a chunk of it.
+void sums_of(const LayerIsa &isa, const isobit_attention &a, const Latents *latents, const Piece &p, const Partial &sums) {
+    if (latents) isa.attend_latents(a, *latents, p, sums);
+    else isa.attend(a, p, sums);
+}
+
+void attend_whole(const LayerIsa &isa, const isobit_attention &a, const Latents *latents, const Plan &plan, const Piece &p) {
     static thread_local Buffer own;
     const int64_t chunks = chunks_of(p), size = plan.partial_size(p);
     float *sums = own.floats(chunks * size);
-    for (int64_t i = 0; i < chunks; ++i) isa.attend(a, chunk_of(p, i), plan.partial(sums + i * size, p));
+    for (int64_t i = 0; i < chunks; ++i) sums_of(isa, a, latents, chunk_of(p, i), plan.partial(sums + i * size, p));
     merge_chunks(isa, a, plan, p, sums);
 }
 
-}  // namespace
-
-void attention(const isobit_attention &a) {
+void attend_all(const LayerIsa &isa, const isobit_attention &a, const Latents *latents) {
     static thread_local Plan kept;
     static thread_local Buffer shared;
-    const LayerIsa &isa = current_layer();
     Plan &plan = kept;
-    prepare(isa, a);
     plan.make(isa, a);
+    if (plan.tasks.empty()) return;  // nothing but padding
     float *const sums = shared.floats(plan.kept);
     parallel(static_cast<int64_t>(plan.ends.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t at = begin ? plan.ends[static_cast<size_t>(begin - 1)] : 0; at < plan.ends[static_cast<size_t>(end - 1)]; ++at) {
             const Task &t = plan.tasks[static_cast<size_t>(at)];
             if (t.cut < 0) {
-                attend_whole(isa, a, plan, t.piece);
+                attend_whole(isa, a, latents, plan, t.piece);
                 continue;
             }
-            isa.attend(a, t.piece, plan.partial(sums + t.at, t.piece));
+            sums_of(isa, a, latents, t.piece, plan.partial(sums + t.at, t.piece));
             Cut &cut = plan.cuts[static_cast<size_t>(t.cut)];
             if (__atomic_sub_fetch(&cut.left, 1, __ATOMIC_ACQ_REL) == 0) merge_chunks(isa, a, plan, cut.piece, sums + cut.at);
         }
     });
 }
+
+}  // namespace
+
+void attention(const isobit_attention &a) {
+    const LayerIsa &isa = current_layer();
+    prepare(isa, a);
+    attend_all(isa, a, nullptr);
+}
+
+void attention(const isobit_attention &a, const Latents &l) { attend_all(current_layer(), a, &l); }
 
 }  // namespace isobit
 

@@ -242,6 +242,7 @@ struct Stored {
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
+#include "latent.inc.h"
 
 bool available() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() && __builtin_cpu_supports("bmi2");
@@ -250,6 +251,6 @@ bool available() {
 }  // namespace
 
 const Isa avx2_isa = {"avx2", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
+const LayerIsa avx2_layer = {"avx2", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, attend_latents, merge};
 
 }  // namespace isobit

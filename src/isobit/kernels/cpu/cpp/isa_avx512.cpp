@@ -341,6 +341,7 @@ struct Stored {
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
+#include "latent.inc.h"
 
 void use(int parts) { extensions = parts; }
 
@@ -353,6 +354,6 @@ bool available() {
 }  // namespace
 
 const Isa avx512_isa = {"avx512", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, use};
-const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
+const LayerIsa avx512_layer = {"avx512", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, attend_latents, merge};
 
 }  // namespace isobit

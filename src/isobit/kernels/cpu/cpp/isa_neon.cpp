@@ -231,6 +231,7 @@ struct Stored {
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
+#include "latent.inc.h"
 
 bool available() {
 #if defined(__linux__)
@@ -247,6 +248,6 @@ bool available() {
 }  // namespace
 
 const Isa neon_isa = {"neon", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
+const LayerIsa neon_layer = {"neon", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, attend_latents, merge};
 
 }  // namespace isobit

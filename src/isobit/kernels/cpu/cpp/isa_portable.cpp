@@ -223,12 +223,13 @@ struct Stored {
 #include "kernels.inc.h"
 #include "layer.inc.h"
 #include "attention.inc.h"
+#include "latent.inc.h"
 
 bool available() { return true; }
 
 }  // namespace
 
 const Isa portable_isa = {"portable", available, layout, arrange, few, many, PANELS * NR, absmax, round_activations, read_all, even, nullptr};
-const LayerIsa portable_layer = {"portable", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, merge};
+const LayerIsa portable_layer = {"portable", norm_row, gate_all, exp_all, rms_factor, prepare_head, padded_dim, put_cached, attend, attend_latents, merge};
 
 }  // namespace isobit

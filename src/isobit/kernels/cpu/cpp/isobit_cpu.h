@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 6
+#define ISOBIT_CPU_ABI 7
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -253,6 +253,39 @@ typedef struct {
 // ids, weights: [m, active], the best expert first. x: [m, hidden], rows ldx apart.
 int isobit_cpu_route(const isobit_router *r, const float *x, int64_t m, int64_t ldx, int32_t *ids, float *weights);
 
+// ---- latent attention ----
+
+// What a latent attention (MLA) is. A head's query has dimensions without a position in front of those that are rotated. The cache keeps of
+// a token the normed latent of `rank` numbers and one rotated part of a key, which all heads share.
+typedef struct {
+    const isobit_linear *q_a;  // of a layer: [low, hidden], whose norm the layer's q takes; NULL: q takes what the layer reads
+    isobit_norm q_norm;        // [low]
+    isobit_norm kv_norm;       // [rank]
+    isobit_grouped keys;       // a matrix [rank, plain] of each head: takes queries to latents; nothing is rounded for it
+    isobit_grouped values;     // a matrix [value, rank] of each head: takes what is found in latents to its values
+    int64_t plain, rotated;    // dimensions of a query without a position and with one
+} isobit_latent;
+
+// Causal latent attention over a cache of latents, and what comes before it: norms of latents, rotation, storing. What a token gives does
+// not depend on what is computed with it or on where the cache keeps its sequence, to the bit. Padding is not stored, and gives zeros.
+typedef struct {
+    isobit_sequences sequences;
+    const isobit_latent *of;
+    int64_t heads, value;
+    int64_t ldkv, ldo;            // distances of tokens in kv and out
+    const float *cos, *sin;       // [tokens, rotated], by halves
+    float *q;                     // [tokens, heads, plain + rotated], contiguous; comes out rotated
+    const float *kv;              // [tokens, rank + rotated]: latents in front of their norm, and keys in front of their rotation
+    void *latents, *keys;         // [blocks, block, rank], [blocks, block, rotated]
+    float *latent_scales, *key_scales;  // [blocks, block] of codes of 8 bits, else NULL
+    float *out;                   // [tokens, heads, value]
+    float scale;                  // what scores are multiplied by
+    int32_t interleaved;          // 1: dimensions 0 and 1, 2 and 3, ... of what comes in are rotated together; they are kept as halves
+    int32_t cache_format;         // enum isobit_format of what is kept, up to ISOBIT_INT8
+} isobit_latent_attention;
+
+int isobit_cpu_latent(const isobit_latent_attention *a);
+
 // An MLP that is a mixture.
 typedef struct {
     isobit_router router;
@@ -276,6 +309,8 @@ typedef struct {
     float limit;          // see isobit_cpu_gate
     int32_t activation;   // enum isobit_activation
     int32_t side_by_side;
+    const isobit_latent *latent;  // NULL: none. Else k is [rank + rotated, hidden], v NULL, kv_heads 1, dim the rank, and of `of` only scale
+                                  // and interleaved count
 } isobit_layer;
 
 // What attentions of one kind are told of the positions of a step's tokens; as in isobit_attention.
@@ -290,9 +325,9 @@ typedef struct {
     isobit_sequences sequences;
     const isobit_places *places;
     int64_t kinds_of_places;
-    void *keys, *values;          // those of the first layer
+    void *keys, *values;          // those of the first layer; of latent attention latents and rotated keys
     float *key_scales, *value_scales;
-    int64_t cache_stride;         // values from a layer's keys to the next one's; 0: all use the same memory
+    int64_t cache_stride;         // values from a layer's keys to the next one's; 0: all use the same memory. Rotated keys lie as many tokens apart
     int32_t cache_format;
 } isobit_step;
 

@@ -14,6 +14,10 @@ int fail(const char *why);
 // Why a linear or an attention with these arguments is refused; NULL if it is not. That of an attention follows no pointer.
 const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy);
 const char *problem(const isobit_attention &a);
+const char *problem_of_sizes(const isobit_sequences &s);
+// The same of latent attention, of one by itself and of a layer's: `value` dimensions of a head's value.
+const char *problem(const isobit_latent_attention &a);
+const char *problem(const isobit_latent &l, int64_t heads, int64_t value);
 // How far back tokens see.
 struct Sight {
     int64_t window, chunk;
@@ -38,6 +42,19 @@ const char *problem(const isobit_norm &norm);
 
 // What has been checked. Throws std::bad_alloc.
 void attention(const isobit_attention &a);
+void latent(const isobit_latent_attention &a);
+
+// What an attention over latents has beside what an attention has: the rotated part. Queries in front of the latents are [heads, tokens,
+// dim], and key-value heads are parts of the heads, which all read the same.
+struct Latents {
+    const float *turned;       // rotated parts of queries
+    int64_t token, head;       // from one token's to the next one's, and from one head's
+    int64_t rotated;
+    const void *keys;          // [blocks, block, rotated]
+    const float *scales;       // [blocks, block] of codes, else NULL
+};
+// An attention whose keys are stored already.
+void attention(const isobit_attention &a, const Latents &l);
 
 // Runs `body` and turns what it throws into an error code.
 template <class Body>
@@ -82,6 +99,7 @@ struct LayerIsa {
     // Stores one head's keys or values in a format of the cache that is not float32; scale of codes.
     void (*put_cached)(int32_t format, const float *x, int64_t dim, void *to, float *scale);
     void (*attend)(const isobit_attention &, const Piece &, const Partial &);
+    void (*attend_latents)(const isobit_attention &, const Latents &, const Piece &, const Partial &);
     // out = sum of parts[i].out * exp(parts[i].largest - overall) / sum of their totals, for one row; `sink` is a score that takes part
     // (NULL: none).
     void (*merge)(const Partial *parts, int64_t count, int64_t row, int64_t dim, const float *sink, float *out);

@@ -13,7 +13,7 @@ namespace {
 
 // What a layer needs besides the residual stream; rows of the widest layer.
 struct Scratch {
-    float *normed, *delta, *q, *k, *v, *mixed, *gate, *up, *experts, *weights;
+    float *normed, *delta, *q, *k, *v, *mixed, *gate, *up, *experts, *weights, *low;
     int32_t *ids;
 };
 
@@ -36,7 +36,29 @@ const char *problem_of_mlp(const isobit_layer &l, int64_t hidden) {
     return nullptr;
 }
 
+// Dimensions of a head's value in latent attention; those of all heads come out.
+int64_t value_of(const isobit_layer &l) { return l.latent->values.of.n; }
+
+const char *problem_of_latent(const isobit_layer &l, int64_t hidden) {
+    const isobit_latent &of = *l.latent;
+    if (!l.q || !l.k || !l.o || l.v) return "a null pointer, or a linear for values beside latents";
+    if (l.heads < 1 || l.heads > LARGEST || l.kv_heads != 1 || l.dim != of.keys.of.n) return "sizes of latent attention: one head in the cache, as wide as latents";
+    if (value_of(l) < 1) return "sizes must be positive";
+    if (const char *why = problem(of, l.heads, value_of(l))) return why;
+    if (l.k->k != hidden || (of.q_a ? of.q_a : l.q)->k != hidden) return "a linear does not take the residual stream";
+    if (of.q_a && (of.q_a->n != l.q->k || !of.q_norm.weight)) return "what queries are made of does not fit";
+    if (const char *why = of.q_a ? problem(of.q_norm) : nullptr) return why;
+    if (l.o->n != hidden) return "a linear does not give the residual stream";
+    if (l.q->n != l.heads * (of.plain + of.rotated) || l.k->n != l.dim + of.rotated || l.o->k != l.heads * value_of(l))
+        return "the linears of an attention do not fit its heads";
+    return nullptr;
+}
+
 const char *problem_of_shapes(const isobit_layer &l, int64_t hidden) {
+    if (l.latent) {
+        const char *const why = problem_of_latent(l, hidden);
+        return why ? why : problem_of_mlp(l, hidden);
+    }
     if (!l.q || !l.k || !l.v || !l.o) return "a null pointer";
     if (l.heads < 1 || l.kv_heads < 1 || l.dim < 1) return "sizes must be positive";
     if (l.heads > LARGEST / l.dim || l.kv_heads > LARGEST / l.dim) return "sizes overflow";
@@ -50,20 +72,21 @@ const char *problem_of_shapes(const isobit_layer &l, int64_t hidden) {
 // Memory for `rows` rows; it is given back with `memory`, since that of a long prompt is large.
 Scratch scratch_for(const isobit_layer *layers, int64_t count, int64_t rows, Buffer &memory) {
     const int64_t hidden = layers[0].o->n;
-    int64_t heads = 0, shared = 0, inner = 0, active = 0;
+    int64_t heads = 0, shared = 0, inner = 0, active = 0, low = 0;
     for (int64_t i = 0; i < count; ++i) {
-        heads = layers[i].q->n > heads ? layers[i].q->n : heads;
+        heads = std::max({heads, layers[i].q->n, layers[i].o->k});
+        if (layers[i].latent && layers[i].latent->q_a) low = std::max(low, layers[i].latent->q_a->n);
         shared = layers[i].k->n > shared ? layers[i].k->n : shared;
         inner = inner_of(layers[i]) > inner ? inner_of(layers[i]) : inner;
         if (layers[i].mixture) active = std::max(active, layers[i].mixture->router.active);
     }
-    constexpr int PARTS = 11;
-    const int64_t sizes[PARTS] = {hidden, hidden, heads, shared, shared, heads, inner, inner, active ? hidden : 0, active, active};
+    constexpr int PARTS = 12;
+    const int64_t sizes[PARTS] = {hidden, hidden, heads, shared, shared, heads, inner, inner, active ? hidden : 0, active, low, active};
     int64_t total = 0;
     for (int64_t size : sizes) total += round_up(rows * size, 16);
     float *p[PARTS], *next = memory.floats(total);
     for (int i = 0; i < PARTS; ++i) p[i] = next, next += round_up(rows * sizes[i], 16);
-    return {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], reinterpret_cast<int32_t *>(p[10])};
+    return {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], reinterpret_cast<int32_t *>(p[11])};
 }
 
 isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
@@ -82,6 +105,20 @@ isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, in
     return a;
 }
 
+isobit_latent_attention latent_of(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
+    const isobit_places &places = step.places[l.places];
+    isobit_latent_attention a{};
+    a.sequences = step.sequences, a.of = l.latent, a.heads = l.heads, a.value = value_of(l);
+    a.ldkv = l.k->n, a.ldo = l.o->k, a.cos = places.cos, a.sin = places.sin, a.q = s.q, a.kv = s.k, a.out = s.mixed;
+    a.scale = l.of.scale, a.interleaved = l.of.interleaved, a.cache_format = step.cache_format;
+    const int64_t tokens = layer * step.cache_stride / l.dim, bits = bits_of(step.cache_format);
+    a.latents = static_cast<uint8_t *>(step.keys) + tokens * l.dim * bits / 8;
+    a.keys = static_cast<uint8_t *>(step.values) + tokens * l.latent->rotated * bits / 8;
+    a.latent_scales = step.key_scales ? step.key_scales + tokens : nullptr;
+    a.key_scales = step.value_scales ? step.value_scales + tokens : nullptr;
+    return a;
+}
+
 const char *problem_of_norms(const isobit_layer &l) {
     for (const isobit_norm *norm : {&l.before_attention, &l.before_mlp, &l.after_attention, &l.after_mlp})
         if (const char *why = problem(*norm)) return why;
@@ -93,20 +130,22 @@ const char *problem_of_calls(const isobit_layer &l, const isobit_step &step, int
     const int64_t rows = step.sequences.tokens;
     if (const char *why = l.up ? problem_of_gate(l.activation, l.limit, l.gate) : nullptr) return why;
     if (const char *why = problem_of_norms(l)) return why;
-    const isobit_linear *const linears[] = {l.q, l.k, l.v, l.o, l.up, l.down, l.gate};
+    const isobit_linear *const linears[] = {l.q, l.k, l.v, l.o, l.up, l.down, l.gate, l.latent ? l.latent->q_a : nullptr};
     for (const isobit_linear *w : linears)
         if (const char *why = w ? problem(*w, x, rows, w->k, x, w->n) : nullptr) return why;
     if (l.places < 0 || l.places >= step.kinds_of_places) return "a layer asks for positions that the step does not have";
     const isobit_places &places = step.places[l.places];
-    if (places.cos && places.rotated != rotated_of(l.of, l.dim)) return "the angles of a step are not those of a layer's heads";
-    return problem(attention_of(l, step, layer, {x, x, x, x, x, x, x, x, x, x, nullptr}));
+    const int64_t rotated = l.latent ? l.latent->rotated : rotated_of(l.of, l.dim);
+    if (places.cos && places.rotated != rotated) return "the angles of a step are not those of a layer's heads";
+    const Scratch memory{x, x, x, x, x, x, x, x, x, x, x, nullptr};
+    return l.latent ? problem(latent_of(l, step, layer, memory)) : problem(attention_of(l, step, layer, memory));
 }
 
 // How far back the layers see: each way once.
 std::vector<Sight> sights_of(const isobit_layer *layers, int64_t count) {
     std::vector<Sight> found;
     for (int64_t i = 0; i < count; ++i)
-        if (const Sight sight = sight_of(layers[i].of); std::find(found.begin(), found.end(), sight) == found.end()) found.push_back(sight);
+        if (const Sight sight = layers[i].latent ? Sight{} : sight_of(layers[i].of); std::find(found.begin(), found.end(), sight) == found.end()) found.push_back(sight);
     return found;
 }
 
@@ -132,12 +171,32 @@ struct Stream {
     }
 };
 
-int attend(const isobit_layer &l, const isobit_step &step, int64_t i, const float *x, const Scratch &s) {
+// Latent attention up to what its heads give.
+int mix_latents(const isobit_layer &l, const isobit_step &step, int64_t i, const float *x, const Scratch &s) {
+    const isobit_linear *const q_a = l.latent->q_a, *const first[] = {q_a ? q_a : l.q, l.k};
+    float *const outputs[] = {q_a ? s.low : s.q, s.k};
+    const int64_t strides[] = {first[0]->n, l.k->n}, rows = step.sequences.tokens;
+    if (const int failed = isobit_cpu_linears(first, 2, x, rows, l.k->k, outputs, strides)) return failed;
+    if (q_a) {
+        if (const int failed = normed(l.latent->q_norm, rows, q_a->n, s.low)) return failed;
+        if (const int failed = isobit_cpu_linear(l.q, s.low, rows, l.q->k, s.q, l.q->n)) return failed;
+    }
+    latent(latent_of(l, step, i, s));  // its arguments have been looked at
+    return 0;
+}
+
+int mix(const isobit_layer &l, const isobit_step &step, int64_t i, const float *x, const Scratch &s) {
     const isobit_linear *const projections[] = {l.q, l.k, l.v};
     float *const outputs[] = {s.q, s.k, s.v};
-    const int64_t strides[] = {l.q->n, l.k->n, l.v->n}, rows = step.sequences.tokens;
-    if (const int failed = isobit_cpu_linears(projections, 3, x, rows, l.q->k, outputs, strides)) return failed;
+    const int64_t strides[] = {l.q->n, l.k->n, l.v->n};
+    if (const int failed = isobit_cpu_linears(projections, 3, x, step.sequences.tokens, l.q->k, outputs, strides)) return failed;
     attention(attention_of(l, step, i, s));  // its arguments have been looked at
+    return 0;
+}
+
+int attend(const isobit_layer &l, const isobit_step &step, int64_t i, const float *x, const Scratch &s) {
+    const int64_t rows = step.sequences.tokens;
+    if (const int failed = (l.latent ? mix_latents : mix)(l, step, i, x, s)) return failed;
     if (const int failed = isobit_cpu_linear(l.o, s.mixed, rows, l.o->k, s.delta, l.o->n)) return failed;
     return normed(l.after_attention, rows, l.o->n, s.delta);
 }
@@ -206,6 +265,7 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const is
     if (!step->places) return fail("a null pointer");
     for (int64_t i = 0; i < count; ++i) {
         if (!layers[i].o) return fail("a null pointer");
+        if (!layers[i].latent != !layers[0].latent) return fail("layers with latent attention and without it keep different things");
         if (const char *why = problem_of_shapes(layers[i], layers[0].o->n)) return fail(why);
     }
     if (of.tokens > LARGEST / layers[0].o->n) return fail("sizes overflow");
