@@ -1,32 +1,76 @@
 """A cache that is played, and a model that reads it.
 
 The cache remembers for each slot which history its keys and values belong to, and the model chooses the next token from
-what it finds there. So a block that is lost, shared by mistake, written twice or found for the wrong tokens changes an
-answer, or fails where it is seen.
+what it finds there. So a block that is lost, shared by mistake, written twice, or found for the wrong tokens, those of
+another picture or other positions, changes an answer, or fails where it is seen.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
 
 from isobit.engine.blocks import BlockPool
 from isobit.engine.request import UNKNOWN, Request, Schedule
 from isobit.engine.scheduler import Scheduler
+from isobit.engine.sights import Sight, Sights
 
 History = tuple[int, ...]
+Looks = tuple[list[tuple[bytes, set[int]]], list[int] | None, int]  # pieces, positions, shift
+
+looks = st.none() | st.tuples(
+    st.lists(st.tuples(st.sampled_from([b"a", b"b"]), st.sets(st.integers(0, 13), max_size=8)), max_size=2),
+    st.none() | st.lists(st.integers(0, 1), min_size=1, max_size=3),
+    st.integers(-1, 1),
+)
 
 
 def next_token(history: History) -> int:
     """The played model: a function of everything so far."""
-    return zlib.crc32(bytes(history)) % 5
+    return zlib.crc32(repr(history).encode()) % 5
+
+
+def seen(request: Request, tokens: Sequence[int]) -> History:
+    """What the model sees of a request's tokens: of those of a picture, and of others that do not stand at their place,
+    a number that nothing else has."""
+    sights = request.sights
+    if sights is None:
+        return tuple(tokens)
+    parts = {place: (key, row) for key, places in sights.shown for row, place in enumerate(places)}
+    found = []
+    for place, token in enumerate(tokens):
+        told = (place + sights.shift,) * sights.axes
+        if place < sights.length:
+            told = tuple(sights.told[place * sights.axes : (place + 1) * sights.axes]) or (place,) * sights.axes
+        odd = parts.get(place), told if told != (place,) * sights.axes else None
+        found.append(token if odd == (None, None) else zlib.crc32(repr((token, odd)).encode()))
+    return tuple(found)
+
+
+def looked(prompt: History, pieces: Sequence[tuple[bytes, set[int]]], told: Sequence[int] | None, shift: int) -> Sights:
+    """Sights of a prompt: pieces at those of some places that are there and not taken; positions on two axes."""
+    free = set(range(len(prompt)))
+    shown = []
+    for key, wanted in pieces:
+        places = sorted(wanted & free)
+        free -= wanted
+        if places:
+            shown.append(Sight(key, tuple(places)))
+    shown.sort(key=lambda one: one.places)
+    if told is None:
+        return Sights(tuple(shown), len(prompt), shift=shift)
+    positions = [place + told[at % len(told)] for place in range(len(prompt)) for at in (2 * place, 2 * place + 1)]
+    return Sights(tuple(shown), len(prompt), 2, positions, shift)
 
 
 def alone(request: Request) -> list[int]:
     """The answer of a request that nobody disturbs."""
     tokens = list(request.prompt)
     for _ in range(request.most):
-        tokens.append(next_token(tuple(tokens)))
+        tokens.append(next_token(seen(request, tokens)))
     return tokens[len(request.prompt) :]
 
 
@@ -80,16 +124,19 @@ class Played:
         ]
         chosen = {}
         for sequence, part in enumerate(schedule.parts):
-            history = self.history_of(part.id)
+            history, visible = self.history_of(part.id), self.seen_of(part.id)
+            sights = self.requests[part.id].sights
+            assert part.shift == (0 if sights is None else sights.shift)
+            assert part.looks == (sights is not None and part.first < sights.length)
             for place in range(starts[sequence], starts[sequence + 1]):
                 position = schedule.positions[place]
                 known = len(self.requests[part.id].prompt) + self.committed[part.id]
                 assert schedule.tokens[place] == (history[position] if position < known else UNKNOWN)
                 block = written[place] // size
                 assert self.pool.holders(block) == 1, "a block that somebody else reads is written"
-                self.cache[written[place]] = history[: position + 1]
+                self.cache[written[place]] = visible[: position + 1]
         for sequence, part in enumerate(schedule.parts):
-            history = self.history_of(part.id)
+            history = self.seen_of(part.id)
             length = lengths[sequence]
             window = self.scheduler.window
             seen = range(0 if window is None else max(0, part.first - window + 1), length)
@@ -108,10 +155,13 @@ class Played:
     def history_of(self, id: int) -> History:
         return (*self.requests[id].prompt, *self.made[id])
 
+    def seen_of(self, id: int) -> History:
+        return seen(self.requests[id], self.history_of(id))
+
     def commit(self, schedule: Schedule, chosen: list[int]) -> None:
         for part in schedule.parts:
             rows = [part.first + at for at in part.scored]
-            found = [self.history_of(part.id)[: row + 1] for row in rows]
+            found = [self.seen_of(part.id)[: row + 1] for row in rows]
             self.scored[part.id] += zip(found, part.targets, strict=True)
         for id, token in zip(schedule.choosers, chosen, strict=True):
             self.committed[id] += 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from played_cache import History, Played, alone
+from played_cache import History, Looks, Played, alone, looked, looks, seen
 
 from isobit.engine.blocks import BlockPool
 from isobit.engine.request import UNKNOWN, Request
@@ -29,12 +29,15 @@ class Ahead(RuleBasedStateMachine):
 
     @rule(
         prompt=prompts, most=st.integers(0, 9), priority=st.integers(-1, 1), reuses=st.booleans(),
-        scored=st.none() | st.integers(1, 14),
+        scored=st.none() | st.integers(1, 14), looks=looks,
     )  # fmt: skip
-    def arrive(self, prompt: History, most: int, priority: int, reuses: bool, scored: int | None) -> None:
+    def arrive(
+        self, prompt: History, most: int, priority: int, reuses: bool, scored: int | None, looks: Looks | None
+    ) -> None:
         self.last_id += 1
         scored = len(prompt) if scored is None and most == 0 else scored
-        request = Request(self.last_id, prompt, most, priority, reuses or most % 3 > 0, scored)
+        sights = None if looks is None else looked(prompt, *looks)
+        request = Request(self.last_id, prompt, most, priority, reuses or most % 3 > 0, scored, sights)
         if -(-request.longest // self.played.pool.size) <= self.played.pool.count:
             self.played.add(request)
 
@@ -100,7 +103,8 @@ class Ahead(RuleBasedStateMachine):
                 assert id in self.played.ended
                 assert self.played.answers[id] == expected
                 first = len(request.prompt) if request.scored is None else request.scored
-                wanted = [(request.prompt[:at], request.prompt[at]) for at in range(first, len(request.prompt))]
+                visible = seen(request, request.prompt)
+                wanted = [(visible[:at], request.prompt[at]) for at in range(first, len(visible))]
                 assert self.played.scored[id] == wanted, "a token of a prompt is scored twice, or not at all"
 
 
