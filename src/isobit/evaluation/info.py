@@ -30,7 +30,8 @@ class SchemeUse:
     """The modules of one kind that share a scheme.
 
     Attributes:
-        kind: ``linear``, ``lm_head``, ``embedding`` or ``other`` (norms, biases, vectors).
+        kind: ``linear``, ``lm_head``, ``embedding``, ``tower`` (what stands beside a decoder) or ``other`` (norms,
+            biases, vectors).
         scheme: the scheme's name, or the dtype's where nothing is quantized.
         modules: how many.
         weights: the numbers they hold; scales don't count.
@@ -114,12 +115,12 @@ def describe(path: Path | str) -> CheckpointInfo:
 
 def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     """Describe an opened checkpoint."""
-    named, unneeded, notes = _as_a_model(checkpoint)
+    named, unneeded, beside, notes = _as_a_model(checkpoint)
     try:
         quantization = named.quantization
     except IsobitError:  # a note says so
         quantization = _as_configured(checkpoint)
-    modules = find_modules(named, quantization)
+    modules = find_modules(named, quantization, beside)
     file_bytes = sum(file.stat().st_size for file in checkpoint.files)
     parameters = sum(module.weights for module in modules) - sum(named.tensors[name].numel for name in unneeded)
     linears = [module for module in modules if module.kind == "linear"]
@@ -144,8 +145,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     )
 
 
-def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tuple[str, ...]]:
-    """The checkpoint under a model's own names, the tensors that no model needs, and what is to be said of it.
+def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The checkpoint under a model's own names, tensors that no model needs, those beside a decoder, and what to say.
 
     What isobit cannot run is described all the same, under the names that it has.
     """
@@ -153,15 +154,15 @@ def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tu
         found = resolve(checkpoint)
     except ModelError as error:  # nothing is wrong with it; without sizes config.json describes no model at all
         why = (f"isobit does not run this: {error}",) if "hidden_size" in checkpoint.config else ()
-        return checkpoint, (), (*_notes(checkpoint), *why)
+        return checkpoint, (), (), (*_notes(checkpoint), *why)
     except IsobitError as error:
-        return checkpoint, (), (str(error),)
+        return checkpoint, (), (), (str(error),)
     unneeded = (*found.left_out, *found.kv_scales)
     try:
         require_all(found)
     except CheckpointError as error:
-        return found.ck, unneeded, (*found.notes, f"isobit does not load this: {error}")
-    return found.ck, unneeded, found.notes
+        return found.ck, unneeded, found.beside, (*found.notes, f"isobit does not load this: {error}")
+    return found.ck, unneeded, found.beside, found.notes
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:

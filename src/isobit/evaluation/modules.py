@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from isobit.checkpoint.layouts import table
 from isobit.checkpoint.layouts.parts import COMMON, Parts
@@ -27,7 +28,7 @@ class Module:
 
     Attributes:
         name: the module, e.g. ``model.layers.0.mlp.up_proj``; a tensor's own name where it is no module's weight.
-        kind: ``linear``, ``lm_head``, ``embedding`` or ``other``.
+        kind: ``linear``, ``lm_head``, ``embedding``, ``tower`` (all of what stands beside a decoder) or ``other``.
         scheme: the scheme's name, or the dtype's where it isn't quantized.
         weights: how many numbers it stands for.
         nbytes: bytes it takes.
@@ -40,20 +41,26 @@ class Module:
     nbytes: int
 
 
-def find_modules(checkpoint: Checkpoint, quantization: Quantization | None) -> list[Module]:
+def find_modules(
+    checkpoint: Checkpoint, quantization: Quantization | None, beside: Collection[str] = ()
+) -> list[Module]:
     """Every weight of a checkpoint, each tensor counted once.
 
     Args:
         checkpoint: the opened checkpoint.
         quantization: what its configuration says, where that could be read: names the rounding of activations.
+        beside: tensors that stand beside the decoder.
     """
+    towers = set(beside)
     groups: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in checkpoint.tensors.items():
         prefix, part = table.split(name)
         groups[prefix][part] = info
     found: list[Module] = []
     for prefix, parts in groups.items():
-        found += _modules_of(prefix, parts, checkpoint, quantization)
+        made = _modules_of(prefix, parts, checkpoint, quantization)
+        tower = any(info.name in towers for info in parts.values())
+        found += [replace(module, kind="tower") for module in made] if tower else made
     return found
 
 

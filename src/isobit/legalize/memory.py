@@ -39,6 +39,7 @@ class Memory:
         capacity: what the device can give; 0 when it is not known.
         longest_context: tokens that fit with ``batch`` sequences, at most the model's own longest.
         largest_batch: sequences of ``context`` tokens that fit.
+        tower: weights of what encodes media, in the dtype of activations.
     """
 
     weights: int
@@ -49,11 +50,12 @@ class Memory:
     capacity: int
     longest_context: int
     largest_batch: int
+    tower: int = 0
 
     @property
     def total(self) -> int:
         """Everything together."""
-        return self.weights + self.kv + self.activations + self.runtime
+        return self.weights + self.tower + self.kv + self.activations + self.runtime
 
     @property
     def spare(self) -> int:
@@ -166,6 +168,7 @@ def memory(
     """
     dtype = activation_dtype(target, model_dtype(workload, scheme))
     weights = weight_bytes(workload, scheme, target)
+    tower = workload.tower * bits(dtype) // 8
     per_token = kv_bytes_per_token(workload, kv or dtype)
     runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
     usable = int(capacity * USABLE)
@@ -180,7 +183,7 @@ def memory(
         )
 
     def left(sequences: int, tokens: int) -> int:
-        return usable - weights - runtime - passing(sequences, tokens)
+        return usable - weights - tower - runtime - passing(sequences, tokens)
 
     return Memory(
         weights=weights,
@@ -191,6 +194,7 @@ def memory(
         capacity=usable,
         longest_context=_longest_context(workload, left, per_token * batch, batch),
         largest_batch=_largest_batch(left, per_token * context, context),
+        tower=tower,
     )
 
 

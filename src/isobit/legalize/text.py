@@ -20,6 +20,9 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
     first = plans[0]
     lines = [_machine(first), ""]
     lines += _table(_HEADER, [_row(plan) for plan in plans], [_remarks(plan) for plan in plans])
+    towers = dict.fromkeys(f"{plan.memory.tower / GIB:.2f} GiB" for plan in plans if plan.memory.tower)
+    if towers:
+        lines += ["", *_wrapped(f"What encodes media takes {' or '.join(towers)} besides, which `all` has in it.")]
     notes = dict.fromkeys(note for plan in plans for note in plan.notes)
     if notes:
         lines += ["", "Mind:"]
@@ -139,8 +142,9 @@ def op_lines(op: Op, decision: Decision) -> list[str]:
 
 def _sources(plan: Plan) -> list[str]:
     memory, cost = plan.memory, plan.cost
+    tower = f"{memory.tower} of what encodes media, " if memory.tower else ""
     lines = _wrapped(
-        f"memory: {memory.weights} bytes of weights, {memory.kv} of cache, {memory.activations} of activations,"
+        f"memory: {memory.weights} bytes of weights, {tower}{memory.kv} of cache, {memory.activations} of activations,"
         f" {memory.runtime} of the runtime; {memory.capacity} can be used"
     )
     if cost:
@@ -211,6 +215,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "notes": list(plan.notes),
         "memory": {
             "weights": memory.weights,
+            **({"tower": memory.tower} if memory.tower else {}),
             "kv_per_token": memory.kv_per_token,
             "kv": memory.kv,
             "activations": memory.activations,

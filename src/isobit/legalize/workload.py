@@ -86,6 +86,8 @@ class Workload:
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
         in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has.
         notes: what people should know about the model and its checkpoint, whatever runs it.
+        tower: numbers of what encodes media for it, which no scheme quantizes; 0 where there is none, or nothing says
+            how large it is.
     """
 
     title: str
@@ -100,6 +102,7 @@ class Workload:
     stored: Callable[[str], Stored] | None = None
     in_float32: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    tower: int = 0
 
     @property
     def layers(self) -> int:

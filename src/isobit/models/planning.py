@@ -26,11 +26,13 @@ from isobit.formats.table import element
 from isobit.legalize.calibration import calibrated, machine_key, with_bandwidth
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
-from isobit.models.archs import model_config
+from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import expected_tensors
 from isobit.models.calibration import Calibration, load, usual_path
+from isobit.models.names import is_beside
 from isobit.models.stacks import by_expert
-from isobit.models.workload import workload
+from isobit.models.towers import tower_of
+from isobit.models.workload import counted, workload
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
 from isobit.targets.table import TARGETS, lookup, reference_board
@@ -38,6 +40,10 @@ from isobit.targets.table import TARGETS, lookup, reference_board
 LARGEST_CONFIG = 16 << 20  # bytes
 DEFAULT_CONTEXT = 4096
 LARGEST_BATCH = 1 << 30  # sequences
+_SCALES = ("_scale", "_scale_inv", "_zero_point")  # of tensors of a tower, which is computed with as plain numbers
+_UNKNOWN = (
+    "what encodes media for this model takes memory, too, which is not counted: nothing here says how large it is"
+)
 
 Machine = tuple[Target, Board]
 
@@ -110,12 +116,15 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     """
     infos, dtypes = headers(folder)
     config = with_implied({**config}, dtypes)
+    within = is_within(config)
+    beside = [info for name, info in infos.items() if within and is_beside(name)]
     if infos:
+        infos = {name: info for name, info in infos.items() if not (within and is_beside(name))}
         infos = _by_expert(infos, config)
         dtypes = {name: info.dtype for name, info in infos.items()}
-    work, names = _workload(config, folder, dtypes), list(dtypes)
+    work, names = _with_tower(_workload(config, folder, dtypes), beside, config), list(dtypes)
     odd = bool(infos) and work.stored is None and not _plain(config, infos)
-    if folder is None or not (odd or _is_bin(folder) or _telling(names, work.tied)):
+    if folder is None or not (odd or (within and names) or _is_bin(folder) or _telling(names, work.tied)):
         return work
     from isobit.checkpoint.reader import Checkpoint
     from isobit.models.contents import require_all
@@ -130,7 +139,18 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     require_all(found)
     dtypes = {name: info.dtype for name, info in found.ck.tensors.items()}
     work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings, renamed=found.ck.stored)
-    return replace(work, notes=found.notes)
+    return _with_tower(replace(work, notes=found.notes), [found.ck.tensors[name] for name in found.beside], config)
+
+
+def _with_tower(work: Workload, tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> Workload:
+    """The same with the tower of a model that sees or hears, where isobit opens it, as far as its tensors are known."""
+    row = tower_of(config)
+    if row is None or not row.file:
+        return work
+    size = sum(info.numel for info in tensors if not info.name.endswith(_SCALES))
+    if not size:
+        return replace(work, notes=(*work.notes, _UNKNOWN))
+    return replace(work, tower=size, title=f"{work.title}, and a tower of {counted(size)}")
 
 
 def _by_expert(infos: dict[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, TensorInfo]:

@@ -44,7 +44,7 @@ class Room:
     def held(self) -> int:
         """Bytes of all but the cache, a whole chunk of a prompt under way."""
         one = self.memory
-        return one.weights + one.runtime + one.activations + self.logits
+        return one.weights + one.tower + one.runtime + one.activations + self.logits
 
     @property
     def tokens(self) -> int:
@@ -63,15 +63,18 @@ class Room:
 
     def __str__(self) -> str:
         one = self.memory
+        tower = f"tower {_size(one.tower)}, " if one.tower else ""
         return (
-            f"weights {_size(one.weights)}, runtime {_size(one.runtime)}, a pass {_size(one.activations + self.logits)}"
-            f", cache {_size(one.kv_per_token)} a token"
+            f"weights {_size(one.weights)}, {tower}runtime {_size(one.runtime)},"
+            f" a pass {_size(one.activations + self.logits)}, cache {_size(one.kv_per_token)} a token"
         )
 
     def refusal(self, model: str) -> CapacityError:
         """The error of a model that does not fit."""
         least = min(LEAST_TOKENS, self.context)
-        need = int((self.memory.weights + self.memory.runtime + least * self.memory.kv_per_token) / USABLE)
+        need = int(
+            (self.memory.weights + self.memory.tower + self.memory.runtime + least * self.memory.kv_per_token) / USABLE
+        )
         where = f"{_size(self.limit)} were given" if self.given else f"{self.device} has {_size(self.limit)} free"
         longest = f"the longest context that fits is {self.tokens} tokens" if self.tokens else "no context fits"
         instead = "allow more with --memory (memory=)" if self.given else "close what uses it, or take a larger machine"

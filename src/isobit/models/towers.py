@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from isobit.media.values import Kind
 from isobit.models.wrappers import WRAPPERS
+
+if TYPE_CHECKING:  # plans need no numpy
+    from isobit.media.values import Kind
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ def workload(
     tensors = _tensors(model, stored if quantization is not None else None)
     size = sum(_numbers(tensor) for tensor in tensors)
     active = sum(_numbers(one) * (one.active if one.experts else 1) // (one.experts or 1) for one in tensors)
-    chosen = "" if active == size else f", {_counted(active)} of them for a token"
+    chosen = "" if active == size else f", {counted(active)} of them for a token"
     return Workload(
-        title=f"{model.family}, {_counted(size)} parameters{chosen}, {model.num_layers} layers",
+        title=f"{model.family}, {counted(size)} parameters{chosen}, {model.num_layers} layers",
         dtype=model.dtype,
         tensors=tensors,
         attentions=tuple(
@@ -89,7 +89,8 @@ def _between(mlp: Mlp) -> int:
     return max(mlp.router.active * mlp.expert.size, 0 if mlp.shared is None else mlp.shared.size)
 
 
-def _counted(size: int) -> str:
+def counted(size: int) -> str:
+    """Numbers for people."""
     return f"{size / 1e9:.2f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
 
 

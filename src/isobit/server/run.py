@@ -76,8 +76,9 @@ def _require(plan: Plan) -> None:
     where = f"{plan.board.name} ({plan.target.name})"
     if any(isinstance(decision, Refusal) and op.kind == "linear" for op, decision in plan.ops):
         raise Unsupported(f"this model ({plan.scheme}) on {where}", plan.reasons, plan.instead or None)
-    if plan.memory.weights > plan.memory.capacity:
-        need, have = (f"{size / 2**30:.2f} GiB" for size in (plan.memory.weights, plan.memory.capacity))
+    weights = plan.memory.weights + plan.memory.tower
+    if weights > plan.memory.capacity:
+        need, have = (f"{size / 2**30:.2f} GiB" for size in (weights, plan.memory.capacity))
         raise CapacityError(
             f"the weights of this model take {need} and {where} has {have}: quantize it further (`isobit plan` shows "
             "what fits), or take a larger machine"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import UsageError
 from isobit.models.media import Tower
 from isobit.models.towers import tower_of
 
@@ -38,4 +39,7 @@ def open_tower(ck: Checkpoint, dtype: torch.dtype, device: torch.device | None =
     if missing:
         return f"images, videos and sounds need {' and '.join(missing)}, which is not installed: {EXTRA}"
     opener: Opener = getattr(importlib.import_module(f"isobit.models.encoders.{row.file}"), row.opener)
-    return opener(ck, dtype, device)
+    try:
+        return opener(ck, dtype, device)
+    except UsageError as error:  # a package that its own parts need: text works without
+        return str(error)

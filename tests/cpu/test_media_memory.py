@@ -1,0 +1,88 @@
+"""What encodes media takes memory: plans count it, describing a checkpoint tells it from the decoder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import glm4v_models
+import pytest
+import torch
+
+import isobit
+from isobit.checkpoint.reader import Checkpoint
+from isobit.evaluation.info import describe
+from isobit.formats.caches import cache_format
+from isobit.models.encoders.table import open_tower
+from isobit.models.planning import plans
+from isobit.models.room import room
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("seeing") / "model"
+    return glm4v_models.save(glm4v_models.make(glm4v_models.PLAIN), made)
+
+
+def numbers(folder: Path) -> int:
+    return sum(info.numel for name, info in Checkpoint.open(folder).tensors.items() if "visual" in name)
+
+
+def test_a_plan_counts_the_tower_in_the_dtype_of_activations(folder: Path) -> None:
+    work, ((cpu,), (gpu,)) = plans(folder, targets=["cpu-avx2", "a6000"], scheme_names=["bf16"])
+    assert work.tower == numbers(folder) > 100_000 and "and a tower of 0.1 million" in work.title
+    assert (cpu.memory.tower, gpu.memory.tower) == (4 * work.tower, 2 * work.tower)
+    one = gpu.memory
+    assert one.total == one.weights + one.tower + one.kv + one.activations + one.runtime
+    left = room(folder, gpu=False, free=1 << 40, given=1 << 30, cache=cache_format("auto"), sequences=1)
+    assert left is not None and left.held >= left.memory.weights + left.memory.tower + left.memory.runtime
+    assert "tower " in str(left)
+
+
+def test_a_configuration_alone_says_that_the_tower_is_not_counted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    work, ((one,),) = plans(tmp_path / "config.json", targets=["a6000"], scheme_names=["bf16"])
+    assert work.tower == 0 and one.memory.tower == 0
+    assert any("takes memory, too, which is not counted" in note for note in work.notes)
+
+
+def test_the_command_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from isobit.cli.main import main
+
+    assert main(["plan", str(folder), "--target", "a6000", "--scheme", "bf16"]) == 0
+    assert "What encodes media takes 0.00 GiB besides" in capsys.readouterr().out
+    assert main(["plan", str(folder), "--target", "a6000", "--scheme", "bf16", "--json"]) == 0
+    assert f'"tower": {2 * numbers(folder)}' in capsys.readouterr().out
+
+
+def test_describing_tells_the_tower_from_the_decoder(folder: Path, tmp_path: Path) -> None:
+    found = describe(folder)
+    assert sum(use.weights for use in found.schemes if use.kind == "tower") == numbers(folder)
+    isobit.quantize(folder, tmp_path / "int8", "int8", progress=False)
+    kinds = {(use.kind, use.scheme) for use in describe(tmp_path / "int8").schemes}
+    assert {("tower", "f32"), ("linear", "int8")} <= kinds and ("linear", "f32") not in kinds
+    planned = plans(tmp_path / "int8", targets=["a6000"])[0]
+    assert planned.tower == numbers(folder) and planned.stored is not None
+    assert not isinstance(open_tower(Checkpoint.open(tmp_path / "int8"), torch.float32), str)
+
+
+def test_without_the_extra_text_works_and_media_name_it(folder: Path) -> None:
+    """In a process of its own, to which transformers is not there."""
+    program = f"""
+import importlib.util, json, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "transformers" else found(name, *rest)
+import isobit, isobit.errors
+from isobit.engine.params import SamplingParams
+llm = isobit.LLM({str(folder)!r})
+(answer,) = llm.generate([[3, 4, 5]], SamplingParams(max_tokens=3, ignore_eos=True))
+try:
+    llm.media_prompt("x", [{{"role": "user", "content": [{{"type": "image"}}]}}])
+except isobit.errors.UsageError as error:
+    print(json.dumps([len(answer.token_ids), str(error), "transformers" in sys.modules]))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    count, said, imported = json.loads(ran.stdout.splitlines()[-1])
+    assert count == 3 and "pip install 'isobit[media]'" in said and not imported
