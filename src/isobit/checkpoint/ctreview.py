@@ -68,15 +68,17 @@ def read(
 
 
 def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str, str]) -> None:
-    plain = []
+    plain: list[str] = []
+    ignored = frozenset(quantization.ignore)
     for module in modules:
         group = quantization.group_for(module)
         if group is None:
             continue
         if group.inputs_only:
             raise rounds_inputs_only(f"the quantization of {bare(module)}")
-        if (group.weights or group.widened) and _is_plain(module, tensors) and not _may_be_plain(quantization, module):
-            plain.append(module)
+        if (group.weights or group.widened) and _is_plain(module, tensors):
+            left = any(f"{name}.weight" in ignored for name in quantization.names(module))  # by its parameter's name
+            plain += [] if left or _may_be_plain(quantization, module) else [module]
     if plain:
         more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
         raise CheckpointError(
