@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import glm4v_models as glm
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.video_utils import VideoMetadata
 
 from isobit.checkpoint.reader import Checkpoint
@@ -262,3 +265,53 @@ def test_frames_are_encoded_a_few_at_a_time_as_all_at_once(saved_as, monkeypatch
     whole = tower.encode(piece)
     monkeypatch.setattr(tower_file, "_AT_ONCE", 70)
     assert off(tower.encode(piece), whole) <= 1e-5
+
+
+# ---------------------------------------------------------------------- other files
+
+
+def moved(folder: Path, out: Path, rename: Callable[[str], str], *, pickled: bool = False) -> Path:
+    """The same model with tensors of other names, or in an old file."""
+    shutil.copytree(folder, out)
+    tensors = {rename(name): value for name, value in load_file(out / "model.safetensors").items()}
+    (out / "model.safetensors").unlink()
+    if pickled:
+        torch.save(tensors, out / "pytorch_model.bin")
+    else:
+        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+VINTAGES: dict[str, Callable[[str], str]] = {
+    "as it is": lambda name: name,
+    "tower outside": lambda name: name.replace("model.visual.", "visual.").replace("language_model.", ""),
+    "wrapped": lambda name: f"language_model.{name.replace('language_model.', '')}" if ".visual." not in name else name,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("vintage", VINTAGES)
+def test_names_and_files_of_other_vintages(saved_as, tmp_path: Path, vintage: str, pickled: bool) -> None:
+    _, folder = saved_as("experts")
+    other = moved(folder, tmp_path / "other", VINTAGES[vintage], pickled=pickled)
+    prompt, _, tower = prepared("experts", folder, "one")
+    again = open_tower(other)
+    assert torch.equal(again.encode(prompt.placed[0].piece), tower.encode(prompt.placed[0].piece))
+    assert torch.equal(logits(other, again, prompt), logits(folder, tower, prompt))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_tower_has_the_dtype_of_the_decoder(saved_as, dtype: torch.dtype) -> None:
+    _, folder = saved_as("plain")
+    prompt, _, tower = prepared("plain", folder, "one")
+    rounded = tower_file.open(Checkpoint.open(folder), dtype).encode(prompt.placed[0].piece)
+    assert rounded.dtype == dtype
+    assert 0 < off(rounded.float(), tower.encode(prompt.placed[0].piece)) < 0.1
+
+
+def test_the_same_picture_has_the_same_key(saved_as) -> None:
+    _, folder = saved_as("plain")
+    tower, ids = open_tower(folder), encoded("<|image|><|image|><|image|>")
+    one, two = Picture(glm.pixels(20, 31)), Picture(glm.pixels(20, 31, seed=1))
+    keys = [placed.piece.key for placed in tower.prompt(ids, [one, two, Picture(one.pixels.copy())]).placed]
+    assert keys[0] == keys[2] != keys[1]

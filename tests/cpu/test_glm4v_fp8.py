@@ -79,7 +79,7 @@ def test_every_code_and_scale_is_read(saved) -> None:
 
 
 def test_transformers_reads_the_same_numbers(saved) -> None:
-    """Whose experts lie one above the other; it rounds products to the dtype of the scales in linears, not in experts."""
+    """Whose experts lie one above the other; it rounds products to the scales' dtype in linears, not in experts."""
     import transformers
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
