@@ -251,6 +251,27 @@ def test_without_a_template_it_is_said_what_is_missing(plain, tmp_path) -> None:
         isobit.transcribe(tmp_path, Sound(noise(1), RATE))
 
 
+def test_a_template_that_asks_for_the_sound_and_not_for_the_type_is_understood(plain, tmp_path) -> None:
+    _, folder, llm = plain
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    asks = (folder / "chat_template.jinja").read_text().replace("part.type == 'audio'", "'audio' in part")
+    (tmp_path / "chat_template.jinja").write_text(asks)
+    sound = Sound(noise(1), RATE)
+    assert request(api.LLM(tmp_path), sound).ids == request(llm, sound).ids
+
+
+@pytest.mark.parametrize("options", [{"kv_cache": "fp8"}, {"batch_invariant": True}, {"dtype": "bfloat16"}], ids=str)
+def test_it_hears_with_every_option_of_loading(plain, options: dict[str, Any]) -> None:
+    _, folder, _ = plain
+    llm, sound = api.LLM(folder, **options), Sound(noise(1), RATE)
+    alone = isobit.transcribe(llm, sound, max_tokens=6, ignore_eos=True)
+    assert alone.usage.completion_tokens == 6
+    if "batch_invariant" in options:
+        both = llm.generate([request(llm, sound), request(llm, Sound(noise(3), RATE))], GREEDY)
+        assert both[0].token_ids[:6] == llm.generate(request(llm, sound), GREEDY)[0].token_ids[:6]
+
+
 # ---------------------------------------------------------------------- the command
 
 

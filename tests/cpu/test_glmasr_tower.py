@@ -153,7 +153,9 @@ def test_places_and_sounds_are_counted(plain) -> None:
     with pytest.raises(UsageError, match="1 places for sounds .*there are 0 sounds"):
         own.prompt(asked(folder), [])
     messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "?"}]}]
-    assert own.messages(messages, [sound]) == messages
+    (shaped,) = own.messages(messages, [sound])
+    assert shaped == {"role": "user", "content": [{"type": "audio", "audio": "sound"}, messages[0]["content"][1]]}
+    assert own.messages([{"role": "system", "content": "Hear."}], []) == [{"role": "system", "content": "Hear."}]
     for media in ([], [sound, sound]):
         with pytest.raises(UsageError, match="1 parts of type audio"):
             own.messages(messages, media)

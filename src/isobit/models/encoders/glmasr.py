@@ -101,14 +101,17 @@ class GlmAsrTower:
         self._module = _module(ck, self._encoder, self._width, dtype, device)
 
     def messages(self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium]) -> Sequence[Mapping[str, Any]]:
-        """Messages as the template wants them, which is as they came; takes and raises what ``Tower.messages`` does."""
+        """Messages as transformers hands them to the template; takes and raises what ``Tower.messages`` does.
+
+        A part that is a sound has it in its key ``audio``: templates ask for that, or for the type.
+        """
         for medium in media:
             if medium.kind not in self.kinds:
                 raise UsageError(f"this model hears and does not see: it takes sounds, and no {medium.kind}")
         found = sum(_sounds(message.get("content")) for message in messages)
         if found != len(media):
             raise UsageError(f"the messages have {found} parts of type audio, and there are {len(media)} sounds")
-        return messages
+        return [{**message, "content": _with_keys(message.get("content"))} for message in messages]
 
     def prompt(self, ids: Sequence[int], media: Sequence[Medium]) -> MediaPrompt:
         """The prompt with as many tokens as a sound has, where there was one for it."""
@@ -197,11 +200,22 @@ def _tokens(frames: int) -> int:
     return halved // MERGED
 
 
+def _with_keys(content: Any) -> Any:
+    """The content of a message, its sounds with the key that they have in transformers."""
+    if not isinstance(content, list | tuple):
+        return content
+    return [{"audio": "sound", **part} if _is_sound(part) else part for part in content]
+
+
+def _is_sound(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "audio"
+
+
 def _sounds(content: Any) -> int:
     """Parts of a message that are sounds."""
     if not isinstance(content, list | tuple):
         return 0
-    return sum(isinstance(part, Mapping) and part.get("type") == "audio" for part in content)
+    return sum(_is_sound(part) for part in content)
 
 
 def _spectrogram(folder: Path, bands: int) -> Spectrogram:
