@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from served import bundled
 
+from isobit.engine.llm import LLM
 from isobit.errors import UsageError
 from isobit.models.media import Kind, MediaPrompt, Medium, Picture, Piece, Placed, Sound
 
@@ -28,6 +29,7 @@ class CountingTower:
     """A token for every 100 pixels and every 1,000 samples; it remembers what it was given."""
 
     def __init__(self, *kinds: Kind) -> None:
+        self.placeholders = frozenset({PLACE})
         self.kinds = frozenset[Kind](kinds or ("image", "video", "audio"))
         self.given: list[Medium] = []
         self.messages_given: list[Mapping[str, Any]] = []
@@ -65,22 +67,14 @@ class CountingTower:
         return Piece.of(medium.kind, {"values": torch.from_numpy(np.ascontiguousarray(values))}, count)
 
     def encode(self, piece: Piece) -> torch.Tensor:
-        return torch.zeros(piece.tokens, int(bundled().model.config.hidden))
+        return torch.zeros(piece.tokens, int(bundled().model.config.hidden_size))
 
 
-class Seeing:
-    """The bundled model with such a tower; what it answers is made of the tokens alone."""
-
-    def __init__(self, *kinds: Kind) -> None:
-        self.tower = CountingTower(*kinds)
-        self.tokenizer = copy.copy(bundled().tokenizer)
-        self.tokenizer.chat_templates = {"default": TEMPLATE}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(bundled(), name)
-
-    def stream_all_async(self, prompts: Sequence[Any], *args: Any, **options: Any) -> Any:
-        return bundled().stream_all_async([getattr(prompt, "ids", prompt) for prompt in prompts], *args, **options)
+def seeing(*kinds: Kind) -> LLM:
+    """The bundled model with such a tower, whose pieces are embedded as nothing."""
+    tokenizer = copy.copy(bundled().tokenizer)
+    tokenizer.chat_templates = {"default": TEMPLATE}
+    return LLM(bundled().model, tokenizer, tower=CountingTower(*kinds), sequences=8)
 
 
 def png(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from seeing import Seeing, png, wav
+from seeing import png, wav
+from seeing import seeing as seeing_llm
 from served import listening, serving
 
 from isobit import api
@@ -390,7 +391,7 @@ def test_a_key_is_asked_for(browser: Any) -> None:
 @pytest.fixture
 def seeing(browser: Any) -> Iterator[tuple[Any, Any]]:
     """The page of a model that reads pictures and sounds, and its tower, which remembers what came."""
-    served = serving(Seeing("image", "audio"))
+    served = serving(seeing_llm("image", "audio"))
     with listening(served) as address:
         for page in opened(browser, address):
             yield page, served.llm.tower

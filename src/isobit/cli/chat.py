@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes, remote, slow_path, text_input
+from isobit import arguments
+from isobit.cli import media_input, notes, remote, slow_path, text_input
 from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import CapacityError, IsobitError, UsageError, printable
@@ -18,10 +20,13 @@ if TYPE_CHECKING:
     from isobit.engine.answer import Completion, Piece
     from isobit.engine.generate import Generator
     from isobit.engine.params import SamplingParams
+    from isobit.media import Medium
+    from isobit.models.media import MediaPrompt
 
-HELP = """/reset   forget the conversation (the system message stays)
-/exit    leave (also Ctrl-D)
-/help    this list
+HELP = """/reset         forget the conversation (the system message stays)
+/image FILE    a picture goes with the next message; also /audio, /video
+/exit          leave (also Ctrl-D)
+/help          this list
 Ctrl-C stops an answer."""
 
 BARE = (
@@ -35,7 +40,8 @@ EPILOG = """examples:
   isobit chat --server http://127.0.0.1:8000
   printf 'What is 2+2?\\nAnd times 3?\\n' | isobit chat ./model-int4
 
-Every line is one message. In the conversation: /reset, /help, /exit; Ctrl-C stops an answer.
+Every line is one message. In the conversation: /image FILE, /audio FILE, /video FILE, /reset, /help, /exit; Ctrl-C
+stops an answer.
 """
 
 
@@ -57,6 +63,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--template", type=path, metavar="FILE", help="a Jinja chat template instead of the model's")
     parser.add_argument("--no-thinking", action="store_true", help="pass enable_thinking=false to the template")
+    media_input.add_media_options(parser, "the first message's text")
     add_sampling_options(parser)
     parser.add_argument("--json", action="store_true", help="print the conversation as one JSON document at the end")
     parser.set_defaults(run=run)
@@ -67,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
     given = given_options(args)
     system = None if args.system is None else text_input.argument(args.system, "the system message")
     text_input.standard_input("messages")
+    files = media_input.read_all(args)
     if args.server is not None:
-        return _converse(args, remote.session(args, system, given), {"sampling": given, "notes": []})
+        return _converse(args, remote.session(args, system, given), files, {"sampling": given, "notes": []})
     if args.model is None:
         raise UsageError("name a model, or a server that has one with --server URL")
     own = None if args.template is None else text_input.file(args.template, "the chat template")
@@ -92,18 +100,25 @@ def run(args: argparse.Namespace) -> int:
     params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)
     session = Session(generator, template, system, params, options)
-    return _converse(args, session, {"sampling": shown, "notes": generator.notes})
+    return _converse(args, session, files, {"sampling": shown, "notes": generator.notes})
 
 
-def _converse(args: argparse.Namespace, session: Session | RemoteSession, about: dict[str, Any]) -> int:
+def _converse(
+    args: argparse.Namespace, session: Session | RemoteSession, files: list[media_input.File], about: dict[str, Any]
+) -> int:
     """Talk; the conversation is kept, and printed if it is asked for, however it ends."""
     error: IsobitError | None = None
     try:
-        converse(session, quiet=args.json)
+        converse(session, files, quiet=args.json)
     except IsobitError as raised:  # what was said until then is kept
         error = raised
     if args.json:
-        document = {"model": args.model, "messages": session.messages, "turns": session.turns, **about}
+        document = {
+            "model": args.model,
+            "messages": media_input.shown(session.messages),
+            "turns": session.turns,
+            **about,
+        }
         document |= {"error": error and str(error), "unanswered": session.unanswered}
         json.dump(document, sys.stdout, indent=2)
         print(flush=True)
@@ -131,31 +146,33 @@ class Session:
         self.messages: list[dict[str, Any]] = list(self._first)
         self.turns: list[dict[str, Any]] = []
         self.unanswered: str | None = None  # the message that could not be answered
+        self._media: list[Medium] = []  # of all messages, in their order
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self._first)
-        self.turns = []
+        self.turns, self._media = [], []
 
-    def answer(self, text: str, *, quiet: bool = False) -> None:
-        """Answer a message, and print the answer as it comes.
+    def answer(self, text: str, files: Sequence[media_input.File] = (), *, quiet: bool = False) -> None:
+        """Answer a message with these media, and print the answer as it comes.
 
         A message that cannot be answered (template error, context full) leaves the conversation as it was. An answer
         that Ctrl-C stops is kept as far as it came.
         """
-        from isobit.engine import chat, conversation
+        from isobit.engine import chat
 
         self.unanswered = text
-        messages = [*self.messages, {"role": "user", "content": text}]
+        media = [*self._media, *(file.decoded() for file in files)]
+        messages = [*self.messages, {"role": "user", "content": media_input.content(text, files)}]
         tokenizer = self._generator.tokenizer
-        if not self.turns:
+        if not self.turns and not media:
             prompt = chat.render(self._template, messages, special_tokens=tokenizer.special_tokens, **self._options)
             if adds_nothing(prompt, messages, tokenizer.special_tokens.values()):
                 print(BARE, file=sys.stderr)
-        ids = conversation.encode(tokenizer, self._template, messages, **self._options)
+        asked = self._generator.llm.media_prompt(self._template, messages, media, **self._options)
         said: list[str] = []
         completion: Completion | None = None
-        pieces = self._pieces(ids)
+        pieces = self._pieces(asked)
         try:
             for piece in pieces:
                 said.append(piece.text)
@@ -167,16 +184,18 @@ class Session:
         if not quiet:
             print(flush=True)
         self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+        self._media = media
         self.turns.append(_turn(completion))
         self.unanswered = None
 
-    def _pieces(self, ids: list[int]) -> Iterator[Piece]:
+    def _pieces(self, asked: MediaPrompt) -> Iterator[Piece]:
         from isobit.engine.prompts import doubled_bos
 
+        ids = list(asked.ids)
         doubled = None if self.turns else doubled_bos(ids, self._generator.tokenizer, "the chat template writes both")
         notes.show([doubled] if doubled else [])
         try:
-            return self._generator.stream(ids, self._params)
+            return self._generator.stream(asked if asked.placed else ids, self._params)
         except CapacityError as error:
             if not self.turns:
                 raise
@@ -202,8 +221,8 @@ def _turn(completion: Completion | None) -> dict[str, Any]:
     }
 
 
-def converse(session: Session | RemoteSession, *, quiet: bool = False) -> None:
-    """Read lines until /exit or the end of input, and answer each.
+def converse(session: Session | RemoteSession, files: Iterable[media_input.File] = (), *, quiet: bool = False) -> None:
+    """Read lines until /exit or the end of input, and answer each; the files go with the first message.
 
     In a terminal, an error of one message is shown and the conversation goes on; piped input ends with it.
 
@@ -216,6 +235,7 @@ def converse(session: Session | RemoteSession, *, quiet: bool = False) -> None:
     if interactive:
         print("Type a message; /help for help.", file=sys.stderr)
     came = interactive
+    waiting = list(files)
     for line in _typed() if interactive else text_input.lines(stream, "a message"):
         came = True
         text = line.strip()
@@ -227,14 +247,37 @@ def converse(session: Session | RemoteSession, *, quiet: bool = False) -> None:
             print(HELP, file=sys.stderr)
         elif text:
             try:
-                session.answer(text, quiet=quiet)
+                named = _named(text)
+                if named is not None:
+                    waiting.append(named)
+                    print(f"isobit: {named.name} goes with the next message", file=sys.stderr)
+                    continue
+                given, waiting = waiting, []
+                session.answer(text, given, quiet=quiet)
             except IsobitError as error:
                 if not interactive:
                     raise
                 hint = " (/reset starts a new conversation)" if session.turns else ""
                 print(f"isobit: error: {printable(error)}{hint}", file=sys.stderr)
+    for one in waiting:
+        print(f"isobit: note: {printable(one.name)} was not sent: no message came behind it", file=sys.stderr)
     if not came:
         raise UsageError("no message came: standard input is empty or closed")
+
+
+def _named(text: str) -> media_input.File | None:
+    """The file that a command like ``/image FILE`` names; None if the text is none.
+
+    Raises:
+        UsageError: it names none that can be read.
+    """
+    command, _, rest = text.partition(" ")
+    for kind in media_input.KINDS:
+        if command == f"/{kind}":
+            if not rest.strip():
+                raise UsageError(f"/{kind} needs a file, as /{kind} FILE")
+            return media_input.read(kind, Path(arguments.path("the file", rest.strip())))
+    return None
 
 
 def _typed() -> Iterator[str]:

@@ -6,10 +6,11 @@ import argparse
 import codecs
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.cli import notes, slow_path, text_input
+from isobit.cli import media_input, notes, slow_path, text_input
 from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
 from isobit.errors import UsageError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from isobit.engine.grammar import Grammar
     from isobit.engine.params import SamplingParams, TokenLogprob
     from isobit.engine.tokenizer import Tokenizer
+    from isobit.media import Medium
+    from isobit.models.media import MediaPrompt
 
 _BEGIN = 1024  # characters that hold the first two tokens, however long the prompt is
 
@@ -28,8 +31,10 @@ EPILOG = """examples:
   isobit generate ./model-int4 --file prompt.txt --temperature 0.7 --top-p 0.9 --seed 1
   echo "import os" | isobit generate bundled --json
   isobit generate bundled "config = " --json-schema schema.json
+  isobit generate ./a-model-that-sees "What is on the screen?" --image screen.png
 
-The prompt is completed as it is. To talk to a chat model, use `isobit chat`.
+The prompt is completed as it is. To talk to a chat model, use `isobit chat`. With a picture, a sound or a video the
+prompt is the text of a message in the model's chat template: models know media in messages alone.
 """
 
 
@@ -46,6 +51,7 @@ def register(subparsers: Any) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to complete (default: standard input)")
     source.add_argument("--file", type=path, metavar="FILE", help="read the prompt from a file")
+    media_input.add_media_options(parser, "the prompt")
     add_sampling_options(parser)
     parser.add_argument("--logprobs", type=int, metavar="N", help="give log-probabilities of each token and the N best")
     add_grammar_options(parser)
@@ -92,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args.prompt, args.file)
     given = given_options(args)
     grammar = grammar_of(args)
+    files = media_input.read_all(args)
+    media = [file.decoded() for file in files]  # what is wrong with them is told before weights are read
 
     from isobit import api
     from isobit.engine.prompts import doubled_bos
@@ -106,20 +114,29 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         batch_invariant=args.batch_invariant,
     )
-    doubled = doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer)
-    found = (*generator.notes, *([doubled] if doubled else []))
+    asked: str | MediaPrompt = prompt
+    found = list(generator.notes)
+    if media:
+        asked = with_media(generator, prompt, files, media)
+        found.append("the prompt is a message of the model's chat template: there are media in it")
+    elif doubled := doubled_bos(generator.tokenizer.encode(prompt[:_BEGIN]), generator.tokenizer):
+        found.append(doubled)
     notes.show(found)
     params, shown = choose(given, generator.tokenizer.defaults)
     slow_path.warn(generator.model)
     if args.json:
-        completion = generator.generate(prompt, params, grammar)
+        completion = generator.generate(asked, params, grammar)
         document = as_json(args.model, prompt, completion, generator.tokenizer)
+        if media:
+            document["media"] = [{"kind": file.kind, "file": str(file.path)} for file in files]
         # Where the terminal cannot show a character, its JSON escape stands for it.
         escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
         json.dump(document | {"sampling": shown, "notes": found}, sys.stdout, indent=2, ensure_ascii=escaped)
         print()
         return 0
-    completion = print_answer(generator, prompt, params, stream=args.stream, echo=args.echo, grammar=grammar)
+    completion = print_answer(
+        generator, asked, params, stream=args.stream, echo=prompt if args.echo else None, grammar=grammar
+    )
     if grammar is not None and not (completion.finish_reason == "stop" and not isinstance(completion.stop, str)):
         notes.show((f"the answer ended before it was whole ({completion.finish_reason}): give it more --max-tokens",))
     if completion.logprobs is not None:
@@ -127,6 +144,21 @@ def run(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         print(summary(completion), file=sys.stderr)
     return 0
+
+
+def with_media(
+    generator: Generator, prompt: str, files: Sequence[media_input.File], media: Sequence[Medium]
+) -> MediaPrompt:
+    """The prompt as a message with media before its text.
+
+    Raises:
+        UsageError: the model has no chat template, or does not take them.
+    """
+    template = generator.tokenizer.chat_template
+    if template is None:
+        raise UsageError("this model has no chat template, without which no prompt can have a picture or a sound in it")
+    message = {"role": "user", "content": media_input.content(prompt, files)}
+    return generator.llm.media_prompt(template, [message], media)
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
@@ -147,16 +179,16 @@ def read_prompt(text: str | None, file: Path | None) -> str:
 
 def print_answer(
     generator: Generator,
-    prompt: str | list[int],
+    prompt: str | MediaPrompt,
     params: SamplingParams,
     *,
     stream: bool = True,
-    echo: bool = False,
+    echo: str | None = None,
     grammar: Grammar | None = None,
 ) -> Completion:
-    """Generate and print the answer's text and a line end."""
-    if echo:
-        print(prompt, end="", flush=True)
+    """Generate and print the answer's text and a line end; ``echo`` is printed before it."""
+    if echo is not None:
+        print(echo, end="", flush=True)
     completion = None
     for piece in generator.stream(prompt, params, grammar):
         completion = piece.completion

@@ -7,10 +7,11 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from isobit.cli import media_input
 from isobit.errors import SourceError, UsageError, printable
 
 KEY = "ISOBIT_API_KEY"
@@ -118,10 +119,11 @@ class RemoteSession:
         """Forget everything but the system message."""
         self.messages, self.turns = list(self._first), []
 
-    def answer(self, text: str, *, quiet: bool = False) -> None:
-        """Answer a message, and print the answer as it comes; Ctrl-C stops it, and it is kept as far as it came."""
+    def answer(self, text: str, files: Sequence[media_input.File] = (), *, quiet: bool = False) -> None:
+        """Answer a message with these media, and print the answer as it comes; Ctrl-C stops it, and it is kept as far
+        as it came."""
         self.unanswered = text
-        messages = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": media_input.content(text, files, sent=True)}]
         asked = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
         said: list[str] = []
         turn: dict[str, Any] = {"finish_reason": "interrupted"}

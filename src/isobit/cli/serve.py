@@ -81,6 +81,11 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--media-frames", type=int, metavar="N", help="of one video (default: 512)")
     group.add_argument("--media-seconds", type=float, metavar="S", help="of one video or sound (default: 600)")
+    group.add_argument(
+        "--allow-remote-media",
+        action="store_true",
+        help="fetch them from public http and https addresses that requests name (default: only data: URLs)",
+    )
     group.add_argument("--media-count", type=int, metavar="N", help="of them in one request (default: 32)")
 
 
@@ -206,6 +211,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         origins=frozenset(args.allow_origin),
         limits=settings.Limits(waiting=args.max_waiting, body=args.max_body),
         media=media_limits(args),
+        remote=args.allow_remote_media,
         drain=args.drain,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from isobit.engine.engine import SEQUENCES
 from isobit.engine.grammar import Grammar
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
+from isobit.engine.prepare import Prompt
 from isobit.engine.tokenizer import Tokenizer
 from isobit.formats.caches import cache_format
 from isobit.models.place import place
@@ -43,12 +44,13 @@ class Generator:
         return self.llm.context_length
 
     def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, constraint: Grammar | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, constraint: Grammar | None = None
     ) -> Completion:
         """Complete a prompt.
 
         Args:
-            prompt: text, encoded with the special tokens the tokenizer adds; or token ids, used as they are.
+            prompt: text, encoded with the special tokens the tokenizer adds; token ids, used as they are; or a prompt
+                with media (:meth:`isobit.engine.llm.LLM.media_prompt`).
             params: how; greedy by default.
             constraint: which answers are right.
 
@@ -63,7 +65,7 @@ class Generator:
         raise AssertionError("a stream ends with a completion")
 
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, constraint: Grammar | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, constraint: Grammar | None = None
     ) -> Iterator[Piece]:
         """Complete a prompt piece by piece; takes and raises what :meth:`generate` does, before the first piece."""
         return self.llm.stream(prompt, params or SamplingParams(), constraint=constraint)

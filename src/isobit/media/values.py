@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["image", "video", "audio"]
+PLURALS: dict[Kind, str] = {"image": "images", "video": "videos", "audio": "sounds"}
 
 
 @dataclass(frozen=True, eq=False)

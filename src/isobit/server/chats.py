@@ -38,7 +38,7 @@ class Job:
     @property
     def prompts(self) -> list[Prompt]:
         """The prompt of every answer."""
-        prompt: Any = self.prompt if self.prompt.placed else self.prompt.ids
+        prompt: Prompt = self.prompt if self.prompt.placed else self.prompt.ids
         return [prompt] * len(self.params)
 
     def count(self) -> Count:

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from isobit.engine import conversation
 from isobit.models.media import MediaPrompt
 from isobit.server import parts
 from isobit.server.errors import wrong
@@ -106,11 +105,7 @@ async def prompt_of(
     media: list[Given] = []
     read = [read_message(message, place, media) for place, message in enumerate(messages)]
 
-    def rendered(messages: Sequence[Mapping[str, Any]] = read) -> list[int]:
-        return conversation.encode(
-            serving.tokenizer, template, messages, tools=tools, add_generation_prompt=opens, **dict(variables or {})
-        )
-
+    options = {"tools": tools, "add_generation_prompt": opens, **dict(variables or {})}
     if not media:
-        return MediaPrompt(tuple(await serving.aside(rendered)))
-    return await serving.media.prompt(media, read, rendered)
+        return await serving.aside(lambda: serving.llm.media_prompt(template, read, **options))
+    return await serving.media.prompt(media, lambda found: serving.llm.media_prompt(template, read, found, **options))

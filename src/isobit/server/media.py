@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from isobit.errors import UsageError
-from isobit.media import Kind, Limits
+from isobit.media import Kind, Limits, Medium
+from isobit.media.values import PLURALS
 from isobit.models.media import MediaPrompt, Tower
 from isobit.server import parts
 from isobit.server.errors import Refusal, wrong
@@ -19,48 +20,43 @@ T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("image", "video", "audio")
 THREADS = 2
 WAITING = 32  # requests with media that wait for a thread; each holds its body
-_SAID = {"image": "images", "video": "videos", "audio": "sounds"}
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 class Media:
     """What becomes of the media of requests.
 
     Args:
-        tower: of the model; None for a model of text alone.
+        tower: of the model; where it has none, why.
         limits: what they may cost.
         metrics: that count them.
+        remote: fetch what is elsewhere.
+
+    Attributes:
+        modalities: what the model reads, text first.
     """
 
-    def __init__(self, tower: Tower | None, limits: Limits, metrics: Metrics) -> None:
-        self._tower, self._limits, self._metrics = tower, limits, metrics
+    def __init__(self, tower: Tower | str, limits: Limits, metrics: Metrics, remote: bool) -> None:
+        self._limits, self._metrics, self._remote = limits, metrics, remote
+        kinds = frozenset[Kind]() if isinstance(tower, str) else tower.kinds
+        self._none = tower if isinstance(tower, str) else None
+        self.modalities = ["text", *(kind for kind in KINDS if kind in kinds)]
         self._threads = ThreadPoolExecutor(THREADS, "isobit-media")
         self._waiting = 0
 
-    @property
-    def modalities(self) -> list[str]:
-        """What the model reads."""
-        kinds = frozenset[Kind]() if self._tower is None else self._tower.kinds
-        return ["text", *(kind for kind in KINDS if kind in kinds)]
-
-    async def prompt(
-        self, given: Sequence[Given], messages: Messages, encode: Callable[[Messages], list[int]]
-    ) -> MediaPrompt:
+    async def prompt(self, given: Sequence[Given], make: Callable[[list[Medium]], MediaPrompt]) -> MediaPrompt:
         """The prompt of a conversation with media.
 
         Args:
             given: the media, as they came.
-            messages: in which parts stand for them.
-            encode: makes token ids of such messages by the model's chat template.
+            make: makes the prompt out of the media, decoded.
 
         Raises:
             Refusal: the model does not take them, one cannot be decoded, there are too many, or so many requests wait
                 that it would be in vain.
             CapacityError: memory does not suffice.
         """
-        tower = self._require(given)
-        made = await self.aside(self._made, tower, given, messages, encode)
+        self._require(given)
+        made = await self.aside(self._made, given, make)
         self.count([made])
         return made
 
@@ -89,28 +85,28 @@ class Media:
         for placed in (one for prompt in prompts for one in prompt.placed):
             self._metrics.media(placed.piece.kind, placed.piece.tokens)
 
-    def _require(self, given: Sequence[Given]) -> Tower:
-        """The tower, if it takes these; raises a Refusal if not."""
-        takes = self.modalities
+    def _require(self, given: Sequence[Given]) -> None:
+        """Raises a Refusal if the model does not take these."""
         for one in given:
-            if self._tower is None or one.kind not in takes:
-                also = ", ".join(_SAID.get(kind, kind) for kind in takes)
-                raise wrong(f"{one.where}: this model reads no {_SAID[one.kind]}; it reads {also}", one.where)
+            if self._none is not None:
+                raise wrong(f"{one.where}: {self._none}", one.where)
+            if one.kind not in self.modalities:
+                also = ", ".join(["text", *(PLURALS[kind] for kind in KINDS if kind in self.modalities)])
+                raise wrong(f"{one.where}: this model reads no {PLURALS[one.kind]}; it reads {also}", one.where)
+            if not self._remote and any(isinstance(text, parts.Address) for text in one.data):
+                raise wrong(
+                    f"{one.where}: this server fetches nothing from elsewhere (it would if it had been started with "
+                    "--allow-remote-media): send a data: URL with the bytes",
+                    one.where,
+                )
         if len(given) > self._limits.count:
             where = given[self._limits.count].where
             raise wrong(f"{where}: {len(given)} media; the limit of one request is {self._limits.count}", where)
-        assert self._tower is not None
-        return self._tower
 
-    def _made(
-        self, tower: Tower, given: Sequence[Given], messages: Messages, encode: Callable[[Messages], list[int]]
-    ) -> MediaPrompt:
+    def _made(self, given: Sequence[Given], make: Callable[[list[Medium]], MediaPrompt]) -> MediaPrompt:
         media = parts.decoded(given, self._limits)
         try:
-            shaped = tower.messages(messages, media)
-            return tower.prompt(encode(shaped), media)
-        except Refusal:
-            raise
+            return make(media)
         except UsageError as error:
             raise wrong(str(error), given[0].where if len(given) == 1 else "messages") from error
 

@@ -52,7 +52,7 @@ _NUMBERS: dict[str, Schema] = {
 _STOP = listed({"type": "string", "minLength": 1}, maxItems=MAX_STOP_STRINGS)
 _ID: Schema = {"type": "integer", "minimum": 0}
 _TEXT: Schema = {"type": "string", "minLength": 1}
-_DATA: Schema = {"type": "string", "pattern": "^data:[^,]*;base64,"}
+_DATA: Schema = {"type": "string", "pattern": "^(data:[^,]*;base64,|https?://)"}
 _SAMPLED: dict[str, Schema] = _NUMBERS | {
     "model": TEXT,
     "top_k": whole(-1, INTEGERS["top_k"][1]),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from isobit.errors import UsageError
 from isobit.media import Clip, Kind, Limits, Medium, Picture, clip, picture, sound
+from isobit.server import remote
 from isobit.server.errors import wrong
 
 TEXTS = ("text", "input_text", "output_text", "refusal")
@@ -34,6 +36,10 @@ class Part(dict[str, Any]):
         self.where = where
 
 
+class Address(str):
+    """Where a file is elsewhere; any other text is the base64 of a file."""
+
+
 @dataclass(frozen=True)
 class Given:
     """A medium as it came.
@@ -41,7 +47,7 @@ class Given:
     Attributes:
         kind: what it is to be.
         where: it stands in the request.
-        data: base64 of its file, or of each of its frames; a video's may have commas between frames.
+        data: base64 of its file, or of each of its frames; a video's may have commas between frames. Or addresses.
         rate: frames a second, of frames.
     """
 
@@ -51,8 +57,13 @@ class Given:
     rate: float | None = None
 
     def parts(self, most: int) -> list[str]:
-        """Base64 of its files, one more than ``most`` at most."""
-        return [part for text in self.data for part in (text.split(",", most) if self.kind == "video" else [text])]
+        """Its files, one more than ``most`` at most."""
+        split = self.kind == "video"
+        return [
+            part
+            for text in self.data
+            for part in (text.split(",", most) if split and not isinstance(text, Address) else [text])
+        ]
 
 
 def read(part: object, where: str) -> str | Given:
@@ -126,12 +137,12 @@ def _inner(found: object, name: str) -> object:
 
 
 def _encoded(address: object, name: str, where: str) -> str:
-    """The base64 of a data: URL."""
+    """The base64 of a data: URL, or an address."""
     if not isinstance(address, str):
         raise wrong(f"{name} must be a data: URL", where)
     scheme = address[:8].partition(":")[0].lower()
     if scheme in ("http", "https"):
-        raise wrong(f"{name}: this server fetches nothing from elsewhere; send a data: URL with the bytes", where)
+        return Address(address)
     head, comma, data = address.partition(",")
     if scheme != "data" or not comma or not head.lower().endswith(";base64"):
         raise wrong(f"{name} must be a data: URL in base64, as data:image/png;base64,...", where)
@@ -139,17 +150,18 @@ def _encoded(address: object, name: str, where: str) -> str:
 
 
 def decoded(given: Sequence[Given], limits: Limits) -> list[Medium]:
-    """All of them, one after the other; takes as long as that takes.
+    """All of them, fetched where they are elsewhere, one after the other; takes as long as that takes.
 
     Raises:
         Refusal: one cannot be decoded or is beyond the limits, or all together are.
         CapacityError: memory does not suffice.
     """
     found: list[Medium] = []
+    until = time.monotonic() + remote.SECONDS
     pixels, samples = 0, 0
     for one in given:
         try:
-            medium = _decoded(one, limits)
+            medium = _decoded(one, limits, until)
         except UsageError as error:
             raise wrong(str(error), one.where) from error
         found.append(medium)
@@ -163,11 +175,11 @@ def decoded(given: Sequence[Given], limits: Limits) -> list[Medium]:
     return found
 
 
-def _decoded(given: Given, limits: Limits) -> Medium:
+def _decoded(given: Given, limits: Limits, until: float) -> Medium:
     texts = given.parts(limits.frames)
     if len(texts) > limits.frames:
         raise UsageError(f"{given.where} has more than {limits.frames} frames, which is the limit")
-    files = [_bytes(text, given.where, limits) for text in texts]
+    files = [_bytes(text, given.where, limits, until) for text in texts]
     if given.kind == "image":
         return picture(files[0], limits, name=given.where)
     if given.kind == "audio":
@@ -177,7 +189,9 @@ def _decoded(given: Given, limits: Limits) -> Medium:
     return clip(files, limits, rate=1.0 if given.rate is None else given.rate, name=given.where)
 
 
-def _bytes(text: str, where: str, limits: Limits) -> bytes:
+def _bytes(text: str, where: str, limits: Limits, until: float) -> bytes:
+    if isinstance(text, Address):
+        return remote.fetch(text, limits.bytes, where, until)
     if len(text) > limits.bytes * 2 or len(text) // 4 * 3 > limits.bytes + 3:
         raise UsageError(f"{where} has about {len(text) // 4 * 3:,} bytes; the limit is {limits.bytes:,}")
     try:

@@ -61,7 +61,10 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.name, lambda: self.llm.engine)
-        self.media = Media(getattr(self.llm, "tower", None), self.settings.media, self.metrics)
+        tower = self.llm.tower
+        self.media = Media(
+            self.llm.why_no_media if tower is None else tower, self.settings.media, self.metrics, self.settings.remote
+        )
         self.llm.on_fault, self.llm.on_recovery = self._fault, self._recovered
 
     def _fault(self, error: Exception) -> None:

@@ -43,6 +43,7 @@ class Settings:
         origins: of web pages elsewhere that may ask.
         limits: what requests may cost.
         media: what pictures, videos and sounds in them may cost.
+        remote: fetch media from public addresses, which requests name.
         drain: seconds that answers under way get when it ends.
     """
 
@@ -52,4 +53,5 @@ class Settings:
     origins: frozenset[str] = frozenset()
     limits: Limits = Limits()
     media: media.Limits = media.LIMITS
+    remote: bool = False
     drain: float = 30.0
