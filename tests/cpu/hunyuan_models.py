@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,12 @@ PROCESSOR = {
 LAYOUTS = ("flat", "nested", "renamed")
 
 
-def make(seed: int = 0, **text: Any) -> Any:
+def make(seed: int = 0, vision: Mapping[str, Any] = MappingProxyType({}), **text: Any) -> Any:
     """A random float32 model of transformers: no weight, bias or norm is zero or one."""
     torch.manual_seed(seed)
     sizes = family("hunyuan_vl").tiny()
     sizes["text_config"] = sizes["text_config"] | text
+    sizes["vision_config"] = sizes["vision_config"] | vision
     model = transformers.HunYuanVLForConditionalGeneration(transformers.HunYuanVLConfig(**sizes)).float().eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
@@ -71,12 +74,12 @@ def picture(height: int, width: int, seed: int = 0) -> Picture:
     return Picture(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def prepared(pictures: list[Picture]) -> Any:
+def prepared(pictures: list[Picture], **changes: Any) -> Any:
     """What transformers' processor makes of pictures."""
     from PIL import Image
     from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYuanVLImageProcessorPil
 
-    keys = {key: value for key, value in PROCESSOR.items() if not key.endswith(("_type", "_class"))}
+    keys = {key: value for key, value in (PROCESSOR | changes).items() if not key.endswith(("_type", "_class"))}
     return HunYuanVLImageProcessorPil(**keys)([Image.fromarray(one.pixels) for one in pictures], return_tensors="pt")
 
 
@@ -90,10 +93,10 @@ def words(*parts: int | None, seed: int = 0) -> list[int]:
 
 
 @torch.no_grad()
-def logits(model: Any, ids: tuple[int, ...], pictures: list[Picture]) -> torch.Tensor:
+def logits(model: Any, ids: tuple[int, ...], pictures: list[Picture], **changes: Any) -> torch.Tensor:
     """transformers' logits ``[T, vocab]`` of expanded ids."""
     given = torch.tensor([ids])
-    media = prepared(pictures) if pictures else {}
+    media = prepared(pictures, **changes) if pictures else {}
     return model(input_ids=given, mm_token_type_ids=(given == TOKEN).int(), **media).logits[0]
 
 

@@ -126,6 +126,30 @@ def test_logits_equal_transformers(saved, layout: str, seed: int) -> None:
         assert (found - tiny.logits(model, made.ids, pictures)).abs().max() <= 1e-4
 
 
+ODD_TEXT = {
+    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 3,
+    "num_key_value_heads": 1, "head_dim": 24, "attention_bias": True, "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e5, "alpha": 9.0, "factor": 1.0,
+                        "mrope_section": [1, 2, 5, 3, 1]},
+}  # fmt: skip
+ODD_VISION = {
+    "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "patch_size": 5, "spatial_merge_size": 3,
+    "max_image_size": 35, "interpolate_mode": "bicubic", "hidden_act": "gelu_pytorch_tanh", "text_hidden_size": 48,
+}  # fmt: skip
+
+
+@torch.no_grad()
+def test_sizes_unlike_the_published_ones(tmp_path: Path) -> None:
+    model = tiny.make(11, vision=ODD_VISION, **ODD_TEXT)
+    settings = {"patch_size": 5, "merge_size": 3, "min_pixels": 400}
+    folder = copied(tiny.save(model, tmp_path / "made"), tmp_path / "copy", **settings)
+    mine, decoder = tower(folder), load_model(folder)
+    pictures = [picture(33, 61), picture(7, 90)]
+    made = mine.prompt(words(3, None, 1, None, 8), pictures)
+    found = decoder.forward(Batch.of([made.ids], positions=[made.positions], overlays=[overlay(mine, made)]))
+    assert (found - tiny.logits(model, made.ids, pictures, **settings)).abs().max() <= 1e-4
+
+
 @torch.inference_mode()
 def test_decoding_equals_prefill(saved) -> None:
     _, folder = saved()
@@ -169,6 +193,15 @@ def test_a_placeholder_without_its_marks_is_refused(saved) -> None:
     for ids in ([tiny.TOKEN], [7, tiny.TOKEN, tiny.END], [tiny.START, tiny.TOKEN], [tiny.END, tiny.TOKEN, tiny.START]):
         with pytest.raises(UsageError, match="not between the marks.*301 and 302.*chat template"):
             mine.prompt(ids, [picture(9, 9)])
+
+
+def test_an_image_too_small_for_a_tower_that_merges_nothing_is_refused(tmp_path: Path) -> None:
+    model = tiny.make(1, vision={"spatial_merge_size": 1})
+    folder = copied(tiny.save(model, tmp_path / "made"), tmp_path / "copy", merge_size=1, min_pixels=16)
+    mine = tower(folder)
+    with pytest.raises(UsageError, match="16 by 3 pixels, which makes 4 by 1 patches.*larger"):
+        mine.piece(picture(3, 16))
+    assert mine.piece(picture(8, 16)).tokens == 2 * 5 + 2
 
 
 def test_messages_have_as_many_images_as_there_are(saved) -> None:

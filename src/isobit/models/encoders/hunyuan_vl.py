@@ -139,6 +139,11 @@ class HunyuanTower:
         # As an image of PIL: of an array with 1, 3 or 4 rows, transformers would take these for colours.
         made = self._processor(Image.fromarray(picture.pixels), return_tensors="pt")
         _, rows, columns = made["image_grid_thw"][0].tolist()
+        if min(rows, columns) < 2:  # of a tower that merges no patches; others get two of them at least
+            raise UsageError(
+                f"an image is {width} by {height} pixels, which makes {columns} by {rows} patches: this model's tower"
+                " takes two or more each way; give a larger image"
+            )
         return Piece.of(
             "image",
             {"pixel_values": made["pixel_values"].float(), "image_grid_thw": made["image_grid_thw"]},
