@@ -10,7 +10,6 @@ from isobit import arguments
 from isobit.api import loading
 from isobit.checkpoint.files import why
 from isobit.errors import CheckpointWarning, UsageError
-from isobit.media.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 MODEL = "zai-org/GLM-ASR-Nano-2512"
 PARTS = 16  # that are written at once
-OWN = Limits(bytes=4 << 30, seconds=6 * 3600.0)  # of files that people name themselves
+LARGEST, LONGEST = 4 << 30, 6 * 3600.0  # bytes and seconds of files that people name themselves
 
 
 def transcribe(
@@ -128,19 +127,20 @@ def read_sound(sound: str | Path | bytes | Sound, name: str | None = None) -> So
         UsageError: there is no such file, or it is no sound that can be read, or too long.
         CapacityError: memory does not suffice.
     """
-    from isobit.media import Sound, sounds
+    from isobit.media import Limits, Sound, sounds
 
+    limits = Limits(bytes=LARGEST, seconds=LONGEST)
     if isinstance(sound, Sound):
         return sound
     if isinstance(sound, bytes | bytearray | memoryview):
-        return sounds.sound(bytes(sound), OWN, name=name or "the sound")
+        return sounds.sound(bytes(sound), limits, name=name or "the sound")
     path = Path(arguments.path("sound", sound))
     try:
         with open(path, "rb") as file:
-            data = file.read(OWN.bytes + 1)
+            data = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {why(error)}") from None
-    return sounds.sound(data, OWN, name=name or str(path))
+    return sounds.sound(data, limits, name=name or str(path))
 
 
 def _require(prompt: object, window: object) -> None:
