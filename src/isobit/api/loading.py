@@ -93,7 +93,8 @@ def LLM(
 
     Returns:
         An :class:`isobit.engine.llm.LLM`: ``generate(prompts, SamplingParams(...))``, ``stream``, ``stream_async``, and
-        ``add``, ``step``, ``abort``.
+        ``add``, ``step``, ``abort``; ``media_prompt`` makes prompts with pictures, videos and sounds in them, if the
+        model takes them (``tower``).
 
     Raises:
         CapacityError: it does not fit, or there is no memory for so large a cache.
