@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from isobit.checkpoint.gguf.tables import by_tables
 from isobit.checkpoint.gguf.types import BY_NAME
 from isobit.formats import pack
 from isobit.formats.table import element
@@ -46,6 +47,8 @@ def codes(name: str, data: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def numbers(name: str, data: Tensor, k: int) -> Tensor:
     """Rows of a type that has to be widened: float32 ``[N, K]``; arguments as for :func:`codes`."""
     row = BY_NAME[name]
+    if row.tables:
+        return by_tables(name, data, k)
     found = torch.empty((len(data), k), dtype=torch.float32)
     begin = 0
     for some in _parts(data, k):

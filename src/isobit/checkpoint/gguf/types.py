@@ -19,6 +19,7 @@ class BlockType:
         held: the format that holds its numbers as they are, bit for bit; None where there is none.
         widened: whether its numbers are made float32 when a tensor is read.
         plain: the safetensors name of a type that is not quantized at all.
+        tables: whether that takes the package ``gguf``, which has the tables its codes are looked up in.
     """
 
     name: str
@@ -28,6 +29,7 @@ class BlockType:
     held: WeightSpec | None = None
     widened: bool = False
     plain: str | None = None
+    tables: bool = False
 
     @property
     def read(self) -> bool:
@@ -58,25 +60,25 @@ _ROWS = (
     BlockType("Q5_K", 13, 256, 176, widened=True),
     BlockType("Q6_K", 14, 256, 210, _group("int8", 16)),
     BlockType("Q8_K", 15, 256, 292),
-    BlockType("IQ2_XXS", 16, 256, 66),
-    BlockType("IQ2_XS", 17, 256, 74),
-    BlockType("IQ3_XXS", 18, 256, 98),
-    BlockType("IQ1_S", 19, 256, 50),
+    BlockType("IQ2_XXS", 16, 256, 66, widened=True, tables=True),
+    BlockType("IQ2_XS", 17, 256, 74, widened=True, tables=True),
+    BlockType("IQ3_XXS", 18, 256, 98, widened=True, tables=True),
+    BlockType("IQ1_S", 19, 256, 50, widened=True, tables=True),
     BlockType("IQ4_NL", 20, 32, 18, _group("int8", 32)),
-    BlockType("IQ3_S", 21, 256, 110),
-    BlockType("IQ2_S", 22, 256, 82),
+    BlockType("IQ3_S", 21, 256, 110, widened=True, tables=True),
+    BlockType("IQ2_S", 22, 256, 82, widened=True, tables=True),
     BlockType("IQ4_XS", 23, 256, 136, _group("int8", 32)),
     BlockType("I8", 24, 1, 1, plain="I8"),
     BlockType("I16", 25, 1, 2, plain="I16"),
     BlockType("I32", 26, 1, 4, plain="I32"),
     BlockType("I64", 27, 1, 8, plain="I64"),
     BlockType("F64", 28, 1, 8, plain="F64"),
-    BlockType("IQ1_M", 29, 256, 56),
+    BlockType("IQ1_M", 29, 256, 56, widened=True, tables=True),
     BlockType("BF16", 30, 1, 2, plain="BF16"),
     BlockType("TQ1_0", 34, 256, 54, _group("int2", 256)),
     BlockType("TQ2_0", 35, 256, 66, _group("int3", 256)),  # a code that nobody writes means 2
     BlockType("MXFP4", 39, 32, 17, _group("int8", 32)),
-    BlockType("NVFP4", 40, 64, 36),
+    BlockType("NVFP4", 40, 64, 36, widened=True, tables=True),
     BlockType("Q1_0", 41, 128, 18),
 )
 
@@ -84,6 +86,8 @@ TYPES: dict[int, BlockType] = {row.number: row for row in _ROWS}
 BY_NAME: dict[str, BlockType] = {row.name: row for row in _ROWS}
 QUANTIZED = tuple(row.name for row in _ROWS if row.plain is None)
 READ = tuple(row.name for row in _ROWS if row.plain is None and row.read)
+
+INSTALL = "pip install 'isobit[gguf]'"  # for types with tables
 
 # Numbers of types that were taken out of the format, and of those that no file holds.
 GONE = {

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from isobit.checkpoint.gguf.members import METHOD
-from isobit.checkpoint.gguf.types import BY_NAME, QUANTIZED, READ
+from isobit.checkpoint.gguf.types import BY_NAME, INSTALL, QUANTIZED, READ
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.shown import short
-from isobit.errors import CheckpointError
+from isobit.errors import CheckpointError, FormatError, Unsupported
 
 if TYPE_CHECKING:
     from isobit.checkpoint.layouts.reading import LinearWeight, Reader
@@ -39,6 +40,10 @@ def parse(section: dict[str, Any]) -> Quantization:
     groups = tuple(Group(tuple(found), held[name], None) for name, found in modules.items() if held[name] is not None)
     wide = [name for name in modules if held[name] is None]
     notes: tuple[str, ...] = ()
+    looked_up = [name for name in wide if BY_NAME[name].tables]
+    if looked_up and find_spec("gguf") is None:
+        why = "they are made of tables that the package gguf has, which is not installed"
+        raise Unsupported(f"weights in {', '.join(looked_up)}", [why], INSTALL)
     if wide:
         notes = (
             f"weights in {', '.join(wide)} are made float32 when they are loaded, exactly, and take 32 bits each then:"
@@ -72,7 +77,10 @@ def _read(reader: Reader) -> LinearWeight:
     first, last = left // row.weights, -(-right // row.weights)
     data = reader.take("weight", rows, slice(first * row.nbytes, last * row.nbytes))
     if row.held is None:
-        found = blocks.numbers(row.name, data, (last - first) * row.weights)
+        try:
+            found = blocks.numbers(row.name, data, (last - first) * row.weights)
+        except FormatError as error:
+            raise reader.error("weight", str(error)) from None
         found = found[:, left - first * row.weights : right - first * row.weights].contiguous()
         _require_finite(reader, bool(torch.isfinite(found).all()))
         return reader.linear(found, None, None, n)
