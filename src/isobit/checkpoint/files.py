@@ -2,7 +2,7 @@
 
 A pipe waits for its writer, a device may never end, a folder is no file, a name may be too long for any disk: each is
 refused by name before a byte is read. A GGUF file stands for a folder: ``model.gguf/config.json`` is made of what it
-says (:mod:`isobit.checkpoint.gguf.members`).
+says (:mod:`isobit.checkpoint.gguf.members`), and so is that of a folder of MLC's (:mod:`isobit.checkpoint.mlc.config`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import stat
 from pathlib import Path
 
 from isobit.checkpoint.gguf import members
+from isobit.checkpoint.mlc import config as mlc
 from isobit.checkpoint.regular import open_regular as open_regular
+from isobit.checkpoint.regular import read_regular
 from isobit.checkpoint.regular import why as why
 from isobit.errors import CheckpointError
-
-_MORE = 1 << 20  # bytes
 
 
 def read_file(path: Path | str, limit: int) -> bytes:
@@ -29,28 +29,17 @@ def read_file(path: Path | str, limit: int) -> bytes:
     Raises:
         CheckpointError: it is missing, no regular file, larger than ``limit``, or cannot be read.
     """
-    if members.contains(Path(path)):
-        made = members.read(Path(path))
+    if _is_made(Path(path)):
+        made = _made(Path(path))
         if len(made) > limit:
             raise CheckpointError(f"this file would be larger than {limit:,} bytes", file=path)
         return made
-    descriptor = open_regular(path)
-    try:
-        with open(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            data = b"" if size > limit else file.read(size + 1)  # not limit + 1, for which memory would be set aside
-            while len(data) > size and len(data) <= limit and (more := file.read(_MORE)):
-                data += more  # it is growing, or a file of /proc, which says that it has no bytes
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
-    if max(size, len(data)) > limit:
-        raise CheckpointError(f"this file is larger than {limit:,} bytes", file=path)
-    return data
+    return read_regular(path, limit)
 
 
 def is_file(path: Path) -> bool:
     """Whether this is a regular file, or a link to one; False where none can be, and where nobody may look."""
-    return stat.S_ISREG(_mode(path)) or members.contains(path)
+    return stat.S_ISREG(_mode(path)) or _is_made(path)
 
 
 def size_of(path: Path) -> int:
@@ -60,7 +49,7 @@ def size_of(path: Path) -> int:
         CheckpointError: it cannot be read.
     """
     try:
-        return len(members.read(path)) if members.contains(path) else path.stat().st_size
+        return len(_made(path)) if _is_made(path) else path.stat().st_size
     except OSError as error:
         raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
 
@@ -74,13 +63,22 @@ def is_there(path: Path) -> bool:
     """Whether anything is there: a file, a folder, a link to nothing, something that nobody may look into."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
+        return _is_made(path)
+    except ValueError:
         return False
-    except NotADirectoryError:
-        return members.contains(path)
     except OSError as error:
         return isinstance(error, PermissionError)
     return True
+
+
+def _is_made(path: Path) -> bool:
+    """Whether another file stands for this one: a GGUF file, or the configuration of MLC."""
+    return members.contains(path) or mlc.contains(path)
+
+
+def _made(path: Path) -> bytes:
+    return members.read(path) if members.contains(path) else mlc.read(path)
 
 
 def _mode(path: Path) -> int:

@@ -12,6 +12,7 @@ from isobit.checkpoint.gguf import members
 from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.gguf.model import first_part
 from isobit.checkpoint.jsonfile import read_json, short
+from isobit.checkpoint.mlc import cache
 from isobit.errors import CheckpointError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,13 +54,13 @@ class WeightFiles:
     """The files that hold the weights.
 
     Attributes:
-        kind: ``safetensors``, ``bin`` or ``gguf``.
+        kind: ``safetensors``, ``bin``, ``gguf`` or ``mlc``.
         files: the files, each once, in the order of their names; of GGUF the first part.
         index: the index file, if there is one.
         weight_map: tensor name -> file, from the index; None without an index.
     """
 
-    kind: Literal["safetensors", "bin", "gguf"]
+    kind: Literal["safetensors", "bin", "gguf", "mlc"]
     files: tuple[Path, ...]
     index: Path | None = None
     weight_map: dict[str, Path] | None = None
@@ -77,6 +78,11 @@ def weight_files(folder: Path) -> WeightFiles:
         found = _indexed(folder, kind, single, index)  # type: ignore[arg-type]
         if found is not None:
             return found
+    listed = cache.cache_of(folder)
+    if listed is not None:
+        for shard in (found := cache.shards(listed)):
+            _require_inside(shard, folder, f"{listed.name} names {short(shard.name)}, which")
+        return WeightFiles("mlc", tuple(sorted(found)), listed)
     raise CheckpointError(_no_weights(folder), file=folder)
 
 

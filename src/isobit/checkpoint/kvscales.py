@@ -51,15 +51,15 @@ NOTE = (
 def kv_names(names: Iterable[str], layers: int) -> tuple[str, ...]:
     """The tensors among ``names`` that are scales or zero points of the cache of one of ``layers`` layers.
 
-    quanto writes an ``output_scale`` beside every weight of its own, which is none.
+    quanto writes an ``output_scale`` beside every weight of its own, and MLC a ``q_scale``: these are none.
     """
     known = {*names}
     found = (name for name in known if (match := _NAME.fullmatch(name)) and int(match["layer"]) < layers)
-    return tuple(sorted(name for name in found if not _is_quanto(name.rpartition(".")[0], known)))
+    return tuple(sorted(name for name in found if not _is_weight(name.rpartition(".")[0], known)))
 
 
-def _is_quanto(module: str, names: set[str]) -> bool:
-    return f"{module}.weight._data" in names or f"{module}.weight._data._data" in names
+def _is_weight(module: str, names: set[str]) -> bool:
+    return any(f"{module}.{part}" in names for part in ("weight._data", "weight._data._data", "q_weight"))
 
 
 def read_kv_scales(ck: Checkpoint, names: Iterable[str], heads: Sequence[int]) -> dict[int, KvScales]:

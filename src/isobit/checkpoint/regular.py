@@ -8,6 +8,7 @@ from pathlib import Path
 
 from isobit.errors import CheckpointError
 
+_MORE = 1 << 20  # bytes
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -34,6 +35,34 @@ def open_regular(path: Path | str) -> int:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
     return descriptor
+
+
+def read_regular(path: Path | str, limit: int) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        CheckpointError: it is missing, no regular file, larger than ``limit``, or cannot be read.
+    """
+    descriptor = open_regular(path)
+    try:
+        with open(descriptor, "rb") as file:
+            size = os.fstat(descriptor).st_size
+            data = b"" if size > limit else file.read(size + 1)  # not limit + 1, for which memory would be set aside
+            while len(data) > size and len(data) <= limit and (more := file.read(_MORE)):
+                data += more  # it is growing, or a file of /proc, which says that it has no bytes
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {why(error)}", file=path) from None
+    if max(size, len(data)) > limit:
+        raise CheckpointError(f"this file is larger than {limit:,} bytes", file=path)
+    return data
+
+
+def is_regular(path: Path) -> bool:
+    """Whether this is a regular file, or a link to one; False where none can be, and where nobody may look."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def why(error: OSError | ValueError) -> str:

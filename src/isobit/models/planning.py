@@ -15,6 +15,7 @@ from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.methods import with_implied
+from isobit.checkpoint.mlc.cache import tensors as mlc_tensors
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.source import expanded, resolve
@@ -92,6 +93,9 @@ def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str]]
     try:
         if weights.kind == "gguf":
             infos = gguf_tensors(folder)[1]
+            return infos, {name: info.dtype for name, info in infos.items()}
+        if weights.kind == "mlc" and weights.index is not None:
+            infos = mlc_tensors(weights.index)
             return infos, {name: info.dtype for name, info in infos.items()}
         if weights.kind == "safetensors":
             infos = {name: info for file in weights.files for name, info in read_header(file)[0].items()}
