@@ -146,8 +146,10 @@ def write(folder: Path, tensors: dict[str, Tensor], config: Listed, cache: str =
 
 
 def tiny(family: str = "llama") -> Any:
-    more: dict[str, Any] = {"llama": {"attention_bias": False, "mlp_bias": False}, "qwen3": {"attention_bias": False},
-                            "mistral": {"sliding_window": 16}, "qwen2": {"use_sliding_window": False}}[family]  # fmt: skip
+    more: dict[str, Any] = {
+        "llama": {"attention_bias": False, "mlp_bias": False}, "qwen3": {"attention_bias": False},
+        "mistral": {"sliding_window": 16}, "qwen2": {"use_sliding_window": False},
+    }[family]  # fmt: skip
     more |= SIZES | {"num_hidden_layers": 2, "tie_word_embeddings": False, "max_position_embeddings": 256}
     return make_model(FAMILIES[family][0], rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **more)
 
@@ -160,7 +162,7 @@ def test_every_number_is_mlcs(tmp_path: Path, kind: str) -> None:
         if values.dim() != 2:
             assert torch.equal(found.ck.read(name), values)
             continue
-        for rows, columns in ((None, None), (slice(3, 20), slice(40, 120) if kind[1] == "3" else slice(32, 96))):
+        for rows, columns in ((None, None), (slice(3, 20), None if kind[1] == "3" else slice(32, 96))):
             read = read_linear(found.ck, name.removesuffix(".weight"), rows, columns)
             got = read.weight.dequantize() if isinstance(read.weight, QTensor) else read.weight
             wanted = values[rows or slice(None), columns or slice(None)]
