@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from isobit.checkpoint import mlcinfo
 from isobit.checkpoint.files import is_file, is_folder, is_there, why
 from isobit.checkpoint.gguf import members
 from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.gguf.model import first_part
 from isobit.checkpoint.jsonfile import read_json, short
-from isobit.checkpoint.mlc import cache
 from isobit.errors import CheckpointError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -78,9 +78,9 @@ def weight_files(folder: Path) -> WeightFiles:
         found = _indexed(folder, kind, single, index)  # type: ignore[arg-type]
         if found is not None:
             return found
-    listed = cache.cache_of(folder)
+    listed = mlcinfo.cache_of(folder)
     if listed is not None:
-        for shard in (found := cache.shards(listed)):
+        for shard in (found := mlcinfo.shards(listed)):
             _require_inside(shard, folder, f"{listed.name} names {short(shard.name)}, which")
         return WeightFiles("mlc", tuple(sorted(found)), listed)
     raise CheckpointError(_no_weights(folder), file=folder)

@@ -18,10 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from isobit.checkpoint import mlcinfo
 from isobit.checkpoint.files import open_regular, why
 from isobit.checkpoint.folder import WeightFiles
 from isobit.checkpoint.legacy import read_bin_header
-from isobit.checkpoint.mlc import cache
 from isobit.checkpoint.safetensors import TensorInfo, read_header
 from isobit.errors import CheckpointError
 from isobit.shortage import explain
@@ -222,7 +222,7 @@ def opened(folder: Path, weights: WeightFiles) -> Store:
         CheckpointError: a file is damaged, a tensor is given twice, or an index tells otherwise.
     """
     if weights.kind == "mlc" and weights.index is not None:
-        return FileStore(folder, weights.files, cache.tensors(weights.index))
+        return FileStore(folder, weights.files, mlcinfo.tensors(weights.index))
     return FileStore(folder, weights.files, _headers(weights))
 
 

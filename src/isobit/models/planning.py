@@ -15,7 +15,7 @@ from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.methods import with_implied
-from isobit.checkpoint.mlc.cache import tensors as mlc_tensors
+from isobit.checkpoint.mlcinfo import tensors as mlc_tensors
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.source import expanded, resolve

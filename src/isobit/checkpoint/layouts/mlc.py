@@ -5,7 +5,7 @@
     q_weight  F8_E4M3 [N, K]      q_scale, q_calibration_scale  one number: of the weight, and of inputs
 
 A weight is ``(code - 7) * scale`` (3 for codes of 3 bits); the largest code of all is never written. Files have other
-names and joined matrices: :mod:`isobit.checkpoint.mlc.cache` lists them as a model has them.
+names and joined matrices: :mod:`isobit.checkpoint.mlcinfo` lists them as a model has them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
-from isobit.checkpoint.mlc.cache import CODES, INPUT, SCALE
 from isobit.checkpoint.mlc.config import KINDS, METHOD
+from isobit.checkpoint.mlcinfo import CODES, INPUT, SCALE
 from isobit.checkpoint.quantization import Group, Integers, Quantization
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError
