@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from seeing import png, wav
+from PIL import Image
+from seeing import png, saved, wav
 from seeing import seeing as seeing_llm
 from served import listening, serving
 
-from isobit import api
+from isobit import SamplingParams, api
+from isobit.media import picture, sound
 from isobit.server.run import planned
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `make page` installs it")
@@ -511,3 +513,47 @@ def test_the_button_is_named_and_reached_by_keys(seeing: Any) -> None:
         page.keyboard.press("Enter")
     chosen.value.set_files({"name": "red.png", "mimeType": "image/png", "buffer": png()})
     attached(page, 1)
+
+
+def seen_and_heard(kind: str, folder: Any) -> tuple[list[tuple[str, bytes]], list[Any]]:
+    """A tiny model of published classes in a folder; two files for it, and what is in them."""
+    pytest.importorskip("transformers")
+    if kind == "image":
+        import glm4v_models as glm
+
+        glm.save(glm.make(glm.PLAIN, text={"vocab_size": glm.tokenizer().get_vocab_size()}), folder)
+        found = [saved("PNG", Image.fromarray(glm.pixels(30, 44, seed=seed))) for seed in (1, 2)]
+        return [("image/png", file) for file in found], [picture(file) for file in found]
+    import glmasr_tiny
+
+    glmasr_tiny.make(folder)
+    found = [wav(1.0), wav(2.5, 16_000)]
+    return [("audio/wav", file) for file in found], [sound(file) for file in found]
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_models_that_see_and_hear(browser: Any, tmp_path: Any, kind: str) -> None:
+    """A tiny GLM-4.1V, a tiny GLM-ASR: the page's answer is what the model says of the same picture or sound."""
+    files, media = seen_and_heard(kind, tmp_path / "model")
+    llm = api.LLM(str(tmp_path / "model"))
+    said: list[str] = []
+    with listening(serving(llm)) as address:
+        for page in opened(browser, address):
+            page.click("#settings-open")
+            page.fill("#set-max_tokens", "12")
+            page.fill("#set-temperature", "0")
+            page.keyboard.press("Escape")
+            for number, (mime, file) in enumerate(files):
+                page.set_input_files("#files", {"name": "a", "mimeType": mime, "buffer": file})
+                attached(page, 1)
+                ask(page, "What?")
+                nodes = page.evaluate("JSON.parse(localStorage['isobit.chats'])[0].nodes")
+                said.append(next(node["content"] for node in nodes.values() if node.get("role") == "assistant"))
+                if number == 0:
+                    page.keyboard.press("Control+k")
+            assert page.locator(".message .wrong").count() == 0
+    message = {"role": "user", "content": [{"type": kind}, {"type": "text", "text": "What?"}]}
+    template = llm.tokenizer.chat_template
+    assert template is not None
+    prompts = [llm.media_prompt(template, [message], [one]) for one in media]
+    assert said == [answer.text for answer in llm.generate(prompts, SamplingParams(max_tokens=12))]
