@@ -155,6 +155,20 @@ def test_what_goes_wrong_is_one_line(
     assert err[-1].startswith("isobit: error: ")
 
 
+def test_no_weights_are_read_for_what_a_model_does_not_take(capsys: Any, monkeypatch: Any, folder: Path) -> None:
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(api, "generator", never)
+    for command in ("generate", "chat"):
+        for model, options in (
+            (folder / "model", ["--audio", folder / "talk.wav"]),
+            ("bundled", ["--image", folder / "red.png"]),
+        ):
+            status, _, err = run(capsys, monkeypatch, command, model, *options, said="a")
+            assert status == 2 and ("no sounds" in err[-1] or "text alone" in err[-1])
+
+
 def test_a_model_of_text_says_so(capsys: Any, monkeypatch: Any, folder: Path) -> None:
     status, _, err = run(capsys, monkeypatch, "generate", "bundled", "a", "--image", folder / "red.png")
     assert status == 2 and "text" in err[-1]

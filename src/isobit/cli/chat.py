@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("name a model, or a server that has one with --server URL")
     own = None if args.template is None else text_input.file(args.template, "the chat template")
 
+    media_input.require_taken(args.model, args.revision, files)
+
     from isobit import api
     from isobit.engine.tokenizer import Tokenizer
 

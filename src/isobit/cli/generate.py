@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     files = media_input.read_all(args)
     media = [file.decoded() for file in files]  # what is wrong with them is told before weights are read
 
+    media_input.require_taken(args.model, args.revision, files)
+
     from isobit import api
     from isobit.engine.prompts import doubled_bos
 

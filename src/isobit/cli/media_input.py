@@ -122,6 +122,29 @@ def read_all(args: argparse.Namespace) -> list[File]:
     return [read(kind, path) for kind, path in args.media]
 
 
+def require_taken(model: str, revision: str | None, files: Sequence[File]) -> None:
+    """A model must take what it is given; asked of its ``config.json``, before weights are read or fetched.
+
+    Raises:
+        UsageError: it does not, or what that needs is not installed.
+        SourceError: there is no such model.
+    """
+    if not files:
+        return
+    from isobit import api
+    from isobit.checkpoint.text.tokens import optional_json
+    from isobit.models import media
+    from isobit.models.encoders.table import why_none
+    from isobit.models.towers import tower_of
+
+    config = optional_json(api.find(model, revision=revision, weights=False) / "config.json")
+    why, row = why_none(config), tower_of(config)
+    if why is not None:
+        raise UsageError(why)
+    if row is not None:
+        media.require_taken(row.kinds, [file.kind for file in files])
+
+
 def content(text: str, files: Sequence[File], *, sent: bool = False) -> str | list[dict[str, Any]]:
     """The content of a message with these before its text; ``sent`` to a server."""
     if not files:

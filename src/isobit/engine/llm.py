@@ -27,8 +27,7 @@ from isobit.engine.prepare import Model, Prompt, prepared, window_of
 from isobit.engine.runner import ModelRunner
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
-from isobit.media.values import PLURALS
-from isobit.models.media import MediaPrompt, Medium, Tower
+from isobit.models.media import MediaPrompt, Medium, Tower, require_taken
 from isobit.shortage import shortages
 from isobit.targets.prefill import prefill_chunk
 
@@ -140,10 +139,7 @@ class LLM(Desk):
             if media or conversation.parts_of(messages):
                 raise UsageError(self.why_no_media)
             return MediaPrompt(tuple(conversation.encode(self.tokenizer, template, messages, **options)))
-        strange = next((medium.kind for medium in media if medium.kind not in self.tower.kinds), None)
-        if strange is not None:
-            takes = " and ".join(PLURALS[kind] for kind in sorted(self.tower.kinds))
-            raise UsageError(f"this model takes {takes}, and no {PLURALS[strange]}: leave them out")
+        require_taken(self.tower.kinds, [medium.kind for medium in media])
         arrange = partial(self.tower.messages, media=media)
         hidden = [self.tokenizer.token_text(id) for id in sorted(self.tower.placeholders)]
         ids = conversation.encode(self.tokenizer, template, messages, arrange, hidden, **options)

@@ -9,16 +9,29 @@ tokens' own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from isobit.media.values import Clip, Kind, Medium, Picture, Sound
+from isobit.errors import UsageError
+from isobit.media.values import PLURALS, Clip, Kind, Medium, Picture, Sound
 
-__all__ = ["Clip", "Hearing", "Kind", "Medium", "MediaPrompt", "Picture", "Piece", "Placed", "Sound", "Tower"]
+__all__ = [
+    "Clip",
+    "Hearing",
+    "Kind",
+    "Medium",
+    "MediaPrompt",
+    "Picture",
+    "Piece",
+    "Placed",
+    "Sound",
+    "Tower",
+    "require_taken",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +148,15 @@ class Tower(Protocol):
 
     def encode(self, piece: Piece) -> Tensor:
         """Embeddings ``[piece.tokens, hidden]`` on the decoder's device, in its dtype."""
+
+
+def require_taken(takes: Iterable[Kind], given: Iterable[Kind]) -> None:
+    """Raises a UsageError if a model that takes some kinds is given others."""
+    taken = sorted(takes)
+    strange = next((kind for kind in given if kind not in taken), None)
+    if strange is not None:
+        told = " and ".join(PLURALS[kind] for kind in taken)
+        raise UsageError(f"this model takes {told}, and no {PLURALS[strange]}: leave them out")
 
 
 def _key(kind: Kind, inputs: Mapping[str, Tensor]) -> bytes:
