@@ -23,7 +23,7 @@ from isobit.models.workload import workload
 from isobit.server.reasoning import Splitter, marks_of, opened
 
 sys.path.append(str(Path(__file__).parents[1] / "pure"))
-from published_seeing import FLASH, GLM41V, SEEING
+from published_seeing import FLASH, GLM41V, GLM46V, SEEING, fp8
 
 # Parameters in billions, and KiB of a cache for a token.
 SIZES = {
@@ -78,6 +78,18 @@ def test_what_the_published_decoders_are() -> None:
 def test_they_are_planned(name: str) -> None:
     _, made = plans(SEEING[name], targets=("h200", "here"), scheme_names=("bf16", "fp8", "int4-g32"))
     assert [[plan.scheme for plan in row] for row in made]
+
+
+def test_a_plan_of_a_configuration_knows_the_names_that_its_lists_use() -> None:
+    """Which are those in files: of a decoder within a model that sees, others than its own."""
+    left = ["model.language_model.layers.3.self_attn.o_proj", "re:model.language_model.*shared_experts.*", "lm_head"]
+    work = workload(GLM46V | {"quantization_config": fp8(left)})
+    assert work.stored is not None
+    assert work.stored("model.layers.3.self_attn.o_proj") == (None, None)
+    assert work.stored("model.layers.7.mlp.shared_experts.up_proj") == (None, None)
+    for module in ("model.layers.4.self_attn.o_proj", "model.layers.3.mlp.experts.9.up_proj"):
+        weights, activations = work.stored(module)
+        assert weights is not None and activations is not None
 
 
 def test_the_decoder_s_keys_count_wherever_they_stand() -> None:

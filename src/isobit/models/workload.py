@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import Any
 
 from isobit.checkpoint import ctreview, methods
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
-from isobit.models.archs import model_config
+from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import classifier, expected_tensors, is_matrix, layer_modules, layer_prefix
 from isobit.models.config import Experts, LatentAttention, Mlp, ModelConfig, SelfAttention
 
@@ -33,7 +33,8 @@ def workload(
         folder: where the model lies, if it does: other tools say in other files that weights are quantized.
         dtypes: its tensors with their dtypes (nothing where unknown), as far as they are known; they tell, too.
         untied: its output projection is a matrix of its own, whatever the configuration says.
-        renamed: modules that have other names in its files, with those.
+        renamed: modules that have other names in its files, with those; where nothing is known of them, and the model
+            sees or hears, those that transformers writes.
 
     Raises:
         ModelError: the architecture is unknown, or a key is missing, wrong, or asks for what is not implemented.
@@ -47,7 +48,8 @@ def workload(
         model = replace(model, tie_word_embeddings=False)
     matrices = {name: shape for name, shape in expected_tensors(model).items() if is_matrix(name, shape)}
     widths = {name.rpartition(".")[0]: shape[1] for name, shape in matrices.items()}
-    quantization = ctreview.read(config, widths, folder=folder, tensors=dtypes, stored=renamed)
+    in_files = renamed or _in_files(config, widths)
+    quantization = ctreview.read(config, widths, folder=folder, tensors=dtypes, stored=in_files)
 
     def stored(module: str) -> Stored:
         assert quantization is not None
@@ -75,6 +77,14 @@ def workload(
         in_float32=frozenset() if quantization is None else quantization.in_float32,
         notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
     )
+
+
+def _in_files(config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, str]:
+    """What modules are called in the files of a model that also sees or hears; a configuration may use these names."""
+    if not is_within(config):
+        return {}
+    inner = (module for module in modules if module.startswith("model."))
+    return {module: f"model.language_model.{module.removeprefix('model.')}" for module in inner}
 
 
 def _width(part: SelfAttention | LatentAttention) -> int:
