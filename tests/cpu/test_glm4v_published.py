@@ -43,7 +43,11 @@ def theirs(config: dict[str, Any]) -> Any:
         return cls(cls.config_class(**keys))
 
 
-@pytest.mark.parametrize("name", SEEING)
+# Of those with the same sizes, one; the others are marked slow.
+ONCE = [pytest.param(name, marks=pytest.mark.slow if name in ("GLM-4.5V", "GLM-4.6V-FP8") else ()) for name in SEEING]
+
+
+@pytest.mark.parametrize("name", ONCE)
 def test_sizes(name: str) -> None:
     config = SEEING[name]
     found, model = expected_tensors(model_config(config)), theirs(config)
@@ -74,7 +78,7 @@ def test_what_the_published_decoders_are() -> None:
         assert model.notes == ()
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", ONCE)
 def test_they_are_planned(name: str) -> None:
     _, made = plans(SEEING[name], targets=("h200", "here"), scheme_names=("bf16", "fp8", "int4-g32"))
     assert [[plan.scheme for plan in row] for row in made]

@@ -21,6 +21,7 @@ from isobit.models.media import Clip, Kind, MediaPrompt, Medium, Picture, Piece,
 
 BEGINNINGS = ("model.visual.", "visual.")  # of the names of the tower's tensors
 _BEGIN, _END = "<|begin_of_image|>", "<|end_of_image|>"  # around a frame
+_LACKING = "what this model sees with needs transformers and Pillow: pip install 'isobit[media]'"
 _AT_ONCE = 1 << 14  # patches of frames that are computed together
 
 
@@ -209,8 +210,10 @@ def open(ck: Checkpoint, dtype: torch.dtype, device: torch.device | None = None)
     sizes, ids = files.read_sizes(given, model_config(ck.config).hidden_size), files.read_ids(ck.config, experts)
     frames, pictures = files.frame_settings(folder, sizes), files.image_settings(folder, sizes)
     vision = _vision(ck, {key: value for key, value in given.items() if key != "model_type"}, experts, dtype, device)
-    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
+    try:
+        from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+    except ImportError as error:
+        raise UsageError(_LACKING) from error
     processor: Any = Glm4vImageProcessorPil
     return Tower(vision, processor(**pictures), frames, sizes, ids, _tokenizer(folder), files.timestamp(folder))
 
@@ -223,7 +226,7 @@ def _vision(
         from transformers.models.glm4v import configuration_glm4v, modeling_glm4v
         from transformers.models.glm4v_moe import configuration_glm4v_moe, modeling_glm4v_moe
     except ImportError as error:
-        raise UsageError("what this model sees with needs transformers: pip install 'isobit[media]'") from error
+        raise UsageError(_LACKING) from error
     made: Any = configuration_glm4v_moe.Glm4vMoeVisionConfig if experts else configuration_glm4v.Glm4vVisionConfig
     model: Any = modeling_glm4v_moe.Glm4vMoeVisionModel if experts else modeling_glm4v.Glm4vVisionModel
     try:
