@@ -56,6 +56,11 @@ class Fields:
         return key in self._config
 
     @property
+    def whole(self) -> Mapping[str, Any]:
+        """The object itself."""
+        return self._config
+
+    @property
     def sound(self) -> bool:
         """Whether nothing wrong was found so far."""
         return not self._problems

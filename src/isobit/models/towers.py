@@ -34,7 +34,7 @@ TOWERS: dict[str, TowerRow] = {
     "Glm4vMoeForConditionalGeneration": TowerRow(("image", "video"), "glm4v"),
     "GlmAsrForConditionalGeneration": TowerRow(("audio",), "glmasr", "GlmAsrTower"),
     "HunYuanVLForConditionalGeneration": TowerRow(("image",), "hunyuan_vl", "HunyuanTower"),
-    **{architecture: TowerRow(row.kinds) for architecture, row in WRAPPERS.items()},
+    **{architecture: TowerRow(row.kinds, *row.tower) for architecture, row in WRAPPERS.items()},
 }
 
 

@@ -1,4 +1,4 @@
-"""Models that see and whose decoder is a family for text: their text is run, what they see with is not. A row each."""
+"""Models that see and whose decoder is a family for text, which is run; what they see with only of some. A row each."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from isobit.models.config import Experts, ModelConfig
-from isobit.models.fields import Fields
+from isobit.models.config import Experts, LayerSpec, ModelConfig, Rope, SelfAttention
+from isobit.models.fields import Fields, shown
 from isobit.models.hf_rope import AXES, SECTIONS
-from isobit.models.hf_within import decoder
+from isobit.models.hf_within import SECTION, decoder
 
 if TYPE_CHECKING:  # it needs numpy, and a plan does not
     from isobit.media.values import Kind
@@ -35,6 +35,8 @@ class Wrapper:
         theta: of a decoder whose tokens have positions on three axes: the base of its rope where nothing says it; of a
             text, the three are equal. None: it has one.
         kinds: of media that it takes.
+        tower: the file in ``encoders/`` that runs what it sees with, and its opener; empty where nothing does.
+        sections: pairs of dimensions that each axis of positions turns, where nothing says it; of models with a tower.
         turned: whether the tensors of all experts of a layer may lie with inputs first, too.
     """
 
@@ -49,12 +51,14 @@ class Wrapper:
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NOTHING)
     theta: float | None = None
     kinds: tuple[Kind, ...] = ("image",)
+    tower: tuple[str, ...] = ()
+    sections: tuple[int, ...] = ()
     turned: bool = False
 
     @property
-    def note(self) -> str:
+    def notes(self) -> tuple[str, ...]:
         """What a person should know who loads it."""
-        return f"the vision tower of {self.called} is not run here; text is"
+        return () if self.tower else (f"the vision tower of {self.called} is not run here; text is",)
 
 
 _QWEN2 = {"rms_norm_eps": 1e-5, "max_window_layers": 80, "num_key_value_heads": 8, "max_position_embeddings": 32768}
@@ -81,12 +85,12 @@ WRAPPERS: dict[str, Wrapper] = {
         ),
     ),
     "Qwen2VLForConditionalGeneration": Wrapper(
-        "Qwen2-VL", "qwen2_vl", {"qwen2_vl_text": "qwen2"}, kinds=_MOVING, flat=True, either=True, theta=1e6,
-        usual=_QWEN2,
+        "Qwen2-VL", "qwen2_vl", {"qwen2_vl_text": "qwen2"}, flat=True, either=True, theta=1e6,
+        usual=_QWEN2, tower=("qwen2_vl", "QwenTower"), sections=(16, 24, 24),
     ),
     "Qwen2_5_VLForConditionalGeneration": Wrapper(
-        "Qwen2.5-VL", "qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, kinds=_MOVING, flat=True, either=True, theta=1e6,
-        usual=_QWEN2,
+        "Qwen2.5-VL", "qwen2_5_vl", {"qwen2_5_vl_text": "qwen2"}, flat=True, either=True, theta=1e6,
+        usual=_QWEN2, tower=("qwen2_vl", "QwenTower"), sections=(16, 24, 24),
     ),
     "Qwen3VLForConditionalGeneration": Wrapper(
         "Qwen3-VL", "qwen3_vl", {"qwen3_vl_text": "qwen3"}, kinds=_MOVING, theta=5e5,
@@ -123,7 +127,9 @@ def read(fields: Fields, row: Wrapper, family: Callable[[str], Any]) -> ModelCon
     model: ModelConfig = family(row.families.get(kind, first) if isinstance(kind, str) else first).from_hf(text)
     if row.turned:
         model = replace(model, layers=tuple(replace(layer, mlp=_either_way(layer.mlp)) for layer in model.layers))
-    return replace(model, notes=(row.note, *model.notes))
+    if row.tower:
+        model = _on_three_axes(fields, row, model)
+    return replace(model, notes=(*row.notes, *model.notes))
 
 
 def _on_one_axis(row: Wrapper) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -145,6 +151,30 @@ def _on_one_axis(row: Wrapper) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return text if told else text | {"rope_theta": row.theta}
 
     return prepared
+
+
+def _on_three_axes(fields: Fields, row: Wrapper, model: ModelConfig) -> ModelConfig:
+    """The decoder with what says which dimensions a position in time, row or column turns."""
+    inner = fields.raw(SECTION)
+    text = inner if isinstance(inner, Mapping) else fields.whole
+    said = [
+        rope[key] for name in SECTIONS if isinstance(rope := text.get(name), Mapping) for key in AXES if key in rope
+    ]
+    attention = model.layers[0].attention
+    assert isinstance(attention, SelfAttention) and attention.rope is not None
+    pairs, found = attention.rotated // 2, said[0] if said else [*row.sections]
+    sound = isinstance(found, list) and len(found) == 3 and all(type(one) is int and one > 0 for one in found)
+    if not sound or sum(found) != pairs:
+        fields.complain(f"{AXES[0]} = {shown(found)}: expected three whole numbers that make {pairs}")
+        fields.check()
+    rope = replace(attention.rope, sections=tuple(found))
+    return replace(model, layers=tuple(_with_rope(layer, rope) for layer in model.layers))
+
+
+def _with_rope(layer: LayerSpec, rope: Rope) -> LayerSpec:
+    """A layer with another rotary embedding."""
+    assert isinstance(layer.attention, SelfAttention)
+    return replace(layer, attention=replace(layer.attention, rope=rope))
 
 
 def _either_way(mlp: Any) -> Any:

@@ -6,7 +6,6 @@ Four patches become one token; the tower puts one behind each row of them, one i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, UsageError
 from isobit.models.archs import model_config
 from isobit.models.archs.hunyuan_vl import Vision, vision
-from isobit.models.encoders.processors import settings
+from isobit.models.encoders.pictures import preparation
 from isobit.models.encoders.weights import filled
 from isobit.models.fields import Fields
 from isobit.models.media import Kind, MediaPrompt, Medium, Picture, Piece, Placed
@@ -31,21 +30,7 @@ OLD = (
     (".mlp.fc1.", ".mlp.dense_h_to_4h."), (".mlp.fc2.", ".mlp.dense_4h_to_h."), (".layer_norm1.", ".input_layernorm."),
     (".layer_norm2.", ".post_attention_layernorm."),
 )  # fmt: skip
-_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How an image becomes patches.
-
-    Attributes:
-        least, most: pixels of a resized image.
-        keys: what transformers' processor is told.
-    """
-
-    least: int = 512 * 512
-    most: int = 2048 * 2048
-    keys: Mapping[str, Any] = field(default_factory=dict)
+PIXELS = 512 * 512, 2048 * 2048  # of a resized image, where no file says it
 
 
 class HunyuanTower:
@@ -193,53 +178,12 @@ def _processor(folder: Path, of: Vision) -> Any:
         from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYuanVLImageProcessorPil
     except ImportError:
         raise UsageError(_NEEDED) from None
-    preparation = _preparation(folder, of)
-    return HunYuanVLImageProcessorPil(
-        size={"shortest_edge": preparation.least, "longest_edge": preparation.most},
-        patch_size=of.patch,
-        merge_size=of.merged,
-        **preparation.keys,
-    )
+    return HunYuanVLImageProcessorPil(**preparation(folder, of.patch, of.merged, 1, PIXELS).told)
 
 
 _NEEDED = (
     "what sees of this model needs transformers 5 and Pillow, which are not installed: pip install 'isobit[media]'"
 )
-
-
-def _preparation(folder: Path, of: Vision) -> Preparation:
-    given, path = settings(folder, "image_processor")
-    keys = Fields(given, path.name)
-    for key, wanted in (("patch_size", of.patch), ("merge_size", of.merged), ("temporal_patch_size", 1)):
-        keys.only(key, (wanted,), "value beside that of config.json")
-    for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-        keys.only(key, (True,), "way to prepare images")
-    size = keys.section("size") or keys.inner({}, "size")
-    usual = Preparation()
-    least, most = (size.integer(key, pixels, high=1 << 30) for key, pixels in
-                   (("shortest_edge", usual.least), ("longest_edge", usual.most)))  # fmt: skip
-    least, most = keys.integer("min_pixels", least, high=1 << 30), keys.integer("max_pixels", most, high=1 << 30)
-    if keys.sound and least > most:
-        keys.complain(f"images get {least} pixels at least and {most} at most: correct one of the two")
-    told = {
-        "image_mean": _three(keys, "image_mean", _CLIP[0]),
-        "image_std": _three(keys, "image_std", _CLIP[1]),
-        "rescale_factor": keys.number("rescale_factor", 1 / 255, high=1e6),
-    }
-    keys.check()
-    return Preparation(least, most, told)
-
-
-def _three(keys: Fields, key: str, usual: tuple[float, ...]) -> list[float]:
-    """A number for each colour."""
-    value = keys.raw(key)
-    if value is None:
-        return list(usual)
-    sound = isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)
-    if not sound or not all(abs(one) < 1e6 and (one > 0 or key != "image_std") for one in value):
-        keys.problem(key, "expected a number for each of three colours")
-        return list(usual)
-    return [float(one) for one in value]
 
 
 def _module(ck: Checkpoint, of: Vision, width: int, dtype: torch.dtype, device: torch.device | None) -> nn.Module:
