@@ -38,7 +38,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "per_layer_config": ({"0": {"num_key_value_heads": 1}},), "text_config": ({"hidden_size": 64},),
     "vision_config": ({"depth": 32},), "audio_config": ({"layers": 2},), "num_nextn_predict_layers": (1,),
     "num_kv_shared_layers": (20,), "n_layer": (5,), "d_model": (99,), "head_size": (99,), "pruned_heads": ({"0": [1]},),
-    "model_type": ("gemma3", "llama4", 3), "auto_map": (["code"],), "dtype": ("float8", "auto", 16, True),
+    "model_type": ("gemma3n", "mamba", 3), "auto_map": (["code"],), "dtype": ("float8", "auto", 16, True),
     "torch_dtype": ("int8", ["bfloat16"]), "something_new": (1, "x", True, {"a": 0}, [0]),
 }  # fmt: skip
 
