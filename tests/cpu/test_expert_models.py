@@ -237,6 +237,30 @@ def test_what_transformers_holds_is_read_as_what_it_saves(architecture: str, kin
     assert torch.equal(run(load_model(held), ids), run(load_model(folder), ids))
 
 
+@pytest.mark.parametrize("place", ["mlp.experts", "block_sparse_moe.experts"])
+@pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "GraniteMoeForCausalLM", "MiniMaxM2ForCausalLM"])
+def test_linears_of_experts_may_have_their_usual_names(architecture: str, place: str, tmp_path: Path) -> None:
+    """As llm-compressor 0.14 writes them, one by one."""
+    model = make_model(architecture)
+    folder = save(model, tmp_path / "saved")
+    found = contents(Checkpoint.open(folder))
+    usual = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    tensors = {}
+    for name in found.expected:
+        inside = name.partition(".block_sparse_moe.experts.")
+        number, _, rest = inside[2].partition(".")
+        linear = rest.removesuffix(".weight")
+        new = f"{inside[0]}.{place}.{number}.{usual[linear]}.weight" if inside[1] else name
+        tensors[new] = found.ck.read(name).clone()
+    assert sum(".gate_proj." in name for name in tensors) > 4
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_bytes((folder / "config.json").read_bytes())
+    save_file(tensors, other / "model.safetensors")
+    ids = token_ids(12)
+    assert torch.equal(run(load_model(other), ids), run(load_model(folder), ids))
+
+
 def test_a_stack_of_another_size_is_named(tmp_path: Path) -> None:
     folder = save(make_model("GptOssForCausalLM"), tmp_path)
     tensors = load_file(folder / "model.safetensors")

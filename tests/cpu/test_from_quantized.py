@@ -51,6 +51,9 @@ def test_the_same_as_from_its_numbers(tmp_path: Path, first: str) -> None:
         isobit.quantize(source, tmp_path / "twice", "int4-g32", progress=False)
     report = isobit.quantize(source, tmp_path / "twice", "int4-g32", progress=False, from_quantized=True)
     assert report.notes[0].startswith("the source is quantized (") and report.relative_squared_error > 0
+    ck = Checkpoint.open(source)
+    sizes = sum(info.nbytes for name, info in ck.tensors.items() if name.endswith("weight_shape"))
+    assert ck.nbytes - sizes <= report.source_bytes <= ck.nbytes  # as it is stored, not as it is read
     plain = isobit.quantize(plain_copy(source, tmp_path / "plain"), tmp_path / "once", "int4-g32", progress=False)
     assert report.relative_squared_error == pytest.approx(plain.relative_squared_error, rel=1e-12)
     twice, once = (load_file(tmp_path / name / "model.safetensors") for name in ("twice", "once"))

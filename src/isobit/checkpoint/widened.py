@@ -20,6 +20,11 @@ from isobit.errors import CheckpointError
 _TRIED = 32  # rows
 
 
+def stored_bytes(ck: Checkpoint) -> dict[str, int]:
+    """Bytes in their file, scales included, of the weights that :func:`widened` made float32; nothing of others."""
+    return ck.store.stored if isinstance(ck.store, _Widened) else {}
+
+
 def widened(ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """The checkpoint with every quantized weight as float32, and nothing of its quantization left.
 
@@ -51,6 +56,7 @@ class _Widened:
 
     def __init__(self, ck: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._ck = ck
+        self.stored: dict[str, int] = {}  # bytes of quantized weights in their file, scales included
         self._heights: dict[str, int] = {}  # of quantized weights: rows that cannot be told apart
         self.tensors: dict[str, TensorInfo] = {}
         for name, info in ck.tensors.items():
@@ -63,6 +69,7 @@ class _Widened:
             elif part == row.codes:
                 n, k = shapes[weight]
                 self.tensors[weight] = TensorInfo(weight, "F32", (n, k), info.file, 0, 4 * n * k)
+                self.stored[weight] = sum(one.nbytes for one in row.owned(infos))
                 self._heights[weight] = self._height(module)
 
     def _height(self, module: str) -> int:

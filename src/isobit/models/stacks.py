@@ -13,7 +13,7 @@ from isobit.checkpoint import views
 from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts.mxfp4 import GROUP
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo
-from isobit.models.blueprint import layer_prefix
+from isobit.models.blueprint import GATED, layer_prefix
 from isobit.models.config import Experts, ModelConfig
 
 
@@ -26,18 +26,41 @@ def other_names(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[
         prefix = layer_prefix(number)
         for theirs, ours in layer.mlp.names.also:
             found |= {f"{prefix}{theirs}": f"{prefix}{ours}"}
-    if not found:
+    usual = _usual_names(config)
+    if not found and not usual:
         return {}
-    beginnings = tuple(found)
+    beginnings = tuple({*found, *usual})
     renamed = {}
     for name in tensors:
         if not name.startswith(beginnings):
             continue
         longest = max((one for one in _beginnings(name) if one in found), key=len, default="")
-        if longest:
-            renamed[name] = found[longest] + name.removeprefix(longest)
+        new = found[longest] + name.removeprefix(longest) if longest else name
+        renamed[name] = _own_expert(new, usual)
     taken = {*tensors} - {*renamed}
     return {old: new for old, new in renamed.items() if new not in taken and old != new}
+
+
+def _usual_names(config: ModelConfig) -> dict[str, dict[str, str]]:
+    """Beginning of the names of a layer's experts -> usual names of their linears (llm-compressor's) and their own."""
+    found = {}
+    for number, layer in enumerate(config.layers):
+        if isinstance(layer.mlp, Experts):
+            names = layer.mlp.names
+            own = dict(zip(GATED, (names.gate, names.up, names.down), strict=True))
+            if own != dict(zip(GATED, GATED, strict=True)):
+                found[f"{layer_prefix(number)}{layer.mlp_name}.{names.experts}."] = own
+    return found
+
+
+def _own_expert(name: str, usual: Mapping[str, Mapping[str, str]]) -> str:
+    """The name of a part of an expert with its linear's own name."""
+    begin = next((one for one in _beginnings(name) if one in usual), None)
+    if begin is None:
+        return name
+    expert, _, rest = name.removeprefix(begin).partition(".")
+    linear, dot, part = rest.partition(".")
+    return f"{begin}{expert}.{usual[begin][linear]}{dot}{part}" if linear in usual[begin] else name
 
 
 def _beginnings(name: str) -> Iterator[str]:

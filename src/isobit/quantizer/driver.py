@@ -23,7 +23,7 @@ from isobit.checkpoint.occupant import CONFIG, REPORT, require_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
 from isobit.checkpoint.text.check import check_companions
-from isobit.checkpoint.widened import widened
+from isobit.checkpoint.widened import stored_bytes, widened
 from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import IsobitError, UsageError
 from isobit.formats.rules import Policy
@@ -183,7 +183,7 @@ def predict(
         scheme=policy.default.name,
         tensors=len(plan.jobs),
         quantized=len(few_bit),
-        source_bytes=sum(job.source.nbytes for job in plan.jobs),
+        source_bytes=sum(job.source_bytes for job in plan.jobs),
         output_bytes=sum(written.values()),
         bits_per_weight=8 * sum(written[job.name] for job in few_bit) / weights if weights else None,
         kernels=tuple(sorted(kernels)),
@@ -232,7 +232,9 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     classify = classifier(model)
     validate.check_schemes(tensors, classify, policy)
     jobs = [*plan_jobs(experts.as_stored(found, tensors, policy), classify, policy, settings.search)]
-    jobs = [replace(job, called=found.in_files(job.name)) for job in jobs] + beside.jobs(found, policy)
+    sizes = stored_bytes(ck)
+    jobs = [replace(job, called=found.in_files(job.name), stored=sizes.get(job.name)) for job in jobs]
+    jobs += beside.jobs(found, policy)
     shards = plan_shards([job.outputs for job in jobs], settings.max_shard_bytes)
     assigned = validate.assignments(tensors, classify, policy, HEAD if model.tie_word_embeddings else None)
     notes = [f"left out, as no model needs it: {dropped[0]}" for _ in dropped[:1]]

@@ -42,6 +42,7 @@ class Job:
         input_scale: static activation scale of the module, if its scheme has one.
         search: how scales are chosen.
         called: name of the tensor in the output; the source's own where empty.
+        stored: bytes that it takes in the source's file, where it is quantized there and read as float32.
     """
 
     source: TensorInfo
@@ -50,6 +51,12 @@ class Job:
     input_scale: float | None = None
     search: grid.Search = "absmax"
     called: str = ""
+    stored: int | None = None
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the tensor in the source, scales included."""
+        return self.source.nbytes if self.stored is None else self.stored
 
     @property
     def name(self) -> str:

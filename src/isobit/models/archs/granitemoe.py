@@ -16,7 +16,7 @@ NAMES = ExpertNames(
     router="router.layer", one_by_one=False, gate="w1", up="w3", down="w2",
     stacked=StackedNames("input_linear.weight", "output_linear.weight"),
     also=(
-        (f"{PLACE}.router.weight", f"{PLACE}.router.layer.weight"),
+        ("mlp.experts.", f"{PLACE}.experts."), (f"{PLACE}.router.weight", f"{PLACE}.router.layer.weight"),
         (f"{PLACE}.experts.gate_up_proj", f"{PLACE}.input_linear.weight"),
         (f"{PLACE}.experts.down_proj", f"{PLACE}.output_linear.weight"),
     ),
