@@ -9,6 +9,7 @@ import glm4v_models
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import isobit
 from isobit.engine.gpu_runner import GpuRunner
@@ -104,3 +105,26 @@ def test_the_encoder_is_beside_a_quantized_decoder(folder: Path, tmp_path: Path)
             assert torch.equal(plain.tower.encode(left.piece), few.tower.encode(right.piece))
     (found,) = few.generate(asked(few)[0], PARAMS)
     assert len(found.token_ids) == 10
+
+
+def test_what_is_quantized_of_an_encoder_becomes_numbers_with_the_rest(folder: Path, tmp_path: Path) -> None:
+    """A linear of the encoder in fp8 with a scale for each row, as zai-org's FP8 files may have them."""
+    source, out, module = tmp_path / "fp8", tmp_path / "int8", "model.visual.blocks.0.attn.qkv"
+    isobit.quantize(folder, source, "fp8", progress=False)
+    tensors = load_file(source / "model.safetensors")
+    weight = tensors[f"{module}.weight"].float()
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    tensors[f"{module}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+    tensors[f"{module}.weight_scale"] = scale
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    before = isobit.LLM(source)
+    isobit.quantize(source, out, "int8", from_quantized=True, progress=False)
+    written = load_file(out / "model.safetensors")
+    assert f"{module}.weight_scale" not in written and written[f"{module}.weight"].dtype == torch.float32
+    assert torch.equal(written[f"{module}.weight"], tensors[f"{module}.weight"].float() * scale)
+    after = isobit.LLM(out)
+    assert before.tower is not None and after.tower is not None
+    (one,) = asked(before)[0].placed
+    assert torch.equal(before.tower.encode(one.piece), after.tower.encode(one.piece))
+    plain = isobit.LLM(folder).tower
+    assert plain is not None and not torch.equal(plain.encode(one.piece), after.tower.encode(one.piece))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from isobit.checkpoint.cttargets import PATTERN
+from isobit.checkpoint.layouts import plain
+from isobit.checkpoint.layouts import table as layouts
+from isobit.checkpoint.layouts.parts import Parts
+from isobit.checkpoint.linear import read_linear
+from isobit.checkpoint.widened import widened
 from isobit.formats.rules import Policy
 from isobit.models.blueprint import HEAD
 from isobit.models.contents import Contents
+from isobit.models.encoders.weights import by_tensors
 from isobit.models.names import BESIDE
 from isobit.quantizer.jobs import FLOATS, Job
 
@@ -18,6 +26,7 @@ _MODEL = r"model\."
 _FRONT = r"(model\.)?(language_model\.)?(model\.)?"
 # Towers that have other names in some files than in transformers.
 _ALSO = {"vit.": ("vision_tower.",), "vision_tower.": ("vit.",)}
+_HEIGHT = 128  # rows of a block with one scale, at most
 
 
 def jobs(found: Contents, policy: Policy) -> list[Job]:
@@ -25,6 +34,38 @@ def jobs(found: Contents, policy: Policy) -> list[Job]:
     whole = policy.default if policy.default.dtype is not None else None
     infos = [found.ck.info(name) for name in found.beside if name in found.ck.tensors]
     return [Job(info, "other", whole if info.dtype in FLOATS else None) for info in infos]
+
+
+def as_numbers(found: Contents) -> Contents:
+    """The same with what is quantized of it as the numbers it stands for: nothing says afterwards how it was stored."""
+    modules = [*_quantized(found)]
+    if not modules:
+        return found
+    own = by_tensors(found.ck, modules)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module in modules:
+        infos = layouts.infos_of(own.tensors, module)
+        row = layouts.layout_of(infos)
+        assert row is not None
+        (rows, columns), height = row.describes(Parts(module, infos, None, own.config)).shape, _HEIGHT
+        if columns < 0:  # of a packed weight that shows when it is read
+            columns = read_linear(own, module, slice(0, min(height, rows))).numbers().shape[1]
+        shapes[f"{module}.weight"] = (rows, columns)
+    twin = copy.copy(found.ck)
+    twin.store = widened(own, shapes).store
+    gone = {name for name in found.beside if name not in twin.tensors}
+    names = (*(name for name in found.beside if name not in gone), *(name for name in shapes if name in twin.tensors))
+    return replace(found, ck=twin, beside=tuple(dict.fromkeys(names)))
+
+
+def _quantized(found: Contents) -> Iterator[str]:
+    """The modules beside the decoder whose weights are stored as codes."""
+    tensors = found.ck.tensors
+    for name in found.beside:
+        module, part = layouts.split(name)
+        row = layouts.layout_of(layouts.infos_of(tensors, module))
+        if row is not None and row is not plain.LAYOUT and part == row.codes:
+            yield module
 
 
 def about(found: Contents) -> tuple[str, ...]:

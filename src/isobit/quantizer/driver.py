@@ -226,6 +226,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     found, companions = contents(ck), tuple(ck.companions)
     twice = validate.twice_quantized(found.ck)
     if twice:
+        found = beside.as_numbers(found)
         found = replace(found, ck=widened(found.ck, found.expected), notes=(*twice, *found.config.notes))
     ck, model, dropped = found.ck, found.config, (*found.left_out, *found.kv_scales)
     tensors = [info for name, info in ck.tensors.items() if name in found.expected]
