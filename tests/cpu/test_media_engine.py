@@ -122,9 +122,9 @@ def require_right(model: Decoder, tower: FakeTower, prompt: Given, found: Comple
     "options",
     [
         {},
-        {"sequences": 1},
+        pytest.param({"sequences": 1}, marks=pytest.mark.slow),
         {"chunk": 7, "sequences": 3},
-        {"chunk": 3, "sequences": 2, "prefix_cache": False},
+        pytest.param({"chunk": 3, "sequences": 2, "prefix_cache": False}, marks=pytest.mark.slow),
         {"cache_tokens": 6 * BLOCK, "sequences": 7},
     ],
     ids=str,
@@ -315,6 +315,19 @@ def test_streams_and_tokens_of_positions_that_are_places(folder: Path, tokenizer
     with torch.inference_mode():
         logits = model.forward(Batch.of([[*prompt.ids, *tokens[:-1]]], overlays=[overlay]))
     assert logits[len(prompt.ids) - 1 :].argmax(-1).tolist() == list(tokens)
+
+
+def test_positions_may_be_ahead_of_places(model: Decoder, tokenizer: Tokenizer) -> None:
+    """Which no family has yet; recorded steps have tables for the whole context."""
+    tower = made(model)
+    near = tower.prompt([*words(9, 1), PLACEHOLDER, *words(5, 2)], [picture(5, 6, 1)])
+    assert near.positions is not None and near.following is not None
+    far = replace(near, positions=near.positions + 700, following=near.following + 700)
+    for ahead in (False, True):
+        llm = LLM(model, tokenizer, GpuRunner(model, 4) if ahead else None, tower=tower, cache_tokens=4 * BLOCK)
+        for prompt, found in zip((near, far), llm.generate([near, far], GREEDY), strict=True):
+            require_right(model, made(model), prompt, found)
+            assert found.usage.cached_tokens == 0
 
 
 # What cannot be
