@@ -117,6 +117,14 @@ def test_telephones_second_picture_is_left() -> None:
     assert np.array_equal(picture(data).pixels, np.asarray(Image.open(io.BytesIO(saved(first, "JPEG")))))
 
 
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    data = saved(Image.fromarray(colours(64, 64)), "JPEG", progressive=True)
+    assert picture(data).pixels.shape == (64, 64, 3)
+    at = data.rindex(b"\xff\xda")
+    with pytest.raises(UsageError, match="a JPEG of .* scans"):
+        picture(data[:at] + data[at:-2] * 200 + data[-2:])
+
+
 def test_the_header_says_that_it_is_too_large() -> None:
     """No pixel is decoded for that: the bytes behind the header would not do."""
     with pytest.raises(UsageError, match="8000 x 9000 pixels; the limit is 1,000,000"):

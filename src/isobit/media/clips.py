@@ -17,6 +17,7 @@ from isobit.media.values import Clip, Picture
 from isobit.shortage import explain, shortages
 
 NAMES = "MP4, WebM and Matroska (with isobit[video]), animated GIF, WebP and PNG"
+_MARGINS = 1 << 20  # pixels that a decoder sets aside around a frame
 RATES = (0.001, 1000.0)
 
 
@@ -90,6 +91,8 @@ def _video(data: bytes, limits: Limits, name: str) -> Clip:
         if not RATES[0] <= rate <= RATES[1]:
             raise UsageError(f"{name} does not say how many frames a second it has")
         _require(max(1, int(track.frames)), int(track.width), int(track.height), rate, limits, name)
+        most = 2 * limits.pixels + _MARGINS  # a stream may say another size than its file, and is asked again below
+        track.codec_context.options = {"max_pixels": str(most)}
         for frame in file.decode(track):
             _require(len(frames) + 1, int(frame.width), int(frame.height), rate, limits, name)
             turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; telephones write how they were held

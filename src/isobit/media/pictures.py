@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 NAMES = "PNG, JPEG, WebP, GIF, BMP"
 _FIRST_ALONE = ("JPEG", "MPO")
+_SCAN = b"\xff\xda"  # begins one, and cannot be within one
+SCANS = 100  # of one JPEG: progressive ones have about ten, and thousands of empty ones would take minutes
 _DEEP = ("I;16", "I;16B", "I;16L", "I")  # gray in 16 bits
 _ORIENTATION = 0x0112
 _STILL = 10.0  # frames a second where a file says nothing, as browsers show it
@@ -48,6 +50,8 @@ def picture(data: bytes, limits: Limits = LIMITS, *, name: str = "the picture") 
     require_size(data, limits, name)
     with _opened(data, name) as image:
         _require_pixels(image, 1, limits, name)
+        if image.format in _FIRST_ALONE and (scans := data.count(_SCAN)) > SCANS:
+            raise UsageError(f"{name} is a JPEG of {scans} scans, each over the whole picture; {SCANS} are read")
         if getattr(image, "is_animated", False) and image.format not in _FIRST_ALONE:
             raise UsageError(f"{name} is animated: give it as a video, or save one of its frames as an image")
         return Picture(_upright(_pixels(image), _orientation(image)))
