@@ -142,6 +142,7 @@ def test_two_trees(tmp_path: Path) -> None:
         ("cpu_linear.py", ["--shapes", "64by64"], "write it as NxK"),
         ("cpu_experts.py", ["--schemes", "fp9"], "unknown scheme 'fp9'"),
         ("cpu_experts.py", ["--schemes", "bf16"], "bf16 has no codes"),
+        ("cpu_formats.py", ["--schemes", "fp9"], "unknown scheme 'fp9'"),
         ("cpu_latent.py", ["--scheme", "fp9"], "unknown scheme 'fp9'"),
         ("cpu_decode.py", ["--keep"], "need --work"),
         ("cpu_peers.py", ["--llama-bench", "nowhere"], "is not a program"),
