@@ -108,9 +108,6 @@ def test_hooks_still_see_every_linear(tmp_path: Path) -> None:
 # Whose layers run one by one on the CPU kernels, and why.
 BY_LAYER = {
     "CohereForCausalLM": "layer 0 norms queries and keys by weights of each head",
-    "DeepseekV2ForCausalLM": "latent attention",
-    "DeepseekV3ForCausalLM": "latent attention",
-    "Glm4MoeLiteForCausalLM": "latent attention",
 }
 ONE_CALL = ("GptOssForCausalLM", "Glm4MoeForCausalLM", "Llama4ForCausalLM", "Olmo2ForCausalLM", "Qwen2MoeForCausalLM")
 
