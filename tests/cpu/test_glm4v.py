@@ -315,3 +315,14 @@ def test_the_same_picture_has_the_same_key(saved_as) -> None:
     one, two = Picture(glm.pixels(20, 31)), Picture(glm.pixels(20, 31, seed=1))
     keys = [placed.piece.key for placed in tower.prompt(ids, [one, two, Picture(one.pixels.copy())]).placed]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_pictures_without_anything_between_them(saved_as) -> None:
+    """transformers takes them for one and fails: here each begins where the one before it ends."""
+    _, folder = saved_as("plain")
+    tower, pictures = open_tower(folder), [Picture(glm.pixels(16, 24)), Picture(glm.pixels(24, 16))]
+    prompt = tower.prompt(encoded("<|image|><|image|>"), pictures)
+    assert [placed.places for placed in prompt.placed] == [(0, 1, 2, 3, 4, 5), (6, 7, 8, 9, 10, 11)]
+    assert prompt.positions is not None
+    assert prompt.positions[6:].tolist() == [[3, 3 + row, 3 + column] for row in range(3) for column in range(2)]
+    assert (prompt.following, prompt.shift) == (6, -6)

@@ -148,6 +148,8 @@ def without(name: str) -> Callable[[Any], None]:
         ("config.json", vision(out_hidden_size=64), ModelError, "the decoder's hidden_size is 128"),
         ("config.json", vision(patch_size=[4, 4]), ModelError, "patch_size"),
         ("config.json", vision(hidden_act="no such"), ModelError, "hidden_act"),
+        ("config.json", vision(image_size=1 << 20), ModelError, "image_size"),
+        ("config.json", vision(hidden_size=1 << 24, intermediate_size=1 << 24), CheckpointError, "model.visual"),
         ("config.json", vision(depth=3), CheckpointError, "blocks.2"),
         ("config.json", lambda c: c.update(video_token_id=c["image_token_id"]), ModelError, "_token_id is the same"),
         ("config.json", vision(rope_parameters={"rope_type": "yarn", "factor": 2.0}), ModelError, "rope_type"),

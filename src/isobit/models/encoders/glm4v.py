@@ -235,7 +235,7 @@ def _vision(
         with torch.device("meta"):
             kind = type(model(settings).rotary_pos_emb)
         angles = kind(settings)  # its frequencies are in no checkpoint
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"config.json: vision_config: {str(error)[:400]}") from None
     beginning = next((one for one in BEGINNINGS if any(name.startswith(one) for name in ck.tensors)), BEGINNINGS[0])
     vision: Any = filled(lambda: model(settings), ck, lambda name: beginning + name, dtype=dtype, device=device)

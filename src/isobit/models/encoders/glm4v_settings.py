@@ -78,7 +78,7 @@ def read_sizes(config: Mapping[str, Any], hidden: int) -> Sizes:
     if (rope := fields.section("rope_parameters")) is not None:
         rope.only("rope_type", ("axial",), "rope type")
         rope.number("rope_theta", 10000.0, low=1.0)
-    patch, edge = fields.integer("patch_size", 14, high=4096), fields.integer("image_size", 336)
+    patch, edge = fields.integer("patch_size", 14, high=4096), fields.integer("image_size", 336, high=1 << 14)
     sizes = Sizes(
         patch,
         fields.integer("spatial_merge_size", 2, high=64),
