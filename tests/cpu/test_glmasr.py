@@ -272,6 +272,16 @@ def test_it_hears_with_every_option_of_loading(plain, options: dict[str, Any]) -
         assert both[0].token_ids[:6] == llm.generate(request(llm, sound), GREEDY)[0].token_ids[:6]
 
 
+def test_other_spectrograms_have_other_numbers_of_tokens(plain, tmp_path) -> None:
+    for file in plain[1].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    keys = json.loads((tmp_path / "processor_config.json").read_text())
+    keys["feature_extractor"] |= {"hop_length": 800, "n_fft": 1600}
+    (tmp_path / "processor_config.json").write_text(json.dumps(keys))
+    done = isobit.transcribe(tmp_path, Sound(noise(4), RATE), ignore_eos=True)
+    assert done.usage.completion_tokens == 10 + SLACK
+
+
 # ---------------------------------------------------------------------- the command
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -17,7 +18,6 @@ from isobit.models.media import Hearing, MediaPrompt, Sound
 
 SLACK = 64  # tokens of an answer beside those that speech can have
 _SPOKEN = 0.5  # tokens of an answer for one of sound that have room at least; people speak about 0.3
-BEEP = 4000  # samples of a sound whose prompt shows how many tokens stand around
 _WAVE = 16  # parts that are prepared at once
 
 
@@ -92,8 +92,9 @@ class Transcription:
     def __init__(self, llm: LLM, sound: Sound, instruction: str | None = None, window: float | None = None) -> None:
         self.llm, self._sound, self._hearing = llm, sound, hearing(llm)
         self._instruction = self._hearing.instruction if instruction is None else instruction
-        beep = self._asked(Sound(np.zeros(BEEP, np.float32), self._hearing.rate))
-        self._around = len(beep.ids) - sum(one.piece.tokens for one in beep.placed)
+        two = math.ceil(2 * self._hearing.rate / self._hearing.tokens)  # samples of so many tokens
+        shown = self._asked(Sound(np.zeros(two, np.float32), self._hearing.rate))
+        self._around = len(shown.ids) - sum(one.piece.tokens for one in shown.placed)
         longest = self._longest(window)
         self._ranges = cuts(sound.samples, sound.rate, longest)
         self.windows = tuple(Window(one.start / sound.rate, one.stop / sound.rate) for one in self._ranges)
