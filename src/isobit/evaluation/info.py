@@ -22,6 +22,7 @@ from isobit.errors import CheckpointError, IsobitError, ModelError, printable
 from isobit.evaluation import certificate, wording
 from isobit.evaluation.modules import Module, find_modules
 from isobit.evaluation.scales import odd_scales
+from isobit.models.archs import is_unseen
 from isobit.models.contents import require_all, resolve
 
 
@@ -153,7 +154,8 @@ def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tu
     try:
         found = resolve(checkpoint)
     except ModelError as error:  # nothing is wrong with it; without sizes config.json describes no model at all
-        why = (f"isobit does not run this: {error}",) if "hidden_size" in checkpoint.config else ()
+        told = "hidden_size" in checkpoint.config or is_unseen(checkpoint.config)
+        why = (f"isobit does not run this: {error}",) if told else ()
         return checkpoint, (), (), (*_notes(checkpoint), *why)
     except IsobitError as error:
         return checkpoint, (), (), (str(error),)

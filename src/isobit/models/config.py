@@ -434,6 +434,7 @@ class LayerSpec:
         parallel: whether both parts read the same norm of the stream (``before_attention``) and are added together.
         residual_factor: what each part's result is multiplied by before it is added.
         mlp_name: what its MLP is called in checkpoints.
+        also: beginnings of names within it as some checkpoints have them, and what they stand for here.
     """
 
     attention: Attention
@@ -442,6 +443,7 @@ class LayerSpec:
     parallel: bool = False
     residual_factor: float = 1.0
     mlp_name: str = "mlp"
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

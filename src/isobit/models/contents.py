@@ -97,7 +97,7 @@ def require_all(found: Contents) -> None:
 def resolve(ck: Checkpoint) -> Contents:
     """The same without the check that every tensor is there and fits; see :func:`contents`."""
     ck.require_readable()  # what nobody can read is refused first: its tensors have names of their own
-    config = model_config(ck.config)
+    config = model_config(ck.config, ck.tensors)
     notes: list[str] = []
     beside = tuple(name for name in ck.tensors if is_beside(name)) if is_within(ck.config) else ()
     ck = ck.without_review(beside) if beside else ck

@@ -76,6 +76,8 @@ OTHERS: tuple[Other, ...] = (
     Other("Gemma 4", ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
           "layers that share keys and values, heads that differ in width, and embeddings of each layer", BOTH,
           "Gemma3ForCausalLM"),
+    Other("Spark-X2.5", ("Spark2_5ForCausalLM",), "a gate by head over what attention gives, and a quarter of each head"
+          " rotated, in layers of two kinds", "SGLang and mlx-lm run it in bf16, llama.cpp in few bits"),
 )  # fmt: skip
 
 # Older layouts of models that isobit runs: what they are, and where the newer one is.

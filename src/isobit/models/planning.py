@@ -160,14 +160,14 @@ def _with_tower(work: Workload, tensors: Iterable[TensorInfo], config: Mapping[s
 def _by_expert(infos: dict[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     """The same with tensors of all experts together as those of each, as loading reads them."""
     try:
-        return by_expert(infos, model_config(config))
+        return by_expert(infos, model_config(config, infos))
     except ModelError:  # which is said when the workload is made, unless there is more to say
         return infos
 
 
 def _plain(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:
     """Whether weights are just what a configuration asks for: to say what else they are needs torch."""
-    expected = expected_tensors(model_config(config))
+    expected = expected_tensors(model_config(config, infos))
     return infos.keys() == expected.keys() and all(
         infos[name].shape == shape and infos[name].dtype in PLAIN_DTYPES for name, shape in expected.items()
     )

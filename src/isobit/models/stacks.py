@@ -18,13 +18,11 @@ from isobit.models.config import Experts, ModelConfig
 
 
 def other_names(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, str]:
-    """Stored name -> name, of tensors of mixtures that are called as transformers 5 calls them."""
+    """Stored name -> name, of tensors of layers that are called otherwise, as those of mixtures in transformers 5."""
     found: dict[str, str] = {}
     for number, layer in enumerate(config.layers):
-        if not isinstance(layer.mlp, Experts) or not layer.mlp.names.also:
-            continue
         prefix = layer_prefix(number)
-        for theirs, ours in layer.mlp.names.also:
+        for theirs, ours in (*layer.also, *(layer.mlp.names.also if isinstance(layer.mlp, Experts) else ())):
             found |= {f"{prefix}{theirs}": f"{prefix}{ours}"}
     usual = _usual_names(config)
     if not found and not usual:

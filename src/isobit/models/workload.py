@@ -43,7 +43,7 @@ def workload(
     """
     methods.refuse_unread(config, folder, dtypes)
     methods.parse(config)  # what is wrong with it is said before what is wrong with the model
-    model = model_config(config)
+    model = model_config(config, dtypes)
     if untied:
         model = replace(model, tie_word_embeddings=False)
     matrices = {name: shape for name, shape in expected_tensors(model).items() if is_matrix(name, shape)}

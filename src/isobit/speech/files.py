@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isobit.checkpoint.files import is_there
-from isobit.checkpoint.pipelines import FLOW, MODEL
+from isobit.checkpoint.pipelines import FLOW as FLOW
+from isobit.checkpoint.pipelines import MODEL
 from isobit.errors import CheckpointError
 
 TOKENIZER, SOUNDS = "vq32k-phoneme-tokenizer", "speech_tokenizer"

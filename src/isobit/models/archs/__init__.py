@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -74,8 +74,15 @@ WITHIN: dict[str, str] = {
     "GlmAsrForConditionalGeneration": "glmasr",
     "HunYuanVLForConditionalGeneration": "hunyuan_vl",
 }
+# Families that nobody outside has described: what is written is their ancestors', and is believed where the tensors of
+# a checkpoint agree. ``from_hf`` takes their names, too.
+UNSEEN: dict[str, str] = {
+    "IFlytekSparkForCausalLM": "spark",
+    "SparkForCausalLM": "spark",
+    "SparkModel": "spark",
+}
 # What model_type says where a model is one of a family and goes by a name of its own.
-ALSO = {"glm46v": "glm4v", "kimi_k2": "deepseek_v3"}
+ALSO = {"glm46v": "glm4v", "iflytekspark": "spark", "kimi_k2": "deepseek_v3"}
 
 _KNOWN = ARCHS | WITHIN | {architecture: row.model_type for architecture, row in WRAPPERS.items()}
 _CAUSAL, _WHOLE = "ForCausalLM", "ForConditionalGeneration"
@@ -87,8 +94,12 @@ def family(name: str) -> Any:
     return importlib.import_module(f"isobit.models.archs.{name}")
 
 
-def model_config(config: Mapping[str, Any]) -> ModelConfig:
+def model_config(config: Mapping[str, Any], tensors: Collection[str] = ()) -> ModelConfig:
     """The configuration of a ``config.json``, whatever its family.
+
+    Args:
+        config: its contents.
+        tensors: names of the tensors beside it, as far as they are known; families of :data:`UNSEEN` go by them.
 
     Raises:
         ModelError: the architecture is unknown, or keys are missing, wrong or ask for what is not implemented.
@@ -96,9 +107,13 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     if not isinstance(config, Mapping):
         raise ModelError(f"config.json: expected an object, not {shown(config)}")
     architecture, fields = _architecture(config), Fields(config)
-    name, wrapper = _KNOWN[architecture], WRAPPERS.get(architecture)
+    name, wrapper = (_KNOWN | UNSEEN)[architecture], WRAPPERS.get(architecture)
     notes = _model_type(fields, name)
-    model: ModelConfig = family(name).from_hf(fields) if wrapper is None else read(fields, wrapper, family)
+    model: ModelConfig
+    if architecture in UNSEEN:
+        model = family(name).from_hf(fields, tensors)
+    else:
+        model = family(name).from_hf(fields) if wrapper is None else read(fields, wrapper, family)
     return replace(model, notes=(*notes, *model.notes)) if notes else model
 
 
@@ -107,12 +122,20 @@ def is_within(config: Mapping[str, Any]) -> bool:
     return _architecture(config) in WITHIN.keys() | WRAPPERS.keys()
 
 
+def is_unseen(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a family that is believed only where tensors agree."""
+    try:
+        return _architecture(config) in UNSEEN
+    except ModelError:
+        return False
+
+
 def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
     """What it means that model_type names another family than architectures does."""
     named = fields.raw("model_type")
     if named is None or named == name or (isinstance(named, str) and ALSO.get(named) == name):
         return ()
-    if named not in _KNOWN.values():
+    if named not in {*_KNOWN.values(), *UNSEEN.values()}:
         fields.problem("model_type", f"architectures says {name}, and other programs go by model_type: correct one")
         return ()
     return (
@@ -124,8 +147,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     if names is None:
         kind = config.get("model_type")
-        for architecture, name in _KNOWN.items():
-            if name == kind:
+        for architecture, name in (_KNOWN | UNSEEN).items():
+            if kind == name or (isinstance(kind, str) and ALSO.get(kind) == name and name in UNSEEN.values()):
                 return architecture
         raise ModelError(
             f"config.json: architectures is missing and model_type is {shown(kind)}: nothing says what this is;"
@@ -133,7 +156,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
         )
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ModelError(f"config.json: architectures = {shown(names)}: expected a list with one name")
-    if names[0] in _KNOWN:
+    if names[0] in _KNOWN or names[0] in UNSEEN:
         return names[0]
     reason = why_not(names[0], _KNOWN)
     if reason is not None:
