@@ -33,6 +33,10 @@ GEMMA2_NAMES = NAMES | {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+POST_NAMES = NAMES | {
+    "post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
+    "mlp.router": "ffn_gate_inp", "self_attn": "attn_sinks",
+}  # fmt: skip
 F32, ROUTER = 0, "mlp.gate.weight"
 
 
@@ -81,7 +85,9 @@ def keys_of(config: Any, arch: str) -> dict[str, Any]:
         found |= {"expert_feed_forward_length": config.moe_intermediate_size}
     if arch == "qwen2moe":
         found |= {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
-    if arch in ("gemma3", "phi3"):
+    if arch == "gpt-oss":
+        found |= {"expert_feed_forward_length": config.intermediate_size}
+    if arch in ("gemma3", "phi3", "gpt-oss"):
         found |= {"attention.sliding_window": config.sliding_window}
     if arch == "gemma3":
         found |= {"attention.sliding_window_pattern": 2}
@@ -107,6 +113,7 @@ def raw(name: str, value: np.ndarray, kind: str) -> Raw:
 def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any) -> Path:
     """A transformers model as llama.cpp's converter writes it."""
     config, names = model.config, GEMMA2_NAMES if arch in ("gemma2", "gemma3") else NAMES
+    names = POST_NAMES if arch in ("olmo2", "seed_oss", "gpt-oss") else names
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors: list[Raw] = []
     for stored, tensor in model.state_dict().items():
@@ -114,6 +121,11 @@ def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any
             continue
         module, _, end = stored.rpartition(".")
         value = tensor.float().numpy()
+        if arch == "gpt-oss" and ".experts." in stored:
+            tensors += gpt_oss_experts(stored, value, kind)
+            continue
+        if end == "sinks":
+            end = "weight"
         if value.ndim == 3:  # of all experts, gate above up; the file has one of each role
             prefix = f"blk.{module.split('.')[2]}.ffn_"
             gate = value[:, : value.shape[1] // 2] if stored.endswith("gate_up_proj") else None
@@ -138,6 +150,18 @@ def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any
     return write(path, gguf(keys_of(config, arch) | more, tensors))
 
 
+def gpt_oss_experts(stored: str, value: np.ndarray, kind: str) -> list[Raw]:
+    """Experts of a layer as the converter writes them: gate and up apart, rows of outputs."""
+    prefix = f"blk.{stored.split('.')[2]}.ffn_"
+    end = "bias" if stored.endswith("_bias") else "weight"
+    value = value if end == "bias" else value.transpose(0, 2, 1)  # [experts, outputs, inputs]
+    roles = {"gate": value[:, ::2], "up": value[:, 1::2]} if "gate_up_proj" in stored else {"down": value}
+    return [
+        raw(f"{prefix}{role}_exps.{end}", np.ascontiguousarray(part), "F32" if end == "bias" else kind)
+        for role, part in roles.items()
+    ]
+
+
 GEMMA3 = {
     "num_hidden_layers": 3, "layer_types": None, "sliding_window_pattern": 2, "query_pre_attn_scalar": 64,
     "rope_parameters": {
@@ -157,6 +181,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteForCausalLM", {"attention_bias": False}),
     "phi3": ("Phi3ForCausalLM", {}),
     "smollm3": ("SmolLM3ForCausalLM", {"num_hidden_layers": 5, "no_rope_layers": None, "no_rope_layer_interval": 4}),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "seed_oss": ("SeedOssForCausalLM", {}),
+    "gpt-oss": ("GptOssForCausalLM", {"swiglu_limit": 7.0}),  # which files do not say
     "gemma": ("GemmaForCausalLM", {}),
     "gemma2": ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 64}),
 }

@@ -31,6 +31,7 @@ class Family:
         names: how its tensors are called.
         more: what its config.json has besides what all have.
         activation: of its MLP, and the key that says it.
+        scaling: what it has in a scaling of the rotary embedding that files do not say.
     """
 
     architecture: str
@@ -38,6 +39,7 @@ class Family:
     names: Names
     more: Callable[[Keys, Gguf, Config], Config]
     activation: tuple[str, str] = ("hidden_act", "silu")
+    scaling: tuple[tuple[str, Any], ...] = ()
 
 
 def _llama(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -128,6 +130,25 @@ def _phi3(keys: Keys, gguf: Gguf, common: Config) -> Config:
     return {"sliding_window": keys.integer("attention.sliding_window", 0, low=0) or None}
 
 
+def _olmo2(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    return {"attention_bias": "blk.0.attn_q.bias" in gguf.tensors}
+
+
+def _seed_oss(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    found = (("attention_bias", "attn_q"), ("attention_out_bias", "attn_output"), ("mlp_bias", "ffn_gate"))
+    return {key: f"blk.0.{part}.bias" in gguf.tensors for key, part in found}
+
+
+def _gpt_oss(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "num_local_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "intermediate_size": keys.integer("expert_feed_forward_length"),
+        "sliding_window": keys.integer("attention.sliding_window"),
+    }
+
+
 _GELU = ("hidden_activation", "gelu_pytorch_tanh")
 FAMILIES: dict[str, Family] = {
     "llama": Family("LlamaForCausalLM", "llama", names.LLAMA, _llama),
@@ -141,6 +162,9 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family("Gemma3ForCausalLM", "gemma3_text", names.GEMMA2, _gemma3, _GELU),
     "granite": Family("GraniteForCausalLM", "granite", names.LLAMA, _granite),
     "phi3": Family("Phi3ForCausalLM", "phi3", names.PHI3, _phi3),
+    "olmo2": Family("Olmo2ForCausalLM", "olmo2", names.OLMO2, _olmo2),
+    "seed_oss": Family("SeedOssForCausalLM", "seed_oss", names.SEED_OSS, _seed_oss),
+    "gpt-oss": Family("GptOssForCausalLM", "gpt_oss", names.GPT_OSS, _gpt_oss, scaling=(("truncate", False),)),
     "smollm3": Family("SmolLM3ForCausalLM", "smollm3", names.LLAMA, _smollm3),
 }
 
@@ -188,6 +212,8 @@ def config_of(gguf: Gguf) -> Config:
     common = _common(keys, gguf, row)
     common |= row.more(keys, gguf, common)
     common |= rope_keys(keys, gguf, common["head_dim"])
+    if "rope_scaling" in common:
+        common["rope_scaling"] = common["rope_scaling"] | dict(row.scaling)
     _require_understood(keys, gguf)
     return common
 
@@ -214,7 +240,7 @@ def _common(keys: Keys, gguf: Gguf, row: Family) -> Config:
         "model_type": row.model_type,
         "vocab_size": table.shape[0],
         "hidden_size": hidden,
-        "intermediate_size": keys.integer("feed_forward_length", low=0),
+        "intermediate_size": keys.integer("feed_forward_length", 0, low=0),
         "num_hidden_layers": keys.integer("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,

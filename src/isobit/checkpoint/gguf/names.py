@@ -42,6 +42,11 @@ _MIXTRAL_EXPERTS = {"ffn_gate": "block_sparse_moe.experts.{}.w1", "ffn_up": "blo
 
 PHI3_LAYER = LAYER | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 
+POST_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+SEED_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm"}
+GPT_OSS_LAYER = SEED_LAYER | {"ffn_gate_inp": "mlp.router", "attn_sinks": "self_attn.sinks"}
+_WHOLE = ("attn_sinks",)  # vectors that have their module's name elsewhere
+
 # Tensors that are read where the configuration is made, and are none of the model's.
 CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -74,6 +79,9 @@ QWEN_MOE = Names(QWEN_MOE_LAYER, _QWEN_EXPERTS)
 GEMMA = Names(offset=1.0)
 GEMMA2 = Names(GEMMA2_LAYER, offset=1.0)
 PHI3 = Names(PHI3_LAYER)
+OLMO2 = Names(POST_LAYER)
+SEED_OSS = Names(SEED_LAYER)
+GPT_OSS = Names(GPT_OSS_LAYER, _QWEN_EXPERTS)
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ def placed(tensors: Mapping[str, Entry], names: Names, heads: int, kv_heads: int
 def _of_layer(entry: Entry, names: Names, found: re.Match[str], heads: Mapping[str, int]) -> Iterator[Placed]:
     part, end, prefix = found["part"], found["end"], f"model.layers.{int(found['layer'])}."
     stacked = names.experts.get(part.removesuffix(_STACKED)) if part.endswith(_STACKED) else None
-    if stacked is not None and len(entry.shape) == 3 and entry.shape[0] <= _MOST_EXPERTS and found["expert"] is None:
+    axes = 3 if end == "weight" else 2
+    if stacked is not None and len(entry.shape) == axes and entry.shape[0] <= _MOST_EXPERTS and found["expert"] is None:
         count, size = entry.shape[0], entry.nbytes // entry.shape[0]
         for expert in range(count):
             yield Placed(f"{prefix}{stacked.format(expert)}.{end}", entry, entry.shape[1:], expert * size)
@@ -133,6 +142,7 @@ def _of_layer(entry: Entry, names: Names, found: re.Match[str], heads: Mapping[s
         turned = heads.get(part, 0) if part in names.pairs else 0
         offset = names.offset if part.endswith("norm") else 0.0
         shape = (1, *entry.shape) if part == "ffn_gate_inp_shexp" and len(entry.shape) == 1 else entry.shape
-        yield Placed(f"{prefix}{names.layer[part]}.{end}", entry, shape, heads=turned, offset=offset)
+        name = f"{prefix}{names.layer[part]}" if part in _WHOLE else f"{prefix}{names.layer[part]}.{end}"
+        yield Placed(name, entry, shape, heads=turned, offset=offset)
     else:
         yield Placed(entry.name, entry, entry.shape)
