@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from isobit.errors import CheckpointError
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.plan import Plan
 from isobit.models.archs import family
@@ -77,3 +78,31 @@ def test_every_kind_of_mixture_is_planned_on_every_kind_of_machine(name: str) ->
         found = planned(config, target=target)
         assert all(isinstance(decision, Lowering) for _, decision in found.ops)
         assert found.memory is not None and found.memory.weights > 0
+
+
+GPTQ_ORDER = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": True}
+SMALL = QWEN | {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_experts_whose_inputs_have_an_order_of_their_own_are_planned_as_plain_floats(ordered: bool) -> None:
+    work = workload(SMALL | {"quantization_config": GPTQ_ORDER | {"desc_act": ordered}})
+    assert work.stored is not None
+    assert (work.stored("model.layers.1.mlp.experts.0.up_proj")[0] is None) == ordered
+    assert work.stored("model.layers.1.self_attn.q_proj")[0] is not None
+
+
+def test_experts_of_a_layer_in_two_formats_are_refused_before_anything_is_loaded() -> None:
+    fp8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    groups = {
+        "a": {"targets": ["Linear"], "weights": fp8},
+        "b": {"targets": ["re:.*experts.1.up_proj"], "weights": fp8 | {"strategy": "tensor"}},
+    }
+    said = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": groups}
+    with pytest.raises(CheckpointError, match=r"experts are stored in different ways: .*experts\.1\.up_proj"):
+        workload(SMALL | {"quantization_config": said | {"ignore": ["lm_head"]}})
+
+
+def test_integers_of_few_bits_with_zero_points_are_said_to_take_four() -> None:
+    said = {"quantization_config": GPTQ_ORDER | {"bits": 2, "sym": False, "desc_act": False}}
+    assert "integers of 2 bits with zero points take 4 bits each in memory" in workload(SMALL | said).notes

@@ -63,7 +63,7 @@ def read(
     found = replace(found, ignore=(*found.ignore, *kept)) if kept else found  # heads and routers that are left plain
     if any(name.endswith(".weight.absmax") and dtype == "BF16" for name, dtype in tensors.items()):
         found = replace(found, notes=(*found.notes, _SAVED_AFTER_USE))
-    told = (look(found, known) for look in (_widened, _overlaps, _attention, _fused, _idle))
+    told = (look(found, known) for look in (_widened, _in_four_bits, _overlaps, _attention, _fused, _idle))
     return replace(found, notes=(*found.notes, *(note for notes in told for note in notes)))
 
 
@@ -138,6 +138,18 @@ def _widened(quantization: Quantization, modules: list[str]) -> list[str]:
         f"weights in {'; '.join(found)} are made plain floats of their scales' dtype when they are loaded, exactly: "
         "no kernel of isobit reads that format"
     ]
+
+
+def _in_four_bits(quantization: Quantization, modules: list[str]) -> list[str]:
+    """Integers of fewer bits with zero points, which kernels take as 4-bit ones."""
+    groups = (quantization.group_for(module) for module in modules)
+    found = {
+        group.integers.bits
+        for group in groups
+        if group is not None and group.weights is not None and group.integers is not None
+        and group.integers.bits < 4 and not group.integers.symmetric
+    }  # fmt: skip
+    return [f"integers of {bits} bits with zero points take 4 bits each in memory" for bits in sorted(found)]
 
 
 def _overlaps(quantization: Quantization, modules: list[str]) -> list[str]:

@@ -94,6 +94,7 @@ class Quantization:
         stored: modules whose tensors have other names in their file, with their names there, which the config may use.
         ignores_parts: whether ``ignore`` also means parts and ends of names, as transformers reads the lists of modules
             of its own methods; otherwise its entries are as those of targets.
+        plain_experts: whether experts are made plain floats when they are read, whatever their groups say.
         in_float32: modules whose weights are made float32 when they are read, whatever the model's dtype.
     """
 
@@ -105,6 +106,7 @@ class Quantization:
     stored: Mapping[str, str] = field(default_factory=dict, hash=False)
     ignores_parts: bool = False
     in_float32: frozenset[str] = frozenset()
+    plain_experts: bool = False
 
     def prepared(self) -> Quantization:
         """This one, its patterns read.

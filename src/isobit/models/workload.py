@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from isobit.checkpoint import ctreview, methods
+from isobit.errors import CheckpointError
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import classifier, expected_tensors, is_matrix, layer_modules, layer_prefix
@@ -51,11 +52,17 @@ def workload(
     in_files = renamed or _in_files(config, widths)
     quantization = ctreview.read(config, widths, folder=folder, tensors=dtypes, stored=in_files)
 
+    choices = _choices(model)
+
     def stored(module: str) -> Stored:
         assert quantization is not None
+        if quantization.plain_experts and module in choices:
+            return None, None
         group = quantization.group_for(module)
         return (None, None) if group is None else group.stored(widths.get(module, 0))
 
+    if quantization is not None:
+        _require_alike(model, stored)
     tensors = _tensors(model, stored if quantization is not None else None)
     size = sum(_numbers(tensor) for tensor in tensors)
     active = sum(_numbers(one) * (one.active if one.experts else 1) // (one.experts or 1) for one in tensors)
@@ -85,6 +92,24 @@ def _in_files(config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, st
         return {}
     inner = (module for module in modules if module.startswith("model."))
     return {module: f"model.language_model.{module.removeprefix('model.')}" for module in inner}
+
+
+def _require_alike(model: ModelConfig, stored: Callable[[str], Stored]) -> None:
+    """That the experts of a layer have one format in each role, as loading asks for."""
+    for number, layer in enumerate(model.layers):
+        if not isinstance(layer.mlp, Experts):
+            continue
+        first: dict[str, str] = {}
+        for part in layer_modules(layer, model.hidden_size):
+            if part.expert is None:
+                continue
+            name = layer_prefix(number) + part.name
+            one = first.setdefault(part.role, name)
+            if stored(name) != stored(one):
+                raise CheckpointError(
+                    f"its experts are stored in different ways: {name} has another format than {one}; isobit runs the"
+                    " experts of a layer in one format"
+                )
 
 
 def _width(part: SelfAttention | LatentAttention) -> int:

@@ -77,7 +77,8 @@ def _parse(section: dict[str, Any]) -> Quantization:
     groups, ignored = _dynamic(section.get("dynamic"), default)
     targets = _blocks(section.get("modules_in_block_to_quantize"))
     notes = ignored_keys(key for key in section if key not in _HARMLESS)
-    if yes_or_no(section, "desc_act", False) and default.group is not None:
+    ordered = yes_or_no(section, "desc_act", False) and default.group is not None
+    if ordered:
         notes.append(_ORDER)
     return Quantization(
         (group_of(targets, default), *groups),
@@ -85,6 +86,7 @@ def _parse(section: dict[str, Any]) -> Quantization:
         "gptq",
         version,
         tuple(notes),
+        plain_experts=ordered,
     )
 
 
