@@ -80,9 +80,10 @@ def weight_files(folder: Path) -> WeightFiles:
             return found
     listed = mlcinfo.cache_of(folder)
     if listed is not None:
-        for shard in (found := mlcinfo.shards(listed)):
+        shards = mlcinfo.shards(listed)
+        for shard in shards:
             _require_inside(shard, folder, f"{listed.name} names {short(shard.name)}, which")
-        return WeightFiles("mlc", tuple(sorted(found)), listed)
+        return WeightFiles("mlc", tuple(sorted(shards)), listed)
     raise CheckpointError(_no_weights(folder), file=folder)
 
 
