@@ -122,7 +122,7 @@ def _tensor(cache: Path, file: Path, record: Mapping[str, Any], size: int) -> Te
     wanted = math.prod(shape) * DTYPES[stored][0] // 8
     if nbytes != wanted:
         raise fail(f"has {short(nbytes)} bytes; {stored} {short(shape)} takes {wanted}")
-    if not _whole(begin) or begin < 0 or begin + wanted > size:
+    if not isinstance(begin, int) or not _whole(begin) or begin < 0 or begin + wanted > size:
         raise fail(f"lies at byte {short(begin)} of {file.name}, which has {size} bytes; it takes {wanted}")
     return TensorInfo(name, stored, tuple(shape), file, begin, begin + wanted)
 
