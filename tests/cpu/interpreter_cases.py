@@ -14,8 +14,9 @@ import torch
 from isobit.formats import codec
 from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.formats.schemes import ActSpec, WeightSpec, scheme
 from isobit.formats.table import element
+from isobit.kernels import backends
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.bind import BoundLinear, bind
 from isobit.kernels.gpu.machine import Machine
@@ -84,6 +85,12 @@ LINEARS: dict[str, tuple[WeightSpec, ActSpec | None, tuple[tuple[int, int], ...]
     "int4-asym": (WeightSpec("uint4", "group", 128, symmetric=False), None, ((70, 256),)),
     "int3": (WeightSpec("int3", "group", 40), None, ((5, 160),)),
     "int2": (WeightSpec("int2", "group", 32), None, SHAPES),
+    "e2m1-g32": (WeightSpec("e2m1", "group", 32), None, ((5, 256), (70, 384))),
+    "e2m1-g16": (WeightSpec("e2m1", "group", 16), None, ((5, 192), (70, 256))),
+    "e4m3fn-g32": (WeightSpec("e4m3fn", "group", 32), None, SHAPES),
+    "int8-g32": (WeightSpec("int8", "group", 32), None, SHAPES),
+    "int8-g256": (WeightSpec("int8", "group", 256), None, ((70, 512),)),
+    "int8-g16": (WeightSpec("int8", "group", 16), None, SHAPES),
 }
 
 
@@ -101,6 +108,30 @@ def linears() -> None:
                     x = torch.randn(tokens, k, generator=generator).half()
                     error = relative_error(packed, acts, x, bound(x), bias)
                     print(json.dumps([f"{name} {lowering} {tokens}x{n}x{k}", error]), flush=True)
+
+
+def few_bit_scales() -> None:
+    """Weights as checkpoints store them, bound as a model binds them."""
+    generator = torch.Generator().manual_seed(7)
+    for name in ("mxfp4-w16", "mxfp8-w16", "nvfp4-w16"):
+        spec = scheme(name).weights
+        assert spec is not None and spec.scale is not None
+        for n, k in ((5, 256), (70, 384)):
+            row, shape = element(spec.element), spec.scale_shape(n, k)
+            finite = torch.tensor([c for c, v in zip(row.codes, row.values, strict=True) if abs(v) < 1e300])
+            codes = finite[torch.randint(0, len(finite), (n, k), generator=generator)].to(torch.uint8)
+            low, high = (120, 134) if spec.scale.powers else (8, 100)
+            scale = torch.randint(low, high, shape, generator=generator).to(torch.uint8)
+            over = None if spec.scale.over is None else torch.tensor([3.1])
+            stored = QTensor(spec, (n, k), pack(codes, row) if row.bits < 8 else codes, scale, over=over)
+            bound = backends.bind(
+                stored, None, None, None, device="cuda", target=target("sm_86"), out_dtype=torch.float32
+            )
+            for tokens in TOKENS:
+                x = torch.randn(tokens, k, generator=generator).half()
+                y64 = x.double() @ stored.dequantize().double().T
+                error = float((bound.run(x).double() - y64).norm() / y64.norm())
+                print(json.dumps([f"few bits {name} {tokens}x{n}x{k}", error]), flush=True)
 
 
 def large() -> None:
@@ -233,6 +264,7 @@ if __name__ == "__main__":
     rounding()
     all_codes()
     linears()
+    few_bit_scales()
     large()
     lanes(LANES, "lanes")
     lanes_of_floats(((5, 512), (9, 1312)), "lanes")

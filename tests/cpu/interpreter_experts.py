@@ -38,6 +38,8 @@ SCHEMES: dict[str, tuple[WeightSpec | None, ActSpec | None]] = {
     "int4-g32": (WeightSpec("int4", "group", 32), None),
     "int4-asym": (WeightSpec("uint4", "group", 128, symmetric=False), None),
     "int3": (WeightSpec("int3", "group", 32), None),
+    "e2m1": (WeightSpec("e2m1", "group", 32), None),
+    "int8-g32": (WeightSpec("int8", "group", 32), None),
 }  # fmt: skip
 K, INNER, EXPERTS, ACTIVE = 256, 128, 5, 2
 

@@ -13,12 +13,22 @@ from pathlib import Path
 import torch
 from families import make_model, save
 from running import run
+from test_mxfp4_experts import SAID, tensors_and_model, write
 
 from isobit.models.config import Experts
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 
 LOWERING = "sm_86"
+MXFP4 = "gpt-oss in MXFP4"
+
+
+def gpt_oss_in_mxfp4(folder: Path) -> Path:
+    """As it is published, but what is not quantized in float16."""
+    tensors, model = tensors_and_model()
+    tensors = {name: part.half() if part.is_floating_point() else part for name, part in tensors.items()}
+    config = {**model.config.to_dict(), "quantization_config": SAID, "dtype": "float16"}
+    return write(folder, tensors, config)
 
 
 @torch.inference_mode()
@@ -31,8 +41,7 @@ def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
 def main(folder: Path, architectures: list[str]) -> None:
     ids = torch.randint(0, 320, (1, 12), generator=torch.Generator().manual_seed(3))
     for name in architectures:
-        made = make_model(name).half()
-        where = save(made, folder / name)
+        where = gpt_oss_in_mxfp4(folder / name) if name == MXFP4 else save(make_model(name).half(), folder / name)
         law = load_model(where)
         mixed = any(isinstance(layer.mlp, Experts) for layer in law.config.layers)
         model = load_model(where, device="cuda", lowering=LOWERING, dtype="float16" if mixed else "float32")

@@ -119,6 +119,7 @@ _OPERATIONS = {
     "shr.u32": lambda a, b: a >> b,
     "shl.b32": lambda a, b: a << b,
     "add.f16x2": lambda a, b: _pairs("f16", a, _ONE, b),
+    "mul.rn.f16x2": lambda a, b: _pairs("f16", a, b, np.full(LANES, 0x80008000, np.uint32)),
     "fma.rn.f16x2": lambda a, b, c: _pairs("f16", a, b, c),
     "fma.rn.bf16x2": lambda a, b, c: _pairs("bf16", a, b, c),
     "cvt.rn.f16x2.e4m3x2": _unpack_e4m3,

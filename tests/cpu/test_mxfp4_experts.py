@@ -150,7 +150,7 @@ def test_plan_and_info(made: Made) -> None:
     assert experts.modules == 2 * 5 * 3 and experts.bits_per_weight == pytest.approx(4.25, abs=0.2)  # with biases
     assert not any("surplus" in note or "does not load" in note for note in info.notes)
     _, ((gpu,),) = plans(folder, targets=("sm_90",))
-    assert gpu.action == "refused"
+    assert gpu.action == "legalized"
 
 
 def test_quantizes_only_when_asked(tmp_path: Path, made: Made) -> None:

@@ -53,6 +53,6 @@ def test_one_token_by_warps_that_run_the_assembly_is_within_the_tolerance(result
     assert all("-lanes" in name for name in results if name.startswith("warps"))
 
 
-@pytest.mark.parametrize("scheme", ["fp8", "int8", "int4", "int3", "int2"])
+@pytest.mark.parametrize("scheme", ["fp8", "int8", "int4", "int3", "int2", "e2m1", "e4m3fn", "few bits"])
 def test_linears_are_within_the_tolerance(results, scheme) -> None:
     assert not _failures(results, scheme, TOLERANCE)

@@ -8,7 +8,7 @@ import torch
 from isobit.formats import codec
 from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import SCHEMES, ActSpec
+from isobit.formats.schemes import SCHEMES, ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.gpu.selection import unsupported
 from isobit.targets.table import target
@@ -23,8 +23,16 @@ LOWERINGS = (None, "sm_86", "sm_75")
 ON_GPUS = [name for name, row in SCHEMES.items() if row.quantized and not unsupported(row.weights, row.activations)]
 
 
+# Formats that kernels are given in place of others (kernels/held.py), and those of GGUF.
+GIVEN = {
+    "e2m1-g32": WeightSpec("e2m1", "group", 32), "e2m1-g16": WeightSpec("e2m1", "group", 16),
+    "e4m3fn-g32": WeightSpec("e4m3fn", "group", 32), "int8-g32": WeightSpec("int8", "group", 32),
+    "int8-g16": WeightSpec("int8", "group", 16),
+}  # fmt: skip
+
+
 def _weight(scheme: str, n: int, k: int, generator: torch.Generator) -> QTensor:
-    spec = SCHEMES[scheme].weights
+    spec = GIVEN[scheme] if scheme in GIVEN else SCHEMES[scheme].weights
     assert spec is not None
     row = element(spec.element)
     finite = torch.tensor([c for c, v in zip(row.codes, row.values, strict=True) if abs(v) < 1e300])
@@ -59,12 +67,12 @@ def _expected(weight: QTensor, acts: ActSpec | None, static: torch.Tensor | None
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("scheme", ON_GPUS)
+@pytest.mark.parametrize("scheme", [*ON_GPUS, *GIVEN])
 def test_every_scheme_and_lowering_is_within_the_tolerance(scheme: str, lowering: str | None) -> None:
     from isobit.kernels.gpu.bind import bind
 
     generator = torch.Generator().manual_seed(3)
-    acts = SCHEMES[scheme].activations
+    acts = None if scheme in GIVEN else SCHEMES[scheme].activations
     static = torch.tensor([0.0234375]) if acts is not None and not acts.dynamic else None
     for n, k in ((200, 1280), (4100, 3840)):
         weight = _weight(scheme, n, k, generator)

@@ -12,10 +12,14 @@ from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.variant import FLOATS, Variant
+from isobit.kernels.held import on_gpu
 from isobit.targets.spec import Target
 from isobit.targets.table import TARGETS
 
-E5M2_ALONE = Scheme("e5m2-w8a16", WeightSpec("e5m2", "channel"))  # as other tools' checkpoints can have it
+# As other tools' checkpoints can have them.
+FURTHER = (
+    Scheme("e5m2-w8a16", WeightSpec("e5m2", "channel")), Scheme("int8-g32", WeightSpec("int8", "group", 32)),
+)  # fmt: skip
 # With and without matrix units, bfloat16, float8, products of PyTorch's, and units that flush small numbers.
 GENERATIONS = [TARGETS[name] for name in ("sm_75", "sm_86", "sm_90", "gfx90a")]
 # A usual weight; K that no group of 16 words, or no word at all, divides; scales that do not fold; one that lies askew.
@@ -28,12 +32,13 @@ MATRICES = (
 def chosen(target: Target) -> dict[tuple[object, ...], Variant | None]:
     """What is taken for every scheme, dtype, class of tokens and kind of weight."""
     found: dict[tuple[object, ...], Variant | None] = {}
-    for scheme in (*SCHEMES.values(), E5M2_ALONE):
-        if selection.unsupported(scheme.weights, scheme.activations):
+    for scheme in (*SCHEMES.values(), *FURTHER):
+        weights, activations = on_gpu(scheme.weights, scheme.activations)
+        if selection.unsupported(weights, activations):
             continue
         for dtype, tokens, matrix in itertools.product(FLOATS, selection.sizes(), MATRICES):
-            own = replace(matrix, spec=scheme.weights)
-            row, _ = selection.pick(scheme.weights, scheme.activations, dtype, tokens, target, own)
+            own = replace(matrix, spec=weights)
+            row, _ = selection.pick(weights, activations, dtype, tokens, target, own)
             found[scheme.name, dtype, tokens, matrix] = row
     return found
 

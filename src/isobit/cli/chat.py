@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from isobit import arguments
 from isobit.cli import media_input, notes, remote, slow_path, text_input
 from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument, add_sampling_options, choose, given_options
+from isobit.cli.spoken import Spoken, kept_marks
 from isobit.errors import CapacityError, IsobitError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ class Session:
     ) -> None:
         self._generator = generator
         self._template = template
-        self._params = params
+        self._params = replace(params, kept_special=kept_marks(template, generator.tokenizer))
         self._options = dict(template_options or {})
         self._first = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, Any]] = list(self._first)
@@ -172,20 +174,20 @@ class Session:
             if adds_nothing(prompt, messages, tokenizer.special_tokens.values()):
                 print(BARE, file=sys.stderr)
         asked = self._generator.llm.media_prompt(self._template, messages, media, **self._options)
-        said: list[str] = []
+        spoken = Spoken(self._template)
         completion: Completion | None = None
         pieces = self._pieces(asked)
         try:
             for piece in pieces:
-                said.append(piece.text)
                 completion = piece.completion
+                shown = spoken.shown(piece)
                 if not quiet:
-                    print(piece.text, end="", flush=True)
+                    print(shown, end="", flush=True)
         except KeyboardInterrupt:
             print(" [stopped]", file=sys.stderr)
         if not quiet:
             print(flush=True)
-        self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+        self.messages = [*messages, {"role": "assistant", "content": spoken.said}]
         self._media = media
         self.turns.append(_turn(completion))
         self.unanswered = None

@@ -36,6 +36,7 @@ class LinearKernel:
         accepts: why it cannot run something, or None.
         priority: the highest that accepts is chosen.
         as_stored: whether it is asked for few-bit scales as they are, before what ``held`` says.
+        gpu: whether it is given what ``held.on_gpu`` says, and not what CPUs are given.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LinearKernel:
     accepts: Accepts
     priority: int
     as_stored: bool = False
+    gpu: bool = False
 
     def bind(self, *args: Any, **options: Any) -> Callable[..., Any]:
         """Binds weights to the kernel; see ``binder``."""
@@ -80,7 +82,7 @@ def cpu_library_problem() -> str | None:
 
 
 LINEAR_KERNELS: tuple[LinearKernel, ...] = (
-    LinearKernel("triton", "isobit.kernels.gpu.bind:bind", _triton_accepts, priority=100),
+    LinearKernel("triton", "isobit.kernels.gpu.bind:bind", _triton_accepts, priority=100, gpu=True),
     LinearKernel("cpu", "isobit.kernels.cpu.linear:bind", _cpu_accepts, priority=50, as_stored=True),
     LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0, as_stored=True),
 )
@@ -136,7 +138,7 @@ def bind(
         as_stored = row.as_stored or not few_bits
         found = take(weight, activations, input_scale, bias) if as_stored else ""
         if isinstance(found, str) and few_bits:
-            found = _take_held(take, weight, activations, input_scale, bias)
+            found = _take_held(row, take, weight, activations, input_scale, bias)
         if not isinstance(found, str):
             return Bound(row, found, tuple(reasons))
         reasons.append(f"{row.name}: {found}")
@@ -145,29 +147,35 @@ def bind(
 
 def _take(
     row: LinearKernel, device: str, options: dict[str, Any],
-    weight: Any, activations: ActSpec | None, input_scale: Any, bias: Any,
+    weight: Any, activations: ActSpec | None, input_scale: Any, bias: Any, **more: Any,
 ) -> Callable[..., Any] | str:  # fmt: skip
     """A weight bound to a row; or why it does not take it."""
     reason = row.accepts(getattr(weight, "spec", None), activations, device)
     if reason is not None:
         return reason
     try:
-        return row.bind(weight, activations, input_scale, bias, **options)
+        return row.bind(weight, activations, input_scale, bias, **options, **more)
     except Unsupported as refusal:
         return "; ".join(refusal.reasons)
 
 
 def _take_held(
-    take: Callable[..., Callable[..., Any] | str], weight: Any, activations: ActSpec | None, input_scale: Any, bias: Any
-) -> Callable[..., Any] | str:
+    row: LinearKernel, take: Callable[..., Callable[..., Any] | str],
+    weight: Any, activations: ActSpec | None, input_scale: Any, bias: Any,
+) -> Callable[..., Any] | str:  # fmt: skip
     """The same for the formats that ``held`` names."""
+    reason = held.not_on_gpu(activations) if row.gpu else None
+    if reason is not None:
+        return reason
     widened = importlib.import_module("isobit.kernels.widened")  # with torch, as the binders have it
-    given = widened.weight(weight) if hasattr(weight, "spec") else weight
+    given = widened.weight(weight, halves=row.gpu) if hasattr(weight, "spec") else weight
     first = held.before(activations)
     if first is None:
         return take(given, activations, input_scale, bias)
-    run = take(given, None, None, bias)
-    return run if isinstance(run, str) else widened.RoundedBefore(run, first, input_scale, weight)
+    wide = {"out_dtype": widened.torch.float32} if row.gpu else {}  # rounded once, to the dtype of the activations
+    run = take(given, None, None, bias, **wide)
+    dtype = widened.torch.bfloat16 if row.gpu else widened.torch.float32
+    return run if isinstance(run, str) else widened.RoundedBefore(run, first, input_scale, weight, dtype)
 
 
 def choose(
@@ -193,7 +201,9 @@ def choose(
     for row in _rows(kernels):
         reason = row.accepts(weights, activations, device) if row.as_stored else None
         if reason is not None or not row.as_stored:
-            reason = row.accepts(held.held(weights), held.within(activations), device)
+            reason = held.not_on_gpu(activations) if row.gpu else None
+            given = held.held(weights, halves=row.gpu), held.within(activations)
+            reason = reason or row.accepts(*given, device)
         if reason is None:
             return row
         reasons.append(f"{row.name}: {reason}")

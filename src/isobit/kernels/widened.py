@@ -14,10 +14,15 @@ from isobit.formats.schemes import ActSpec
 from isobit.kernels.held import HALVES, held
 
 
-def weight(given: QTensor) -> QTensor:
-    """A weight ``[N, K]`` as kernels are given it."""
+def weight(given: QTensor, *, halves: bool = False) -> QTensor:
+    """A weight ``[N, K]`` as kernels are given it.
+
+    Args:
+        given: it.
+        halves: whether they read e2m1.
+    """
     made = given.with_float_scales()
-    if given.spec.scale is None or given.spec.element != HALVES:
+    if given.spec.scale is None or given.spec.element != HALVES or halves:
         return made
     twice = (decode(made.unpacked(), HALVES) * 2).to(torch.int8)
     spec = held(given.spec)
@@ -33,15 +38,20 @@ class RoundedBefore:
         spec: how its input is rounded.
         static_scale: of calibrated activations.
         given: the weight, as it is stored.
+        dtype: what the kernel is given the values in, which it holds all of.
     """
 
-    def __init__(self, run: Callable[..., Any], spec: ActSpec, static_scale: Tensor | None, given: QTensor) -> None:
-        self._run, self._spec, self._scale = run, spec, static_scale
+    def __init__(
+        self, run: Callable[..., Any], spec: ActSpec, static_scale: Tensor | None, given: QTensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self._run, self._spec, self._scale, self._dtype = run, spec, static_scale, dtype
         self.weight = given
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of ``x``."""
-        return self._run(rounded(x, self._spec, self._scale)).to(x.dtype)  # type: ignore[no-any-return]
+        values = rounded(x, self._spec, self._scale).to(self._dtype)
+        return self._run(values).to(x.dtype)  # type: ignore[no-any-return]
 
 
 def rounded(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> Tensor:

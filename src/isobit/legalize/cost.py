@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from isobit.kernels.held import on_cpu
+from isobit.kernels.held import given
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
 from isobit.legalize.memory import kv_bytes
 from isobit.legalize.ops import Lowering, Op
@@ -98,7 +98,7 @@ def cost(
     whole = max(chunk + beside, layers * engine.python_layer + rounded * engine.python_rounding)
     experts = any(item.op.experts for item in work)  # taken to be as fast as other linears
     formats = [(item.op.weights, item.op.activations) for item in work]
-    converted = any(on_cpu(*pair) != pair for pair in formats)
+    converted = any(given(*pair, gpu=target.is_gpu) != pair for pair in formats)
     guessed = experts or converted
     measured = not (board.estimated or guessed) and all(
         target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))

@@ -6,7 +6,7 @@ What no kernel can run is not promised, whatever the hardware could do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobit.formats.caches import CACHE_FORMATS
 from isobit.kernels.backends import LINEAR_KERNELS
@@ -18,7 +18,7 @@ from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.kernels.gpu.variant import Variant, has_bf16
-from isobit.kernels.held import on_cpu
+from isobit.kernels.held import before, not_on_gpu, on_cpu, on_gpu
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
 
@@ -79,7 +79,8 @@ def find(op: Op, target: Target) -> Found:
     """The kernels that run a linear's formats on a target, as the registry would choose them there."""
     if target.vendor == "cpu":
         return _find_cpu(op)
-    why_not = selection.unsupported(op.weights, op.activations)
+    op, why_not = _as_given(op, target)
+    why_not = why_not or selection.unsupported(op.weights, op.activations)
     if why_not is not None:
         return Found((), (why_not,))
     rounding = _rounding_problem(op, target)
@@ -89,6 +90,21 @@ def find(op: Op, target: Target) -> Found:
     one, reasons = _chosen(op, target, 1, matrix)
     many, more = _chosen(op, target, _MANY, matrix)
     return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))), _by_tokens(op, target, matrix))
+
+
+def _as_given(op: Op, target: Target) -> tuple[Op, str | None]:
+    """A linear in the formats that GPU kernels are given, and why it cannot be given so, or None."""
+    if op.weights is None or (op.weights.scale is None and before(op.activations) is None):
+        return op, None
+    why_not = not_on_gpu(op.activations)
+    if op.experts and before(op.activations) is not None:
+        why_not = why_not or "no GPU kernel of experts takes activations that are rounded under scales of few bits"
+    weights, activations = on_gpu(op.weights, op.activations)
+    scale = "bfloat16" if op.weights.scale is not None and op.weights.scale.powers else "float32"
+    given = replace(op, weights=weights, activations=activations, scale_dtype=scale)
+    if before(op.activations) is not None:
+        given, why_not = replace(given, dtype="bfloat16"), why_not or has_bf16(target)
+    return given, why_not
 
 
 def _matrix(op: Op) -> Matrix:

@@ -11,7 +11,7 @@ from isobit.formats.caches import SCALE_BYTES
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import ELEMENTS, element
 from isobit.kernels.gpu.tiles import LARGE
-from isobit.kernels.held import on_cpu
+from isobit.kernels.held import given
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
@@ -69,37 +69,39 @@ class Memory:
 
 
 def tensor_bytes(
-    tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str, *, cpu: bool = False
+    tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str, *, gpu: bool | None = None
 ) -> int:
-    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them, or as CPU kernels are given them.
+    """Bytes of one tensor and of what belongs to it, as a checkpoint stores them, or as kernels are given them.
 
     Args:
         tensor: which one; ``count`` is left out.
         weights: how it is quantized; None when it is not.
         activations: how its inputs are rounded.
         dtype: torch dtype of what is not quantized.
-        cpu: whether a CPU's kernels run it.
+        gpu: whether a GPU's or a CPU's kernels are given it; None for the checkpoint.
     """
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
     n, k = tensor.shape
-    given, _ = on_cpu(weights, activations)
-    if cpu and given is not None and given != weights:
-        codes = n * k if element(given.element).bits == 8 else 4 * n * element(given.element).words(k)
-        return codes + 4 * math.prod(given.scale_shape(n, k))
+    spec = None if gpu is None else given(weights, activations, gpu=gpu)[0]
+    if spec is not None and spec != weights:
+        codes = n * k if element(spec.element).bits == 8 else 4 * n * element(spec.element).words(k)
+        powers = gpu and weights.scale is not None and weights.scale.powers
+        return codes + (2 if powers else 4) * math.prod(spec.scale_shape(n, k))
     return nbytes(weights, activations, n, k)
 
 
 def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | None = None) -> int:
     """Bytes of all weights under a scheme, or (None) as the checkpoint has them; on a target, as kernels get them."""
     dtype, cpu = model_dtype(workload, scheme), target is not None and not target.is_gpu
+    gpu = None if target is None else target.is_gpu
     return sum(
         tensor.count
         * tensor_bytes(
             tensor,
             *workload.formats(tensor, scheme),
             workload.plain(tensor, scheme, cpu=cpu) or dtype,
-            cpu=cpu,
+            gpu=gpu,
         )
         * (3 if cpu and tensor.kind == "absorbed" else 2)
         // 2  # CPU kernels keep the half that makes keys a second time, transposed

@@ -109,7 +109,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
     speed = None
     if not refused:
         speed = cost(
-            _work(workload, scheme, found, cpu=not target.is_gpu), target, board, batch=request.batch,
+            _work(workload, scheme, found, gpu=target.is_gpu), target, board, batch=request.batch,
             context=request.context, layers=workload.layers, hidden=workload.hidden,
         )  # fmt: skip
     instead = ""
@@ -128,7 +128,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
     )
 
 
-def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, Decision]], *, cpu: bool) -> list[Work]:
+def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, Decision]], *, gpu: bool) -> list[Work]:
     dtype = model_dtype(workload, scheme)
     work = []
     for op, decision in found:
@@ -136,7 +136,7 @@ def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, D
         size = 0
         if op.kind == "linear":
             matrix = Tensor(op.name, "weight", "linear", (op.n, op.k), 1)
-            size = op.count * tensor_bytes(matrix, op.weights, op.activations, op.stored or dtype, cpu=cpu)
+            size = op.count * tensor_bytes(matrix, op.weights, op.activations, op.stored or dtype, gpu=gpu)
         work.append(Work(op, decision, size))
     return work
 

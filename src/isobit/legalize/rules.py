@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu.variant import Variant
-from isobit.kernels.held import on_cpu
+from isobit.kernels.held import given as given_to_kernels
 from isobit.legalize.exact import FLOATS, Widening, bits, widen
 from isobit.legalize.kernels import NATIVE, REFERENCE, Found, Kernel, find
 from isobit.legalize.ops import Action, Lowering, Op
@@ -296,10 +296,10 @@ def _converts(element: str, target: Target) -> bool:
     return any(target.converts(element, wide) for wide in FLOATS)
 
 
-def _held_notes(op: Op) -> list[str]:
+def _held_notes(op: Op, target: Target) -> list[str]:
     """What is not the checkpoint's own bytes in memory."""
     notes = []
-    given, rounded = on_cpu(op.weights, op.activations)
+    given, rounded = given_to_kernels(op.weights, op.activations, gpu=target.is_gpu)
     if given is not None and op.weights is not None and given.element != op.weights.element:
         notes.append(
             f"{short(op.w)} is held as {given.element} with half the scale, the same values at 8 bits a weight"
@@ -310,7 +310,7 @@ def _held_notes(op: Op) -> list[str]:
 
 
 def _format_notes(op: Op, target: Target) -> tuple[str, ...]:
-    notes = _held_notes(op)
+    notes = _held_notes(op, target)
     if op.activations is None and op.dtype == "bfloat16" and target.vendor == "nvidia":
         if target.hardware_unit("bfloat16", "bfloat16") is None:
             notes.append(

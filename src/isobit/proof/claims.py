@@ -111,6 +111,8 @@ def _weight(row: Variant, rows: int, target: Target) -> Matrix:
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "block", block=(BLOCK, BLOCK)))
     if row.granularity == "row":
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "channel"))
+    if row.way == "matrix" and not row.layout.units:  # 8-bit codes in groups
+        return Matrix(rows, _INPUTS, WeightSpec(row.weights, "group", 32))
     group = _GROUPS.get(row.weights, 32 if row.way == "stream" and has_halves(target) else BLOCK)
     inputs = _INPUTS if _INPUTS % group == 0 else _INPUTS_OF_40
     return Matrix(rows, inputs, WeightSpec(row.weights, "group", group, symmetric=row.weights != "uint4"))

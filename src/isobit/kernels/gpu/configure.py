@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
+from isobit.kernels.gpu import group_tiles
 from isobit.kernels.gpu.before_tiles import whole_token
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
@@ -158,6 +159,8 @@ def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[
         constants |= {"AFTER": call.after, "EXPERTS": call.experts, "SHARE": call.share}
     if "UNIT" in known:
         constants |= {"UNIT": unit(row, matrix, machine.target), "GROUP": matrix.group}
+    elif row.way == "matrix" and row.granularity == "group" and not row.layout.units:
+        constants |= group_tiles.steps(matrix.group)
     if "HAS_ZERO" in known:
         constants["HAS_ZERO"] = matrix.spec is not None and not matrix.spec.symmetric
     if "EVEN_K" in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from isobit.formats.qtensor import QTensor
@@ -12,6 +13,14 @@ from isobit.kernels.gpu import fits, layouts, library
 from isobit.kernels.gpu.operands import Operands
 from isobit.kernels.gpu.variant import Variant
 from isobit.targets.spec import Target
+
+
+def _narrow_scales(weight: QTensor) -> QTensor:
+    """With scales in bfloat16 where those of groups are that, as the powers of two of MX are: half the bytes."""
+    if weight.spec.granularity != "group" or weight.element.kind != "float" or weight.scale.dtype != torch.float32:
+        return weight
+    narrow = weight.scale.to(torch.bfloat16)
+    return replace(weight, scale=narrow) if torch.equal(narrow.float(), weight.scale) else weight
 
 
 class Held:
@@ -32,6 +41,7 @@ class Held:
         self, weight: QTensor | Tensor, activations: ActSpec | None, input_scale: Tensor | None, bias: Tensor | None,
         *, imagined: bool = False,
     ) -> None:  # fmt: skip
+        weight = _narrow_scales(weight) if isinstance(weight, QTensor) else weight
         self.spec = weight.spec if isinstance(weight, QTensor) else None
         self.n, self.k = int(weight.shape[0]), int(weight.shape[1])
         self.activations = activations

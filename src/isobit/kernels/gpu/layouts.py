@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from isobit.formats.pack import pack, unpack, words_per_row
+from isobit.formats.pack import code_dtype, pack, unpack, words_per_row
 from isobit.formats.qtensor import QTensor
 from isobit.formats.spec import Element
 
@@ -64,7 +64,7 @@ def deinterleave_nibbles(words: Tensor, row: Element, unit: int) -> Tensor:
     """The inverse of :func:`interleave_nibbles`: int32 words as formats/pack.py stores them."""
     n, k = words.shape[0], 4 * words.shape[1]
     packed = torch.empty((n, words_per_row(k, row)), dtype=torch.int32, device=words.device)
-    dtype = torch.int8 if row.signed else torch.uint8
+    dtype = code_dtype(row)
     step = max(1, _ROWS_AT_ONCE // k)
     for begin in range(0, n, step):
         rows = slice(begin, min(begin + step, n))

@@ -24,7 +24,7 @@ from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.gpu.run import rounding_of, weight_arguments
 from isobit.kernels.gpu.tiles import FEW, NARROW, SOME, SOME_MORE
-from isobit.kernels.gpu.variant import HALVES, Variant
+from isobit.kernels.gpu.variant import HALVES, Variant, has_bf16
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Grouped, Listener, Mixture, Routes
 from isobit.kernels.rounded import Rounded
@@ -172,7 +172,8 @@ class _Experts:
             raise Unsupported("experts on a GPU", [reason])
         self.held = _held(part, machine)
         self._runs: dict[tuple[int, int, torch.dtype, str, str], _Run] = {}
-        for dtype in HALVES:
+        usual = [dtype for dtype in HALVES if dtype == "float16" or has_bf16(machine.target) is None]
+        for dtype in usual:
             if not isinstance(part.weight, Tensor) or str(part.weight.dtype) == f"torch.{dtype}":
                 self._row(dtype, 1)  # refuses now what would be refused later
         self._arrange(self._row("float16" if isinstance(part.weight, QTensor) else _name(part.weight.dtype), 1))

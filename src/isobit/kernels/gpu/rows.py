@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from isobit.kernels.gpu import before_tiles, lane_tiles, tiles
+from isobit.kernels.gpu.group_tiles import grouped, halves
 from isobit.kernels.gpu.tiles import FEW, LARGE, LIBRARY_MEASURED, Family, is_cuda
 from isobit.kernels.gpu.variant import (
     DTYPES,
@@ -37,6 +38,7 @@ from isobit.targets.spec import Target
 
 _MODULES = "isobit.kernels.gpu.triton"
 _MATRIX = f"{_MODULES}.linear_matrix:linear_matrix"
+_NIBBLES, _HALVES = f"{_MATRIX}_nibbles", f"{_MODULES}.linear_halves:linear_matrix_halves"
 
 _LANES, _LANES_WIDENED, _LIBRARY, _WIDENED_ONCE, _SCALAR = 0, 1, 10, 15, 20
 _NATIVE, _ONCE_IF_NOT_NATIVE, _WIDENED, _WIDENED_BF16, _PLAIN_ARITHMETIC, _STREAM = 30, 35, 40, 45, 50, 60
@@ -116,15 +118,29 @@ def _block_rows(family: Family) -> Iterator[Variant]:
 
 
 def _group_rows(family: Family) -> Iterator[Variant]:
-    """Integers below 8 bits in groups along K."""
-    for element in ("int4", "uint4"):
+    """Codes of 4 bits in groups along K."""
+    for element in ("int4", "uint4", "e2m1"):
         for compute in ("f16", "bf16"):
             pointer, dtype = tiles.POINTERS[compute], DTYPES[compute]
             yield Variant(
-                f"{family}-{element}-{compute}", family, "matrix", f"{_MATRIX}_nibbles", element, "group", None,
-                compute, pointer, has_bf16 if compute == "bf16" else compiles,
-                tiles.nibbles(family, pointer, element == "uint4"),
+                f"{family}-{element}-{compute}", family, "matrix", _HALVES if element == "e2m1" else _NIBBLES, element,
+                "group", None, compute, pointer, has_bf16 if compute == "bf16" else compiles,
+                halves(family, pointer) if element == "e2m1" else tiles.nibbles(family, pointer, element == "uint4"),
                 _TOKENS[family], _NATIVE, (dtype,), layout=UNITS, promises=shows_unit(dtype),
+            )  # fmt: skip
+
+
+def _eight_bit_group_rows(family: Family) -> Iterator[Variant]:
+    """8-bit codes in groups along K."""
+    for element in ("e4m3fn", "int8"):
+        for compute in ("f16", "bf16"):
+            pointer, dtype = tiles.POINTERS[compute], DTYPES[compute]
+            yield Variant(
+                f"{family}-{element}-groups-{compute}", family, "matrix",
+                f"{_MODULES}.linear_groups:linear_matrix_groups", element, "group", None, compute, pointer,
+                has_bf16 if compute == "bf16" else keeps_small_codes(element),
+                grouped(family, tiles.CODES[element], pointer, element),
+                _TOKENS[family], _NATIVE, (dtype,), promises=shows_unit(dtype),
             )  # fmt: skip
 
 
@@ -324,6 +340,7 @@ def _all_rows() -> Iterator[Variant]:
         yield from _eight_bit_rows(family)
         yield from _block_rows(family)
         yield from _group_rows(family)
+        yield from _eight_bit_group_rows(family)
     yield from _stream_rows()
     yield from _PREPARE.values()
     yield from _large_rows()

@@ -164,6 +164,9 @@ def weight_arguments(held: Held, row: Variant, call: Call, machine: Machine) -> 
     if row.granularity == "group":
         if row.widen:
             return arguments | {"scale": held.folding()}
+        if not row.layout.units:
+            scale = operands.per_row(operands.scale).contiguous()
+            return arguments | {"w": operands.codes, "scale": scale, "gain": _gain(row, machine)}
         words = operands.codes if row.layout.per_word == 1 else _words(operands.codes)
         zero = arguments["zero"] if operands.zero is None else operands.zero
         return arguments | {"w": words, "scale": operands.scale, "zero": zero}

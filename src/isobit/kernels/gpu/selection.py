@@ -16,12 +16,17 @@ def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str 
     if weights is None:
         return None if activations is None else "activations are rounded only together with weights"
     row = element(weights.element)
+    if weights.scale is not None:
+        return f"GPU kernels read scales as floats, not as {weights.scale.element}"
     if row.bits == 8 and row.name not in ("e4m3fn", "e5m2", "int8"):
         return f"no GPU kernel has {row.name} weights"
-    if row.bits < 8 and row.kind == "float":
+    if row.bits < 8 and row.kind == "float" and row.name != "e2m1":
         return f"no GPU kernel has {row.name} weights"
     if row.bits == 8 and weights.granularity == "group":
-        return f"no GPU kernel has {row.name} weights in groups"
+        if row.name == "e5m2":
+            return f"no GPU kernel has {row.name} weights in groups"
+        if activations is not None:
+            return f"no GPU kernel multiplies {row.name} weights in groups by rounded activations"
     if weights.granularity == "block":
         wanted = activations == ActSpec("e4m3fn", "group", BLOCK) and weights.block == (BLOCK, BLOCK)
         return (

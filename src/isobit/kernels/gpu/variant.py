@@ -123,7 +123,7 @@ def scales_by(weights: WeightSpec | None) -> Granularity | None:
         return None
     if weights.granularity == "block":
         return "block"
-    return "row" if ELEMENTS[weights.element].bits == 8 else "group"
+    return "row" if ELEMENTS[weights.element].bits == 8 and weights.granularity != "group" else "group"
 
 
 # ---------------------------------------------------------------------- capabilities
