@@ -273,6 +273,23 @@ def test_an_aborted_prompt_leaves_nothing(model: Decoder, tokenizer: Tokenizer) 
     assert llm.engine.pool.free == llm.engine.pool.count
 
 
+def test_a_prompt_that_waits_goes_on_behind_a_fault(model: Decoder, tokenizer: Tokenizer) -> None:
+    tower = made(model)
+    llm = LLM(model, tokenizer, tower=tower, sequences=1)
+    given = prompts(tower)[:2]
+    first, second = (llm.add(prompt, GREEDY) for prompt in given)
+    llm.step()
+    before = llm.engine
+    llm._fault(RuntimeError("a step has failed"))
+    assert llm.engine is not before
+    came: dict[int, Any] = {}
+    while llm.unfinished:
+        for id, piece in llm.step():
+            came[id] = piece.error or piece.completion
+    assert "a step has failed" in str(came[first])
+    require_right(model, made(model), given[1], came[second])
+
+
 def test_what_nobody_needs_is_kept_as_far_as_there_is_room() -> None:
     encoded: list[bytes] = []
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import glm4v_models
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import isobit
 from isobit.checkpoint.reader import Checkpoint
+from isobit.engine.params import SamplingParams
 from isobit.evaluation.info import describe
 from isobit.formats.caches import cache_format
 from isobit.models.encoders.table import open_tower
@@ -66,6 +68,17 @@ def test_describing_tells_the_tower_from_the_decoder(folder: Path, tmp_path: Pat
     planned = plans(tmp_path / "int8", targets=["a6000"])[0]
     assert planned.tower == numbers(folder) and planned.stored is not None
     assert not isinstance(open_tower(Checkpoint.open(tmp_path / "int8"), torch.float32), str)
+
+
+def test_a_checkpoint_without_its_tower_answers_text(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "visual" not in name}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    llm = isobit.LLM(tmp_path)
+    assert llm.tower is None and "no tensors of what reads images and videos" in llm.why_no_media
+    assert llm.generate([[3, 4, 5]], SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids
 
 
 def test_without_the_extra_text_works_and_media_name_it(folder: Path) -> None:

@@ -126,7 +126,7 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         infos = {name: info for name, info in infos.items() if not (within and is_beside(name))}
         infos = _by_expert(infos, config)
         dtypes = {name: info.dtype for name, info in infos.items()}
-    work, names = _with_tower(_workload(config, folder, dtypes), beside, config), list(dtypes)
+    work, names = _with_tower(_workload(config, folder, dtypes), beside, config, bool(infos)), list(dtypes)
     odd = bool(infos) and work.stored is None and not _plain(config, infos)
     if folder is None or not (odd or (within and names) or _is_bin(folder) or _telling(names, work.tied)):
         return work
@@ -143,17 +143,19 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     require_all(found)
     dtypes = {name: info.dtype for name, info in found.ck.tensors.items()}
     work = _workload(config, folder, dtypes, untied=not found.config.tie_word_embeddings, renamed=found.ck.stored)
-    return _with_tower(replace(work, notes=found.notes), [found.ck.tensors[name] for name in found.beside], config)
+    return _with_tower(
+        replace(work, notes=found.notes), [found.ck.tensors[name] for name in found.beside], config, True
+    )
 
 
-def _with_tower(work: Workload, tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> Workload:
-    """The same with the tower of a model that sees or hears, where isobit opens it, as far as its tensors are known."""
+def _with_tower(work: Workload, tensors: Iterable[TensorInfo], config: Mapping[str, Any], known: bool) -> Workload:
+    """The same with the tower of a model that sees or hears, where isobit opens it and its tensors are ``known``."""
     row = tower_of(config)
     if row is None or not row.file:
         return work
     size = sum(info.numel for info in tensors if not info.name.endswith(_SCALES))
     if not size:
-        return replace(work, notes=(*work.notes, _UNKNOWN))
+        return work if known else replace(work, notes=(*work.notes, _UNKNOWN))
     return replace(work, tower=size, title=f"{work.title}, and a tower of {counted(size)}")
 
 

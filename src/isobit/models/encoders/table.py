@@ -13,6 +13,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.media.values import PLURALS
 from isobit.models.media import Tower
+from isobit.models.names import is_beside
 from isobit.models.towers import tower_of
 
 EXTRA = "pip install 'isobit[media]'"
@@ -34,6 +35,9 @@ def open_tower(ck: Checkpoint, dtype: torch.dtype, device: torch.device | None =
     row, why = tower_of(ck.config), why_none(ck.config)
     if row is None or why is not None:
         return str(why)
+    if not any(map(is_beside, ck.tensors)):
+        takes = " and ".join(PLURALS[kind] for kind in row.kinds)
+        return f"this checkpoint has no tensors of what reads {takes}: text works; take the whole model for more"
     opener: Opener = getattr(importlib.import_module(f"isobit.models.encoders.{row.file}"), row.opener)
     try:
         return opener(ck, dtype, device)
