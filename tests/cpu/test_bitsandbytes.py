@@ -77,6 +77,23 @@ def test_4_bits_are_widened_to_the_numbers_of_the_tool(tmp_path: Path, nested: b
         assert torch.equal(read_linear(ck, MODULE, slice(1, 4), slice(2, 7)).weight, expected[1:4, 2:7])
 
 
+def test_rows_are_read_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, expected = four_bits(40, 33)  # rows begin within bytes, and within blocks
+    ck, seen = checkpoint(tmp_path, parts, FOUR), []
+    original = Checkpoint.read
+
+    def noting(self: Checkpoint, name: str, *args: Any, **options: Any) -> Tensor:
+        found = original(self, name, *args, **options)
+        if name.endswith(".weight"):
+            seen.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", noting)
+    for row in range(40):
+        assert torch.equal(read_linear(ck, MODULE, slice(row, row + 1)).weight, expected[row : row + 1])
+    assert max(seen) == 17
+
+
 def test_codes_in_another_storage_are_the_same(tmp_path: Path) -> None:
     parts, expected = four_bits(64, 128)
     for number, storage in enumerate([torch.bfloat16, torch.float32, torch.int8]):

@@ -109,16 +109,27 @@ def _read_4bit(reader: Reader) -> LinearWeight:
     table = _table(reader, "weight.quant_map", 16)
     scale = _absmax(reader, state)
     rows, columns = reader.span(n, k)
-    packed = reader.take("weight").reshape(-1).view(torch.uint8)
+    packed, first = _packed(reader, rows.start * k, rows.stop * k)
     made = torch.empty((rows.stop - rows.start, k), dtype=getattr(torch, state.dtype))
     step = max(1, (1 << 22) // k)
     for begin in range(rows.start, rows.stop, step):
         end = min(begin + step, rows.stop)
         place = torch.arange(begin * k, end * k)
-        codes = torch.where(place % 2 == 0, packed[place // 2] >> 4, packed[place // 2] & 15)
+        pair = packed[place // 2 - first]
+        codes = torch.where(place % 2 == 0, pair >> 4, pair & 15)
         values = table[codes.long()] * scale[place // state.block]
         made[begin - rows.start : end - rows.start] = values.view(-1, k).to(made.dtype)
     return reader.linear(made[:, columns].contiguous(), None, None, n, complete=True)
+
+
+def _packed(reader: Reader, begin: int, end: int) -> tuple[Tensor, int]:
+    """Bytes with the codes of some numbers, and how many lie in front of them; all where they are stored in words."""
+    import torch
+
+    info = reader.info("weight")
+    if info.dtype != "U8" or info.shape != (info.numel, 1):
+        return reader.take("weight").reshape(-1).view(torch.uint8), 0
+    return reader.take("weight", slice(begin // 2, -(-end // 2))).reshape(-1), begin // 2
 
 
 def _state(reader: Reader) -> _State:
