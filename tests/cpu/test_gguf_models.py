@@ -37,6 +37,9 @@ POST_NAMES = NAMES | {
     "post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
     "mlp.router": "ffn_gate_inp", "self_attn": "attn_sinks",
 }  # fmt: skip
+GLM4_NAMES = NAMES | {
+    "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
+}  # fmt: skip
 F32, ROUTER = 0, "mlp.gate.weight"
 
 
@@ -85,6 +88,8 @@ def keys_of(config: Any, arch: str) -> dict[str, Any]:
         found |= {"expert_feed_forward_length": config.moe_intermediate_size}
     if arch == "qwen2moe":
         found |= {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
+    if rope.get("partial_rotary_factor") and arch == "glm4":
+        found["rope.dimension_count"] = int(head_dim * rope["partial_rotary_factor"])
     if arch == "gpt-oss":
         found |= {"expert_feed_forward_length": config.intermediate_size}
     if arch in ("gemma3", "phi3", "gpt-oss"):
@@ -113,6 +118,7 @@ def raw(name: str, value: np.ndarray, kind: str) -> Raw:
 def write_gguf(path: Path, model: Any, arch: str, kind: str = "F32", **more: Any) -> Path:
     """A transformers model as llama.cpp's converter writes it."""
     config, names = model.config, GEMMA2_NAMES if arch in ("gemma2", "gemma3") else NAMES
+    names = GLM4_NAMES if arch == "glm4" else names
     names = POST_NAMES if arch in ("olmo2", "seed_oss", "gpt-oss") else names
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors: list[Raw] = []
@@ -181,6 +187,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteForCausalLM", {"attention_bias": False}),
     "phi3": ("Phi3ForCausalLM", {}),
     "smollm3": ("SmolLM3ForCausalLM", {"num_hidden_layers": 5, "no_rope_layers": None, "no_rope_layer_interval": 4}),
+    "glm4": ("Glm4ForCausalLM", {}),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {"use_bias": False}),
     "olmo2": ("Olmo2ForCausalLM", {}),
     "seed_oss": ("SeedOssForCausalLM", {}),
     "gpt-oss": ("GptOssForCausalLM", {"swiglu_limit": 7.0}),  # which files do not say

@@ -134,6 +134,10 @@ def _olmo2(keys: Keys, gguf: Gguf, common: Config) -> Config:
     return {"attention_bias": "blk.0.attn_q.bias" in gguf.tensors}
 
 
+def _ernie(keys: Keys, gguf: Gguf, common: Config) -> Config:
+    return {"use_bias": "blk.0.attn_q.bias" in gguf.tensors}
+
+
 def _seed_oss(keys: Keys, gguf: Gguf, common: Config) -> Config:
     found = (("attention_bias", "attn_q"), ("attention_out_bias", "attn_output"), ("mlp_bias", "ffn_gate"))
     return {key: f"blk.0.{part}.bias" in gguf.tensors for key, part in found}
@@ -162,6 +166,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family("Gemma3ForCausalLM", "gemma3_text", names.GEMMA2, _gemma3, _GELU),
     "granite": Family("GraniteForCausalLM", "granite", names.LLAMA, _granite),
     "phi3": Family("Phi3ForCausalLM", "phi3", names.PHI3, _phi3),
+    "glm4": Family("Glm4ForCausalLM", "glm4", names.GLM4, _olmo2),
+    "ernie4_5": Family("Ernie4_5ForCausalLM", "ernie4_5", names.PLAIN, _ernie),
     "olmo2": Family("Olmo2ForCausalLM", "olmo2", names.OLMO2, _olmo2),
     "seed_oss": Family("SeedOssForCausalLM", "seed_oss", names.SEED_OSS, _seed_oss),
     "gpt-oss": Family("GptOssForCausalLM", "gpt_oss", names.GPT_OSS, _gpt_oss, scaling=(("truncate", False),)),

@@ -45,6 +45,10 @@ PHI3_LAYER = LAYER | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_p
 POST_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 SEED_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm"}
 GPT_OSS_LAYER = SEED_LAYER | {"ffn_gate_inp": "mlp.router", "attn_sinks": "self_attn.sinks"}
+GLM4_LAYER = LAYER | {
+    "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+}  # fmt: skip
 _WHOLE = ("attn_sinks",)  # vectors that have their module's name elsewhere
 
 # Tensors that are read where the configuration is made, and are none of the model's.
@@ -79,6 +83,7 @@ QWEN_MOE = Names(QWEN_MOE_LAYER, _QWEN_EXPERTS)
 GEMMA = Names(offset=1.0)
 GEMMA2 = Names(GEMMA2_LAYER, offset=1.0)
 PHI3 = Names(PHI3_LAYER)
+GLM4 = Names(GLM4_LAYER)
 OLMO2 = Names(POST_LAYER)
 SEED_OSS = Names(SEED_LAYER)
 GPT_OSS = Names(GPT_OSS_LAYER, _QWEN_EXPERTS)
