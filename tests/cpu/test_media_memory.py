@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.params import SamplingParams
 from isobit.evaluation.info import describe
 from isobit.formats.caches import cache_format
+from isobit.models.archs import is_within
 from isobit.models.encoders.table import open_tower
 from isobit.models.planning import plans
 from isobit.models.room import room
+from isobit.models.towers import TOWERS, tower_of
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,19 @@ def test_a_checkpoint_without_its_tower_answers_text(folder: Path, tmp_path: Pat
     llm = isobit.LLM(tmp_path)
     assert llm.tower is None and "no tensors of what reads images and videos" in llm.why_no_media
     assert llm.generate([[3, 4, 5]], SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids
+
+
+@pytest.mark.parametrize("name", [name for name, row in TOWERS.items() if row.file])
+def test_every_tower_has_its_file_and_its_decoder(name: str) -> None:
+    row = TOWERS[name]
+    assert callable(getattr(importlib.import_module(f"isobit.models.encoders.{row.file}"), row.opener))
+    assert is_within({"architectures": [name]}) and tower_of({"architectures": [name]}) == row
+    assert all(tower_of({"architectures": [other]}) is None for other in ("LlamaForCausalLM", "Nobody"))
+
+
+def test_a_model_type_alone_names_a_tower() -> None:
+    assert tower_of({"model_type": "glm4v"}) == TOWERS["Glm4vForConditionalGeneration"]
+    assert tower_of({"model_type": "llama"}) is None and tower_of({}) is None
 
 
 def test_without_the_extra_text_works_and_media_name_it(folder: Path) -> None:

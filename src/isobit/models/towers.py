@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from isobit.models.archs import architecture
 from isobit.models.wrappers import WRAPPERS
 
 if TYPE_CHECKING:  # plans need no numpy
@@ -40,6 +41,5 @@ TOWERS: dict[str, TowerRow] = {
 
 def tower_of(config: Mapping[str, Any]) -> TowerRow | None:
     """The tower of a model, by its config.json; None where it has none."""
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named else None
-    return TOWERS.get(name) if isinstance(name, str) else None
+    name = architecture(config)
+    return None if name is None else TOWERS.get(name)

@@ -117,6 +117,14 @@ def model_config(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Mo
     return replace(model, notes=(*notes, *model.notes)) if notes else model
 
 
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """The architecture that a ``config.json`` names, by ``model_type`` if by nothing else; None for one not known."""
+    try:
+        return _architecture(config)
+    except ModelError:
+        return None
+
+
 def is_within(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` that :func:`model_config` reads is of a model that also sees or hears."""
     return _architecture(config) in WITHIN.keys() | WRAPPERS.keys()
