@@ -36,9 +36,10 @@ from isobit.kernels.grouped import Gating, Grouped, Mixture
 from isobit.kernels.norm import NormSpec
 from isobit.models.archs import model_config
 from isobit.models.blueprint import by_input, layer_modules
-from isobit.models.config import Experts, LayerSpec, ModelConfig
+from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.decoder import Decoder
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import Experts
 from isobit.models.joined import bind_linears
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear

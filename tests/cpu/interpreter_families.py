@@ -15,8 +15,8 @@ from families import make_model, save
 from running import run
 from test_mxfp4_experts import SAID, tensors_and_model, write
 
-from isobit.models.config import Experts
 from isobit.models.decoder import Decoder
+from isobit.models.feed_forward import Experts
 from isobit.models.weights import load_model
 
 LOWERING = "sm_86"

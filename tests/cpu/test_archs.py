@@ -21,8 +21,8 @@ from isobit.models import archs
 from isobit.models.archs import ARCHS, WITHIN, family, model_config
 from isobit.models.batch import Batch, lay_out
 from isobit.models.blueprint import classifier, expected_tensors
-from isobit.models.config import Experts
 from isobit.models.contents import contents
+from isobit.models.feed_forward import Experts
 from isobit.models.weights import load_model
 from isobit.quantizer.grid import default_search, quantize_weight, stored_scale_dtype
 

@@ -15,10 +15,12 @@ from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.heads import AttentionSpec
 from isobit.models.batch import Batch
 from isobit.models.cache.memory import new_layers
-from isobit.models.config import GatedMlp, Kept, LayerSpec, QueryScale, Rope, SelfAttention
+from isobit.models.config import Kept, LayerSpec, SelfAttention
+from isobit.models.feed_forward import GatedMlp
 from isobit.models.ops import cpu, reference
 from isobit.models.ops.limits import FEATURES, lacking
 from isobit.models.place import Place
+from isobit.models.rotary import QueryScale, Rope
 from isobit.models.step import LayerRow, Step
 
 

@@ -15,9 +15,10 @@ from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.models.archs import ARCHS
-from isobit.models.config import GatedMlp, LayerSpec, SelfAttention
+from isobit.models.config import LayerSpec, SelfAttention
 from isobit.models.decoder import Decoder
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import GatedMlp
 from isobit.models.ops import table as ops
 from isobit.models.place import Place
 from isobit.models.weights import load_model

@@ -16,7 +16,8 @@ from isobit.engine import chat
 from isobit.legalize.memory import kv_bytes_per_token
 from isobit.models.archs import model_config
 from isobit.models.blueprint import expected_tensors
-from isobit.models.config import Experts, SelfAttention
+from isobit.models.config import SelfAttention
+from isobit.models.feed_forward import Experts
 from isobit.models.names import renamed
 from isobit.models.planning import plans
 from isobit.models.workload import workload

@@ -13,11 +13,12 @@ from families import make_model, save, token_ids
 from isobit.errors import ModelError, UsageError
 from isobit.models.archs import model_config
 from isobit.models.batch import Batch, Overlay, lay_out
-from isobit.models.config import Rope, SelfAttention
+from isobit.models.config import SelfAttention
 from isobit.models.decoder import Decoder
 from isobit.models.fields import Fields
 from isobit.models.hf_rope import Common, read_rope
 from isobit.models.rope import Angles, rotate
+from isobit.models.rotary import Rope
 from isobit.models.weights import load_model
 
 # Family -> (its config class and its rotary embedding in transformers, its rope there, how isobit reads it).

@@ -17,9 +17,9 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.grouped import Routes
 from isobit.models import pack
-from isobit.models.config import Experts
 from isobit.models.contents import contents
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import Experts
 from isobit.quantizer.driver import quantize
 from isobit.targets.table import TARGETS
 

@@ -12,8 +12,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from isobit.models.archs import model_config
-from isobit.models.config import ModelConfig, Rope
+from isobit.models.config import ModelConfig
 from isobit.models.rope import Angles, RotaryTable, frequencies, rotate
+from isobit.models.rotary import Rope
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 ROPES: dict[str, dict[str, Any]] = {

@@ -9,9 +9,10 @@ from published_configs import EXAONE4, GEMMA3, HUNYUAN, PUBLISHED, SMOLLM3
 
 from isobit.errors import ModelError
 from isobit.models.archs import family, model_config
-from isobit.models.config import ModelConfig, QueryScale, Rope, SelfAttention
+from isobit.models.config import ModelConfig, SelfAttention
 from isobit.models.fields import Fields
 from isobit.models.hf_rope import Common, read_rope
+from isobit.models.rotary import QueryScale, Rope
 
 MINISTRAL3: dict[str, Any] = {
     "architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", "head_dim": 128, "hidden_act": "silu",

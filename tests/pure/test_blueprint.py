@@ -9,16 +9,8 @@ import pytest
 from isobit.checkpoint.cttargets import FUSED
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.blueprint import classifier, expected_tensors, fused, layer_modules, modules
-from isobit.models.config import (
-    Experts,
-    GatedMlp,
-    LatentAttention,
-    LayerSpec,
-    ModelConfig,
-    Norms,
-    PlainMlp,
-    SelfAttention,
-)
+from isobit.models.config import LatentAttention, LayerSpec, ModelConfig, Norms, SelfAttention
+from isobit.models.feed_forward import Experts, GatedMlp, PlainMlp
 
 PLAIN = LayerSpec(SelfAttention(4, 2, 8), GatedMlp(48))
 

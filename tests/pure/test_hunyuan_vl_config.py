@@ -12,7 +12,9 @@ from isobit.errors import ModelError
 from isobit.legalize.memory import kv_bytes_per_token
 from isobit.models.archs import model_config
 from isobit.models.blueprint import expected_tensors
-from isobit.models.config import GatedMlp, Rope, SelfAttention
+from isobit.models.config import SelfAttention
+from isobit.models.feed_forward import GatedMlp
+from isobit.models.rotary import Rope
 from isobit.models.workload import workload
 
 VISION: dict[str, Any] = {

@@ -11,8 +11,10 @@ import pytest
 
 from isobit.errors import ModelError
 from isobit.models.archs import ARCHS, WITHIN, family, model_config
-from isobit.models.config import GatedMlp, LayerSpec, ModelConfig, Rope, SelfAttention
+from isobit.models.config import LayerSpec, ModelConfig, SelfAttention
+from isobit.models.feed_forward import GatedMlp
 from isobit.models.others import OTHERS, Other, why_not
+from isobit.models.rotary import Rope
 from isobit.models.wrappers import WRAPPERS
 
 BASE: dict[str, Any] = {

@@ -10,7 +10,8 @@ import pytest
 from isobit.errors import ModelError
 from isobit.legalize.memory import kv_bytes_per_token
 from isobit.models.archs import WITHIN, family, model_config
-from isobit.models.config import GatedMlp, SelfAttention
+from isobit.models.config import SelfAttention
+from isobit.models.feed_forward import GatedMlp
 from isobit.models.workload import workload
 
 # As transformers 5 writes it for the published model.

@@ -11,16 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from isobit.formats.rules import ModuleKind
-from isobit.models.config import (
-    Attention,
-    Experts,
-    GatedMlp,
-    LatentAttention,
-    LayerSpec,
-    ModelConfig,
-    Norms,
-    SelfAttention,
-)
+from isobit.models.config import Attention, LatentAttention, LayerSpec, ModelConfig, Norms, SelfAttention
+from isobit.models.feed_forward import Experts, GatedMlp
 
 Shapes = dict[str, tuple[int, ...]]
 

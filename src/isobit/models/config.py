@@ -5,102 +5,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from isobit.errors import ModelError
+from isobit.models.feed_forward import Mlp
+from isobit.models.rotary import QueryScale, Rope
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
-RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
-SectionLayout = Literal["pairs", "columns", "woven"]
 QkNorm = Literal["none", "head", "head-behind", "heads", "width", "l2"]
 NormKind = Literal["rms", "layer"]
 
 LARGEST_CONTEXT = 1 << 30  # tokens
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding.
-
-    Attributes:
-        dims: how many dimensions of a head, the first ones, are rotated; None: all.
-        interleaved: whether pairs are neighbours (0 and 1, 2 and 3, ...) and not halves, as in Llama.
-        kind: how frequencies are stretched beyond the original context.
-        theta: base of the wavelengths.
-        factor: how much longer the context is than the original one (linear, llama3, yarn, longrope).
-        original_context: the context that frequencies were made for (llama3, yarn, longrope); 0 where it is not known
-            (linear).
-        low_freq_factor, high_freq_factor: the band that llama3 interpolates in.
-        beta_fast, beta_slow: rotations that bound yarn's band.
-        attention_factor: what yarn and longrope multiply cosines and sines by; None to derive it from ``factor``.
-        mscale, mscale_all_dim: yarn's other way to derive the attention factor.
-        truncate: whether yarn's band is rounded to whole dimensions.
-        short_factors, long_factors: longrope's, one for each pair of dimensions: of contexts up to the original one,
-            and of longer ones.
-        sections: where a token has a position on each of several axes (of an image: time, row, column): how many pairs
-            of dimensions are turned by each; empty: a token has one position.
-        section_layout: which these are: ``pairs``: the first pairs by the first axis, those behind them by the second,
-            and so on; ``woven``: pair ``i`` by axis ``i % axes`` as long as that axis has pairs, and by the first where
-            it has none; ``columns``: as ``pairs``, but of single dimensions, twice as many, so that the two dimensions
-            of a pair may be turned by different axes (Hunyuan).
-    """
-
-    kind: RopeKind = "default"
-    theta: float = 10000.0
-    factor: float = 1.0
-    original_context: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-    dims: int | None = None
-    interleaved: bool = False
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-    sections: tuple[int, ...] = ()
-    section_layout: SectionLayout = "pairs"
-
-    @property
-    def axes(self) -> int:
-        """How many positions a token has."""
-        return max(1, len(self.sections))
-
-    def axis_of(self, rotated: int) -> tuple[int, ...]:
-        """Which axis turns each of so many dimensions; the two of pair ``i`` are ``i`` and ``i + rotated / 2``."""
-        if self.section_layout == "columns":
-            return tuple(axis for axis, count in enumerate(self.sections) for _ in range(2 * count))
-        if self.section_layout == "pairs":
-            found = [axis for axis, count in enumerate(self.sections) for _ in range(count)]
-        else:
-            found = [0] * (rotated // 2)
-            for axis, count in enumerate(self.sections[1:], 1):
-                for pair in range(axis, min(len(self.sections) * count, len(found)), len(self.sections)):
-                    found[pair] = axis
-        return (*found, *found)
-
-    @property
-    def scale(self) -> float:
-        """What cosines and sines are multiplied by; yarn and longrope derive it where it is not given."""
-        if self.kind not in ("yarn", "longrope"):
-            return 1.0
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.kind == "longrope":
-            longer = self.factor > 1 and self.original_context > 1
-            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context)) if longer else 1.0
-        if self.mscale and self.mscale_all_dim:
-            return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
-        return _mscale(self.factor, 1.0)
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 @dataclass(frozen=True)
@@ -115,21 +30,6 @@ class Kept:
     heads: int
     first: int
     second: int
-
-
-@dataclass(frozen=True)
-class QueryScale:
-    """Queries grow with their positions, by ``1 + beta * ln(1 + floor((position + ahead) / floor))``.
-
-    Attributes:
-        floor: tokens of a step.
-        beta: how much a step adds.
-        ahead: 1 where positions are counted from one (Llama 4), 0 where from zero (Ministral 3).
-    """
-
-    floor: int
-    beta: float
-    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -259,144 +159,7 @@ class LatentAttention:
         return replace(self.rope, interleaved=False), self.rotated
 
 
-@dataclass(frozen=True)
-class GatedMlp:
-    """``down(activation(gate(x)) * up(x))``.
-
-    Attributes:
-        size: outputs of gate and up.
-        activation: ``silu``; ``gelu``, or ``gelu_tanh``: GELU by its tanh approximation; ``relu2``: a ReLU's square.
-        bias: whether the three have a bias.
-        limit: gpt-oss's gate: gate below the limit, up within it, ``(up + 1) * gate * sigmoid(1.702 * gate)``; None:
-            the plain one.
-        joined: whether checkpoints have gate and up as one matrix, the gate above.
-    """
-
-    size: int
-    activation: Activation = "silu"
-    bias: bool = False
-    limit: float | None = None
-    joined: bool = False
-
-
-@dataclass(frozen=True)
-class PlainMlp:
-    """``down(activation(up(x)))``.
-
-    Attributes:
-        size: outputs of up.
-        activation: as of :class:`GatedMlp`.
-        bias: whether both have a bias.
-        names: what checkpoints call both.
-    """
-
-    size: int
-    activation: Activation = "gelu_tanh"
-    bias: bool = False
-    names: tuple[str, str] = ("up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Router:
-    """Which experts a token goes to, in float32. Of equal scores the expert with the lower number is chosen.
-
-    Attributes:
-        experts, active: how many there are, and how many a token goes to.
-        scores: ``softmax`` or ``sigmoid`` of the router's logits; ``softmax-behind``: a softmax over those chosen.
-        bias: whether the router is a linear with a bias.
-        correction: whether each expert has a number that is added to its score for the choice, not for its weight.
-        groups, active_groups: experts are in so many groups, of which the best so many take part.
-        group_score: what makes a group good: its best expert (``max``), or its two best together (``two``).
-        renormalize: whether the weights of a token's experts are divided by their sum.
-        scale: what the weights are multiplied by.
-        least_sum: what they are divided by at least.
-        on_input: whether the weight multiplies what goes into an expert, not what comes out (Llama 4).
-    """
-
-    experts: int
-    active: int
-    scores: Literal["softmax", "sigmoid", "softmax-behind"] = "softmax"
-    bias: bool = False
-    correction: bool = False
-    groups: int = 1
-    active_groups: int = 1
-    group_score: Literal["max", "two"] = "max"
-    renormalize: bool = True
-    scale: float = 1.0
-    least_sum: float = 1e-20
-    on_input: bool = False
-
-
-@dataclass(frozen=True)
-class StackedNames:
-    """Tensors of all experts of a layer: ``[E, 2I, K]`` of gate and up, ``[E, K, I]`` of down.
-
-    Attributes:
-        gate_up, down: their names within the MLP; of biases with ``_bias`` behind.
-        transposed: whether they lie as ``[E, K, 2I]`` and ``[E, I, K]``.
-        either: whether they may lie like that, where their shapes say so (Qwen3-VL: as published, and as transformers 5
-            saves it).
-        interleaved: whether gate and up take turns; otherwise all of gate comes first.
-    """
-
-    gate_up: str = "experts.gate_up_proj"
-    down: str = "experts.down_proj"
-    transposed: bool = False
-    either: bool = False
-    interleaved: bool = False
-
-
-@dataclass(frozen=True)
-class ExpertNames:
-    """Under which names checkpoints have the modules of a mixture, within the MLP of a layer.
-
-    Attributes:
-        router: a linear.
-        correction: a vector of numbers.
-        correction_rows: whether it is stored as the one row of a matrix.
-        experts: what stands in front of an expert's number.
-        gate, up, down: linears of an expert.
-        shared, shared_gate: the expert of all tokens, and its gate.
-        stacked: tensors of all experts together, as some checkpoints have them.
-        one_by_one: whether transformers loads experts that have tensors of their own.
-        also: beginnings of names within a layer as some checkpoints have them, and what they stand for here.
-    """
-
-    router: str = "gate"
-    correction: str = "gate.e_score_correction_bias"
-    correction_rows: bool = False
-    experts: str = "experts"
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
-    shared: str = "shared_experts"
-    shared_gate: str = "shared_expert_gate"
-    stacked: StackedNames = StackedNames()  # noqa: RUF009 - frozen
-    one_by_one: bool = True
-    also: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Experts:
-    """A mixture of experts.
-
-    Attributes:
-        router: which experts a token goes to.
-        expert: what each is.
-        shared: one more that all tokens go to; None: there is none.
-        shared_gate: whether the shared one's result is multiplied by the sigmoid of a linear of the token.
-        names: of its modules.
-    """
-
-    router: Router
-    expert: GatedMlp
-    shared: GatedMlp | None = None
-    shared_gate: bool = False
-    names: ExpertNames = ExpertNames()  # noqa: RUF009 - frozen
-
-
 Attention = SelfAttention | LatentAttention
-Mlp = GatedMlp | PlainMlp | Experts
 
 
 @dataclass(frozen=True)

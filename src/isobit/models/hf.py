@@ -7,22 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isobit.models.config import (
-    LARGEST_CONTEXT,
-    Activation,
-    Experts,
-    GatedMlp,
-    LayerSpec,
-    ModelConfig,
-    Norms,
-    PlainMlp,
-    QkNorm,
-    Rope,
-    SelfAttention,
-)
+from isobit.models.config import LARGEST_CONTEXT, LayerSpec, ModelConfig, Norms, QkNorm, SelfAttention
+from isobit.models.feed_forward import Activation, Experts, GatedMlp, PlainMlp
 from isobit.models.fields import Fields, shown
 from isobit.models.hf_keys import complain_of_unread
 from isobit.models.hf_rope import Common, positions, read_rope
+from isobit.models.rotary import Rope
 
 DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "half": "float16", "float": "float32"}
 ACTIVATIONS: dict[Activation, tuple[str, ...]] = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from isobit.models.config import Experts, LayerSpec
+from isobit.models.config import LayerSpec
+from isobit.models.feed_forward import Experts
 from isobit.models.fields import Fields, shown
 
 MOST_EXPERTS = 4096  # of a layer

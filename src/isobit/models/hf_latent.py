@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from isobit.models.config import Experts, GatedMlp, LatentAttention, LayerSpec, ModelConfig, Rope, Router
+from isobit.models.config import LatentAttention, LayerSpec, ModelConfig
+from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import LARGEST_SIZE, Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common
 from isobit.models.hf_experts import read_counts, read_groups, with_experts
 from isobit.models.hf_rope import Common
+from isobit.models.rotary import Rope
 
 EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from isobit.models.config import LARGEST_CONTEXT, Rope, RopeKind, SectionLayout
+from isobit.models.config import LARGEST_CONTEXT
 from isobit.models.fields import Fields, Number, shown
+from isobit.models.rotary import Rope, RopeKind, SectionLayout
 
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 SECTIONS = ("rope_scaling", "rope_parameters")

@@ -10,8 +10,9 @@ from isobit.checkpoint.kvscales import KvScales
 from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.models.attention import Attention
-from isobit.models.config import Experts, LatentAttention, LayerSpec
+from isobit.models.config import LatentAttention, LayerSpec
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import Experts
 from isobit.models.latent import Latent
 from isobit.models.linear import Linear
 from isobit.models.mlp import MLP, make_mlp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from isobit.models.config import GatedMlp, PlainMlp
+from isobit.models.feed_forward import GatedMlp, PlainMlp
 from isobit.models.linear import Linear
 from isobit.models.parts import Part
 from isobit.models.step import Activations, Step, last

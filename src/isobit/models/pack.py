@@ -26,9 +26,10 @@ from isobit.kernels.norm import NormSpec
 from isobit.models import pack_experts
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
-from isobit.models.config import Experts, GatedMlp, LayerSpec, ModelConfig
+from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import Experts, GatedMlp
 from isobit.models.joined import apart, bind_linears, join
 from isobit.models.latent import Absorbed
 from isobit.models.layers import Layer

@@ -13,8 +13,8 @@ from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.kernels import mixtures
 from isobit.kernels.grouped import Gating, Mixture, Routes
 from isobit.models.blueprint import Module
-from isobit.models.config import Experts
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import Experts
 from isobit.models.mlp import GatedMLP
 from isobit.models.place import Place
 from isobit.models.stacking import routing, stack

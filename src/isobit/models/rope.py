@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isobit.models.config import QueryScale, Rope
+from isobit.models.rotary import QueryScale, Rope
 
 
 def frequencies(rope: Rope, head_dim: int, *, long: bool = False) -> tuple[Tensor, float]:

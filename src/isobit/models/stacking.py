@@ -13,7 +13,7 @@ from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.grouped import Grouped, Routing
-from isobit.models.config import Router
+from isobit.models.feed_forward import Router
 from isobit.models.place import Place
 
 

@@ -14,7 +14,8 @@ from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts.mxfp4 import GROUP
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo
 from isobit.models.blueprint import GATED, layer_prefix
-from isobit.models.config import Experts, ModelConfig
+from isobit.models.config import ModelConfig
+from isobit.models.feed_forward import Experts
 
 
 def other_names(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, str]:

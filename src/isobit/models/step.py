@@ -17,7 +17,8 @@ from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
 from isobit.kernels.rounded import Rounded
 from isobit.models.batch import Batch
-from isobit.models.config import Activation, LayerSpec
+from isobit.models.config import LayerSpec
+from isobit.models.feed_forward import Activation
 from isobit.models.linear import Linear
 from isobit.models.place import Place
 

@@ -21,10 +21,11 @@ from isobit.kernels.grouped import Gating, Grouped, Mixture
 from isobit.kernels.norm import NormSpec
 from isobit.models.blueprint import HEAD, NORM, TABLE, Module, by_input, is_matrix, layer_modules, layer_prefix
 from isobit.models.cache.memory import dtype_name
-from isobit.models.config import Experts, LatentAttention, LayerSpec
+from isobit.models.config import LatentAttention, LayerSpec
 from isobit.models.contents import Contents, contents
 from isobit.models.decoder import Decoder
 from isobit.models.experts import ExpertsMLP
+from isobit.models.feed_forward import Experts
 from isobit.models.joined import bind_linears
 from isobit.models.latent import Absorbed, narrow
 from isobit.models.layers import Embedding, Layer

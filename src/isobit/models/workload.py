@@ -14,7 +14,8 @@ from isobit.errors import CheckpointError
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import classifier, expected_tensors, is_matrix, layer_modules, layer_prefix
-from isobit.models.config import Experts, LatentAttention, Mlp, ModelConfig, SelfAttention
+from isobit.models.config import LatentAttention, ModelConfig, SelfAttention
+from isobit.models.feed_forward import Experts, Mlp
 
 _NUMBERED = re.compile(r"\.(layers|experts)\.\d+(?=\.)")
 

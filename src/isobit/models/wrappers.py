@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from isobit.models.config import Experts, LayerSpec, ModelConfig, Rope, SelfAttention
+from isobit.models.config import LayerSpec, ModelConfig, SelfAttention
+from isobit.models.feed_forward import Experts
 from isobit.models.fields import Fields, shown
 from isobit.models.hf_rope import AXES, SECTIONS
 from isobit.models.hf_within import SECTION, decoder
+from isobit.models.rotary import Rope
 
 if TYPE_CHECKING:  # it needs numpy, and a plan does not
     from isobit.media.values import Kind

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import Scheme
-from isobit.models.config import Experts, ModelConfig
+from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents
+from isobit.models.feed_forward import Experts
 from isobit.quantizer.jobs import scheme_of
 
 

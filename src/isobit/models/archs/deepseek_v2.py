@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import ModelConfig, Router
+from isobit.models.config import ModelConfig
+from isobit.models.feed_forward import Router
 from isobit.models.fields import Fields
 from isobit.models.hf import Style, read_common
 from isobit.models.hf_latent import common, read_experts, read_latent, with_latent

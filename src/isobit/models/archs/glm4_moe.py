@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from isobit.models.config import Experts, GatedMlp, LayerSpec, ModelConfig, QkNorm, Router
+from isobit.models.config import LayerSpec, ModelConfig, QkNorm
+from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common, without_windows
 from isobit.models.hf_experts import read_counts, read_groups, with_experts

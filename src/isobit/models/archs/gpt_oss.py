@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import ExpertNames, Experts, GatedMlp, LayerSpec, ModelConfig, Router, StackedNames
+from isobit.models.config import LayerSpec, ModelConfig
+from isobit.models.feed_forward import ExpertNames, Experts, GatedMlp, Router, StackedNames
 from isobit.models.fields import Fields
 from isobit.models.hf import Style, read_common, read_windows, with_attention
 from isobit.models.hf_experts import read_counts, with_experts

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from isobit.models.archs.granite import granite_style
-from isobit.models.config import ExpertNames, Experts, GatedMlp, ModelConfig, Router, StackedNames
+from isobit.models.config import ModelConfig
+from isobit.models.feed_forward import ExpertNames, Experts, GatedMlp, Router, StackedNames
 from isobit.models.fields import Fields
 from isobit.models.hf import ACTIVATIONS, read_common, without_windows
 from isobit.models.hf_experts import read_counts, with_experts

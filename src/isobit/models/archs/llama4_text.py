@@ -5,20 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from isobit.models.config import (
-    ExpertNames,
-    Experts,
-    GatedMlp,
-    LayerSpec,
-    ModelConfig,
-    QueryScale,
-    Router,
-    StackedNames,
-)
+from isobit.models.config import LayerSpec, ModelConfig
+from isobit.models.feed_forward import ExpertNames, Experts, GatedMlp, Router, StackedNames
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common, read_rotating, with_attention
 from isobit.models.hf_experts import read_counts, read_layers, with_experts
 from isobit.models.hf_rope import Common
+from isobit.models.rotary import QueryScale
 
 NAMES = ExpertNames(router="router", shared="shared_expert", stacked=StackedNames(transposed=True))
 

@@ -6,10 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 from isobit.models.archs.mistral import mixed_windows
-from isobit.models.config import LayerSpec, ModelConfig, QueryScale
+from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.fields import Fields
 from isobit.models.hf import Style, read_common, read_windows, with_attention
 from isobit.models.hf_rope import ORIGINAL, SECTIONS, Common, positions
+from isobit.models.rotary import QueryScale
 
 BETA = "llama_4_scaling_beta"
 # What transformers takes where the file has no rope at all.

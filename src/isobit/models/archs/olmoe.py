@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.models.config import Experts, GatedMlp, ModelConfig, Router
+from isobit.models.config import ModelConfig
+from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import Fields
 from isobit.models.hf import Style, read_common, without_windows
 from isobit.models.hf_experts import read_counts, with_experts

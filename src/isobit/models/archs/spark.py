@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from isobit.errors import ModelError
-from isobit.models.config import Activation, LayerSpec, ModelConfig, Norms
+from isobit.models.config import LayerSpec, ModelConfig, Norms
+from isobit.models.feed_forward import Activation
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common
 from isobit.models.hf_rope import Common

@@ -20,7 +20,8 @@ from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, LatentAttention, LayerSpec, SelfAttention
+from isobit.models.config import LatentAttention, LayerSpec, SelfAttention
+from isobit.models.feed_forward import Activation
 from isobit.models.ops import latent, reference
 from isobit.models.ops.cpu_stack import latent_of, router_of, stack
 from isobit.models.ops.limits import lacking

@@ -19,7 +19,8 @@ from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import Activation, LayerSpec, SelfAttention
+from isobit.models.config import LayerSpec, SelfAttention
+from isobit.models.feed_forward import Activation
 from isobit.models.linear import Linear
 from isobit.models.ops import latent, reference
 from isobit.models.ops.limits import FEATURES, lacking

@@ -13,7 +13,8 @@ from isobit.kernels import reference_experts
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.norm import NormSpec
 from isobit.models.batch import Span
-from isobit.models.config import Activation, LayerSpec
+from isobit.models.config import LayerSpec
+from isobit.models.feed_forward import Activation
 from isobit.models.norms import normed
 from isobit.models.ops import latent
 from isobit.models.place import Place
