@@ -60,9 +60,10 @@ namespace {
 // Rotates; neighbours come out as halves.
 void turn(const LayerIsa &isa, const isobit_latent_attention &a, int64_t token, const float *x, float *out) {
     const int64_t rotated = a.of->rotated, half = rotated / 2;
+    const Loose *const from = x;
     float halves[LARGEST_HEAD];
     const isobit_heads plainly{};
-    for (int64_t i = 0; a.interleaved && i < half; ++i) halves[i] = x[2 * i], halves[half + i] = x[2 * i + 1];
+    for (int64_t i = 0; a.interleaved && i < half; ++i) halves[i] = from[2 * i], halves[half + i] = from[2 * i + 1];
     isa.prepare(plainly, a.interleaved ? halves : x, nullptr, 1, a.cos + token * rotated, a.sin + token * rotated, rotated, out);
 }
 
