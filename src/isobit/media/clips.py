@@ -109,7 +109,7 @@ def _video(data: bytes, limits: Limits, name: str) -> Clip:
 def _opened(data: bytes, name: str) -> Iterator[Any]:
     """The file, its header read. Whatever its library raises while it is open becomes an error of ours."""
     try:
-        import av  # type: ignore[import-not-found,unused-ignore]
+        import av
     except ImportError as error:
         raise UsageError(
             f"{name} cannot be read without PyAV: pip install 'isobit[video]', or give an animated image or the frames"

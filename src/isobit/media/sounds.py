@@ -79,7 +79,7 @@ def _mono(file: Any, channels: int, most: int) -> NDArray[np.float32]:
 def _opened(data: bytes, name: str) -> Iterator[Any]:
     """The file, its header read. Whatever its library raises while it is open becomes an error of ours."""
     try:
-        import soundfile  # type: ignore[import-untyped]
+        import soundfile
     except (ImportError, OSError) as error:  # OSError: without libsndfile
         raise UsageError(f"{name} cannot be read without soundfile: pip install 'isobit[media]'") from error
     try:

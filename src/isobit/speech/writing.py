@@ -58,7 +58,7 @@ def form_named(name: str) -> Form:
         raise UsageError(f"speech cannot be written as {name!r}: {NAMES} can be")
     if form.library is not None:
         try:
-            import soundfile  # type: ignore[import-untyped]
+            import soundfile
 
             able = form.library[1] in soundfile.available_subtypes(form.library[0])
         except (ImportError, OSError, ValueError):

@@ -185,7 +185,7 @@ def resampled(sound: Sound, rate: int) -> NDArray[np.float32]:
     if sound.rate == rate:
         return samples
     try:
-        import soxr  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        import soxr
     except ImportError:
         reason = f"a sound has {sound.rate} samples a second and the model hears {rate}"
         raise UsageError(f"{reason}, and soxr is not installed: pip install 'isobit[media]'") from None
