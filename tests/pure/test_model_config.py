@@ -57,6 +57,16 @@ def test_old_and_new_rope_spellings_are_one() -> None:
     assert rope_of(old) == rope_of(older) == rope_of(new) == Rope("llama3", 5e5, 8.0, 32, 1.0, 4.0)
 
 
+def test_the_first_name_of_longrope_is_read_as_it() -> None:
+    scaling = {"short_factor": [1.05] * 8, "long_factor": [1.5] * 8}
+    sizes = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
+    first, later = (
+        read("Phi3ForCausalLM", rope_scaling={"type": name} | scaling, **sizes) for name in ("su", "longrope")
+    )
+    assert rope_of(first) == rope_of(later)
+    assert (rope_of(first).kind, rope_of(first).original_context) == ("longrope", 32)
+
+
 @pytest.mark.parametrize("arch", ["MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 def test_a_null_number_of_key_value_heads_is_that_of_the_heads(arch: str) -> None:
     assert read(arch, num_key_value_heads=None).layers[0].attention.kv_heads == 4
