@@ -79,7 +79,7 @@ inline void take_cached(int32_t format, const uint8_t *from, int64_t count, int6
 }
 
 // Rows of scores or of weights of `count` keys, times the scale of each key.
-inline void put_scales(const float *scales, int64_t count, int64_t rows, float *scores) {
+inline void put_scales(const Loose *scales, int64_t count, int64_t rows, float *scores) {
     for (int64_t row = 0; row < rows; ++row)
         for (int64_t j = 0; j < count; ++j) scores[row * KEYS + j] *= scales[j];
 }
