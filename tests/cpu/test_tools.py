@@ -379,6 +379,13 @@ CHANNELS: list[tuple[str, str, list[Any]]] = [  # what is written, thoughts, tex
     ),
     ("<|channel|>final<|message|>", "", []),
     ("<|channel|>analysis to=python<|message|>1 + 1", "1 + 1", []),
+    (
+        "<|channel|>analysis<|message|>Hm, rain.<|channel|>final<|message|>It rains.<|return|>",
+        "Hm, rain.",
+        ["It rains."],
+    ),
+    (f"<|channel|>analysis<|message|>Hm, rain.{CALL}", "Hm, rain.", [RAIN]),
+    (f"{CALL.removesuffix('<|call|>')}<|channel|>final<|message|>It rains.", "", [RAIN, "It rains."]),
     ("It just says so.", "", ["It just says so."]),
     ("assistants", "", ["assistants"]),
     ("to=nobody " + "x" * 600, "", ["to=nobody " + "x" * 600]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from isobit.engine import chat
@@ -24,7 +25,8 @@ def encode(
     """Token ids of a conversation.
 
     Special tokens of the template are those tokens. Where a message has their text, as ``<|im_end|>``, that text is
-    encoded like any other.
+    encoded like any other, also where it begins in one part of the content and ends in another. Neighbouring parts of
+    text are one, and empty ones are none.
 
     Args:
         tokenizer: of the model.
@@ -37,9 +39,10 @@ def encode(
     """
     controls = (*tokenizer.controls, *(text for text in hidden if text and text not in tokenizer.controls))
     marks = _Marks(controls)
-    read = (
-        [{key: marks.hide(value) for key, value in message.items()} for message in messages] if controls else messages
-    )
+    read: Messages = [{**message, "content": joined(message["content"])} if "content" in message else message
+                      for message in messages]  # fmt: skip
+    if controls:
+        read = [{key: marks.hidden(key, value) for key, value in message.items()} for message in read]
     if arrange is not None:
         read = arrange(read)
     text = chat.render(template, read, special_tokens=tokenizer.special_tokens, **options)
@@ -58,6 +61,34 @@ def parts_of(messages: Messages) -> list[str]:
     return [kind for kind in found if kind in ("image", "video", "audio")]
 
 
+def joined(content: Any) -> Any:
+    """The content of a message, its neighbouring parts of text as one: templates write them without anything between.
+
+    Empty ones are left out, unless there is nothing else. What is no list stays as it is.
+    """
+    if not isinstance(content, list | tuple):
+        return content
+    made: list[Any] = []
+    for part in content:
+        if not _is_text(part):
+            made.append(part)
+        elif made and _is_text(made[-1]):
+            made[-1] = {**made[-1], "text": made[-1]["text"] + part["text"]}
+        elif part["text"]:
+            made.append(part)
+    return made or list(content[:1])
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in (None, "text") and isinstance(part.get("text"), str)
+
+
+def _text_of(part: Any) -> str:
+    """What of a part a template may write beside what is written of another."""
+    text = part.get("text") if isinstance(part, Mapping) else part
+    return text if isinstance(text, str) else ""
+
+
 class _Marks:
     """Stands texts that nobody can guess in the place of control tokens, and finds them again.
 
@@ -66,10 +97,32 @@ class _Marks:
     """
 
     def __init__(self, controls: Sequence[str]) -> None:
-        self._controls = tuple(controls)
         self._secret = secrets.token_hex(12)
         self._any = re.compile("|".join(re.escape(text) for text in sorted(controls, key=len, reverse=True)))
-        self._used = False
+        self._hidden: list[str] = []
+
+    def hidden(self, key: str, value: Any) -> Any:
+        """The value of a message's key with marks."""
+        made = self.hide(value)
+        return self._over_parts(made) if key == "content" and isinstance(made, list) else made
+
+    def _over_parts(self, parts: list[Any]) -> list[Any]:
+        """Parts with marks for each piece of a control token that would arise if a template wrote nothing between."""
+        texts = [_text_of(part) for part in parts]
+        begins = list(accumulate(map(len, texts), initial=0))
+        cuts: list[list[tuple[int, int]]] = [[] for _ in texts]
+        for hit in self._any.finditer("".join(texts)):
+            spans = [(max(hit.start(), begin) - begin, min(hit.end(), end) - begin) for begin, end in pairwise(begins)]
+            held = [place for place, (begin, end) in enumerate(spans) if begin < end]
+            for place in held if len(held) > 1 else ():
+                cuts[place].append(spans[place])
+        for place, found in enumerate(cuts):
+            text = texts[place]
+            for begin, end in reversed(found):
+                text = text[:begin] + self._put(text[begin:end]) + text[end:]
+            if found:
+                parts[place] = {**parts[place], "text": text} if isinstance(parts[place], Mapping) else text
+        return parts
 
     def hide(self, value: Any) -> Any:
         """The value with marks, in all its texts."""
@@ -82,15 +135,19 @@ class _Marks:
         return value
 
     def _mark(self, control: re.Match[str]) -> str:
-        self._used = True
-        return f"({self._secret}:{self._controls.index(control[0])})"
+        return self._put(control[0])
+
+    def _put(self, text: str) -> str:
+        """The mark of a text."""
+        self._hidden.append(text)
+        return f"({self._secret}:{len(self._hidden) - 1})"
 
     def found(self, text: str) -> list[tuple[str, str]]:
         """The parts of a text, each with the control token's text that stood behind it; empty for the last."""
-        if not self._used:
+        if not self._hidden:
             return [(text, "")]
         pieces = re.split(rf"\({self._secret}:(\d+)\)", text)
-        hidden = [self._controls[int(number)] for number in pieces[1::2]]
+        hidden = [self._hidden[int(number)] for number in pieces[1::2]]
         return list(zip(pieces[::2], [*hidden, ""], strict=True))
 
 

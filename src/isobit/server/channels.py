@@ -103,6 +103,9 @@ class Channels:
         elif mark in _LAST:
             self._close(found)
             self._header = ""
+        elif mark == CHANNEL and self._header is None:
+            self._close(found)  # the model left out what ends a message: the next one's header begins
+            self._header = mark
         elif self._header is not None:
             self._header += mark
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from isobit.engine.conversation import joined
 from isobit.models.media import MediaPrompt
 from isobit.server import parts
 from isobit.server.errors import wrong
@@ -47,7 +48,8 @@ def _content(read: list[str | Given], media: list[Given]) -> str | list[dict[str
     if all(isinstance(part, str) for part in read):
         return "".join(part for part in read if isinstance(part, str))
     media += [part for part in read if isinstance(part, Given)]
-    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind} for part in read]
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind} for part in read]
+    return list(joined(parts))
 
 
 def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
