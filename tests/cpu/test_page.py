@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -492,8 +493,54 @@ def test_what_cannot_be_attached_or_read(seeing: Any) -> None:
     attached(page, 1)
     assert page.locator("#notice").is_hidden()
     ask(page, "a")
-    assert "messages[0].content[0] is no image that can be read" in page.locator(".message .wrong").inner_text()
+    # A message that is refused is below again: in the chat it would be refused with every later one.
+    assert page.locator("#notice").inner_text().startswith("broken.png is no image that can be read")
+    assert page.locator(".message").count() == 0 and page.locator("#chats .chat").count() == 0
+    assert page.input_value("#prompt") == "a" and page.locator("#attached .name").all_inner_texts() == ["broken.png"]
+    page.get_by_role("button", name="Remove broken.png").click()
+    ask(page, "b")
+    assert page.locator(".message .wrong").count() == 0 and page.locator(".message").count() == 2
+    page.set_input_files("#files", {"name": "broken.png", "mimeType": "image/png", "buffer": b"not an image"})
+    attached(page, 1)
+    ask(page, "c")
+    attached(page, 1)
+    assert page.locator("#notice").inner_text().startswith("broken.png is no image")
+    assert page.locator(".message").count() == 2
+    page.get_by_role("button", name="Remove broken.png").click()
+    ask(page, "d")
+    assert page.locator(".message .wrong").count() == 0 and page.locator(".message").count() == 4
     assert not tower.given
+
+
+def test_formats_that_are_not_read_are_refused_when_chosen(seeing: Any) -> None:
+    page, _ = seeing
+    assert "*" not in page.get_attribute("#files", "accept") and ".webp" in page.get_attribute("#files", "accept")
+    assert "mp4" not in page.get_attribute("#files", "accept")
+    page.evaluate(PASTE, ["a.svg", "image/svg+xml", [1, 2, 3], "drop"])
+    soon(page, "!document.querySelector('#notice').hidden")
+    said = "a.svg is in no format that is read here: PNG, JPEG, WebP, GIF, BMP, WAV, FLAC, Ogg, MP3."
+    assert page.locator("#notice").inner_text() == said and page.locator("#attached li").count() == 0
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_a_picture_that_moves_is_a_video(browser: Any, form: str) -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    home = io.BytesIO()
+    frames[0].save(home, form, save_all=True, append_images=frames[1:], duration=100)
+    served = serving(seeing_llm("image", "video"))
+    mime = f"image/{form.lower()}"
+    with listening(served) as address:
+        for page in opened(browser, address):
+            page.set_input_files("#files", [
+                {"name": "moving", "mimeType": mime, "buffer": home.getvalue()},
+                {"name": "still", "mimeType": mime, "buffer": saved(form, frames[0])},
+            ])  # fmt: skip
+            attached(page, 2)
+            ask(page, "What?")
+            assert page.locator(".message .wrong").count() == 0, page.locator(".message .wrong").inner_text()
+            assert [medium.kind for medium in served.llm.tower.given] == ["video", "image"]
+            assert len(served.llm.tower.given[0].frames) == 3
+            soon(page, "document.querySelector('.message.user .media .video img')?.naturalWidth === 40")
 
 
 def test_a_model_of_text_offers_no_pictures(page: Any) -> None:

@@ -193,7 +193,7 @@ async function write(above) {
     say("The answer is complete.");
   } catch (error) {
     if (error.name === "AbortError") node.facts.reason = "abort";
-    else node.error = inWords(error);
+    else if (!(await givenBack(mine, above, id, error))) node.error = named(mine, above, system, inWords(error));
   } finally {
     if (writing === control) {
       writing = null;
@@ -202,6 +202,41 @@ async function write(above) {
     pace.end();
     store.save();
   }
+}
+
+/**
+ * Whether a message with media that the server refuses went back to where it was written. In the chat it would be sent,
+ * and refused, with every later one.
+ */
+async function givenBack(mine, above, id, error) {
+  const node = mine.nodes[above];
+  const refused = error instanceof Problem && [400, 413, 422].includes(error.status);
+  if (!refused || mine !== chat || !node?.media || node.children.some((child) => child !== id)) return false;
+  const why = named(mine, above, settings.chosen().system, inWords(error));
+  const whole = await media.giveBack(node.media);
+  if (!whole) return false;
+  prompt.value = [node.content, prompt.value].filter((text) => text.trim()).join("\n");
+  grow();
+  store.take(mine, above);
+  if (mine.nodes.root.children.length === 0) {
+    store.remove(mine);
+    chat = null;
+  }
+  store.save();
+  redraw();
+  notice(`${why} The message is below again: change it, or remove the file.`);
+  return true;
+}
+
+/** What the server says of messages[2].content[0], with the name that the file has here. */
+function named(mine, above, system, text) {
+  const path = [];
+  for (let at = above; at !== "root"; at = mine.nodes[at].parent) path.unshift(mine.nodes[at]);
+  if (system.trim()) path.unshift({});
+  const told = text.replace(/messages\[(\d+)\]\.content\[(\d+)\](\.\w+)*/g, (place, message, part) => path[message]?.media?.[part]?.name ?? place);
+  const given = path.at(-1)?.media;
+  const [last] = given?.length === 1 ? given : [];
+  return last && !path.some((one) => one.media?.some(({ name }) => told.includes(name))) ? `${last.name}: ${told}` : told;
 }
 
 function inWords(error) {

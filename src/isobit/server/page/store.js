@@ -63,6 +63,19 @@ export function append(chat, parent, message) {
   return id;
 }
 
+/** Takes a message and all that came behind it out of its chat; the branch beside it is shown again. */
+export function take(chat, id) {
+  const above = chat.nodes[chat.nodes[id].parent];
+  const gone = [id];
+  while (gone.length > 0) {
+    const one = gone.pop();
+    gone.push(...chat.nodes[one].children);
+    delete chat.nodes[one];
+  }
+  above.children = above.children.filter((one) => one !== id);
+  above.shown = Math.max(0, above.children.length - 1);
+}
+
 /** Ids of the messages that are shown, in order. */
 export function path(chat) {
   const found = [];
