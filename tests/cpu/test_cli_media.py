@@ -180,6 +180,30 @@ def test_commands_that_name_no_file(capsys: Any, monkeypatch: Any, folder: Path,
     assert status == 2 and err[-1].startswith("isobit: error: ")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/audio {home}/red.png", "and no sounds"),
+        ("/Image {home}/red.png", "no command /Image: there are /image FILE"),
+        ("/foo", "no command /foo: "),
+        ("/reset now", "no command /reset with words behind it"),
+    ],
+)
+def test_commands_that_there_are_not(capsys: Any, monkeypatch: Any, folder: Path, line: str, said: str) -> None:
+    status, _, err = run(capsys, monkeypatch, "chat", folder / "model", said=line.format(home=folder) + "\n")
+    assert status == 2 and said in err[-1]
+
+
+def test_files_are_named_as_in_a_shell(capsys: Any, monkeypatch: Any, folder: Path) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    said = f"/image \"{folder / 'red.png'}\"\n/image ~/noise.png\n/image '~/red.png'\na\n/reset\n /foo\n/usr/bin?\n"
+    status, out, err = run(capsys, monkeypatch, "chat", folder / "model", "--max-tokens", 1, "--json", said=said)
+    assert status == 0, err
+    assert sum("goes with the next message" in line for line in err) == 3
+    assert "isobit: the conversation is forgotten" in err
+    assert [one["content"] for one in json.loads(out)["messages"][::2]] == ["/foo", "/usr/bin?"]
+
+
 def test_a_picture_that_no_message_follows_is_told(capsys: Any, monkeypatch: Any, folder: Path) -> None:
     said = f"a\n/image {folder / 'red.png'}\n"
     status, _, err = run(capsys, monkeypatch, "chat", folder / "model", "--max-tokens", 1, said=said)

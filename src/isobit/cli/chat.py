@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from isobit.engine.generate import Generator
     from isobit.engine.params import SamplingParams
     from isobit.media import Medium
-    from isobit.models.media import MediaPrompt
+    from isobit.models.media import Kind, MediaPrompt
 
 HELP = """/reset         forget the conversation (the system message stays)
 /image FILE    a picture goes with the next message; also /audio, /video
 /exit          leave (also Ctrl-D)
 /help          this list
 Ctrl-C stops an answer."""
+
+ALONE = ("/reset", "/help", "/exit")
 
 BARE = (
     "isobit: note: the chat template adds nothing to the messages, as those of base models do: "
@@ -157,6 +160,15 @@ class Session:
         self.messages = list(self._first)
         self.turns, self._media = [], []
 
+    def require(self, kind: Kind) -> None:
+        """Raises a UsageError if the model does not take media of a kind."""
+        from isobit.models.media import require_taken
+
+        llm = self._generator.llm
+        if llm.tower is None:
+            raise UsageError(llm.why_no_media)
+        require_taken(llm.tower.kinds, [kind])
+
     def answer(self, text: str, files: Sequence[media_input.File] = (), *, quiet: bool = False) -> None:
         """Answer a message with these media, and print the answer as it comes.
 
@@ -247,11 +259,12 @@ def converse(session: Session | RemoteSession, files: Iterable[media_input.File]
             return
         if text == "/reset":
             session.reset()
+            print("isobit: the conversation is forgotten", file=sys.stderr)
         elif text == "/help":
             print(HELP, file=sys.stderr)
         elif text:
             try:
-                named = _named(text)
+                named = _named(line.rstrip(), session)
                 if named is not None:
                     waiting.append(named)
                     print(f"isobit: {named.name} goes with the next message", file=sys.stderr)
@@ -269,19 +282,36 @@ def converse(session: Session | RemoteSession, files: Iterable[media_input.File]
         raise UsageError("no message came: standard input is empty or closed")
 
 
-def _named(text: str) -> media_input.File | None:
-    """The file that a command like ``/image FILE`` names; None if the text is none.
+def _named(line: str, session: Session | RemoteSession) -> media_input.File | None:
+    """The file that a command like ``/image FILE`` names; None if the line is a message.
 
     Raises:
-        UsageError: it names none that can be read.
+        UsageError: it names none that can be read, or none that the model takes, or there is no such command.
     """
-    command, _, rest = text.partition(" ")
+    command, _, rest = line.strip().partition(" ")
     for kind in media_input.KINDS:
         if command == f"/{kind}":
             if not rest.strip():
                 raise UsageError(f"/{kind} needs a file, as /{kind} FILE")
-            return media_input.read(kind, Path(arguments.path("the file", rest.strip())))
+            session.require(kind)
+            return media_input.read(kind, _meant(arguments.path("the file", rest.strip())))
+    if re.fullmatch("/[A-Za-z]+", line.partition(" ")[0]):
+        alone = " with words behind it" if command in ALONE else ""
+        raise UsageError(
+            f"there is no command {printable(command)}{alone}: there are /image FILE, /audio FILE, /video FILE, /reset,"
+            " /help and /exit. A message that begins like one needs a space before it"
+        )
     return None
+
+
+def _meant(name: str) -> Path:
+    """A path as people write it for a shell: in quotes or not, ~ being home."""
+    if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'":
+        name = name[1:-1]
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # there is nobody of this name
+        return Path(name)
 
 
 def _typed() -> Iterator[str]:

@@ -119,6 +119,9 @@ class RemoteSession:
         """Forget everything but the system message."""
         self.messages, self.turns = list(self._first), []
 
+    def require(self, kind: str) -> None:
+        """Nothing: what its model takes the server says when it is asked."""
+
     def answer(self, text: str, files: Sequence[media_input.File] = (), *, quiet: bool = False) -> None:
         """Answer a message with these media, and print the answer as it comes; Ctrl-C stops it, and it is kept as far
         as it came."""

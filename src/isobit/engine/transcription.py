@@ -64,6 +64,7 @@ def hearing(llm: LLM) -> Hearing:
     found = getattr(llm.tower, "hearing", None)
     if found is None:
         why = llm.why_no_media if llm.tower is None else "it takes other media"
+        why = why.partition(": leave ")[0]  # the sound is all that there is here
         raise UsageError(
             f"this model ({llm.model.config.family}) does not hear: {why}. Sounds are written down by models like"
             " zai-org/GLM-ASR-Nano-2512"

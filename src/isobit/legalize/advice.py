@@ -59,7 +59,9 @@ def choose(plans: Sequence[Plan]) -> Plan | None:
         return next((p for p in plans if p.scheme == "as stored" and p.action != "refused" and p.memory.fits), None)
     faithful = [p for p in usable if divergence(scheme(p.scheme)) <= _NEAR_LOSSLESS]
     if not faithful:
-        return min(usable, key=lambda p: (divergence(scheme(p.scheme)), -_speed(p)))
+        return min(
+            usable, key=lambda p: (divergence(scheme(p.scheme)), scheme(p.scheme).activations is not None, -_speed(p))
+        )
     fastest = max(faithful, key=_merit)
     plain = [p for p in faithful if divergence(scheme(p.scheme)) == 0]
     best_plain = max(plain, key=_speed, default=None)

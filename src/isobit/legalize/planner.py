@@ -123,13 +123,14 @@ def under(op: Op, row: Scheme, target: Target) -> Op:
 
 
 def distance(a: Scheme, b: Scheme) -> tuple[float, ...]:
-    """How unlike two schemes are: in the weights' format, the size, what is rounded, and in the scales."""
+    """How unlike two schemes are: in the weights' size and format, in what is rounded, and in the scales."""
     (weights_a, bits_a, kind_a), (weights_b, bits_b, kind_b) = _weights(a), _weights(b)
     inputs_a, inputs_b = _inputs(a), _inputs(b)
     return (
         abs(bits_a - bits_b),
         float(kind_a != kind_b),
         float(weights_a != weights_b),
+        float(a.weights != b.weights or b.activations is not None),  # the same weights, and nothing rounded but them
         float(inputs_a != inputs_b),
         abs(a.bits_per_weight() - b.bits_per_weight()),
     )
