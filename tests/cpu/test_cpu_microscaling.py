@@ -217,3 +217,22 @@ def test_experts_as_they_are_stored(name: str) -> None:
     wanted = reference_experts.bind(mixture)(x, routes)
     error = float((bound.run(x, routes) - wanted).norm() / wanted.norm())
     assert error <= (3e-6 if row.activations is None else 2e-2)  # a value beside a midpoint may land on its other side
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4-w16", "nvfp4-w16"])
+@pytest.mark.parametrize("small", [1e-5, 1e-7])
+def test_small_activations_count_where_the_largest_meet_zero_weights(name: str, small: float) -> None:
+    """Exactly half of a block is far below its largest: then no digits of the largest stand for them."""
+    row, made = scheme(name), torch.Generator().manual_seed(0)
+    assert row.weights is not None
+    w = torch.randn(16, 128, generator=made)
+    w[:, ::2] = 0
+    x = torch.full((1, 128), small)
+    x[:, ::2] = 1.0
+    x *= 1 + 0.1 * torch.rand(1, 128, generator=made)
+    weight = quantize_weight(w, row.weights, search="absmax", scale_dtype=torch.bfloat16)
+    exact = x.double() @ weight.dequantize().double().T
+    bound = backends.bind(weight, None, None, None, device="cpu")
+    for rows in (1, 64):
+        found = bound.run(x.repeat(rows, 1))[0].double()
+        assert float((found - exact[0]).norm() / exact[0].norm()) < 1e-6, rows

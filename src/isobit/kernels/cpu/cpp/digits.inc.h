@@ -53,7 +53,7 @@ bool even(const Layout &l, const Loose *values, int64_t k) {
             above += std::fabs(values[i]) >= limit[0];
             zeros += values[i] == 0;
         }
-        if (2 * above < count - zeros) return false;
+        if (2 * above <= count - zeros) return false;
     }
     return true;
 }
