@@ -149,6 +149,13 @@ def without(name: str) -> Callable[[Any], None]:
         ("config.json", vision(patch_size=[4, 4]), ModelError, "patch_size"),
         ("config.json", vision(hidden_act="no such"), ModelError, "hidden_act"),
         ("config.json", vision(image_size=1 << 20), ModelError, "image_size"),
+        ("config.json", vision(rms_norm_eps=0.0), ModelError, "rms_norm_eps"),
+        ("config.json", vision(rms_norm_eps=-0.5), ModelError, "rms_norm_eps"),
+        ("config.json", vision(rms_norm_eps=1e308), ModelError, "rms_norm_eps"),
+        ("config.json", vision(rms_norm_eps="1"), ModelError, "rms_norm_eps"),
+        ("config.json", vision(attention_bias=2), ModelError, "attention_bias"),
+        ("config.json", vision(out_hidden_size=None), ModelError, "hidden_size is 128"),
+        ("config.json", vision(attention_dropout=0.5), ModelError, "attention_dropout"),
         ("config.json", vision(hidden_size=1 << 24, intermediate_size=1 << 24), CheckpointError, "model.visual"),
         ("config.json", vision(depth=3), CheckpointError, "blocks.2"),
         ("config.json", lambda c: c.update(video_token_id=c["image_token_id"]), ModelError, "_token_id is the same"),
@@ -161,6 +168,26 @@ def without(name: str) -> Callable[[Any], None]:
 def test_files_that_do_not_fit(folder, tmp_path, file: str, change: Any, error: type[Exception], why: str) -> None:
     with pytest.raises(error, match=why):
         tower_file.open(Checkpoint.open(changed(folder, tmp_path / "it", file, change)), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"rms_norm_eps": None}, {"attention_bias": None}, {"hidden_act": None}, {"attention_dropout": 0},
+     {"attention_bias": 0}, {"attention_dropout": None}, {"initializer_range": 1}, {"rope_parameters": None}],
+)  # fmt: skip
+def test_null_and_whole_numbers_are_what_they_mean(folder, tower, tmp_path, keys: dict[str, Any]) -> None:
+    made = changed(folder, tmp_path / "it", "config.json", vision(**keys))
+    other = tower_file.open(Checkpoint.open(made), torch.float32)
+    piece = tower.prompt(ids("<|image|>"), [Picture(glm.pixels(20, 24))]).placed[0].piece
+    assert torch.equal(other.encode(piece), tower.encode(piece))
+
+
+def test_an_epsilon_that_is_a_whole_number(folder, tower, tmp_path) -> None:
+    made = [changed(folder, tmp_path / str(n), "config.json", vision(rms_norm_eps=n)) for n in (1, 1.0)]
+    one, same = (tower_file.open(Checkpoint.open(path), torch.float32) for path in made)
+    piece = tower.prompt(ids("<|image|>"), [Picture(glm.pixels(20, 24))]).placed[0].piece
+    assert torch.equal(one.encode(piece), same.encode(piece))
+    assert not torch.equal(one.encode(piece), tower.encode(piece))
 
 
 def test_without_files_of_settings_the_processors_usual_ones_count(folder: Path, tmp_path: Path) -> None:

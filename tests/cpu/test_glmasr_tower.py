@@ -134,6 +134,7 @@ def test_nothing_is_resampled_that_has_the_right_rate() -> None:
         (Sound(np.zeros(900, np.float32), RATE), "too short to be heard"),
         (Sound(np.full(RATE, np.nan, np.float32), RATE), "NaN"),
         (Sound(np.full(RATE, np.inf, np.float32), RATE), "NaN or infinite"),
+        (Sound(np.full(RATE, 1e19, np.float32) * np.sign(noise(1)), RATE), "too large to be heard"),
         (Sound(np.zeros(100, np.float32), 1), "1 samples a second"),
         (Sound(np.zeros(655 * 1000 + 1, np.float32), 1000), "655 at most"),
         (Picture(np.zeros((2, 2, 3), np.uint8)), "no image"),

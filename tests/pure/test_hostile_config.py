@@ -102,6 +102,14 @@ def test_what_is_no_object_is_refused(value: Any) -> None:
     assert not only_isobit_complains(lambda: model_config(value))
 
 
+@pytest.mark.parametrize("kind", [[], {}, ["llama"], {"a": []}])
+def test_a_model_type_that_is_no_text_is_refused(kind: Any) -> None:
+    with pytest.raises(IsobitError, match="model_type"):
+        model_config({**family("llama").tiny(), "architectures": ["LlamaForCausalLM"], "model_type": kind})
+    with pytest.raises(IsobitError, match="model_type"):
+        model_config({"model_type": kind})
+
+
 def test_a_message_holds_no_megabytes() -> None:
     config = {"architectures": ["LlamaForCausalLM"], **{f"unknown_{index}": "x" * 1000 for index in range(1000)}}
     with pytest.raises(IsobitError) as error:

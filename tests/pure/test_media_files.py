@@ -354,11 +354,37 @@ def test_sounds_cut_off_are_refused(form: str) -> None:
             sound(data[:part])
 
 
-def test_a_wave_written_into_a_pipe_ends_where_it_ends() -> None:
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0])
+@pytest.mark.parametrize("riff", [None, 0, 0xFFFFFFFF])
+def test_a_wave_written_into_a_pipe_ends_where_it_ends(size: int, riff: int | None) -> None:
     data = bytearray(wave())
     at = data.index(b"data") + 4
-    data[at : at + 4] = b"\xff\xff\xff\xff"
-    assert len(sound(bytes(data)).samples) == 2000
+    data[at : at + 4] = struct.pack("<I", size)
+    if riff is not None:
+        data[4:8] = struct.pack("<I", riff)
+    assert np.array_equal(sound(bytes(data)).samples, sound(wave()).samples)
+
+
+def test_a_wave_without_samples_may_have_chunks_behind_them() -> None:
+    data = wave(0.0) + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    with pytest.raises(UsageError, match="has no samples"):
+        sound(data)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("loud", [1e19, 3e38, -1e7])
+def test_samples_far_beyond_full_scale_are_refused(loud: float, channels: int) -> None:
+    made = io.BytesIO()
+    samples = np.full((100, channels), loud, np.float32)
+    soundfile.write(made, samples, 8000, format="WAV", subtype="FLOAT")
+    with pytest.raises(UsageError, match="full scale is 1|no numbers"):
+        sound(made.getvalue())
+
+
+def test_samples_beyond_full_scale_are_read() -> None:
+    made = io.BytesIO()
+    soundfile.write(made, np.full(100, 40.0, np.float32), 8000, format="WAV", subtype="FLOAT")
+    assert (sound(made.getvalue()).samples == 40.0).all()
 
 
 # Limits, libraries, and files that nobody made

@@ -115,7 +115,7 @@ def _tensor(cache: Path, file: Path, record: Mapping[str, Any], size: int) -> Te
         raise fail(f"has the shape {short(shape)}")
     if math.prod(shape) > LARGEST_TENSOR:
         raise fail(f"has the shape {short(shape)}, more than any file holds")
-    if dtype not in _DTYPES or record.get("format") not in ("raw", _NARROWED):
+    if not isinstance(dtype, str) or dtype not in _DTYPES or record.get("format") not in ("raw", _NARROWED):
         raise fail(f"is {short(dtype)} in the format {short(record.get('format'))}; isobit reads {', '.join(_DTYPES)}")
     stored = "BF16" if dtype == "float32" and record["format"] == _NARROWED else _DTYPES[dtype]
     begin, nbytes = record.get("byteOffset"), record.get("nbytes")

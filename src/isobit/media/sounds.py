@@ -20,6 +20,7 @@ NAMES = "WAV, FLAC, OGG (Vorbis, Opus), MP3"
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 RATES = (1000, 384_000)  # samples a second
 CHANNELS = 64
+LOUDEST = 1e6  # full scale is 1: no recording is 120 dB above it, and squares of much more overflow
 _BLOCK = 1 << 18  # samples of all channels that are decoded at once
 
 
@@ -32,13 +33,14 @@ def sound(data: bytes, limits: Limits = LIMITS, *, name: str = "the sound") -> S
         name: what errors call it.
 
     Raises:
-        UsageError: it is no such file, is cut off or damaged, is empty or too long, or has values that are no numbers.
+        UsageError: it is no such file, is cut off or damaged, is empty or too long, or has values that are no numbers
+            or beyond a million times full scale.
         CapacityError: memory does not suffice.
     """
     require_size(data, limits, name)
     if not _known(data):
         raise UsageError(f"{name} is no sound that can be read: {NAMES} are")
-    _require_whole(data, name)
+    data = _whole(data, name)
     with _opened(data, name) as file:
         rate, channels = int(file.samplerate), int(file.channels)
         if file.format not in _FORMATS:
@@ -59,6 +61,8 @@ def sound(data: bytes, limits: Limits = LIMITS, *, name: str = "the sound") -> S
         raise UsageError(f"{name} has no samples")
     if not np.isfinite(samples).all():
         raise UsageError(f"{name} holds values that are no numbers (NaN or infinite)")
+    if (loudest := float(np.abs(samples).max())) > LOUDEST:
+        raise UsageError(f"{name} has a sample of {loudest:.3g}; full scale is 1, and up to {LOUDEST:g} can be read")
     return Sound(samples, rate)
 
 
@@ -70,7 +74,8 @@ def _mono(file: Any, channels: int, most: int) -> NDArray[np.float32]:
         block = file.read(min(left, max(1, _BLOCK // channels)), dtype="float32", always_2d=True)
         if not len(block):
             break
-        made.append(block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+            made.append(block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32))
         left -= len(block)
     return np.concatenate(made) if made else np.zeros(0, np.float32)
 
@@ -102,16 +107,34 @@ def _known(data: bytes) -> bool:
     return data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or mpeg
 
 
-def _require_whole(data: bytes, name: str) -> None:
-    """Raises a UsageError if a WAV file has fewer samples than it says, which its library does not mind.
+def _whole(data: bytes, name: str) -> bytes:
+    """The file; where a WAV file says that it has no samples, and some are there, with their size.
 
     Programs that write into pipes leave the size at 0 or at its maximum; such files end where they end.
+
+    Raises:
+        UsageError: a WAV file has fewer samples than it says, which its library does not mind.
     """
     at = 12
     while data[:4] == b"RIFF" and at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
+        begin = at + 8
         if kind == b"data":
-            if size > len(data) - at - 8 and size < 0x7FFFFFFF:
-                raise UsageError(f"{name} is cut off: it has {len(data) - at - 8:,} of {size:,} bytes of samples")
-            return
+            there = len(data) - begin
+            if size > there and size < 0x7FFFFFFF:
+                raise UsageError(f"{name} is cut off: it has {there:,} of {size:,} bytes of samples")
+            if size == 0 and there and not _is_chunk(data, begin):
+                return b"".join((data[: at + 4], struct.pack("<I", min(there, 0xFFFFFFFF)), data[begin:]))
+            return data
+        at = begin + size + size % 2
+    return data
+
+
+def _is_chunk(data: bytes, at: int) -> bool:
+    """Whether what stands there are chunks up to the end of the file, behind samples of which there are none."""
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        if not all(0x20 <= letter < 0x7F for letter in kind):
+            return False
         at += 8 + size + size % 2
+    return at in (len(data), len(data) + 1)

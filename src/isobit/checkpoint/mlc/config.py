@@ -119,9 +119,9 @@ def said(folder: Path) -> Said:
     if not isinstance(model, dict):
         raise CheckpointError(f"model_config is {short(model)}; it is a JSON object", file=path)
     reasons = []
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         reasons.append(f"its model_type is {short(family)}; isobit reads {', '.join(FAMILIES)} of MLC's files")
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         reasons.append(f"its quantization is {short(name)}; isobit reads {', '.join(KINDS)}")
     left = sorted(key for key in model if key not in _SAME and key not in _INERT)
     if left and not reasons:

@@ -143,7 +143,7 @@ def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
     named = fields.raw("model_type")
     if named is None or named == name or (isinstance(named, str) and ALSO.get(named) == name):
         return ()
-    if named not in {*_KNOWN.values(), *UNSEEN.values()}:
+    if not isinstance(named, str) or named not in {*_KNOWN.values(), *UNSEEN.values()}:
         fields.problem("model_type", f"architectures says {name}, and other programs go by model_type: correct one")
         return ()
     return (

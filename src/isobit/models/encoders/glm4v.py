@@ -207,9 +207,10 @@ def open(ck: Checkpoint, dtype: torch.dtype, device: torch.device | None = None)
     if not isinstance(given, Mapping):
         raise ModelError("config.json: vision_config: expected an object")
     experts = model_config(ck.config).family == "glm4v_moe"
-    sizes, ids = files.read_sizes(given, model_config(ck.config).hidden_size), files.read_ids(ck.config, experts)
+    sizes, told = files.read_sizes(given, model_config(ck.config).hidden_size)
+    ids = files.read_ids(ck.config, experts)
     frames, pictures = files.frame_settings(folder, sizes), files.image_settings(folder, sizes)
-    vision = _vision(ck, {key: value for key, value in given.items() if key != "model_type"}, experts, dtype, device)
+    vision = _vision(ck, told, experts, dtype, device)
     try:
         from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
     except ImportError as error:

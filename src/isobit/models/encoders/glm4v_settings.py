@@ -63,22 +63,33 @@ def read_ids(config: Mapping[str, Any], newer: bool) -> Ids:
     return Ids(found[0], found[1], marks)
 
 
-def read_sizes(config: Mapping[str, Any], hidden: int) -> Sizes:
-    """The sizes in ``vision_config``.
+def read_sizes(config: Mapping[str, Any], hidden: int) -> tuple[Sizes, dict[str, Any]]:
+    """The sizes in ``vision_config``, and all that transformers' configuration of the tower is made with.
 
     Raises:
         ModelError: they are none, contradict each other, or are not those of the decoder, of width ``hidden``.
     """
     fields = Fields(config, "config.json: vision_config")
     width, heads = fields.integer("hidden_size", 1536), fields.integer("num_heads", 12)
-    fields.integer("depth", 24, high=1000)
-    fields.integer("intermediate_size", 13696)
     fields.only("in_channels", (3,), "number of colours")
     fields.only("hidden_act", ACTIVATIONS, "activation")
+    fields.only("attention_dropout", (0,), "dropout")
+    patch, edge = fields.integer("patch_size", 14, high=4096), fields.integer("image_size", 336, high=1 << 14)
+    made: dict[str, Any] = {
+        "hidden_size": width,
+        "num_heads": heads,
+        "patch_size": patch,
+        "image_size": edge,
+        "depth": fields.integer("depth", 24, high=1000),
+        "intermediate_size": fields.integer("intermediate_size", 13696),
+        "hidden_act": fields.raw("hidden_act") or "silu",
+        "attention_bias": _flag(fields, "attention_bias"),
+        "rms_norm_eps": fields.number("rms_norm_eps", 1e-5, high=1.0),
+    }
     if (rope := fields.section("rope_parameters")) is not None:
         rope.only("rope_type", ("axial",), "rope type")
-        rope.number("rope_theta", 10000.0, low=1.0)
-    patch, edge = fields.integer("patch_size", 14, high=4096), fields.integer("image_size", 336, high=1 << 14)
+        theta = rope.number("rope_theta", 10000.0, low=1.0)
+        made["rope_parameters"] = {**rope.whole, "rope_type": "axial", "rope_theta": theta}
     sizes = Sizes(
         patch,
         fields.integer("spatial_merge_size", 2, high=64),
@@ -92,7 +103,14 @@ def read_sizes(config: Mapping[str, Any], hidden: int) -> Sizes:
     if fields.sound and sizes.hidden != hidden:
         fields.problem("out_hidden_size", f"the decoder's hidden_size is {hidden}")
     fields.check()
-    return sizes
+    made |= {"spatial_merge_size": sizes.merge, "temporal_patch_size": sizes.together, "out_hidden_size": sizes.hidden}
+    return sizes, made
+
+
+def _flag(fields: Fields, key: str) -> bool:
+    """True or false, which some write as 1 or 0."""
+    value = fields.raw(key)
+    return bool(value) if type(value) is int and value in (0, 1) else fields.flag(key, False)
 
 
 def image_settings(folder: Path, sizes: Sizes) -> dict[str, Any]:

@@ -148,7 +148,10 @@ class GlmAsrTower:
                 " at most: cut it (`isobit transcribe` does that by itself)"
             )
         parts = [samples[begin : begin + form.chunk] for begin in range(0, len(samples), form.chunk)]
-        found = form.extractor(parts, sampling_rate=form.rate, return_attention_mask=True, return_tensors="pt")
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+            found = form.extractor(parts, sampling_rate=form.rate, return_attention_mask=True, return_tensors="pt")
+        if not bool(found["input_features"].isfinite().all()):
+            raise UsageError("a sound has samples that are too large to be heard: full scale is 1")
         frames = found["attention_mask"].sum(-1).to(torch.int64)
         tokens = sum(_tokens(int(one)) for one in frames)
         if tokens == 0:
