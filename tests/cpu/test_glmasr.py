@@ -223,7 +223,7 @@ def test_what_cannot_be_written_down_is_refused(plain, short, tmp_path) -> None:
     sound = Sound(noise(1), RATE)
     bundled = api.LLM("bundled")
     for wrong, said in (
-        (lambda: isobit.transcribe(bundled, sound), "does not hear"),
+        (lambda: isobit.transcribe(bundled, sound), r"does not hear: this model reads text alone\. Sounds"),
         (lambda: isobit.transcribe("bundled", sound), "does not hear"),
         (lambda: isobit.transcribe(llm, Sound(np.full(RATE, np.nan, np.float32), RATE)), "NaN"),
         (lambda: isobit.transcribe(llm, Sound(np.zeros(100, np.float32), RATE)), "too short to be heard"),

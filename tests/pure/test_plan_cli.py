@@ -71,6 +71,16 @@ def test_the_a6000_question(config: Path, capsys: pytest.CaptureFixture[str]) ->
     assert max(map(len, shown.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("others", ["mxfp4", "mxfp4,mxfp4-w16"])
+def test_beside_what_is_refused_stands_what_keeps_its_weights(
+    config: Path, others: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(config), "--target", "a100", "--scheme", f"{others},nvfp4,nvfp4-w16"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "instead: nvfp4-w16" in shown and "nvfp4 (use nvfp4-w16)" in shown
+    assert "Use nvfp4-w16: " in shown and "loses a little" in shown
+
+
 def test_it_needs_no_torch_and_no_heavy_package(config: Path) -> None:
     code = (
         "import sys; from isobit.cli.main import main; main(sys.argv[1:]);"

@@ -16,7 +16,8 @@ GIB = 1 << 30
 _DIVERGENCE = {
     ("e4m3fn", False): 0.0068, ("int8", False): 0.0077, ("e5m2", False): 0.028, ("int4", True): 0.065,
     ("int4", False): 0.115, ("int4 x int8", True): 0.072, ("int4 x int8", False): 0.124, ("uint4", False): 0.11,
-    ("uint4", True): 0.06, ("int3", True): 0.36, ("int3", False): 0.36,
+    ("uint4", True): 0.06, ("int3", True): 0.36, ("int3", False): 0.36, ("e2m1 by 16", True): 0.046,
+    ("e2m1", True): 0.087, ("e2m1 x e2m1", True): 0.29,
 }  # fmt: skip
 _WORST = 9.0
 _NEAR_LOSSLESS, _ACCEPTABLE = 0.01, 0.2
@@ -29,6 +30,8 @@ def divergence(row: Scheme) -> float:
         return 0.0
     fine = row.weights.group is not None and row.weights.group <= 40
     weights = row.weights.element
+    if row.activations is None and (f"{weights} by {row.weights.group}", fine) in _DIVERGENCE:
+        weights = f"{weights} by {row.weights.group}"
     both = weights if row.activations is None else f"{weights} x {row.activations.element}"
     keys = ((both, fine), (both, False), (weights, fine), (weights, False))
     return next((_DIVERGENCE[key] for key in keys if key in _DIVERGENCE), _WORST)

@@ -158,15 +158,17 @@ function stop() {
   writing?.abort();
 }
 
-/** The messages down to `id`, as the server takes them. */
-async function history(mine, id, system) {
-  const found = [];
-  for (let at = id; at !== "root"; at = mine.nodes[at].parent) {
-    const { role, content, media: given } = mine.nodes[at];
-    found.unshift({ role, content: await media.content(content, given) });
-  }
-  return system.trim() ? [{ role: "system", content: system }, ...found] : found;
+/** The messages down to `id`. */
+function sent(mine, id, system) {
+  const found = system.trim() ? [{ role: "system", content: system }] : [];
+  const first = found.length;
+  for (let at = id; at !== "root"; at = mine.nodes[at].parent) found.splice(first, 0, mine.nodes[at]);
+  return found;
 }
+
+/** The same, as the server takes them. */
+const history = (mine, id, system) => Promise.all(
+  sent(mine, id, system).map(async ({ role, content, media: given }) => ({ role, content: await media.content(content, given) })));
 
 /** Answers the message `above`. */
 async function write(above) {
@@ -193,7 +195,7 @@ async function write(above) {
     say("The answer is complete.");
   } catch (error) {
     if (error.name === "AbortError") node.facts.reason = "abort";
-    else if (!(await givenBack(mine, above, id, error))) node.error = named(mine, above, system, inWords(error));
+    else if (!(await givenBack(mine, above, id, error))) node.error = media.named(inWords(error), sent(mine, above, system));
   } finally {
     if (writing === control) {
       writing = null;
@@ -212,7 +214,7 @@ async function givenBack(mine, above, id, error) {
   const node = mine.nodes[above];
   const refused = error instanceof Problem && [400, 413, 422].includes(error.status);
   if (!refused || mine !== chat || !node?.media || node.children.some((child) => child !== id)) return false;
-  const why = named(mine, above, settings.chosen().system, inWords(error));
+  const why = media.named(inWords(error), sent(mine, above, settings.chosen().system));
   const whole = await media.giveBack(node.media);
   if (!whole) return false;
   prompt.value = [node.content, prompt.value].filter((text) => text.trim()).join("\n");
@@ -226,17 +228,6 @@ async function givenBack(mine, above, id, error) {
   redraw();
   notice(`${why} The message is below again: change it, or remove the file.`);
   return true;
-}
-
-/** What the server says of messages[2].content[0], with the name that the file has here. */
-function named(mine, above, system, text) {
-  const path = [];
-  for (let at = above; at !== "root"; at = mine.nodes[at].parent) path.unshift(mine.nodes[at]);
-  if (system.trim()) path.unshift({});
-  const told = text.replace(/messages\[(\d+)\]\.content\[(\d+)\](\.\w+)*/g, (place, message, part) => path[message]?.media?.[part]?.name ?? place);
-  const given = path.at(-1)?.media;
-  const [last] = given?.length === 1 ? given : [];
-  return last && !path.some((one) => one.media?.some(({ name }) => told.includes(name))) ? `${last.name}: ${told}` : told;
 }
 
 function inWords(error) {

@@ -210,6 +210,13 @@ export async function content(text, media) {
   return text.trim() ? [...parts, { type: "text", text }] : parts;
 }
 
+/** What the server says of messages[2].content[0], with the name that the file has here. */
+export function named(text, messages) {
+  const told = text.replace(/messages\[(\d+)\]\.content\[(\d+)\](\.\w+)*/g, (place, message, part) => messages[message]?.media?.[part]?.name ?? place);
+  const last = messages.at(-1)?.media;
+  return last?.length === 1 && !messages.some(({ media }) => media?.some(({ name }) => told.includes(name))) ? `${last[0].name}: ${told}` : told;
+}
+
 /** The media of a message; `grown` is called when one of them has taken its room. */
 export function show(home, media, grown) {
   home.replaceChildren(...(media ?? []).map((one) => {
