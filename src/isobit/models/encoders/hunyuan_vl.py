@@ -16,13 +16,12 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, UsageError
 from isobit.models.archs import model_config
 from isobit.models.archs.hunyuan_vl import Vision, vision
-from isobit.models.encoders.pictures import preparation
+from isobit.models.encoders.pictures import preparation, visible
 from isobit.models.encoders.weights import filled
 from isobit.models.fields import Fields
 from isobit.models.media import Kind, MediaPrompt, Medium, Picture, Piece, Placed
 
 TOKEN, START, END = 120120, 120118, 120119  # of an image, where config.json does not say
-MOST_STRETCHED = 200  # longer side over shorter one
 FRONTS = "model.vision_tower.", "vit.", "model.vit."
 # Names of the tower's modules, and what version 1.0 calls them.
 OLD = (
@@ -113,14 +112,7 @@ class HunyuanTower:
         from PIL import Image
 
         picture = _require_picture(medium)
-        height, width = picture.pixels.shape[:2]
-        if not height or not width:
-            raise UsageError(f"an image is {width} by {height} pixels: there is nothing to see")
-        if max(height, width) > MOST_STRETCHED * min(height, width):
-            raise UsageError(
-                f"an image is {width} by {height} pixels: this model sees those whose longer side is up to"
-                f" {MOST_STRETCHED} times the shorter; cut it into parts"
-            )
+        height, width = visible(picture)
         # As an image of PIL: of an array with 1, 3 or 4 rows, transformers would take these for colours.
         made = self._processor(Image.fromarray(picture.pixels), return_tensors="pt")
         _, rows, columns = made["image_grid_thw"][0].tolist()

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isobit.errors import UsageError
 from isobit.models.encoders.processors import settings
 from isobit.models.fields import Fields
+from isobit.models.media import Picture
 
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _MOST = 1 << 28  # pixels
+MOST_STRETCHED = 200  # longer side over shorter one
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,23 @@ class Preparation:
     def told(self) -> dict[str, Any]:
         """What transformers' processor is made with."""
         return {"size": {"shortest_edge": self.least, "longest_edge": self.most}, **self.keys}
+
+
+def visible(picture: Picture) -> tuple[int, int]:
+    """Height and width of a picture that can be resized to whole patches.
+
+    Raises:
+        UsageError: it has no pixels, or is too long for its width.
+    """
+    height, width = picture.pixels.shape[:2]
+    if not height or not width:
+        raise UsageError(f"an image is {width} by {height} pixels: there is nothing to see")
+    if max(height, width) > MOST_STRETCHED * min(height, width):
+        raise UsageError(
+            f"an image is {width} by {height} pixels: this model sees those whose longer side is up to"
+            f" {MOST_STRETCHED} times the shorter; cut it into parts"
+        )
+    return height, width
 
 
 def preparation(folder: Path, patch: int, merge: int, together: int, usual: tuple[int, int]) -> Preparation:

@@ -11,7 +11,7 @@ from torch import Tensor
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import ModelError, UsageError
 from isobit.models.archs import model_config
-from isobit.models.encoders.pictures import preparation
+from isobit.models.encoders.pictures import preparation, visible
 from isobit.models.encoders.weights import filled
 from isobit.models.fields import Fields
 from isobit.models.media import Kind, MediaPrompt, Medium, Picture, Piece, Placed
@@ -19,7 +19,6 @@ from isobit.models.media import Kind, MediaPrompt, Medium, Picture, Piece, Place
 FRONTS = "model.visual.", "visual."  # of the names of the tower's tensors
 PIXELS = 56 * 56, 28 * 28 * 1280  # of a resized picture, where no file says it
 IMAGE, VIDEO, BEGIN, END = 151655, 151656, 151652, 151653  # tokens, where config.json does not say
-MOST_STRETCHED = 200  # longer side over shorter one
 NEWER = "Qwen2_5_VLForConditionalGeneration"
 MOST_LAYERS = 1000
 
@@ -107,14 +106,7 @@ class QwenTower:
         from PIL import Image
 
         picture = _require_picture(medium)
-        height, width = picture.pixels.shape[:2]
-        if not height or not width:
-            raise UsageError(f"an image is {width} by {height} pixels: there is nothing to see")
-        if max(height, width) > MOST_STRETCHED * min(height, width):
-            raise UsageError(
-                f"an image is {width} by {height} pixels: this model sees those whose longer side is up to"
-                f" {MOST_STRETCHED} times the shorter; cut it into parts"
-            )
+        visible(picture)
         made = self._processor(Image.fromarray(picture.pixels), return_tensors="pt")
         grid = made["image_grid_thw"]
         inputs = {"pixel_values": made["pixel_values"].float(), "image_grid_thw": grid}
