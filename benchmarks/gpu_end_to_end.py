@@ -130,7 +130,20 @@ def quantized(source: Path, out: Path, name: str) -> dict[str, object]:
 
 
 def evaluated(source: Path, out: Path, text: Path, device: str) -> dict[str, object]:
-    words = ["eval", out, "--against", source, "--text", text, "--tokens", "2048", "--device", device, "--json", "-q"]
+    words: list[str | Path] = [
+        "eval",
+        out,
+        "--against",
+        source,
+        "--text",
+        text,
+        "--tokens",
+        "2048",
+        "--device",
+        device,
+        "--json",
+        "-q",
+    ]
     seconds, done = command(*words)
     return row("eval", seconds, done.returncode, tail(done) if done.returncode else divergence(done.stdout))
 
@@ -142,7 +155,20 @@ def divergence(text: str) -> str:
 
 
 def benched(out: Path, batch: str, device: str, new: int) -> dict[str, object]:
-    words = ["bench", out, "--device", device, "--batch", batch, "--new", str(new), "--rounds", "2", "--no-store", "-q"]
+    words: list[str | Path] = [
+        "bench",
+        out,
+        "--device",
+        device,
+        "--batch",
+        batch,
+        "--new",
+        str(new),
+        "--rounds",
+        "2",
+        "--no-store",
+        "-q",
+    ]
     seconds, done = command(*words)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     return row("bench", seconds, done.returncode, tail(done) if done.returncode else " | ".join(lines)[-600:])
