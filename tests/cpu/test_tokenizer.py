@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, decoders
 from tokenizers_for_tests import HARD_TEXTS, KINDS, byte_fallback, byte_level, write_folder
 from transformers import AutoTokenizer
 
-from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.engine.tokenizer import DecodeStream, Tokenizer, by_itself
 from isobit.errors import CheckpointError
 
 
@@ -157,3 +158,44 @@ def test_a_character_of_several_tokens_comes_out_whole() -> None:
     stream = DecodeStream(fallback)
     ids = [*fallback.encode("🙃"), *fallback.encode("t", add_special=False)]
     assert "".join(stream.push(id) for id in ids) == "🙃 t"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_behind_others_has_a_text_of_its_own(kind: str) -> None:
+    """What streams take instead of decoding: the same behind any text that is complete and not empty."""
+    tokenizer = Tokenizer(KINDS[kind]())
+    usual = [id for id in range(tokenizer.vocab_size) if not tokenizer.is_byte(id) and not tokenizer.is_special(id)]
+    alone = [id for id in usual if tokenizer.behind(id)]
+    assert len(alone) > len(usual) // 3  # the others are parts of characters
+    rng = random.Random(8)
+    for id in alone:
+        before = tokenizer.decode(ids := [rng.choice(alone) for _ in range(3)])
+        assert before and tokenizer.decode([*ids, id]) == before + tokenizer.behind(id)
+
+
+DECODERS = {
+    "ByteLevel": (decoders.ByteLevel(), True),
+    "SentencePiece": (decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                         decoders.Strip(" ", 1, 0)]), True),
+    "Metaspace": (decoders.Metaspace(), True),
+    "WordPiece": (decoders.WordPiece(), False),
+    "CTC": (decoders.CTC(), False),
+    "ends of words": (decoders.BPEDecoder(), False),
+    "two characters": (decoders.Replace("ab", "c"), False),
+    "a pattern": (decoders.Replace(Regex("a+"), "b"), False),
+    "stripped at its end": (decoders.Strip(" ", 0, 1), False),
+    "bytes behind a fuse": (decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()]), False),
+    "none": (None, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_which_decoders_make_a_text_of_each_token(name: str) -> None:
+    decoder, expected = DECODERS[name]
+    assert by_itself(decoder) is expected
+    fast = byte_level()
+    fast.decoder = decoder
+    tokenizer = Tokenizer(fast)
+    assert any(tokenizer.behind(id) for id in range(tokenizer.vocab_size)) is expected
+    stream, ids = DecodeStream(tokenizer), tokenizer.encode("def fib(n): return n, ab a b")
+    assert "".join(stream.push(id) for id in ids) + stream.finish() == tokenizer.decode(ids)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from isobit.engine.constraint import Constraint
 from isobit.engine.engine import Output
@@ -63,8 +64,7 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of an answer as it comes: text that is final (often empty), and the tokens since the last piece.
 
     The last piece has ``completion``; the texts of all pieces concatenate to ``completion.text``. An answer that fails
@@ -109,7 +109,7 @@ class Answer:
         self.priority = 0
         self._notes = notes
         self._decoder = DecodeStream(tokenizer, kept=frozenset(params.kept_special))
-        self._watch = StopWatch(params.stop)
+        self._watch, self._watches = StopWatch(params.stop), bool(params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._scores: list[TokenLogprob] = []
@@ -124,29 +124,34 @@ class Answer:
 
     def push(self, output: Output) -> Piece:
         """One more token, or the error that ends the answer; the piece has a completion if it was the last."""
-        self._scores += output.scores
-        if output.choice is None:  # the prompt's scores were all that was asked for
+        if output.scores:
+            self._scores += output.scores
+        choice = output.choice
+        if choice is None:  # the prompt's scores were all that was asked for
             self._prefill, self._cached = output.seconds, output.cached
             return self._last("", (), "length", None)
-        if output.choice.error is not None:
-            return Piece("", error=output.choice.error)
-        token = output.choice.token
+        if choice.error is not None:
+            return Piece("", error=choice.error)
+        token = choice.token
         self._tokens.append(token)
-        logprobs = () if output.choice.logprob is None else (output.choice.logprob,)
-        self._logprobs += logprobs
+        logprobs = () if choice.logprob is None else (choice.logprob,)
+        if logprobs:
+            self._logprobs += logprobs
         if len(self._tokens) == 1:
             self._prefill, self._cached = output.seconds, output.cached
         else:
             self._decode += output.seconds
         at_eos = output.reason == "stop" and token in self.stops
-        text = "" if at_eos else self._watch.push(self._decoder.push(token))
+        text = "" if at_eos else self._decoder.push(token)
+        if self._watches and not at_eos:
+            text = self._watch.push(text)
         if output.reason is None and self._watch.found is None:
             self._text.append(text)
-            return Piece(text, (token,), logprobs=logprobs)
+            return Piece(text, (token,), None, None, logprobs)
         stop = self._watch.found if self._watch.found is not None else token if at_eos else None
         whole = stop is not None or output.reason == "stop"
         last = self._last(text, (token,), "stop" if whole else "length", stop)
-        return replace(last, logprobs=logprobs)
+        return last._replace(logprobs=logprobs)
 
     def abort(self) -> Piece:
         """It ends here, from outside."""

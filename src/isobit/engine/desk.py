@@ -70,6 +70,9 @@ class Desk:
             return
         if piece.completion is not None or piece.error is not None:
             self._answers.pop(id, None)
+        self._hand(answer, id, piece)
+
+    def _hand(self, answer: Answer, id: int, piece: Piece) -> None:
         try:
             answer.deliver(piece)
         except Exception:  # nobody is there any more: an event loop that was closed
@@ -114,6 +117,9 @@ class Desk:
             piece = answer.push(output)
         except Exception as error:  # of this answer; the others have their tokens all the same
             self._fail(output.id, error)
+            return
+        if piece.completion is None and piece.error is None:
+            self._hand(answer, output.id, piece)
             return
         if piece.completion is not None and output.reason is None:
             self.engine.abort(output.id)  # at a stop string, of which the engine knows nothing

@@ -104,12 +104,15 @@ class _Asked:
         self.scores += found
         return choice
 
-    def told(self, choice: Choice) -> bool:
+    def ends(self, choice: Choice) -> bool:
         """Whether it ends with this choice, which it knows from now on."""
         if choice.error is not None:
             return True
-        self.chooser.add(choice.token)
-        return choice.token in self.stops or self.chooser.finished
+        if self.chooser.remembers:
+            self.chooser.add(choice.token)
+            if self.chooser.finished:
+                return True
+        return choice.token in self.stops
 
 
 class Engine:
@@ -144,13 +147,14 @@ class Engine:
         gallery: Gallery | None = None,
     ) -> None:
         self._runner = runner
+        self._ahead = runner if isinstance(runner, Ahead) else None  # asked once: it takes as long as scheduling
         self._gallery = Gallery() if gallery is None else gallery
         self._grows = cache_tokens is None
         blocks = 1 if cache_tokens is None else max(1, cache_tokens // runner.block)
         self.pool = BlockPool(0, runner.block, keeps=prefix_cache)
         if not self._grows:
             self.pool.grow(runner.reserve(blocks, blocks))
-        ahead = int(isinstance(runner, Ahead))
+        ahead = int(self._ahead is not None)
         self.scheduler = Scheduler(
             self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead, window=window
         )
@@ -177,9 +181,9 @@ class Engine:
     @torch.inference_mode()
     def prepare(self) -> None:
         """What the first steps would do when they come, where the cache is there and stays where it is."""
-        if isinstance(self._runner, Ahead) and not self._grows:
+        if self._ahead is not None and not self._grows:
             with self._lock, shortages():
-                self._runner.record()
+                self._ahead.record()
 
     def next_id(self) -> int:
         """An id that no request has had."""
@@ -227,7 +231,7 @@ class Engine:
     def close(self) -> None:
         """Lets go of the runner, and so of its cache; there are no further steps."""
         with self._lock:
-            del self._runner
+            del self._runner, self._ahead
 
     def step(self) -> list[Output]:
         """Take a step (:meth:`advance`); returns what is in :attr:`made` and leaves nothing there."""
@@ -284,12 +288,13 @@ class Engine:
 
     def _started(self, schedule: Schedule) -> Flight:
         """A step that a device works on now, or that is computed already."""
-        runner, parts = self._runner, schedule.parts
-        choosers = [self._asked[id].chooser for id in schedule.choosers]
-        scored = any(part.targets for part in parts)
-        if self.scheduler.ahead and isinstance(runner, Ahead) and not scored and all(one.ahead for one in choosers):
+        runner, ahead, parts = self._runner, self._ahead, schedule.parts
+        asked = self._asked
+        choosers = [asked[part.id].chooser for part in parts if part.chooses]
+        scored = any([part.targets for part in parts])
+        if ahead is not None and not scored and all([one.ahead for one in choosers]):
             begin = time.perf_counter()
-            return Flight(schedule, runner.start(schedule, choosers), ahead=True, started=begin)
+            return Flight(schedule, ahead.start(schedule, choosers), ahead=True, started=begin)
         begin = time.perf_counter()
         logits = runner.run(schedule)
         unread = [int(part.tokens[-1] == UNKNOWN) for part in parts if part.chooses]
@@ -339,20 +344,23 @@ class Engine:
                 one.cached = state(part.id).reused or 0
             if scores:
                 choice = one.scored(scores.get(part.id, ()), choice)
-            if choice is not None and one.told(choice):
+            if choice is not None and one.ends(choice):
                 self.scheduler.end(part.id)
                 ended[part.id] = None if choice.error is not None else "stop"
             made.append((one, choice))
         ended |= dict.fromkeys(self.scheduler.commit(schedule, [choice.token for choice in choices]), "length")
+        give = self.made.append
         for one, choice in made:
             id = one.request.id
-            if choice is None and id not in ended:
-                continue
-            self.made.append(Output(id, choice, ended.get(id), one.seconds, one.cached or 0, tuple(one.scores)))
-            one.seconds, one.scores = 0.0, []
             if id in ended:
+                give(Output(id, choice, ended[id], one.seconds, one.cached or 0, tuple(one.scores)))
                 del asked[id]
                 self._gallery.leave(id)
+            elif choice is not None:
+                give(Output(id, choice, None, one.seconds, one.cached or 0, tuple(one.scores) if one.scores else ()))
+                one.seconds = 0.0
+                if one.scores:
+                    one.scores = []
 
     def _end(self, id: int) -> None:
         """A request ends, whatever it is doing."""

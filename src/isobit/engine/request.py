@@ -95,7 +95,7 @@ class Running:
     def left(self) -> int:
         """Tokens that are to be fed: 1 when it decodes; 0 when it has ended, or will with what is under way."""
         count = len(self.tokens)
-        return 0 if self.ending or count >= self.whole else count - self.held
+        return 0 if count >= self.whole or self.ending else count - self.held
 
     @property
     def answered(self) -> int:

@@ -180,7 +180,12 @@ class Scheduler:
         while place < len(self._running):
             state, left = self._running[place], lefts[place]
             place += 1
-            decoding -= left == 1
+            if left == 1:
+                decoding -= 1
+                if budget > decoding and state.held < size * len(state.blocks):  # most of them, most of the time
+                    parts.append(self._part(state, 1))
+                    budget -= 1
+                    continue
             while 0 < (count := min(left, budget - decoding)):
                 lost: list[Running] = []
                 if state.held + count > size * len(state.blocks):
@@ -278,11 +283,13 @@ class Scheduler:
     def _part(self, state: Running, count: int) -> Part:
         """What a request feeds; from here on it counts as fed, and what it chooses as there."""
         first, end, request = state.held, state.held + count, state.request
-        held = blocks_for(end, self.pool.size)
+        tokens = state.tokens
+        held = -(-end // self.pool.size)
         if len(state.listed) != held:
             state.listed = tuple(state.blocks[:held])
-        chooses = end == len(state.tokens) and request.most > 0
-        part = Part(request.id, first, tuple(state.tokens[first:end]), state.listed, chooses)
+        chooses = end == len(tokens) and request.most > 0
+        fed = (tokens[first],) if count == 1 else tuple(tokens[first:end])
+        part = Part(request.id, first, fed, state.listed, chooses)
         if state.unscored < len(request.prompt):  # a token is scored by what the token before it gives
             scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
             places = range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0)
@@ -293,7 +300,7 @@ class Scheduler:
         state.held = end
         state.flying += 1
         if chooses:
-            state.tokens.append(UNKNOWN)
+            tokens.append(UNKNOWN)
             state.unknown += 1
         return part
 
@@ -315,16 +322,19 @@ class Scheduler:
         self._flights.popleft()
         tokens = iter(chosen)
         full: list[int] = []
+        known, size = self._known, self.pool.size
         for part in schedule.parts:
-            state = self._known[part.id]
+            state = known[part.id]
             state.flying -= 1
             if state.blocks:  # else they were taken from it in the meantime
-                end = part.first + len(part.tokens)
-                self._publish(state, part.first, end)
+                first = part.first
+                end = first + len(part.tokens)
+                if first // size != end // size:
+                    self._publish(state, first, end)
                 if self.window is not None:
                     self._pass(state, end, self.window)
             if part.chooses:
-                state.tokens[len(state.tokens) - state.unknown] = next(tokens)
+                state.tokens[-state.unknown] = next(tokens)
                 state.unknown -= 1
             if state.flying:
                 continue
@@ -369,7 +379,7 @@ class Scheduler:
     def _publish(self, state: Running, first: int, end: int) -> None:
         """Blocks that tokens up to ``end`` have filled can be found."""
         pool = self.pool
-        if first // pool.size == end // pool.size or not (pool.keeps and state.request.reuses):
+        if not (pool.keeps and state.request.reuses):
             return
         full = end // pool.size
         keys = self._keys_to(state, full)

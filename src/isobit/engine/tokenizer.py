@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -69,6 +70,7 @@ class Tokenizer:
         self.vocab_size: int = fast.get_vocab_size(with_added_tokens=True)
         self._special_ids = _special_ids(fast) if special_ids is None else special_ids
         self._alone: dict[tuple[int, bool], str] = {}  # texts of single tokens, as they were asked for
+        self._behind: dict[bool, dict[int, str]] = {True: {}, False: {}}  # texts of tokens behind others, likewise
         self._byte_ids = frozenset(id for token, id in fast.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
 
     @classmethod
@@ -162,6 +164,32 @@ class Tokenizer:
             text = self._alone[id, skip_special] = self.decode((id,), skip_special)
         return text
 
+    def behind(self, id: int, skip_special: bool = True) -> str:
+        """What a token adds to a text that is complete, whatever text it is; empty where that depends on the text.
+
+        It is kept. Of most tokenizers it is the token's own text but for spaces at the begin of it.
+        """
+        kept = self._behind[skip_special]
+        text = kept.get(id)
+        if text is None:
+            text = kept[id] = self._added_by(id, skip_special)
+        return text
+
+    def _added_by(self, id: int, skip_special: bool) -> str:
+        front = self._front
+        if front is None or self.cleans_up or self.is_byte(id) or self.is_special(id):
+            return ""
+        before, text = self.decode([front], skip_special), self.decode([front, id], skip_special)
+        return "" if text.endswith(REPLACEMENT) or not text.startswith(before) else text[len(before) :]
+
+    @cached_property
+    def _front(self) -> int | None:
+        """A token that others are decoded behind; None where what a token adds depends on which."""
+        if not by_itself(self._fast.decoder):
+            return None
+        found = (id for token in "aeinost" if (id := self._fast.token_to_id(token)) is not None)
+        return next((id for id in found if self.decode_one(id).isalpha() and not self.is_special(id)), None)
+
     def as_json(self) -> str:
         """The whole tokenizer in the form of tokenizer.json."""
         text: str = self._fast.to_str()
@@ -233,6 +261,7 @@ class DecodeStream:
         self._tokenizer = tokenizer
         self._kept = kept if skip_special else frozenset[int]()
         self._skip_special = skip_special
+        self._skips = skip_special and not self._kept  # what the tokenizer is asked to leave out
         self._ids: list[int] = []
         self._window = 0  # where the decoded window begins
         self._done = 0  # tokens before this one are given out
@@ -240,6 +269,13 @@ class DecodeStream:
 
     def push(self, id: int) -> str:
         """Add a token; returns the text that has become final, often that token's, sometimes nothing."""
+        if self._emitted and self._done == len(self._ids):  # all of it is out, and is not empty
+            text = self._tokenizer.behind(id, self._skips)
+            if text:
+                self._ids.append(id)
+                self._window, self._done = self._done, self._done + 1
+                self._emitted += len(text)
+                return text
         hidden = self._skip_special and self._tokenizer.is_special(id) and id not in self._kept
         if hidden and self._kept:
             return ""
@@ -270,10 +306,30 @@ class DecodeStream:
         return final
 
     def _decode(self, ids: Sequence[int]) -> str:
-        skip = self._skip_special and not self._kept
         if len(ids) == 1:
-            return self._tokenizer.decode_one(ids[0], skip)
-        return self._tokenizer.decode(ids, skip) if ids else ""
+            return self._tokenizer.decode_one(ids[0], self._skips)
+        return self._tokenizer.decode(ids, self._skips) if ids else ""
+
+
+def by_itself(decoder: Any) -> bool:
+    """Whether a decoder of the tokenizers library makes a text of each token, whatever the others are.
+
+    Bytes that are part of a character, and runs of byte-fallback tokens, are another matter.
+    """
+    try:
+        read = json.loads(decoder.__getstate__())
+        listed = read["decoders"] if read["type"] == "Sequence" else [read]
+        return [one["type"] for one in listed] == ["ByteLevel"] or all(_by_itself(one) for one in listed)
+    except Exception:  # there is none, or one that says nothing of itself
+        return False
+
+
+def _by_itself(decoder: Mapping[str, Any]) -> bool:
+    if decoder["type"] == "Replace":  # a single character is never in two tokens
+        return len(decoder["pattern"].get("String", "")) == 1
+    return decoder["type"] in ("Metaspace", "ByteFallback", "Fuse") or (
+        decoder["type"] == "Strip" and decoder["stop"] == 0
+    )
 
 
 def _lone_surrogate(text: str) -> int | None:
