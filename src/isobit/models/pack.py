@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isobit.checkpoint.kvscales import KvScales
 from isobit.checkpoint.layouts.reading import LinearWeight
@@ -20,7 +20,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.machine import Machine
-from isobit.kernels.gpu.packs.record import Recorder
+from isobit.kernels.gpu.packs.record import Recorder, begins_aligned
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.norm import NormSpec
 from isobit.models import pack_experts
@@ -257,10 +257,25 @@ def _computed(read: LinearWeight, dtype: torch.dtype) -> LinearWeight:
 
 
 def _read(found: Contents, module: str) -> LinearWeight:
-    read = read_linear(found.ck, module, mmap=True)
+    read = _by_itself(read_linear(found.ck, module, mmap=True))
     if module == _TABLE:  # activations are rounded before an output projection of its own only
         return replace(read, activations=None, input_scale=None)
     return read
+
+
+def _by_itself(read: LinearWeight) -> LinearWeight:
+    """A weight whose tensors begin where memory does, as on a card: in a file they begin anywhere."""
+    weight = read.weight
+    if isinstance(weight, QTensor):
+        zero = None if weight.zero is None else _begins(weight.zero)
+        weight = replace(weight, codes=_begins(weight.codes), scale=_begins(weight.scale), zero=zero)
+    else:
+        weight = _begins(weight)
+    return replace(read, weight=weight, bias=None if read.bias is None else _begins(read.bias))
+
+
+def _begins(tensor: Tensor) -> Tensor:
+    return tensor if begins_aligned(tensor) else tensor.clone()
 
 
 def _kind(read: LinearWeight) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ from isobit.errors import Unsupported
 from isobit.kernels.gpu.compile.request import Request, specialize
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs import loaded
+from isobit.kernels.gpu.packs.record import begins_aligned
 from isobit.kernels.gpu.tiles import Config
 
 
@@ -67,8 +68,7 @@ class Kernel:
         if name not in self.config.signature:
             return False
         if isinstance(value, torch.Tensor):
-            # What is recorded stands in for memory of a card, where every allocation is aligned.
-            return self._machine.recorder is not None or value.data_ptr() % 16 == 0
+            return begins_aligned(value) if self._machine.recorder is not None else value.data_ptr() % 16 == 0
         return name in self.config.divisible and value % 16 == 0
 
 
