@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from isobit.checkpoint.gguf.header import Entry
 from isobit.checkpoint.gguf.members import tensors
 from isobit.checkpoint.gguf.model import opened
 from isobit.checkpoint.safetensors import TensorInfo
@@ -19,10 +21,13 @@ class Order:
     Attributes:
         heads: of how many heads the rows are to be put into Hugging Face's order; 0 where they are.
         offset: what is to be taken off every number.
+        halves: the two tensors that this one is made of: of keys ``[heads, latent, k]``, and of values
+            ``[heads, v, latent]``.
     """
 
     heads: int = 0
     offset: float = 0.0
+    halves: tuple[TensorInfo, TensorInfo] | None = None
 
 
 def gguf_tensors(path: Path) -> tuple[tuple[Path, ...], dict[str, TensorInfo], Mapping[str, Order]]:
@@ -41,12 +46,20 @@ def gguf_tensors(path: Path) -> tuple[tuple[Path, ...], dict[str, TensorInfo], M
         entry, row = part.entry, part.entry.type
         if part.name in infos:
             raise CheckpointError("is given twice under names of old and new files", file=entry.file, tensor=entry.name)
-        count = 1
-        for size in part.shape:
-            count *= size
-        begin = entry.begin + part.skip
-        end = begin + count // row.weights * row.nbytes
-        infos[part.name] = TensorInfo(part.name, row.plain or row.name, part.shape, entry.file, begin, end)
-        if part.heads or part.offset:
-            orders[part.name] = Order(part.heads, part.offset)
+        halves = None if part.beside is None else (_info(entry, entry.name), _info(part.beside, part.beside.name))
+        if halves is None:
+            infos[part.name] = _info(entry, part.name, part.shape, part.skip)
+        else:  # made when it is read; what is said of where it lies is how much is read
+            dtype = row.plain if row.plain and halves[0].dtype == halves[1].dtype else "F32"
+            size = sum(half.nbytes for half in halves)
+            infos[part.name] = TensorInfo(part.name, dtype, part.shape, entry.file, entry.begin, entry.begin + size)
+        if part.heads or part.offset or halves:
+            orders[part.name] = Order(part.heads, part.offset, halves)
     return gguf.files, infos, orders
+
+
+def _info(entry: Entry, name: str, shape: tuple[int, ...] | None = None, skip: int = 0) -> TensorInfo:
+    row, shape = entry.type, entry.shape if shape is None else shape
+    begin = entry.begin + skip
+    end = begin + math.prod(shape) // row.weights * row.nbytes
+    return TensorInfo(name, row.plain or row.name, shape, entry.file, begin, end)

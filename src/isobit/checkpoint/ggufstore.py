@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from isobit.checkpoint.gguf import blocks
 from isobit.checkpoint.gguf.types import BY_NAME, QUANTIZED
 from isobit.checkpoint.ggufinfo import Order, gguf_tensors
 from isobit.checkpoint.safetensors import TensorInfo
-from isobit.checkpoint.store import FileStore
+from isobit.checkpoint.store import FileStore, span
+from isobit.errors import CheckpointError, FormatError
 
 _PLAIN = Order()
 
@@ -40,11 +43,39 @@ class GgufStore(FileStore):
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None, *, mmap: bool = False) -> Tensor:
         """See :meth:`Store.read`; what is in another order than a model's is copied."""
         order = self._orders.get(name, _PLAIN)
+        if order.halves is not None:
+            return self._joined(name, order.halves, rows, columns)
         if order.heads:
             found = self._in_order(name, order.heads, rows, columns)
         else:
             found = self._bytes.read(name, rows, columns, mmap=mmap)
         return (found.float() - order.offset).to(found.dtype) if order.offset else found
+
+    def _joined(
+        self, name: str, halves: tuple[TensorInfo, TensorInfo], rows: slice | None, columns: slice | None
+    ) -> Tensor:
+        """Of each head the rows of keys, which the file has transposed, and those of values."""
+        info = self.info(name)
+        first, last = span(info, 0, rows)
+        left, right = span(info, 1, columns)
+        keys, values = (self._numbers(half) for half in halves)
+        whole = torch.cat([keys.transpose(1, 2), values], 1).reshape(info.shape)
+        return whole[first:last, left:right].contiguous()
+
+    def _numbers(self, info: TensorInfo) -> Tensor:
+        """The numbers of a tensor of several matrices; of one that is quantized in float32."""
+        bytes_of_it = FileStore(self.path, self.files, {info.name: _as_bytes(info)})
+        found = bytes_of_it.read(info.name)
+        if info.dtype not in QUANTIZED:
+            return found
+        try:
+            wide = blocks.widened(info.dtype, found.flatten(0, 1), info.shape[-1])
+        except FormatError as error:
+            raise CheckpointError(str(error), file=info.file, tensor=info.name) from None
+        if not torch.isfinite(wide).all():
+            message = "holds NaN or infinite scales: it was quantized from numbers that were too large"
+            raise CheckpointError(message, file=info.file, tensor=info.name)
+        return wide.reshape(info.shape)
 
     def _in_order(self, name: str, heads: int, rows: slice | None, columns: slice | None) -> Tensor:
         """Rows whose rotation pairs the halves of a head, of a tensor where it pairs neighbours."""

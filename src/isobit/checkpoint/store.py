@@ -131,8 +131,8 @@ class FileStore:
         Columns are copied, never mapped, and so is what is not aligned to its dtype or does not lie in order of rows.
         """
         info = self.info(name)
-        first, last = _span(info, 0, rows)
-        left, right = _span(info, 1, columns)
+        first, last = span(info, 0, rows)
+        left, right = span(info, 1, columns)
         if columns is not None and len(info.shape) < 2:
             raise CheckpointError(f"has 0 columns; {left} to {right} were asked for", file=info.file, tensor=name)
         dtype, size = info.torch_dtype, info.torch_dtype.itemsize
@@ -226,7 +226,7 @@ def opened(folder: Path, weights: WeightFiles) -> Store:
     return FileStore(folder, weights.files, _headers(weights))
 
 
-def _span(info: TensorInfo, axis: int, part: slice | None) -> tuple[int, int]:
+def span(info: TensorInfo, axis: int, part: slice | None) -> tuple[int, int]:
     """Begin and end of a part of an axis; all of it for None, also where there is no such axis."""
     what = ("rows", "columns")[axis]
     size = info.shape[axis] if axis < len(info.shape) else 0

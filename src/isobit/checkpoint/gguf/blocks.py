@@ -14,6 +14,7 @@ from torch import Tensor
 from isobit.checkpoint.gguf.tables import by_tables
 from isobit.checkpoint.gguf.types import BY_NAME
 from isobit.formats import pack
+from isobit.formats.qtensor import QTensor
 from isobit.formats.table import element
 
 Codes = tuple[Tensor, Tensor]  # int8 [n, weights], and scales [n, groups] in float16 or float32
@@ -55,6 +56,12 @@ def numbers(name: str, data: Tensor, k: int) -> Tensor:
         found[begin : begin + len(some)] = _NUMBERS[name](some.reshape(-1, row.nbytes)).reshape(len(some), k)
         begin += len(some)
     return found
+
+
+def widened(name: str, data: Tensor, k: int) -> Tensor:
+    """Rows of any type that is quantized: float32 ``[N, K]``; arguments as for :func:`codes`."""
+    held = BY_NAME[name].held
+    return numbers(name, data, k) if held is None else QTensor(held, (len(data), k), *codes(name, data, k)).dequantize()
 
 
 def _parts(data: Tensor, k: int) -> tuple[Tensor, ...]:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isobit.checkpoint.gguf import families, names, tokenizer
+from isobit.checkpoint.gguf import families, tokenizer
 from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.gguf.model import Gguf, opened
-from isobit.checkpoint.gguf.names import Placed
+from isobit.checkpoint.gguf.placing import Placed, placed
 
 METHOD = "gguf"  # what quant_method says of it
 
@@ -65,11 +65,11 @@ def config(gguf: Gguf) -> dict[str, Any]:
 
 
 def is_quantized(part: Placed) -> bool:
-    """Whether a tensor is stored in blocks of codes."""
-    return part.entry.type.plain is None
+    """Whether a tensor is read as blocks of codes."""
+    return part.entry.type.plain is None and part.beside is None  # two of them joined are numbers
 
 
 def tensors(gguf: Gguf) -> list[Placed]:
     """The tensors by the names that Hugging Face's folders have."""
     _, row = families.family_of(gguf)
-    return [*names.placed(gguf.tensors, row.names, *families.heads_of(gguf))]
+    return [*placed(gguf.tensors, row.names, families.shape_of(gguf))]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from isobit.checkpoint.gguf.header import Entry
 
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -22,41 +19,50 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-GEMMA2_LAYER = LAYER | {
+_GEMMA2_LAYER = LAYER | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_QWEN_EXPERTS = {"ffn_gate": "mlp.experts.{}.gate_proj", "ffn_up": "mlp.experts.{}.up_proj",
-                 "ffn_down": "mlp.experts.{}.down_proj"}  # fmt: skip
-QWEN_MOE_LAYER = LAYER | {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-}
-MIXTRAL_LAYER = LAYER | {"ffn_gate_inp": "block_sparse_moe.gate"}
-_MIXTRAL_EXPERTS = {"ffn_gate": "block_sparse_moe.experts.{}.w1", "ffn_up": "block_sparse_moe.experts.{}.w3",
-                    "ffn_down": "block_sparse_moe.experts.{}.w2"}  # fmt: skip
-
-PHI3_LAYER = LAYER | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
-
-POST_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
-SEED_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm"}
-GPT_OSS_LAYER = SEED_LAYER | {"ffn_gate_inp": "mlp.router", "attn_sinks": "self_attn.sinks"}
-GLM4_LAYER = LAYER | {
+_PHI3_LAYER = LAYER | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_POST_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_SEED_LAYER = LAYER | {"post_attention_norm": "post_attention_layernorm"}
+_GLM4_LAYER = LAYER | {
     "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm",
     "ffn_up": "mlp.gate_up_proj",
 }  # fmt: skip
-_WHOLE = ("attn_sinks",)  # vectors that have their module's name elsewhere
+_HUNYUAN_LAYER = LAYER | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
+_STARCODER2_LAYER = LAYER | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+_LATENT_LAYER = LAYER | {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+}
 
-# Tensors that are read where the configuration is made, and are none of the model's.
-CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
-_PART = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<part>[a-z_]+)(?:\.(?P<expert>\d{1,5}))?\.(?P<end>weight|bias)")
-_STACKED = "_exps"
-_MOST_EXPERTS = 4096
+def _mixture(
+    layer: Mapping[str, str], place: str = "mlp", router: str = "gate", shared: str | None = None,
+    parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> tuple[Mapping[str, str], Mapping[str, str]]:  # fmt: skip
+    """Names of a family with experts, and of the matrices of one expert.
+
+    Args:
+        layer: names of what is not its experts'.
+        place: of the MLP within a layer.
+        router: within that.
+        shared: the expert of all tokens, within that; None where there is none.
+        parts: gate, up and down of an expert.
+    """
+    roles = dict(zip(("ffn_gate", "ffn_up", "ffn_down"), parts, strict=True))
+    plain = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+    found = dict(layer) | {"ffn_gate_inp": f"{place}.{router}"}
+    if shared is not None:
+        found |= {f"{role}_shexp": f"{place}.{shared}.{name}" for role, name in plain.items()}
+        found |= {"ffn_gate_inp_shexp": f"{place}.shared_expert_gate"}
+    return found, {role: f"{place}.experts.{{}}.{name}" for role, name in roles.items()}
 
 
 @dataclass(frozen=True)
@@ -68,86 +74,55 @@ class Names:
         experts: the same of the matrices of one expert, with a place for its number.
         pairs: parts whose rows lie so that rotation pairs neighbours, where Hugging Face's pairs the halves of a head.
         offset: what was added to the weights of norms.
+        whole: vectors that have their module's name in a layer: name within a block -> that.
+        rows: vectors that are the one row of a matrix in a layer, and may have lost that axis.
+        split: whether what the file has as one matrix of q, k and v are three in a layer.
+        latent: whether keys and values are made of a latent, by two matrices in the file and one in a layer.
     """
 
     layer: Mapping[str, str] = field(default_factory=lambda: LAYER)
     experts: Mapping[str, str] = field(default_factory=dict)
     pairs: tuple[str, ...] = ()
     offset: float = 0.0
+    whole: Mapping[str, str] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
+    split: bool = False
+    latent: bool = False
 
 
-LLAMA = Names(pairs=("attn_q", "attn_k"))
+_PAIRS = ("attn_q", "attn_k")
+_W = ("w1", "w3", "w2")
+_CORRECTION = "e_score_correction_bias"
+_PROBS = "exp_probs_b"
+_FEED = {role: name.replace("mlp.", "feed_forward.") for role, name in LAYER.items()}
+
+LLAMA = Names(pairs=_PAIRS)
 PLAIN = Names()
-MIXTRAL = Names(MIXTRAL_LAYER, _MIXTRAL_EXPERTS, ("attn_q", "attn_k"))
-QWEN_MOE = Names(QWEN_MOE_LAYER, _QWEN_EXPERTS)
 GEMMA = Names(offset=1.0)
-GEMMA2 = Names(GEMMA2_LAYER, offset=1.0)
-PHI3 = Names(PHI3_LAYER)
-GLM4 = Names(GLM4_LAYER)
-OLMO2 = Names(POST_LAYER)
-SEED_OSS = Names(SEED_LAYER)
-GPT_OSS = Names(GPT_OSS_LAYER, _QWEN_EXPERTS)
+GEMMA2 = Names(_GEMMA2_LAYER, offset=1.0)
+PHI3 = Names(_PHI3_LAYER)
+GLM = Names(LAYER | {"ffn_up": "mlp.gate_up_proj"}, split=True)
+GLM4 = Names(_GLM4_LAYER)
+OLMO2 = Names(_POST_LAYER)
+SEED_OSS = Names(_SEED_LAYER)
+STARCODER2 = Names(_STARCODER2_LAYER)
+NEMOTRON = Names(offset=1.0)
+HUNYUAN = Names(_HUNYUAN_LAYER)
 
-
-@dataclass(frozen=True)
-class Placed:
-    """A tensor of a model, or one expert's part of what a file holds as one tensor.
-
-    Attributes:
-        name: in Hugging Face's folders.
-        entry: the tensor of the file.
-        shape: of this part.
-        skip: bytes of the file's tensor in front of it.
-        heads: of how many heads the rows are to be put into another order; 0 where they stay.
-        offset: what is to be taken off its numbers.
-    """
-
-    name: str
-    entry: Entry
-    shape: tuple[int, ...]
-    skip: int = 0
-    heads: int = 0
-    offset: float = 0.0
-
-
-def placed(tensors: Mapping[str, Entry], names: Names, heads: int, kv_heads: int) -> Iterator[Placed]:
-    """The tensors of a model by Hugging Face's names; what no family has keeps its own.
-
-    Args:
-        tensors: those of the file.
-        names: how the family calls them.
-        heads, kv_heads: of the attention.
-    """
-    for entry in tensors.values():
-        if entry.name in CONSUMED:
-            continue
-        module, _, end = entry.name.rpartition(".")
-        if module in OUTSIDE and end in ("weight", "bias"):
-            offset = names.offset if module == "output_norm" else 0.0
-            yield Placed(f"{OUTSIDE[module]}.{end}", entry, entry.shape, offset=offset)
-            continue
-        found = _PART.fullmatch(entry.name)
-        if found is None:
-            yield Placed(entry.name, entry, entry.shape)
-        else:
-            yield from _of_layer(entry, names, found, {"attn_q": heads, "attn_k": kv_heads})
-
-
-def _of_layer(entry: Entry, names: Names, found: re.Match[str], heads: Mapping[str, int]) -> Iterator[Placed]:
-    part, end, prefix = found["part"], found["end"], f"model.layers.{int(found['layer'])}."
-    stacked = names.experts.get(part.removesuffix(_STACKED)) if part.endswith(_STACKED) else None
-    axes = 3 if end == "weight" else 2
-    if stacked is not None and len(entry.shape) == axes and entry.shape[0] <= _MOST_EXPERTS and found["expert"] is None:
-        count, size = entry.shape[0], entry.nbytes // entry.shape[0]
-        for expert in range(count):
-            yield Placed(f"{prefix}{stacked.format(expert)}.{end}", entry, entry.shape[1:], expert * size)
-    elif found["expert"] is not None and part in names.experts:
-        yield Placed(f"{prefix}{names.experts[part].format(int(found['expert']))}.{end}", entry, entry.shape)
-    elif found["expert"] is None and part in names.layer:
-        turned = heads.get(part, 0) if part in names.pairs else 0
-        offset = names.offset if part.endswith("norm") else 0.0
-        shape = (1, *entry.shape) if part == "ffn_gate_inp_shexp" and len(entry.shape) == 1 else entry.shape
-        name = f"{prefix}{names.layer[part]}" if part in _WHOLE else f"{prefix}{names.layer[part]}.{end}"
-        yield Placed(name, entry, shape, heads=turned, offset=offset)
-    else:
-        yield Placed(entry.name, entry, entry.shape)
+MIXTRAL = Names(*_mixture(LAYER, "block_sparse_moe", parts=_W), _PAIRS)
+QWEN_MOE = Names(*_mixture(LAYER, shared="shared_expert"), rows=("ffn_gate_inp_shexp",))
+GPT_OSS = Names(*_mixture(_SEED_LAYER, router="router"), whole={"attn_sinks": "self_attn.sinks"})
+OLMOE = Names(*_mixture(LAYER))
+GRANITE_MOE = Names(*_mixture(LAYER, "block_sparse_moe", "router.layer", parts=_W), _PAIRS)
+HUNYUAN_MOE = Names(*_mixture(_HUNYUAN_LAYER, router="gate.wg", shared="shared_mlp"))
+ERNIE_MOE = Names(
+    *_mixture(LAYER, shared="shared_experts"), whole={_PROBS: f"mlp.moe_statics.{_CORRECTION}"}, rows=(_PROBS,)
+)
+GLM4_MOE = Names(*_mixture(_SEED_LAYER, shared="shared_experts"), whole={_PROBS: f"mlp.gate.{_CORRECTION}"})
+MINIMAX_M2 = Names(
+    *_mixture(LAYER, "block_sparse_moe", parts=_W), whole={_PROBS: f"block_sparse_moe.{_CORRECTION}"}
+)  # fmt: skip
+LLAMA4 = Names(*_mixture(_FEED, "feed_forward", "router", "shared_expert"))
+DEEPSEEK = Names(
+    *_mixture(_LATENT_LAYER, shared="shared_experts"), whole={_PROBS: f"mlp.gate.{_CORRECTION}"}, latent=True
+)

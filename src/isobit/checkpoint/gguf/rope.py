@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from itertools import product
 from typing import Any
 
 from isobit.checkpoint.gguf.header import Entry
@@ -15,7 +16,7 @@ from isobit.errors import CheckpointError
 FACTORS = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 _CLOSE = 1e-5
-_LOW, _HIGH = 1.0, 4.0  # what every model of this kind has
+_BOUNDS = ((1.0, 4.0), (1.0, 1.0))  # low and high of Llama 3.1 and all its successors, and of Llama 4
 _ORIGINALS = tuple(1 << power for power in range(4, 21))  # contexts that were trained with
 
 
@@ -65,6 +66,7 @@ def _scaling(keys: Keys) -> dict[str, Any] | None:
     kind = keys.text("rope.scaling.type", "linear" if keys.raw("rope.scale_linear") is not None else "none")
     original = keys.raw("rope.scaling.original_context_length")
     if kind == "none":
+        keys.raw("rope.scaling.factor")  # of what is none
         return None
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
     if kind == "linear":
@@ -74,7 +76,8 @@ def _scaling(keys: Keys) -> dict[str, Any] | None:
     found: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
     if original is not None:
         found["original_max_position_embeddings"] = keys.integer("rope.scaling.original_context_length", high=1 << 31)
-    for name, key in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+    for name, key in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow"),
+                      ("attention_factor", "yarn_attn_factor")):  # fmt: skip
         if keys.raw(f"rope.scaling.{key}") is not None:
             found[name] = keys.number(f"rope.scaling.{key}")
     if keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
@@ -89,14 +92,14 @@ def _llama3(entry: Entry, theta: float, dims: int) -> dict[str, Any]:
         message = f"holds {len(factors)} factors of frequencies; {dims // 2} positive numbers are wanted"
         raise CheckpointError(message, file=entry.file, tensor=entry.name)
     largest = max(factors)
-    for original in _ORIGINALS:
-        made = llama3_factors(theta, dims, largest, original)
+    for (low, high), original in product(_BOUNDS, _ORIGINALS):
+        made = llama3_factors(theta, dims, largest, original, low, high)
         if all(math.isclose(one, other, rel_tol=_CLOSE) for one, other in zip(made, factors, strict=True)):
             return {
                 "rope_type": "llama3",
                 "factor": _rounded(largest),
-                "low_freq_factor": _LOW,
-                "high_freq_factor": _HIGH,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
                 "original_max_position_embeddings": original,
             }
     raise CheckpointError(
@@ -106,12 +109,15 @@ def _llama3(entry: Entry, theta: float, dims: int) -> dict[str, Any]:
     )
 
 
-def llama3_factors(theta: float, dims: int, factor: float, original: int) -> list[float]:
-    """What each frequency is divided by: ``factor`` for those slow in the original context, 1 for fast ones."""
+def llama3_factors(
+    theta: float, dims: int, factor: float, original: int, low: float = 1.0, high: float = 4.0
+) -> list[float]:
+    """What each frequency is divided by: ``factor`` for those with fewer than ``low`` turns in the original context, 1
+    for those with more than ``high``."""
     found = []
     for pair in range(dims // 2):
         turns = original / (2 * math.pi * theta ** (2 * pair / dims))
-        smooth = min(max((turns - _LOW) / (_HIGH - _LOW), 0.0), 1.0)
+        smooth = float(turns > high) if low == high else min(max((turns - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return found
 
