@@ -55,7 +55,9 @@ def claims_of(variant: Row, target: Target) -> list[Claim]:
     promises = tuple(precise(promise, operand) for promise in variant.promises(target))
     requests = {}
     for config in configs:
-        pointers = tuple(name for name, kind in config.signature.items() if kind.startswith("*"))
+        pointers = tuple(
+            name for name, kind in config.signature.items() if kind.startswith("*") and name not in config.between
+        )
         whole = tuple(name for name in config.divisible if name in config.signature)
         request = specialize(variant.entry, config, target, (*pointers, *whole))
         requests[request.name()] = request

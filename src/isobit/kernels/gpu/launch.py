@@ -3,7 +3,7 @@
 A kernel compiled for another NVIDIA target is that target's code in NVIDIA's portable assembly (PTX), which the
 assembler turns into machine code for the card at hand. So the lowering of an absent card runs here as it is.
 
-Triton is imported when the first kernel is made: without it everything runs on CPUs.
+Triton is imported when the first kernel is compiled: without it everything runs on CPUs, and so does a kernel pack.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from isobit.errors import Unsupported
-from isobit.kernels.gpu.compile.request import Request, specialize
+from isobit.kernels.gpu.compile.request import Request, arguments_of, specialize
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs import loaded
 from isobit.kernels.gpu.packs.record import begins_aligned
@@ -27,30 +28,27 @@ from isobit.kernels.gpu.tiles import Config
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter runs the kernels, on the CPU."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    """Whether Triton's interpreter runs the kernels, on the CPU: asked without importing Triton."""
+    triton = sys.modules.get("triton")
+    if triton is not None and hasattr(triton, "knobs"):
+        return bool(triton.knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 class Kernel:
     """One compiled kernel; call it with a grid and the arguments that are not constants."""
 
     def __init__(self, entry: str, config: Config, machine: Machine) -> None:
-        import triton
-
         self.entry, self.config, self._machine = entry, config, machine
-        self._runtime = triton.knobs.runtime
-        self._function = _function(entry)
-        self._names = tuple(self._function.arg_names)
+        self._names = arguments_of(entry)
         self._ready: dict[tuple[str, ...], Any] = {}  # by the arguments that are multiples of 16
 
     def __call__(self, grid: tuple[int, ...], **arguments: Any) -> None:
         """Runs the kernel on the current stream."""
         shape = (*grid, 1, 1)[:3]
-        if self._runtime.interpret:
+        if interpreting():
             given = {name: value for name, value in arguments.items() if name in self._names}
-            self._function[shape](**given, **_interpretable(self.config))
+            _function(self.entry)[shape](**given, **_interpretable(self.config))
             return
         aligned = tuple(name for name, value in arguments.items() if self._is_aligned(name, value))
         if self._machine.recorder is not None:

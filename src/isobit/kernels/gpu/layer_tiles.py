@@ -336,7 +336,8 @@ def gate(shape: RowShape, target: Target) -> Config:
         "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
         "BLOCK_K": VALUES_AT_ONCE, "STEP": 2 if shape.by_turns else 1, "LATE": shape.late,
     }  # fmt: skip
-    return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"))
+    between = ("up",) if shape.by_turns else ()  # it begins behind the first gate
+    return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"), between=between)
 
 
 def quantize_parts(shape: RowShape, target: Target) -> Config:

@@ -58,7 +58,8 @@ class Config:
         signature: argument -> type, as Triton writes it.
         constexprs: the constants, ELEMENT and the like.
         num_warps, num_stages: warps of a program; depth of the software pipeline.
-        divisible: integer arguments that are multiples of 16; pointers always are.
+        divisible: integer arguments that are multiples of 16.
+        between: pointers that are not; the others are.
     """
 
     signature: Mapping[str, str]
@@ -66,6 +67,7 @@ class Config:
     num_warps: int
     num_stages: int
     divisible: tuple[str, ...] = ("N", "K")
+    between: tuple[str, ...] = ()
 
     def with_constants(self, **constants: Constant) -> Config:
         """The same with some constants replaced or added."""

@@ -96,6 +96,27 @@ def sources(module: str) -> dict[str, str]:
     return found
 
 
+@cache
+def arguments_of(entry: str) -> tuple[str, ...]:
+    """The names of a kernel's arguments in their order, compile-time ones too, without importing Triton.
+
+    Raises:
+        IsobitError: there is no such kernel.
+    """
+    module, _, name = entry.partition(":")
+    path = _file(module)
+    body = () if path is None else _parsed(path).body
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return tuple(one.arg for one in node.args.args)
+    raise IsobitError(f"{entry} is not a Triton kernel")
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
 def _file(module: str) -> Path | None:
     """A module's file. Only the top-level package is asked of Python: for more, Python would run what holds it."""
     top, *rest = module.split(".")
