@@ -116,6 +116,16 @@ def of_nemotron(config: Any) -> dict[str, Any]:
     return {"rope.scaling.type": "none", "attention.layer_norm_rms_epsilon": config.norm_eps}
 
 
+def sections(config: Any) -> dict[str, Any]:
+    return {"rope.dimension_sections": (11, 11, 10, 0), "n_deepstack_layers": 3}
+
+
+def of_qwen3vl_moe(config: Any) -> dict[str, Any]:
+    return sections(config) | {"expert_feed_forward_length": config.moe_intermediate_size}
+
+
+QWEN = {"use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+        "rope_parameters": None}  # fmt: skip
 FIVE = [*(["sliding_attention"] * 3), "full_attention", "sliding_attention"]
 CASES: dict[str, Rules] = {
     "arcee": Rules("ArceeForCausalLM", nothing, "arcee", turned=True),
@@ -143,6 +153,9 @@ CASES: dict[str, Rules] = {
     "stablelm": Rules("StableLmForCausalLM", nothing, "stablelm"),
     "stablelm, one behind the other": Rules("StableLmForCausalLM", nothing, "stablelm",
                                             {"use_parallel_residual": False}),
+    "qwen2vl": Rules("Qwen2ForCausalLM", sections, "qwen2vl", {"use_sliding_window": False}),
+    "qwen3vl": Rules("Qwen3ForCausalLM", sections, "qwen3vl"),
+    "qwen3vlmoe": Rules("Qwen3MoeForCausalLM", of_qwen3vl_moe, "qwen3vlmoe", QWEN),
     "starcoder2": Rules("Starcoder2ForCausalLM", nothing, "starcoder2", WHOLE),
 }  # fmt: skip
 

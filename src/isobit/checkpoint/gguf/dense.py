@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from isobit.checkpoint.gguf.keys import Keys
@@ -9,6 +10,7 @@ from isobit.checkpoint.gguf.model import Gguf
 from isobit.checkpoint.gguf.rope import rope_keys
 
 Config = dict[str, Any]
+More = Callable[[Keys, Gguf, Config], Config]
 # Blocks and width of StarCoder2 as published: all three see 4096 tokens back, and files do not say so.
 _STARCODER2 = ((30, 3072), (32, 4608), (40, 6144))
 
@@ -42,6 +44,16 @@ def qwen2(keys: Keys, gguf: Gguf, common: Config) -> Config:
 def qwen3(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Qwen3."""
     return {"attention_bias": _has(gguf, "attn_q.bias"), "use_sliding_window": False}
+
+
+def seeing(text: More) -> More:
+    """A family whose tokens have positions on several axes, of its text alone: there the axes agree."""
+
+    def more(keys: Keys, gguf: Gguf, common: Config) -> Config:
+        keys.numbers("rope.dimension_sections"), keys.raw("n_deepstack_layers")  # how pieces of pictures are added
+        return text(keys, gguf, common)
+
+    return more
 
 
 def gemma(keys: Keys, gguf: Gguf, common: Config) -> Config:

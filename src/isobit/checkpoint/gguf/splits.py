@@ -57,13 +57,29 @@ _DEEPSEEK3 = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 _DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")  # noqa: RUF001
+# Letters with case, not all of them, as the models' own file has them: words of the first DeepSeek.
+_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽ"  # noqa: RUF001
+    "Ა-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"  # noqa: RUF001
+)
+_DEEPSEEK = (
+    r"[\r\n]", rf"\s?[{_LETTERS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+", r"\p{N}+",
+)  # fmt: skip
+_KIMI_UPPER, _KIMI_LOWER = (
+    rf"[{cased}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for cased in (r"\p{Lu}\p{Lt}", r"\p{Ll}")
+)
+_KIMI = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_KIMI_UPPER}*{_KIMI_LOWER}+{_ENDED}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_KIMI_UPPER}+{_KIMI_LOWER}*{_ENDED}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+)
 _DIGIT = r"\p{N}"
 
 SPLITS = (
     Split(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), (_LLAMA3,),
           whole=True, bos=True),
     Split(("dbrx", "smaug-bpe", "chatglm-bpe"), (_LLAMA3,)),
-    Split(("glm4",), (_LLAMA3,), whole=True),
+    Split(("glm4", "glm5"), (_LLAMA3,), whole=True),
     Split(("qwen2",), (_QWEN2,), normalizer="NFC"),
     Split(("deepseek-r1-qwen", "megrez", "kormo", "stablelm2", "hunyuan", "solar-open", "grok-2"), (_QWEN2,)),
     Split(("qwen35",), (_QWEN35,), normalizer="NFC"),
@@ -71,6 +87,8 @@ SPLITS = (
     Split(("gpt-4o", "llama4", "kanana2", "minimax-m2"), (_GPT4O,)),
     Split(("deepseek-v3", "hunyuan-dense", "joyai-llm"), _DEEPSEEK3),
     Split(("deepseek-coder",), _DEEPSEEK_CODER),
+    Split(("deepseek-llm",), _DEEPSEEK),
+    Split(("kimi-k2",), (_KIMI,)),
     Split(("seed-coder",), (_SEED,)),
     Split(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "a.x-4.0",
            "mellum", "modern-bert"), gpt2=True),
