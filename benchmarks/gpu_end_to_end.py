@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_end_to_end.py --work /dev/shm/isobit                # both, four schemes, on a GPU; 60 GB
     python benchmarks/gpu_end_to_end.py --work DIR --models llama-2-7b --schemes fp8
-    python benchmarks/gpu_end_to_end.py --work DIR --prepare                  # plan and quantize: no GPU is used
+    python benchmarks/gpu_end_to_end.py --work DIR --steps plan,quantize      # no GPU is used
     python benchmarks/gpu_end_to_end.py --quick                               # tiny, on the CPU, not recorded
 
 Weights are random, at the published shapes, in `pytorch_model-0000x-of-0000y.bin` as the originals were published.
@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[Shape, torch.dtype]] = {
     "tiny": (SHAPES["tiny"], torch.float16),
 }
 SCHEMES = "fp8,fp8-e5m2,int8,int4"
+STEPS = ("plan", "quantize", "eval", "bench", "serve")
 SHARD_LAYERS = 16  # layers of a file
 
 
@@ -49,10 +50,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", default="llama-2-7b,deepseek-llm-7b")
     parser.add_argument("--schemes", default=SCHEMES)
     parser.add_argument("--batch", default="1,64", help="of `isobit bench`")
-    parser.add_argument("--prepare", action="store_true", help="make, plan and quantize; the rest is left out")
+    parser.add_argument("--steps", default=",".join(STEPS), help=f"of {', '.join(STEPS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="tiny, on the CPU; nothing is recorded")
     parser.add_argument("--csv", type=Path, default=RESULTS / "gpu_end_to_end.csv")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.steps = args.steps.split(",")
+    if unknown := sorted(set(args.steps) - set(STEPS)):
+        parser.error(f"--steps {', '.join(unknown)}: there are {', '.join(STEPS)}")
+    return args
 
 
 # ---------------------------------------------------------------------- the original
@@ -240,20 +245,22 @@ def steps(args: argparse.Namespace, work: Path, model: str) -> Iterator[dict[str
         begin = time.perf_counter()
         make_bin(source, shape, dtype)
         yield {"scheme": ""} | row("make", time.perf_counter() - begin, 0, f"{dtype}, .bin")
+    if "plan" in args.steps:
         yield {"scheme": ""} | planned(source, schemes)
     text = work / f"{model}.txt"
     write_text(text, shape, 4096)
     for name in schemes:
         out = work / f"{model}-{name}"
-        if not (out / "config.json").exists():
+        if "quantize" in args.steps or not (out / "config.json").exists():
             yield {"scheme": name} | quantized(source, out, name)
-    if args.prepare:
-        return
     for name in schemes:
         out = work / f"{model}-{name}"
-        yield {"scheme": name} | evaluated(source, out, text, device)
-        yield {"scheme": name} | benched(out, "1,2" if args.quick else args.batch, device, 8 if args.quick else 64)
-        yield {"scheme": name} | served(out, device)
+        if "eval" in args.steps:
+            yield {"scheme": name} | evaluated(source, out, text, device)
+        if "bench" in args.steps:
+            yield {"scheme": name} | benched(out, "1,2" if args.quick else args.batch, device, 8 if args.quick else 64)
+        if "serve" in args.steps:
+            yield {"scheme": name} | served(out, device)
 
 
 def main() -> None:
@@ -263,8 +270,9 @@ def main() -> None:
         stop(f"--models {', '.join(unknown)}: there are {', '.join(MODELS)}")
     if args.work is None and not args.quick:
         stop("--work names a folder for checkpoints: 60 GB for both models in four schemes")
-    if not (args.quick or args.prepare or torch.cuda.is_available()):
-        stop("there is no GPU: --prepare makes the checkpoints, --quick tries the script on the CPU")
+    on_gpu = not args.quick and bool({"eval", "bench", "serve"} & set(args.steps))
+    if on_gpu and not torch.cuda.is_available():
+        stop("there is no GPU: --steps plan,quantize makes the checkpoints, --quick tries the script on the CPU")
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
@@ -275,7 +283,7 @@ def main() -> None:
                 print(*named.values(), flush=True)
                 failed += found["status"] != 0
                 if not args.quick:
-                    name = "" if args.prepare else torch.cuda.get_device_name()
+                    name = torch.cuda.get_device_name() if on_gpu else ""
                     save([{**provenance(), "device": name, **named}], args.csv)
     if failed:
         stop(f"{failed} steps failed")
