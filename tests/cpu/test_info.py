@@ -166,7 +166,7 @@ def test_nvfp4_and_mxfp4_are_counted_two_to_a_byte(tmp_path: Path) -> None:
     }
     found = uses(describe(write(tmp_path, tensors)))
     assert found["linear", "nvfp4"] == (1, N * K)
-    assert found["linear", "mxfp4"] == (1, 4 * N * K)
+    assert found["linear", "mxfp4-w16"] == (1, 4 * N * K)
 
 
 def test_quantized_tensors_without_a_config_are_described_by_their_shapes(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ class Quantization:
             of its own methods; otherwise its entries are as those of targets.
         plain_experts: whether experts are made plain floats when they are read, whatever their groups say.
         in_float32: modules whose weights are made float32 when they are read, whatever the model's dtype.
+        scales: dtype of the scales of modules where it is known and may be another than the model's.
     """
 
     groups: tuple[Group, ...]
@@ -106,6 +107,7 @@ class Quantization:
     stored: Mapping[str, str] = field(default_factory=dict, hash=False)
     ignores_parts: bool = False
     in_float32: frozenset[str] = frozenset()
+    scales: Mapping[str, str] = field(default_factory=dict, hash=False)
     plain_experts: bool = False
 
     def prepared(self) -> Quantization:

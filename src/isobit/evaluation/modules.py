@@ -16,7 +16,7 @@ from isobit.checkpoint.layouts.parts import COMMON, Parts
 from isobit.checkpoint.layouts.plain import DTYPE_NAMES
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.safetensors import DTYPES, TensorInfo
 from isobit.checkpoint.small import read_weight_shape
 from isobit.errors import CheckpointError
 from isobit.formats.schemes import name_of
@@ -69,7 +69,10 @@ def _modules_of(
 ) -> list[Module]:
     row = table.layout_of(infos)
     owned = set() if row is None else {info.name for info in row.owned(infos)}
-    if row is None or not any(info.name in owned for part, info in infos.items() if part not in (row.codes, *COMMON)):
+    others = (
+        info.name in owned for part, info in infos.items() if row is not None and part not in (row.codes, *COMMON)
+    )
+    if row is None or (infos[row.codes].dtype in DTYPES and not any(others)):  # types of GGUF have their scales within
         return [_plain(prefix, part, info) for part, info in infos.items()]
     group = None if quantization is None else quantization.group_for(prefix)
     parts = Parts(prefix, infos, group, checkpoint.config, lambda part: _numbers(checkpoint, infos[part].name))

@@ -69,8 +69,9 @@ class Memory:
 
 
 def tensor_bytes(
-    tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str, *, gpu: bool | None = None
-) -> int:
+    tensor: Tensor, weights: WeightSpec | None, activations: ActSpec | None, dtype: str, *, gpu: bool | None = None,
+    scales: str = "bfloat16",
+) -> int:  # fmt: skip
     """Bytes of one tensor and of what belongs to it, as a checkpoint stores them, or as kernels are given them.
 
     Args:
@@ -79,6 +80,7 @@ def tensor_bytes(
         activations: how its inputs are rounded.
         dtype: torch dtype of what is not quantized.
         gpu: whether a GPU's or a CPU's kernels are given it; None for the checkpoint.
+        scales: dtype of the scales, where their format is not part of how it is quantized.
     """
     if weights is None:
         return math.prod(tensor.shape) * bits(dtype) // 8
@@ -88,7 +90,8 @@ def tensor_bytes(
         codes = n * k if element(spec.element).bits == 8 else 4 * n * element(spec.element).words(k)
         powers = gpu and weights.scale is not None and weights.scale.powers
         return codes + (2 if powers else 4) * math.prod(spec.scale_shape(n, k))
-    return nbytes(weights, activations, n, k)
+    wider = 2 if scales == "float32" and weights.scale is None else 0  # bytes, than in a checkpoint of isobit's
+    return nbytes(weights, activations, n, k) + wider * math.prod(weights.scale_shape(n, k))
 
 
 def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | None = None) -> int:
@@ -102,6 +105,7 @@ def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | Non
             *workload.formats(tensor, scheme),
             workload.plain(tensor, scheme, cpu=cpu) or dtype,
             gpu=gpu,
+            scales=workload.scale(tensor, scheme, dtype),
         )
         * (3 if cpu and tensor.kind == "absorbed" else 2)
         // 2  # CPU kernels keep the half that makes keys a second time, transposed

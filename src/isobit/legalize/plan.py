@@ -136,7 +136,9 @@ def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, D
         size = 0
         if op.kind == "linear":
             matrix = Tensor(op.name, "weight", "linear", (op.n, op.k), 1)
-            size = op.count * tensor_bytes(matrix, op.weights, op.activations, op.stored or dtype, gpu=gpu)
+            size = op.count * tensor_bytes(
+                matrix, op.weights, op.activations, op.stored or dtype, gpu=gpu, scales=op.scale_dtype
+            )
         work.append(Work(op, decision, size))
     return work
 

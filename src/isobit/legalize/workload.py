@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from isobit.formats.fitting import fitted
 from isobit.formats.rules import ModuleKind
@@ -85,6 +85,7 @@ class Workload:
         tied: whether the output projection is the embedding.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
         in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has.
+        scales: dtype of the scales of modules, where it is known and may be another than the model's.
         notes: what people should know about the model and its checkpoint, whatever runs it.
         tower: numbers of what encodes media for it, which no scheme quantizes; 0 where there is none, or nothing says
             how large it is.
@@ -101,6 +102,7 @@ class Workload:
     tied: bool
     stored: Callable[[str], Stored] | None = None
     in_float32: frozenset[str] = frozenset()
+    scales: Mapping[str, str] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
     tower: int = 0
 
@@ -126,6 +128,10 @@ class Workload:
         """The dtype of a weight that is not quantized where it is another than the model's; else None."""
         wide = scheme is None and cpu and (tensor.first or tensor.module) in self.in_float32
         return "float32" if wide and tensor.is_matrix else None
+
+    def scale(self, tensor: Tensor, scheme: Scheme | None, usual: str) -> str:
+        """The dtype of a weight's scales: under a scheme the usual one, or as the checkpoint has them."""
+        return usual if scheme is not None else self.scales.get(tensor.first or tensor.module, usual)
 
     def formats(self, tensor: Tensor, scheme: Scheme | None) -> Stored:
         """How a tensor is stored: under a scheme, or (None) as the checkpoint has it."""
@@ -167,7 +173,8 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
             name = tensor.module.partition(".layers.*.")[2] or tensor.module
             found.append(Op("linear", name, n, k, weights, activations, dtype,
                             workload.plain(tensor, scheme, cpu=not target.is_gpu) or kept, count=tensor.count,
-                            bias=tensor.module in biased, scale_dtype=scales, given=scheme is None,
+                            bias=tensor.module in biased, scale_dtype=workload.scale(tensor, scheme, scales),
+                            given=scheme is None,
                             experts=tensor.experts, active=tensor.active))  # fmt: skip
     if workload.tied:
         found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))

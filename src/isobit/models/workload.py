@@ -83,6 +83,7 @@ def workload(
         tied=model.tie_word_embeddings,
         stored=stored if quantization is not None else None,
         in_float32=frozenset() if quantization is None else quantization.in_float32,
+        scales={} if quantization is None else quantization.scales,
         notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
     )
 

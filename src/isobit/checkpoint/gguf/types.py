@@ -20,6 +20,7 @@ class BlockType:
         widened: whether its numbers are made float32 when a tensor is read.
         plain: the safetensors name of a type that is not quantized at all.
         tables: whether that takes the package ``gguf``, which has the tables its codes are looked up in.
+        scale: dtype of the scales of what is held.
     """
 
     name: str
@@ -30,6 +31,7 @@ class BlockType:
     widened: bool = False
     plain: str | None = None
     tables: bool = False
+    scale: str = "float16"
 
     @property
     def read(self) -> bool:
@@ -55,10 +57,10 @@ _ROWS = (
     BlockType("Q5_1", 7, 32, 24, widened=True),
     BlockType("Q8_0", 8, 32, 34, _group("int8", 32)),
     BlockType("Q2_K", 10, 256, 84, widened=True),
-    BlockType("Q3_K", 11, 256, 110, _group("int4", 16)),
+    BlockType("Q3_K", 11, 256, 110, _group("int4", 16), scale="float32"),
     BlockType("Q4_K", 12, 256, 144, widened=True),
     BlockType("Q5_K", 13, 256, 176, widened=True),
-    BlockType("Q6_K", 14, 256, 210, _group("int8", 16)),
+    BlockType("Q6_K", 14, 256, 210, _group("int8", 16), scale="float32"),
     BlockType("Q8_K", 15, 256, 292),
     BlockType("IQ2_XXS", 16, 256, 66, widened=True, tables=True),
     BlockType("IQ2_XS", 17, 256, 74, widened=True, tables=True),
@@ -67,7 +69,7 @@ _ROWS = (
     BlockType("IQ4_NL", 20, 32, 18, _group("int8", 32)),
     BlockType("IQ3_S", 21, 256, 110, widened=True, tables=True),
     BlockType("IQ2_S", 22, 256, 82, widened=True, tables=True),
-    BlockType("IQ4_XS", 23, 256, 136, _group("int8", 32)),
+    BlockType("IQ4_XS", 23, 256, 136, _group("int8", 32), scale="float32"),
     BlockType("I8", 24, 1, 1, plain="I8"),
     BlockType("I16", 25, 1, 2, plain="I16"),
     BlockType("I32", 26, 1, 4, plain="I32"),
@@ -77,7 +79,7 @@ _ROWS = (
     BlockType("BF16", 30, 1, 2, plain="BF16"),
     BlockType("TQ1_0", 34, 256, 54, _group("int2", 256)),
     BlockType("TQ2_0", 35, 256, 66, _group("int3", 256)),  # a code that nobody writes means 2
-    BlockType("MXFP4", 39, 32, 17, _group("int8", 32)),
+    BlockType("MXFP4", 39, 32, 17, _group("int8", 32), scale="float32"),
     BlockType("NVFP4", 40, 64, 36, widened=True, tables=True),
     BlockType("Q1_0", 41, 128, 18),
 )

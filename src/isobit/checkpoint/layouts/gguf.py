@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from isobit.checkpoint.layouts.reading import LinearWeight, Reader
 
 
+_ALSO_SCHEMES = ("mxfp4", "nvfp4")  # which round activations, too, where isobit names them so
+
+
 def parse(section: dict[str, Any]) -> Quantization:
     """What the ``quantization_config`` says that is made of a GGUF file: the type of each module.
 
@@ -46,11 +49,12 @@ def parse(section: dict[str, Any]) -> Quantization:
         raise Unsupported(f"weights in {', '.join(looked_up)}", [why], INSTALL)
     if wide:
         notes = (
-            f"weights in {', '.join(wide)} are made float32 when they are loaded, exactly, and take 32 bits each then:"
-            " no kernel reads those types",
+            f"weights in {', '.join(wide)} are made float32 when they are loaded: no kernel reads those types. A CPU"
+            " computes with that, exactly, in 32 bits each; a GPU takes them rounded to the model's dtype",
         )
     made = frozenset(name for kind in wide if BY_NAME[kind].widened for name in modules[kind])
-    return Quantization(groups, (), METHOD, str(section.get("format", "")), notes, in_float32=made)
+    scales = {module: BY_NAME[name].scale for name in modules if BY_NAME[name].held for module in modules[name]}
+    return Quantization(groups, (), METHOD, str(section.get("format", "")), notes, in_float32=made, scales=scales)
 
 
 def _claims(infos: Mapping[str, TensorInfo]) -> bool:
@@ -59,7 +63,8 @@ def _claims(infos: Mapping[str, TensorInfo]) -> bool:
 
 def _describe(parts: Parts) -> Described:
     info = parts.infos["weight"]
-    return Described(info.shape, math.prod(info.shape), label=info.dtype.lower())
+    name = info.dtype.lower()
+    return Described(info.shape, math.prod(info.shape), label=f"{name}-w16" if name in _ALSO_SCHEMES else name)
 
 
 def _read(reader: Reader) -> LinearWeight:

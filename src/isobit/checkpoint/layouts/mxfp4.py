@@ -38,7 +38,7 @@ def _claims(infos: Mapping[str, TensorInfo]) -> bool:
 
 def _describe(parts: Parts) -> Described:
     info = parts.infos["_blocks"]
-    return Described(info.shape, 2 * info.nbytes, label="mxfp4")
+    return Described(info.shape, 2 * info.nbytes, label="mxfp4-w16")
 
 
 LAYOUT = Layout(

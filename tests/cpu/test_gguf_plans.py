@@ -1,0 +1,70 @@
+"""What plans and info say of every type of GGUF: the bytes that a weight takes are those that are held."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf_writer import LLAMA, Raw, gguf, write
+
+import isobit
+from isobit.checkpoint.gguf.types import BY_NAME, READ
+from isobit.checkpoint.linear import read_linear
+from isobit.checkpoint.reader import Checkpoint
+from isobit.formats.qtensor import QTensor
+
+H, F, VOCAB = 512, 768, 40
+WHOLE = {"token_embd.weight": (VOCAB, H), "output_norm.weight": (H,), "output.weight": (VOCAB, H),
+         "blk.0.attn_norm.weight": (H,), "blk.0.ffn_norm.weight": (H,)}  # fmt: skip
+MATRICES = {"attn_q": (H, H), "attn_k": (H, H), "attn_v": (H, H), "attn_output": (H, H), "ffn_gate": (F, H),
+            "ffn_up": (F, H), "ffn_down": (H, F)}  # fmt: skip
+MODULES = [f"model.layers.0.{name}" for name in (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj",
+)]  # fmt: skip
+KEYS = {"embedding_length": H, "feed_forward_length": F, "attention.head_count": 8, "attention.head_count_kv": 8}
+COUNT = sum(math.prod(shape) for shape in MATRICES.values())
+
+
+def model(path: Path, name: str) -> Path:
+    """A Llama whose matrices are of some type, and all zero; its other tensors are float32."""
+    row = BY_NAME[name]
+    tensors = [Raw(part, 0, shape[::-1], bytes(4 * math.prod(shape))) for part, shape in WHOLE.items()]
+    for part, shape in MATRICES.items():
+        size = math.prod(shape) // row.weights * row.nbytes
+        tensors.append(Raw(f"blk.0.{part}.weight", row.number, shape[::-1], bytes(size)))
+    return write(path, gguf(LLAMA | {f"llama.{key}": value for key, value in KEYS.items()}, tensors))
+
+
+@pytest.mark.parametrize("name", READ)
+def test_bytes_of_weights(tmp_path: Path, name: str) -> None:
+    path, row = model(tmp_path / "m.gguf", name), BY_NAME[name]
+    weights, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    assert isobit.info(path).linear_bits_per_weight == pytest.approx(8 * nbytes / weights)
+    checkpoint = Checkpoint.open(path)
+    reads = [read_linear(checkpoint, module).weight for module in MODULES]
+    held = sum(one.nbytes if isinstance(one, QTensor) else one.numel() * one.element_size() for one in reads)
+    others = 2 * sum(math.prod(shape) for shape in WHOLE.values())
+    planned = {}
+    for target in ("cpu-avx2", "a100"):
+        _, ((plan,),) = isobit.plan(path, targets=[target])
+        planned[target] = plan.memory.weights - others
+        (up,) = (op for op, _ in plan.ops if op.name == "mlp.up_proj")
+        assert up.weights == row.held
+        assert up.weights is None or up.scale_dtype == row.scale == str(reads[0].scale.dtype).removeprefix("torch.")
+    beside = 16 * len(MODULES)  # isobit writes a shape beside packed codes
+    assert planned["cpu-avx2"] == pytest.approx(held, abs=beside)
+    # What is widened is rounded to the model's dtype on a GPU: a note says so.
+    assert planned["a100"] == pytest.approx(held if row.held else 2 * COUNT, abs=beside)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("MXFP4", "mxfp4-w16"), ("Q4_K", "q4_k"), ("NVFP4", "nvfp4-w16")])
+def test_info_names_weights_as_what_they_are(tmp_path: Path, name: str, scheme: str) -> None:
+    """Activations are not rounded, and so names of schemes in which they are would be wrong."""
+    info = isobit.info(model(tmp_path / "m.gguf", name))
+    assert {use.scheme for use in info.schemes if use.kind == "linear"} == {scheme}
+    wide = [note for note in info.notes if "made float32" in note]
+    assert bool(wide) == (BY_NAME[name].held is None)
+    assert all("a GPU takes them rounded to the model's dtype" in note for note in wide)
