@@ -24,7 +24,7 @@ LIMITS = {
 FAMILIES = (
     "MixtralForCausalLM", "Qwen3MoeForCausalLM", "Starcoder2ForCausalLM", "Phi3ForCausalLM", "Gemma3ForCausalLM",
     "HunYuanDenseV1ForCausalLM", "Ministral3ForCausalLM", "SmolLM3ForCausalLM", "GraniteForCausalLM",
-    "ArceeForCausalLM", "Exaone4ForCausalLM", "gpt-oss in MXFP4",
+    "ArceeForCausalLM", "Exaone4ForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "gpt-oss in MXFP4",
 )  # fmt: skip
 
 

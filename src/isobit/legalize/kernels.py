@@ -13,6 +13,7 @@ from isobit.kernels.backends import LINEAR_KERNELS
 from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix, misfit
+from isobit.kernels.gpu.latent_tiles import LARGEST_RANK
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD
 from isobit.kernels.gpu.rows import VARIANTS
@@ -179,17 +180,22 @@ class AttentionKernel:
         names: what runs it on a target in a dtype, a token at a time first; nothing where it does not run.
         vendors: where.
         cache: formats of keys and values beside the dtype of the activations.
-        widest: numbers of a head at most; 0 for any.
+        widest: numbers of a head, or of a latent, at most; 0 for any.
+        latent: whether it attends to latents, and not to heads of keys and values.
+        said: what people should know who are given it.
     """
 
     names: Callable[[Target, str], tuple[str, ...]]
     vendors: tuple[str, ...]
     cache: tuple[str, ...] = ()
     widest: int = 0
+    latent: bool = False
+    said: str = ""
 
-    def takes(self, kv: str, dtype: str, width: int) -> bool:
-        """Whether it reads keys and values stored as ``kv``, of heads of so many numbers."""
-        return kv in (dtype, *self.cache) and (not self.widest or width <= self.widest)
+    def takes(self, kv: str, dtype: str, width: int, *, latent: bool) -> bool:
+        """Whether it reads keys and values stored as ``kv``, of heads of so many numbers, or latents of so many."""
+        fits = not self.widest or width <= self.widest
+        return kv in (dtype, *self.cache) and fits and self.latent == latent
 
 
 def activation_dtype(target: Target, wanted: str) -> str:
@@ -208,15 +214,34 @@ def activation_dtype(target: Target, wanted: str) -> str:
     return wanted
 
 
-def _on_gpus(target: Target, dtype: str) -> tuple[str, ...]:
+def _on_gpus(attends: str) -> Callable[[Target, str], tuple[str, ...]]:
     """isobit's own kernels."""
-    rows = [row for row in LAYER_ROWS if row.attends and row.multiplies == dtype]
-    return tuple(row.name for row in rows if row.requires(target) is None)
+
+    def names(target: Target, dtype: str) -> tuple[str, ...]:
+        rows = [row for row in LAYER_ROWS if row.attends == attends and row.multiplies == dtype]
+        return tuple(row.name for row in rows if row.requires(target) is None)
+
+    return names
 
 
 _CODES = tuple(row.element for row in CACHE_FORMATS.values() if row.element)
+_CACHED_ON_CPUS = ("bfloat16", "float16", *_CODES)
 ATTENTION_KERNELS = (
-    AttentionKernel(_on_gpus, ("nvidia", "amd"), _CODES, widest=LARGEST_HEAD),
+    AttentionKernel(_on_gpus("heads"), ("nvidia", "amd"), _CODES, widest=LARGEST_HEAD),
     AttentionKernel(lambda target, dtype: ("torch scaled_dot_product_attention",), ("nvidia", "amd")),
-    AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), ("bfloat16", "float16", *_CODES)),
+    AttentionKernel(_on_gpus("latent"), ("nvidia", "amd"), _CODES, widest=LARGEST_RANK, latent=True),
+    AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), _CACHED_ON_CPUS),
+    AttentionKernel(
+        lambda target, dtype: ("cpu latent attention",), ("cpu",), _CACHED_ON_CPUS, widest=LARGEST_RANK, latent=True
+    ),
+    *(
+        AttentionKernel(
+            lambda target, dtype: ("torch latent attention",),
+            vendors,
+            cache,
+            latent=True,
+            said="latent attention runs in PyTorch, one sequence after the other",
+        )
+        for vendors, cache in ((("nvidia", "amd"), _CODES), (("cpu",), _CACHED_ON_CPUS))
+    ),
 )

@@ -74,15 +74,17 @@ def _embedding(op: Op) -> Lowering:
 
 
 def _attention(op: Op, target: Target) -> Decision:
-    rows = [k for k in ATTENTION_KERNELS if target.vendor in k.vendors and k.takes(op.kv, op.dtype, op.k)]
-    names = next((found for row in rows if (found := row.names(target, op.dtype))), ())
+    latent = bool(op.kept) and op.kept[0] != op.kept[1]
+    width = op.kept[0] if latent else op.k
+    rows = [
+        row for row in ATTENTION_KERNELS
+        if target.vendor in row.vendors and row.takes(op.kv, op.dtype, width, latent=latent)
+    ]  # fmt: skip
+    names, said = next(((found, row.said) for row in rows if (found := row.names(target, op.dtype))), ((), ""))
     if not names:
         cache = short(op.kv)
         return Refusal((f"no attention kernel of isobit's reads keys and values in {cache}: keep them in the"
                         f" activations' dtype ({short(op.dtype)}), or as fp8, fp8-e5m2 or int8",))  # fmt: skip
-    latent = bool(op.kept) and op.kept[0] != op.kept[1]
-    names = ("torch latent attention",) if latent else names
-    said = ("latent attention runs in PyTorch, one sequence after the other",) if latent else ()
     unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # the kernels use all of them
     how = f"{short(op.dtype)} matrix unit ({unit.instruction})" if unit else "f32 multiply-add"
     reason = "" if unit or op.dtype == "float32" else f"{target.name} has no usable matrix unit for {short(op.dtype)}"
@@ -90,8 +92,9 @@ def _attention(op: Op, target: Target) -> Decision:
     action: Action = "legalized" if reason else "native"
     instruction = unit.instruction if unit else ""
     return Lowering(
-        action, "attention", how, how, op.dtype, unit is not None, instruction, names, reason, said, op.rounds
-    )
+        action, "attention", how, how, op.dtype, unit is not None, instruction, names, reason,
+        (said,) if said else (), op.rounds,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- the nearest scheme

@@ -209,8 +209,8 @@ class Decoder(nn.Module):
         """
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            if isinstance(layer.self_attn, Attention):
-                self.layer_ops.reserve(layer.self_attn.heads, sequences, most_new, most)
+            part = layer.self_attn
+            self.layer_ops.reserve(part.heads if isinstance(part, Attention) else part.spec, sequences, most_new, most)
 
     def angle_tables(self, end: int) -> list[tuple[Tensor, Tensor]]:
         """The cosines and sines of positions below ``end``: a recorded graph reads them, and so has to keep them."""

@@ -105,7 +105,8 @@ class LayerOps:
         gate_by: (x ``[T, K]``, weight float32 ``[K]``, y) to ``y * sigmoid(x . weight)``.
         stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
             one; empty where the row has no such function.
-        reserve: (heads, sequences, most_new, most) says what attention will be asked for, before a graph is recorded.
+        reserve: (heads or latents, sequences, most_new, most) says what attention will be asked for, before a graph is
+            recorded.
         recordable: whether a step reads lengths on the device, so that a recorded graph serves all.
     """
 
@@ -123,7 +124,7 @@ class LayerOps:
     gate_by: Callable[[Tensor, Tensor, Tensor], Tensor]
     project_add: Callable[[Linear, Activations, Tensor], Tensor] | None = None
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
-    reserve: Callable[[AttentionSpec, int, int, int], None] = lambda heads, sequences, most_new, most: None
+    reserve: Callable[[AttentionSpec | LatentSpec, int, int, int], None] = lambda of, sequences, most_new, most: None
     recordable: bool = False
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from isobit.kernels.gpu import latent_tiles, routing_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
-from isobit.kernels.gpu import routing_tiles
+from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape, RowShape
 from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
 from isobit.kernels.gpu.tiles import CODES, Config
@@ -27,7 +28,7 @@ class LayerRow:
         configurations: how it is compiled for usual models on a target.
         requires: why a target cannot run it, or None.
         multiplies: dtype of what it multiplies on matrix units; None if it does not.
-        attends: whether it is an attention, which plans name.
+        attends: what it is an attention of, which plans name: ``heads`` or ``latent``; empty where it is none.
         promises: regular expressions of mnemonics, each of which the hot loop must show on that target.
     """
 
@@ -36,7 +37,7 @@ class LayerRow:
     configurations: Callable[[Target], Iterator[Config]]
     requires: Requires = compiles
     multiplies: str | None = None
-    attends: bool = False
+    attends: str = ""
     promises: Callable[[Target], tuple[str, ...]] = field(default=lambda target: ())
 
 
@@ -80,7 +81,7 @@ def _attention_rows() -> Iterator[LayerRow]:
             yield LayerRow(
                 f"attention-{family}-{short}", f"{_MODULES}.attention_{family}:attention_{family}",
                 _attentions(family, dtype), has_bf16 if short == "bf16" else compiles, dtype,
-                True, _shows(family, dtype),
+                "heads", _shows(family, dtype),
             )  # fmt: skip
 
 
@@ -187,8 +188,46 @@ def _of_experts() -> Iterator[LayerRow]:
         yield LayerRow(name, f"{_MODULES}.routing:{function}", configurations)
 
 
+def _latents(dtype: str) -> Iterator[LatentShape]:
+    """Latent attention of DeepSeek V2-Lite and V3; and caches of codes, each format once."""
+    for element in ("", *_CODED[dtype]):
+        yield LatentShape(dtype, 16, element=element, late=True)
+    if dtype == "bfloat16":
+        yield LatentShape(dtype, 128)
+
+
+def _has_latents(dtype: str) -> Requires:
+    return lambda target: (has_bf16(target) if dtype == "bfloat16" else None) or latent_tiles.requires(target)
+
+
+def _latent_rows() -> Iterator[LayerRow]:
+    attentions = {"few": latent_tiles.few, "many": latent_tiles.many}
+
+    def of(configure: Callable[[LatentShape, Target], Config], dtype: str = "") -> Callable[[Target], Iterator[Config]]:
+        return lambda target: (configure(shape, target) for shape in _latents(dtype or _usual(target)))
+
+    def products(target: Target) -> Iterator[Config]:
+        for back in (False, True):
+            for many in (False, True):
+                shape = LatentShape(_usual(target), 16)
+                yield latent_tiles.product(ProductShape(shape, back, many), target)
+
+    for family, configure in attentions.items():
+        for short, dtype in (("bf16", "bfloat16"), ("f16", "float16")):
+            yield LayerRow(
+                f"latent-{family}-{short}", f"{_MODULES}.attention_latent:latent_{family}", of(configure, dtype),
+                _has_latents(dtype), dtype, "latent", _shows("few", dtype),
+            )  # fmt: skip
+    for name, function, configurations in (
+        ("latent-append", "latent_append", of(latent_tiles.append)),
+        ("latent-merge", "latent_merge", of(latent_tiles.merge)), ("latent-product", "latent_product", products),
+    ):  # fmt: skip
+        yield LayerRow(name, f"{_MODULES}.attention_latent:{function}", configurations, latent_tiles.requires)
+
+
 LAYER_ROWS: tuple[LayerRow, ...] = (
     *_attention_rows(),
+    *_latent_rows(),
     LayerRow("attention-merge", f"{_MODULES}.attention_few:attention_merge", _merges),
     LayerRow("rope-append", f"{_MODULES}.rope:rope_append", _ropes),
     LayerRow("rope-append-any", f"{_MODULES}.rope:rope_append_any", _rare_ropes),

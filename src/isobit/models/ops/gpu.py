@@ -13,13 +13,16 @@ from isobit.formats.caches import CacheFormat
 from isobit.kernels import rounded
 from isobit.kernels.gpu.bind import BoundLinear
 from isobit.kernels.gpu.joined import Part, by_turns, whole_of
+from isobit.kernels.gpu.latent import GpuLatent
+from isobit.kernels.gpu.latent_tiles import unsupported
 from isobit.kernels.gpu.layer import ACTIVATIONS, GpuLayer
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
-from isobit.models.config import LayerSpec, SelfAttention
+from isobit.models.config import LatentAttention, LayerSpec, SelfAttention
 from isobit.models.feed_forward import Activation
 from isobit.models.linear import Linear
 from isobit.models.ops import latent, reference
@@ -28,6 +31,9 @@ from isobit.models.place import Place
 from isobit.models.step import Activations, ExpertParts, LayerOps, LayerRow, Readers, Step
 
 GATES = ACTIVATIONS  # of gates that linears of few tokens apply to their own results
+# New tokens of a sequence from which keys and values are made of its latents, by PyTorch, in steps that no graph holds.
+# Not measured: it is more than a graph holds, so that a prompt takes one way.
+EXPANDED_FROM = 2049
 ABLE = frozenset(row.name for row in FEATURES)
 
 
@@ -41,8 +47,10 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
         return f"computes in {', '.join(POINTERS)}, not in {name}"
     if not stored.element and stored.stored(name) != name:
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
-    if not all(isinstance(layer.attention, SelfAttention) for layer in layers):
-        return "has no kernel of latent attention"
+    assert place.target is not None
+    for part in {layer.attention for layer in layers if isinstance(layer.attention, LatentAttention)}:
+        if why := unsupported(part.rotated, part.rank, name, place.target):
+            return why
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > LARGEST_HEAD:
         return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}"
@@ -53,7 +61,7 @@ def make(place: Place) -> LayerOps:
     """The kernels of the GPU at a place, which share the workspace of its linears."""
     assert place.machine is not None and place.workspace is not None
     kernels = GpuLayer(place.machine, place.workspace, alike=place.alike)
-
+    latents = GpuLatent(place.machine, place.workspace, alike=place.alike)
     router = GpuRouter(place.machine, place.workspace, alike=place.alike)
 
     def norm(x: Tensor, spec: NormSpec, readers: Readers) -> Activations:
@@ -93,6 +101,17 @@ def make(place: Place) -> LayerOps:
         factors, sequences = step.factors(layer), step.batch.sequences
         return kernels.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), sequences, factors)
 
+    def attend_latent(spec: LatentSpec, layer: int, q: Tensor, kv: Tensor, step: Step) -> Tensor:
+        if not place.alike and _expands(spec, step):
+            return latent.attend(spec, layer, q, kv, step)
+        return latents.latent(spec, q, kv, *step.angles(layer), step.memory(layer), step.batch.sequences)
+
+    def reserve(of: AttentionSpec | LatentSpec, sequences: int, most_new: int, most: int) -> None:
+        if isinstance(of, LatentSpec):
+            latents.reserve_latent(of, sequences, most)
+        else:
+            kernels.reserve(of, sequences, most_new, most)
+
     def experts(parts: ExpertParts, x: Tensor, step: Step) -> Tensor:
         if parts.entry.observed:
             parts.entry(x)
@@ -101,9 +120,14 @@ def make(place: Place) -> LayerOps:
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,
-        project_gate=project_gate, project_add=project_add, attend=attend, latent=latent.attend,
-        experts=experts, gate_by=router.gate_by, reserve=kernels.reserve, recordable=True,
+        project_gate=project_gate, project_add=project_add, attend=attend, latent=attend_latent,
+        experts=experts, gate_by=router.gate_by, reserve=reserve, recordable=True,
     )  # fmt: skip
+
+
+def _expands(spec: LatentSpec, step: Step) -> bool:
+    """Whether PyTorch makes keys and values for the tokens of a step: very many, whose places the host knows."""
+    return step.batch.sequences.most_new >= EXPANDED_FROM and bool(step.batch.spans)
 
 
 def _bound(linears: Readers) -> list[BoundLinear | Part]:

@@ -1,0 +1,433 @@
+"""Latent attention (MLA), absorbed: queries are taken to the latents, and what is found there to the heads' values.
+
+All heads of a token read the same latent and the same rotated key, so they are the rows of a tile, and a tile of
+latents is read once for both of its uses, as keys and as values. Matrices of the heads are multiplied in front of the
+attention and behind it (``latent_product``). Sums of a row of a tile do not depend on the others.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from isobit.kernels.gpu.triton.attention import add_values, block_of, rows_of_keys, scales_of
+from isobit.kernels.gpu.triton.decode import to_bf16, to_f16
+from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait, wait_for_last
+from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, scale_of, store_codes
+
+# ---------------------------------------------------------------------- what stands before it
+
+
+@triton.jit
+def _rotated(x, cos, sin, inside, ROTATED: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Both halves ``[N, HALF]`` of the parts at the pointers ``x [N, 1]``, of which some are inside: rotated.
+
+    Neighbours that are rotated with each other (INTERLEAVED) come out as halves.
+    """
+    i = tl.arange(0, HALF)
+    real = i < ROTATED // 2
+    mask = inside & real[None, :]
+    if INTERLEAVED:
+        near, far = 2 * i, 2 * i + 1
+    else:
+        near, far = i, ROTATED // 2 + i
+    first = tl.load(x + near[None, :], mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(x + far[None, :], mask=mask, other=0.0).to(tl.float32)
+    cos_low = tl.load(cos + i, mask=real, other=0.0).to(tl.float32)[None, :]
+    cos_high = tl.load(cos + ROTATED // 2 + i, mask=real, other=0.0).to(tl.float32)[None, :]
+    sin_low = tl.load(sin + i, mask=real, other=0.0).to(tl.float32)[None, :]
+    sin_high = tl.load(sin + ROTATED // 2 + i, mask=real, other=0.0).to(tl.float32)[None, :]
+    dtype: tl.constexpr = x.dtype.element_ty
+    return (first * cos_low - second * sin_low).to(dtype), (second * cos_high + first * sin_high).to(dtype)
+
+
+@triton.jit
+def _scale_for(peak, scales, qmax):
+    """The scale of what has magnitude bits ``peak`` at most, stored."""
+    scale = scale_of(peak, qmax)
+    tl.store(scales, scale)
+    return scale
+
+
+@triton.jit
+def latent_append(
+    q, kv, cos, sin, weight, slots, turned, latents, keys, latent_scales, key_scales, stride_q, stride_kv, eps, qmax,
+    HEADS: tl.constexpr, PLAIN: tl.constexpr, ROTATED: tl.constexpr, RANK: tl.constexpr, HALF: tl.constexpr,
+    WIDTH: tl.constexpr, BATCH: tl.constexpr, INTERLEAVED: tl.constexpr, ELEMENT: tl.constexpr, OVERLAP: tl.constexpr,
+    LATE: tl.constexpr,
+):  # fmt: skip
+    """Rotates queries; norms latents, rotates keys, and puts both into the cache. Grid: (T, ceil(HEADS / BATCH) + 1).
+
+    Args:
+        q: ``[T, HEADS * (PLAIN + ROTATED)]``, kv: ``[T, RANK + ROTATED]``, with so many elements from token to token.
+        cos, sin: ``[T, ROTATED]`` of each token's position, of one floating-point dtype, by halves.
+        weight: float32 ``[RANK]``: of the norm of latents, with its ``eps``.
+        slots: int64 ``[T]``: where in the cache; -1: nowhere.
+        turned: ``[T, HEADS, ROTATED]``: the rotated parts of the queries.
+        latents, keys: ``[blocks, 1, block, RANK]`` and ``[.., ROTATED]``, of the dtype of q or codes.
+        latent_scales, key_scales: float32 ``[blocks, 1, block]``, of codes.
+        qmax: largest value of the format of codes.
+        HALF: ROTATED / 2, and WIDTH: RANK, rounded up to powers of two.
+        BATCH: heads of a program.
+        INTERLEAVED: see ``_rotated``. ELEMENT, LATE: as for ``rope_append``.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(1)
+    if OVERLAP:
+        wait(LATE)
+    cos += token * ROTATED
+    sin += token * ROTATED
+    i = tl.arange(0, HALF)[None, :]
+    if program < (HEADS + BATCH - 1) // BATCH:
+        head = program * BATCH + tl.arange(0, BATCH)[:, None]
+        of = q + token * stride_q + head * (PLAIN + ROTATED) + PLAIN
+        first, second = _rotated(of, cos, sin, head < HEADS, ROTATED, HALF, INTERLEAVED)
+        to = turned + (token * HEADS + head) * ROTATED + i
+        mask = (head < HEADS) & (i < ROTATED // 2)
+        tl.store(to, first, mask=mask)
+        tl.store(to + ROTATED // 2, second, mask=mask)
+    else:
+        slot = tl.load(slots + token)
+        if slot >= 0:
+            d = tl.arange(0, WIDTH)
+            values = tl.load(kv + token * stride_kv + d, mask=d < RANK, other=0.0)
+            wide = values.to(tl.float32)
+            factor = tl.rsqrt(tl.sum(wide * wide, axis=0) / RANK + eps)
+            values = (wide * factor * tl.load(weight + d, mask=d < RANK, other=0.0)).to(values.dtype)
+            one = tl.zeros((1, 1), tl.int32)
+            first, second = _rotated(
+                kv + token * stride_kv + RANK + one, cos, sin, one == 0, ROTATED, HALF, INTERLEAVED
+            )
+            to = keys + slot * ROTATED + i
+            if ELEMENT == "":
+                tl.store(latents + slot * RANK + d, values, mask=d < RANK)
+                tl.store(to, first, mask=i < ROTATED // 2)
+                tl.store(to + ROTATED // 2, second, mask=i < ROTATED // 2)
+            else:
+                scale = _scale_for(tl.max(magnitudes(values), axis=0), latent_scales + slot, qmax)
+                store_codes(latents + slot * RANK, d, quotient_of(values, scale, qmax), d < RANK, ELEMENT, False)
+                peak = tl.maximum(tl.max(magnitudes(first)), tl.max(magnitudes(second)))
+                scale = _scale_for(peak, key_scales + slot, qmax)
+                store_codes(to, 0, quotient_of(first, scale, qmax), i < ROTATED // 2, ELEMENT, False)
+                store_codes(to, ROTATED // 2, quotient_of(second, scale, qmax), i < ROTATED // 2, ELEMENT, False)
+
+
+@triton.jit
+def _heads_matrix(
+    w, k, n, K: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """A tile ``[BLOCK_K, BLOCK_N]`` of a head's matrix, which lies ``[K, N]``, or ``[N, K]`` if ROWS."""
+    if ROWS:
+        place = w + n[:, None] * STRIDE + k[None, :]
+        tile = tl.load(place) if EVEN else tl.load(place, mask=(n < N)[:, None] & (k < K)[None, :], other=0.0)
+        return tl.trans(tile)
+    else:
+        place = w + k[:, None] * STRIDE + n[None, :]
+        return tl.load(place) if EVEN else tl.load(place, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def latent_product(
+    x, w, y, tokens, stride_t, stride_h, stride_w,
+    HEADS: tl.constexpr, K: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, LINES: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Each head's values by the head's own matrix. Grid: (ceil(N / BLOCK_N), HEADS, ceil(tokens / BLOCK_M)).
+
+    Args:
+        x: ``[tokens, HEADS, K]``, with ``stride_t`` and ``stride_h`` elements from one to the next.
+        w: ``[HEADS, ...]``, ``stride_w`` elements from head to head: ``[K, N]`` with STRIDE elements from row to row,
+            or ``[N, K]`` if ROWS.
+        y: ``[tokens, HEADS, N]``.
+        EVEN: K and N are multiples of BLOCK_K and BLOCK_N.
+        LINES: cache lines of a tile's row of w, which are asked for ahead.
+    """
+    head = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w += head.to(tl.int64) * stride_w
+    if OVERLAP:
+        let_next_start()
+        if EVEN:
+            if ROWS:
+                prefetch(w + (n * STRIDE)[:, None], 0, K, LINES)
+            else:
+                prefetch(w + (tl.arange(0, BLOCK_K) * STRIDE)[:, None], tl.program_id(0) * BLOCK_N, N, LINES)
+        wait_for_last()
+    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    x += m.to(tl.int64)[:, None] * stride_t + head * stride_h
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for begin in range(0, K, BLOCK_K):
+        k = begin + tl.arange(0, BLOCK_K)
+        weights = _heads_matrix(w, k, n, K, N, STRIDE, ROWS, EVEN).to(x.dtype.element_ty)
+        mask = (m < tokens)[:, None] if EVEN else (m < tokens)[:, None] & (k < K)[None, :]
+        values = tl.load(x + k[None, :], mask=mask, other=0.0)
+        total = tl.dot(values, weights, total, input_precision=PRECISION)
+    place = y + (m.to(tl.int64) * HEADS + head)[:, None] * N + n[None, :]
+    tl.store(place, total.to(y.dtype.element_ty), mask=(m < tokens)[:, None] & (n < N)[None, :])
+
+
+# ---------------------------------------------------------------------- the attention
+
+
+@triton.jit
+def _tile(
+    memory, base, rows, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr, FIRST: tl.constexpr,
+    WIDTH: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """``attention.tile_of`` of the WIDTH numbers from FIRST on, of the DIM that a token has."""
+    d = FIRST + tl.arange(0, WIDTH)[None, :]
+    place = memory + base * DIM + (rows[:, None] * DIM + d)
+    if FIRST + WIDTH <= DIM:
+        read = tl.load(place)
+    else:
+        read = tl.load(place, mask=d < DIM, other=0)
+    if ELEMENT == "":
+        return read
+    elif DTYPE == tl.bfloat16:
+        return to_bf16(read, ELEMENT, ASM)
+    else:
+        return to_f16(read, ELEMENT, ASM).to(DTYPE)
+
+
+@triton.jit
+def _products(
+    low, high, turned, near, far, key, scale, key_scale, ELEMENT: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Rows by keys: of both halves of the latents, and of the rotated parts. The arguments of ``_steps``."""
+    products = tl.dot(turned, tl.trans(key), input_precision=PRECISION)
+    if ELEMENT == "":
+        products = tl.dot(low, tl.trans(near), products, input_precision=PRECISION)
+        return tl.dot(high, tl.trans(far), products, input_precision=PRECISION)
+    else:
+        found = tl.dot(low, tl.trans(near), input_precision=PRECISION)
+        found = tl.dot(high, tl.trans(far), found, input_precision=PRECISION)
+        return tl.fma(found, tl.broadcast_to(scale[None, :], found.shape), products * key_scale[None, :])
+
+
+@triton.jit
+def _steps(
+    low, high, turned, latents, keys, latent_scales, key_scales, table, first, end, length, newest, block, factor,
+    peak, weight, near_sum, far_sum,
+    RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr, BLOCK_N: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The sums with the positions ``first`` to ``end - 1`` added, which all rows see, or not (MASKED).
+
+    Latents are two halves, each a tile of its own: in one, registers spill.
+
+    Args:
+        low, high: ``[ROWS, WIDTH / 2]``: both halves of the queries; turned: ``[ROWS, TURN]``.
+        newest: ``[ROWS]``: the last position that each row sees.
+        peak, weight: ``[ROWS]``: the largest exponent so far, and the sum of weights relative to it.
+        near_sum, far_sum: ``[ROWS, WIDTH / 2]``: weighted sums of both halves of the latents.
+    """
+    dtype: tl.constexpr = low.dtype
+    half: tl.constexpr = WIDTH // 2
+    held = block_of(table, first, length - 1, block, WHOLE)
+    for at in range(first, end, BLOCK_N):
+        base, rows = rows_of_keys(table, held, at, length - 1, block, 0, 1, WHOLE, MASKED, BLOCK_N)
+        held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
+        near = _tile(latents, base, rows, dtype, ELEMENT, RANK, 0, half, ASM)
+        far = _tile(latents, base, rows, dtype, ELEMENT, RANK, half, half, ASM)
+        key = _tile(keys, base, rows, dtype, ELEMENT, ROTATED, 0, TURN, ASM)
+        scale = scales_of(latent_scales, base, rows, dtype, ELEMENT)
+        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
+        products = _products(low, high, turned, near, far, key, scale, key_scale, ELEMENT, PRECISION)
+        if MASKED:
+            position = (at + tl.arange(0, BLOCK_N))[None, :]
+            products = tl.where((position < end) & (position <= newest[:, None]), products, float("-inf"))
+        # As ``attention.add_tile``: what is fused is written so, for masked tiles and whole ones to give the same bits.
+        higher = tl.maximum(peak, tl.max(products, axis=1) * factor)
+        origin = higher
+        if MASKED:  # a row that has seen nothing yet
+            origin = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(tl.fma(products, tl.full(products.shape, factor, tl.float32), -origin[:, None]))
+        less = tl.exp2(peak - origin)
+        weight = tl.fma(weight, less, tl.sum(weights, axis=1))
+        near_sum = add_values(weights, near, scale, near_sum * less[:, None], ELEMENT, PRECISION)
+        far_sum = add_values(weights, far, scale, far_sum * less[:, None], ELEMENT, PRECISION)
+        peak = higher
+    return peak, weight, near_sum, far_sum
+
+
+@triton.jit
+def _halves(x, place, real, RANK: tl.constexpr, WIDTH: tl.constexpr):
+    """Both halves of the rows of ``x [.., RANK]`` at ``place [ROWS, 1]``, zeros of those that are not ``real``."""
+    d = tl.arange(0, WIDTH // 2)[None, :]
+    low = tl.load(x + place * RANK + d, mask=real & (d < RANK), other=0.0)
+    d += WIDTH // 2
+    return low, tl.load(x + place * RANK + d, mask=real & (d < RANK), other=0.0)
+
+
+@triton.jit
+def _store_halves(y, low, high, place, real, RANK: tl.constexpr, WIDTH: tl.constexpr):
+    """The same the other way round."""
+    d = tl.arange(0, WIDTH // 2)[None, :]
+    tl.store(y + place * RANK + d, low.to(y.dtype.element_ty), mask=real & (d < RANK))
+    d += WIDTH // 2
+    tl.store(y + place * RANK + d, high.to(y.dtype.element_ty), mask=real & (d < RANK))
+
+
+@triton.jit
+def _mixed(sums, weight):
+    """Weighted sums over the sums of their weights; zeros where nothing was seen."""
+    return sums / tl.where(weight == 0.0, 1.0, weight)[:, None]
+
+
+@triton.jit
+def _parts(length, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr):
+    """Keys of a part of a sequence of that length, and how many parts."""
+    size = tl.maximum(tl.cdiv(length, PART * MOST), 1) * PART
+    size = tl.where(length <= ONE, ONE, size)
+    return size, tl.maximum(tl.cdiv(length, size), 1)
+
+
+@triton.jit
+def latent_few(
+    q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, work, stats, columns, room,
+    block, factor,
+    HEADS: tl.constexpr, RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Sequences of one new token; the others are left alone. Grid: (programs, ceil(HEADS / ROWS), B).
+
+    Args:
+        q: ``[T, HEADS, RANK]``: queries, taken to the latents.
+        turned, latents, keys, latent_scales, key_scales: of ``latent_append``, the new tokens among them.
+        starts, lengths, table, columns, block: as for ``attention_few``, and so is how sequences are parted.
+        out: ``[T, HEADS, RANK]``, of sequences with one part; zeros where the length is 0.
+        work, stats: float32 ``[B, HEADS, room, WIDTH]`` and ``[.., 2]``: the sums of the parts of others.
+        room: parts that there is room for.
+        factor: what makes exponents of two of products.
+        WIDTH, TURN: RANK and ROTATED rounded up to powers of two.
+        ROWS: heads of a tile.
+    """
+    b = tl.program_id(2)
+    if OVERLAP:
+        let_next_start()
+    begin = tl.load(starts + b)
+    new = tl.load(starts + b + 1) - begin
+    length = tl.load(lengths + b)
+    size, parts = _parts(length, PART, ONE, MOST)
+    if OVERLAP:
+        wait_for_last()
+    if new == 1:
+        head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        e = tl.arange(0, TURN)[None, :]
+        place = (begin.to(tl.int64) * HEADS + head)[:, None]
+        real = (head < HEADS)[:, None]
+        low, high = _halves(q, place, real, RANK, WIDTH)
+        rotated = tl.load(turned + place * ROTATED + e, mask=real & (e < ROTATED), other=0.0)
+        newest = tl.zeros((ROWS,), tl.int32) + length - 1
+        for part in range(tl.program_id(0), parts, tl.num_programs(0)):
+            peak = tl.full((ROWS,), float("-inf"), tl.float32)
+            weight = tl.zeros((ROWS,), tl.float32)
+            near = tl.zeros((ROWS, WIDTH // 2), tl.float32)
+            far = tl.zeros((ROWS, WIDTH // 2), tl.float32)
+            peak, weight, near, far = _steps(
+                low, high, rotated, latents, keys, latent_scales, key_scales, table + b.to(tl.int64) * columns,
+                part * size, tl.minimum((part + 1) * size, length), length, newest, block, factor, peak, weight, near,
+                far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, WHOLE, PRECISION, ELEMENT, ASM, True,
+            )  # fmt: skip
+            if parts == 1:
+                _store_halves(out, _mixed(near, weight), _mixed(far, weight), place, real, RANK, WIDTH)
+            else:
+                at = (b.to(tl.int64) * HEADS + head) * room + part
+                tl.store(stats + 2 * at, peak, mask=head < HEADS)
+                tl.store(stats + 2 * at + 1, weight, mask=head < HEADS)
+                _store_halves(work, near, far, at[:, None], real, WIDTH, WIDTH)
+
+
+@triton.jit
+def latent_merge(
+    starts, lengths, out, work, stats, room,
+    HEADS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr,
+    MOST: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Adds the parts that ``latent_few`` left. Grid: (WIDTH / BLOCK_D, HEADS, B); arguments as there."""
+    head, b = tl.program_id(1), tl.program_id(2)
+    if OVERLAP:
+        let_next_start()
+    begin = tl.load(starts + b)
+    new = tl.load(starts + b + 1) - begin
+    _, parts = _parts(tl.load(lengths + b), PART, ONE, MOST)
+    if OVERLAP:
+        wait_for_last()
+    if (new == 1) & (parts > 1):
+        part = tl.arange(0, MOST)
+        at = (b.to(tl.int64) * HEADS + head) * room + part
+        peaks = tl.load(stats + 2 * at, mask=part < parts, other=float("-inf"))
+        sums = tl.load(stats + 2 * at + 1, mask=part < parts, other=0.0)
+        d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+        totals = tl.load(work + at[:, None] * WIDTH + d[None, :], mask=(part < parts)[:, None], other=0.0)
+        share = tl.exp2(peaks - tl.max(peaks, axis=0))
+        weight = tl.sum(share * sums, axis=0)
+        mixed = tl.sum(totals * share[:, None], axis=0) / tl.where(weight == 0.0, 1.0, weight)
+        token = begin.to(tl.int64) * HEADS + head
+        tl.store(out + token * RANK + d, mixed.to(out.dtype.element_ty), mask=d < RANK)
+
+
+@triton.jit
+def _sequence(starts, sequences, tile, HEADS: tl.constexpr, ROWS: tl.constexpr):
+    """The sequence that a tile of rows is one of, and which of its tiles; as in ``attention_many``, of heads' rows."""
+    low, high = tl.full((), 0, tl.int32), sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(starts + middle) * HEADS // ROWS + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low, tile - (tl.load(starts + low) * HEADS // ROWS + low)
+
+
+@triton.jit
+def latent_many(
+    q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, sequences, columns, block, factor,
+    HEADS: tl.constexpr, RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr,
+    NEW: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Sequences of more than NEW new tokens; the others are left alone. Grid: (T * HEADS // ROWS + B,).
+
+    A row is a head of a token: those of a token follow each other. A row's sums go over tiles of keys that begin at
+    multiples of BLOCK_N, and tiles of which it sees nothing change no bit of them.
+
+    Args:
+        q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, columns, block, factor: as for
+            ``latent_few``.
+        sequences: B.
+    """
+    if OVERLAP:
+        wait()
+    # The last tiles of a prompt see the most keys: they begin first.
+    b, tile = _sequence(starts, sequences, tl.num_programs(0) - 1 - tl.program_id(0), HEADS, ROWS)
+    begin = tl.load(starts + b)
+    new = tl.load(starts + b + 1) - begin
+    length = tl.load(lengths + b)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    if (new > NEW) & (tile * ROWS < new * HEADS):
+        e = tl.arange(0, TURN)[None, :]
+        place = (begin.to(tl.int64) * HEADS + row)[:, None]
+        real = (row < new * HEADS)[:, None]
+        low, high = _halves(q, place, real, RANK, WIDTH)
+        rotated = tl.load(turned + place * ROTATED + e, mask=real & (e < ROTATED), other=0.0)
+        newest = length - new + row // HEADS
+        oldest = length - new + tile * ROWS // HEADS
+        end = tl.minimum(length - new + (tile * ROWS + ROWS - 1) // HEADS + 1, length)
+        diagonal = (oldest + 1) // BLOCK_N * BLOCK_N
+        blocks = table + b.to(tl.int64) * columns
+        peak = tl.full((ROWS,), float("-inf"), tl.float32)
+        weight = tl.zeros((ROWS,), tl.float32)
+        near = tl.zeros((ROWS, WIDTH // 2), tl.float32)
+        far = tl.zeros((ROWS, WIDTH // 2), tl.float32)
+        peak, weight, near, far = _steps(
+            low, high, rotated, latents, keys, latent_scales, key_scales, blocks, 0, diagonal, length, newest, block,
+            factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, WHOLE, PRECISION, ELEMENT, ASM, False,
+        )  # fmt: skip
+        peak, weight, near, far = _steps(
+            low, high, rotated, latents, keys, latent_scales, key_scales, blocks, diagonal, end, length, newest, block,
+            factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, WHOLE, PRECISION, ELEMENT, ASM, True,
+        )  # fmt: skip
+        _store_halves(out, _mixed(near, weight), _mixed(far, weight), place, real, RANK, WIDTH)
