@@ -98,6 +98,10 @@ class CheckpointError(IsobitError):
         super().__init__(f"{where}: {message}" if where else message)
 
 
+class DamagedWeights(CheckpointError):
+    """Weights are there and hold what cannot be used: no second attempt will do better."""
+
+
 class CheckpointWarning(UserWarning):
     """What people should know who use a checkpoint: what of it isobit, or another engine, does otherwise."""
 

@@ -14,7 +14,7 @@ from isobit.checkpoint.gguf.types import BY_NAME, QUANTIZED
 from isobit.checkpoint.ggufinfo import Order, gguf_tensors
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.store import FileStore, span
-from isobit.errors import CheckpointError, FormatError
+from isobit.errors import DamagedWeights, FormatError
 
 _PLAIN = Order()
 
@@ -71,10 +71,10 @@ class GgufStore(FileStore):
         try:
             wide = blocks.widened(info.dtype, found.flatten(0, 1), info.shape[-1])
         except FormatError as error:
-            raise CheckpointError(str(error), file=info.file, tensor=info.name) from None
+            raise DamagedWeights(str(error), file=info.file, tensor=info.name) from None
         if not torch.isfinite(wide).all():
             message = "holds NaN or infinite scales: it was quantized from numbers that were too large"
-            raise CheckpointError(message, file=info.file, tensor=info.name)
+            raise DamagedWeights(message, file=info.file, tensor=info.name)
         return wide.reshape(info.shape)
 
     def _in_order(self, name: str, heads: int, rows: slice | None, columns: slice | None) -> Tensor:

@@ -15,7 +15,7 @@ from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.sections import SECTIONS
-from isobit.errors import CheckpointError
+from isobit.errors import DamagedWeights
 
 _TRIED = 32  # rows
 
@@ -105,5 +105,5 @@ class _Widened:
         first = begin // height * height
         found = read_linear(self._ck, module, slice(first, min(-(-end // height) * height, whole[0]))).numbers()
         if found.shape[1] != whole[1]:
-            raise CheckpointError(f"is {found.shape[1]} wide, not {whole[1]}", file=self._ck.path, tensor=name)
+            raise DamagedWeights(f"is {found.shape[1]} wide, not {whole[1]}", file=self._ck.path, tensor=name)
         return found[begin - first : end - first, slice(None) if columns is None else columns].contiguous()

@@ -25,14 +25,14 @@ from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shard
 from isobit.checkpoint.text.check import check_companions
 from isobit.checkpoint.widened import stored_bytes, widened
 from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
-from isobit.errors import IsobitError, UsageError
+from isobit.errors import DamagedWeights, IsobitError, UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import backends
 from isobit.models.blueprint import HEAD, classifier
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.quantizer import beside, calibrate, experts, grid, validate
-from isobit.quantizer.jobs import DamagedWeights, InputScales, Job, plan_jobs
+from isobit.quantizer.jobs import InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
 from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
 from isobit.quantizer.stream import source_sums, stream

@@ -15,7 +15,7 @@ from isobit.checkpoint.layouts.table import written
 from isobit.checkpoint.linear import module_tensors
 from isobit.checkpoint.safetensors import DTYPES, TensorInfo, dtype_name
 from isobit.checkpoint.shards import PlannedTensor
-from isobit.errors import CheckpointError, FormatError
+from isobit.errors import DamagedWeights, FormatError
 from isobit.formats.fitting import fitted
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import ModuleKind, Policy
@@ -227,10 +227,6 @@ def work(job: Job, rows: tuple[int, int], data: Tensor) -> Piece:
         return replace(piece, source=source)
     except FormatError as error:
         raise DamagedWeights(str(error), file=job.source.file, tensor=job.name) from None
-
-
-class DamagedWeights(CheckpointError):
-    """The source holds numbers that cannot be used; no second attempt will do better."""
 
 
 def _quantize(job: Job, begin: int, data: Tensor, spec: WeightSpec) -> Piece:

@@ -15,7 +15,7 @@ from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.checkpoint.small import read_vector, short_list
 from isobit.checkpoint.store import Store
-from isobit.errors import CheckpointError, FormatError
+from isobit.errors import DamagedWeights, FormatError
 from isobit.formats import codec, cuts
 from isobit.formats.cuts import Cut
 from isobit.formats.qtensor import QTensor
@@ -108,11 +108,11 @@ class Reader:
         self.used: list[str] = []
         self._rows, self._columns, self._mmap = rows, columns, mmap
 
-    def error(self, part: str, message: str) -> CheckpointError:
+    def error(self, part: str, message: str) -> DamagedWeights:
         """An error about a part, that is there or not."""
         info = self.infos.get(part)
         file = self.source.path if info is None else info.file
-        return CheckpointError(message, file=file, tensor=self.name(part))
+        return DamagedWeights(message, file=file, tensor=self.name(part))
 
     def name(self, part: str) -> str:
         """The name of a part's tensor."""
