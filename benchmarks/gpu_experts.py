@@ -187,6 +187,7 @@ def experts(config: ModelConfig, spec: Experts, row: Scheme, where: Place, dtype
     whole = Mixture(tall(inner, hidden), tall(inner, hidden), tall(hidden, inner), Gating(spec.expert.activation))
     bound = mixtures.bind(whole, device=where.device, **where.options)
     weight = torch.randn(count, hidden, device=where.tensors) * hidden**-0.5
+    weight = weight.to(dtype).float()  # in 16 bits, as checkpoints have it
     return ExpertsMLP(routing(spec.router, weight), bound, None, None, "")
 
 

@@ -18,6 +18,7 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.kernels import reference_experts
 from isobit.kernels.gpu import mixture as experts
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter, most_tiles
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Gating, Grouped, Mixture, Routes, Routing
@@ -170,7 +171,7 @@ def routers() -> Iterator[tuple[str, float]]:
             values = torch.randint(-1, 2, (12, 64), generator=GENERATOR).float()
             values[7] = values[2]
             routing = replace(plain, weight=values / 4)
-            for tokens in (1, 5, 40):
+            for tokens in (1, 5, 40, 70):
                 x = torch.randint(-2, 3, (tokens, 64), generator=GENERATOR).half() / 8
                 x[0] = 0.0  # every score is the same
                 found, law = router.route(routing, x), reference_experts.route(routing, x)
@@ -184,15 +185,44 @@ def places() -> Iterator[tuple[str, float]]:
     router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
     for pairs, count, width in ((2, 5, 8), (38, 5, 16), (1500, 12, 64), (64, 200, 8)):
         ids = torch.randint(0, max(1, count - 1), (pairs,), generator=GENERATOR).int()
-        order, of = router.place(ids, count, width)
-        tiles = [row.tolist() for row in order.view(-1, width)]
-        kept = [(expert, [one for one in row if one < pairs]) for expert, row in zip(of.tolist(), tiles, strict=True)
-                if expert >= 0]  # fmt: skip
-        by_expert = torch.argsort(ids, stable=True).tolist()
-        same = [one for _, row in kept for one in row] == by_expert
-        same &= all(int(ids[one]) == expert for expert, row in kept for one in row)
-        same &= len(of) == most_tiles(pairs, count, width) and all(row for _, row in kept)
+        same = in_order(ids, *router.place(ids, count, width), count, width)
         yield f"same: places {pairs} {count} {width}", 0.0 if same else 1.0
+
+
+def in_order(ids: torch.Tensor, order: torch.Tensor, of: torch.Tensor, count: int, width: int) -> bool:
+    """Whether pairs lie as they should."""
+    tiles, pairs = [row.tolist() for row in order.view(-1, width)], len(ids)
+    kept = [(expert, [one for one in row if one < pairs]) for expert, row in zip(of.tolist(), tiles, strict=True)
+            if expert >= 0]  # fmt: skip
+    same = [one for _, row in kept for one in row] == torch.argsort(ids, stable=True).tolist()
+    same &= all(int(ids[one]) == expert for expert, row in kept for one in row)
+    return same and len(of) == most_tiles(pairs, count, width) and all(row for _, row in kept)
+
+
+def on_the_way() -> Iterator[tuple[str, float]]:
+    """What a router does besides: pairs in tiles, in one program and in several, and the rounding of its input; with
+    weights that float16 holds, and with others."""
+    router = GpuRouter(MACHINE, Workspace(torch.device("cpu")))
+    for count, active, k, width in ((12, 3, 100, 8), (40, 4, 64, 16), (300, 8, 64, 64)):
+        for tokens in (1, 7, 16, 50, 75):
+            weight = torch.randn(count, k, generator=GENERATOR)
+            weight = weight if tokens == 16 else weight.half().float()
+            x = torch.randn(tokens, k, generator=GENERATOR).half()
+            x[tokens // 2 :] = x[0]  # many to some experts
+            spec = (ActSpec("int8", "token"), ActSpec("e4m3fn", "token"))[tokens % 2]
+            rounding = Rounding(spec, None, "*fp16" if tokens == 7 else "*i8" if spec.element == "int8" else "*u8",
+                                MACHINE)  # fmt: skip
+            found = router.route(Routing(weight, active), x, width, rounding)
+            law, label = reference_experts.route(Routing(weight, active), x), f"{count} {tokens}"
+            yield f"same: routes {label}", 0.0 if torch.equal(found.ids, law.ids) else 1.0
+            yield f"other router {label}", error(found.weights, law.weights.double())
+            ((made, (order, of)),) = found.tiles.items()
+            same = made == width and in_order(found.ids.flatten(), order, of, count, width)
+            yield f"same: placed {label}", 0.0 if same else 1.0
+            wanted = rounding(x)
+            assert found.rounded is not None and found.rounded.key == wanted.key
+            same = torch.equal(found.rounded.codes, wanted.codes) and torch.equal(found.rounded.scales, wanted.scales)
+            yield f"same: rounded {label}", 0.0 if same else 1.0
 
 
 def others() -> Iterator[tuple[str, float]]:
@@ -208,6 +238,10 @@ def others() -> Iterator[tuple[str, float]]:
             router.add(results, weights, torch.float32), torch.einsum("tak,ta->tk", results.double(), weights.double())
         ),
     )
+    residual = torch.randn(3, 1100, generator=GENERATOR).half()
+    same = torch.equal(router.add(results, weights, torch.float16, residual),
+                       residual + router.add(results, weights, torch.float16))  # fmt: skip
+    yield "same: sum behind a residual", 0.0 if same else 1.0
     yield "other plain sum", error(router.add(results, None, torch.float32), results.double().sum(1))
     weighed = router.weigh(x, weights)
     same = torch.equal(weighed, (x[:, None] * weights[..., None]).half().flatten(0, 1))
@@ -215,6 +249,6 @@ def others() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    for case in (routers, places, others, linears, wholes):
+    for case in (routers, places, on_the_way, others, linears, wholes):
         for result in case():
             print(json.dumps(result), flush=True)

@@ -65,8 +65,8 @@ def test_every_launch_of_a_usual_weight_is_proved(name: str) -> None:
 
 # What layers of few families launch, and those with experts.
 OF_FEW = (
-    "rope-append-any", "router-few", "router-many", "choose-experts", "count-pairs", "place-pairs", "add-experts",
-    "weigh-inputs", "gate-by",
+    "rope-append-any", "router-many", "choose-experts", "count-pairs", "place-pairs", "add-experts",
+    "weigh-inputs", "gate-by", "router-token", "router-tiles", "choose-pairs", "place-ranked",
 )  # fmt: skip
 
 
@@ -76,18 +76,23 @@ def test_every_launch_beside_the_linears_of_experts_is_proved(name: str) -> None
     dtype = torch.float16 if name == "sm_75" else torch.bfloat16
     proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
     recorder, cpu = Recorder(), torch.device("cpu")
-    router = GpuRouter(Machine.imagined(target, recorder=recorder), Workspace(cpu))
+    machine = Machine.imagined(target, recorder=recorder)
+    router, alike = (GpuRouter(machine, Workspace(cpu), alike=one) for one in (False, True))
+    rounding = Rounding(ActSpec("int8", "token"), None, "*i8", machine)
     for routing in (
-        Routing(torch.zeros(128, 2048), 8),
+        Routing(torch.zeros(128, 2048), 8), Routing(torch.full((128, 2048), 1 + 2**-20), 8),
         Routing(torch.zeros(32, 2880), 4, torch.zeros(32), None, "softmax-behind", renormalize=False),
         Routing(torch.zeros(256, 7168), 8, None, torch.zeros(256), "sigmoid", 8, 4, "two"),
     ):  # fmt: skip
-        for tokens in (1, 40):
-            router.route(routing, torch.zeros(tokens, routing.weight.shape[1], dtype=dtype))
+        for tokens, width in ((1, 0), (8, 8), (64, 8), (300, 64), (2048, 64)):
+            x = torch.zeros(tokens, routing.weight.shape[1], dtype=dtype)
+            usual = routing.groups == 1 and not routing.weight.any() and routing.bias is None
+            router.route(routing, x, width, rounding if usual else None)
+            alike.route(routing, x, width)
     for width in (8, 16, 64, 128):
         router.place(torch.zeros(64, dtype=torch.int32), 128, width)
     router.add(torch.zeros(3, 8, 2048), torch.zeros(3, 8), dtype)
-    router.add(torch.zeros(3, 8, 2048), None, dtype)
+    router.add(torch.zeros(3, 8, 2048), None, dtype, torch.zeros(3, 2048, dtype=dtype))
     router.weigh(torch.zeros(3, 2048, dtype=dtype), torch.zeros(3, 1))
     router.gate_by(torch.zeros(3, 2048, dtype=dtype), torch.zeros(2048), torch.zeros(3, 2048, dtype=dtype))
     assert not [request for request in recorder.requests.values() if request.name() not in proved]

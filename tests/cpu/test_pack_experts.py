@@ -15,7 +15,7 @@ from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
-from isobit.kernels.grouped import Routes
+from isobit.kernels.gpu.routing import GpuRouter
 from isobit.models import pack
 from isobit.models.contents import contents
 from isobit.models.experts import ExpertsMLP
@@ -36,7 +36,7 @@ def test_what_experts_launch_is_in_the_pack(name: str, tmp_path: Path) -> None:
     packed, dtype = pack.requests(held, TARGET, None)
     assert dtype == "bfloat16"
     functions = {request.entry.partition(":")[2] for request in packed.values()}
-    assert functions >= {"choose_experts", "router_few", "router_many", "count_pairs", "place_pairs", "add_experts"}
+    assert functions >= {"choose_pairs", "router_token", "router_tiles", "place_ranked", "add_experts"}
     of_experts = [
         request for request in packed.values() if request.constants.get("EXPERTS") and "SHARE" in request.constants
     ]
@@ -49,7 +49,8 @@ def test_what_experts_launch_is_in_the_pack(name: str, tmp_path: Path) -> None:
         )
     )
     assert isinstance(layer.mlp, ExpertsMLP) and isinstance(layer.spec.mlp, Experts)
-    for tokens in (1, 3, 20, 400):
-        routes = Routes(torch.zeros(tokens, 2, dtype=torch.int32), torch.zeros(tokens, 2))
-        layer.mlp.bound(torch.zeros(tokens, held.config.hidden_size, dtype=torch.bfloat16), routes)
+    router = GpuRouter(machine, pack.Workspace(torch.device("cpu")))
+    for tokens in (1, 3, 12, 20, 400, 700):
+        x, bound, routing = torch.zeros(tokens, held.config.hidden_size).bfloat16(), layer.mlp.bound, layer.mlp.routing
+        bound(x, router.route(routing, x, *bound.wants(x, routing.active)))
     assert recorder.requests and recorder.requests.keys() <= packed.keys()

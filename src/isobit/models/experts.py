@@ -51,11 +51,12 @@ class ExpertsMLP(Part):
     def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
         """``[T, hidden]`` to the same; added to a residual, if one is given."""
         assert isinstance(x, Tensor)
-        result = step.ops.experts(self, x, step)
         shared: nn.Module | None = self.__dict__["shared"]
-        if shared is not None:
-            beside = shared(x, step)
-            if self.shared_gate is not None:
-                beside = step.ops.gate_by(x, self.shared_gate, beside)
-            result = step.ops.add(result, beside)
+        if shared is None:
+            return step.ops.experts(self, x, step, residual)
+        result = step.ops.experts(self, x, step, None)
+        beside = shared(x, step)
+        if self.shared_gate is not None:
+            beside = step.ops.gate_by(x, self.shared_gate, beside)
+        result = step.ops.add(result, beside)
         return result if residual is None else step.ops.add(residual, result)

@@ -4,6 +4,7 @@ are recorded."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.kernels import mixtures
-from isobit.kernels.grouped import Gating, Mixture, Routes
+from isobit.kernels.grouped import Gating, Mixture
 from isobit.models.blueprint import Module
 from isobit.models.experts import ExpertsMLP
 from isobit.models.feed_forward import Experts
@@ -66,29 +67,41 @@ def mixture(
 
 
 def call(made: ExpertsMLP, spec: Experts, dtype: torch.dtype, multiprocessors: Sequence[int], target: Target) -> None:
-    """Calls experts with numbers of tokens in all of which tiles differ, as on each card of a target."""
+    """Calls router and experts with numbers of tokens in all of which other kernels run, as on each card of a target.
+
+    Routers with weights that the dtype holds, and with others; and, once, the batch-invariant one.
+    """
     from isobit.kernels.gpu.machine import Machine
     from isobit.kernels.gpu.mixture import GpuMixture
+    from isobit.kernels.gpu.routing import GpuRouter
+    from isobit.kernels.gpu.tiles import FEW
 
-    bound = made.bound
+    bound, routing = made.bound, made.routing
     assert isinstance(bound, GpuMixture)
-    active, hidden = spec.router.active, made.routing.weight.shape[1]
+    wide = replace(routing, weight=torch.full_like(routing.weight, 1 + 2**-20))
     before = bound.machine
+    router, alike = (GpuRouter(before, bound.workspace, alike=one) for one in (False, True))
+    alone = alike.route(routing, torch.zeros(1, routing.weight.shape[1], dtype=dtype))
+    alike.place(alone.ids.flatten(), routing.experts, FEW)
     for count in multiprocessors:
         bound.on(Machine.imagined(target, count, before.recorder))
-        for tokens in _tokens(spec.router.experts, active):
-            routes = Routes(torch.zeros(tokens, active, dtype=torch.int32), torch.zeros(tokens, active))
-            bound(torch.zeros(tokens, hidden, dtype=dtype), routes)
+        for tokens in _tokens(routing.experts, routing.active):
+            x = torch.zeros(tokens, routing.weight.shape[1], dtype=dtype)
+            for one in (routing, wide):
+                bound(x, router.route(one, x, *bound.wants(x, routing.active)))
     bound.on(before)
 
 
 def _tokens(experts: int, active: int) -> Iterator[int]:
-    """Numbers of tokens, one for each width of tiles."""
+    """Numbers of tokens, one for each width of tiles, and for each way to route."""
+    from isobit.kernels.gpu.choosing_tiles import tile_of, tokens_at_once
     from isobit.kernels.gpu.mixture import width_of
 
     seen = set()
-    for tokens in (1, *(-(-each * experts // active) for each in (1, 4, 5, 12, 13, 64, 65))):
-        width = width_of(max(1, tokens), max(1, tokens) * active, experts)
-        if width not in seen:
-            seen.add(width)
-            yield max(1, tokens)
+    usual = (max(1, -(-each * experts // active)) for each in (1, 4, 5, 12, 13, 64, 65))
+    for tokens in sorted({1, 8, 9, 16, 17, 64, 65, 512, 513, *usual}):
+        at_once = tokens_at_once(tokens, experts)
+        key = width_of(tokens, tokens * active, experts), tile_of(tokens), at_once, tokens <= at_once
+        if key not in seen:
+            seen.add(key)
+            yield tokens

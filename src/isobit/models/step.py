@@ -100,7 +100,8 @@ class LayerOps:
         attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
         latent: (spec, layer, q ``[T, heads * (plain + rotated)]``, kv ``[T, rank + rotated]``, step) to ``[T, heads *
             value]``: latent attention; fills the cache.
-        experts: (parts, x ``[T, K]``, step) to the weighted sum of each token's experts; shows ``parts.entry`` and
+        experts: (parts, x ``[T, K]``, step, residual or None) to the weighted sum of each token's experts, added to the
+            residual with the bits of ``add``; shows ``parts.entry`` and
             ``parts.middle`` what they want to see while somebody listens.
         gate_by: (x ``[T, K]``, weight float32 ``[K]``, y) to ``y * sigmoid(x . weight)``.
         stack: all layers in one function (x, step) to the residual stream behind them; or why they cannot run in
@@ -120,7 +121,7 @@ class LayerOps:
     project_gate: Callable[[Readers, Activations, Activation, Readers], Activations]
     attend: Callable[[AttentionSpec, int, Tensor, Tensor, Tensor, Step], Tensor]
     latent: Callable[[LatentSpec, int, Tensor, Tensor, Step], Tensor]
-    experts: Callable[[ExpertParts, Tensor, Step], Tensor]
+    experts: Callable[[ExpertParts, Tensor, Step, Tensor | None], Tensor]
     gate_by: Callable[[Tensor, Tensor, Tensor], Tensor]
     project_add: Callable[[Linear, Activations, Tensor], Tensor] | None = None
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from isobit.kernels.gpu import latent_tiles, routing_tiles
+from isobit.kernels.gpu import choosing_tiles, latent_tiles, routing_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape, RowShape
 from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
@@ -147,12 +148,46 @@ def _roundings(target: Target) -> Iterator[Config]:
             yield tiles.quantize_parts(replace(shape, parts=2, late=late), target)
 
 
-def _routers(target: Target) -> Iterator[RouterShape]:
-    """Qwen3-MoE's, gpt-oss's and DeepSeek V3's routers."""
+def _routers(target: Target) -> Iterator[tuple[RouterShape, int]]:
+    """Qwen3-MoE's, gpt-oss's and DeepSeek V3's routers, and K."""
     dtype = _usual(target)
-    yield RouterShape(dtype, 128, 8)
-    yield RouterShape(dtype, 32, 4, "softmax-behind", renormalize=False, bias=True)
-    yield RouterShape(dtype, 256, 8, "sigmoid", 8, 4, by_two=True, corrected=True)
+    yield RouterShape(dtype, 128, 8), 2048
+    yield RouterShape(dtype, 32, 4, "softmax-behind", renormalize=False, bias=True), 2880
+    yield RouterShape(dtype, 256, 8, "sigmoid", 8, 4, by_two=True, corrected=True), 7168
+
+
+def _logits(
+    configure: Callable[[LogitsShape, Target], Config], sizes: tuple[int | None, ...]
+) -> Callable[[Target], Iterator[Config]]:
+    """Routers with weights of the activations' dtype and in float32, that round for the experts or do not."""
+
+    def configurations(target: Target) -> Iterator[Config]:
+        for router, k in _routers(target):
+            for tile in (None if size is None else choosing_tiles.tile_of(size) for size in sizes):
+                plain = LogitsShape(router, k, True, tile=tile)
+                yield configure(plain, target)
+                for element in CODES if router.scores == "softmax" else ():
+                    yield configure(replace(plain, rounds=Rounds(element, CODES[element], k=k)), target)
+                yield configure(replace(plain, narrow=False), target)
+
+    return configurations
+
+
+def _choices(
+    configure: Callable[[ChoiceShape, Target], Config], *, later: bool = False
+) -> Callable[[Target], Iterator[Config]]:
+    """Choices of one token, of as many as a program has, and of those of several programs."""
+
+    def configurations(target: Target) -> Iterator[Config]:
+        for router, _ in _routers(target):
+            for tokens, width in ((300, 64), (2048, 64), *(((64, 8),) if later else ((1, 0), (8, 8), (64, 8)))):
+                tile, at_once = choosing_tiles.tile_of(tokens), choosing_tiles.tokens_at_once(tokens, router.experts)
+                splits = 1 if tile is None else tile[2]
+                if later and tokens <= at_once:
+                    continue
+                yield configure(ChoiceShape(router, splits, at_once, width, tokens <= at_once), target)
+
+    return configurations
 
 
 def _of_experts() -> Iterator[LayerRow]:
@@ -160,14 +195,15 @@ def _of_experts() -> Iterator[LayerRow]:
     places = tuple(PlacesShape(128, tile) for tile in (8, 16, 64, 128))
 
     def of_routers(configure: Callable[[RouterShape, Target], Config]) -> Callable[[Target], Iterator[Config]]:
-        return lambda target: (configure(shape, target) for shape in _routers(target))
+        return lambda target: (configure(shape, target) for shape, _ in _routers(target))
 
     def of_places(configure: Callable[[PlacesShape, Target], Config]) -> Callable[[Target], Iterator[Config]]:
         return lambda target: (configure(shape, target) for shape in places)
 
     def sums(target: Target) -> Iterator[Config]:
         for weighted in (True, False):
-            yield routing_tiles.add_experts(SumShape(_usual(target), 8, weighted), target)
+            for adds in (True, False):
+                yield routing_tiles.add_experts(SumShape(_usual(target), 8, weighted, adds), target)
 
     def weighed(target: Target) -> Iterator[Config]:
         yield routing_tiles.weigh_inputs(SumShape(_usual(target), 1), target)
@@ -176,7 +212,6 @@ def _of_experts() -> Iterator[LayerRow]:
         yield routing_tiles.gate_by(_usual(target), target)
 
     for name, function, configurations in (
-        ("router-few", "router_few", of_routers(routing_tiles.router_few)),
         ("router-many", "router_many", of_routers(routing_tiles.router_many)),
         ("choose-experts", "choose_experts", of_routers(routing_tiles.choose_experts)),
         ("count-pairs", "count_pairs", of_places(routing_tiles.count_pairs)),
@@ -186,6 +221,13 @@ def _of_experts() -> Iterator[LayerRow]:
         ("gate-by", "gate_by", gates),
     ):
         yield LayerRow(name, f"{_MODULES}.routing:{function}", configurations)
+    for name, function, configurations in (
+        ("router-token", "router_token", _logits(choosing_tiles.router_token, (None,))),
+        ("router-tiles", "router_tiles", _logits(choosing_tiles.router_tiles, (17, 512, 2048))),
+        ("choose-pairs", "choose_pairs", _choices(choosing_tiles.choose_pairs)),
+        ("place-ranked", "place_ranked", _choices(choosing_tiles.place_ranked, later=True)),
+    ):
+        yield LayerRow(name, f"{_MODULES}.choosing:{function}", configurations)
 
 
 def _latents(dtype: str) -> Iterator[LatentShape]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.choosing import Placed
 from isobit.kernels.gpu.configure import Call, configure
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.launch import Kernel
@@ -74,40 +75,72 @@ class GpuMixture:
             part.on(machine)
         return self
 
-    def __call__(self, x: Tensor, routes: Routes, listener: Listener | None = None) -> Tensor:
-        """``[T, K]`` to the same; see the protocol."""
-        active, width = routes.ids.shape[1], self.down.rows
-        step = max(1, AT_ONCE // (4 * width * active))
-        parts = [
-            self._some(x[at : at + step], routes.ids[at : at + step], routes.weights[at : at + step], listener)
-            for at in range(0, len(x), step)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.new_empty(0, width)
+    def wants(self, x: Tensor, active: int) -> tuple[int, Rounding | None]:
+        """What a router may do on the way for tokens that go to so many experts each: see ``GpuRouter.route``."""
+        tokens, part = len(x), self.inner[0]
+        if tokens > self._at_once(active):
+            return 0, None
+        run = part.run_for(tokens, tokens * active, 1 if self.on_input else active, x.dtype, self._after())
+        return run.width, None if self.on_input else run.rounding
 
-    def _some(self, x: Tensor, ids: Tensor, weights: Tensor, listener: Listener | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, routes: Routes, listener: Listener | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """``[T, K]`` to the same; see the protocol.
+
+        Args:
+            x, routes, listener: as there; a router's :class:`Placed` spares what it has done.
+            residual: ``[T, K]``, to which the result is added.
+        """
+        active, width = routes.ids.shape[1], self.down.rows
+        step = self._at_once(active)
+        if len(x) <= step and len(x):
+            return self._some(x, routes, listener, residual)
+        parts = [
+            self._some(
+                x[at : at + step], Routes(routes.ids[at : at + step], routes.weights[at : at + step]), listener,
+                None if residual is None else residual[at : at + step],
+            )
+            for at in range(0, len(x), step)
+        ]  # fmt: skip
+        return torch.cat(parts) if parts else x.new_empty(0, width)
+
+    def _at_once(self, active: int) -> int:
+        """Tokens whose results are held at once."""
+        return max(1, AT_ONCE // (4 * self.down.rows * active))
+
+    def _after(self) -> str:
+        """What the linears in front of down do with their results, where their kernel can."""
+        joined = len(self.inner) == 1 and self.gating.limit is None
+        return self.gating.activation if joined else ""
+
+    def _some(self, x: Tensor, routes: Routes, listener: Listener | None, residual: Tensor | None) -> Tensor:
+        ids, weights = routes.ids, routes.weights
         tokens, active = ids.shape
         share = 1 if self.on_input else active
-        given = self.router.weigh(x, weights.contiguous()) if self.on_input else x.contiguous()
+        given: Tensor | Rounded = self.router.weigh(x, weights.contiguous()) if self.on_input else x.contiguous()
         places = _Places(self.router, ids.reshape(-1).contiguous(), self.down.experts, tokens, share)
-        inner = self._inner(given, places)
+        if isinstance(routes, Placed):
+            places.made.update(routes.tiles)
+            given = given if routes.rounded is None or self.on_input else routes.rounded
+        inner = self._inner(given, places, x.dtype)
         if listener is not None:
             listener(inner)
         down = self.down.run(replace(places, share=1), x.dtype, "", "float32")
         results = down(self._rounded(inner, down.rounding), replace(places, share=1))
         weighted = None if self.on_input else weights.contiguous()
-        return self.router.add(results.view(tokens, active, self.down.rows), weighted, x.dtype)
+        return self.router.add(results.view(tokens, active, self.down.rows), weighted, x.dtype, residual)
 
-    def _inner(self, x: Tensor, places: _Places) -> Tensor:
+    def _inner(self, x: Tensor | Rounded, places: _Places, dtype: torch.dtype) -> Tensor:
         """What goes into down, ``[pairs, I]``."""
-        activation, limit = self.gating.activation, self.gating.limit
         if len(self.inner) == 1:
             (both,) = self.inner
-            run = both.run(places, x.dtype, activation if limit is None else "")
+            run = both.run(places, dtype, self._after())
             result = run(self._rounded(x, run.rounding), places)
             if run.call.after:
                 return result
             return self._gated(result[:, ::2], result[:, 1::2])
-        gate, up = (part.run(places, x.dtype, "") for part in self.inner)
+        gate, up = (part.run(places, dtype, "") for part in self.inner)
         rounded = self._rounded(x, gate.rounding)
         again = rounded if _alike(gate.rounding, up.rounding) else self._rounded(x, up.rounding)
         return self._gated(gate(rounded, places), up(again, places))
@@ -117,8 +150,8 @@ class GpuMixture:
         assert isinstance(made, Tensor)
         return made
 
-    def _rounded(self, x: Tensor, rounding: Rounding | None) -> Tensor | Rounded:
-        return x if rounding is None else self.layer.round(x, rounding)
+    def _rounded(self, x: Tensor | Rounded, rounding: Rounding | None) -> Tensor | Rounded:
+        return x if rounding is None or isinstance(x, Rounded) else self.layer.round(x, rounding)
 
 
 def _alike(one: Rounding | None, other: Rounding | None) -> bool:
@@ -134,6 +167,7 @@ class _Places:
         ids: int32 ``[pairs]``: the expert of each pair.
         experts, tokens: how many there are.
         share: pairs that have one input.
+        made: by the width of tiles, what ``tiles`` gives.
     """
 
     router: GpuRouter
@@ -141,13 +175,13 @@ class _Places:
     experts: int
     tokens: int
     share: int
-    _made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def tiles(self, width: int) -> tuple[Tensor, Tensor]:
         """``order`` and ``experts`` of ``GpuRouter.place``."""
-        if width not in self._made:
-            self._made[width] = self.router.place(self.ids, self.experts, width)
-        return self._made[width]
+        if width not in self.made:
+            self.made[width] = self.router.place(self.ids, self.experts, width)
+        return self.made[width]
 
 
 class _Experts:
@@ -185,15 +219,19 @@ class _Experts:
 
     def run(self, places: _Places, dtype: torch.dtype, after: str, out_dtype: str = "") -> _Run:
         """What runs pairs of some tokens; without ``after`` where the kernel for them cannot do that."""
-        width = FEW if self.alike else width_of(places.tokens, len(places.ids), self.experts)
-        key = width, places.share, dtype, after, out_dtype
+        return self.run_for(places.tokens, len(places.ids), places.share, dtype, after, out_dtype)
+
+    def run_for(self, tokens: int, pairs: int, share: int, dtype: torch.dtype, after: str, out_dtype: str = "") -> _Run:
+        """The same for pairs that are not chosen yet."""
+        width = FEW if self.alike else width_of(tokens, pairs, self.experts)
+        key = width, share, dtype, after, out_dtype
         if key not in self._runs:
             row = self._row(_name(dtype), width)
             if self._arrange(row):
                 self._runs.clear()
             if after and row.family not in ("vector", "few"):
                 after = ""
-            call = Call(self.held.matrix(), _name(dtype), width, out_dtype, after, self.experts, places.share)
+            call = Call(self.held.matrix(), _name(dtype), width, out_dtype, after, self.experts, share)
             self._runs[key] = _Run(self.held, row, call, self.machine, self.rows)
         return self._runs[key]
 
@@ -225,6 +263,11 @@ class _Run:
         self.config = configure(row, call, machine)
         self.kernel = Kernel(row.entry, self.config, machine)
 
+    @property
+    def width(self) -> int:
+        """Tokens of a tile; 0 where pairs come one by one."""
+        return 0 if self.row.family == "vector" else int(self.config.constexprs["BLOCK_M"] or 1)
+
     def __call__(self, x: Tensor | Rounded, places: _Places) -> Tensor:
         """``[T, K]``, or ``[pairs, K]`` where pairs share nothing, to ``[pairs, N]``, or half of that behind gates."""
         gates = self.call.after != ""
@@ -246,8 +289,7 @@ class _Run:
         if self.row.family == "vector":
             self.kernel((rows, len(places.ids)), **(arguments | {"experts": places.ids}))
             return y
-        width = int(constants["BLOCK_M"] or 1)
-        order, experts = places.tiles(width)
+        order, experts = places.tiles(self.width)
         given = {"experts": experts, "order": order, "M": len(order)}
         self.kernel((rows * len(experts),), **(arguments | given))
         return y

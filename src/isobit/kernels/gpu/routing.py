@@ -6,20 +6,29 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
+from isobit.kernels.gpu import choosing_tiles
 from isobit.kernels.gpu import routing_tiles as tiles
+from isobit.kernels.gpu.choosing import Chooser, Placed
+from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
-from isobit.kernels.gpu.starter import Starter, name_of
-from isobit.kernels.grouped import Routes, Routing
+from isobit.kernels.gpu.starter import name_of
+from isobit.kernels.grouped import Routing
 
 
-class GpuRouter(Starter):
+class GpuRouter(Chooser):
     """The kernels about experts that are no linears, on one machine.
 
-    ``alike``: logits are those of tiles, however many tokens there are.
+    ``alike``: logits are those of tiles, and tokens choose one by one, however many there are.
     """
 
-    def route(self, routing: Routing, x: Tensor) -> Routes:
+    def route(self, routing: Routing, x: Tensor, width: int = 0, rounding: Rounding | None = None) -> Placed:
         """The experts of each token of ``x [T, K]`` and their weights, by the law of ``reference_experts.route``.
+
+        Args:
+            routing: how they are chosen.
+            x: the tokens.
+            width: of the tiles into which pairs will be put, which may be done on the way; 0 for none.
+            rounding: what rounds the input of the experts, which may be done on the way too.
 
         Raises:
             FormatError: the router is one of other widths.
@@ -32,25 +41,25 @@ class GpuRouter(Starter):
             name_of(x.dtype), experts, active, routing.scores, routing.groups, routing.active_groups,
             routing.group_score == "two", routing.renormalize, routing.bias is not None, routing.correction is not None,
         )  # fmt: skip
+        if tokens and not self.alike:
+            whole = rounding is not None and rounding.spec.group is None and choosing_tiles.rounds(k)
+            room = most_tiles(tokens * active, experts, width) if width else 0
+            return self.choose(shape, routing, x.contiguous(), width, room, rounding if whole else None)
         logits = torch.empty((tokens, experts), dtype=torch.float32, device=x.device)
         ids = torch.empty((tokens, active), dtype=torch.int32, device=x.device)
         weights = torch.empty((tokens, active), dtype=torch.float32, device=x.device)
         if tokens:
-            self._logits(shape, routing, x.contiguous(), logits)
+            self._logits_alike(shape, routing, x.contiguous(), logits)
             unused = self.unused(torch.float32, x.device)
             self.kernel("routing:choose_experts", tiles.choose_experts, shape)(
                 (tokens,), logits=logits, correction=unused if routing.correction is None else routing.correction,
                 ids=ids, weights=weights, least_sum=routing.least_sum, scale=routing.scale,
             )  # fmt: skip
-        return Routes(ids, weights)
+        return Placed(ids, weights)
 
-    def _logits(self, shape: RouterShape, routing: Routing, x: Tensor, logits: Tensor) -> None:
+    def _logits_alike(self, shape: RouterShape, routing: Routing, x: Tensor, logits: Tensor) -> None:
         bias = self.unused(torch.float32, x.device) if routing.bias is None else routing.bias
         arguments = {"x": x, "weight": routing.weight, "bias": bias, "logits": logits, "K": x.shape[1]}
-        if len(x) <= tiles.ROUTER_FEW and not self.alike:
-            kernel = self.kernel("routing:router_few", tiles.router_few, shape)
-            kernel((-(-shape.experts // int(kernel.config.constexprs["BLOCK_N"] or 1)), len(x)), **arguments)
-            return
         kernel = self.kernel("routing:router_many", tiles.router_many, shape)
         n, m = (int(kernel.config.constexprs[name] or 1) for name in ("BLOCK_N", "BLOCK_M"))
         kernel((-(-len(x) // m), -(-shape.experts // n)), M=len(x), **arguments)
@@ -75,15 +84,24 @@ class GpuRouter(Starter):
         )
         return order, of_tile
 
-    def add(self, results: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``[T, active, K]`` in float32, weighted by ``[T, active]`` if that is given, added: ``[T, K]``."""
+    def add(
+        self, results: Tensor, weights: Tensor | None, dtype: torch.dtype, residual: Tensor | None = None
+    ) -> Tensor:
+        """``[T, active, K]`` in float32, weighted by ``[T, active]`` if that is given, added: ``[T, K]``.
+
+        Args:
+            results, weights: what experts give, and by how much it counts.
+            dtype: of what comes out.
+            residual: ``[T, K]`` of that dtype, to which the sum is added as a value of it.
+        """
         tokens, active, k = results.shape
         y = torch.empty((tokens, k), dtype=dtype, device=results.device)
-        shape = SumShape(name_of(dtype), active, weights is not None)
+        shape = SumShape(name_of(dtype), active, weights is not None, residual is not None)
         given = self.unused(torch.float32, results.device) if weights is None else weights
+        more = y if residual is None else residual.contiguous()
         if tokens:
             self.kernel("routing:add_experts", tiles.add_experts, shape)(
-                (tokens, -(-k // tiles.VALUES_AT_ONCE)), results=results, weights=given, y=y, K=k
+                (tokens, -(-k // tiles.VALUES_AT_ONCE)), results=results, weights=given, residual=more, y=y, K=k
             )
         return y
 

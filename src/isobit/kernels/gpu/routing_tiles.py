@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.kernels.gpu.layer_tiles import POINTERS
-from isobit.kernels.gpu.tiles import FEW, Config, Constant, is_cuda, overlaps
+from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
-# Pairs of tokens and experts that a program goes over at a time; values of a token; tokens up to which each program of
-# the router has one of them, and not a tile.
-PAIRS_AT_ONCE, VALUES_AT_ONCE, ROUTER_FEW = 1024, 1024, FEW
+# Pairs of tokens and experts that a program goes over at a time; values of a token.
+PAIRS_AT_ONCE, VALUES_AT_ONCE = 1024, 1024
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,13 @@ class PlacesShape:
 
 @dataclass(frozen=True)
 class SumShape:
-    """What adding experts, or weighing inputs, depends on: dtype, experts of a token, whether they are weighted."""
+    """What adding experts, or weighing inputs, depends on: dtype, experts of a token, whether they are weighted, and
+    whether a residual is added."""
 
     dtype: str
     active: int
     weighted: bool = True
+    adds: bool = False
 
 
 def power_of_two(size: int) -> int:
@@ -58,24 +59,16 @@ def power_of_two(size: int) -> int:
     return 1 << (max(1, size) - 1).bit_length()
 
 
-def router_few(shape: RouterShape, target: Target) -> Config:
-    """Configuration of ``router_few``."""
-    types = {"x": POINTERS[shape.dtype], **dict.fromkeys(("weight", "bias", "logits"), "*fp32"), "K": "i32"}
-    constants: dict[str, Constant] = {
-        "EXPERTS": shape.experts, "HAS_BIAS": shape.bias, "BLOCK_N": 2, "BLOCK_K": 512, "OVERLAP": overlaps(target)
-    }  # fmt: skip
-    return Config(types, constants, 4, 1, divisible=("K",))
-
-
 def router_many(shape: RouterShape, target: Target) -> Config:
     """Configuration of ``router_many``."""
-    few = router_few(shape, target)
     unit = target.unit("float16", "float16") is not None
-    constants = {
-        **few.constexprs, "BLOCK_N": 32 if unit else 16, "BLOCK_M": 16, "BLOCK_K": 64 if unit else 16,
+    types = {"x": POINTERS[shape.dtype], **dict.fromkeys(("weight", "bias", "logits"), "*fp32"), "K": "i32", "M": "i32"}
+    constants: dict[str, Constant] = {
+        "EXPERTS": shape.experts, "HAS_BIAS": shape.bias, "OVERLAP": overlaps(target),
+        "BLOCK_N": 32 if unit else 16, "BLOCK_M": 16, "BLOCK_K": 64 if unit else 16,
         "PRECISION": "tf32x3" if is_cuda(target) and unit else "ieee",
     }  # fmt: skip
-    return Config({**few.signature, "M": "i32"}, constants, 4, 2 if unit else 1, divisible=("K",))
+    return Config(types, constants, 4, 2 if unit else 1, divisible=("K",))
 
 
 def choose_experts(shape: RouterShape, target: Target) -> Config:
@@ -111,9 +104,11 @@ def place_pairs(shape: PlacesShape, target: Target) -> Config:
 
 def add_experts(shape: SumShape, target: Target) -> Config:
     """Configuration of ``add_experts``."""
-    types = {"results": "*fp32", "weights": "*fp32", "y": POINTERS[shape.dtype], "K": "i32"}
+    y = POINTERS[shape.dtype]
+    types = {"results": "*fp32", "weights": "*fp32", "residual": y, "y": y, "K": "i32"}
     constants: dict[str, Constant] = {
-        "ACTIVE": shape.active, "WEIGHTED": shape.weighted, "BLOCK_K": VALUES_AT_ONCE, "OVERLAP": overlaps(target)
+        "ACTIVE": shape.active, "WEIGHTED": shape.weighted, "ADD": shape.adds, "BLOCK_K": VALUES_AT_ONCE,
+        "OVERLAP": overlaps(target),
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
 

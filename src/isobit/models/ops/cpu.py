@@ -94,12 +94,13 @@ def _activate(x: Tensor, activation: Activation, readers: Readers) -> Tensor:
     return cpu_layer.activate(x, activation)
 
 
-def _experts(parts: ExpertParts, x: Tensor, step: Step) -> Tensor:
+def _experts(parts: ExpertParts, x: Tensor, step: Step, residual: Tensor | None) -> Tensor:
     """Routed by the kernels; experts that run elsewhere are given the same routes."""
     if parts.entry.observed:
         parts.entry(x)
     listener = parts.middle if parts.middle.observed else None
-    return parts.bound(x, router_of(parts.routing)(x), listener)
+    result = parts.bound(x, router_of(parts.routing)(x), listener)
+    return result if residual is None else cpu_layer.add(residual, result)
 
 
 def _project_gate(linears: Readers, x: Activations, activation: Activation, readers: Readers) -> Tensor:

@@ -17,6 +17,7 @@ from isobit.kernels.gpu.latent import GpuLatent
 from isobit.kernels.gpu.latent_tiles import unsupported
 from isobit.kernels.gpu.layer import ACTIVATIONS, GpuLayer
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
+from isobit.kernels.gpu.mixture import GpuMixture
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.heads import AttentionSpec
@@ -112,11 +113,14 @@ def make(place: Place) -> LayerOps:
         else:
             kernels.reserve(of, sequences, most_new, most)
 
-    def experts(parts: ExpertParts, x: Tensor, step: Step) -> Tensor:
+    def experts(parts: ExpertParts, x: Tensor, step: Step, residual: Tensor | None) -> Tensor:
         if parts.entry.observed:
             parts.entry(x)
-        listener = parts.middle if parts.middle.observed else None
-        return parts.bound(x, router.route(parts.routing, x), listener)
+        listener, bound, routing = parts.middle if parts.middle.observed else None, parts.bound, parts.routing
+        if isinstance(bound, GpuMixture):
+            return bound(x, router.route(routing, x, *bound.wants(x, routing.active)), listener, residual)
+        result = bound(x, router.route(routing, x), listener)
+        return result if residual is None else residual + result
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,

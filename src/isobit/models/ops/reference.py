@@ -141,12 +141,13 @@ def project_gate(linears: Readers, x: Activations, activation: Activation, reade
     return gate(first, second, activation, readers)
 
 
-def experts(parts: ExpertParts, x: Tensor, step: Step) -> Tensor:
-    """Chosen in float32; added up in the order in which they were chosen."""
+def experts(parts: ExpertParts, x: Tensor, step: Step, residual: Tensor | None) -> Tensor:
+    """Chosen in float32; added up in the order in which they were chosen, and then to a residual."""
     if parts.entry.observed:
         parts.entry(x)
     listener = parts.middle if parts.middle.observed else None
-    return parts.bound(x, reference_experts.route(parts.routing, x), listener)
+    result = parts.bound(x, reference_experts.route(parts.routing, x), listener)
+    return result if residual is None else residual + result
 
 
 def gate_by(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.after import plus
 from isobit.kernels.gpu.triton.experts import NOTHING
 from isobit.kernels.gpu.triton.pdl import wait
 
@@ -15,40 +16,17 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def router_few(
-    x, weight, bias, logits, K, EXPERTS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Logits of a token and BLOCK_N experts. Grid: (ceil(EXPERTS / BLOCK_N), T).
-
-    Args:
-        x: ``[T, K]`` of any float.
-        weight, bias: float32 ``[EXPERTS, K]``, ``[EXPERTS]``.
-        logits: float32 ``[T, EXPERTS]``.
-    """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    token = tl.program_id(1).to(tl.int64)
-    rows = weight + tl.minimum(n, EXPERTS - 1)[:, None] * K
-    column = tl.arange(0, BLOCK_K)
-    if OVERLAP:
-        wait()
-    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for begin in range(0, K, BLOCK_K):
-        k = begin + column
-        values = tl.load(x + token * K + k, mask=k < K, other=0.0).to(tl.float32)
-        total += tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0) * values[None, :]
-    sums = tl.sum(total, axis=1)
-    if HAS_BIAS:
-        sums += tl.load(bias + n, mask=n < EXPERTS, other=0.0)
-    tl.store(logits + token * EXPERTS + n, sums, mask=n < EXPERTS)
-
-
-@triton.jit
 def router_many(
     x, weight, bias, logits, M, K, EXPERTS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """The same in tiles of tokens, which do not meet. Grid: (ceil(M / BLOCK_M), ceil(EXPERTS / BLOCK_N))."""
+    """Logits in tiles of tokens, which do not meet. Grid: (ceil(M / BLOCK_M), ceil(EXPERTS / BLOCK_N)).
+
+    Args:
+        x: ``[M, K]`` of any float.
+        weight, bias: float32 ``[EXPERTS, K]``, ``[EXPERTS]``.
+        logits: float32 ``[M, EXPERTS]``.
+    """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = weight + tl.minimum(n, EXPERTS - 1)[:, None] * K
@@ -223,14 +201,15 @@ def place_pairs(
 
 @triton.jit
 def add_experts(
-    results, weights, y, K, ACTIVE: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    results, weights, residual, y, K, ACTIVE: tl.constexpr, WEIGHTED: tl.constexpr, ADD: tl.constexpr,
+    BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """What the experts of a token give, weighted, added in the order of their slots. Grid: (T, ceil(K / BLOCK_K)).
 
     Args:
         results: float32 ``[T, ACTIVE, K]``.
         weights: float32 ``[T, ACTIVE]``, if WEIGHTED.
-        y: ``[T, K]`` of any float.
+        residual, y: ``[T, K]`` of any float; the residual if ADD: the sum is a value of that dtype before it is added.
     """
     token = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -242,7 +221,10 @@ def add_experts(
         if WEIGHTED:
             part = part * tl.load(weights + token * ACTIVE + at)
         total += part
-    tl.store(y + token * K + k, total.to(y.dtype.element_ty), mask=k < K)
+    values = total.to(y.dtype.element_ty)
+    if ADD:
+        values = plus(values, residual, token * K + k, k < K)
+    tl.store(y + token * K + k, values, mask=k < K)
 
 
 @triton.jit

@@ -1,0 +1,334 @@
+"""Routers, and the choice of experts together with the order in which linears take the pairs, in few launches.
+
+What ``routing.py`` does in four launches and the same bits at any number of tokens, this does in two, and three where
+there are many tokens: sums of a router are split along K, and a program chooses for a block of tokens at a time. Which
+experts are chosen, and the order of pairs, follow from the logits alone: no atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from isobit.kernels.gpu.triton.experts import NOTHING
+from isobit.kernels.gpu.triton.pdl import prefetch, wait
+from isobit.kernels.gpu.triton.quantize import round_token
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_NONE = tl.constexpr(-0x80000000)  # below every key
+
+
+@triton.jit
+def _round(
+    x, codes, scales, static_scale, token, K, qmax, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
+    ROUND_K: tl.constexpr,
+):  # fmt: skip
+    """Rounds a token for the experts."""
+    column = tl.arange(0, ROUND_K)
+    values = tl.load(x + token.to(tl.int64) * K + column, mask=column < K, other=0.0)
+    round_token(values, codes, scales, static_scale, token, K, qmax, ELEMENT, WIDE, STATIC, ROUND_K)
+
+
+@triton.jit
+def router_token(
+    x, weight, bias, logits, codes, scales, static_scale, K, qmax,
+    EXPERTS: tl.constexpr, HAS_BIAS: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
+    ROUND_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Logits of a token and BLOCK_N experts. Grid: (ceil(EXPERTS / BLOCK_N), and one that rounds if ELEMENT; T).
+
+    The first BLOCK_K weights of each expert are read while the kernel in front still runs.
+
+    Args:
+        x: ``[T, K]`` of any float.
+        weight: ``[EXPERTS, K]`` of any float; bias: float32 ``[EXPERTS]``, if HAS_BIAS.
+        logits: float32 ``[T, EXPERTS]``.
+        codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is an ELEMENT: what ``x`` is
+            rounded to for the experts; ROUND_K is K rounded up to a power of two.
+    """
+    token = tl.program_id(1)
+    if ELEMENT != "":
+        if tl.program_id(0) == tl.cdiv(EXPERTS, BLOCK_N):
+            if OVERLAP:
+                wait()
+            _round(x, codes, scales, static_scale, token, K, qmax, ELEMENT, WIDE, STATIC, ROUND_K)
+            return
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = weight + tl.minimum(n, EXPERTS - 1)[:, None] * K
+    column = tl.arange(0, BLOCK_K)
+    first = tl.load(rows + column[None, :], mask=(column < K)[None, :], other=0.0)
+    if OVERLAP:
+        wait()
+    row = x + token.to(tl.int64) * K
+    values = tl.load(row + column, mask=column < K, other=0.0).to(tl.float32)
+    total = first.to(tl.float32) * values[None, :]
+    for begin in range(BLOCK_K, K, BLOCK_K):
+        k = begin + column
+        values = tl.load(row + k, mask=k < K, other=0.0).to(tl.float32)
+        total += tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0).to(tl.float32) * values[None, :]
+    sums = tl.sum(total, axis=1)
+    if HAS_BIAS:
+        sums += tl.load(bias + n, mask=n < EXPERTS, other=0.0)
+    tl.store(logits + token.to(tl.int64) * EXPERTS + n, sums, mask=n < EXPERTS)
+
+
+@triton.jit
+def router_tiles(
+    x, weight, bias, logits, codes, scales, static_scale, M, K, qmax,
+    EXPERTS: tl.constexpr, HAS_BIAS: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
+    ROUND_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The same in tiles of tokens, each sum in SPLITS parts, ``logits [SPLITS, M, EXPERTS]``.
+
+    Grid: (ceil(M / BLOCK_M) * ceil(EXPERTS / BLOCK_N) * SPLITS, and M that round if ELEMENT). Weights of the dtype of
+    ``x`` are multiplied as they are: such products have no rounding. OVERLAP: lines of each row to ask for before the
+    kernel in front has ended.
+    """
+    tiles_n: tl.constexpr = (EXPERTS + BLOCK_N - 1) // BLOCK_N
+    program = tl.program_id(0)
+    if ELEMENT != "":
+        behind = program - tl.cdiv(M, BLOCK_M) * (tiles_n * SPLITS)
+        if behind >= 0:
+            if OVERLAP > 0:
+                wait()
+            _round(x, codes, scales, static_scale, behind, K, qmax, ELEMENT, WIDE, STATIC, ROUND_K)
+            return
+    split = program % SPLITS
+    n = program // SPLITS % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = program // (SPLITS * tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = weight + tl.minimum(n, EXPERTS - 1)[:, None] * K
+    tokens = x + tl.minimum(m, M - 1).to(tl.int64)[:, None] * K
+    column = tl.arange(0, BLOCK_K)
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS)
+    start = split * steps * BLOCK_K
+    if OVERLAP > 0:
+        prefetch(rows, tl.minimum(start, K - 1), K, OVERLAP)
+        wait()
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for begin in range(start, tl.minimum(K, start + steps * BLOCK_K), BLOCK_K):
+        k = (begin + column)[None, :]
+        values = tl.load(tokens + k, mask=k < K, other=0.0)
+        weights = tl.load(rows + k, mask=k < K, other=0.0)
+        if weights.dtype == values.dtype:
+            total = tl.dot(values, tl.trans(weights), total, input_precision=PRECISION)
+        else:
+            total = tl.dot(values.to(tl.float32), tl.trans(weights), total, input_precision=PRECISION)
+    if HAS_BIAS:
+        total += tl.load(bias + n, mask=n < tl.where(split == 0, EXPERTS, 0), other=0.0)[None, :]
+    place = (split * M + m).to(tl.int64)[:, None] * EXPERTS + n[None, :]
+    tl.store(logits + place, total, mask=(m < M)[:, None] & (n < EXPERTS)[None, :])
+
+
+# ---------------------------------------------------------------------- the choice
+
+
+@triton.jit
+def _keys(values):
+    """Integers that order as floats do, with one zero; NaN with a plus sign is above all."""
+    bits = tl.where(values == 0.0, 0.0, values).to(tl.int32, bitcast=True)
+    return tl.maximum(bits ^ ((bits >> 31) & 0x7FFFFFFF), _NONE + 1)
+
+
+@triton.jit
+def _of_keys(keys):
+    """The floats of keys."""
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _best(keys, numbers, LAST: tl.constexpr):
+    """The largest key of each row, and its number: of equal ones the lowest."""
+    best = tl.max(keys, axis=1)
+    return best, tl.minimum(tl.min(tl.where(keys == best[:, None], numbers, LAST), axis=1), LAST)
+
+
+@triton.jit
+def _in_good_groups(
+    keys, number, EXPERTS: tl.constexpr, GROUPS: tl.constexpr, BEST_GROUPS: tl.constexpr, BY_TWO: tl.constexpr,
+    GROUP_PAD: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Which experts are in the best groups: those of the best expert (or best two) each."""
+    group = number // (EXPERTS // GROUPS)
+    groups = tl.arange(0, GROUP_PAD)[None, :]
+    quality = tl.full((BLOCK_T, GROUP_PAD), _NONE, tl.int32)
+    for one in range(GROUPS):
+        mine = tl.where(group == one, keys, _NONE)
+        best, place = _best(mine, number, EXPERTS - 1)
+        if BY_TWO:
+            second, _ = _best(tl.where(number == place[:, None], _NONE, mine), number, EXPERTS - 1)
+            best = _keys(_of_keys(best) + _of_keys(second))
+        quality = tl.where(groups == one, best[:, None], quality)
+    good = keys < _NONE
+    for _ in range(BEST_GROUPS):
+        _, chosen = _best(quality, groups, GROUPS - 1)
+        good = good | (group == chosen[:, None])
+        quality = tl.where(groups == chosen[:, None], _NONE, quality)
+    return good
+
+
+@triton.jit
+def _scored(scores, real, SCORES: tl.constexpr):
+    """The scores of logits."""
+    if SCORES == "softmax":
+        powers = tl.exp2((scores - tl.max(scores, axis=1)[:, None]) * _LOG2_E)
+        scores = tl.where(real, powers / tl.sum(powers, axis=1)[:, None], float("-inf"))
+    elif SCORES == "sigmoid":
+        scores = tl.where(real, 1.0 / (1.0 + tl.exp2(-scores * _LOG2_E)), float("-inf"))
+    return scores
+
+
+@triton.jit
+def _weights(
+    found, total, inside, least_sum, SCORES: tl.constexpr, RENORMALIZE: tl.constexpr, ACTIVE: tl.constexpr,
+):  # fmt: skip
+    """The weights of those chosen, whose scores are ``found [BLOCK_T, SLOTS]`` and add up to ``total``."""
+    if SCORES == "softmax-behind":
+        largest = tl.max(tl.where(inside, found, float("-inf")), axis=1)[:, None]
+        powers = tl.where(inside, tl.exp2((found - largest) * _LOG2_E), 0.0)
+        found = powers / tl.sum(powers, axis=1)[:, None]
+        total = tl.sum(found, axis=1)
+    if RENORMALIZE:
+        least = tl.where(total < least_sum, least_sum, total)[:, None]
+        found = tl.div_rn(found, tl.broadcast_to(least, found.shape))
+    return found
+
+
+@triton.jit
+def _fill(order, begin, end, BLOCK: tl.constexpr):
+    """No pair at the places from ``begin`` on."""
+    column = tl.arange(0, BLOCK)
+    for at in range(begin, end, BLOCK):
+        tl.store(order + at + column, tl.full((BLOCK,), NOTHING, tl.int32), mask=at + column < end)
+
+
+@triton.jit
+def _tell(experts, ends, begin, step, tiles, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The expert of each tile, of BLOCK and every ``step`` on from ``begin``; ``ends [WIDTH]``: tiles up to each."""
+    column = tl.arange(0, BLOCK)
+    for at in range(begin, tiles, step):
+        tile = at + column
+        before = tl.sum((ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
+        tl.store(experts + tile, tl.where(before < EXPERTS, before, -1), mask=tile < tiles)
+
+
+@triton.jit
+def choose_pairs(
+    logits, correction, ids, weights, ranks, counts, order, experts, tokens, tiles, least_sum, scale,
+    EXPERTS: tl.constexpr, WIDTH: tl.constexpr, ACTIVE: tl.constexpr, SLOTS: tl.constexpr, SCORES: tl.constexpr,
+    CORRECTED: tl.constexpr, GROUPS: tl.constexpr, BEST_GROUPS: tl.constexpr, BY_TWO: tl.constexpr,
+    GROUP_PAD: tl.constexpr, RENORMALIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr,
+    TILE: tl.constexpr, ALL: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The experts of BLOCK_T tokens, their weights, and where their pairs go. Grid: (ceil(T / BLOCK_T),).
+
+    Args:
+        logits: float32 ``[SPLITS, T, EXPERTS]``, of which the parts are added.
+        correction, ids, weights, least_sum, scale, WIDTH, SLOTS, GROUP_PAD, SCORES, BEST_GROUPS, BY_TWO: see
+            ``routing.choose_experts``.
+        order, experts, tiles: see ``routing.place_pairs``, if TILE; complete if ALL, and else places without a pair.
+        ranks: int32 ``[T, ACTIVE]``: how many pairs of the block before have the same expert; TILE and not ALL only.
+        counts: int32 ``[blocks, EXPERTS]``: the pairs of the block; likewise.
+        TILE: tokens of a tile; 0 where pairs go into none.
+        ALL: there is one program.
+    """
+    block = tl.program_id(0)
+    token = (block * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    number = tl.arange(0, WIDTH)[None, :]
+    slot = tl.arange(0, SLOTS)[None, :]
+    there, real = token < tokens, number < EXPERTS
+    if OVERLAP:
+        wait()
+    place = token.to(tl.int64) * EXPERTS + number
+    scores = tl.load(logits + place, mask=there & real, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        scores += tl.load(logits + split * tokens * EXPERTS + place, mask=there & real, other=0.0)
+    scores = _scored(tl.where(real, scores, float("-inf")), real, SCORES)
+    keys = _keys(scores)
+    if CORRECTED:
+        keys = _keys(scores + tl.load(correction + number, mask=real, other=0.0))
+    if GROUPS > 1:
+        keys = tl.where(real, keys, _NONE)
+        good = _in_good_groups(keys, number, EXPERTS, GROUPS, BEST_GROUPS, BY_TWO, GROUP_PAD, BLOCK_T)
+        keys = tl.where(good, keys, _keys(tl.full((BLOCK_T, WIDTH), float("-inf"), tl.float32)))
+    keys = tl.where(real, keys, _NONE)
+    found = tl.zeros((BLOCK_T, SLOTS), tl.float32)
+    chosen = tl.zeros((BLOCK_T, SLOTS), tl.int32)
+    total = tl.zeros((BLOCK_T,), tl.float32)
+    slots = tl.full((BLOCK_T, WIDTH), -1, tl.int32)  # of each expert of a token
+    for at in range(ACTIVE):
+        best, expert = _best(keys, number, EXPERTS - 1)
+        hit = number == expert[:, None]
+        keys = tl.where(hit, _NONE, keys)
+        if CORRECTED or GROUPS > 1:
+            value = tl.sum(tl.where(hit, scores, 0.0), axis=1)
+        else:
+            value = _of_keys(best)
+        total += value
+        found = tl.where(slot == at, value[:, None], found)
+        chosen = tl.where(slot == at, expert[:, None], chosen)
+        slots = tl.where(hit, at, slots)
+    inside = there & (slot < ACTIVE)
+    found = _weights(found, total, slot < ACTIVE, least_sum, SCORES, RENORMALIZE, ACTIVE)
+    tl.store(ids + token * ACTIVE + slot, chosen, mask=inside)
+    tl.store(weights + token * ACTIVE + slot, found * scale, mask=inside)
+    if TILE > 0:
+        own = there & (slots >= 0)
+        marks = own.to(tl.int32)
+        rank = tl.cumsum(marks, axis=0) - marks
+        mine = tl.sum(marks, axis=0)
+        pair = token * ACTIVE + slots
+        if ALL:
+            needed = (mine + (TILE - 1)) // TILE
+            ends = tl.cumsum(needed, axis=0)
+            _fill(order, 0, tiles * TILE, 1024)
+            _tell(experts, ends, 0, 32, tiles, EXPERTS, 32)
+            tl.debug_barrier()  # pairs are written over what was just stored
+            tl.store(order + ((ends - needed) * TILE)[None, :] + rank, pair, mask=own)
+        else:
+            share = tl.cdiv(tiles * TILE, tl.num_programs(0))
+            _fill(order, block * share, tl.minimum(tiles * TILE, (block + 1) * share), 1024)
+            tl.store(ranks + pair, rank, mask=own)
+            only = tl.arange(0, WIDTH)
+            tl.store(counts + block * EXPERTS + only, mine, mask=only < EXPERTS)
+
+
+@triton.jit
+def place_ranked(
+    ids, ranks, counts, bases, order, experts, tokens, tiles,
+    EXPERTS: tl.constexpr, WIDTH: tl.constexpr, ACTIVE: tl.constexpr, BLOCK_T: tl.constexpr, PAIRS: tl.constexpr,
+    TILE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Puts the pairs of BLOCK_T tokens into tiles, behind ``choose_pairs``. Grid: (ceil(T / BLOCK_T),).
+
+    Args:
+        ids, ranks, counts, order, experts, tokens, tiles: as ``choose_pairs`` leaves and takes them.
+        bases: int32 ``[blocks, EXPERTS]``: room for where each expert's pairs of each block begin.
+        PAIRS: BLOCK_T * ACTIVE rounded up to a power of two.
+    """
+    AT_ONCE: tl.constexpr = 16
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    number = tl.arange(0, WIDTH)
+    row = tl.arange(0, AT_ONCE)[:, None]
+    if OVERLAP:
+        wait()
+    every = tl.zeros((WIDTH,), tl.int32)
+    before = tl.zeros((WIDTH,), tl.int32)
+    for begin in range(0, blocks, AT_ONCE):
+        other = begin + row
+        found = tl.load(
+            counts + other * EXPERTS + number[None, :], mask=(other < blocks) & (number < EXPERTS)[None, :], other=0
+        )  # fmt: skip
+        every += tl.sum(found, axis=0)
+        before += tl.sum(tl.where(other < block, found, 0), axis=0)
+    needed = (every + (TILE - 1)) // TILE
+    ends = tl.cumsum(needed, axis=0)
+    tl.store(bases + block * EXPERTS + number, (ends - needed) * TILE + before, mask=number < EXPERTS)
+    _tell(experts, ends, block * 32, blocks * 32, tiles, EXPERTS, 32)
+    tl.debug_barrier()  # what was just stored is read
+    column = tl.arange(0, PAIRS)
+    pair = block * (BLOCK_T * ACTIVE) + column
+    real = (column < BLOCK_T * ACTIVE) & (pair < tokens * ACTIVE)
+    expert = tl.load(ids + pair, mask=real, other=0)
+    place = tl.load(bases + block * EXPERTS + expert, mask=real, other=0) + tl.load(ranks + pair, mask=real, other=0)
+    tl.store(order + place, pair, mask=real)
