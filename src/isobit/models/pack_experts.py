@@ -95,10 +95,10 @@ def call(made: ExpertsMLP, spec: Experts, dtype: torch.dtype, multiprocessors: S
 def _tokens(experts: int, active: int) -> Iterator[int]:
     """Numbers of tokens, one for each width of tiles, and for each way to route."""
     from isobit.kernels.gpu.choosing_tiles import tile_of, tokens_at_once
-    from isobit.kernels.gpu.mixture import width_of
+    from isobit.kernels.gpu.expert_tiles import width_of
 
     seen = set()
-    usual = (max(1, -(-each * experts // active)) for each in (1, 4, 5, 12, 13, 64, 65))
+    usual = (max(1, -(-each * experts // active)) for each in (1, 4, 5, 12, 13, 24, 25, 160, 161))
     for tokens in sorted({1, 8, 9, 16, 17, 64, 65, 512, 513, *usual}):
         at_once = tokens_at_once(tokens, experts)
         key = width_of(tokens, tokens * active, experts), tile_of(tokens), at_once, tokens <= at_once

@@ -134,7 +134,7 @@ def choose_pairs(shape: ChoiceShape, target: Target) -> Config:
     width = power_of_two(router.experts)
     constants: dict[str, Constant] = {
         "EXPERTS": router.experts, "WIDTH": width, "ACTIVE": router.active,
-        "SLOTS": power_of_two(router.active), "SCORES": router.scores, "CORRECTED": router.corrected,
+        "SCORES": router.scores, "CORRECTED": router.corrected,
         "GROUPS": router.groups, "BEST_GROUPS": router.active_groups, "BY_TWO": router.by_two,
         "GROUP_PAD": power_of_two(router.groups), "RENORMALIZE": router.renormalize, "SPLITS": shape.splits,
         "BLOCK_T": shape.tokens, "TILE": shape.width, "ALL": shape.whole, "OVERLAP": overlaps(target),

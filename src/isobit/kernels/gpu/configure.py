@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu import group_tiles
 from isobit.kernels.gpu.before_tiles import whole_token
+from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
 from isobit.kernels.gpu.machine import Machine
@@ -77,7 +78,7 @@ def _scalar(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
 
 def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     most = MOST_SPLITS
-    if row.family == "few":
+    if row.family == "few" and not call.experts:
         config, most = for_few(config, machine.target, call.matrix.n, machine.multiprocessors)
     constants = _common(row, call, machine, config)
     if row.family == "few":
@@ -88,6 +89,8 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
         config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n, call.tokens)
         constants = dict(config.constexprs)
     if call.experts and "SPLIT_K" in constants:
+        config = for_experts(replace(config, constexprs=constants), machine.target, call.tokens)
+        constants = dict(config.constexprs)
         constants["SPLIT_K"] = 1  # there are tiles enough
         if "UNIT" in constants and int(constants["BLOCK_M"] or 1) > FEW:  # with four warps registers spill on sm_120
             config = replace(config, num_warps=max(8, config.num_warps))

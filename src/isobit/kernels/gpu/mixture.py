@@ -17,6 +17,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.choosing import Placed
 from isobit.kernels.gpu.configure import Call, configure
+from isobit.kernels.gpu.expert_tiles import width_of
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.layer import GpuLayer
@@ -24,7 +25,7 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.gpu.run import rounding_of, weight_arguments
-from isobit.kernels.gpu.tiles import FEW, NARROW, SOME, SOME_MORE
+from isobit.kernels.gpu.tiles import FEW
 from isobit.kernels.gpu.variant import HALVES, Variant, has_bf16
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Grouped, Listener, Mixture, Routes
@@ -293,17 +294,6 @@ class _Run:
         given = {"experts": experts, "order": order, "M": len(order)}
         self.kernel((rows * len(experts),), **(arguments | given))
         return y
-
-
-def width_of(tokens: int, pairs: int, experts: int) -> int:
-    """Tokens of a tile; 1 where pairs are computed one by one, because few of them have an expert in common.
-
-    Not measured: wide enough for what an expert has on average, with some room for those that have more.
-    """
-    if tokens == 1 or 8 * pairs <= experts:
-        return 1
-    each = -(-pairs // experts)
-    return next((width for width, most in ((NARROW, 4), (FEW, 12), (SOME, 64)) if each <= most), SOME_MORE)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -180,18 +180,18 @@ def _scored(scores, real, SCORES: tl.constexpr):
 
 @triton.jit
 def _weights(
-    found, total, inside, least_sum, SCORES: tl.constexpr, RENORMALIZE: tl.constexpr, ACTIVE: tl.constexpr,
+    scores, own, total, least_sum, SCORES: tl.constexpr, RENORMALIZE: tl.constexpr,
 ):  # fmt: skip
-    """The weights of those chosen, whose scores are ``found [BLOCK_T, SLOTS]`` and add up to ``total``."""
+    """The weights of those chosen (``own``), whose scores add up to ``total [BLOCK_T]``; of others anything."""
     if SCORES == "softmax-behind":
-        largest = tl.max(tl.where(inside, found, float("-inf")), axis=1)[:, None]
-        powers = tl.where(inside, tl.exp2((found - largest) * _LOG2_E), 0.0)
-        found = powers / tl.sum(powers, axis=1)[:, None]
-        total = tl.sum(found, axis=1)
+        largest = tl.max(tl.where(own, scores, float("-inf")), axis=1)[:, None]
+        powers = tl.where(own, tl.exp2((scores - largest) * _LOG2_E), 0.0)
+        scores = powers / tl.sum(powers, axis=1)[:, None]
+        total = tl.sum(scores, axis=1)
     if RENORMALIZE:
         least = tl.where(total < least_sum, least_sum, total)[:, None]
-        found = tl.div_rn(found, tl.broadcast_to(least, found.shape))
-    return found
+        scores = tl.div_rn(scores, tl.broadcast_to(least, scores.shape))
+    return scores
 
 
 @triton.jit
@@ -203,19 +203,19 @@ def _fill(order, begin, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _tell(experts, ends, begin, step, tiles, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
-    """The expert of each tile, of BLOCK and every ``step`` on from ``begin``; ``ends [WIDTH]``: tiles up to each."""
-    column = tl.arange(0, BLOCK)
-    for at in range(begin, tiles, step):
-        tile = at + column
-        before = tl.sum((ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
-        tl.store(experts + tile, tl.where(before < EXPERTS, before, -1), mask=tile < tiles)
+def _tell(experts, needed, ends, tiles, begin, step, WIDTH: tl.constexpr):
+    """The expert of each tile, of ``step`` programs the share of ``begin``; ``ends [WIDTH]``: tiles up to each."""
+    number = tl.arange(0, WIDTH)
+    for at in range(begin, tl.max(needed, axis=0), step):
+        tl.store(experts + (ends - needed) + at, number, mask=at < needed)
+    for at in range(tl.max(ends, axis=0) + begin * WIDTH, tiles, step * WIDTH):
+        tl.store(experts + at + number, tl.full((WIDTH,), -1, tl.int32), mask=at + number < tiles)
 
 
 @triton.jit
 def choose_pairs(
     logits, correction, ids, weights, ranks, counts, order, experts, tokens, tiles, least_sum, scale,
-    EXPERTS: tl.constexpr, WIDTH: tl.constexpr, ACTIVE: tl.constexpr, SLOTS: tl.constexpr, SCORES: tl.constexpr,
+    EXPERTS: tl.constexpr, WIDTH: tl.constexpr, ACTIVE: tl.constexpr, SCORES: tl.constexpr,
     CORRECTED: tl.constexpr, GROUPS: tl.constexpr, BEST_GROUPS: tl.constexpr, BY_TWO: tl.constexpr,
     GROUP_PAD: tl.constexpr, RENORMALIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr,
     TILE: tl.constexpr, ALL: tl.constexpr, OVERLAP: tl.constexpr,
@@ -224,7 +224,7 @@ def choose_pairs(
 
     Args:
         logits: float32 ``[SPLITS, T, EXPERTS]``, of which the parts are added.
-        correction, ids, weights, least_sum, scale, WIDTH, SLOTS, GROUP_PAD, SCORES, BEST_GROUPS, BY_TWO: see
+        correction, ids, weights, least_sum, scale, WIDTH, GROUP_PAD, SCORES, BEST_GROUPS, BY_TWO: see
             ``routing.choose_experts``.
         order, experts, tiles: see ``routing.place_pairs``, if TILE; complete if ALL, and else places without a pair.
         ranks: int32 ``[T, ACTIVE]``: how many pairs of the block before have the same expert; TILE and not ALL only.
@@ -235,7 +235,6 @@ def choose_pairs(
     block = tl.program_id(0)
     token = (block * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
     number = tl.arange(0, WIDTH)[None, :]
-    slot = tl.arange(0, SLOTS)[None, :]
     there, real = token < tokens, number < EXPERTS
     if OVERLAP:
         wait()
@@ -252,8 +251,6 @@ def choose_pairs(
         good = _in_good_groups(keys, number, EXPERTS, GROUPS, BEST_GROUPS, BY_TWO, GROUP_PAD, BLOCK_T)
         keys = tl.where(good, keys, _keys(tl.full((BLOCK_T, WIDTH), float("-inf"), tl.float32)))
     keys = tl.where(real, keys, _NONE)
-    found = tl.zeros((BLOCK_T, SLOTS), tl.float32)
-    chosen = tl.zeros((BLOCK_T, SLOTS), tl.int32)
     total = tl.zeros((BLOCK_T,), tl.float32)
     slots = tl.full((BLOCK_T, WIDTH), -1, tl.int32)  # of each expert of a token
     for at in range(ACTIVE):
@@ -261,28 +258,24 @@ def choose_pairs(
         hit = number == expert[:, None]
         keys = tl.where(hit, _NONE, keys)
         if CORRECTED or GROUPS > 1:
-            value = tl.sum(tl.where(hit, scores, 0.0), axis=1)
+            total += tl.sum(tl.where(hit, scores, 0.0), axis=1)
         else:
-            value = _of_keys(best)
-        total += value
-        found = tl.where(slot == at, value[:, None], found)
-        chosen = tl.where(slot == at, expert[:, None], chosen)
+            total += _of_keys(best)
         slots = tl.where(hit, at, slots)
-    inside = there & (slot < ACTIVE)
-    found = _weights(found, total, slot < ACTIVE, least_sum, SCORES, RENORMALIZE, ACTIVE)
-    tl.store(ids + token * ACTIVE + slot, chosen, mask=inside)
-    tl.store(weights + token * ACTIVE + slot, found * scale, mask=inside)
+    scores = _weights(scores, slots >= 0, total, least_sum, SCORES, RENORMALIZE)
+    own = there & (slots >= 0)
+    pair = token * ACTIVE + slots
+    tl.store(ids + pair, tl.broadcast_to(number, (BLOCK_T, WIDTH)), mask=own)
+    tl.store(weights + pair, scores * scale, mask=own)
     if TILE > 0:
-        own = there & (slots >= 0)
         marks = own.to(tl.int32)
         rank = tl.cumsum(marks, axis=0) - marks
         mine = tl.sum(marks, axis=0)
-        pair = token * ACTIVE + slots
         if ALL:
             needed = (mine + (TILE - 1)) // TILE
             ends = tl.cumsum(needed, axis=0)
             _fill(order, 0, tiles * TILE, 1024)
-            _tell(experts, ends, 0, 32, tiles, EXPERTS, 32)
+            _tell(experts, needed, ends, tiles, 0, 1, WIDTH)
             tl.debug_barrier()  # pairs are written over what was just stored
             tl.store(order + ((ends - needed) * TILE)[None, :] + rank, pair, mask=own)
         else:
@@ -324,7 +317,7 @@ def place_ranked(
     needed = (every + (TILE - 1)) // TILE
     ends = tl.cumsum(needed, axis=0)
     tl.store(bases + block * EXPERTS + number, (ends - needed) * TILE + before, mask=number < EXPERTS)
-    _tell(experts, ends, block * 32, blocks * 32, tiles, EXPERTS, 32)
+    _tell(experts, needed, ends, tiles, block, blocks, WIDTH)
     tl.debug_barrier()  # what was just stored is read
     column = tl.arange(0, PAIRS)
     pair = block * (BLOCK_T * ACTIVE) + column

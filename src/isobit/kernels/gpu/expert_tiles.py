@@ -1,0 +1,47 @@
+"""Tiles of the linears of experts: how many tokens they have, and how they are compiled. Pure, as ``tiles.py`` is.
+
+Measured on an H200 with random choices, us of gate and up, and of down (benchmarks/gpu_tune_experts.py): Qwen3-30B-A3B
+(128 experts, 2048 by 768) and Mixtral-8x7B (8 experts, 4096 by 14336).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isobit.kernels.gpu.tiles import FEW, NARROW, SOME, SOME_MORE, Config, overlaps
+from isobit.targets.spec import Target
+
+MIDDLE = 32
+_LARGE_SHARED = 200 << 10
+# Pairs that an expert has on average, up to which tiles of a width are taken. e4m3, Qwen, 4 an expert: tiles of 8 take
+# 94 and 52, of 16 97 and 53. Mixtral, 16 an expert: of 16 250 and 128, of 32 225 and 117, of 64 232 and 141. Qwen, 128
+# an expert: of 64 190 and 143, of 128 197 and 171, which waste half of their rows there. Others: not measured.
+_WIDTHS = ((NARROW, 4), (FEW, 12), (MIDDLE, 24), (SOME, 160))
+
+
+def width_of(tokens: int, pairs: int, experts: int) -> int:
+    """Tokens of a tile; 1 where pairs are computed one by one, because few of them have an expert in common."""
+    if tokens == 1 or 8 * pairs <= experts:
+        return 1
+    each = -(-pairs // experts)
+    return next((width for width, most in _WIDTHS if each <= most), SOME_MORE)
+
+
+def for_experts(config: Config, target: Target, width: int) -> Config:
+    """The configuration of a tile of ``width`` tokens, of one that suits a linear of that many.
+
+    8-bit codes by rounded activations (e4m3): up to 8 tokens 64 rows by 256 of K in 4 stages (8 tokens: Qwen 42 and 25,
+    Mixtral 186 and 102; in 3 stages 42 and 25, 187 and 120; 128 rows by 128 of K in 4 stages 48 and 26, 196 and 122).
+    From 32 on 128 rows in four warps. Nibbles: six to eight other tiles are not faster.
+    """
+    if target.shared_memory <= _LARGE_SHARED or not overlaps(target):
+        return config
+    if "GROUP" in config.constexprs or config.constexprs.get("ELEMENT") != "native":
+        return config
+    if config.signature["x"] in ("*fp16", "*bf16", "*fp32"):
+        return config
+    if width <= NARROW:
+        return replace(config, num_stages=4)
+    if width <= FEW or width > SOME:
+        return config
+    return replace(config.with_constants(BLOCK_N=128), num_warps=4, num_stages=5 if width <= MIDDLE else 3)
