@@ -10,7 +10,7 @@ import torch
 from test_triton_linear import LOWERINGS, ON_GPUS, TOLERANCE, _cuda, _expected, _weight
 
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import SCHEMES
+from isobit.formats.schemes import SCHEMES, ActSpec
 from isobit.kernels import reference_experts
 from isobit.kernels.grouped import Gating, Grouped, Mixture, Routes, Routing
 from isobit.targets.table import target
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here"),
 ]
 EXPERTS, ACTIVE, HIDDEN, INNER = 16, 4, 1024, 768
-TOKENS = (1, 3, 17, 130, 700)
+TOKENS = (1, 3, 17, 64, 130, 700)  # each in tiles of another width
 DYNAMIC = [name for name in ON_GPUS if SCHEMES[name].activations is None or SCHEMES[name].activations.dynamic]
 
 
@@ -171,6 +171,41 @@ def test_routers_choose_as_the_law(alike: bool) -> None:
             found, law = router.route(there, x.cuda()), reference_experts.route(routing, x)
             assert torch.equal(found.ids.cpu(), law.ids)
             assert torch.allclose(found.weights.cpu(), law.weights, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("element", ["e4m3fn", "int8"])
+def test_routers_place_pairs_and_round_on_the_way(element: str) -> None:
+    from isobit.kernels.gpu.rounding import Rounding
+    from isobit.kernels.gpu.routing import GpuRouter
+    from isobit.kernels.gpu.workspace import Workspace
+
+    draw, here = torch.Generator().manual_seed(9), machine(None)
+    router = GpuRouter(here, Workspace(torch.device("cuda")))
+    rounding = Rounding(ActSpec(element, "token"), None, "*i8" if element == "int8" else "*u8", here)
+    for experts, active, k, width in ((64, 6, 512, 8), (160, 6, 1000, 32), (8, 2, 4096, 64)):
+        # In 16 bits, as checkpoints have routers, and not.
+        for weight in (torch.randn(experts, k, generator=draw).bfloat16().float(), torch.rand(experts, k)):
+            routing = Routing(weight.cuda(), active)
+            for tokens in (1, 9, 64, 150, 1000):
+                x = torch.randn(tokens, k, generator=draw).bfloat16().cuda()
+                x[tokens // 2 :] = x[0]
+                found, wanted = router.route(routing, x, width, rounding), rounding(x)
+                assert found.rounded is not None and torch.equal(found.rounded.codes, wanted.codes)
+                assert torch.equal(found.rounded.scales, wanted.scales)
+                order, of = found.tiles[width]
+                apart, of_apart = router.place(found.ids.flatten(), experts, width)
+                assert torch.equal(of, of_apart), (experts, tokens)
+                real = of >= 0
+                assert torch.equal(order.view(-1, width)[real], apart.view(-1, width)[real]), (experts, tokens)
+
+
+def test_a_residual_is_added_with_the_bits_of_a_sum() -> None:
+    draw = torch.Generator().manual_seed(10)
+    bound = mixture([tall("fp8", *size, draw)[0] for size in ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))])
+    for tokens in (1, 9, 300):
+        routes = Routes(choices(tokens, draw).cuda(), torch.rand(tokens, ACTIVE, generator=draw).cuda())
+        x, residual = (torch.randn(tokens, HIDDEN, generator=draw).bfloat16().cuda() for _ in range(2))
+        assert torch.equal(bound(x, routes, None, residual), residual + bound(x, routes))
 
 
 def test_stored_weights_come_back() -> None:

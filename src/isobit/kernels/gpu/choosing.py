@@ -1,4 +1,4 @@
-"""Routing in few launches (``triton/choosing.py``): logits, the choice, and pairs put into tiles on the way."""
+"""Routing in few launches: logits, and on the way the choice, pairs put into tiles, and rounding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Placed(Routes):
 
 
 class Chooser(Starter):
-    """The kernels of ``triton/choosing.py`` on one machine."""
+    """The kernels of ``triton/routers.py`` and ``triton/choosing.py`` on one machine."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -104,11 +104,11 @@ class Chooser(Starter):
         bias = self.unused(torch.float32, x.device) if routing.bias is None else routing.bias
         arguments = {"x": x, "weight": weight, "bias": bias, "logits": logits, "K": k, **arguments}
         if tile is None:
-            kernel = self.kernel("choosing:router_token", tiles.router_token, asked)
+            kernel = self.kernel("routers:router_token", tiles.router_token, asked)
             programs = -(-shape.experts // int(kernel.config.constexprs["BLOCK_N"] or 1))
             kernel((programs + (rounding is not None), tokens), **arguments)
             return logits
-        kernel = self.kernel("choosing:router_tiles", tiles.router_tiles, asked)
+        kernel = self.kernel("routers:router_tiles", tiles.router_tiles, asked)
         m, n = (int(kernel.config.constexprs[name] or 1) for name in ("BLOCK_M", "BLOCK_N"))
         programs = -(-tokens // m) * -(-shape.experts // n) * tile[2]
         kernel((programs + (tokens if rounding is not None else 0),), M=tokens, **arguments)

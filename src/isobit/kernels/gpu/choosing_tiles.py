@@ -1,4 +1,4 @@
-"""How the kernels of ``triton/choosing.py`` are compiled, and for which tokens. Pure, as ``tiles.py`` is."""
+"""How routers and the choice of experts are compiled, and for which tokens. Pure, as ``tiles.py`` is."""
 
 from __future__ import annotations
 

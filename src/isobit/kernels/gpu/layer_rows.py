@@ -222,12 +222,12 @@ def _of_experts() -> Iterator[LayerRow]:
     ):
         yield LayerRow(name, f"{_MODULES}.routing:{function}", configurations)
     for name, function, configurations in (
-        ("router-token", "router_token", _logits(choosing_tiles.router_token, (None,))),
-        ("router-tiles", "router_tiles", _logits(choosing_tiles.router_tiles, (17, 512, 2048))),
-        ("choose-pairs", "choose_pairs", _choices(choosing_tiles.choose_pairs)),
-        ("place-ranked", "place_ranked", _choices(choosing_tiles.place_ranked, later=True)),
+        ("router-token", "routers:router_token", _logits(choosing_tiles.router_token, (None,))),
+        ("router-tiles", "routers:router_tiles", _logits(choosing_tiles.router_tiles, (17, 512, 2048))),
+        ("choose-pairs", "choosing:choose_pairs", _choices(choosing_tiles.choose_pairs)),
+        ("place-ranked", "choosing:place_ranked", _choices(choosing_tiles.place_ranked, later=True)),
     ):
-        yield LayerRow(name, f"{_MODULES}.choosing:{function}", configurations)
+        yield LayerRow(name, f"{_MODULES}.{function}", configurations)
 
 
 def _latents(dtype: str) -> Iterator[LatentShape]:

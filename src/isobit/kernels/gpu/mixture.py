@@ -124,32 +124,32 @@ class GpuMixture:
         if isinstance(routes, Placed):
             places.made.update(routes.tiles)
             given = given if routes.rounded is None or self.on_input else routes.rounded
-        inner = self._inner(given, places, x.dtype)
-        if listener is not None:
-            listener(inner)
         down = self.down.run(replace(places, share=1), x.dtype, "", "float32")
+        inner = self._inner(given, places, x.dtype, None if listener is not None else down.rounding)
+        if listener is not None and isinstance(inner, Tensor):
+            listener(inner)
         results = down(self._rounded(inner, down.rounding), replace(places, share=1))
         weighted = None if self.on_input else weights.contiguous()
         return self.router.add(results.view(tokens, active, self.down.rows), weighted, x.dtype, residual)
 
-    def _inner(self, x: Tensor | Rounded, places: _Places, dtype: torch.dtype) -> Tensor:
-        """What goes into down, ``[pairs, I]``."""
+    def _inner(
+        self, x: Tensor | Rounded, places: _Places, dtype: torch.dtype, rounding: Rounding | None
+    ) -> Tensor | Rounded:
+        """What goes into down, ``[pairs, I]``; rounded if gates are a launch of their own and it is to be."""
         if len(self.inner) == 1:
             (both,) = self.inner
             run = both.run(places, dtype, self._after())
             result = run(self._rounded(x, run.rounding), places)
             if run.call.after:
                 return result
-            return self._gated(result[:, ::2], result[:, 1::2])
+            return self._gated(result[:, ::2], result[:, 1::2], rounding)
         gate, up = (part.run(places, dtype, "") for part in self.inner)
         rounded = self._rounded(x, gate.rounding)
         again = rounded if _alike(gate.rounding, up.rounding) else self._rounded(x, up.rounding)
-        return self._gated(gate(rounded, places), up(again, places))
+        return self._gated(gate(rounded, places), up(again, places), rounding)
 
-    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        made = self.layer.gate(gate, up, self.gating.activation, limit=self.gating.limit)
-        assert isinstance(made, Tensor)
-        return made
+    def _gated(self, gate: Tensor, up: Tensor, rounding: Rounding | None) -> Tensor | Rounded:
+        return self.layer.gate(gate, up, self.gating.activation, rounding, limit=self.gating.limit)
 
     def _rounded(self, x: Tensor | Rounded, rounding: Rounding | None) -> Tensor | Rounded:
         return x if rounding is None or isinstance(x, Rounded) else self.layer.round(x, rounding)
