@@ -2,7 +2,8 @@
 
     python benchmarks/engine_host.py [--rows 1,8,64,256] [--steps 150]
 
-Requests decode, all of them at once, on a runner that chooses at once; nothing is computed. ``before the launch`` is
+Requests decode, all of them at once, on the runner of GPUs; nothing is computed, and no driver is called. ``before the
+launch`` is
 what the device would wait for if it were idle: scheduling, and writing the numbers of the step where the device reads
 them. ``beside it`` is what is done while the device works on the next step: tokens are counted and become text, and
 pieces are handed over.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,60 +23,58 @@ import torch
 from common import RESULTS, provenance, save
 
 from isobit.bundled import model_path
-from isobit.engine.flight import Known
-from isobit.engine.graphs import Inputs, Places, rows_of
+from isobit.engine.gpu_runner import GpuRunner
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
-from isobit.engine.request import UNKNOWN, Schedule
-from isobit.engine.sampler import Choice, Chooser
+from isobit.engine.request import Schedule
+from isobit.engine.sampler import Chooser
 from isobit.engine.tokenizer import Tokenizer
 
-PROMPT, BLOCK = 64, 64
+PROMPT = 64
 
 
-class Instant:
-    """A runner that writes what a step needs, computes nothing and chooses a common token for everybody."""
+class Instant(GpuRunner):
+    """The runner of GPUs, over a device on which nothing is computed and a common token is chosen for everybody."""
 
-    block = BLOCK
-
-    def __init__(self, sequences: int, tokens: list[int]) -> None:
-        self._inputs = Inputs(rows_of(sequences), 64, BLOCK, torch.device("cpu"))
-        self._places, self._tokens, self._step = Places(), tokens, 0
-        self._row_of: dict[int, int] = {}
-        self.launched = 0.0
+    def __init__(self, model: Any, sequences: int, tokens: list[int]) -> None:
+        super().__init__(model, sequences)
+        self._chosen, self._step, self.launched = tokens, 0, 0.0
 
     def reserve(self, least: int, wanted: int) -> int:
         return wanted
 
-    def record(self) -> None:
+    def _held(self) -> Any:
+        return None
+
+    def _recorded(self, cache: Any) -> Any:
+        return self
+
+    def record(self, sequences: Iterable[int] = ()) -> None:
         """Nothing to do."""
 
-    def run(self, schedule: Schedule) -> torch.Tensor:
-        raise AssertionError("every step is started ahead")
-
-    scored = run
-
-    def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Known:
-        """The numbers of a step are laid out, as ``GpuRunner`` does."""
-        parts = schedule.parts
-        if all(len(part.tokens) == 1 for part in parts):
-            rows = self._places.assign([part.id for part in parts], rows_of(len(parts)))
-            sources = [self._row_of.get(part.id, -1) if part.tokens[0] == UNKNOWN else -1 for part in parts]
-            self._inputs.write(parts, rows, sources)
-            self._row_of = dict(zip(schedule.choosers, rows, strict=True))
+    def run(self, *_: Any) -> torch.Tensor:
+        """A graph in the place of others: the token of the step."""
         self._step += 1
-        token = self._tokens[self._step % len(self._tokens)]
+        self._memory().chosen.fill_(self._chosen[self._step % len(self._chosen)])
+        return self._memory().highest
+
+    def run_pieces(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.run()
+
+    def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Any:
+        """As ever; notes when it was done."""
+        launched = super().start(schedule, choosers)
         self.launched = time.thread_time()
-        return Known([Choice(token)] * len(choosers), 0.0)
+        return launched
 
 
 def measure(rows: int, steps: int, tokenizer: Tokenizer) -> tuple[float, float]:
     """Medians of microseconds a step: before its launch, and beside it."""
     text = tokenizer.encode("def add(first, second):\n    return first + second  # of two numbers\n")
-    runner = Instant(rows, text)
     place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
     config = SimpleNamespace(vocab_size=tokenizer.vocab_size, max_context=4096)
     model: Any = SimpleNamespace(place=place, config=config, notes=())
+    runner = Instant(model, rows, text)
     llm = LLM(model, tokenizer, runner, sequences=rows, cache_tokens=rows * 1024, prefix_cache=False)  # type: ignore[arg-type]
     params = SamplingParams(max_tokens=steps, ignore_eos=True)
     for number in range(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +106,28 @@ def test_all_sequences_decode_together_in_a_cache_of_a_case() -> None:
     tight = load_llm(resolve("bundled"), sequences=8, cache_tokens=BLOCK * 8, prefix_cache=False)
     with pytest.raises(CapacityError, match="8 sequences never decoded together"):
         bench._run(tight, bench._prompts(case, 1000), case.new)
+
+
+@pytest.mark.parametrize(("recording", "runs"), [([], 4), ([0, 1], 6), ([3], 5), ([*range(99)], 11)])
+def test_a_round_in_which_steps_were_recorded_is_none(
+    recording: list[int], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three rounds behind a warm-up; ``recording`` are the runs in which something is, the last case for ever."""
+    case, made = bench.Case(2, 4, 6), []
+    llm: Any = SimpleNamespace(
+        model=SimpleNamespace(config=SimpleNamespace(vocab_size=50)), engine=SimpleNamespace(recorded=7)
+    )
+
+    def run(llm: Any, prompts: list[list[int]], new: int, counts: bool = True) -> bench.Round:
+        slow = len(made) in recording
+        llm.engine.recorded += slow
+        made.append(counts)
+        return bench.Round((9.0 if slow else 1.0,), (0.5,), 1.0, 2.0, 3.0)
+
+    monkeypatch.setattr(bench, "_run", run)
+    found = bench.measure(llm, case, lambda: 1e9)
+    assert len(made) == runs and sum(made) >= 3 and not made[0]
+    assert found.step == (9.0 if len(recording) > bench.MOST_AGAIN else 1.0)
 
 
 def test_cases() -> None:

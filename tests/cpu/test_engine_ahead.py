@@ -47,6 +47,8 @@ class Device(ModelRunner):
         trouble: called with "start" or "choices" before either.
     """
 
+    recorded = 0
+
     def __init__(self, model: FakeModel) -> None:
         super().__init__(model)  # type: ignore[arg-type]
         self.chosen: dict[int, int] = {}

@@ -17,6 +17,7 @@ from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.request import Part
 from isobit.engine.tokenizer import Tokenizer
+from isobit.engine.turns import Turns
 from isobit.errors import IsobitError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
@@ -183,3 +184,25 @@ def test_inputs_are_what_was_written() -> None:
             assert tuple(batch.sequences.table[row, : len(blocks)].tolist()) == blocks
         for row in set(range(4)) - used:
             assert int(batch.sequences.slots[row]) == -1 and int(batch.sequences.lengths[row]) == 0
+
+
+def test_turns_are_used_one_after_the_other_and_read_until_they_come_again() -> None:
+    turns, device = Turns(4, torch.device("cpu")), torch.device("cpu")
+    opened = [turns.open() for _ in range(3)]
+    assert len({id(turn.page) for turn in opened}) == 3
+    for number, turn in enumerate(opened):
+        result = torch.zeros(4 * 12, dtype=torch.uint8)
+        result[:32].view(torch.int64).fill_(number)
+        result[32:].view(torch.float32).fill_(number / 2)
+        turn.close(result)
+        result.zero_()
+    assert [turn.tokens.tolist() for turn in opened] == [[number] * 4 for number in range(3)]
+    assert [turn.highest.tolist() for turn in opened] == [[number / 2] * 4 for number in range(3)]
+    assert turns.open() is opened[0] and opened[0].seconds() == 0
+    inputs = Inputs(4, 3, 4, device)
+    for page in (opened[1].page, None):  # what an earlier step has left there is gone
+        opened[1].page.tokens[:] = 9
+        inputs.write([Part(1, 5, (7,), (3, 1), True)], [2], [-1], page)
+        batch = inputs.batch(4, 20)
+        assert batch.tokens is not None and batch.tokens.tolist() == [0, 0, 7, 0]
+        assert batch.sequences.slots.tolist() == [-1, -1, 5, -1] and batch.positions.tolist() == [0, 0, 5, 0]

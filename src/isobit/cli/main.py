@@ -97,13 +97,14 @@ def _guarded(argv: Sequence[str] | None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     if argv is None and args.run.__module__ not in _WITHOUT_TORCH:
-        from isobit.cli import openmp
+        from isobit.cli import early, openmp
         from isobit.shortage import require_address_space
         from isobit.targets.cores import cores
 
         found = cores()
         require_address_space(found.count)
         os.environ.update(openmp.settings(os.environ, found))
+        early.open_card(args)
     return int(args.run(args))
 
 

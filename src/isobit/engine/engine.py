@@ -185,6 +185,11 @@ class Engine:
             with self._lock, shortages():
                 self._ahead.record()
 
+    @property
+    def recorded(self) -> int:
+        """How many steps took far longer than others because they were recorded; 0 where none ever is."""
+        return 0 if self._ahead is None else self._ahead.recorded
+
     def next_id(self) -> int:
         """An id that no request has had."""
         return next(self._ids)

@@ -27,7 +27,14 @@ class Pending(Protocol):
 
 @runtime_checkable
 class Ahead(Protocol):
-    """A runner that starts a step before the tokens of the one before it are known."""
+    """A runner that starts a step before the tokens of the one before it are known.
+
+    Attributes:
+        recorded: steps that it has recorded so far, which each took it far longer than a step.
+    """
+
+    @property
+    def recorded(self) -> int: ...
 
     def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Pending:
         """Starts a step and waits for nothing.

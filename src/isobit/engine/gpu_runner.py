@@ -7,7 +7,6 @@ and goes to the host in one copy; which of it belongs to whom is known to the ho
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,11 +21,12 @@ from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
 from isobit.engine.request import UNKNOWN, Schedule
 from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import Choice, Chooser
+from isobit.engine.turns import Page, Turn, Turns
 from isobit.errors import IsobitError
 from isobit.models.batch import Batch, lay_out
 from isobit.models.cache.paged import PagedCache
 from isobit.models.decoder import Decoder
-from isobit.models.staging import fetch, send
+from isobit.models.staging import send
 
 
 class GpuRunner(ModelRunner):
@@ -43,8 +43,15 @@ class GpuRunner(ModelRunner):
         self._inputs: Inputs | None = None
         self._graphs: Graphs | None = None
         self._pieces: Pieces | None = None
+        self._turns: Turns | None = None
         self._places = Places()
+        self._recorded_before = 0  # graphs of caches that have moved
         self._row_of: dict[int, int] = {}  # id of a request -> where the last step left what it chose for it
+
+    @property
+    def recorded(self) -> int:
+        """Graphs recorded so far, those of caches that have moved among them."""
+        return self._recorded_before + (0 if self._graphs is None else self._graphs.count)
 
     def run(self, schedule: Schedule) -> Tensor:
         """Logits ``[len(schedule.rows), vocab]``; they hold until the next call."""
@@ -56,9 +63,14 @@ class GpuRunner(ModelRunner):
 
     def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Launched:
         """Starts a step and waits for nothing; see :class:`isobit.engine.flight.Ahead`."""
-        timer = _Timer(self.model.place.tensors)
-        logits, rows = self._logits(schedule)
         inputs = self._memory()
+        if self._turns is None:
+            self._turns = Turns(inputs.rows, inputs.device)
+        turn = self._turns.open()
+        logits, rows = self._logits(schedule, turn.page)
+        if all([chooser.quiet for chooser in choosers]):
+            turn.close(inputs.result)
+            return Launched(turn, rows)
         unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]
         changed = [at for at, chooser in enumerate(choosers) if not chooser.plain]
         asked = [at for at, chooser in enumerate(choosers) if chooser.params.logprobs is not None]
@@ -73,7 +85,8 @@ class GpuRunner(ModelRunner):
         if asked:
             counts = [choosers[at].params.logprobs or 0 for at in asked]
             logprobs = device_sampler.logprobs(logits, [rows[at] for at in asked], inputs.chosen, counts)
-        return Launched(fetch(inputs.result), rows, asked, logprobs, timer.stop())
+        turn.close(inputs.result)
+        return Launched(turn, rows, asked, logprobs)
 
     @torch.inference_mode()
     def record(self, sequences: Iterable[int] = ()) -> None:
@@ -89,18 +102,18 @@ class GpuRunner(ModelRunner):
                     graphs.run_pieces(pieces, (tokens, count), record=True)
         graphs.record({rows_of(count) for count in wanted})
 
-    def _logits(self, schedule: Schedule) -> tuple[Tensor, list[int]]:
+    def _logits(self, schedule: Schedule, page: Page | None = None) -> tuple[Tensor, list[int]]:
         """Logits, the largest of which have been chosen, and which of their rows belongs to each chooser."""
         parts, cache = schedule.parts, self._held()
         if len(parts) <= MOST_ROWS and all(
-            len(part.tokens) == 1 and not part.targets and not part.looks for part in parts
+            [len(part.tokens) == 1 and not part.targets and not part.looks for part in parts]
         ):
             self._states = None
             graphs, inputs, bucket = self._recorded(cache), self._memory(), rows_of(len(parts))
             rows = self._places.assign([part.id for part in parts], bucket)
             sources = [self._row_of[part.id] if part.tokens[0] == UNKNOWN else -1 for part in parts]
-            inputs.write(parts, rows, sources)
-            logits = graphs.run(bucket, 1 + max(part.first for part in parts))
+            inputs.write(parts, rows, sources, page)
+            logits = graphs.run(bucket, 1 + max([part.first for part in parts]))
             rows = [row for row, part in zip(rows, parts, strict=True) if part.chooses]
         elif (piece := self._piece(schedule)) is not None:
             self._states = None
@@ -169,6 +182,7 @@ class GpuRunner(ModelRunner):
     def _recorded(self, cache: PagedCache) -> Graphs:
         """The graphs for a cache as it lies now."""
         if self._graphs is None or self._graphs.moves != cache.moves:
+            self._recorded_before = self.recorded
             if self._graphs is not None and self.model.place.tensors.type == "cuda":
                 torch.cuda.synchronize(self.model.place.tensors)  # what is recorded may still run
             most = min(self.model.config.max_context, cache.blocks * cache.block)
@@ -176,59 +190,30 @@ class GpuRunner(ModelRunner):
         return self._graphs
 
 
-class _Timer:
-    """Seconds on the device between two points of its stream; nothing on a CPU, which is never behind."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._marks = device, [self._mark(device)]
-
-    @staticmethod
-    def _mark(device: torch.device) -> Any:
-        if device.type == "cpu":
-            return None
-        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        mark.record()
-        return mark
-
-    def stop(self) -> _Timer:
-        self._marks.append(self._mark(self._device))
-        return self
-
-    def wait(self) -> None:
-        """Until the device has come to the second point."""
-        if self._marks[1] is not None:
-            self._marks[1].synchronize()
-
-    def seconds(self) -> float:
-        begin, end = self._marks
-        return 0.0 if begin is None else float(begin.elapsed_time(end)) / 1e3
-
-
 class Launched:
     """A step that the device works on; see :class:`isobit.engine.flight.Pending`.
 
     Args:
-        result: on the host when the timer has stopped: ``Inputs.result``.
+        turn: closed: what comes back of it.
         rows: of it, one for each chooser.
         asked: choosers whose log-probabilities are wanted.
         logprobs: these.
-        timer: stopped behind all of it.
     """
 
     def __init__(
-        self, result: Tensor, rows: list[int], asked: list[int], logprobs: device_sampler.Logprobs | None, timer: _Timer
+        self, turn: Turn, rows: list[int], asked: Sequence[int] = (), logprobs: device_sampler.Logprobs | None = None
     ) -> None:
-        self._result, self._rows, self._asked, self._logprobs, self._timer = result, rows, asked, logprobs, timer
+        self._turn, self._rows, self._asked, self._logprobs = turn, rows, asked, logprobs
 
     def choices(self) -> list[Choice]:
         """A choice for each chooser; waits for the device."""
-        self._timer.wait()
-        count = len(self._result) // 12
-        tokens = self._result[: 8 * count].view(torch.int64).tolist()
-        highest = self._result[8 * count :].view(torch.float32).tolist()
-        found = [Choice(tokens[row]) if math.isfinite(highest[row]) else _unusable() for row in self._rows]
+        self._turn.wait()
+        rows, tokens, finite = self._rows, self._turn.tokens.tolist(), np.isfinite(self._turn.highest)
+        found = [Choice(tokens[row]) for row in rows]
+        if not finite[rows].all():
+            found = [one if finite[row] else _unusable() for one, row in zip(found, rows, strict=True)]
         if self._logprobs is not None:
-            scores = self._logprobs.read([tokens[self._rows[at]] for at in self._asked])
+            scores = self._logprobs.read([tokens[rows[at]] for at in self._asked])
             for at, score in zip(self._asked, scores, strict=True):
                 if found[at].error is None:
                     found[at] = Choice(found[at].token, score)
@@ -236,7 +221,7 @@ class Launched:
 
     def seconds(self) -> float:
         """That the step took on the device."""
-        return self._timer.seconds()
+        return self._turn.seconds()
 
 
 def _unusable() -> Choice:

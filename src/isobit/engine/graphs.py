@@ -23,6 +23,7 @@ from torch import Tensor
 from isobit.engine.blocks import blocks_for
 from isobit.engine.pieces import Pieces
 from isobit.engine.request import Part
+from isobit.engine.turns import CHOSEN, GIVEN, Page
 from isobit.kernels.sequences import Sequences
 from isobit.models.batch import Batch
 from isobit.models.cache.paged import PagedCache
@@ -87,8 +88,8 @@ class Inputs:
     def __init__(self, rows: int, columns: int, block: int, device: torch.device) -> None:
         self.rows = rows = -(-rows // 4) * 4  # every part begins at a multiple of 16 bytes
         self.block, self.device = block, device
-        memory = torch.zeros(rows * (_GIVEN + _CHOSEN), dtype=torch.uint8, device=device)
-        self._given, self.result = memory[: rows * _GIVEN], memory[rows * _GIVEN :]
+        memory = torch.zeros(rows * (GIVEN + CHOSEN), dtype=torch.uint8, device=device)
+        self._given, self.result = memory[: rows * GIVEN], memory[rows * GIVEN :]
         wide, narrow, tokens = torch.split(self._given, [rows * 24, rows * 4, rows * 8])
         self._positions, self._slots, self._sources = wide.view(torch.int64).view(3, rows)
         self._lengths = narrow.view(torch.int32)
@@ -99,41 +100,44 @@ class Inputs:
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._listed: list[tuple[int, ...]] = [()] * rows  # what is in the table
 
-    def write(self, parts: Sequence[Part], places: Sequence[int], sources: Sequence[int]) -> None:
+    def write(
+        self, parts: Sequence[Part], places: Sequence[int], sources: Sequence[int], page: Page | None = None
+    ) -> None:
         """One more token of each sequence: to be called before a step.
 
         Args:
             parts: of one token each.
             places: their rows.
             sources: the row of :attr:`chosen` that has the token of each; -1 where the part has it.
+            page: where they are laid out, of as many rows; None for memory of this call's own.
         """
-        rows, size = self.rows, self.block
-        at = np.array(places, np.int64)
-        wide, lengths = np.zeros((3, rows), np.int64), np.zeros(rows, np.int32)
-        tokens = np.zeros(rows, np.int64)
-        first = np.array([part.first for part in parts], np.int64)
-        wide[0, at] = first + np.array([part.shift for part in parts], np.int64)
-        wide[1] = -1
-        wide[1, at] = np.array([part.blocks[part.first // size] for part in parts], np.int64) * size + first % size
-        given = np.array(sources, np.int64)
-        wide[2, at] = np.where(given < 0, at, rows + given)
-        lengths[at] = first + 1
-        tokens[at] = [max(part.tokens[0], 0) for part in parts]  # padding reads some of them
-        numbers = np.concatenate([part.reshape(-1).view(np.uint8) for part in (wide, lengths, tokens)])
-        self._send(numbers, *self._changes(parts, places))
+        rows, size, count = self.rows, self.block, len(parts)
+        page = Page(rows) if page is None else page
+        page.clear()
+        begin = places[0] if places else 0
+        straight = places == [*range(begin, begin + count)]
+        at: Any = slice(begin, begin + count) if straight else np.array(places, np.int64)
+        firsts = [part.first for part in parts]
+        held = [part.blocks[first // size] * size + first % size for part, first in zip(parts, firsts, strict=True)]
+        page.positions[at] = [part.first + part.shift for part in parts]
+        page.slots[at] = held
+        page.sources[at] = [row if given < 0 else rows + given for row, given in zip(places, sources, strict=True)]
+        page.lengths[at] = [first + 1 for first in firsts]
+        page.tokens[at] = [part.tokens[0] if part.tokens[0] > 0 else 0 for part in parts]  # padding reads some of them
+        self._send(page, *self._changes(parts, places))
         for part, row in zip(parts, places, strict=True):  # an interruption before this sends them again
             self._listed[row] = part.blocks
 
-    def _send(self, numbers: np.ndarray[Any, Any], cells: list[int], blocks: list[int]) -> None:
-        """One copy for all numbers; cells of the table that have changed are written from it."""
-        if not cells:
-            (sent,) = send(self.device, numbers.view(np.int64))
-        else:
-            sent, where, what = send(
-                self.device, numbers.view(np.int64), np.array(cells, np.int64), np.array(blocks, np.int32)
-            )
+    def _send(self, page: Page, cells: list[int], blocks: list[int]) -> None:
+        """One copy for all numbers, and one for cells of the table that have changed."""
+        if cells:
+            where, what = send(self.device, np.array(cells, np.int64), np.array(blocks, np.int32))
             self._table.view(-1).index_copy_(0, where, what)
-        self._given.view(torch.int64).copy_(sent)
+        if page.pinned or self.device.type == "cpu":
+            self._given.copy_(page.memory, non_blocking=True)
+        else:
+            (sent,) = send(self.device, page.memory.view(torch.int64).numpy())
+            self._given.view(torch.int64).copy_(sent)
 
     def _changes(self, parts: Sequence[Part], places: Sequence[int]) -> tuple[list[int], list[int]]:
         """Cells of the table, and the blocks that they have from now on."""
@@ -161,10 +165,6 @@ class Inputs:
         rows = len(logits)
         torch.argmax(logits, 1, out=self.chosen[:rows])
         torch.gather(logits, 1, self.chosen[:rows, None], out=self.highest[:rows, None])
-
-
-_GIVEN = 3 * 8 + 4 + 8  # bytes of a row that the host writes, and that a step leaves
-_CHOSEN = 8 + 4
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,11 @@ class Graphs:
         if self._records:
             model.reserve(min(inputs.rows, MOST_ROWS), 1, self._most)
             self._stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
+
+    @property
+    def count(self) -> int:
+        """Steps recorded so far."""
+        return len(self._recorded)
 
     def run(self, rows: int, tokens: int) -> Tensor:
         """Logits ``[rows, vocab]`` of what the inputs hold; they hold until the next call.
@@ -258,9 +263,20 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             logits = self._compute(batch())
         self._pool = graph.pool() if self._pool is None else self._pool
-        self._recorded[key] = _Recorded(graph, logits, kept)
+        self._recorded[key] = _Recorded(graph, _lent(logits), kept)
         torch.cuda.current_stream().wait_stream(self._stream)
         return first
+
+
+def _lent(tensor: Tensor) -> Tensor:
+    """The same memory, which graphs recorded later may use: what is in it holds until one of them runs.
+
+    Each would else keep the logits of all its rows, 30 MB for 256 rows of a small vocabulary.
+    """
+    data = torch._C._construct_storage_from_data_pointer(
+        tensor.data_ptr(), tensor.device, tensor.numel() * tensor.element_size()
+    )
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(data, 0, tensor.shape, tensor.stride())
 
 
 def columns_of(most: int, block: int) -> int:

@@ -51,6 +51,7 @@ class Chooser:
 
     Attributes:
         ahead: whether a token can be chosen before the one in front of it is known.
+        plain: whether the largest logit is its token; quiet: whether that is all that it wants to know.
         remembers: whether :meth:`add` makes a difference.
         aware: whether a token that came too often lately is drawn again; ``recent`` has those that count.
     """
@@ -64,6 +65,7 @@ class Chooser:
         self.draws = params.temperature > 0
         changes = self.repeats or self.counts or params.logit_bias or constraint is not None
         self.plain = not (self.draws or changes)
+        self.quiet = self.plain and params.logprobs is None
         self.remembers = self.draws or self.repeats or self.counts or constraint is not None
         self.seen = Tally(prompt if self.repeats else ())
         self.output = Tally()

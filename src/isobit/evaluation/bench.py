@@ -25,6 +25,7 @@ from isobit.models.decoder import Decoder
 GPU_BUFFER_BYTES = 4 << 30
 CPU_BUFFER_BYTES = 512 << 20
 PROMPT_NEW = 2  # tokens of the answers of a case that is about prompts
+MOST_AGAIN = 4  # runs that are made again because graphs were recorded in them
 SETTLE_STEPS = 2  # the first steps of decoding in a round are not counted: prompts may still be on the way
 
 
@@ -186,14 +187,25 @@ def measure(llm: LLM, case: Case, read: Callable[[], float], *, rounds: int = 3,
         case: what is run.
         read: bytes per second of the memory; called before each round and behind the last.
         rounds: how often.
-        warm_up: tokens of each answer in a run before them that is not counted.
+        warm_up: tokens of each answer in runs before them that are not counted: until none of them records a step.
+            A round that does is run again, so that figures are those of a process that has answered before.
     """
     prompts = _prompts(case, int(llm.model.config.vocab_size))
-    _run(llm, prompts, min(warm_up, case.new), counts=False)
-    found, ceilings = [], [read()]
-    for _ in range(rounds):
-        found.append(_run(llm, prompts, case.new))
+    for _ in range(MOST_AGAIN):  # some steps are recorded when they come the second time
+        recorded = llm.engine.recorded
+        _run(llm, prompts, min(warm_up, case.new), counts=False)
+        if llm.engine.recorded == recorded:
+            break
+    found: list[Round] = []
+    ceilings, again = [read()], MOST_AGAIN
+    while len(found) < rounds:
+        recorded = llm.engine.recorded
+        one = _run(llm, prompts, case.new)
         ceilings.append(read())
+        if llm.engine.recorded > recorded and again:
+            again -= 1
+            continue
+        found.append(one)
     hosts = [value for one in found for value in one.host or ()]
     prefill = statistics.median(one.prefill for one in found)
     return Measured(

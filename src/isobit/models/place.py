@@ -15,6 +15,7 @@ from isobit.kernels.gpu import card
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.legalize.kernels import activation_dtype
+from isobit.models.staging import bring
 from isobit.targets.spec import Target
 from isobit.targets.table import target as lookup
 
@@ -53,7 +54,7 @@ class Place:
 
     def tensor(self, value: Tensor) -> Tensor:
         """A tensor here."""
-        return value.to(self.tensors)
+        return bring(value, self.tensors)
 
     def weight(self, value: QTensor | Tensor) -> QTensor | Tensor:
         """A weight here."""

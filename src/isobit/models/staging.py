@@ -1,4 +1,4 @@
-"""Numbers on their way between the host and a device, in one copy that nobody waits for."""
+"""Numbers on their way between the host and a device: those of a step, in one copy that nobody waits for; weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNED = 16  # bytes, as kernels of GPUs like their arguments
+_LARGE = 4 << 20  # bytes of a tensor from which on it takes the way of weights
+_PART = 16 << 20
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
 
 
@@ -42,3 +44,27 @@ def fetch(tensor: Tensor) -> Tensor:
         return tensor.clone()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
+
+
+def bring(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, large ones in parts by way of pinned memory.
+
+    What is mapped from a file is read as it is copied: so by all threads, and one part while the device takes another.
+    A copy out of ordinary memory is one thread's.
+    """
+    if device.type != "cuda" or value.device.type != "cpu" or value.nbytes < _LARGE or not value.is_contiguous():
+        return value.to(device)
+    here = value.view(-1).view(torch.uint8)
+    there = torch.empty(value.shape, dtype=value.dtype, device=device)
+    into = there.view(-1).view(torch.uint8)
+    parts = [torch.empty(min(_PART, here.numel()), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    taken: list[Any] = [torch.cuda.Event(), torch.cuda.Event()]  # type: ignore[no-untyped-call]
+    for turn, begin in enumerate(range(0, here.numel(), _PART)):
+        end, which = min(begin + _PART, here.numel()), turn % 2
+        if turn >= 2:
+            taken[which].synchronize()
+        part = parts[which][: end - begin]
+        part.copy_(here[begin:end])
+        into[begin:end].copy_(part, non_blocking=True)
+        taken[which].record()
+    return there
