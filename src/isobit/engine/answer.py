@@ -9,7 +9,7 @@ from typing import NamedTuple
 from isobit.engine.constraint import Constraint
 from isobit.engine.engine import Output
 from isobit.engine.params import SamplingParams, TokenLogprob
-from isobit.engine.request import FinishReason
+from isobit.engine.request import FinishReason, made
 from isobit.engine.stops import StopWatch
 from isobit.engine.tokenizer import DecodeStream, Tokenizer
 from isobit.models.media import MediaPrompt
@@ -147,7 +147,7 @@ class Answer:
             text = self._watch.push(text)
         if output.reason is None and self._watch.found is None:
             self._text.append(text)
-            return Piece(text, (token,), None, None, logprobs)
+            return made(Piece, (text, (token,), None, None, logprobs))
         stop = self._watch.found if self._watch.found is not None else token if at_eos else None
         whole = stop is not None or output.reason == "stop"
         last = self._last(text, (token,), "stop" if whole else "length", stop)

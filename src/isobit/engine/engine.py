@@ -29,6 +29,7 @@ from isobit.engine.gallery import Gallery, sights_of
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import UNKNOWN, FinishReason, Request, Schedule
+from isobit.engine.request import made as new
 from isobit.engine.sampler import Choice, Chooser, sample
 from isobit.engine.scheduler import Scheduler
 from isobit.errors import IsobitError
@@ -362,7 +363,8 @@ class Engine:
                 del asked[id]
                 self._gallery.leave(id)
             elif choice is not None:
-                give(Output(id, choice, None, one.seconds, one.cached or 0, tuple(one.scores) if one.scores else ()))
+                scored = tuple(one.scores) if one.scores else ()
+                give(new(Output, (id, choice, None, one.seconds, one.cached or 0, scored)))
                 one.seconds = 0.0
                 if one.scores:
                     one.scores = []

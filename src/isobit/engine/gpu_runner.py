@@ -18,7 +18,7 @@ from isobit.engine import device_sampler
 from isobit.engine.gallery import Gallery
 from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
 from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
-from isobit.engine.request import UNKNOWN, Schedule
+from isobit.engine.request import UNKNOWN, Schedule, made
 from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import Choice, Chooser
 from isobit.engine.turns import Page, Turn, Turns
@@ -209,7 +209,7 @@ class Launched:
         """A choice for each chooser; waits for the device."""
         self._turn.wait()
         rows, tokens, finite = self._rows, self._turn.tokens.tolist(), np.isfinite(self._turn.highest)
-        found = [Choice(tokens[row]) for row in rows]
+        found = [made(Choice, (tokens[row], None, None)) for row in rows]
         if not finite[rows].all():
             found = [one if finite[row] else _unusable() for one, row in zip(found, rows, strict=True)]
         if self._logprobs is not None:

@@ -21,8 +21,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from isobit.engine.blocks import BEGIN, BlockPool, blocks_for, key_after
-from isobit.engine.request import PATIENCE, UNKNOWN, Part, Request, Running, Schedule
+from isobit.engine.request import PATIENCE, UNKNOWN, Part, Request, Running, Schedule, made
 from isobit.errors import CapacityError, UsageError
+
+_NONE = range(0)
 
 
 def _rank(state: Running) -> tuple[int, int]:
@@ -289,7 +291,7 @@ class Scheduler:
             state.listed = tuple(state.blocks[:held])
         chooses = end == len(tokens) and request.most > 0
         fed = (tokens[first],) if count == 1 else tuple(tokens[first:end])
-        part = Part(request.id, first, fed, state.listed, chooses)
+        part = made(Part, (request.id, first, fed, state.listed, chooses, _NONE, (), 0, False))
         if state.unscored < len(request.prompt):  # a token is scored by what the token before it gives
             scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
             places = range(scored.start - 1 - first, scored.stop - 1 - first) if scored else range(0)
