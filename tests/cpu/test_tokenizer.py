@@ -199,3 +199,13 @@ def test_which_decoders_make_a_text_of_each_token(name: str) -> None:
     assert any(tokenizer.behind(id) for id in range(tokenizer.vocab_size)) is expected
     stream, ids = DecodeStream(tokenizer), tokenizer.encode("def fib(n): return n, ab a b")
     assert "".join(stream.push(id) for id in ids) + stream.finish() == tokenizer.decode(ids)
+
+
+def test_ids_beyond_the_tokenizer_are_nothing_and_hold_nothing_back() -> None:
+    tokenizer = Tokenizer(byte_fallback())
+    unknown = tokenizer.vocab_size + 7
+    for text in HARD_TEXTS:
+        ids = [id for one in tokenizer.encode(text) for id in (unknown, one, unknown)]
+        stream = DecodeStream(tokenizer)
+        assert "".join(stream.push(id) for id in ids) + stream.finish() == tokenizer.decode(ids)
+        assert unknown not in stream._ids

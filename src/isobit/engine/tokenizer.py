@@ -276,6 +276,8 @@ class DecodeStream:
                 self._window, self._done = self._done, self._done + 1
                 self._emitted += len(text)
                 return text
+        if self._tokenizer.name_of(id) is None:
+            return ""  # of a vocabulary that is padded beyond the tokenizer's: nothing, wherever it stands
         hidden = self._skip_special and self._tokenizer.is_special(id) and id not in self._kept
         if hidden and self._kept:
             return ""

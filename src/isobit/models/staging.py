@@ -11,7 +11,7 @@ from torch import Tensor
 
 _ALIGNED = 16  # bytes, as kernels of GPUs like their arguments
 _LARGE = 4 << 20  # bytes of a tensor from which on it takes the way of weights
-_PART = 16 << 20
+_PART = 4 << 20  # at once: 14 GB/s on an H200 with 4 threads, 12 in parts of 16 MiB, 8 of 64; 9 without
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
 
 
