@@ -140,15 +140,23 @@ def alone() -> Iterator[tuple[str, float]]:
 
 
 def alike() -> Iterator[tuple[str, float]]:
-    """A prompt at once, its last tokens one by one, and among others: the same bits where that is asked for."""
+    """A prompt at once, its last tokens one by one, and among others: the same bits where that is asked for.
+
+    Tokens alone share parts of 256 keys among programs, which the prompt adds up as it goes.
+    """
     layer = GpuLayer(MACHINE, LAYER.workspace, alike=True)
-    spec = AttentionSpec(4, 2, 16, window=100)
-    for dtype in (torch.float32, torch.float16):
-        given = oracle.batch(spec, [(1, 0), (150, 150), (1, 90)], 32, dtype, 2)
+    plain = AttentionSpec(2, 1, 16, window=100)
+    sinks = AttentionSpec(2, 1, 16, sinks=torch.tensor([0.3, 4.0]))
+    for spec, dtype, element in (
+        (plain, torch.float32, ""), (plain, torch.float16, ""), (sinks, torch.float16, ""),
+        (sinks, torch.float16, "e4m3fn"),
+    ):  # fmt: skip
+        given = oracle.batch(spec, [(1, 0), (270, 270), (1, 600)], 32, dtype, 2, element=element)
         together = layer.attention(spec, *given.arguments)  # type: ignore[arg-type]
         wanted, _, _ = oracle.attention(spec, given)
-        yield f"attention {dtype} alike", oracle.error(together, wanted)
-        for position in (3, 63, 64, 149):
+        name = f"{dtype}{' coded' * bool(element)}{' sinks' * (spec.sinks is not None)}"
+        yield f"attention {name} alike", oracle.error(together, wanted)
+        for position in (3, 63, 64, 255, 256, 269):
             own = slice(1 + position, 2 + position)
             one = replace(
                 given.sequences, starts=torch.tensor([0, 1]).int(), lengths=torch.tensor([position + 1]).int(),
@@ -158,7 +166,7 @@ def alike() -> Iterator[tuple[str, float]]:
             found = layer.attention(spec, *parts, given.cached, one)
             if dtype == torch.float32:  # the bits of NumPy's products depend on a row's place
                 continue
-            yield f"same: alike, {dtype} {position}", 0.0 if torch.equal(found, together[own]) else 1.0
+            yield f"same: alike, {name} {position}", 0.0 if torch.equal(found, together[own]) else 1.0
 
 
 def rows() -> Iterator[tuple[str, float]]:

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="the GPU binding needs Triton: pip install triton")
 
 from isobit.errors import FormatError
+from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.machine import Machine
@@ -90,10 +91,12 @@ def test_no_tokens_launch_nothing() -> None:
     assert not recorder.requests
 
 
-def launched(new: list[tuple[int, int]], most: int | None = None, *, alike: bool = False) -> set[str]:
+def launched(
+    new: list[tuple[int, int]], most: int | None = None, *, alike: bool = False, target: str = "sm_90"
+) -> set[str]:
     recorder = Recorder()
     kernels = GpuLayer(
-        Machine.imagined(TARGETS["sm_90"], recorder=recorder), Workspace(torch.device("cpu")), alike=alike
+        Machine.imagined(TARGETS[target], recorder=recorder), Workspace(torch.device("cpu")), alike=alike
     )
     given = oracle.batch(SPEC, new, 64, torch.float16, 1)
     sequences = given.sequences if most is None else replace(given.sequences, most=most)
@@ -108,7 +111,25 @@ def test_what_is_launched_follows_from_what_the_host_knows() -> None:
     assert launched([(1, tiles.ONE_PART + 1), (2, 10)]) == {"rope_append", "few", "merge"}
     assert launched([(50, 50)]) == {"rope_append", "many"}
     assert launched([(50, 50), (1, 9)]) == {"rope_append", "few", "many"}
-    assert launched([(1, 300), (50, 50)], alike=True) == launched([(1, 300)], alike=True) == {"rope_append", "many"}
+
+
+def test_batch_invariant_attention_is_split_by_position_where_its_bits_were_compared() -> None:
+    assert launched([(1, 40)], alike=True) == {"rope_append", "alike_few"}
+    assert launched([(1, 300)], alike=True) == {"rope_append", "alike_few", "alike_merge"}
+    assert launched([(50, 50)], alike=True) == {"rope_append", "alike_many"}
+    assert launched([(1, 40), (50, 50)], alike=True) == {"rope_append", "alike_few", "alike_many"}
+    for name in ("sm_75", "sm_100", "gfx942"):
+        assert launched([(1, 300)], alike=True, target=name) == {"rope_append", "many"}, name
+
+
+def test_parts_by_position() -> None:
+    """As ``part_size`` has them: no position decides anything before it, and even long sequences have few."""
+    size = alike_tiles.PART
+    assert [alike_tiles.parts_of(size * n) for n in (0, 1, 32, 33, 36, 37, 128, 144, 512, 576)] == [
+        1, 1, 32, 33, 33, 34, 56, 57, 80, 81
+    ]  # fmt: skip
+    assert alike_tiles.parts_of(1 << 20) == 80 + ((1 << 20) - 512 * size) // (64 * size)
+    assert all(alike_tiles.parts_of(n) <= alike_tiles.parts_of(n + 1) for n in range(0, 200000, 97))
 
 
 def test_the_workspace_is_sized_before_it_is_used() -> None:

@@ -28,6 +28,7 @@ from isobit.proof.claims import claims
 from isobit.targets.table import TARGETS
 
 N, K = 4096, 4096  # as claims take weights to be
+E4M3 = ActSpec("e4m3fn", "token")
 TOKENS = (1, 8, 16, 40, 100, 200, 1024)
 SCHEMES = ("bf16", "fp8", "fp8-e5m2", "fp8-static", "fp8-block", "fp8-w8a16", "int8", "int8-w8a16", "int4", "int4-asym")
 
@@ -68,6 +69,36 @@ OF_FEW = (
     "rope-append-any", "router-many", "choose-experts", "count-pairs", "place-pairs", "add-experts",
     "weigh-inputs", "gate-by", "router-token", "router-tiles", "choose-pairs", "place-ranked",
 )  # fmt: skip
+
+
+ALIKE = [row.name for row in LAYER_ROWS if row.name.startswith("attention-alike")]
+
+
+@pytest.mark.parametrize("name", ["sm_86", "sm_90"])
+def test_every_launch_beside_the_linears_of_a_batch_invariant_model_is_proved(name: str) -> None:
+    target = TARGETS[name]
+    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    recorder = Recorder()
+    machine = Machine.imagined(target, recorder=recorder)
+    layer = GpuLayer(machine, Workspace(torch.device("cpu")), alike=True)
+    spec, table, rounding = AttentionSpec(32, 8, 128), torch.zeros(1, 3).int(), Rounding(E4M3, None, "*u8", machine)
+    for dtype in (torch.bfloat16, torch.float16):
+        for new, length in ((1, 700), (3, 40), (40, 300)):
+            lengths = torch.tensor([length]).int()
+            starts, slots = torch.tensor([0, new]).int(), torch.zeros(new).long()
+            q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, 8, 8, 1, 1))
+            held = Cached(*(torch.zeros(3, 8, 256, 128, dtype=dtype) for _ in "kv"))
+            sequences = Sequences(starts, lengths, table, slots, 256, new, length)
+            if dtype == torch.bfloat16:
+                layer.attention(spec, q, k, v, cos, sin, held, sequences)
+            else:
+                layer.attend(spec, q, held, sequences)
+    x = torch.zeros(1, 4096, dtype=torch.bfloat16)
+    layer.norm(x, torch.ones(4096), 1e-5, rounding)
+    layer.add_norm(x, x, torch.ones(4096), 1e-5)
+    layer.round(torch.zeros(1, 11008, dtype=torch.bfloat16), rounding)
+    assert not [request for request in recorder.requests.values() if request.name() not in proved]
+    assert {proved[request.name()] for request in recorder.requests.values()} >= set(ALIKE)
 
 
 @pytest.mark.parametrize("name", ["sm_75", "sm_90", "gfx942"])
@@ -131,5 +162,5 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
                 layer.gate(gates, ups, "silu", rounding)
     assert not [request for request in recorder.requests.values() if request.name() not in proved]
     launched = {proved[request.name()] for request in recorder.requests.values()}
-    assert len(launched) == len(LAYER_ROWS) - 4 - len(OF_FEW), "all but the attentions of other dtypes"
+    assert len(launched) == len(LAYER_ROWS) - 4 - len(OF_FEW) - len(ALIKE), "all but the attentions of other dtypes"
     assert len(recorder.requests) == 23

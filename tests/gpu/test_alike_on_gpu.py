@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import layer_oracle as oracle
 import pytest
 import torch
 
@@ -13,14 +15,20 @@ from isobit.engine.answer import Completion
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
+from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
+from isobit.kernels.gpu import card
 from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.heads import AttentionSpec
 from isobit.models.cache.paged import BLOCK
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
 from isobit.quantizer.grid import quantize_weight
+from isobit.targets.table import target as lookup
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,9 +56,12 @@ def test_a_row_is_the_same_among_any_number_of_others(name: str, n: int, k: int)
     bound = bind(weight, row.activations, None, None, alike=True)
     x = torch.randn(1100, k, device="cuda").bfloat16()
     whole = bound(x)
+    exact = x.double() @ (weight.dequantize() if isinstance(weight, QTensor) else weight).double().T
+    near = (whole.double() - exact).norm() / exact.norm()
+    assert near < (0.04 if row.activations is not None else 4e-3), "what it gives is the product"
     alone = torch.cat([bound(x[at : at + 1]) for at in range(40)])
     assert torch.equal(alone, whole[:40]), "alone"
-    for tokens in (2, 7, 8, 9, 16, 17, 33, 64, 65, 200, 512, 513):
+    for tokens in (2, 7, 8, 9, 16, 17, 33, 64, 65, 128, 129, 200, 256, 512, 513):
         assert torch.equal(bound(x[:tokens]), whole[:tokens]), tokens
         assert torch.equal(bound(x[-tokens:]), whole[-tokens:]), tokens
 
@@ -83,3 +94,48 @@ def test_a_request_is_the_same_whatever_is_beside_it(model: Decoder) -> None:
     assert again[0].usage.cached_tokens == 2 * BLOCK
     for one, other in zip(first, again, strict=True):
         assert essence(one) == essence(other), "from the cache"
+
+
+ATTENTIONS = {
+    "llama": (AttentionSpec(32, 32, 128), ""),
+    "grouped": (AttentionSpec(32, 8, 128), ""),
+    "odd": (AttentionSpec(6, 3, 80), ""),
+    "gemma": (AttentionSpec(8, 4, 256, window=300, softcap=50.0, scale=0.0625), ""),
+    "sinks": (AttentionSpec(16, 2, 64, window=128, sinks=torch.linspace(-3, 3, 16)), ""),
+    "chunks": (AttentionSpec(10, 2, 128, rope_dims=0, chunk=500, scaled=True), ""),
+    "coded": (AttentionSpec(32, 8, 128), "e4m3fn"),
+    "integers": (AttentionSpec(8, 2, 64), "int8"),
+}
+LENGTH, ALONE = 1300, (0, 1, 30, 63, 64, 255, 256, 257, 511, 700, 1023, 1024, 1299)
+
+
+@pytest.mark.parametrize("lowering", [None, "sm_86"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_query_is_the_same_alone_and_in_a_prompt(name: str, lowering: str | None) -> None:
+    """Alone, two and four at once, and in pieces, at both ends of parts and tiles of keys."""
+    spec, element = ATTENTIONS[name]
+    if spec.sinks is not None:
+        spec = replace(spec, sinks=spec.sinks.cuda())
+    layer = GpuLayer(card.machine(lookup(lowering) if lowering else None), Workspace(torch.device("cuda")), alike=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        given = oracle.batch(ATTENTIONS[name][0], [(LENGTH, LENGTH)], 64, dtype, 7, "cuda", element=element)
+        wanted, _, _ = oracle.attention(ATTENTIONS[name][0], given)
+        queries = layer.rope_append(spec, *given.arguments)
+        whole = layer.attend(spec, queries, given.cached, given.sequences)
+        assert oracle.error(whole, wanted) < (6e-3 if dtype == torch.bfloat16 else 1e-3)
+        for new in (1, 2, 4):
+            rows = [at for at in ALONE if at + new <= LENGTH]
+            chosen = torch.tensor([at + more for at in rows for more in range(new)]).cuda()
+            sequences = replace(
+                given.sequences, starts=torch.arange(0, len(chosen) + 1, new).int().cuda(),
+                lengths=torch.tensor([at + new for at in rows]).int().cuda(),
+                table=given.sequences.table[:1].repeat(len(rows), 1), slots=given.sequences.slots[chosen],
+                most_new=new, most=LENGTH,
+            )  # fmt: skip
+            found = layer.attend(spec, queries[chosen].contiguous(), given.cached, sequences)
+            assert torch.equal(found, whole[chosen]), (dtype, new)
+        pieces = replace(
+            given.sequences, starts=torch.tensor([0, 150, 513, LENGTH]).int().cuda(),
+            lengths=torch.tensor([150, 513, LENGTH]).int().cuda(), table=given.sequences.table[:1].repeat(3, 1),
+        )  # fmt: skip
+        assert torch.equal(layer.attend(spec, queries, given.cached, pieces), whole), (dtype, "in pieces")

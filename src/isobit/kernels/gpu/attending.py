@@ -12,6 +12,7 @@ from isobit.errors import FormatError
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element
 from isobit.kernels.cached import Cached
+from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.layer_tiles import AttentionShape, NormOf, RareRope, RopeShape
 from isobit.kernels.gpu.starter import Starter, name_of, rows_of
@@ -56,7 +57,7 @@ class GpuAttention(Starter):
         """The first part of :meth:`attention`: the rotated queries; keys and values are then in the cache."""
         shape = RopeShape(
             name_of(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, name_of(cos.dtype),
-            tiles.late(q.shape[0]), held.element,
+            tiles.late(q.shape[0], alike=self.alike), held.element,
         )  # fmt: skip
         unused = self.unused(torch.float32, q.device)
         rotated = torch.empty((q.shape[0], spec.heads * spec.dim), dtype=q.dtype, device=q.device)
@@ -99,6 +100,9 @@ class GpuAttention(Starter):
             "table": sequences.table, "out": out, "columns": sequences.table.shape[1], "block": sequences.block,
             "window": window, **gains,
         }  # fmt: skip
+        if self.alike and alike_tiles.few_of(shape, self.machine.target):
+            self._attend_alike(shape, arguments, count, sequences)
+            return out
         if shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
             self._attend_few(shape, arguments, count, sequences)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
@@ -122,6 +126,28 @@ class GpuAttention(Starter):
             kernel = self.kernel("attention_few:attention_merge", tiles.attention_merge, shape)
             kernel((queries, shape.kv_heads, count), **given)
 
+    def _attend_alike(self, shape: AttentionShape, arguments: dict[str, Any], count: int, sequences: Sequences) -> None:
+        """The same for a model whose bits do not depend on how many tokens are new."""
+        few, tokens = alike_tiles.few_of(shape, self.machine.target), arguments["q"].shape[0]
+        if count > 1 or tokens <= few:
+            parts, queries = _alike_room(shape, few, sequences.most, sequences.most_new, arguments["window"])
+            work = stats = self.unused(torch.float32, arguments["q"].device)
+            if parts > 1:
+                held = count * shape.kv_heads * parts * queries
+                room = self.workspace.take((held * (shape.width + 2),), torch.float32)
+                work, stats = room[: held * shape.width], room[held * shape.width :]
+            given = {**arguments, "work": work, "stats": stats, "room": parts, "queries": queries}
+            programs = tiles.programs_of(parts, count * shape.kv_heads, self.machine.multiprocessors)
+            kernel = self.kernel("attention_alike:attention_alike_few", alike_tiles.attention_alike_few, shape)
+            kernel((programs, shape.kv_heads, count), **given)
+            if parts > 1:
+                kernel = self.kernel("attention_alike:attention_alike_merge", alike_tiles.attention_alike_merge, shape)
+                kernel((queries, shape.kv_heads, count), **given)
+        if sequences.most_new > few and (count > 1 or tokens > few):
+            kernel = self.kernel("attention_alike:attention_alike_many", alike_tiles.attention_alike_many, shape)
+            tile = int(kernel.config.constexprs["BLOCK_M"] or 1)
+            kernel((tokens // tile + count, shape.heads), sequences=count, **arguments)
+
     def _held(self, held: Cached) -> dict[str, Tensor]:
         """The arguments of a kernel that say what a cache holds."""
         none = self.unused(torch.float32, held.keys.device)
@@ -139,9 +165,13 @@ class GpuAttention(Starter):
             sequences: B at most.
             most_new, most: as in ``Sequences``.
         """
-        shape = AttentionShape("float32", spec.heads, spec.kv_heads, spec.dim)
-        parts, queries = _room(shape, most, most_new, spec.window or spec.chunk or 0)
-        if parts > 1 and not self.alike:
+        shape = AttentionShape("float16", spec.heads, spec.kv_heads, spec.dim, alike=self.alike)
+        window = spec.window or spec.chunk or 0
+        parts, queries = _room(shape, most, most_new, window)
+        if self.alike:
+            few = alike_tiles.few_of(shape, self.machine.target)
+            parts, queries = _alike_room(shape, few, most, most_new, window) if few else (1, 0)
+        if parts > 1:
             held = sequences * spec.kv_heads * parts * queries
             self.workspace.reserve(4 * held * (shape.width + 2))
 
@@ -187,6 +217,15 @@ def _room(shape: AttentionShape, most: int, most_new: int, window: int) -> tuple
     """Parts of a sequence of few new tokens, and queries of each, at most."""
     seen = min(most, window + shape.few + tiles.PART) if window else most
     return tiles.parts_of(seen), shape.group * min(shape.few, max(1, most_new))
+
+
+def _alike_room(shape: AttentionShape, few: int, most: int, most_new: int, window: int) -> tuple[int, int]:
+    """The same where parts begin at fixed places: a window may begin and end within one, and takes no more otherwise
+    than the same number of tokens at the beginning, where parts are shortest."""
+    parts = alike_tiles.parts_of(most)
+    if window:
+        parts = min(parts, alike_tiles.parts_of(window + few) + 1)
+    return parts, shape.group * min(few, max(1, most_new))
 
 
 def _is_rare(spec: AttentionSpec) -> bool:

@@ -11,14 +11,14 @@ from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
 from isobit.kernels.checked import check_linear
-from isobit.kernels.gpu import card, selection
+from isobit.kernels.gpu import alike_tiles, card, selection
 from isobit.kernels.gpu.configure import Call, workspace_needs
 from isobit.kernels.gpu.fits import Matrix, narrow_block
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.run import Float32Product, LibraryProduct, Run
-from isobit.kernels.gpu.tiles import ALIKE_ROWS, FEW
+from isobit.kernels.gpu.tiles import FEW
 from isobit.kernels.gpu.variant import FLOATS, HALVES, Variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.rounded import Rounded
@@ -87,11 +87,11 @@ class BoundLinear:
         alike: bool = False,
     ) -> None:
         self.held, self.machine, self.workspace, self.out_dtype = held, machine, workspace, out_dtype
-        self.alike = alike
+        self.alike = alike and not _exact(held.matrix(), held.activations, machine.target)
         self._runs: dict[tuple[int, torch.dtype], Float32Product | LibraryProduct | Run] = {}
         self._classes: dict[int, int] = {}  # of numbers of tokens: every call asks, and finding one goes over all rows
         self._arrange_for_16_bits()
-        workspace.reserve(*_needs(held.matrix(), held.activations, machine, alike))
+        workspace.reserve(*_needs(held.matrix(), held.activations, machine, self.alike))
 
     @property
     def weight(self) -> QTensor | Tensor:
@@ -172,13 +172,16 @@ class BoundLinear:
 
     def _run(self, tokens: int, dtype: torch.dtype) -> Float32Product | LibraryProduct | Run:
         if tokens not in self._classes:
-            self._classes[tokens] = (selection.alike_class if self.alike else selection.size_class)(tokens)
+            target = self.machine.target
+            size = alike_tiles.size_class(tokens, target) if self.alike else selection.size_class(tokens)
+            self._classes[tokens] = size
         key = (self._classes[tokens], dtype)
         if key not in self._runs:
             row, operands = self.variant(tokens, dtype), self.held.operands
             if operands is not None and operands.arrange(self.held.unit(row, self.machine.target)):
                 self._runs.clear()  # they hold the other order, of which one is kept at a time
-            self._runs[key] = self._made(row, Call(self.held.matrix(), _name(dtype), key[0], self._result()))
+            call = Call(self.held.matrix(), _name(dtype), key[0], self._result(), alike=self.alike)
+            self._runs[key] = self._made(row, call)
         return self._runs[key]
 
     def _made(self, row: Variant | None, call: Call) -> Float32Product | LibraryProduct | Run:
@@ -226,13 +229,21 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @lru_cache(maxsize=4096)
+def _exact(matrix: Matrix, activations: ActSpec | None, target: Target) -> bool:
+    """Whether any number of tokens has the same bits whatever runs it: no kernel for them rounds its sums."""
+    asked = ((dtype, tokens) for dtype in FLOATS for tokens in selection.sizes())
+    rows = (selection.pick(matrix.spec, activations, dtype, tokens, target, matrix)[0] for dtype, tokens in asked)
+    return activations is not None and all(row is not None and alike_tiles.exact(row) for row in rows)
+
+
+@lru_cache(maxsize=4096)
 def _needs(matrix: Matrix, activations: ActSpec | None, machine: Machine, alike: bool = False) -> tuple[int, int]:
     """The most bytes of workspace and counters that a weight's kernels ask for at once, for 16-bit activations."""
     needs = [(0, 0)]
     for dtype in HALVES:
-        for tokens in (FEW, ALIKE_ROWS) if alike else selection.classes():
+        for tokens in alike_tiles.sizes(machine.target) if alike else selection.classes():
             asked = FEW if alike else tokens
             row, _ = selection.pick(matrix.spec, activations, dtype, asked, machine.target, matrix)
             if row is not None:
-                needs.append(workspace_needs(row, Call(matrix, dtype, tokens), machine))
+                needs.append(workspace_needs(row, Call(matrix, dtype, tokens, alike=alike), machine))
     return max(nbytes for nbytes, _ in needs), max(counters for _, counters in needs)

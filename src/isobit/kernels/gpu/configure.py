@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.gpu import group_tiles
+from isobit.kernels.gpu import alike_tiles, group_tiles
 from isobit.kernels.gpu.before_tiles import whole_token
 from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.tiles import (
-    ALIKE_TILE,
     FEW,
     MOST_SPLITS,
     NARROW,
@@ -48,6 +47,8 @@ class Call:
         experts: how many experts the weight is of, one below the other; 0 where it is of none. Then ``tokens`` are
             those of a tile.
         share: pairs of a token and an expert that have one input (``triton/experts.py``).
+        alike: whether a token's bits must not depend on how many there are; ``tokens`` are then one of
+            ``alike_tiles.sizes``.
     """
 
     matrix: Matrix
@@ -57,6 +58,7 @@ class Call:
     after: str = ""
     experts: int = 0
     share: int = 0
+    alike: bool = False
 
     @property
     def rows(self) -> int:
@@ -77,6 +79,8 @@ def _scalar(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
 
 
 def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    if call.alike:
+        return _alike(row, call, machine, config)
     most = MOST_SPLITS
     if row.family == "few" and not call.experts:
         config, most = for_few(config, machine.target, call.matrix.n, machine.multiprocessors)
@@ -99,27 +103,32 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
     elif some or constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
-    stages = stages_that_fit(finished)
-    wide = row.family == "few" and constants["BLOCK_M"] == ALIKE_TILE
-    return replace(finished, num_stages=min(stages, _deepest(finished, machine)) if wide else stages)
+    return replace(finished, num_stages=stages_that_fit(finished))
+
+
+def _alike(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    """A row for a few tokens as it runs any number of them, each with the same bits."""
+    config, most = alike_tiles.for_any(row, config, machine.target, call.matrix.n, machine.multiprocessors)
+    constants = _common(row, call, machine, config)
+    if constants.get("SPLIT_K", 1) != 1:
+        constants["SPLIT_K"] = _split_k(call, machine, config, most)
+    finished = replace(config, signature=_types(row, call, config), constexprs=constants)
+    sized = alike_tiles.of_size(finished, machine.target, call.tokens)
+    return replace(sized, num_stages=min(stages_that_fit(sized), _deepest(sized, machine)))
 
 
 def _tokens_of_tile(call: Call, machine: Machine, usual: int) -> int:
     """Columns of a tile of few tokens. They do not meet: the bits of a token are the same in a tile of any width."""
-    if call.tokens <= NARROW and takes_narrow_tiles(machine.target):
-        return NARROW
-    if call.tokens > FEW and machine.target.unit("float16", "float16") is not None:
-        return ALIKE_TILE
-    return usual
+    return NARROW if call.tokens <= NARROW and takes_narrow_tiles(machine.target) else usual
 
 
 def _deepest(config: Config, machine: Machine) -> int:
-    """Stages of the pipeline that fit the shared memory of a multiprocessor in tiles wider than the row's own."""
+    """Stages of the pipeline that fit the shared memory of a multiprocessor in tiles of other sizes than the row's."""
     constants = config.constexprs
     step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
     bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
     bytes_x = _SIZES.get(config.signature["x"], 1)
-    stage = step * (int(constants["BLOCK_N"] or 1) * bits // 8 + ALIKE_TILE * bytes_x)
+    stage = step * (int(constants["BLOCK_N"] or 1) * bits // 8 + int(constants["BLOCK_M"] or 1) * bytes_x)
     return max(1, min(config.num_stages, machine.shared_memory // stage))
 
 

@@ -30,8 +30,8 @@ class GpuLayer(GpuAttention):
     Args:
         machine: what runs them.
         workspace: shared with the model's linears.
-        alike: a token's attention has the same bits whether it comes alone, in a prompt or in a part of one: long
-            sequences are then not split among programs, which takes longer for a few of them.
+        alike: a token's attention has the same bits whether it comes alone, in a prompt or in a part of one: parts of
+            its keys then begin at fixed positions (``triton/attention_alike.py``).
     """
 
     # ------------------------------------------------------------------ norms and gates
@@ -148,7 +148,8 @@ class GpuLayer(GpuAttention):
         self, x: Tensor, rounding: Rounding | None, *, add: bool = False, activation: str = "silu"
     ) -> RowShape:
         dtype, k = name_of(x.dtype), x.shape[-1]
-        late = tiles.late(x.numel() // k)
+        integers = rounding is not None and rounding.spec.element == "int8"  # whose linears are the usual ones
+        late = tiles.late(x.numel() // k, alike=self.alike and not integers)
         if rounding is None or rounding.spec.group is not None:
             return RowShape(dtype, k, add, activation=activation, late=late)
         static = rounding.static_scale is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from isobit.kernels.gpu import attention_alike_tiles as alike
 from isobit.kernels.gpu import choosing_tiles, latent_tiles, routing_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
@@ -84,6 +85,38 @@ def _attention_rows() -> Iterator[LayerRow]:
                 _attentions(family, dtype), has_bf16 if short == "bf16" else compiles, dtype,
                 "heads", _shows(family, dtype),
             )  # fmt: skip
+
+
+_ALIKE = {
+    "few": alike.attention_alike_few, "many": alike.attention_alike_many, "merge": alike.attention_alike_merge
+}  # fmt: skip
+
+
+def _is_alike(dtype: str) -> Requires:
+    def requires(target: Target) -> str | None:
+        reason = has_bf16(target) if dtype == "bfloat16" else compiles(target)
+        if reason or alike.few_of(_shapes(dtype)[0], target):
+            return reason
+        return f"the bits of sums in few rows and many were not compared with the units of {target.name}"
+
+    return requires
+
+
+def _alike_rows() -> Iterator[LayerRow]:
+    """Attention of batch-invariant models."""
+
+    def configurations(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
+        shapes = _shapes(dtype) if family != "merge" else (*_shapes(dtype), *_shapes("float16"))
+        return lambda target: (_ALIKE[family](replace(shape, alike=True), target) for shape in shapes)
+
+    for family in _ALIKE:
+        for short, dtype in (("bf16", "bfloat16"), ("f16", "float16")):
+            if family != "merge" or short == "bf16":  # which has no products
+                yield LayerRow(
+                    f"attention-alike-{family}" + ("" if family == "merge" else f"-{short}"),
+                    f"{_MODULES}.attention_alike:attention_alike_{family}", configurations(family, dtype),
+                    _is_alike(dtype), None if family == "merge" else dtype,
+                )  # fmt: skip
 
 
 def _merges(target: Target) -> Iterator[Config]:
@@ -270,6 +303,7 @@ def _latent_rows() -> Iterator[LayerRow]:
 LAYER_ROWS: tuple[LayerRow, ...] = (
     *_attention_rows(),
     *_latent_rows(),
+    *_alike_rows(),
     LayerRow("attention-merge", f"{_MODULES}.attention_few:attention_merge", _merges),
     LayerRow("rope-append", f"{_MODULES}.rope:rope_append", _ropes),
     LayerRow("rope-append-any", f"{_MODULES}.rope:rope_append_any", _rare_ropes),

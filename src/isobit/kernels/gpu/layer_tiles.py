@@ -356,10 +356,11 @@ def parts_of_token(k: int) -> int:
     return -(-k // VALUES_AT_ONCE)
 
 
-def late(tokens: int) -> bool:
+def late(tokens: int, *, alike: bool = False) -> bool:
     """Whether what stands between linears lets the next start late (``pdl.wait``): linears of one token have thousands
-    of small programs, which find their places whenever they start; those of several have few large ones."""
-    return tokens > 1
+    of small programs, which find their places whenever they start; those of several have few large ones, and so has one
+    where its bits must be those beside others (alike)."""
+    return alike or tokens > 1
 
 
 def parts_of_norm(k: int, tokens: int) -> int:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isobit.kernels.gpu import library
+from isobit.kernels.gpu import alike_tiles, library
 from isobit.kernels.gpu.configure import Call, configure, finishes
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.launch import Kernel
@@ -17,7 +17,7 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.operands import Operands
 from isobit.kernels.gpu.prepare import Narrowed, Widened
 from isobit.kernels.gpu.rounding import Rounding
-from isobit.kernels.gpu.tiles import ALIKE_ROWS, NATIVE
+from isobit.kernels.gpu.tiles import NATIVE
 from isobit.kernels.gpu.variant import Variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.rounded import Rounded
@@ -105,11 +105,11 @@ class Run:
             config = configure(self.row, replace(self.call, after=after), self.machine)
             self.kernels[after] = Kernel(self.row.entry, config, self.machine)
         kernel = self.kernels[after]
-        if self.call.tokens != ALIKE_ROWS or len(x) <= ALIKE_ROWS:
+        if not self.call.alike or self.split_k == 1 or len(x) <= alike_tiles.ROWS:
             self._launch(kernel, x, y, arguments)
             return
-        for begin in range(0, len(x), ALIKE_ROWS):  # the bits of a row do not depend on where it is cut
-            part = slice(begin, begin + ALIKE_ROWS)
+        for begin in range(0, len(x), alike_tiles.ROWS):  # the bits of a row do not depend on where it is cut
+            part = slice(begin, begin + alike_tiles.ROWS)
             cut = {"residual": arguments["residual"][part]}
             if self.rounding is not None:
                 cut["token_scale"] = arguments["token_scale"][part]

@@ -6,7 +6,7 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.gpu.fits import Matrix, misfit
 from isobit.kernels.gpu.rows import VARIANTS
-from isobit.kernels.gpu.tiles import ALIKE_ROWS, BLOCK, FEW, NARROW, SOME, SOME_MORE
+from isobit.kernels.gpu.tiles import BLOCK, NARROW, SOME, SOME_MORE
 from isobit.kernels.gpu.variant import Variant, has_halves
 from isobit.targets.spec import Target
 
@@ -58,15 +58,6 @@ def classes() -> tuple[int, ...]:
     return tuple(
         sorted({size_class(tokens) for first in (*sizes(), NARROW, SOME, SOME_MORE) for tokens in (first, first + 1)})
     )
-
-
-def alike_class(tokens: int) -> int:
-    """The same where a token's bits must not depend on how many there are: narrower tiles of one row, no other row.
-
-    Not the narrowest: on an H200 tiles for 8 tokens add up 8-bit weights times float activations in another order than
-    those for 16 and 64, which agree in every format.
-    """
-    return FEW if tokens <= FEW else ALIKE_ROWS
 
 
 def candidates(

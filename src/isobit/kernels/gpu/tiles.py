@@ -22,9 +22,6 @@ Constant = int | float | bool | str | None
 # measured.
 NARROW = 8
 FEW = 16
-# Where a token's bits must not depend on how many there are, the rows of few tokens run them all: tiles of ALIKE_TILE
-# where there are more than FEW, and this many at a time, which bounds the memory of split sums. Not measured.
-ALIKE_TILE, ALIKE_ROWS = 64, 512
 # Tokens up to which "many" take tiles for so many, and split K where those are too few for the machine. 64 tokens of a
 # 7B's layer (gpu_tune_some.csv): e4m3 101 to 71 us, int8 198 to 71, int4 202 to 93; 128: 104 to 89, 202 to 87, 252 to
 # 150. Others: not measured.

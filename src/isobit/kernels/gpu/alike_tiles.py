@@ -1,0 +1,93 @@
+"""Tiles of linears whose bits do not depend on how many tokens there are. Pure, as ``tiles.py`` is.
+
+What a token gives depends on the instruction that multiplies, on the order along K, on how K is split and on when sums
+leave the unit; not on how many rows and columns a tile has. So a weight has one kernel, one step along K and one split
+for any number of tokens, and tiles of several sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isobit.kernels.gpu.tiles import FEW, MOST_SPLITS, SOME, Config, for_few
+from isobit.kernels.gpu.variant import Variant, has_halves
+from isobit.targets.spec import Target
+
+# Rows that are launched at once where K is split, which bounds the memory of the sums. Not measured.
+ROWS = 512
+_WIDE, _WIDEST = 64, 128  # columns of tiles of more than FEW tokens
+
+
+def sizes(target: Target) -> tuple[int, ...]:
+    """Numbers of tokens up to which tiles have one size; the last one stands for any more.
+
+    Not fewer than ``FEW``: what multiplies tiles of 8 columns takes 8-bit codes in another order than warp groups.
+    """
+    return (FEW, SOME, ROWS) if warp_groups(target) else (FEW, ROWS)
+
+
+def size_class(tokens: int, target: Target) -> int:
+    """The one of ``sizes`` that a number of tokens belongs to."""
+    known = sizes(target)
+    return next((size for size in known if tokens <= size), known[-1])
+
+
+def exact(row: Variant) -> bool:
+    """Whether its sums have no rounding, so that all such rows give the same bits: those of integers."""
+    return not row.library and row.weights == row.activations == "int8" and row.compute in ("native", "int8")
+
+
+def warp_groups(target: Target) -> bool:
+    """Where tiles of all sizes were compared: with the instructions of sm_90, on an H200."""
+    unit = target.unit("float16", "float16")
+    return unit is not None and unit.instruction == "HGMMA"
+
+
+def for_any(row: Variant, config: Config, target: Target, rows: int, multiprocessors: int) -> tuple[Config, int]:
+    """What tiles of all sizes have in common, and the most splits of K.
+
+    Args:
+        row: one for a few tokens.
+        config: the row's.
+        target: what it is for.
+        rows: of the weight.
+        multiprocessors: of the machine.
+    """
+    unit = target.unit(row.weights or "", row.activations or "") if row.compute == "native" else None
+    if unit is None or unit.instruction != "QGMMA":
+        return for_few(config, target, rows, multiprocessors)
+    # Elsewhere a few tokens are multiplied in float16, for which many pay: 64 tokens take 119 us of a 7B's linears of a
+    # layer, 74 in float8, and 73 as usual; one takes 76, 65 and 57 (an H200, dev/LOG.md).
+    if "GROUP" in config.constexprs:
+        return config.with_constants(IMPRECISE=None), MOST_SPLITS
+    tiles = -(-rows // 64)
+    config = config.with_constants(BLOCK_N=64, BLOCK_K=128, IMPRECISE=unit.promote_every)
+    return replace(config, num_stages=6 if tiles <= 2 * multiprocessors else 4), 1 if tiles > multiprocessors else 4
+
+
+def of_size(config: Config, target: Target, tokens: int) -> Config:
+    """The tiles for one of ``sizes``.
+
+    Args:
+        config: what they have in common, K split as it will be.
+        target: what it is for.
+        tokens: the size.
+    """
+    if tokens <= FEW or not has_halves(target):
+        return config.with_constants(BLOCK_M=FEW)
+    config = config.with_constants(BLOCK_M=_WIDE)
+    return _wide(config, tokens > SOME) if warp_groups(target) else config
+
+
+def _wide(config: Config, many: bool) -> Config:
+    """Tiles of more than ``FEW`` tokens, as other rows have them for as many (``tiles.py``)."""
+    constants = config.constexprs
+    if many:
+        config = config.with_constants(SWIZZLE=8)
+    if "UNIT" in constants:
+        return replace(config.with_constants(BLOCK_N=128), num_warps=8)
+    if constants.get("ELEMENT") != "native" or not many:
+        return config
+    if config.signature["x"] in ("*fp16", "*bf16"):
+        return replace(config.with_constants(BLOCK_N=128, BLOCK_M=_WIDEST), num_warps=8)
+    return replace(config.with_constants(BLOCK_M=_WIDEST), num_stages=min(config.num_stages, 4))
