@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tokenizers_for_tests import byte_level, write_folder
 
 from isobit.engine.flight import Ahead
 from isobit.engine.gpu_runner import GpuRunner, runner_for
-from isobit.engine.graphs import MOST_ROWS, ROWS, Inputs, Places, rows_of, spans
+from isobit.engine.graphs import MOST_ROWS, ROWS, Inputs, Places, recorded_steps, rows_of, spans
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.request import Part
@@ -206,3 +208,29 @@ def test_turns_are_used_one_after_the_other_and_read_until_they_come_again() -> 
         batch = inputs.batch(4, 20)
         assert batch.tokens is not None and batch.tokens.tolist() == [0, 0, 7, 0]
         assert batch.sequences.slots.tolist() == [-1, -1, 5, -1] and batch.positions.tolist() == [0, 0, 5, 0]
+
+
+@pytest.mark.parametrize("sequences", [1, 5, 64, 250, 600])
+def test_so_many_steps_are_recorded_before_the_first(sequences: int) -> None:
+    """What is set aside for them (:mod:`isobit.models.room`) is for as many as there will be."""
+    found = set[object]()
+
+    class Counted(GpuRunner):
+        def _held(self) -> Any:
+            return None
+
+        def _recorded(self, cache: Any) -> Any:
+            return SimpleNamespace(run_pieces=run_pieces, record=record)
+
+    def run_pieces(pieces: Any, bucket: tuple[int, int], *, record: bool) -> None:
+        assert record
+        found.add(("pieces", *bucket))
+
+    def record(rows: set[int]) -> None:
+        found.update(("rows", count, span) for count in rows for span in spans(count, 4096))
+
+    model: Any = SimpleNamespace(
+        place=SimpleNamespace(tensors=torch.device("cpu")), config=SimpleNamespace(max_context=4096)
+    )
+    Counted(model, sequences).record()
+    assert len(found) == recorded_steps(sequences) > 10

@@ -17,8 +17,9 @@ from isobit.formats.caches import cache_format
 from isobit.legalize.memory import CPU_RUNTIME_BYTES, USABLE
 from isobit.models import weights
 from isobit.models.cache.paged import BLOCK
-from isobit.models.room import LEAST_TOKENS, Room, room
+from isobit.models.room import GRAPH_BYTES, LEAST_TOKENS, Room, room
 from isobit.targets import detect
+from isobit.targets.table import lookup
 
 PER_TOKEN = 2 * tiny.LAYERS * 2 * 64 * 4  # keys and values of two heads of 64 float32 numbers
 
@@ -141,3 +142,33 @@ def test_sizes_that_are_none(wrong: object) -> None:
 
 def test_require_room_is_what_loading_asks(model: Path) -> None:
     assert generate.require_room(model, memory=1 << 30) == asked(model, 1 << 30)
+
+
+def test_recorded_steps_take_their_part(model: Path) -> None:
+    """Of a GPU whose memory is given: the cache is made at once, and the steps are recorded."""
+
+    def on_a_card(graphs: int) -> Room:
+        found = room(
+            model, gpu=True, free=1 << 36, given=1 << 36, cache=cache_format("auto"), sequences=64,
+            machine=card, graphs=graphs,
+        )  # fmt: skip
+        assert found is not None
+        return found
+
+    target, board = lookup("H200")
+    assert board is not None
+    card = (target, board)
+    without, one = on_a_card(0), on_a_card(48)
+    assert one.graphs == 48 * GRAPH_BYTES + one.memory.activations + one.logits
+    assert one.held - without.held == one.graphs and "recorded steps" in str(one) and "recorded" not in str(without)
+    assert one.tokens < without.tokens
+
+
+def test_loading_starts_no_program(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"started {args}")
+
+    monkeypatch.setattr(detect.subprocess, "run", started)
+    left = generate.require_room(model, memory=1 << 33)
+    assert left is not None and left.fits
+    assert detect.detect(programs=False).compiler is None

@@ -13,6 +13,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.answer import Completion, Piece
 from isobit.engine.engine import SEQUENCES
 from isobit.engine.grammar import Grammar
+from isobit.engine.graphs import recorded_steps
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.prepare import Prompt
@@ -22,6 +23,8 @@ from isobit.models.place import place
 from isobit.models.room import Room, room
 from isobit.shortage import shortages
 from isobit.targets import detect
+from isobit.targets.here import Gpu, cpu_machine, gpu_machine
+from isobit.targets.spec import Board, Target
 
 _AT_ONCE = 2  # longest answers that the cache holds, where it has one size and they come one after the other
 
@@ -107,9 +110,20 @@ def require_room(
     Raises:
         CapacityError: it does not fit.
     """
-    gpu = place(device, target).tensors.type == "cuda"
+    where = place(device, target).tensors
+    gpu = where.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if gpu else detect.memory()[1]
-    return room(folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences)
+    return room(
+        folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences,
+        machine=_card(where) if gpu else cpu_machine(detect.detect(programs=False)),
+        graphs=recorded_steps(sequences) if gpu and memory is not None else 0,
+    )  # fmt: skip
+
+
+def _card(device: torch.device) -> tuple[Target, Board] | None:
+    """A GPU as plans know it, by what torch says of it: asking another program takes half a second."""
+    found = torch.cuda.get_device_properties(device)
+    return gpu_machine(Gpu(found.name, f"{found.major}.{found.minor}", found.total_memory >> 20, ""))
 
 
 @shortages()

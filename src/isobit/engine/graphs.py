@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from isobit.engine.blocks import blocks_for
-from isobit.engine.pieces import Pieces
+from isobit.engine.pieces import FEW, TOKENS, Pieces
 from isobit.engine.request import Part
 from isobit.engine.turns import CHOSEN, GIVEN, Page
 from isobit.kernels.sequences import Sequences
@@ -36,6 +36,7 @@ ROWS: tuple[int, ...] = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(
 # Below 256 tokens a sequence is one part of attention's work and its parts need no merging. Up to 2048 it has no more
 # parts than a graph of few rows has programs for; with many rows programs are never too many.
 _SHORT, _MIDDLE, _FEW_ROWS = 256, 2048, 8
+_LONG = 4096  # a sequence's tokens, in which all spans are told apart
 
 
 def rows_of(sequences: int) -> int:
@@ -47,6 +48,13 @@ def spans(rows: int, most: int) -> tuple[int, ...]:
     """The bounds of a sequence's tokens that graphs of so many rows are for; ``most`` is what one may have."""
     shorter = (_SHORT, _MIDDLE) if rows <= _FEW_ROWS else (_SHORT,)
     return (*(span for span in shorter if span < most), most)
+
+
+def recorded_steps(sequences: int) -> int:
+    """How many steps are recorded before the first one, for so many sequences at most: all that may come."""
+    most = min(max(sequences, 1), MOST_ROWS)
+    decoding = sum(len(spans(rows, _LONG)) for rows in ROWS if rows <= rows_of(most))
+    return decoding + len(TOKENS) * len({FEW, max(most, FEW)})
 
 
 class Places:

@@ -17,6 +17,7 @@ from isobit.models.planning import described, locate
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
 
+GRAPH_BYTES = 9 << 19  # of a recorded step, whatever the model: measured on an H200 with 8 and with 32 layers
 LEAST_TOKENS = 256  # of a cache that is worth starting with; fewer where a model's context is shorter
 
 
@@ -31,6 +32,7 @@ class Room:
         device: what it is.
         context: the model's longest, in tokens.
         logits: bytes for the results of all sequences of a step.
+        graphs: bytes for steps that are recorded before the first one.
     """
 
     memory: Memory
@@ -39,12 +41,13 @@ class Room:
     device: str
     context: int
     logits: int
+    graphs: int = 0
 
     @property
     def held(self) -> int:
         """Bytes of all but the cache, a whole chunk of a prompt under way."""
         one = self.memory
-        return one.weights + one.tower + one.runtime + one.activations + self.logits
+        return one.weights + one.tower + one.runtime + one.activations + self.logits + self.graphs
 
     @property
     def tokens(self) -> int:
@@ -64,9 +67,10 @@ class Room:
     def __str__(self) -> str:
         one = self.memory
         tower = f"tower {_size(one.tower)}, " if one.tower else ""
+        graphs = f" recorded steps {_size(self.graphs)}," if self.graphs else ""
         return (
             f"weights {_size(one.weights)}, {tower}runtime {_size(one.runtime)},"
-            f" a pass {_size(one.activations + self.logits)}, cache {_size(one.kv_per_token)} a token"
+            f" a pass {_size(one.activations + self.logits)},{graphs} cache {_size(one.kv_per_token)} a token"
         )
 
     def refusal(self, model: str) -> CapacityError:
@@ -93,7 +97,17 @@ def _size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def room(folder: Path, *, gpu: bool, free: int, given: int | None, cache: CacheFormat, sequences: int) -> Room | None:
+def room(
+    folder: Path,
+    *,
+    gpu: bool,
+    free: int,
+    given: int | None,
+    cache: CacheFormat,
+    sequences: int,
+    machine: tuple[Target, Board] | None = None,
+    graphs: int = 0,
+) -> Room | None:
     """What a checkpoint takes of this machine.
 
     Args:
@@ -103,6 +117,8 @@ def room(folder: Path, *, gpu: bool, free: int, given: int | None, cache: CacheF
         given: bytes that it may take; None for what is free.
         cache: what keys and values are stored as.
         sequences: that take part in a step at most.
+        machine: what runs it; None to look for that, which starts other programs.
+        graphs: recorded steps, each of which takes :data:`GRAPH_BYTES`, and all of them the memory of a pass.
 
     Returns:
         None where nothing can be planned: loading will say what is wrong with the checkpoint.
@@ -110,7 +126,7 @@ def room(folder: Path, *, gpu: bool, free: int, given: int | None, cache: CacheF
     Raises:
         CapacityError: it does not fit.
     """
-    machine = next((pair for pair in here() if pair[0].is_gpu == gpu), None)
+    machine = machine or next((pair for pair in here() if pair[0].is_gpu == gpu), None)
     if machine is None:
         return None
     target, board = machine
@@ -119,7 +135,9 @@ def room(folder: Path, *, gpu: bool, free: int, given: int | None, cache: CacheF
         found, context, vocab = _planned(folder, target, replace(board, memory=limit), cache)
     except IsobitError:
         return None
-    answer = Room(found.memory, limit, given is not None, board.name, context, 4 * (sequences - 1) * vocab)
+    logits = 4 * (sequences - 1) * vocab
+    recorded = graphs * GRAPH_BYTES + found.memory.activations + logits if graphs else 0
+    answer = Room(found.memory, limit, given is not None, board.name, context, logits, recorded)
     if not answer.fits:
         raise answer.refusal(folder.name)
     return answer

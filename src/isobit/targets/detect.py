@@ -38,8 +38,8 @@ class Machine:
     packages: tuple[tuple[str, str | None], ...]
 
 
-def detect() -> Machine:
-    """Look at this machine."""
+def detect(*, programs: bool = True) -> Machine:
+    """Look at this machine; without ``programs`` none is started, and no compiler and no GPU is found."""
     cpu, features = _cpu()
     total, available = memory()
     return Machine(
@@ -50,8 +50,8 @@ def detect() -> Machine:
         cores=usable_cores(),
         memory=total,
         memory_available=available,
-        compiler=_compiler(),
-        gpus=_gpus(),
+        compiler=_compiler() if programs else None,
+        gpus=_gpus() if programs else (),
         packages=tuple((name, _version(name)) for name in ("torch", "triton", "transformers", "compressed-tensors")),
     )
 
