@@ -1,7 +1,8 @@
 """What other engines do with a checkpoint of isobit's: rows, and the sentences that `isobit quantize` prints.
 
-The rows hold for the versions in ENGINES. They were made by running the engines (benchmarks/interop.py, whose results
-a test compares with them); docs/interop.md says it in words, and what is known about GPUs.
+The rows hold for the versions in ENGINES. They were made by running the engines on a Llama (benchmarks/interop.py,
+whose results a test compares with them), and transformers on tiny models of other families (:data:`RUN`);
+docs/interop.md says it in words, and what is known about GPUs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from isobit.formats.table import element
 
 # What can become of a checkpoint, from best to worst; who refuses computes nothing wrong.
 LOADS, DIFFERS, GARBAGE, REFUSES = VERDICTS = ("loads", "activations not rounded", "garbage", "refuses")
-SOME = "some were run"  # of mixtures of experts: docs/interop.md names them
+SOME = "some were run"  # of other families, or of mixtures of experts: docs/interop.md names them
+# Families whose checkpoints an engine was seen to load: tiny random ones, in int8 and, of experts, in int4 and fp8.
+RUN: dict[str, frozenset[str]] = {
+    "transformers": frozenset(
+        "arcee cohere cohere2 cwm deepseek_v2 deepseek_v3 ernie4_5 ernie4_5_moe exaone4 gemma gemma2 gemma3_text glm"
+        " glm4 glm4_moe glm4_moe_lite gpt_oss granite granitemoe helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax"
+        " llama ministral ministral3 mistral mixtral nemotron olmo2 olmo3 olmoe phi3 qwen2 qwen2_moe qwen3 qwen3_moe"
+        " seed_oss smollm3 stablelm starcoder2".split()
+    ),
+    "vllm": frozenset(("llama",)),
+}
+_RANDOM = frozenset(("gpt_oss", "granitemoe"))  # whose experts transformers does not look for one by one
 
 ENGINES = {
     "transformers": "transformers 5.23.0 with compressed-tensors 0.20.0",
@@ -134,25 +146,47 @@ class Answer:
 
 
 _MIXTURES = {
-    "transformers": "which mixtures of experts it loads depends on family and scheme, and most were not run",
+    "transformers": "which mixtures of experts it loads depends on family and scheme, and this one was not run",
     "vllm": "mixtures of experts were not run there",
 }
 
 
-def answers(assigned: Assignments) -> tuple[Answer, ...]:
+def answers(assigned: Assignments, family: str = "llama") -> tuple[Answer, ...]:
     """What each engine does with a checkpoint whose modules are quantized as ``assigned`` says.
 
     Args:
         assigned: every linear, lm_head, router and embedding by module name, with its scheme; None (or a scheme that
             does not quantize) for those that are kept.
+        family: of the model: the file in ``models/archs`` that reads it.
     """
-    return tuple(_answer(engine, assigned) for engine in ENGINES)
+    return tuple(_answer(engine, assigned, family) for engine in ENGINES)
 
 
-def _answer(engine: str, assigned: Assignments) -> Answer:
+def _answer(engine: str, assigned: Assignments, family: str) -> Answer:
     quantized = {module: chosen for module, chosen in assigned.items() if chosen is not None and chosen.weights}
-    if any(".experts." in module for module in quantized):
+    answer = _of_schemes(engine, assigned, quantized)
+    experts = {chosen.name for module, chosen in quantized.items() if ".experts." in module and chosen}
+    if experts and (answer.verdict != REFUSES or engine == "vllm"):
+        return _of_experts(engine, family, experts, answer)
+    if quantized and answer.verdict == LOADS and family not in RUN[engine]:
+        return Answer(engine, SOME, (f"loads such checkpoints of Llama; none of {family} was run",))
+    return answer
+
+
+def _of_experts(engine: str, family: str, experts: set[str], answer: Answer) -> Answer:
+    """Of a mixture, whose experts have these schemes."""
+    if engine != "transformers" or family not in RUN[engine] or not experts <= {"int4", "fp8", "int8"}:
         return Answer(engine, SOME, (_MIXTURES[engine],))
+    if family in _RANDOM:
+        return Answer(engine, GARBAGE, ("it makes experts up at random, and a warning says so",))
+    if "int8" in experts:
+        return Answer(engine, REFUSES, ("its conversion of experts in int8 fails (use int4 or fp8)",))
+    if "fp8" in experts:
+        return Answer(engine, DIFFERS, ("it does not round the inputs of experts in fp8, which become plain floats",))
+    return answer
+
+
+def _of_schemes(engine: str, assigned: Assignments, quantized: Mapping[str, Scheme]) -> Answer:
     found: list[tuple[str, str]] = []
     for row in (row for row in ROWS if row.engine == engine):
         names = dict.fromkeys(chosen.name for module, chosen in quantized.items() if row.met(module, chosen))

@@ -7,6 +7,18 @@ import os
 
 from isobit import shortage
 
+# Extras of isobit, and what is imported of the packages that they bring (the last of them has one).
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "triton": ("triton",),
+    "serve": ("llguidance", "msgspec", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "media": ("PIL", "soundfile", "soxr", "transformers"),
+    "video": ("av",),
+    "speech": ("onnxruntime", "yaml"),
+    "gguf": ("gguf",),
+    "harness": ("lm_eval",),
+}
+_OWN = {"PIL": "pillow", "yaml": "pyyaml"}  # names of packages that are imported as something else
+
 
 def explain(error: BaseException) -> str | None:
     """One line for a user, or None if this is not the machine's doing.
@@ -16,11 +28,24 @@ def explain(error: BaseException) -> str | None:
     """
     if (line := shortage.explain(error)) is not None:
         return line
+    if isinstance(error, ModuleNotFoundError) and (line := _not_installed(error)) is not None:
+        return line
     if isinstance(error, RecursionError):
         return "the input is nested too deeply to be read"
     if isinstance(error, OSError) and error.errno is not None:
         return _system(error)
     return None
+
+
+def _not_installed(error: ModuleNotFoundError) -> str | None:
+    """A package of somebody else that is missing, and the extra that brings it; None for a part of isobit."""
+    root = (error.name or "").partition(".")[0]
+    if not root or root == "isobit":
+        return None
+    name = _OWN.get(root, root.replace("_", "-"))
+    extra = next((extra for extra, brings in EXTRAS.items() if root in brings), None)
+    wanted = name if extra is None else f"'isobit[{extra}]'"
+    return f"the package {name} is not installed: pip install {wanted}"
 
 
 def _system(error: OSError) -> str:

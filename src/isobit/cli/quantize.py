@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(asdict(report), sys.stdout, indent=2, default=str)
         print()
     else:
-        output.write(summary(report, args.model))
+        output.write(summary(report, args.model, notes=args.quiet))  # else they were said when it began
     return 0
 
 
@@ -185,7 +185,7 @@ def foresight(prediction: Prediction) -> str:
     return "\n".join(lines + [f"  note      {note}" for note in prediction.notes])
 
 
-def summary(report: QuantizeReport, source: str) -> str:
+def summary(report: QuantizeReport, source: str, *, notes: bool = True) -> str:
     """The report in a few lines of plain text; the last one can be run as it is, with the ``source`` that was given."""
     from isobit.quantizer.progress import format_bytes, format_seconds
 
@@ -201,7 +201,7 @@ def summary(report: QuantizeReport, source: str) -> str:
     lines.append(f"  took      {format_seconds(report.seconds)}{speed}")
     if report.resumed_from:
         lines.append(f"  resumed   {report.resumed_from} tensors had been done before the interruption")
-    lines += [f"  note      {note}" for note in report.notes]
+    lines += [f"  note      {note}" for note in report.notes if notes]
     out = shlex.quote(report.out)
     lines.append(f"Next: isobit eval {out} --against {shlex.quote(source)}, or isobit generate {out} 'a prompt'")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KEY = "ISOBIT_API_KEY"
 NEEDED = ("llguidance", "msgspec", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LEAST_BODY, _AROUND = 32 << 20, 1 << 20  # bytes of a request, and of what is in it beside one file
 EPILOG = f"""examples:
   isobit serve bundled
   isobit serve ./model-int4 --port 9000 --cache-tokens 65536
@@ -60,7 +61,10 @@ def register(subparsers: Any) -> None:
     size.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of the key-value cache (default: grows)")
     size.add_argument("--no-prefix-cache", action="store_true", help="compute every prompt from its beginning")
     size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
-    size.add_argument("--max-body", type=int, default=32 << 20, metavar="BYTES", help="of a request (default: 32 MiB)")
+    size.add_argument(
+        "--max-body", type=int, metavar="BYTES",
+        help="of a request (default: what a file of --media-bytes takes in it, and 32 MiB at least)",
+    )  # fmt: skip
     size.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers when it ends (30)")
     parser.add_argument(
         "--voices", type=path, metavar="FOLDER",
@@ -136,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
                 batch_invariant=args.batch_invariant,
             )
         llm.prepare()
-        notes.show(llm.notes)
+        notes.show((*llm.notes, *_unreachable(args, settings)))
         slow_path.warn(llm.model)
         about |= running.described(api.find(args.model, revision=args.revision))
         return running.serve(llm, settings, about, sock)
@@ -170,6 +174,22 @@ def _serve_speech(args: argparse.Namespace, settings: Settings) -> int:
         return running.serve(talker.llm, settings, about, sock, Speaking(talker, recordings))
 
 
+def _as_text(size: int) -> int:
+    """Bytes of a request with a file of some size: base64 has four for three, and there is something around it."""
+    return -(-size // 3) * 4 + _AROUND
+
+
+def _unreachable(args: argparse.Namespace, settings: Settings) -> tuple[str, ...]:
+    """What is said where a file may be larger than the request that it comes in."""
+    fits = (settings.limits.body - _AROUND) // 4 * 3
+    if args.max_body is None or args.media_bytes is None or args.media_bytes <= fits:
+        return ()
+    return (
+        f"--max-body {args.max_body}: a request has room for a file of {max(0, fits):,} bytes, whatever --media-bytes"
+        " says; uploaded recordings and files that are fetched may be larger",
+    )
+
+
 def require_extra() -> None:
     """Raises Unsupported if what the server is made of is not installed."""
     from importlib.util import find_spec
@@ -193,7 +213,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
     arguments.whole("--port", args.port, 0, 65535)
     arguments.whole("--sequences", args.sequences, 1, api.MOST_SEQUENCES)
     arguments.whole("--max-waiting", args.max_waiting, 0, 1_000_000)
-    arguments.whole("--max-body", args.max_body, 1024, 1 << 40)
+    arguments.optional_whole("--max-body", args.max_body, 1024, 1 << 40)
     if not 0 <= args.drain <= 86400:
         raise UsageError(f"--drain must be between 0 and 86400 seconds, not {args.drain:g}")
     keys = read_keys(args.api_key, args.api_key_file)
@@ -204,13 +224,14 @@ def read_settings(args: argparse.Namespace) -> Settings:
         )
     own = {"localhost", "127.0.0.1", "::1", args.host.lower(), *(name.lower() for name in args.allow_host)}
     anybody = (bool(keys) or args.insecure) and not args.allow_host and args.host not in LOOPBACK
+    media = media_limits(args)
     return settings.Settings(
         names=tuple(args.name) or (api.default_name(args.model),),
         keys=keys,
         hosts=None if anybody else frozenset(own),
         origins=frozenset(args.allow_origin),
-        limits=settings.Limits(waiting=args.max_waiting, body=args.max_body),
-        media=media_limits(args),
+        limits=settings.Limits(waiting=args.max_waiting, body=args.max_body or max(_LEAST_BODY, _as_text(media.bytes))),
+        media=media,
         remote=args.allow_remote_media,
         drain=args.drain,
     )

@@ -24,6 +24,7 @@ from isobit.evaluation.modules import Module, find_modules
 from isobit.evaluation.scales import odd_scales
 from isobit.models.archs import is_unseen
 from isobit.models.contents import require_all, resolve
+from isobit.models.workload import workload
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class CheckpointInfo:
         architecture: the name its configuration gives.
         quantization: the method its configuration names, or None.
         parameters: the numbers the model consists of; scales don't count, tied weights count once.
+        active_parameters: of a mixture of experts that isobit runs, how many of them a token needs; else None.
         files: how many weight files.
         file_bytes: their size.
         linear_bits_per_weight: stored bits per weight of the linear layers (not lm_head), scales included, if any.
@@ -103,6 +105,7 @@ class CheckpointInfo:
     notes: tuple[str, ...]
     tensors: tuple[TensorRow, ...] = field(repr=False)
     certificate: tuple[str, ...] = ()
+    active_parameters: int | None = None
 
 
 def describe(path: Path | str) -> CheckpointInfo:
@@ -143,7 +146,17 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
             for info in checkpoint.tensors.values()
         ),
         certificate=certified,
+        active_parameters=_active(checkpoint),
     )
+
+
+def _active(checkpoint: Checkpoint) -> int | None:
+    """How many numbers of a mixture a token needs; None where all of them are needed, or it cannot be told."""
+    try:
+        found = workload(checkpoint.config, checkpoint.path, {one: at.dtype for one, at in checkpoint.tensors.items()})
+    except IsobitError:
+        return None
+    return found.active_parameters if found.active_parameters != found.parameters else None
 
 
 def _as_a_model(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -243,11 +256,13 @@ def text(info: CheckpointInfo, tensors: bool = False) -> str:
         if info.linear_bits_per_weight is None
         else f"{info.linear_bits_per_weight:.2f} in linear layers"
     )
+    needed = info.active_parameters
+    active = "" if needed is None else f", {wording.count(needed)} of them for a token"
     facts = [
         ("checkpoint", info.path),
         ("architecture", info.architecture),
         ("quantization", info.quantization or "none"),
-        ("parameters", f"{wording.count(info.parameters)} ({info.parameters:,})"),
+        ("parameters", f"{wording.count(info.parameters)} ({info.parameters:,}){active}"),
         ("size", f"{wording.size(info.file_bytes)} in {info.files} file{'s' if info.files != 1 else ''}"),
         ("bits per weight", f"{bits}, {info.file_bits_per_parameter:.2f} over the whole files"),
     ]

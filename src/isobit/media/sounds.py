@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import IsobitError, UsageError
+from isobit.media.lengths import cut_off
 from isobit.media.limits import LIMITS, Limits, require_size
 from isobit.media.values import Sound
 from isobit.shortage import explain, shortages
@@ -40,6 +41,8 @@ def sound(data: bytes, limits: Limits = LIMITS, *, name: str = "the sound") -> S
     require_size(data, limits, name)
     if not _known(data):
         raise UsageError(f"{name} is no sound that can be read: {NAMES} are")
+    if (missing := cut_off(data)) is not None:
+        raise UsageError(f"{name} is cut off: {missing}")
     data = _whole(data, name)
     with _opened(data, name) as file:
         rate, channels = int(file.samplerate), int(file.channels)

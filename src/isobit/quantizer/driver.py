@@ -253,7 +253,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
         *mixed,
         *experts.about(model, assigned),
         *about_text,
-        *map(str, engines.answers(assigned)),
+        *map(str, engines.answers(assigned, model.family)),
     ]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
 

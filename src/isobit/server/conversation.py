@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from isobit.engine.conversation import joined
+from isobit.errors import TemplateError
 from isobit.models.media import MediaPrompt
 from isobit.server import parts
 from isobit.server.errors import wrong
@@ -108,6 +109,25 @@ async def prompt_of(
     read = [read_message(message, place, media) for place, message in enumerate(messages)]
 
     options = {"tools": tools, "add_generation_prompt": opens, **dict(variables or {})}
-    if not media:
-        return await serving.aside(lambda: serving.llm.media_prompt(template, read, **options))
-    return await serving.media.prompt(media, lambda found: serving.llm.media_prompt(template, read, found, **options))
+    try:
+        if not media:
+            return await serving.aside(lambda: serving.llm.media_prompt(template, read, **options))
+        return await serving.media.prompt(
+            media, lambda found: serving.llm.media_prompt(template, read, found, **options)
+        )
+    except TemplateError as error:
+        broken = _no_object(read)
+        if broken is None:
+            raise
+        raise wrong(
+            f"{broken} is no JSON object, and the template of this model wants one: {error}", "messages"
+        ) from None
+
+
+def _no_object(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first call in the history whose arguments are another text than JSON of an object; models write such."""
+    for place, message in enumerate(messages):
+        for number, call in enumerate(message.get("tool_calls", ())):
+            if isinstance(call["function"]["arguments"], str):
+                return f"messages[{place}].tool_calls[{number}].function.arguments"
+    return None
