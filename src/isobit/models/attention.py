@@ -49,6 +49,11 @@ class Attention(Part):
         """The linears that read its input."""
         return self.q_proj, self.k_proj, self.v_proj  # type: ignore[return-value]
 
+    @property
+    def ending(self) -> Linear:
+        """The linear whose results it gives."""
+        return self.o_proj  # type: ignore[return-value]
+
     def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
         """``[T, hidden]`` to the same; added to a residual, if one is given."""
         query, key, value = step.ops.project(self.readers, x)

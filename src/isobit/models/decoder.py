@@ -166,9 +166,14 @@ class Decoder(nn.Module):
         stack = self._stack
         if not isinstance(stack, str) and step.stride is not None and not self._listeners.any():
             return stack(x, step)
+        more: Tensor | None = None  # of what a layer adds: the next one's first norm takes both
         for layer in self.layers:
-            x = layer(x, step)
-        return x
+            assert isinstance(layer, Layer)
+            if layer.observed:  # who listens sees the sum
+                x, more = layer(x if more is None else self.layer_ops.add(x, more), step), None
+            else:
+                x, more = layer.run(x, more, step)
+        return x if more is None else self.layer_ops.add(x, more)
 
     @cached_property
     def _stack(self) -> Stack | str:

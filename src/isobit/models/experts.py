@@ -48,6 +48,11 @@ class ExpertsMLP(Part):
         """The linears that would read its input rounded: none, since the router reads it as it is."""
         return ()
 
+    @property
+    def ending(self) -> None:
+        """No linear's results are what it gives."""
+        return None
+
     def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
         """``[T, hidden]`` to the same; added to a residual, if one is given."""
         assert isinstance(x, Tensor)

@@ -58,6 +58,11 @@ class Latent(Part):
         """The linears that read its input."""
         return self.q_proj or self.q_a_proj, self.kv_a_proj_with_mqa  # type: ignore[return-value]
 
+    @property
+    def ending(self) -> Linear:
+        """The linear whose results it gives."""
+        return self.o_proj  # type: ignore[return-value]
+
     def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
         """``[T, hidden]`` to the same; added to a residual, if one is given."""
         ops = step.ops

@@ -18,7 +18,9 @@ from isobit.models.linear import Linear
 from isobit.models.mlp import MLP, make_mlp
 from isobit.models.norms import Norm
 from isobit.models.parts import Part
-from isobit.models.step import Step
+from isobit.models.step import Activations, Step
+
+SelfPart = Attention | Latent | MLP | ExpertsMLP  # what adds to the stream
 
 
 class Embedding(nn.Module):
@@ -89,23 +91,42 @@ class Layer(Part):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """``[T, hidden]`` to the same."""
+        x, more = self.run(x, None, step)
+        return x if more is None else step.ops.add(x, more)
+
+    def run(self, x: Tensor, more: Tensor | None, step: Step) -> tuple[Tensor, Tensor | None]:
+        """The same, where the sum at the end is left to whoever norms it next.
+
+        Args:
+            x, more: the stream, ``[T, hidden]``, and what is still to be added to it.
+
+        Returns:
+            Both, behind this layer.
+        """
         if self.spec.parallel:
-            return self._side_by_side(x, step)
-        ops, norms = step.ops, self.norms
-        first, second = norms.get("before_attention"), norms.get("before_mlp")
-        normed = x if first is None else ops.norm(x, first.spec, self._readers(self.self_attn))
-        if self._adds(self.self_attn, "after_attention", step):
-            x = self.self_attn(normed, step, x)
-            normed = x if second is None else ops.norm(x, second.spec, self._readers(self.mlp))
-        else:
-            mixed = self._after(self.self_attn(normed, step), "after_attention", step)
-            if second is None:
-                x = normed = ops.add(x, mixed)
-            else:
-                x, normed = ops.add_norm(x, mixed, second.spec, self._readers(self.mlp))
-        if self._adds(self.mlp, "after_mlp", step):
-            return self.mlp(normed, step, x)  # type: ignore[no-any-return]
-        return ops.add(x, self._after(self.mlp(normed, step), "after_mlp", step))
+            return self._side_by_side(x if more is None else step.ops.add(x, more), step), None
+        x, normed = self._normed(x, more, "before_attention", self.self_attn, step)
+        x, more = self._added(x, normed, "after_attention", self.self_attn, step)
+        x, normed = self._normed(x, more, "before_mlp", self.mlp, step)
+        return self._added(x, normed, "after_mlp", self.mlp, step)
+
+    def _normed(
+        self, x: Tensor, more: Tensor | None, role: str, part: SelfPart, step: Step
+    ) -> tuple[Tensor, Activations]:
+        """The stream with what was still to be added, and what a part reads of it."""
+        norm, ops = self.norms.get(role), step.ops
+        if norm is None or more is None:
+            x = x if more is None else ops.add(x, more)
+            return x, x if norm is None else ops.norm(x, norm.spec, self._readers(part))
+        return ops.add_norm(x, more, norm.spec, self._readers(part))
+
+    def _added(
+        self, x: Tensor, normed: Activations, role: str, part: SelfPart, step: Step
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stream behind a part, and what is still to be added to it."""
+        if self._adds(part, role, step) and part.ending is not None and step.ops.adds(part.ending, x):
+            return part(normed, step, x), None
+        return x, self._after(part(normed, step), role, step)
 
     def _side_by_side(self, x: Tensor, step: Step) -> Tensor:
         """Attention and MLP of the same norm of the stream; the attention's result is added first."""
@@ -121,7 +142,7 @@ class Layer(Part):
                 x = step.ops.add(x, self._after(part(normed, step), role, step))
         return x
 
-    def _adds(self, part: Attention | Latent | MLP | ExpertsMLP, role: str, step: Step) -> bool:
+    def _adds(self, part: SelfPart, role: str, step: Step) -> bool:
         """Whether a part adds what it gives to the residual itself: nothing stands between, and nobody listens."""
         plain = role not in self.norms and self.spec.residual_factor == 1
         return step.ops.project_add is not None and plain and not part.observed
@@ -135,6 +156,6 @@ class Layer(Part):
         return x if self.spec.residual_factor == 1 else x * self.spec.residual_factor
 
     @staticmethod
-    def _readers(part: Attention | Latent | MLP | ExpertsMLP) -> tuple[Linear, ...]:
+    def _readers(part: SelfPart) -> tuple[Linear, ...]:
         """What reads the input of a part; nobody while somebody listens to it, who is to see it unrounded."""
         return () if part.observed else part.readers

@@ -23,6 +23,11 @@ class GatedMLP(Part):
         """The linears that read its input."""
         return self.gate_proj, self.up_proj  # type: ignore[return-value]
 
+    @property
+    def ending(self) -> Linear:
+        """The linear whose results it gives."""
+        return self.down_proj  # type: ignore[return-value]
+
     def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
         """``[T, hidden]`` to the same; added to a residual, if one is given."""
         down = self.down_proj
@@ -44,6 +49,11 @@ class PlainMLP(Part):
     def readers(self) -> tuple[Linear, ...]:
         """The linears that read its input."""
         return (self._modules[self.names[0]],)  # type: ignore[return-value]
+
+    @property
+    def ending(self) -> Linear:
+        """The linear whose results it gives."""
+        return self._modules[self.names[1]]  # type: ignore[return-value]
 
     def forward(self, x: Activations, step: Step, residual: Tensor | None = None) -> Tensor:
         """``[T, hidden]`` to the same; added to a residual, if one is given."""

@@ -97,6 +97,7 @@ class LayerOps:
         project_gate: ((gate, up), x, activation, readers) to the gate of what two linears give.
         project_add: (linear, x, residual) to the residual plus what a linear gives, with the bits of ``add``; None
             where that is no less work than both: it is not asked for then.
+        adds: (linear, x) says whether that takes no more launches than the linear alone, for the tokens of ``x``.
         attend: (heads, layer, q, k, v ``[T, heads * dim]``, step) to the same; fills the cache.
         latent: (spec, layer, q ``[T, heads * (plain + rotated)]``, kv ``[T, rank + rotated]``, step) to ``[T, heads *
             value]``: latent attention; fills the cache.
@@ -124,6 +125,7 @@ class LayerOps:
     experts: Callable[[ExpertParts, Tensor, Step, Tensor | None], Tensor]
     gate_by: Callable[[Tensor, Tensor, Tensor], Tensor]
     project_add: Callable[[Linear, Activations, Tensor], Tensor] | None = None
+    adds: Callable[[Linear, Tensor], bool] = lambda linear, x: False
     stack: Callable[[nn.ModuleList], Stack | str] = lambda layers: ""
     reserve: Callable[[AttentionSpec | LatentSpec, int, int, int], None] = lambda of, sequences, most_new, most: None
     recordable: bool = False

@@ -135,6 +135,10 @@ class BoundLinear:
             torch.add(residual, y, out=y)
         return y
 
+    def finishes(self, tokens: int, dtype: torch.dtype, after: str) -> bool:
+        """Whether the kernel for so many tokens does something with its results (``configure.Call``) by itself."""
+        return self._run(tokens, dtype).finishes(after)
+
     def gated(self, x: Tensor | Rounded, activation: str) -> Tensor | None:
         """``activation(gate) * value`` of a weight whose rows are gates and values by turns: ``[..., N / 2]``.
 

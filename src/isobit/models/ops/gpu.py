@@ -98,6 +98,10 @@ def make(place: Place) -> LayerOps:
             x = kernels.round(x, rounding)
         return bound(x, residual)
 
+    def adds(linear: Linear, x: Tensor) -> bool:
+        (bound,) = _bound((linear,)) or (None,)
+        return isinstance(bound, BoundLinear) and len(x) > 0 and bound.finishes(len(x), x.dtype, "add")
+
     def attend(heads: AttentionSpec, layer: int, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         factors, sequences = step.factors(layer), step.batch.sequences
         return kernels.attention(heads, q, k, v, *step.angles(layer), step.memory(layer), sequences, factors)
@@ -124,7 +128,7 @@ def make(place: Place) -> LayerOps:
 
     return LayerOps(
         "triton", norm=norm, add=torch.add, add_norm=add_norm, gate=gate, activate=activate, project=_project,
-        project_gate=project_gate, project_add=project_add, attend=attend, latent=attend_latent,
+        project_gate=project_gate, project_add=project_add, adds=adds, attend=attend, latent=attend_latent,
         experts=experts, gate_by=router.gate_by, reserve=reserve, recordable=True,
     )  # fmt: skip
 
