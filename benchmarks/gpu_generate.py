@@ -117,7 +117,7 @@ def measure(folder: Path, shape: str, scheme: str, chunks: list[int]) -> Rows:
     rows.put(f"decoding {ANSWER} tokens behind {PROMPT}", speed, "tokens/s", near.cost.decode)
     runner = runner_for(llm.model, 1)
     runner.reserve(*[blocks_for(context, BLOCK)] * 2)
-    usual = prefill_chunk(llm.model.place.target)
+    usual = prefill_chunk(llm.model.place.target, llm.model.config.hidden_size)
     for chunk in chunks:
         prompts(rows, runner, ids, chunk, plan if chunk == usual else None)
     for past, cost in ((PROMPT + ANSWER // 2, near.cost), (context - 64, plan.cost)):
@@ -178,7 +178,7 @@ def prompts(rows: Rows, runner: ModelRunner, ids: list[int], chunk: int, plan: A
 
 def steps(rows: Rows, runner: ModelRunner, ids: list[int], past: int, cost: Any) -> None:
     """One token behind ``past`` others: as a graph, and with Python starting each kernel."""
-    feed(runner, ids[:past], prefill_chunk(runner.model.place.target))
+    feed(runner, ids[:past], prefill_chunk(runner.model.place.target, runner.model.config.hidden_size))
     step = Schedule((part(ids[: past + 1], past, 1),), BLOCK)
     plain, cache = step.parts[0], runner._cache
     single, times = [], []

@@ -32,7 +32,7 @@ class FakeModel:
 
     def __init__(self, vocab: int, rule: Callable[[list[int]], Tensor], context: int = 128) -> None:
         self.place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
-        self.config = SimpleNamespace(vocab_size=vocab, max_context=context)
+        self.config = SimpleNamespace(vocab_size=vocab, max_context=context, hidden_size=8)
         self.notes = ()
         self.kernels_lack = None
         self._rule = rule

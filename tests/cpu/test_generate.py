@@ -95,14 +95,19 @@ def test_an_answer_cut_inside_a_character_ends_with_a_replacement(tokenizer: Tok
     assert answer.text == tokenizer.decode(ids[:-1]) == "\ufffd"
 
 
-@pytest.mark.parametrize("target", [None, "sm_86", "gfx942"])
-def test_prompt_goes_in_once_and_in_chunks_then_token_by_token(tokenizer: Tokenizer, target: str | None) -> None:
+@pytest.mark.parametrize(
+    ("target", "hidden", "chunk"),
+    [(None, 4096, 512), ("sm_86", 4096, 2048), ("gfx942", 8, 1024), ("sm_90", 1024, 2048), ("sm_90", 4096, 8192)],
+)
+def test_prompt_goes_in_once_and_in_chunks_then_token_by_token(
+    tokenizer: Tokenizer, target: str | None, hidden: int, chunk: int
+) -> None:
     where = TARGETS[target] if target else None
-    chunk = prefill_chunk(where)
+    assert prefill_chunk(where, hidden) == chunk
     length = 2 * chunk + 3
     repeat = lambda ids: torch.eye(tokenizer.vocab_size)[ids[-1]]  # noqa: E731
-    model = FakeModel(tokenizer.vocab_size, repeat, 10000)
-    model.place.target = where
+    model = FakeModel(tokenizer.vocab_size, repeat, length + 10)
+    model.place.target, model.config.hidden_size = where, hidden
     answer = Generator(LLM(model, tokenizer)).generate([5] * length, SamplingParams(max_tokens=4))
     assert answer.token_ids == (5, 5, 5, 5)
     assert model.calls == [chunk, chunk, 3, 1, 1, 1]

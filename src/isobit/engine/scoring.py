@@ -117,7 +117,7 @@ def read(
     Raises:
         CapacityError: there is no memory for the caches of one sequence.
     """
-    chunk = chunk or prefill_chunk(models[0].place.target)
+    chunk = chunk or prefill_chunk(models[0].place.target, models[0].config.hidden_size)
     at_once = 1 + -(-chunk // longest)  # as many as fill a step
     runners = [ModelRunner(model, at_once, longest) for model in models]
     pool = BlockPool(0, BLOCK, keeps=False)

@@ -140,7 +140,7 @@ def run(
     model = load_model(folder, dtype=dtype, device=device, lowering=lowering, kv_cache=kv_cache)
     longest = int(model.config.max_context)
     cases = bench.cases(batches, prompt, new, context, longest)
-    chunk = min(prefill_chunk(model.place.target), longest - 2)
+    chunk = min(prefill_chunk(model.place.target, model.config.hidden_size), longest - 2)
     if chunk < 1:
         raise UsageError(f"this model's context of {longest} tokens leaves nothing to measure")
     asked: list[tuple[Phase, Case]] = [

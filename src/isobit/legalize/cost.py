@@ -70,7 +70,7 @@ def cost(
     if board.bandwidth <= 0:
         return None
     launch, engine = LAUNCHES[target.vendor], ENGINES[target.vendor]
-    prompt = min(context, prefill_chunk(target))
+    prompt = min(context, prefill_chunk(target, hidden))
     attention = linears = chunk = step_bytes = token_operations = 0.0
     rows, rounded = set(), 0
     work = list(work)

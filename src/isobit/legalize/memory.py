@@ -178,7 +178,7 @@ def memory(
     per_token = kv_bytes_per_token(workload, kv or dtype)
     runtime = GPU_RUNTIME_BYTES if target.is_gpu else CPU_RUNTIME_BYTES
     usable = int(capacity * USABLE)
-    chunk = prefill_chunk(target)
+    chunk = prefill_chunk(target, workload.hidden)
     mask = bits(dtype) // 8 if target.is_gpu else 0  # for each token of a chunk and each that it may see
 
     def passing(sequences: int, context: int) -> int:

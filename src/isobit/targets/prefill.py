@@ -23,6 +23,21 @@ PREFILL: Mapping[Vendor, PrefillChunk] = {
 }
 
 
-def prefill_chunk(target: Target | None) -> int:
-    """Tokens of a prompt that go through a model at once; ``None`` is the CPU at hand."""
+# Of models whose layers are so wide that the host starts their kernels in less time than a GPU takes for the tokens:
+# in fewer, longer steps weights are widened less often, and less time goes by between kernels. As measured, by target.
+WIDE_FROM = 3072
+WIDE: Mapping[str, PrefillChunk] = {
+    "sm_90": PrefillChunk(8192, "8 prompts of 2048 of a 7B take 4 to 8 % less time than in pieces of 2048"),
+}
+
+
+def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
+    """Tokens of a prompt that go through a model at once.
+
+    Args:
+        target: what runs it; None for the CPU at hand.
+        hidden: width of the model.
+    """
+    if target is not None and hidden >= WIDE_FROM and target.name in WIDE:
+        return WIDE[target.name].tokens
     return PREFILL["cpu" if target is None else target.vendor].tokens
