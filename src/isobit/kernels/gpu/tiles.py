@@ -148,7 +148,7 @@ def _many_tile(target: Target, bytes_x: int, bytes_w: int) -> Tile:
     if bytes_x == 4:  # not measured
         return Tile(64, 32, 32, 4, 2)
     if target.shared_memory > _LARGE_SHARED:
-        # bf16 201.7, the fastest of 8 (128 tokens, 4 warps: 238.6); int8 130.9, the fastest of 12 (128 tokens: 152.7).
+        # bf16 201.7, the fastest of 8 (128 tokens, 4 warps: 238.6).
         # 8-bit codes widened to 16 bits: not measured.
         return Tile(128, 256 if bytes_x == bytes_w else 128, 128 // bytes_x, 8, 3)
     if target.shared_memory > _MIDDLE_SHARED:
@@ -267,6 +267,10 @@ def row_scaled(
         if imprecise:  # two sums of a tile are in registers: 142.9, the fastest of 18 (128 rows 149.9; 256 tokens 357)
             tile = replace(tile, n=64, warps=4, stages=4)
         unit = target.unit("int8", "int8") if x == "*i8" else None
+        if unit is not None and unit.instruction == "IGMMA" and family == "many":
+            # Two programs share a multiprocessor: one begins and ends while the other multiplies. 2048 tokens of a 7B,
+            # us for qkv, o, gate and up, down: 162, 57, 297, 137; in tiles for 256 tokens 192, 68, 353, 160.
+            tile = Tile(128, 128, 128, 4, 3)
         if unit is not None and unit.instruction == "IMMA":  # its sums are in registers, unlike those of newer units
             tile = replace(tile, m=min(tile.m, 128))
         constants = {
