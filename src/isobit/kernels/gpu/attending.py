@@ -14,6 +14,8 @@ from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
+from isobit.kernels.gpu.launch import interpreting
 from isobit.kernels.gpu.layer_tiles import AttentionShape, NormOf, RareRope, RopeShape
 from isobit.kernels.gpu.starter import Starter, name_of, rows_of
 from isobit.kernels.heads import AttentionSpec
@@ -106,9 +108,14 @@ class GpuAttention(Starter):
         if shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
             self._attend_few(shape, arguments, count, sequences)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
-            kernel = self.kernel("attention_many:attention_many", tiles.attention_many, shape)
+            ahead = misfit_ahead(shape, self.machine.target) is None and not interpreting()
+            if ahead:
+                kernel = self.kernel("attention_ahead:attention_ahead", attention_ahead, shape)
+            else:
+                kernel = self.kernel("attention_many:attention_many", tiles.attention_many, shape)
             tile = int(kernel.config.constexprs["BLOCK_M"] or 1)
-            kernel((tokens // tile + count, spec.heads), sequences=count, **arguments)
+            grid = tokens // tile + count, spec.heads
+            kernel(grid[::-1] if ahead else grid, sequences=count, **arguments)
         return out
 
     def _attend_few(self, shape: AttentionShape, arguments: dict[str, Any], count: int, sequences: Sequences) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from isobit.kernels.gpu import attention_alike_tiles as alike
 from isobit.kernels.gpu import choosing_tiles, latent_tiles, routing_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape, RowShape
@@ -117,6 +118,25 @@ def _alike_rows() -> Iterator[LayerRow]:
                     f"{_MODULES}.attention_alike:attention_alike_{family}", configurations(family, dtype),
                     _is_alike(dtype), None if family == "merge" else dtype,
                 )  # fmt: skip
+
+
+def _ahead_rows() -> Iterator[LayerRow]:
+    """Prompts, where a warp group multiplies by itself."""
+
+    def requires(dtype: str) -> Requires:
+        return lambda target: compiles(target) or misfit_ahead(AttentionShape(dtype, 32, 8, 128), target)
+
+    def configurations(dtype: str) -> Callable[[Target], Iterator[Config]]:
+        found = [shape for shape in _shapes(dtype) if not shape.element]
+        wide = AttentionShape(dtype, 32, 8, 128)
+        found += [replace(wide, window=True, softcap=True), replace(wide, kv_heads=32)]
+        return lambda target: (attention_ahead(one, target) for one in found if misfit_ahead(one, target) is None)
+
+    for short, dtype in (("bf16", "bfloat16"), ("f16", "float16")):
+        yield LayerRow(
+            f"attention-ahead-{short}", f"{_MODULES}.attention_ahead:attention_ahead", configurations(dtype),
+            requires(dtype), dtype, "heads", lambda target: ("HGMMA",),
+        )  # fmt: skip
 
 
 def _merges(target: Target) -> Iterator[Config]:
@@ -304,6 +324,7 @@ LAYER_ROWS: tuple[LayerRow, ...] = (
     *_attention_rows(),
     *_latent_rows(),
     *_alike_rows(),
+    *_ahead_rows(),
     LayerRow("attention-merge", f"{_MODULES}.attention_few:attention_merge", _merges),
     LayerRow("rope-append", f"{_MODULES}.rope:rope_append", _ropes),
     LayerRow("rope-append-any", f"{_MODULES}.rope:rope_append_any", _rare_ropes),

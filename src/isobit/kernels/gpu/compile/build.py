@@ -29,7 +29,7 @@ def compile_request(request: Request) -> Any:
     unknown = sorted(set(request.constants) - set(kernel.arg_names))
     if missing or unknown:
         raise IsobitError(f"{request.entry}: the row leaves out {missing} and sets {unknown}, which do not exist")
-    source = ASTSource(
+    source = _source_of(kernel)(
         fn=kernel,
         signature={name: types[name] for name in kernel.arg_names},
         constexprs={name: constant(value) for name, value in request.constants.items()},
@@ -40,6 +40,15 @@ def compile_request(request: Request) -> Any:
         },
     )
     return triton.compile(source, target=GPUTarget(*request.backend), options=dict(request.options))
+
+
+def _source_of(kernel: Any) -> Any:
+    """What Triton compiles a kernel as: those in Gluon say which thread holds what themselves."""
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def constant(value: Constant) -> Any:
