@@ -187,7 +187,7 @@ class Decoder(nn.Module):
     @property
     def kernels_lack(self) -> str | None:
         """What the kernels of its place cannot do for its layers, so that PyTorch does all that is not a linear."""
-        return lacks(self.place, self.config.layers)
+        return lacks(self.dtype, self.place, self.config.layers)
 
     @cached_property
     def layer_ops(self) -> LayerOps:

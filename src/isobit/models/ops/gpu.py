@@ -48,14 +48,20 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
         return f"computes in {', '.join(POINTERS)}, not in {name}"
     if not stored.element and stored.stored(name) != name:
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
-    assert place.target is not None
-    for part in {layer.attention for layer in layers if isinstance(layer.attention, LatentAttention)}:
-        if why := unsupported(part.rotated, part.rank, name, place.target):
-            return why
+    if why := lacking_latents(dtype, place, layers):
+        return why
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > LARGEST_HEAD:
         return f"has heads of up to {LARGEST_HEAD} dimensions, not {widest}"
     return lacking(layers, ABLE)
+
+
+def lacking_latents(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> str | None:
+    """Why the kernels do not run the latent attention of some layers, as a row's reason; None where they do."""
+    assert place.target is not None
+    found = dict.fromkeys(layer.attention for layer in layers if isinstance(layer.attention, LatentAttention))
+    name = str(dtype).removeprefix("torch.")
+    return next((why for one in found if (why := unsupported(one.rotated, one.rank, name, place.target))), None)
 
 
 def make(place: Place) -> LayerOps:

@@ -22,9 +22,11 @@ from isobit.models.step import LayerOps, LayerRow
 LAYER_ROWS: tuple[LayerRow, ...] = (gpu.ROW, cpu.ROW, reference.ROW)
 
 
-def lacks(place: Place, layers: Sequence[LayerSpec]) -> str | None:
+def lacks(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> str | None:
     """What layers have and isobit's own kernels at a place have not, so that PyTorch runs them; or None."""
-    return lacking(layers, gpu.ABLE if place.device == "cuda" else cpu.ABLE)
+    if place.device == "cuda":
+        return lacking(layers, gpu.ABLE) or gpu.lacking_latents(dtype, place, layers)
+    return lacking(layers, cpu.ABLE)
 
 
 def choose(
