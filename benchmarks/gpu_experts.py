@@ -41,8 +41,10 @@ from isobit.models.decoder import Decoder
 from isobit.models.experts import ExpertsMLP
 from isobit.models.feed_forward import Experts
 from isobit.models.joined import bind_linears
+from isobit.models.latent import Absorbed
 from isobit.models.layers import Embedding, Layer
 from isobit.models.linear import Linear
+from isobit.models.mlp import GatedMLP
 from isobit.models.norms import Norm
 from isobit.models.place import Place, place
 from isobit.models.roles import by_role
@@ -63,12 +65,22 @@ MIXTRAL = {
     "num_experts_per_tok": 2, "max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "model_type": "mixtral", "hidden_act": "silu",
 }  # fmt: skip
+DEEPSEEK_V2_LITE = {  # latent attention, and an expert of all tokens
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048,
+    "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1, "moe_layer_freq": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax", "topk_method": "greedy", "n_group": 1, "topk_group": 1, "rope_theta": 1e4,
+    "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "hidden_act": "silu", "attention_bias": False,
+}  # fmt: skip
 SMALL = {
     "vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 64, "max_position_embeddings": 2048,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-30b-a3b": QWEN, "mixtral-8x7b": MIXTRAL,
+    "qwen3-30b-a3b": QWEN, "mixtral-8x7b": MIXTRAL, "deepseek-v2-lite": DEEPSEEK_V2_LITE,
     "tiny": {**QWEN, **SMALL, "moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2},
 }  # fmt: skip
 
@@ -162,13 +174,17 @@ def layer(
             ones = torch.ones(*group[0].shape, device=where.tensors)
             parts[group[0].role] = Norm(NormSpec(ones, config.norm_eps))
             continue
+        if group[0].kind == "absorbed":
+            weight = torch.randn(*group[0].shape, device=where.tensors, dtype=dtype)
+            parts[group[0].role] = Absorbed(weight * group[0].shape[1] ** -0.5)
+            continue
         reads = [LinearWeight(plain(random_weight(row, *one.shape, where), dtype), row.activations) for one in group]
         named = by_role(group, reads)
         by_turns = any(role.endswith("gate") for role in named)
         made = bind_linears([*named.values()], by_turns=by_turns, keep_values=False, dtype=dtype, place=where)
         parts |= dict(zip(named, made, strict=True))
     if isinstance(spec.mlp, Experts):
-        parts["experts"] = experts(config, spec.mlp, row, where, dtype)
+        parts["experts"] = experts(config, spec.mlp, row, where, dtype, parts)
     return Layer(spec, number, parts, config.norm_eps, KvScales())
 
 
@@ -176,7 +192,9 @@ def plain(weight: QTensor | torch.Tensor, dtype: torch.dtype) -> QTensor | torch
     return weight if isinstance(weight, QTensor) else weight.to(dtype)
 
 
-def experts(config: ModelConfig, spec: Experts, row: Scheme, where: Place, dtype: torch.dtype) -> ExpertsMLP:
+def experts(
+    config: ModelConfig, spec: Experts, row: Scheme, where: Place, dtype: torch.dtype, parts: dict[str, nn.Module]
+) -> ExpertsMLP:  # fmt: skip
     """The experts of a layer, and a router that chooses about as often each."""
     count, hidden, inner = spec.router.experts, config.hidden_size, spec.expert.size
 
@@ -188,7 +206,10 @@ def experts(config: ModelConfig, spec: Experts, row: Scheme, where: Place, dtype
     bound = mixtures.bind(whole, device=where.device, **where.options)
     weight = torch.randn(count, hidden, device=where.tensors) * hidden**-0.5
     weight = weight.to(dtype).float()  # in 16 bits, as checkpoints have it
-    return ExpertsMLP(routing(spec.router, weight), bound, None, None, "")
+    shared = None
+    if spec.shared is not None:
+        shared = GatedMLP(spec.shared, {role: parts[f"shared_{role}"] for role in ("gate", "up", "down")})
+    return ExpertsMLP(routing(spec.router, weight), bound, shared, None, spec.names.shared)
 
 
 # ---------------------------------------------------------------------- measuring

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import latent_oracle as oracle
 import layer_oracle
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from isobit.formats.codec import quantize_activations
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.gpu import latent_tiles as tiles
 from isobit.kernels.gpu.latent import GpuLatent
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.workspace import Workspace
@@ -35,6 +37,7 @@ CASES: dict[str, Case] = {
     "odd sizes": ((33, 10, 6, 7, 20), True, [(1, 700), (3, 30)], 48),
     "short": ((2, 16, 8, 16, 64), True, [(1, 1), (1, 1)], 16),
 }
+APART = ("thin", "mixture", "odd sizes")  # these in tiles of which programs sum halves, too
 CODED = ("thin", "mixture", "heads in plenty")
 
 
@@ -107,6 +110,20 @@ def in_chunks() -> Iterator[tuple[str, float]]:
         yield f"same: chunk {begin} to {end}", float(not torch.equal(found, whole[own]))
 
 
+def apart() -> Iterator[tuple[str, float]]:
+    """Programs that each sum one half of the latents give the bits of those that sum both."""
+    usual = tiles.few_tile, tiles.many_tile
+    for name in APART:
+        made, spec, given, query, turned = asked(name, alike=False)
+        wanted = over(made, spec, query, turned, given)
+        tiles.few_tile, tiles.many_tile = (
+            lambda shape, target, whole=whole: replace(whole(shape, target), apart=True) for whole in usual
+        )
+        found = over(layer(), spec, query, turned, given)
+        tiles.few_tile, tiles.many_tile = usual
+        yield f"same: apart {name}", float(not torch.equal(found, wanted))
+
+
 def main(names: list[str]) -> None:
     results = []
     for name in names or CASES:
@@ -115,7 +132,7 @@ def main(names: list[str]) -> None:
                 results.append(against_float64(name, CASES[name], dtype, element))
         results.append(alone(name, alike=False))
     if not names:
-        results += [alone("mixture", alike=True), in_chunks()]
+        results += [alone("mixture", alike=True), in_chunks(), apart()]
     for result in results:
         for line in result:
             print(json.dumps(line), flush=True)

@@ -118,8 +118,8 @@ class GpuLatent(Starter):
             self._few(shape, arguments, count, sequences.most)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
             kernel = self.kernel(f"{_KERNELS}:latent_many", tiles.many, shape)
-            rows = int(kernel.config.constexprs["ROWS"] or 1)
-            kernel((tokens * spec.heads // rows + count,), sequences=count, **arguments)
+            rows, apart = (int(kernel.config.constexprs[name] or 0) for name in ("ROWS", "APART"))
+            kernel((tokens * spec.heads // rows + count, 1 + apart), sequences=count, **arguments)
         return out
 
     def _few(self, shape: LatentShape, arguments: dict[str, Any], count: int, most: int) -> None:
@@ -131,7 +131,8 @@ class GpuLatent(Starter):
             work, stats = room[: held * shape.width], room[held * shape.width :]
         given = {**arguments, "work": work, "stats": stats, "room": parts}
         kernel = self.kernel(f"{_KERNELS}:latent_few", tiles.few, shape)
-        tall = -(-shape.heads // int(kernel.config.constexprs["ROWS"] or 1))
+        rows, apart = (int(kernel.config.constexprs[name] or 0) for name in ("ROWS", "APART"))
+        tall = -(-shape.heads // rows) * (1 + apart)
         kernel((tiles.programs_of(parts, count * tall, self.machine.multiprocessors), tall, count), **given)
         if parts > 1:
             kernel = self.kernel(f"{_KERNELS}:latent_merge", tiles.merge, shape)

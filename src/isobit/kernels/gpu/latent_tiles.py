@@ -89,12 +89,13 @@ class ProductShape:
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows (heads of tokens) and keys of a step; warps; depth of the pipeline."""
+    """Rows (heads of tokens) and keys of a step; warps; depth of the pipeline; whether two programs share the sums."""
 
     m: int
     n: int
     warps: int
     stages: int
+    apart: bool = False
 
 
 def _power_of_two(size: int) -> int:
@@ -198,7 +199,8 @@ def _attention(shape: LatentShape, target: Target, tile: Tile, signature: dict[s
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "RANK": shape.rank, "ROTATED": shape.rotated, "WIDTH": shape.width, "TURN": shape.turn,
-        "ROWS": tile.m, "BLOCK_N": tile.n, "WHOLE": shape.block % tile.n == 0 or shape.columns == 1,
+        "ROWS": tile.m, "BLOCK_N": tile.n, "APART": tile.apart,
+        "WHOLE": shape.block % tile.n == 0 or shape.columns == 1,
         "PRECISION": _precision(target, shape.dtype), "ELEMENT": shape.element, "ASM": is_cuda(target),
         "OVERLAP": overlaps(target),
     }  # fmt: skip

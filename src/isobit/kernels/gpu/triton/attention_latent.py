@@ -172,13 +172,13 @@ def latent_product(
 
 @triton.jit
 def _tile(
-    memory, base, rows, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr, FIRST: tl.constexpr,
-    WIDTH: tl.constexpr, ASM: tl.constexpr,
+    memory, base, rows, first, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    EVEN: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """``attention.tile_of`` of the WIDTH numbers from FIRST on, of the DIM that a token has."""
-    d = FIRST + tl.arange(0, WIDTH)[None, :]
+    """``attention.tile_of`` of the WIDTH numbers from ``first`` on, of the DIM that a token has: all there if EVEN."""
+    d = first + tl.arange(0, WIDTH)[None, :]
     place = memory + base * DIM + (rows[:, None] * DIM + d)
-    if FIRST + WIDTH <= DIM:
+    if EVEN:
         read = tl.load(place)
     else:
         read = tl.load(place, mask=d < DIM, other=0)
@@ -192,48 +192,54 @@ def _tile(
 
 @triton.jit
 def _products(
-    low, high, turned, near, far, key, scale, key_scale, ELEMENT: tl.constexpr, PRECISION: tl.constexpr
+    own, rest, turned, near, far, key, scale, key_scale, ELEMENT: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """Rows by keys: of both halves of the latents, and of the rotated parts. The arguments of ``_steps``."""
+    """Rows by keys: of both halves of the latents, and of the rotated parts. The arguments of ``_steps``.
+
+    They are added behind the products: one behind the other they would wait for each other.
+    """
     products = tl.dot(turned, tl.trans(key), input_precision=PRECISION)
+    found = tl.dot(own, tl.trans(near), input_precision=PRECISION)
+    found += tl.dot(rest, tl.trans(far), input_precision=PRECISION)
     if ELEMENT == "":
-        products = tl.dot(low, tl.trans(near), products, input_precision=PRECISION)
-        return tl.dot(high, tl.trans(far), products, input_precision=PRECISION)
+        return found + products
     else:
-        found = tl.dot(low, tl.trans(near), input_precision=PRECISION)
-        found = tl.dot(high, tl.trans(far), found, input_precision=PRECISION)
         return tl.fma(found, tl.broadcast_to(scale[None, :], found.shape), products * key_scale[None, :])
 
 
 @triton.jit
 def _steps(
-    low, high, turned, latents, keys, latent_scales, key_scales, table, first, end, length, newest, block, factor,
-    peak, weight, near_sum, far_sum,
+    own, rest, turned, at_own, latents, keys, latent_scales, key_scales, table, first, end, length, newest, block,
+    factor, peak, weight, near_sum, far_sum,
     RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, MASKED: tl.constexpr,
+    APART: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """The sums with the positions ``first`` to ``end - 1`` added, which all rows see, or not (MASKED).
 
     Latents are two halves, each a tile of its own: in one, registers spill.
 
     Args:
-        low, high: ``[ROWS, WIDTH / 2]``: both halves of the queries; turned: ``[ROWS, TURN]``.
+        own, rest: ``[ROWS, WIDTH / 2]``: both halves of the queries; turned: ``[ROWS, TURN]``.
+        at_own: where the first of these halves begins: 0, or WIDTH / 2 for the other way round.
         newest: ``[ROWS]``: the last position that each row sees.
         peak, weight: ``[ROWS]``: the largest exponent so far, and the sum of weights relative to it.
         near_sum, far_sum: ``[ROWS, WIDTH / 2]``: weighted sums of both halves of the latents.
+        APART: of the first of them alone: another program has the other, as its own.
     """
-    dtype: tl.constexpr = low.dtype
+    dtype: tl.constexpr = own.dtype
+    even: tl.constexpr = RANK == WIDTH
     half: tl.constexpr = WIDTH // 2
     held = block_of(table, first, length - 1, block, WHOLE)
     for at in range(first, end, BLOCK_N):
         base, rows = rows_of_keys(table, held, at, length - 1, block, 0, 1, WHOLE, MASKED, BLOCK_N)
         held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
-        near = _tile(latents, base, rows, dtype, ELEMENT, RANK, 0, half, ASM)
-        far = _tile(latents, base, rows, dtype, ELEMENT, RANK, half, half, ASM)
-        key = _tile(keys, base, rows, dtype, ELEMENT, ROTATED, 0, TURN, ASM)
+        near = _tile(latents, base, rows, at_own, dtype, ELEMENT, RANK, half, even, ASM)
+        far = _tile(latents, base, rows, half - at_own, dtype, ELEMENT, RANK, half, even, ASM)
+        key = _tile(keys, base, rows, 0, dtype, ELEMENT, ROTATED, TURN, ROTATED == TURN, ASM)
         scale = scales_of(latent_scales, base, rows, dtype, ELEMENT)
         key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
-        products = _products(low, high, turned, near, far, key, scale, key_scale, ELEMENT, PRECISION)
+        products = _products(own, rest, turned, near, far, key, scale, key_scale, ELEMENT, PRECISION)
         if MASKED:
             position = (at + tl.arange(0, BLOCK_N))[None, :]
             products = tl.where((position < end) & (position <= newest[:, None]), products, float("-inf"))
@@ -246,27 +252,24 @@ def _steps(
         less = tl.exp2(peak - origin)
         weight = tl.fma(weight, less, tl.sum(weights, axis=1))
         near_sum = add_values(weights, near, scale, near_sum * less[:, None], ELEMENT, PRECISION)
-        far_sum = add_values(weights, far, scale, far_sum * less[:, None], ELEMENT, PRECISION)
+        if not APART:
+            far_sum = add_values(weights, far, scale, far_sum * less[:, None], ELEMENT, PRECISION)
         peak = higher
     return peak, weight, near_sum, far_sum
 
 
 @triton.jit
-def _halves(x, place, real, RANK: tl.constexpr, WIDTH: tl.constexpr):
-    """Both halves of the rows of ``x [.., RANK]`` at ``place [ROWS, 1]``, zeros of those that are not ``real``."""
-    d = tl.arange(0, WIDTH // 2)[None, :]
-    low = tl.load(x + place * RANK + d, mask=real & (d < RANK), other=0.0)
-    d += WIDTH // 2
-    return low, tl.load(x + place * RANK + d, mask=real & (d < RANK), other=0.0)
+def _half(x, place, first, real, RANK: tl.constexpr, WIDTH: tl.constexpr):
+    """Half of the rows of ``x [.., RANK]`` at ``place [ROWS, 1]``, zeros of those that are not ``real``."""
+    d = first + tl.arange(0, WIDTH // 2)[None, :]
+    return tl.load(x + place * RANK + d, mask=real & (d < RANK), other=0.0)
 
 
 @triton.jit
-def _store_halves(y, low, high, place, real, RANK: tl.constexpr, WIDTH: tl.constexpr):
+def _store_half(y, values, place, first, real, RANK: tl.constexpr, WIDTH: tl.constexpr):
     """The same the other way round."""
-    d = tl.arange(0, WIDTH // 2)[None, :]
-    tl.store(y + place * RANK + d, low.to(y.dtype.element_ty), mask=real & (d < RANK))
-    d += WIDTH // 2
-    tl.store(y + place * RANK + d, high.to(y.dtype.element_ty), mask=real & (d < RANK))
+    d = first + tl.arange(0, WIDTH // 2)[None, :]
+    tl.store(y + place * RANK + d, values.to(y.dtype.element_ty), mask=real & (d < RANK))
 
 
 @triton.jit
@@ -288,10 +291,12 @@ def latent_few(
     q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, work, stats, columns, room,
     block, factor,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, APART: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr,
+    MOST: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Sequences of one new token; the others are left alone. Grid: (programs, ceil(HEADS / ROWS), B).
+    """Sequences of one new token; the others are left alone. Grid: (programs, ceil(HEADS / ROWS), B), or twice as many
+    tiles of heads if APART.
 
     Args:
         q: ``[T, HEADS, RANK]``: queries, taken to the latents.
@@ -303,6 +308,7 @@ def latent_few(
         factor: what makes exponents of two of products.
         WIDTH, TURN: RANK and ROTATED rounded up to powers of two.
         ROWS: heads of a tile.
+        APART: a program sums one half of the latents; see ``_steps``.
     """
     b = tl.program_id(2)
     if OVERLAP:
@@ -314,11 +320,15 @@ def latent_few(
     if OVERLAP:
         wait_for_last()
     if new == 1:
-        head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        at_own, tile = 0, tl.program_id(1)
+        if APART:
+            at_own, tile = tile % 2 * (WIDTH // 2), tile // 2
+        head = tile * ROWS + tl.arange(0, ROWS)
         e = tl.arange(0, TURN)[None, :]
         place = (begin.to(tl.int64) * HEADS + head)[:, None]
         real = (head < HEADS)[:, None]
-        low, high = _halves(q, place, real, RANK, WIDTH)
+        own = _half(q, place, at_own, real, RANK, WIDTH)
+        rest = _half(q, place, WIDTH // 2 - at_own, real, RANK, WIDTH)
         rotated = tl.load(turned + place * ROTATED + e, mask=real & (e < ROTATED), other=0.0)
         newest = tl.zeros((ROWS,), tl.int32) + length - 1
         for part in range(tl.program_id(0), parts, tl.num_programs(0)):
@@ -327,17 +337,21 @@ def latent_few(
             near = tl.zeros((ROWS, WIDTH // 2), tl.float32)
             far = tl.zeros((ROWS, WIDTH // 2), tl.float32)
             peak, weight, near, far = _steps(
-                low, high, rotated, latents, keys, latent_scales, key_scales, table + b.to(tl.int64) * columns,
+                own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, table + b.to(tl.int64) * columns,
                 part * size, tl.minimum((part + 1) * size, length), length, newest, block, factor, peak, weight, near,
-                far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, WHOLE, PRECISION, ELEMENT, ASM, True,
+                far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, APART, WHOLE, PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip
             if parts == 1:
-                _store_halves(out, _mixed(near, weight), _mixed(far, weight), place, real, RANK, WIDTH)
+                _store_half(out, _mixed(near, weight), place, at_own, real, RANK, WIDTH)
+                if not APART:
+                    _store_half(out, _mixed(far, weight), place, WIDTH // 2, real, RANK, WIDTH)
             else:
                 at = (b.to(tl.int64) * HEADS + head) * room + part
                 tl.store(stats + 2 * at, peak, mask=head < HEADS)
                 tl.store(stats + 2 * at + 1, weight, mask=head < HEADS)
-                _store_halves(work, near, far, at[:, None], real, WIDTH, WIDTH)
+                _store_half(work, near, at[:, None], at_own, real, WIDTH, WIDTH)
+                if not APART:
+                    _store_half(work, far, at[:, None], WIDTH // 2, real, WIDTH, WIDTH)
 
 
 @triton.jit
@@ -386,10 +400,10 @@ def _sequence(starts, sequences, tile, HEADS: tl.constexpr, ROWS: tl.constexpr):
 def latent_many(
     q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, sequences, columns, block, factor,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr,
-    NEW: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    NEW: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, APART: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Sequences of more than NEW new tokens; the others are left alone. Grid: (T * HEADS // ROWS + B,).
+    """Sequences of more than NEW new tokens; the others are left alone. Grid: (T * HEADS // ROWS + B, 2 if APART).
 
     A row is a head of a token: those of a token follow each other. A row's sums go over tiles of keys that begin at
     multiples of BLOCK_N, and tiles of which it sees nothing change no bit of them.
@@ -406,12 +420,16 @@ def latent_many(
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
     length = tl.load(lengths + b)
+    at_own = 0
+    if APART:
+        at_own = tl.program_id(1) * (WIDTH // 2)
     row = tile * ROWS + tl.arange(0, ROWS)
     if (new > NEW) & (tile * ROWS < new * HEADS):
         e = tl.arange(0, TURN)[None, :]
         place = (begin.to(tl.int64) * HEADS + row)[:, None]
         real = (row < new * HEADS)[:, None]
-        low, high = _halves(q, place, real, RANK, WIDTH)
+        own = _half(q, place, at_own, real, RANK, WIDTH)
+        rest = _half(q, place, WIDTH // 2 - at_own, real, RANK, WIDTH)
         rotated = tl.load(turned + place * ROTATED + e, mask=real & (e < ROTATED), other=0.0)
         newest = length - new + row // HEADS
         oldest = length - new + tile * ROWS // HEADS
@@ -423,11 +441,15 @@ def latent_many(
         near = tl.zeros((ROWS, WIDTH // 2), tl.float32)
         far = tl.zeros((ROWS, WIDTH // 2), tl.float32)
         peak, weight, near, far = _steps(
-            low, high, rotated, latents, keys, latent_scales, key_scales, blocks, 0, diagonal, length, newest, block,
-            factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, WHOLE, PRECISION, ELEMENT, ASM, False,
+            own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, blocks, 0, diagonal, length, newest,
+            block, factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, APART, WHOLE, PRECISION,
+            ELEMENT, ASM, False,
         )  # fmt: skip
         peak, weight, near, far = _steps(
-            low, high, rotated, latents, keys, latent_scales, key_scales, blocks, diagonal, end, length, newest, block,
-            factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, WHOLE, PRECISION, ELEMENT, ASM, True,
+            own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, blocks, diagonal, end, length, newest,
+            block, factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, APART, WHOLE, PRECISION,
+            ELEMENT, ASM, True,
         )  # fmt: skip
-        _store_halves(out, _mixed(near, weight), _mixed(far, weight), place, real, RANK, WIDTH)
+        _store_half(out, _mixed(near, weight), place, at_own, real, RANK, WIDTH)
+        if not APART:
+            _store_half(out, _mixed(far, weight), place, WIDTH // 2, real, RANK, WIDTH)
