@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import latent_oracle
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from isobit.formats.schemes import ActSpec, scheme
 from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.latent import GpuLatent
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.machine import Machine
@@ -128,6 +130,30 @@ def test_every_launch_beside_the_linears_of_experts_is_proved(name: str) -> None
     router.gate_by(torch.zeros(3, 2048, dtype=dtype), torch.zeros(2048), torch.zeros(3, 2048, dtype=dtype))
     assert not [request for request in recorder.requests.values() if request.name() not in proved]
     assert {proved[request.name()] for request in recorder.requests.values()} == {*OF_FEW} - {"rope-append-any"}
+
+
+@pytest.mark.parametrize("name", ["sm_86", "sm_90", "gfx942"])
+def test_every_launch_of_latent_attention_is_proved(name: str) -> None:
+    target = TARGETS[name]
+    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    recorder = Recorder()
+    layer = GpuLatent(Machine.imagined(target, recorder=recorder), Workspace(torch.device("cpu")))
+    for codes, kind in (("", torch.bfloat16), ("int8", torch.int8), ("e4m3fn", torch.uint8)):
+        spec = latent_oracle.spec(16, 128, 64, 128, 512, torch.bfloat16)
+        scales = torch.zeros(9, 1, 64) if codes else None
+        held = Cached(*(torch.zeros(9, 1, 64, width, dtype=kind) for width in (512, 64)), scales, scales, codes)
+        for new, length in ((2, 600), (20, 20)):
+            q, kv, cos, sin = (torch.zeros(new, width, dtype=torch.bfloat16) for width in (16 * 192, 576, 64, 64))
+            starts, lengths = torch.tensor([0, 1, new]).int(), torch.tensor([length - new, length]).int()
+            sequences = Sequences(
+                starts, lengths, torch.zeros(2, 16).int(), torch.zeros(new).long(), 64, max(1, new - 1), length
+            )
+            layer.latent(spec, q, kv, cos, sin, held, sequences)
+    assert not [request for request in recorder.requests.values() if request.name() not in proved]
+    launched = {proved[request.name()] for request in recorder.requests.values()}
+    assert launched == {row.name for row in LAYER_ROWS if row.name.startswith("latent-")} - {
+        "latent-few-f16", "latent-many-f16"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["sm_75", "sm_86", "sm_90", "gfx942"])
