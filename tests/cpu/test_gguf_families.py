@@ -12,7 +12,7 @@ import torch
 from families import make_model, save, token_ids
 from gguf import GGMLQuantizationType, quants
 from gguf_converter import BEHIND, Rules, common_keys, convert, raw, written
-from gguf_writer import gguf, write
+from gguf_writer import Raw, gguf, write
 from running import run
 
 import isobit
@@ -254,23 +254,6 @@ def test_layers_that_guess_further_tokens_are_left_out(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_q_k_and_v_as_one_matrix(tmp_path: Path) -> None:
-    """As files have it that were made of glm-4-9b's first folder."""
-    rules, model, ids = CASES["chatglm"], made("chatglm"), token_ids(30)
-    state, tensors = model.state_dict(), []
-    for stored, tensor in state.items():
-        module, _, end = stored.rpartition(".")
-        if not module.endswith(("q_proj", "k_proj", "v_proj")):
-            tensors += written(stored, tensor.numpy(), model.config, rules, "F32")
-        elif module.endswith("q_proj"):
-            parts = [state[f"{module.removesuffix('q_proj')}{one}_proj.{end}"].numpy() for one in "qkv"]
-            tensors.append(raw(f"blk.{stored.split('.')[2]}.attn_qkv.{end}", np.concatenate(parts), "F32"))
-    metadata = {f"chatglm.{key}": value for key, value in common_keys(model.config).items()}
-    path = write(tmp_path / "m.gguf", gguf({"general.architecture": "chatglm"} | metadata, tensors))
-    assert float((run(load_model(path), ids) - model(ids).logits).abs().max()) < 1e-4
-
-
-@torch.inference_mode()
 def test_factors_of_llama_4(tmp_path: Path) -> None:
     """Scout's: frequencies are divided by 16, or not at all."""
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
@@ -334,3 +317,32 @@ def test_plan_and_info_of_latent_attention(tmp_path: Path) -> None:
     _, ((plan,),) = isobit.plan(path, targets=["cpu-avx2"])
     held = {op.name: op.weights and op.weights.element for op, _ in plan.ops}
     assert (held["self_attn.kv_b_proj"], held["self_attn.o_proj"]) == (None, "int8")
+
+
+def joined(tensors: list[Raw], parts: tuple[str, ...], name: str) -> list[Raw]:
+    """The same tensors with some of each block as one, their rows behind each other."""
+    found = {one.name: one for one in tensors}
+    for first in [one for one in found if one.endswith(f".{parts[0]}")]:
+        whole = [found.pop(first.replace(parts[0], part)) for part in parts]
+        data = [np.frombuffer(one.data, np.float32).reshape(one.sizes[::-1]) for one in whole]
+        value = np.concatenate(data, axis=max(0, data[0].ndim - 2))
+        found[first] = raw(first.replace(parts[0], name), value, "F32")
+    return [*found.values()]
+
+
+@pytest.mark.parametrize("name", ["ministral3", "chatglm", "qwen3vlmoe", "deepseek3", "granitemoe"])
+@torch.inference_mode()
+def test_matrices_that_were_joined(tmp_path: Path, name: str) -> None:
+    """--fuse-qkv and --fuse-gate-up-exps; glm-4-9b's first folder had the former."""
+    rules, model, ids = CASES[name], made(name), token_ids(30)
+    tensors = [one for stored, tensor in model.state_dict().items()
+               for one in written(stored, tensor.float().numpy(), model.config, rules, "F32")]  # fmt: skip
+    for end in ("weight", "bias"):
+        if name != "deepseek3":
+            tensors = joined(tensors, (f"attn_q.{end}", f"attn_k.{end}", f"attn_v.{end}"), f"attn_qkv.{end}")
+    tensors = joined(tensors, ("ffn_gate_exps.weight", "ffn_up_exps.weight"), "ffn_gate_up_exps.weight")
+    assert not any(".attn_k." in one.name or "gate_exps" in one.name for one in tensors)
+    keys = common_keys(model.config) | rules.keys(model.config)
+    metadata = {f"{rules.named}.{key}": value for key, value in keys.items() if value is not None}
+    path = write(tmp_path / "m.gguf", gguf({"general.architecture": rules.named} | metadata, tensors))
+    assert float((run(load_model(path), ids) - model(ids).logits).abs().max()) < 1e-4

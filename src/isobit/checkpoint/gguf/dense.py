@@ -17,7 +17,7 @@ _STARCODER2 = ((30, 3072), (32, 4608), (40, 6144))
 
 def llama(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Llama, Mistral, Arcee."""
-    return {"attention_bias": _has(gguf, "attn_q.bias"), "mlp_bias": _has(gguf, "ffn_up.bias")}
+    return {"attention_bias": has(gguf, "attn_q.bias"), "mlp_bias": has(gguf, "ffn_up.bias")}
 
 
 def mistral(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -43,7 +43,7 @@ def qwen2(keys: Keys, gguf: Gguf, common: Config) -> Config:
 
 def qwen3(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Qwen3."""
-    return {"attention_bias": _has(gguf, "attn_q.bias"), "use_sliding_window": False}
+    return {"attention_bias": has(gguf, "attn_q.bias"), "use_sliding_window": False}
 
 
 def seeing(text: More) -> More:
@@ -108,7 +108,7 @@ def phi3(keys: Keys, gguf: Gguf, common: Config) -> Config:
 
 def olmo2(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """OLMo 2, GLM-4."""
-    return {"attention_bias": _has(gguf, "attn_q.bias")}
+    return {"attention_bias": has(gguf, "attn_q.bias")}
 
 
 def olmo3(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -125,13 +125,13 @@ def olmo3(keys: Keys, gguf: Gguf, common: Config) -> Config:
 
 def ernie(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """ERNIE 4.5."""
-    return {"use_bias": _has(gguf, "attn_q.bias")}
+    return {"use_bias": has(gguf, "attn_q.bias")}
 
 
 def seed_oss(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Seed-OSS."""
     found = (("attention_bias", "attn_q"), ("attention_out_bias", "attn_output"), ("mlp_bias", "ffn_gate"))
-    return {key: _has(gguf, f"{part}.bias") for key, part in found}
+    return {key: has(gguf, f"{part}.bias") for key, part in found}
 
 
 def exaone4(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -147,8 +147,8 @@ def command_r(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Command R and R+."""
     return {
         "logit_scale": keys.number("logit_scale", 1.0),
-        "attention_bias": _has(gguf, "attn_q.bias"),
-        "use_qk_norm": _has(gguf, "attn_q_norm.weight"),
+        "attention_bias": has(gguf, "attn_q.bias"),
+        "use_qk_norm": has(gguf, "attn_q_norm.weight"),
     }
 
 
@@ -156,7 +156,7 @@ def cohere2(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Command R7B and A: of four layers one sees everything, and that one does not rotate."""
     return {
         "logit_scale": keys.number("logit_scale"),
-        "attention_bias": _has(gguf, "attn_q.bias"),
+        "attention_bias": has(gguf, "attn_q.bias"),
         "sliding_window": keys.integer("attention.sliding_window"),
         "layer_types": windowed(keys, common, 4),
     }
@@ -164,12 +164,12 @@ def cohere2(keys: Keys, gguf: Gguf, common: Config) -> Config:
 
 def glm(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """GLM-4 of 2024 (glm-4-9b), whose file may have q, k and v as one matrix."""
-    return {"attention_bias": _has(gguf, "attn_q.bias") or _has(gguf, "attn_qkv.bias")}
+    return {"attention_bias": has(gguf, "attn_q.bias")}
 
 
 def hunyuan(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """Hunyuan; what stretches theta is in it already."""
-    return {"attention_bias": _has(gguf, "attn_q.bias")}
+    return {"attention_bias": has(gguf, "attn_q.bias")}
 
 
 def nemotron(keys: Keys, gguf: Gguf, common: Config) -> Config:
@@ -182,9 +182,9 @@ def stablelm(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """StableLM; where there is no norm in front of MLPs, they stand beside attention, whatever the key says."""
     keys.raw("use_parallel_residual")
     return {
-        "use_parallel_residual": not _has(gguf, "ffn_norm.weight"),
-        "use_qkv_bias": _has(gguf, "attn_q.bias"),
-        "qk_layernorm": _has(gguf, "attn_q_norm.weight"),
+        "use_parallel_residual": not has(gguf, "ffn_norm.weight"),
+        "use_qkv_bias": has(gguf, "attn_q.bias"),
+        "qk_layernorm": has(gguf, "attn_q_norm.weight"),
     }
 
 
@@ -192,7 +192,7 @@ def starcoder2(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """StarCoder2."""
     published = (common["num_hidden_layers"], common["hidden_size"]) in _STARCODER2
     return {
-        "use_bias": _has(gguf, "attn_q.bias"),
+        "use_bias": has(gguf, "attn_q.bias"),
         "sliding_window": keys.integer("attention.sliding_window", 4096 if published else 0, low=0) or None,
     }
 
@@ -216,6 +216,7 @@ def windowed(keys: Keys, common: Config, step: int) -> list[str]:
     return ["sliding_attention" if one else "full_attention" for one in near]
 
 
-def _has(gguf: Gguf, part: str) -> bool:
-    """Whether the first block has a tensor."""
-    return f"blk.0.{part}" in gguf.tensors
+def has(gguf: Gguf, part: str) -> bool:
+    """Whether the first block has a tensor; that of queries may be in one with those of keys and values."""
+    joined = part.replace("attn_q.", "attn_qkv.")
+    return f"blk.0.{part}" in gguf.tensors or f"blk.0.{joined}" in gguf.tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isobit.checkpoint.gguf.dense import Config, granite, qwen2, qwen3
+from isobit.checkpoint.gguf.dense import Config, granite, has, qwen2, qwen3
 from isobit.checkpoint.gguf.keys import Keys
 from isobit.checkpoint.gguf.model import Gguf
 from isobit.checkpoint.gguf.rope import rope_keys
@@ -45,7 +45,7 @@ def qwen3_moe(keys: Keys, gguf: Gguf, common: Config) -> Config:
 def gpt_oss(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """gpt-oss."""
     return _counts(keys, "num_local_experts") | {
-        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "attention_bias": has(gguf, "attn_q.bias"),
         "intermediate_size": keys.integer("expert_feed_forward_length"),
         "sliding_window": keys.integer("attention.sliding_window"),
     }
@@ -55,7 +55,7 @@ def olmoe(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """OLMoE."""
     return _counts(keys, "num_experts") | {
         "norm_topk_prob": keys.flag("expert_weights_norm", False),
-        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "attention_bias": has(gguf, "attn_q.bias"),
     }
 
 
@@ -76,7 +76,7 @@ def hunyuan_moe(keys: Keys, gguf: Gguf, common: Config) -> Config:
     count = keys.integer("expert_count")
     return {
         "num_experts": count, "moe_topk": keys.integer("expert_used_count", high=count), "intermediate_size": size,
-        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "attention_bias": has(gguf, "attn_q.bias"),
     }  # fmt: skip
 
 
@@ -99,8 +99,8 @@ def glm4_moe(keys: Keys, gguf: Gguf, common: Config) -> Config:
     """GLM-4.5, 4.6 and 4.7."""
     _gating(keys, _SIGMOID)
     return _sigmoid(keys, gguf, common) | {
-        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf.tensors,
+        "attention_bias": has(gguf, "attn_q.bias"),
+        "use_qk_norm": has(gguf, "attn_q_norm.weight"),
         "norm_topk_prob": keys.flag("expert_weights_norm", True),
         "n_shared_experts": keys.integer("expert_shared_count", 1),
     }
@@ -125,7 +125,7 @@ def llama4(keys: Keys, gguf: Gguf, common: Config) -> Config:
         "intermediate_size_mlp": common["intermediate_size"],
         "interleave_moe_layer_step": keys.integer("interleave_moe_layer_step"),
         "use_qk_norm": count != _MAVERICK,
-        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "attention_bias": has(gguf, "attn_q.bias"),
     }
 
 

@@ -76,7 +76,6 @@ class Names:
         offset: what was added to the weights of norms.
         whole: vectors that have their module's name in a layer: name within a block -> that.
         rows: vectors that are the one row of a matrix in a layer, and may have lost that axis.
-        split: whether what the file has as one matrix of q, k and v are three in a layer.
         latent: whether keys and values are made of a latent, by two matrices in the file and one in a layer.
     """
 
@@ -86,7 +85,6 @@ class Names:
     offset: float = 0.0
     whole: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
-    split: bool = False
     latent: bool = False
 
 
@@ -101,7 +99,7 @@ PLAIN = Names()
 GEMMA = Names(offset=1.0)
 GEMMA2 = Names(_GEMMA2_LAYER, offset=1.0)
 PHI3 = Names(_PHI3_LAYER)
-GLM = Names(LAYER | {"ffn_up": "mlp.gate_up_proj"}, split=True)
+GLM = Names(LAYER | {"ffn_up": "mlp.gate_up_proj"})
 GLM4 = Names(_GLM4_LAYER)
 OLMO2 = Names(_POST_LAYER)
 SEED_OSS = Names(_SEED_LAYER)

@@ -17,7 +17,7 @@ _PART = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<part>[a-z_]+)(?:\.(?P<expert>\
 _BEHIND = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<rest>.+)")
 _STACKED = "_exps"
 _MOST_EXPERTS = 4096
-_QKV = "attn_qkv"
+_QKV, _GATE_UP = "attn_qkv", "ffn_gate_up_exps"
 _KEYS, _VALUES = "attn_k_b", "attn_v_b"
 
 
@@ -97,9 +97,11 @@ def _of_layer(entry: Entry, names: Names, found: re.Match[str], shape: Shape) ->
         count, size = entry.shape[0], entry.nbytes // entry.shape[0]
         for expert in range(count):
             yield Placed(f"{prefix}{stacked.format(expert)}.{end}", entry, entry.shape[1:], expert * size)
+    elif part == _GATE_UP and found["expert"] is None and "ffn_gate" in names.experts and len(entry.shape) == axes:
+        yield from _halves(entry, names, end, prefix)
     elif found["expert"] is not None and part in names.experts:
         yield Placed(f"{prefix}{names.experts[part].format(int(found['expert']))}.{end}", entry, entry.shape)
-    elif found["expert"] is None and names.split and part == _QKV and entry.shape:
+    elif found["expert"] is None and part == _QKV and _QKV not in names.layer and not names.latent and entry.shape:
         yield from _thirds(entry, names, end, prefix, shape)
     elif found["expert"] is None and part in (names.layer.keys() | names.whole.keys()):
         turned = {"attn_q": shape.heads, "attn_k": shape.kv_heads}.get(part, 0) if part in names.pairs else 0
@@ -111,8 +113,21 @@ def _of_layer(entry: Entry, names: Names, found: re.Match[str], shape: Shape) ->
         yield Placed(entry.name, entry, entry.shape)
 
 
+def _halves(entry: Entry, names: Names, end: str, prefix: str) -> Iterator[Placed]:
+    """Rows of gate and up of each expert, which lie behind each other (``--fuse-gate-up-exps``), as two."""
+    count, rows = entry.shape[0], entry.shape[1]
+    if rows % 2 or not 0 < count <= _MOST_EXPERTS:
+        message = f"is {list(entry.shape)}: expected rows of gates, and as many of ups, for each expert"
+        raise CheckpointError(message, file=entry.file, tensor=entry.name)
+    half = entry.nbytes // (2 * count)
+    for expert in range(count):
+        for number, role in enumerate(("ffn_gate", "ffn_up")):
+            name = f"{prefix}{names.experts[role].format(expert)}.{end}"
+            yield Placed(name, entry, (rows // 2, *entry.shape[2:]), (2 * expert + number) * half)
+
+
 def _thirds(entry: Entry, names: Names, end: str, prefix: str, shape: Shape) -> Iterator[Placed]:
-    """Rows of q, k and v, which lie behind each other, as three."""
+    """Rows of q, k and v, which lie behind each other (``--fuse-qkv``), as three."""
     rows = entry.shape[0]
     width, left = divmod(rows, shape.heads + 2 * shape.kv_heads)
     if left:
@@ -120,8 +135,8 @@ def _thirds(entry: Entry, names: Names, end: str, prefix: str, shape: Shape) -> 
         raise CheckpointError(message, file=entry.file, tensor=entry.name)
     begin = 0
     for part, heads in (("attn_q", shape.heads), ("attn_k", shape.kv_heads), ("attn_v", shape.kv_heads)):
-        inner = (heads * width, *entry.shape[1:])
-        yield Placed(f"{prefix}{names.layer[part]}.{end}", entry, inner, begin * (entry.nbytes // rows))
+        inner, turned = (heads * width, *entry.shape[1:]), heads if part in names.pairs else 0
+        yield Placed(f"{prefix}{names.layer[part]}.{end}", entry, inner, begin * (entry.nbytes // rows), heads=turned)
         begin += heads * width
 
 
