@@ -19,9 +19,9 @@ _PER_WARP = 4 * ptx.LANES
 
 
 def emulate() -> None:
-    """From now on kernels run their assembly (but nothing that overlaps launches) in this process."""
+    """From now on kernels run their assembly (but nothing that overlaps launches or rounds) in this process."""
     tl.inline_asm_elementwise = _elementwise
-    launch._interpretable = lambda config: {**config.constexprs, "OVERLAP": False}
+    launch._interpretable = lambda config: {**config.constexprs, "OVERLAP": False, "CONVERTS": False, "HALVES": False}
 
 
 def _elementwise(text: Any, constraints: Any, args: list[Any], dtype: Any, is_pure: Any, pack: Any) -> Any:

@@ -151,10 +151,9 @@ def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(
     launched = {request.entry.partition(":")[2] for request in recorder.requests.values()}
     assert {"rope_append", "norm_token", "gate", "attention_few", "attention_many", "attention_merge"} <= launched
     assert not recorder.requests.keys() - packed.keys()
-    gates = [one for one in packed.values() if one.entry.endswith(":gate")]
-    assert {("up" in one.aligned) for one in gates if one.constants["STEP"] == 2} == {False}, (
-        "up is every second number"
-    )
+    gates = [one for one in packed.values() if one.entry.partition(":")[2] in ("gate", "gate_token")]
+    assert "words" in {one.constants["FORM"] for one in gates}, "gates and ups of prompts lie by turns"
+    assert all({"gate", "up"} <= set(one.aligned) for one in gates if one.constants["FORM"] == "words")
 
 
 # ---------------------------------------------------------------------- refusals

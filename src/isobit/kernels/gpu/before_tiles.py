@@ -48,6 +48,12 @@ def whole_token(k: int, target: Target) -> tuple[int, bool, int]:
     return block, k <= block, max(4, min(block // 512, 1024 // threads))
 
 
+def by_instructions(element: str, target: Target) -> dict[str, Constant]:
+    """By what a kernel computes the law of rounding to ``element``, if any; see ``triton/law.py``."""
+    cuda = is_cuda(target) and element != ""
+    return {"RECIPROCAL": cuda, "CONVERTS": cuda and (element == "int8" or target.converts("float32", element))}
+
+
 def rounding(element: str, *, wide: bool) -> Callable[[Target], Config]:
     """Configuration of ``quantize_token``, for bfloat16; ``wide`` leaves values of the codes in 16 bits."""
 
@@ -58,7 +64,7 @@ def rounding(element: str, *, wide: bool) -> Callable[[Target], Config]:
         }  # fmt: skip
         constants: dict[str, Constant] = {
             "ELEMENT": element, "WIDE": wide, "OVERLAP": overlaps(target), "STATIC": False, "ONCE": True,
-            "BLOCK_K": 4096,
+            "BLOCK_K": 4096, **by_instructions(element, target),
         }  # fmt: skip
         return Config(signature, constants, 8, 1, divisible=("K",))
 
@@ -72,7 +78,8 @@ def rounding_group(*, wide: bool) -> Callable[[Target], Config]:
         codes = "*fp16" if wide else "*u8"
         signature = {"x": "*bf16", "codes": codes, "scales": "*fp32", "qmax": "fp32", "groups": "i32"}
         constants: dict[str, Constant] = {
-            "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": BLOCK, "WIDTH": BLOCK, "ROWS": 8
+            "ELEMENT": "e4m3fn", "WIDE": wide, "OVERLAP": overlaps(target), "GROUP": BLOCK, "WIDTH": BLOCK, "ROWS": 8,
+            **by_instructions("e4m3fn", target),
         }  # fmt: skip
         return Config(signature, constants, 4, 1, divisible=("K",))
 

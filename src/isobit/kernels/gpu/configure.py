@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu import alike_tiles, group_tiles
-from isobit.kernels.gpu.before_tiles import whole_token
+from isobit.kernels.gpu.before_tiles import by_instructions, whole_token
 from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.lane_tiles import for_rows
@@ -269,7 +269,13 @@ def rounding(
         return replace(
             config,
             signature=types,
-            constexprs={**config.constexprs, "ELEMENT": element, "GROUP": group, "WIDTH": width},
+            constexprs={
+                **config.constexprs,
+                "ELEMENT": element,
+                "GROUP": group,
+                "WIDTH": width,
+                **by_instructions(element, machine.target),
+            },
         )
     block, once, warps = whole_token(k, machine.target)
     constants = {**config.constexprs, "STATIC": static, "ONCE": once, "BLOCK_K": block}

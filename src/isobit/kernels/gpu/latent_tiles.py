@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isobit.kernels.gpu.before_tiles import by_instructions
 from isobit.kernels.gpu.layer_tiles import HEADS_AT_ONCE, POINTERS
 from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
 from isobit.kernels.gpu.variant import compiles
@@ -154,6 +155,7 @@ def append(shape: LatentShape, target: Target) -> Config:
         "HEADS": shape.heads, "PLAIN": shape.plain, "ROTATED": shape.rotated, "RANK": shape.rank,
         "HALF": 1 << (shape.rotated // 2 - 1).bit_length(), "WIDTH": shape.width, "BATCH": HEADS_AT_ONCE,
         "INTERLEAVED": shape.interleaved, "ELEMENT": shape.element, "OVERLAP": overlaps(target), "LATE": shape.late,
+        **by_instructions(shape.element, target),
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("stride_q", "stride_kv"))
 

@@ -72,7 +72,7 @@ class Kernel:
 
 def _interpretable(config: Config) -> dict[str, Any]:
     """The constants without what the interpreter has not: inline assembly and overlapping launches."""
-    plain: dict[str, Any] = {"ASM": False, "OVERLAP": False}
+    plain: dict[str, Any] = {"ASM": False, "CONVERTS": False, "HALVES": False, "OVERLAP": False}
     return {name: plain.get(name, value) for name, value in config.constexprs.items()}
 
 

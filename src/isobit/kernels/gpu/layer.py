@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
-from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu import row_tiles as tiles
 from isobit.kernels.gpu.attending import GpuAttention
-from isobit.kernels.gpu.layer_tiles import RowShape
+from isobit.kernels.gpu.layer_tiles import late
 from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.row_tiles import RowShape
 from isobit.kernels.gpu.starter import name_of, rows_of
 from isobit.kernels.norm import NormSpec
 from isobit.kernels.rounded import Rounded
@@ -99,24 +100,33 @@ class GpuLayer(GpuAttention):
             raise FormatError(f"a gate's activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
         if gate.shape != up.shape or gate.dtype != up.dtype:
             raise FormatError(f"a gate of {gate.dtype} {list(gate.shape)} does not fit {up.dtype} {list(up.shape)}")
-        gates, ups = _columns(gate), _columns(up)
+        form, gates, ups = _gates(gate, up, alone=alone)
         tokens, k = gates.shape
-        parts, y = tiles.parts_of_token(k), torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         shape = self._row_shape(gate, rounding, activation=activation if limit is None else "limited")
-        shape = replace(shape, by_turns=gates.stride(1) == 2, alone=alone, limit=limit or 0.0)
-        peaks = self.unused(torch.int32, y.device)
+        shape = replace(shape, form=form, limit=limit or 0.0)
+        given = {"gate": gates, "up": ups, "K": k, "stride_gate": gates.stride(0), "stride_up": ups.stride(0)}
+        if rounding is not None and shape.element and tiles.gates_whole(k, tokens):
+            rounded, arguments = rounding.room(gate)
+            self.kernel("gate:gate_token", tiles.gate_token, shape)((tokens,), **given, **arguments)
+            return rounded
+        return self._gate_in_parts(gate, given, shape, rounding)
+
+    def _gate_in_parts(
+        self, like: Tensor, given: dict[str, Any], shape: RowShape, rounding: Rounding | None
+    ) -> Tensor | Rounded:
+        """A gate by programs of a part of a token each, and its rounding, if any, by as many more."""
+        y = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        tokens, k = given["gate"].shape
+        parts, peaks = tiles.parts_of_token(k), self.unused(torch.int32, y.device)
         if shape.element:
             peaks = torch.empty((tokens, parts), dtype=torch.int32, device=y.device)
         if tokens:
-            self.kernel("norm:gate", tiles.gate, shape)(
-                (tokens, parts), gate=gates, up=ups, y=y, peaks=peaks, K=k, stride_gate=gates.stride(0),
-                stride_up=ups.stride(0),
-            )  # fmt: skip
+            self.kernel("gate:gate", tiles.gate, shape)((tokens, parts), y=y, peaks=peaks, **given)
         if rounding is None or not shape.element:
             return y if rounding is None else rounding(y)
         rounded, arguments = rounding.room(y)
         if tokens:
-            plain = replace(shape, activation="silu", by_turns=False, alone=False, limit=0.0)
+            plain = replace(shape, activation="silu", form="apart", limit=0.0)
             kernel = self.kernel("quantize:quantize_parts", tiles.quantize_parts, plain)
             kernel((tokens, parts), x=y, peaks=peaks, K=k, **arguments)
         return rounded
@@ -149,11 +159,32 @@ class GpuLayer(GpuAttention):
     ) -> RowShape:
         dtype, k = name_of(x.dtype), x.shape[-1]
         integers = rounding is not None and rounding.spec.element == "int8"  # whose linears are the usual ones
-        late = tiles.late(x.numel() // k, alike=self.alike and not integers)
+        behind = late(x.numel() // k, alike=self.alike and not integers)
         if rounding is None or rounding.spec.group is not None:
-            return RowShape(dtype, k, add, activation=activation, late=late)
+            return RowShape(dtype, k, add, activation=activation, late=behind)
         static = rounding.static_scale is not None
-        return RowShape(dtype, k, add, rounding.spec.element, rounding.pointer, static, activation, late=late)
+        return RowShape(dtype, k, add, rounding.spec.element, rounding.pointer, static, activation, late=behind)
+
+
+def _gates(gate: Tensor, up: Tensor, *, alone: bool) -> tuple[tiles.Form, Tensor, Tensor]:
+    """How a gate and what it multiplies lie, and their rows; a copy of what lies in no such way."""
+    if alone:
+        return "alone", rows_of(gate), rows_of(gate)
+    gates, ups = _columns(gate), _columns(up)
+    if gates.stride(1) != ups.stride(1):
+        gates, ups = gates.contiguous(), ups.contiguous()
+    if gates.stride(1) == 1:
+        return "apart", gates, ups
+    begin, stride = gates.storage_offset(), gates.stride(0)
+    neighbours = ups.storage_offset() == begin + 1 and ups.stride(0) == stride and _one_storage(gates, ups)
+    if gates.element_size() != 2 or not neighbours or begin % 2 or stride % 2:
+        return "turns", gates, ups
+    words = gates.as_strided((len(gates), 2 * gates.shape[1]), (stride, 1), begin).view(torch.int32)
+    return "words", words, words
+
+
+def _one_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _columns(x: Tensor) -> Tensor:

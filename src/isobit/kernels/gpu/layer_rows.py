@@ -1,6 +1,6 @@
 """The kernels of a layer beside its linears as rows, which the proof and docs/support.md read; no torch, no Triton.
 
-``layer.py`` launches them, in the configurations of ``layer_tiles.py``.
+``layer.py`` launches them, in the configurations of ``layer_tiles.py`` and ``row_tiles.py``.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from isobit.kernels.gpu import attention_alike_tiles as alike
-from isobit.kernels.gpu import choosing_tiles, latent_tiles, routing_tiles
+from isobit.kernels.gpu import choosing_tiles, latent_tiles, routing_tiles, row_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
-from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape, RowShape
+from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape
 from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
+from isobit.kernels.gpu.row_tiles import RowShape
 from isobit.kernels.gpu.tiles import CODES, Config
 from isobit.kernels.gpu.variant import Requires, compiles, has_bf16
 from isobit.targets.spec import Target
@@ -47,6 +48,7 @@ class LayerRow:
 _MODULES = "isobit.kernels.gpu.triton"
 _ATTENTIONS = {"few": tiles.attention_few, "many": tiles.attention_many}
 _CODED: dict[str, tuple[str, ...]] = {"bfloat16": ("e4m3fn", "int8"), "float16": ("e5m2",), "float32": ()}
+_FORMS: tuple[row_tiles.Form, ...] = ("apart", "words")
 _SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is too low for the units of warp groups
 
 
@@ -167,38 +169,50 @@ def _rare_ropes(target: Target) -> Iterator[Config]:
 
 
 def _norms(target: Target) -> Iterator[Config]:
-    dtype, parts = _usual(target), tiles.parts_of_norm(4096, 1)
+    dtype, parts = _usual(target), row_tiles.parts_of_norm(4096, 1)
     for late in (False, True):
         for add in (False, True):
-            yield tiles.norm_token(RowShape(dtype, 4096, add, late=late), target)
+            yield row_tiles.norm_token(RowShape(dtype, 4096, add, late=late), target)
         for element in ("e4m3fn", "int8"):
             plain = RowShape(dtype, 4096, False, element, CODES[element], late=late)
-            yield tiles.norm_token(replace(plain, add=True), target)
-            yield tiles.norm_token(replace(plain, parts=parts), target)
+            yield row_tiles.norm_token(replace(plain, add=True), target)
+            yield row_tiles.norm_token(replace(plain, parts=parts), target)
             if late:
-                yield tiles.norm_token(plain, target)
-                yield tiles.norm_token(replace(plain, centred=True, bias=True, add=True), target)
+                yield row_tiles.norm_token(plain, target)
+                yield row_tiles.norm_token(replace(plain, centred=True, bias=True, add=True), target)
     for bias in (False, True):
         centred = RowShape(dtype, 4096, True, late=True, centred=True, bias=bias)
-        yield tiles.norm_token(centred, target)
+        yield row_tiles.norm_token(centred, target)
 
 
 def _gates(target: Target) -> Iterator[Config]:
     kinds = ("silu", ""), ("gelu_tanh", ""), ("silu", "int8"), ("gelu", ""), ("relu2", ""), ("limited", "")
     for activation, element in kinds:
-        for by_turns in (False, True):
-            shape = RowShape(_usual(target), 11008, element=element, activation=activation, by_turns=by_turns)
-            yield tiles.gate(replace(shape, late=True, limit=7.0 if activation == "limited" else 0.0), target)
+        for form in _FORMS:
+            shape = RowShape(_usual(target), 11008, element=element, activation=activation, form=form)
+            yield row_tiles.gate(replace(shape, late=True, limit=7.0 if activation == "limited" else 0.0), target)
     for activation in ("gelu_tanh", "gelu"):
-        yield tiles.gate(RowShape(_usual(target), 11008, activation=activation, alone=True, late=True), target)
+        yield row_tiles.gate(RowShape(_usual(target), 11008, activation=activation, form="alone", late=True), target)
+
+
+def _gates_of_tokens(target: Target) -> Iterator[Config]:
+    """Of what has experts or not, in each format; gates of words, and of linears that are apart."""
+    for k in (4096, 11008):
+        for element, codes in CODES.items():
+            shape = RowShape(_usual(target), k, element=element, codes=codes, form="words", late=True)
+            yield row_tiles.gate_token(shape, target)
+    for form in _FORMS:
+        shape = RowShape(_usual(target), 14336, element="e4m3fn", form=form, late=True)
+        yield row_tiles.gate_token(shape, target)
+        yield row_tiles.gate_token(replace(shape, activation="gelu_tanh", codes="*fp16"), target)
 
 
 def _roundings(target: Target) -> Iterator[Config]:
     for element in CODES:
         shape = RowShape(_usual(target), 11008, element=element, codes=CODES[element])
-        yield tiles.quantize_parts(replace(shape, late=True), target)
+        yield row_tiles.quantize_parts(replace(shape, late=True), target)
         for late in (False, True):
-            yield tiles.quantize_parts(replace(shape, parts=2, late=late), target)
+            yield row_tiles.quantize_parts(replace(shape, parts=2, late=late), target)
 
 
 def _routers(target: Target) -> Iterator[tuple[RouterShape, int]]:
@@ -329,7 +343,8 @@ LAYER_ROWS: tuple[LayerRow, ...] = (
     LayerRow("rope-append", f"{_MODULES}.rope:rope_append", _ropes),
     LayerRow("rope-append-any", f"{_MODULES}.rope:rope_append_any", _rare_ropes),
     LayerRow("norm", f"{_MODULES}.norm:norm_token", _norms),
-    LayerRow("gate", f"{_MODULES}.norm:gate", _gates),
+    LayerRow("gate", f"{_MODULES}.gate:gate", _gates),
+    LayerRow("gate-token", f"{_MODULES}.gate:gate_token", _gates_of_tokens),
     LayerRow("quantize-parts", f"{_MODULES}.quantize:quantize_parts", _roundings),
     *_of_experts(),
 )

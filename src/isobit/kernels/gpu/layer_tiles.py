@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from isobit.kernels.gpu.before_tiles import whole_token
+from isobit.kernels.gpu.before_tiles import by_instructions
 from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
@@ -24,10 +24,6 @@ _MOST_NEW, _TILE_ROWS = 4, 16  # tokens that are few; rows of the smallest tile 
 _PROGRAMS_EACH = 8  # of a multiprocessor: with more sequences and heads than that, programs take several parts
 LARGEST_HEAD = 256
 HEADS_AT_ONCE = 16  # of a program that rotates
-VALUES_AT_ONCE = 1024  # of a program that gates, or rounds a part of a token
-# Tokens that are rounded in parts although nobody knows their largest magnitudes: each program looks over all of its
-# token, and rounds so many values. Not measured against others.
-TOKENS_IN_PARTS, VALUES_OF_PART, READ_AT_ONCE = 16, 512, 4096
 
 
 @dataclass(frozen=True)
@@ -82,42 +78,6 @@ class AttentionShape:
     def width(self) -> int:
         """The head's width as tiles have it."""
         return _power_of_two(self.dim)
-
-
-@dataclass(frozen=True)
-class RowShape:
-    """What a compiled norm or gate depends on.
-
-    Attributes:
-        dtype: of the activations.
-        k: values of a token.
-        add: whether something is added before the norm.
-        element: format that the result is rounded to, if any.
-        codes: pointer of the codes, or of values of them.
-        static: whether the scale is given.
-        activation: of a gate; ``limited``: gpt-oss's, with a ``limit``.
-        alone: whether there is nothing that the gate multiplies.
-        by_turns: whether gates and what they multiply lie by turns.
-        parts: of a norm that rounds: programs that share a token; of what rounds parts of one: above 1 where it has to
-            find the token's largest magnitude itself.
-        late: whether the next kernel starts when the one before has ended (``late``).
-        centred, bias: of a norm: whether the mean is taken away first, and whether something is added at the end.
-    """
-
-    dtype: str
-    k: int
-    add: bool = False
-    element: str = ""
-    codes: str = "*u8"
-    static: bool = False
-    activation: str = "silu"
-    by_turns: bool = False
-    parts: int = 1
-    late: bool = False
-    limit: float = 0.0
-    alone: bool = False
-    centred: bool = False
-    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,7 +252,7 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "HALF": _power_of_two(shape.dim // 2),
         "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "ELEMENT": shape.element, "OVERLAP": overlaps(target),
-        "LATE": shape.late,
+        "LATE": shape.late, **by_instructions(shape.element, target),
     }  # fmt: skip
     # With four warps two registers spill on NVIDIA's targets up to sm_90, in 40 (``isobit compile``).
     return Config(types, constants, 8, 1, divisible=("stride_q", "stride_k", "stride_v"))
@@ -309,78 +269,8 @@ def rope_append_any(shape: RareRope, target: Target) -> Config:
     return replace(plain, signature={**plain.signature, "q_scale": "*fp32"}, constexprs=constants)
 
 
-def norm_token(shape: RowShape, target: Target) -> Config:
-    """Configuration of ``norm_token``."""
-    pointer = POINTERS[shape.dtype]
-    block, once, warps = whole_token(shape.k, target)
-    types = {
-        **dict.fromkeys(("x", "delta", "total", "y"), pointer), "weight": "*fp32", "bias": "*fp32",
-        "eps": "fp32", **_rounding(shape),
-    }  # fmt: skip
-    return Config(
-        types,
-        {**_rounded(shape), "ADD": shape.add, "OVERLAP": overlaps(target), "ONCE": once, "BLOCK_K": block,
-         "PARTS": shape.parts, "LATE": shape.late, "CENTRED": shape.centred, "HAS_BIAS": shape.bias},
-        warps, 1, divisible=("K",),
-    )  # fmt: skip
-
-
-def gate(shape: RowShape, target: Target) -> Config:
-    """Configuration of ``gate``; with the largest magnitudes where the result is rounded behind it."""
-    types = {
-        **dict.fromkeys(("gate", "up", "y"), POINTERS[shape.dtype]), "peaks": "*i32",
-        **dict.fromkeys(("K", "stride_gate", "stride_up"), "i32"),
-    }  # fmt: skip
-    constants: dict[str, Constant] = {
-        "ACTIVATION": shape.activation, "LIMIT": shape.limit, "ALONE": shape.alone,
-        "PEAKS": shape.element != "", "OVERLAP": overlaps(target),
-        "BLOCK_K": VALUES_AT_ONCE, "STEP": 2 if shape.by_turns else 1, "LATE": shape.late,
-    }  # fmt: skip
-    between = ("up",) if shape.by_turns else ()  # it begins behind the first gate
-    return Config(types, constants, 4, 1, divisible=("K", "stride_gate", "stride_up"), between=between)
-
-
-def quantize_parts(shape: RowShape, target: Target) -> Config:
-    """Configuration of ``quantize_parts``."""
-    types = {"x": POINTERS[shape.dtype], "peaks": "*i32", **_rounding(shape)}
-    constants: dict[str, Constant] = {
-        **_rounded(shape), "OVERLAP": overlaps(target), "PARTS": _power_of_two(parts_of_token(shape.k)),
-        "BLOCK_K": VALUES_AT_ONCE if shape.parts == 1 else VALUES_OF_PART, "OWN": shape.parts > 1,
-        "READ": min(READ_AT_ONCE, _power_of_two(shape.k)), "LATE": shape.late,
-    }  # fmt: skip
-    return Config(types, constants, 4, 1, divisible=("K",))
-
-
-def parts_of_token(k: int) -> int:
-    """Programs that share a token of ``k`` values."""
-    return -(-k // VALUES_AT_ONCE)
-
-
 def late(tokens: int, *, alike: bool = False) -> bool:
     """Whether what stands between linears lets the next start late (``pdl.wait``): linears of one token have thousands
     of small programs, which find their places whenever they start; those of several have few large ones, and so has one
     where its bits must be those beside others (alike)."""
     return alike or tokens > 1
-
-
-def parts_of_norm(k: int, tokens: int) -> int:
-    """The same of a norm that rounds: a power of two."""
-    return 1 << (own_parts(k, tokens).bit_length() - 1)
-
-
-def own_parts(k: int, tokens: int) -> int:
-    """Programs that share each of some tokens of ``k`` values although they have to look over all of it."""
-    return 1 if tokens > TOKENS_IN_PARTS else -(-k // VALUES_OF_PART)
-
-
-def holds_token(k: int, target: Target) -> bool:
-    """Whether a program holds a token of ``k`` values, so that it is rounded where it is made."""
-    return whole_token(k, target)[1]
-
-
-def _rounding(shape: RowShape) -> dict[str, str]:
-    return {"codes": shape.codes, "scales": "*fp32", "static_scale": "*fp32", "K": "i32", "qmax": "fp32"}
-
-
-def _rounded(shape: RowShape) -> dict[str, Constant]:
-    return {"ELEMENT": shape.element, "WIDE": shape.codes in ("*fp16", "*bf16"), "STATIC": shape.static}

@@ -12,8 +12,8 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.attention import add_values, block_of, rows_of_keys, scales_of
 from isobit.kernels.gpu.triton.decode import to_bf16, to_f16
+from isobit.kernels.gpu.triton.law import magnitudes, scale_of, store_rounded
 from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait, wait_for_last
-from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, scale_of, store_codes
 
 # ---------------------------------------------------------------------- what stands before it
 
@@ -54,7 +54,7 @@ def latent_append(
     q, kv, cos, sin, weight, slots, turned, latents, keys, latent_scales, key_scales, stride_q, stride_kv, eps, qmax,
     HEADS: tl.constexpr, PLAIN: tl.constexpr, ROTATED: tl.constexpr, RANK: tl.constexpr, HALF: tl.constexpr,
     WIDTH: tl.constexpr, BATCH: tl.constexpr, INTERLEAVED: tl.constexpr, ELEMENT: tl.constexpr, OVERLAP: tl.constexpr,
-    LATE: tl.constexpr,
+    LATE: tl.constexpr, RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Rotates queries; norms latents, rotates keys, and puts both into the cache. Grid: (T, ceil(HEADS / BATCH) + 1).
 
@@ -69,7 +69,7 @@ def latent_append(
         qmax: largest value of the format of codes.
         HALF: ROTATED / 2, and WIDTH: RANK, rounded up to powers of two.
         BATCH: heads of a program.
-        INTERLEAVED: see ``_rotated``. ELEMENT, LATE: as for ``rope_append``.
+        INTERLEAVED: see ``_rotated``. ELEMENT, LATE, RECIPROCAL, CONVERTS: as for ``rope_append``.
     """
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
@@ -105,11 +105,17 @@ def latent_append(
                 tl.store(to + ROTATED // 2, second, mask=i < ROTATED // 2)
             else:
                 scale = _scale_for(tl.max(magnitudes(values), axis=0), latent_scales + slot, qmax)
-                store_codes(latents + slot * RANK, d, quotient_of(values, scale, qmax), d < RANK, ELEMENT, False)
+                store_rounded(
+                    latents + slot * RANK, d, values, scale, qmax, d < RANK, ELEMENT, False, False, RECIPROCAL, CONVERTS
+                )
                 peak = tl.maximum(tl.max(magnitudes(first)), tl.max(magnitudes(second)))
                 scale = _scale_for(peak, key_scales + slot, qmax)
-                store_codes(to, 0, quotient_of(first, scale, qmax), i < ROTATED // 2, ELEMENT, False)
-                store_codes(to, ROTATED // 2, quotient_of(second, scale, qmax), i < ROTATED // 2, ELEMENT, False)
+                store_rounded(
+                    to, 0, first, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS
+                )
+                store_rounded(
+                    to, ROTATED // 2, second, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS
+                )
 
 
 @triton.jit

@@ -1,13 +1,13 @@
-"""RMS norms and gates, and the rounding of what they give in the same kernel."""
+"""Norms, and the rounding of what they give in the same kernel."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.after import activated, gated
+from isobit.kernels.gpu.triton.law import as_values_of, magnitudes, scale_of_token, store_rounded
 from isobit.kernels.gpu.triton.pdl import wait
-from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, round_token, scale_of_token, store_codes
+from isobit.kernels.gpu.triton.quantize import round_token
 
 
 @triton.jit
@@ -22,15 +22,15 @@ def _sum(x, delta, total, place, inside, ADD: tl.constexpr):
 
 
 @triton.jit
-def _normed(values, mean, factor, weights, biases, CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """The norm of values whose mean and factor are known, in their dtype."""
+def _normed(values, mean, factor, weights, biases, CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr, HALVES: tl.constexpr):
+    """The norm of values whose mean and factor are known, rounded to their dtype (``as_values_of``)."""
     wide = values.to(tl.float32)
     if CENTRED:
         wide -= mean
     wide = wide * factor * weights
     if HAS_BIAS:
         wide += biases
-    return wide.to(values.dtype)
+    return as_values_of(wide, values.dtype, HALVES)
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def norm_token(
     x, delta, weight, bias, total, y, codes, scales, static_scale, K, eps, qmax,
     ADD: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr,
     ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, LATE: tl.constexpr, CENTRED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M, PARTS).
 
@@ -70,8 +70,10 @@ def norm_token(
         weight: float32 ``[K]``; bias: likewise, if HAS_BIAS.
         total: ``[M, K]``: the sum, if ADD.
         y: ``[M, K]``: the norm, if there is no ELEMENT.
-        codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is one; then ONCE.
+        codes, scales, static_scale, qmax, WIDE, STATIC, RECIPROCAL, CONVERTS: as ``quantize_token``, if there is one;
+            then ONCE.
         ONCE: K is at most BLOCK_K.
+        HALVES: see ``gate_token``.
         LATE: see ``pdl.wait``.
         CENTRED: the mean is taken away first.
         PARTS: programs that look over all of a token and round a part of it each: a power of two, 1 but for roundings.
@@ -95,9 +97,9 @@ def norm_token(
                 more = _sum(x, delta, total, m * K + begin + column, begin + column < K, ADD).to(tl.float32)
                 squares += more * more
     factor = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-    normed = _normed(values, mean, factor, factors, biases, CENTRED, HAS_BIAS)
+    normed = _normed(values, mean, factor, factors, biases, CENTRED, HAS_BIAS, HALVES and ELEMENT != "")
     if CENTRED or HAS_BIAS:
-        normed = tl.where(column < K, normed, 0.0).to(values.dtype)
+        normed = tl.where(column < K, normed, 0.0).to(normed.dtype)
     if PARTS > 1:
         scale = scale_of_token(tl.max(magnitudes(normed), axis=0), static_scale, qmax, STATIC)
         if tl.program_id(1) == 0:
@@ -106,11 +108,13 @@ def norm_token(
         own = tl.load(x + m * K + k, mask=k < K, other=0.0)
         own_bias = tl.load(bias + k, mask=k < K, other=0.0) if HAS_BIAS else 0.0
         own = _normed(
-            own, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), own_bias, CENTRED, HAS_BIAS
+            own, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), own_bias, CENTRED, HAS_BIAS, HALVES
         )  # fmt: skip
-        store_codes(codes + m * K, k, quotient_of(own, scale, qmax), k < K, ELEMENT, WIDE)
+        store_rounded(codes + m * K, k, own, scale, qmax, k < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS)
     elif ELEMENT != "":
-        round_token(normed, codes, scales, static_scale, m, K, qmax, ELEMENT, WIDE, STATIC, BLOCK_K)
+        round_token(
+            normed, codes, scales, static_scale, m, K, qmax, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS, BLOCK_K
+        )
     else:
         tl.store(y + m * K + column, normed, mask=column < K)
         if not ONCE:
@@ -121,48 +125,6 @@ def norm_token(
                 more = tl.load(source + m * K + k, mask=k < K, other=0.0)
                 more_bias = tl.load(bias + k, mask=k < K, other=0.0) if HAS_BIAS else 0.0
                 more = _normed(
-                    more, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), more_bias, CENTRED, HAS_BIAS
+                    more, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), more_bias, CENTRED, HAS_BIAS, False
                 )  # fmt: skip
                 tl.store(y + m * K + k, more, mask=k < K)
-
-
-@triton.jit
-def _limited(gate, up, LIMIT: tl.constexpr):
-    """gpt-oss's gate, in float32."""
-    g, u = gate.to(tl.float32), up.to(tl.float32)
-    g = tl.where(g > LIMIT, LIMIT, g)  # what is no number stays so
-    u = tl.where(u > LIMIT, LIMIT, tl.where(u < -LIMIT, -LIMIT, u))
-    return (u + 1.0) * (g * (1.0 / (1.0 + tl.exp2(g * (-1.702 * 1.4426950408889634)))))
-
-
-@triton.jit
-def gate(
-    gate, up, y, peaks, K, stride_gate, stride_up, ACTIVATION: tl.constexpr, LIMIT: tl.constexpr, ALONE: tl.constexpr,
-    PEAKS: tl.constexpr, OVERLAP: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, LATE: tl.constexpr,
-):  # fmt: skip
-    """``activation(gate) * up``. Grid: (M, ceil(K / BLOCK_K)).
-
-    Args:
-        gate, up: ``[M, K]``, with so many elements from row to row, and STEP from one to the next.
-        y: ``[M, K]``.
-        peaks: int32 ``[M, ceil(K / BLOCK_K)]``, if PEAKS: the largest magnitudes, for ``quantize_parts``.
-        ACTIVATION: as ``activated``, or "limited": gpt-oss's, with a LIMIT.
-        ALONE: the activation alone: there is no ``up``.
-        LATE: see ``pdl.wait``.
-    """
-    if OVERLAP:
-        wait(LATE)
-    m = tl.program_id(0).to(tl.int64)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    gates = tl.load(gate + m * stride_gate + k * STEP, mask=k < K, other=0.0)
-    if ALONE:
-        values = activated(gates, ACTIVATION).to(y.dtype.element_ty)
-    else:
-        ups = tl.load(up + m * stride_up + k * STEP, mask=k < K, other=0.0)
-        if ACTIVATION == "limited":
-            values = _limited(gates, ups, LIMIT).to(y.dtype.element_ty)
-        else:
-            values = gated(gates, ups, ACTIVATION).to(y.dtype.element_ty)
-    tl.store(y + m * K + k, values, mask=k < K)
-    if PEAKS:
-        tl.store(peaks + m * tl.num_programs(1) + tl.program_id(1), tl.max(magnitudes(values), axis=0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.law import magnitudes, scale_of, store_rounded
 from isobit.kernels.gpu.triton.pdl import wait
-from isobit.kernels.gpu.triton.quantize import magnitudes, quotient_of, scale_of, store_codes
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def _largest(ELEMENT: tl.constexpr):
 @triton.jit
 def _store_rounded(
     y, scales, first, second, inside, dtype: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF: tl.constexpr, RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Stores both halves of heads as codes, with a scale of each head: what is rounded are values of ``dtype``."""
     d = tl.arange(0, HALF)
@@ -71,8 +71,8 @@ def _store_rounded(
     largest = _largest(ELEMENT)
     scale = scale_of(peak, largest)[:, None]
     tl.store(scales, scale, mask=inside)
-    store_codes(y, d[None, :], quotient_of(first, scale, largest), mask, ELEMENT, False)
-    store_codes(y, (DIM // 2 + d)[None, :], quotient_of(second, scale, largest), mask, ELEMENT, False)
+    store_rounded(y, d[None, :], first, scale, largest, mask, ELEMENT, False, False, RECIPROCAL, CONVERTS)
+    store_rounded(y, (DIM // 2 + d)[None, :], second, scale, largest, mask, ELEMENT, False, False, RECIPROCAL, CONVERTS)
 
 
 @triton.jit
@@ -81,6 +81,7 @@ def rope_append(
     stride_v, block, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BATCH: tl.constexpr,
     NORM: tl.constexpr, ELEMENT: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (T, ceil(HEADS / BATCH) + 2 * ceil(KV_HEADS / BATCH)): heads of queries, of keys, of values.
 
@@ -123,7 +124,7 @@ def rope_append(
                 if ELEMENT != "":
                     _store_rounded(
                         keys + row * DIM, key_scales + row, first, second, head < KV_HEADS, k.dtype.element_ty, ELEMENT,
-                        DIM, HALF,
+                        DIM, HALF, RECIPROCAL, CONVERTS,
                     )  # fmt: skip
                 else:
                     _store(keys + row * DIM, first, second, head < KV_HEADS, DIM, HALF)
@@ -135,7 +136,7 @@ def rope_append(
                 high = tl.load(of + DIM // 2, mask=inside, other=0.0)
                 _store_rounded(
                     values + row * DIM, value_scales + row, low, high, head < KV_HEADS, v.dtype.element_ty, ELEMENT,
-                    DIM, HALF,
+                    DIM, HALF, RECIPROCAL, CONVERTS,
                 )  # fmt: skip
             else:
                 d = tl.arange(0, 2 * HALF)[None, :]
@@ -212,7 +213,8 @@ def _turned(
 
 @triton.jit
 def _store_turned(
-    y, scales, values, inside, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr
+    y, scales, values, inside, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Stores heads ``[BATCH, WIDTH]`` at the pointers ``y [BATCH, 1]``, as codes with a scale each if ELEMENT."""
     d = tl.arange(0, WIDTH)[None, :]
@@ -221,7 +223,7 @@ def _store_turned(
         largest = _largest(ELEMENT)
         scale = scale_of(tl.max(magnitudes(values), axis=1), largest)[:, None]
         tl.store(scales, scale, mask=inside)
-        store_codes(y, d, quotient_of(values, scale, largest), mask, ELEMENT, False)
+        store_rounded(y, d, values, scale, largest, mask, ELEMENT, False, False, RECIPROCAL, CONVERTS)
     else:
         tl.store(y + d, values, mask=mask)
 
@@ -233,6 +235,7 @@ def rope_append_any(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BATCH: tl.constexpr,
     NORM: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, SCALED: tl.constexpr,
     ELEMENT: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """``rope_append`` for what few families do. Grid and arguments as there, and:
 
@@ -262,7 +265,7 @@ def rope_append_any(
         )
         if SCALED:
             query = (query.to(tl.float32) * tl.load(q_scale + token)).to(query.dtype)
-        _store_turned(rotated + (token * HEADS + head) * DIM, key_scales, query, inside, "", DIM, WIDTH)
+        _store_turned(rotated + (token * HEADS + head) * DIM, key_scales, query, inside, "", DIM, WIDTH, False, False)
     else:
         slot = tl.load(slots + token)
         if slot >= 0:
@@ -274,8 +277,12 @@ def rope_append_any(
                     k + token * stride_k, head, k_norm, cos, sin, eps, inside, NORM, KV_HEADS, DIM, WIDTH, ROTATED,
                     INTERLEAVED,
                 )  # fmt: skip
-                _store_turned(keys + row * DIM, key_scales + row, key, inside, ELEMENT, DIM, WIDTH)
+                _store_turned(
+                    keys + row * DIM, key_scales + row, key, inside, ELEMENT, DIM, WIDTH, RECIPROCAL, CONVERTS
+                )
             else:
                 d = tl.arange(0, WIDTH)[None, :]
                 value = tl.load(v + token * stride_v + head * DIM + d, mask=inside & (d < DIM), other=0.0)
-                _store_turned(values + row * DIM, value_scales + row, value, inside, ELEMENT, DIM, WIDTH)
+                _store_turned(
+                    values + row * DIM, value_scales + row, value, inside, ELEMENT, DIM, WIDTH, RECIPROCAL, CONVERTS
+                )
