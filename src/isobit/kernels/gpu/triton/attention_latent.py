@@ -110,9 +110,7 @@ def latent_append(
                 )
                 peak = tl.maximum(tl.max(magnitudes(first)), tl.max(magnitudes(second)))
                 scale = _scale_for(peak, key_scales + slot, qmax)
-                store_rounded(
-                    to, 0, first, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS
-                )
+                store_rounded(to, 0, first, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS)
                 store_rounded(
                     to, ROTATED // 2, second, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS
                 )

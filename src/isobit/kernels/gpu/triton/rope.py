@@ -95,7 +95,7 @@ def rope_append(
         key_scales, value_scales: float32 ``[blocks, KV_HEADS, block]``, of codes.
         HALF: DIM / 2 rounded up to a power of two.
         BATCH: heads of a program.
-        LATE: see ``pdl.wait``.
+        LATE: see ``pdl.wait``. RECIPROCAL, CONVERTS: see ``law.py``.
         ELEMENT: element format that keys and values are rounded to (docs/numerics.md, 9); empty: they are not.
     """
     Q_PROGRAMS: tl.constexpr = (HEADS + BATCH - 1) // BATCH
