@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isobit.kernels.gpu.before_tiles import by_instructions
 from isobit.kernels.gpu.layer_tiles import POINTERS
 from isobit.kernels.gpu.routing_tiles import RouterShape, power_of_two
 from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
@@ -92,6 +93,7 @@ def _logits(shape: LogitsShape, target: Target) -> tuple[dict[str, str], dict[st
     constants: dict[str, Constant] = {
         "EXPERTS": router.experts, "HAS_BIAS": router.bias, "ELEMENT": rounding.element,
         "WIDE": rounding.codes in ("*fp16", "*bf16"), "STATIC": rounding.static, "ROUND_K": power_of_two(rounding.k),
+        **by_instructions(rounding.element, target),
     }  # fmt: skip
     return types, constants
 

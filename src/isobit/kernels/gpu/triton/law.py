@@ -30,6 +30,7 @@ _INT8 = tl.constexpr(
     "prmt.b32 a4, a0, a1, 0x0040;\nprmt.b32 a5, a2, a3, 0x0040;\nprmt.b32 $0, a4, a5, 0x5410;\n}"
 )
 
+_NEGATED = tl.constexpr("neg.f32 $0, $1;")
 # Two floats rounded to bfloat16, as floats: the conversion of two at once is four times as fast as that of one.
 _BF16 = tl.constexpr("{\n.reg .b32 t;\ncvt.rn.bf16x2.f32 t, $3, $2;\nshl.b32 $0, t, 16;\nand.b32 $1, t, 0xffff0000;\n}")
 
@@ -137,7 +138,7 @@ def _near_one(values, scale):
 
 
 @triton.jit
-def _quotient(values, scale):
+def _quotient(values, scale, CONVERTS: tl.constexpr):
     """``values / scale``, correctly rounded, of float32, for scales about 1 and quotients that do not overflow.
 
     ``r`` is the correctly rounded reciprocal; ``low`` is it or its neighbour below, and ``low + rest`` the reciprocal
@@ -146,14 +147,16 @@ def _quotient(values, scale):
     wants that nothing becomes subnormal, which holds wherever a code is not zero: a remainder has no bits below
     2**-46 of scale and quotient, and ``_LOWEST`` by 2**-18, half the smallest step of e5m2, leaves room for them.
 
-    A negative zero stays one, because ``rest`` is not negative and what is left is found by ``first * scale - value``.
+    A negative zero stays one, because ``rest`` is not negative and what is left is found by ``first * scale - value``,
+    and subtracted. That holds where Triton's ``-x`` is ``0 - x`` (up to 3.6), which an instruction more makes it there.
     """
     r = tl.div_rn(1.0, scale)
     low = tl.where(tl.fma(r, scale, -1.0) > 0.0, (r.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True), r)
     rest = tl.fma(-low, scale, 1.0) * r
     first = tl.fma(values, tl.broadcast_to(low, values.shape), values * rest)
-    left = tl.fma(first, tl.broadcast_to(scale, values.shape), -values)
-    return tl.fma(-left, tl.broadcast_to(r, values.shape), first)
+    negated = tl.inline_asm_elementwise(_NEGATED, "=f,f", [values], tl.float32, True, 1) if CONVERTS else -values
+    left = tl.fma(first, tl.broadcast_to(scale, values.shape), negated)
+    return tl.fma(left, tl.broadcast_to(-r, values.shape), first)
 
 
 @triton.jit
@@ -180,7 +183,7 @@ def store_rounded(
         if STATIC:
             most = 2.0 * qmax * scale
             values = tl.minimum(tl.maximum(values, -most), most)
-        quotient = _quotient(values, scale)
+        quotient = _quotient(values, scale, CONVERTS)
     else:
         quotient = tl.div_rn(values.to(tl.float32), tl.broadcast_to(scale, values.shape))
         quotient = tl.where(scale == scale, quotient, 0.0)

@@ -17,10 +17,16 @@ def round_token(
     values, codes, scales, static_scale, m, K, qmax, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
     RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Rounds token ``m``, whose values ``[BLOCK_K]`` (zeros from K on) are in registers, for kernels that end so."""
-    column = tl.arange(0, BLOCK_K)
+    """Rounds token ``m``, whose values ``[BLOCK_K]`` (zeros from K on) are in registers, for kernels that end so.
+
+    Codes are stored as a matrix, so that a thread has as many values as it would have without them: sums in front of
+    this are in the same order then, with the same bits.
+    """
+    ROW: tl.constexpr = 8 if BLOCK_K >= 8 else BLOCK_K
+    column = tl.arange(0, BLOCK_K // ROW)[:, None] * ROW + tl.arange(0, ROW)[None, :]
     scale = scale_of_token(tl.max(magnitudes(values), axis=0), static_scale, qmax, STATIC)
     tl.store(scales + m, scale)
+    values = tl.reshape(values, (BLOCK_K // ROW, ROW))
     store_rounded(
         codes + m.to(tl.int64) * K, column, values, scale, qmax, column < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS
     )

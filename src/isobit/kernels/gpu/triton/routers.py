@@ -12,19 +12,22 @@ from isobit.kernels.gpu.triton.quantize import round_token
 @triton.jit
 def _round(
     x, codes, scales, static_scale, token, K, qmax, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
-    ROUND_K: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, ROUND_K: tl.constexpr,
 ):  # fmt: skip
     """Rounds a token for the experts."""
     column = tl.arange(0, ROUND_K)
     values = tl.load(x + token.to(tl.int64) * K + column, mask=column < K, other=0.0)
-    round_token(values, codes, scales, static_scale, token, K, qmax, ELEMENT, WIDE, STATIC, ROUND_K)
+    round_token(
+        values, codes, scales, static_scale, token, K, qmax, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS, ROUND_K
+    )
 
 
 @triton.jit
 def router_token(
     x, weight, bias, logits, codes, scales, static_scale, K, qmax,
     EXPERTS: tl.constexpr, HAS_BIAS: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
-    ROUND_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, ROUND_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Logits of a token and BLOCK_N experts. Grid: (ceil(EXPERTS / BLOCK_N), and one that rounds if ELEMENT; T).
 
@@ -34,15 +37,15 @@ def router_token(
         x: ``[T, K]`` of any float.
         weight: ``[EXPERTS, K]`` of any float; bias: float32 ``[EXPERTS]``, if HAS_BIAS.
         logits: float32 ``[T, EXPERTS]``.
-        codes, scales, static_scale, qmax, WIDE, STATIC: as ``quantize_token``, if there is an ELEMENT: what ``x`` is
-            rounded to for the experts; ROUND_K is K rounded up to a power of two.
+        codes, scales, static_scale, qmax, WIDE, STATIC, RECIPROCAL, CONVERTS: as ``quantize_token``, if there is an
+            ELEMENT: what ``x`` is rounded to for the experts; ROUND_K is K rounded up to a power of two.
     """
     token = tl.program_id(1)
     if ELEMENT != "":
         if tl.program_id(0) == tl.cdiv(EXPERTS, BLOCK_N):
             if OVERLAP:
                 wait()
-            _round(x, codes, scales, static_scale, token, K, qmax, ELEMENT, WIDE, STATIC, ROUND_K)
+            _round(x, codes, scales, static_scale, token, K, qmax, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS, ROUND_K)
             return
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = weight + tl.minimum(n, EXPERTS - 1)[:, None] * K
@@ -67,8 +70,8 @@ def router_token(
 def router_tiles(
     x, weight, bias, logits, codes, scales, static_scale, M, K, qmax,
     EXPERTS: tl.constexpr, HAS_BIAS: tl.constexpr, ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr,
-    ROUND_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, ROUND_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The same in tiles of tokens, each sum in SPLITS parts, ``logits [SPLITS, M, EXPERTS]``.
 
@@ -83,7 +86,9 @@ def router_tiles(
         if behind >= 0:
             if OVERLAP > 0:
                 wait()
-            _round(x, codes, scales, static_scale, behind, K, qmax, ELEMENT, WIDE, STATIC, ROUND_K)
+            _round(
+                x, codes, scales, static_scale, behind, K, qmax, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS, ROUND_K
+            )
             return
     split = program % SPLITS
     n = program // SPLITS % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
