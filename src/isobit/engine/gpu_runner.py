@@ -210,7 +210,7 @@ class Launched:
         self._turn.wait()
         rows, tokens, finite = self._rows, self._turn.tokens.tolist(), np.isfinite(self._turn.highest)
         found = [made(Choice, (tokens[row], None, None)) for row in rows]
-        if not finite[rows].all():
+        if not finite.all() and not finite[rows].all():  # padding may be anything
             found = [one if finite[row] else _unusable() for one, row in zip(found, rows, strict=True)]
         if self._logprobs is not None:
             scores = self._logprobs.read([tokens[rows[at]] for at in self._asked])
