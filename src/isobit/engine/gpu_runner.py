@@ -18,7 +18,7 @@ from isobit.engine import device_sampler
 from isobit.engine.gallery import Gallery
 from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
 from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
-from isobit.engine.request import UNKNOWN, Schedule, made
+from isobit.engine.request import ONE_UNKNOWN, UNKNOWN, Schedule, made
 from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import Choice, Chooser
 from isobit.engine.turns import Page, Turn, Turns
@@ -45,6 +45,7 @@ class GpuRunner(ModelRunner):
         self._pieces: Pieces | None = None
         self._turns: Turns | None = None
         self._places = Places()
+        self._steady: tuple[list[int], list[int]] | None = None  # ids and rows of the last step, if all of them chose
         self._recorded_before = 0  # graphs of caches that have moved
         self._row_of: dict[int, int] = {}  # id of a request -> where the last step left what it chose for it
 
@@ -104,16 +105,23 @@ class GpuRunner(ModelRunner):
 
     def _logits(self, schedule: Schedule, page: Page | None = None) -> tuple[Tensor, list[int]]:
         """Logits, the largest of which have been chosen, and which of their rows belongs to each chooser."""
-        parts, cache = schedule.parts, self._held()
-        if len(parts) <= MOST_ROWS and all(
-            [len(part.tokens) == 1 and not part.targets and not part.looks for part in parts]
+        parts, cache, steady = schedule.parts, self._held(), None
+        ahead = [part.tokens for part in parts] == [ONE_UNKNOWN] * len(parts)  # each goes on with what it chose last
+        if len(parts) <= MOST_ROWS and (
+            ahead or all([len(part.tokens) == 1 and not part.targets and not part.looks for part in parts])
         ):
             self._states = None
             graphs, inputs, bucket = self._recorded(cache), self._memory(), rows_of(len(parts))
-            rows = self._places.assign([part.id for part in parts], bucket)
+            ids = [part.id for part in parts]
+            rows = self._places.assign(ids, bucket)
+            longest = 1 + max([part.first for part in parts])
+            if ahead and (ids, rows) == self._steady:  # as in the step before
+                inputs.write(parts, rows, rows, page)
+                return graphs.run(bucket, longest), rows
             sources = [self._row_of[part.id] if part.tokens[0] == UNKNOWN else -1 for part in parts]
             inputs.write(parts, rows, sources, page)
-            logits = graphs.run(bucket, 1 + max([part.first for part in parts]))
+            logits = graphs.run(bucket, longest)
+            steady = (ids, rows) if all([part.chooses for part in parts]) else None
             rows = [row for row, part in zip(rows, parts, strict=True) if part.chooses]
         elif (piece := self._piece(schedule)) is not None:
             self._states = None
@@ -122,7 +130,7 @@ class GpuRunner(ModelRunner):
         else:
             logits, rows = super().run(schedule), [*range(len(schedule.choosers))]
             self._memory().take_highest(logits)
-        self._row_of = dict(zip(schedule.choosers, rows, strict=True))
+        self._row_of, self._steady = dict(zip(schedule.choosers, rows, strict=True)), steady
         return logits, rows
 
     def _piece(self, schedule: Schedule) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ FinishReason = Literal["stop", "length", "abort"]
 PATIENCE = 1024
 
 UNKNOWN = -1  # stands for a token that a step under way will choose
+ONE_UNKNOWN = (UNKNOWN,)  # what a part feeds that decodes ahead: always this one, so that many are compared at once
 
 # Makes a named tuple of all its fields: every row of every step makes a few, and their own way takes twice the time.
 made = tuple.__new__

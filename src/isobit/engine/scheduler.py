@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from isobit.engine.blocks import BEGIN, BlockPool, blocks_for, key_after
-from isobit.engine.request import PATIENCE, UNKNOWN, Part, Request, Running, Schedule, made
+from isobit.engine.request import ONE_UNKNOWN, PATIENCE, UNKNOWN, Part, Request, Running, Schedule, made
 from isobit.errors import CapacityError, UsageError
 
 _NONE = range(0)
@@ -290,7 +290,7 @@ class Scheduler:
         if len(state.listed) != held:
             state.listed = tuple(state.blocks[:held])
         chooses = end == len(tokens) and request.most > 0
-        fed = (tokens[first],) if count == 1 else tuple(tokens[first:end])
+        fed = ONE_UNKNOWN if tokens[first] == UNKNOWN else tuple(tokens[first:end])  # nothing follows what is unknown
         part = made(Part, (request.id, first, fed, state.listed, chooses, _NONE, (), 0, False))
         if state.unscored < len(request.prompt):  # a token is scored by what the token before it gives
             scored = range(max(state.unscored, first + 1), min(len(request.prompt), end + 1))
