@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from running import run
 
 import isobit
 from isobit.checkpoint.gguf.rope import llama3_factors
+from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, IsobitError, Unsupported
 from isobit.models.weights import load_model
@@ -346,3 +348,51 @@ def test_matrices_that_were_joined(tmp_path: Path, name: str) -> None:
     metadata = {f"{rules.named}.{key}": value for key, value in keys.items() if value is not None}
     path = write(tmp_path / "m.gguf", gguf({"general.architecture": rules.named} | metadata, tensors))
     assert float((run(load_model(path), ids) - model(ids).logits).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ministral3", "qwen3vlmoe"])
+@torch.inference_mode()
+def test_scales_over_matrices_in_nvfp4(tmp_path: Path, name: str) -> None:
+    """As converters write them of ModelOpt's checkpoints: a number for a matrix, or for each expert."""
+    rules, model, ids, type = CASES[name], made(name), token_ids(30), GGMLQuantizationType.NVFP4
+    tensors: list[Raw] = []
+    for stored, tensor in model.state_dict().items():
+        for one in written(stored, tensor.float().numpy(), model.config, rules, "F32"):
+            tensors.append(one)
+            if ".attn_output." not in one.name and "_exps" not in one.name:
+                continue
+            rows = math.prod(one.sizes) // 64
+            blocks = np.random.default_rng(len(tensors)).integers(0, 256, (rows, 36), dtype=np.uint8)
+            blocks[:, :4] = 0x30 + blocks[:, :4] % 8  # scales around a half
+            tensors[-1] = Raw(one.name, int(type), one.sizes, blocks.tobytes())
+            over = np.linspace(0.01, 0.02, one.sizes[2] if len(one.sizes) == 3 else 1, dtype=np.float32)
+            tensors.append(Raw(one.name.replace(".weight", ".scale"), 0, over.shape, over.tobytes()))
+            tensors.append(Raw(one.name.replace(".weight", ".input_scale"), 0, (1,), over[:1].tobytes()))
+    keys = common_keys(model.config) | rules.keys(model.config)
+    metadata = {f"{rules.named}.{key}": value for key, value in keys.items() if value is not None}
+    path = write(tmp_path / "m.gguf", gguf({"general.architecture": rules.named} | metadata, tensors))
+    ck, by_name = Checkpoint.open(path), {one.name: one for one in tensors}
+
+    def numbers(part: str) -> torch.Tensor:
+        one, over = by_name[f"{part}.weight"], by_name[f"{part}.scale"]
+        blocks = np.frombuffer(one.data, np.uint8).reshape(-1, one.sizes[0] // 64 * 36)
+        made = quants.dequantize(blocks, type).reshape(one.sizes[::-1])
+        return torch.from_numpy(made * np.frombuffer(over.data, np.float32).reshape(-1, *[1] * (made.ndim - 1)))
+
+    output = read_linear(ck, "model.layers.1.self_attn.o_proj").weight
+    assert torch.equal(output, numbers("blk.1.attn_output"))
+    part = read_linear(ck, "model.layers.1.self_attn.o_proj", slice(3, 9), slice(16, 48)).weight
+    assert torch.equal(part, output[3:9, 16:48])
+    if "_exps" in str(by_name):
+        for expert, wanted in enumerate(numbers("blk.1.ffn_down_exps")):
+            assert torch.equal(read_linear(ck, f"model.layers.1.mlp.experts.{expert}.down_proj").weight, wanted)
+    assert run(load_model(path), ids).isfinite().all()
+    info = isobit.info(path)
+    assert not [note for note in info.notes if "surplus" in note or "does not load" in note]
+    held = convert(tmp_path / "h.gguf", model, rules, "Q8_0")
+    extra = Raw("blk.0.attn_output.scale", 0, (1,), np.float32([2.0]).tobytes())
+    whole = [one for stored, tensor in model.state_dict().items()
+             for one in written(stored, tensor.float().numpy(), model.config, rules, "Q8_0")]  # fmt: skip
+    write(held, gguf({"general.architecture": rules.named} | metadata, [*whole, extra]))
+    with pytest.raises(CheckpointError, match=r"stands beside Q8_0, and isobit reads it beside"):
+        load_model(held)

@@ -13,9 +13,15 @@ from isobit.errors import CheckpointError
 # Tensors that are read where the configuration is made, and are none of the model's.
 CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
-_PART = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<part>[a-z_]+)(?:\.(?P<expert>\d{1,5}))?\.(?P<end>weight|bias)")
+_PART = re.compile(
+    r"blk\.(?P<layer>\d{1,5})\.(?P<part>[a-z_]+)(?:\.(?P<expert>\d{1,5}))?\.(?P<end>weight|bias|scale|input_scale)"
+)
 _BEHIND = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<rest>.+)")
 _STACKED = "_exps"
+# What a matrix in NVFP4 is multiplied by, one number for each expert; and one that only what rounds activations uses.
+_SCALE, _INPUT_SCALE = "scale", "input_scale"
+OVER = "gguf_scale"  # what the former is called here
+_AXES = {"weight": 3, "bias": 2, _SCALE: 1}
 _MOST_EXPERTS = 4096
 _QKV, _GATE_UP = "attn_qkv", "ffn_gate_up_exps"
 _KEYS, _VALUES = "attn_k_b", "attn_v_b"
@@ -74,15 +80,17 @@ def placed(tensors: Mapping[str, Entry], names: Names, shape: Shape) -> Iterator
         if entry.name in CONSUMED:
             continue
         module, _, end = entry.name.rpartition(".")
-        if module in OUTSIDE and end in ("weight", "bias"):
+        if module in OUTSIDE and end in ("weight", "bias", _SCALE):
             offset = names.offset if (module, end) == ("output_norm", "weight") else 0.0
-            yield Placed(f"{OUTSIDE[module]}.{end}", entry, entry.shape, offset=offset)
+            yield Placed(f"{OUTSIDE[module]}.{OVER if end == _SCALE else end}", entry, entry.shape, offset=offset)
             continue
         found, behind = _PART.fullmatch(entry.name), _BEHIND.fullmatch(entry.name)
         if behind is not None and int(behind["layer"]) >= shape.layers:
             yield Placed(f"model.layers.{int(behind['layer'])}.{behind['rest']}", entry, entry.shape)
         elif found is None:
             yield Placed(entry.name, entry, entry.shape)
+        elif found["end"] == _INPUT_SCALE:
+            continue
         elif names.latent and found["part"] in (_KEYS, _VALUES):
             yield from _latent(entry, tensors, found, shape)
         else:
@@ -92,22 +100,30 @@ def placed(tensors: Mapping[str, Entry], names: Names, shape: Shape) -> Iterator
 def _of_layer(entry: Entry, names: Names, found: re.Match[str], shape: Shape) -> Iterator[Placed]:
     part, end, prefix = found["part"], found["end"], f"model.layers.{int(found['layer'])}."
     stacked = names.experts.get(part.removesuffix(_STACKED)) if part.endswith(_STACKED) else None
-    axes = 3 if end == "weight" else 2
+    axes, called = _AXES[end], OVER if end == _SCALE else end
     if stacked is not None and len(entry.shape) == axes and entry.shape[0] <= _MOST_EXPERTS and found["expert"] is None:
         count, size = entry.shape[0], entry.nbytes // entry.shape[0]
         for expert in range(count):
-            yield Placed(f"{prefix}{stacked.format(expert)}.{end}", entry, entry.shape[1:], expert * size)
-    elif part == _GATE_UP and found["expert"] is None and "ffn_gate" in names.experts and len(entry.shape) == axes:
+            name = f"{prefix}{stacked.format(expert)}.{called}"
+            yield Placed(name, entry, entry.shape[1:] or (1,), expert * size)
+    elif (
+        part == _GATE_UP
+        and end != _SCALE
+        and found["expert"] is None
+        and "ffn_gate" in names.experts
+        and len(entry.shape) == axes
+    ):
         yield from _halves(entry, names, end, prefix)
     elif found["expert"] is not None and part in names.experts:
-        yield Placed(f"{prefix}{names.experts[part].format(int(found['expert']))}.{end}", entry, entry.shape)
-    elif found["expert"] is None and part == _QKV and _QKV not in names.layer and not names.latent and entry.shape:
+        yield Placed(f"{prefix}{names.experts[part].format(int(found['expert']))}.{called}", entry, entry.shape)
+    elif found["expert"] is None and part == _QKV and _QKV not in names.layer and not names.latent and end != _SCALE:
         yield from _thirds(entry, names, end, prefix, shape)
     elif found["expert"] is None and part in (names.layer.keys() | names.whole.keys()):
         turned = {"attn_q": shape.heads, "attn_k": shape.kv_heads}.get(part, 0) if part in names.pairs else 0
+        turned = 0 if end == _SCALE else turned
         offset = names.offset if part.endswith("norm") and end == "weight" else 0.0
         row = part in names.rows and len(entry.shape) == 1
-        name = f"{prefix}{names.whole[part]}" if part in names.whole else f"{prefix}{names.layer[part]}.{end}"
+        name = f"{prefix}{names.whole[part]}" if part in names.whole else f"{prefix}{names.layer[part]}.{called}"
         yield Placed(name, entry, (1, *entry.shape) if row else entry.shape, heads=turned, offset=offset)
     else:
         yield Placed(entry.name, entry, entry.shape)
@@ -128,7 +144,7 @@ def _halves(entry: Entry, names: Names, end: str, prefix: str) -> Iterator[Place
 
 def _thirds(entry: Entry, names: Names, end: str, prefix: str, shape: Shape) -> Iterator[Placed]:
     """Rows of q, k and v, which lie behind each other (``--fuse-qkv``), as three."""
-    rows = entry.shape[0]
+    rows = entry.shape[0] if entry.shape else 0
     width, left = divmod(rows, shape.heads + 2 * shape.kv_heads)
     if left:
         message = f"has {rows} rows, which are not those of {shape.heads} + 2 x {shape.kv_heads} heads"

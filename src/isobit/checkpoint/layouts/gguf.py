@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from isobit.checkpoint.gguf.members import METHOD
+from isobit.checkpoint.gguf.placing import OVER
 from isobit.checkpoint.gguf.types import BY_NAME, INSTALL, QUANTIZED, READ
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
@@ -21,6 +22,8 @@ from isobit.checkpoint.shown import short
 from isobit.errors import CheckpointError, FormatError, Unsupported
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from isobit.checkpoint.layouts.reading import LinearWeight, Reader
 
 
@@ -87,8 +90,12 @@ def _read(reader: Reader) -> LinearWeight:
         except FormatError as error:
             raise reader.error("weight", str(error)) from None
         found = found[:, left - first * row.weights : right - first * row.weights].contiguous()
+        if OVER in reader.infos:
+            found *= _over(reader)
         _require_finite(reader, bool(torch.isfinite(found).all()))
         return reader.linear(found, None, None, n)
+    if OVER in reader.infos:
+        raise reader.error(OVER, f"stands beside {row.name}, and isobit reads it beside what is made float32 only")
     where = reader.cut("weight", row.held, n, k)
     if left % row.weights or right % row.weights:
         raise reader.error("weight", f"columns {left} to {right} cut a block of {row.weights} weights")
@@ -97,12 +104,20 @@ def _read(reader: Reader) -> LinearWeight:
     return reader.linear(reader.qtensor("weight", row.held, where, codes, scale), None, None, n)
 
 
+def _over(reader: Reader) -> Tensor:
+    """What all numbers of a matrix are multiplied by."""
+    found = reader.take(OVER, None, None)
+    if found.numel() != 1 or not found.is_floating_point() or not found.isfinite().all():
+        raise reader.error(OVER, "expected one finite number")
+    return found.float().reshape(())
+
+
 def _require_finite(reader: Reader, finite: bool) -> None:
     if not finite:
         raise reader.error("weight", "holds NaN or infinite scales: it was quantized from numbers that were too large")
 
 
 LAYOUT = Layout(
-    "GGUF", "weight", (), _claims, _describe, _read,
+    "GGUF", "weight", (OVER,), _claims, _describe, _read,
     dtypes=READ, configs={METHOD: parse},
 )  # fmt: skip
