@@ -159,7 +159,7 @@ def test_recorded_steps_take_their_part(model: Path) -> None:
     assert board is not None
     card = (target, board)
     without, one = on_a_card(0), on_a_card(48)
-    assert one.graphs == 48 * GRAPH_BYTES + one.memory.activations + one.logits
+    assert one.graphs == 48 * GRAPH_BYTES + one.memory.activations // 2 + one.logits
     assert one.held - without.held == one.graphs and "recorded steps" in str(one) and "recorded" not in str(without)
     assert one.tokens < without.tokens
 
