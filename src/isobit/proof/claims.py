@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from isobit.errors import UsageError
 from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.compile.request import specialize
 from isobit.kernels.gpu.configure import Call, configure, finishes, rounding
+from isobit.kernels.gpu.expert_tiles import MIDDLE
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
@@ -29,6 +31,7 @@ _ROWS, _INPUTS = 4096, 4096
 _GROUPS = {"int3": 40, "int2": 32}
 _INPUTS_OF_40 = 5120  # a multiple of 40
 _EXPERTS = 8
+_SHORT = 768  # inputs of down in experts as small as Qwen's
 
 
 Row = Variant | LayerRow
@@ -86,14 +89,18 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
         tokens = FEW if row.family == "few" else 1
         yield configure(row, Call(_weight(row, WIDE_ROWS, target), dtypes[0], tokens, after="silu"), machine)
     if row.way != "prepare" and not_of_experts(row) is None:
-        yield configure(row, _call_of_experts(row, dtypes[0], target), machine)
+        for call in _calls_of_experts(row, dtypes[0], target):
+            yield configure(row, call, machine)
 
 
-def _call_of_experts(row: Variant, dtype: str, target: Target) -> Call:
-    """Gate and up of a mixture of experts, as a row runs it that takes the weights of all of them."""
-    tokens = {"vector": 1, "few": NARROW}.get(row.family, SOME_MORE)
-    after = "silu" if finishes(row, "silu", target) else ""
-    return Call(_weight(row, _EXPERTS * _ROWS, target), dtype, tokens, after=after, experts=_EXPERTS, share=2)
+def _calls_of_experts(row: Variant, dtype: str, target: Target) -> Iterator[Call]:
+    """Gate and up of a mixture of experts, as a row runs it that takes the weights of all of them, in each way."""
+    native = row.compute == "native" and row.granularity == "row"
+    several = (MIDDLE, SOME, SOME_MORE) if native else (SOME_MORE,)
+    after, usual = "silu" if finishes(row, "silu", target) else "", _weight(row, _EXPERTS * _ROWS, target)
+    for tokens in {"vector": (1,), "few": (NARROW,)}.get(row.family, several):
+        for k in (usual.k, _SHORT) if row.way == "lanes" or (native and row.family == "few") else (usual.k,):
+            yield Call(replace(usual, k=k), dtype, tokens, after=after, experts=_EXPERTS, share=2)
 
 
 def _tokens(row: Variant) -> tuple[int, ...]:

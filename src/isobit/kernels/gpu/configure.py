@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.gpu import alike_tiles, group_tiles
+from isobit.kernels.gpu import alike_tiles, group_tiles, lane_tiles
 from isobit.kernels.gpu.before_tiles import by_instructions, whole_token
 from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
-from isobit.kernels.gpu.lane_tiles import for_rows
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.tiles import (
     FEW,
@@ -93,7 +92,7 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
         config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n, call.tokens)
         constants = dict(config.constexprs)
     if call.experts and "SPLIT_K" in constants:
-        config = for_experts(replace(config, constexprs=constants), machine.target, call.tokens)
+        config = for_experts(replace(config, constexprs=constants), machine.target, call.tokens, call.matrix.k)
         constants = dict(config.constexprs)
         constants["SPLIT_K"] = 1  # there are tiles enough
         if "UNIT" in constants and int(constants["BLOCK_M"] or 1) > FEW:  # with four warps registers spill on sm_120
@@ -133,7 +132,9 @@ def _deepest(config: Config, machine: Machine) -> int:
 
 
 def _lanes(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
-    tiled = for_rows(replace(config, constexprs=_common(row, call, machine, config)), call.matrix.n)
+    known = replace(config, constexprs=_common(row, call, machine, config))
+    words = call.matrix.k // row.layout.per_word
+    tiled = lane_tiles.for_experts(known, words) if call.experts else lane_tiles.for_rows(known, call.matrix.n)
     constants = _common(row, call, machine, tiled)
     return replace(tiled, signature=_types(row, call, config), constexprs=constants)
 

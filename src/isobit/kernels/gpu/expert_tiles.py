@@ -12,6 +12,7 @@ from isobit.kernels.gpu.tiles import FEW, NARROW, SOME, SOME_MORE, Config, overl
 from isobit.targets.spec import Target
 
 MIDDLE = 32
+_LONG = 4096  # values of a row; between 2048 and that: not measured
 _LARGE_SHARED = 200 << 10
 # Pairs that an expert has on average, up to which tiles of a width are taken. e4m3, Qwen, 4 an expert: tiles of 8 take
 # 94 and 52, of 16 97 and 53. Mixtral, 16 an expert: of 16 250 and 128, of 32 225 and 117, of 64 232 and 141. Qwen, 128
@@ -27,12 +28,13 @@ def width_of(tokens: int, pairs: int, experts: int) -> int:
     return next((width for width, most in _WIDTHS if each <= most), SOME_MORE)
 
 
-def for_experts(config: Config, target: Target, width: int) -> Config:
-    """The configuration of a tile of ``width`` tokens, of one that suits a linear of that many.
+def for_experts(config: Config, target: Target, width: int, k: int) -> Config:
+    """The configuration of a tile of ``width`` tokens and rows of ``k`` values, of one that suits a linear of so many.
 
-    8-bit codes by rounded activations (e4m3): up to 8 tokens 64 rows by 256 of K in 4 stages (8 tokens: Qwen 42 and 25,
-    Mixtral 186 and 102; in 3 stages 42 and 25, 187 and 120; 128 rows by 128 of K in 4 stages 48 and 26, 196 and 122).
-    From 32 on 128 rows in four warps. Nibbles: six to eight other tiles are not faster.
+    8-bit codes by rounded activations (e4m3): up to 8 tokens 64 rows by 256 of K in 4 stages (8 tokens: Qwen 42.8 and
+    23.8, Mixtral 186 and 102; in 3 stages Mixtral 187 and 120; 128 rows by 128 of K in 4 stages 48 and 26, 196 and 122)
+    and of short rows 32 in two warps and 3 stages (Qwen 41.4 and 23.4). From 32 on 128 rows in four warps. Nibbles: six
+    to eight other tiles are not faster; bf16: three to five neither (184 and 97 for 64 tokens).
     """
     if target.shared_memory <= _LARGE_SHARED or not overlaps(target):
         return config
@@ -41,7 +43,14 @@ def for_experts(config: Config, target: Target, width: int) -> Config:
     if config.signature["x"] in ("*fp16", "*bf16", "*fp32"):
         return config
     if width <= NARROW:
-        return replace(config, num_stages=4)
+        short = replace(config.with_constants(BLOCK_N=32), num_warps=2, num_stages=3)
+        return short if k < _LONG and _in_float16(config, target) else replace(config, num_stages=4)
     if width <= FEW or width > SOME:
         return config
     return replace(config.with_constants(BLOCK_N=128), num_warps=4, num_stages=5 if width <= MIDDLE else 3)
+
+
+def _in_float16(config: Config, target: Target) -> bool:
+    """Whether few tokens of float8 are multiplied in float16, which needs no four warps: the unit rounds its sums."""
+    unit = target.unit("e4m3fn", "e4m3fn")
+    return config.signature["x"] in ("*fp8e4nv", "*fp8e5") and unit is not None and unit.instruction == "QGMMA"

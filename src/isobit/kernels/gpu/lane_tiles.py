@@ -69,6 +69,18 @@ def for_rows(config: Config, n: int) -> Config:
     return replace(changed, num_warps=tile.warps)
 
 
+def for_experts(config: Config, words: int) -> Config:
+    """The same for rows of ``words`` words of many experts, of which a token goes to a few: many, but often short ones.
+
+    No more warps than a row has words for; and where one step is all of a row, twice as many rows in flight.
+    """
+    tile = _LANE_TILES[_kind(config.constexprs)][True]
+    warps = min(tile.warps, 1 << (-(-words // LANE_WORDS) - 1).bit_length())
+    rows = 8 if words <= LANE_WORDS * warps else tile.n
+    changed = config.with_constants(BLOCK_N=rows, BLOCK_K=LANE_WORDS * warps, UNROLL=tile.unroll)
+    return replace(changed, num_warps=warps)
+
+
 def _config(target: Target, constants: Mapping[str, Constant], scale: str = "*fp32") -> Config:
     """What all have in common; rows, steps and warps of a program come from its tile."""
     known: dict[str, Constant] = {

@@ -101,7 +101,7 @@ class GpuRouter(Chooser):
         more = y if residual is None else residual.contiguous()
         if tokens:
             self.kernel("routing:add_experts", tiles.add_experts, shape)(
-                (tokens, -(-k // tiles.VALUES_AT_ONCE)), results=results, weights=given, residual=more, y=y, K=k
+                (tokens, -(-k // tiles.ADDED_AT_ONCE)), results=results, weights=given, residual=more, y=y, K=k
             )
         return y
 

@@ -8,8 +8,8 @@ from isobit.kernels.gpu.layer_tiles import POINTERS
 from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
-# Pairs of tokens and experts that a program goes over at a time; values of a token.
-PAIRS_AT_ONCE, VALUES_AT_ONCE = 1024, 1024
+# Pairs of tokens and experts that a program goes over at a time; values of a token; of those that are added up.
+PAIRS_AT_ONCE, VALUES_AT_ONCE, ADDED_AT_ONCE = 1024, 1024, 512
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def add_experts(shape: SumShape, target: Target) -> Config:
     y = POINTERS[shape.dtype]
     types = {"results": "*fp32", "weights": "*fp32", "residual": y, "y": y, "K": "i32"}
     constants: dict[str, Constant] = {
-        "ACTIVE": shape.active, "WEIGHTED": shape.weighted, "ADD": shape.adds, "BLOCK_K": VALUES_AT_ONCE,
+        "ACTIVE": shape.active, "WEIGHTED": shape.weighted, "ADD": shape.adds, "BLOCK_K": ADDED_AT_ONCE,
         "OVERLAP": overlaps(target),
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
