@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import layer_oracle as oracle
 import torch
@@ -16,6 +17,8 @@ from interpreter_cases import LINEARS, weight
 
 from isobit.formats.codec import quantize_activations
 from isobit.formats.schemes import ActSpec
+from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu import one_tiles
 from isobit.kernels.gpu.bind import BoundLinear, bind
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.machine import Machine
@@ -40,6 +43,8 @@ def _weight(size: int) -> torch.Tensor:
     return torch.rand(size, generator=GENERATOR) + 0.5
 
 
+_RISING = torch.linspace(0.5, 1.5, 24)  # no weights at random: what is drawn behind them stays the same
+
 # Sequences as (new tokens, length); a length of 0 is padding. Parts of the few have 256 keys.
 ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     "decoding": (AttentionSpec(4, 2, 16), [(1, 600), (1, 5), (1, 0), (2, 257)], 32),
@@ -54,6 +59,16 @@ ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     "one prompt": (AttentionSpec(2, 1, 80), [(80, 80)], 128),
     "cache in one piece": (AttentionSpec(2, 2, 64, window=200), [(1, 257), (1, 130)], 300),
     "heads in plenty": (AttentionSpec(20, 1, 16), [(1, 300), (2, 20)], 64),
+    "one each": (AttentionSpec(4, 4, 16), [(1, n) for n in (600, 5, 0, 257, 1, 2, 513, 65, 64, 512)], 32),
+    "one each, norms, window, cap": (
+        AttentionSpec(2, 2, 24, q_norm=_RISING, k_norm=_RISING, eps=1e-5, window=40, softcap=5.0),
+        [(1, n) for n in (300, 5, 0, 41, 32, 33)], 16,
+    ),
+    "one each, sinks, chunks": (
+        AttentionSpec(4, 4, 16, sinks=torch.linspace(-3, 3, 4), chunk=48), [(1, n) for n in (300, 1, 49, 48, 97)], 64,
+    ),
+    "one each, in one piece": (AttentionSpec(2, 2, 20), [(1, 257), (1, 30), (1, 1)], 300),
+    "one each, long": (AttentionSpec(2, 2, 16, window=600), [(1, 1100), (1, 513)], 256),
     "partial rope": (AttentionSpec(4, 2, 24, rope_dims=12), [(1, 30), (20, 40), (1, 0)], 16),
     "neighbours, sinks, window": (
         AttentionSpec(6, 2, 16, rope_dims=8, interleaved=True, sinks=torch.tensor([0.3, -2.0, 4.0, 0.0, -50.0, 1.0]),
@@ -91,8 +106,9 @@ def attentions() -> Iterator[tuple[str, float]]:
 def coded() -> Iterator[tuple[str, float]]:
     """A cache of codes: what is stored are the bits of the law, and what is read is what they stand for."""
     names = {
-        "e4m3fn": ("decoding", "mixture", "norm of all heads"), "e5m2": ("one prompt",),
-        "int8": ("window, cap, scale", "chunks"),
+        "e4m3fn": ("decoding", "mixture", "norm of all heads", "one each", "one each, norms, window, cap"),
+        "e5m2": ("one prompt", "one each, sinks, chunks", "one each, in one piece"),
+        "int8": ("window, cap, scale", "chunks", "one each, long"),
     }  # fmt: skip
     for element, cases in names.items():
         for name in cases:
@@ -137,6 +153,26 @@ def alone() -> Iterator[tuple[str, float]]:
         parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
         found = LAYER.attention(spec, *parts, given.cached, one)
         yield f"same: {end - begin} of {length} tokens alone", 0.0 if torch.equal(found, together[own]) else 1.0
+
+
+def _spread(ahead, attention, rope, parts, *machine):
+    return one_tiles.OneShape(attention, rope, ahead, parts > 1)
+
+
+def spreads() -> Iterator[tuple[str, float]]:
+    """How a step of one token each is spread over a machine: the same bits, beside prompts as well."""
+    wanted, chosen = {}, one_tiles.spread
+    for name in ("one each", "one each, norms, window, cap", "one each, sinks, chunks"):
+        spec, sizes, block = ATTENTIONS[name]
+        short = [(1, length) for _, length in sizes if length <= tiles.ONE_PART]
+        for some, prompts in ((sizes, []), (sizes, [(3, 20)]), (short, [])):
+            for ahead in (1, 2):
+                one_tiles.spread = partial(_spread, ahead)
+                given = oracle.batch(spec, some + prompts, block, torch.float16, 1)
+                found = LAYER.attention(spec, *given.arguments)[: len(some)]  # type: ignore[arg-type]
+                same = torch.equal(wanted.setdefault((name, len(prompts), len(some)), found), found)
+                yield f"same: spread, {name} {len(some)} {len(prompts)} {ahead}", 0.0 if same else 1.0
+    one_tiles.spread = chosen
 
 
 def alike() -> Iterator[tuple[str, float]]:
@@ -277,6 +313,6 @@ def in_parts() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    for case in (attentions, coded, alone, alike, rows, finished, in_parts):
+    for case in (attentions, coded, alone, spreads, alike, rows, finished, in_parts):
         for result in case():
             print(json.dumps(result), flush=True)

@@ -21,6 +21,7 @@ from isobit.kernels.heads import AttentionSpec
 from isobit.targets.table import TARGETS
 
 SPEC = AttentionSpec(4, 2, 16)
+EACH = AttentionSpec(4, 4, 16)  # every query head with keys of its own
 GIVEN = oracle.batch(SPEC, [(1, 300), (20, 20)], 64, torch.float16, 1)
 WRONG = {
     "queries of an attention": replace(GIVEN, q=GIVEN.q[:, :32]),
@@ -92,29 +93,34 @@ def test_no_tokens_launch_nothing() -> None:
 
 
 def launched(
-    new: list[tuple[int, int]], most: int | None = None, *, alike: bool = False, target: str = "sm_90"
+    new: list[tuple[int, int]],
+    most: int | None = None,
+    *,
+    alike: bool = False,
+    target: str = "sm_90",
+    spec: AttentionSpec = SPEC,
 ) -> set[str]:
     recorder = Recorder()
     kernels = GpuLayer(
         Machine.imagined(TARGETS[target], recorder=recorder), Workspace(torch.device("cpu")), alike=alike
     )
-    given = oracle.batch(SPEC, new, 64, torch.float16, 1)
+    given = oracle.batch(spec, new, 64, torch.float16, 1)
     sequences = given.sequences if most is None else replace(given.sequences, most=most)
-    kernels.attention(SPEC, *replace(given, sequences=sequences).arguments)  # type: ignore[arg-type]
+    kernels.attention(spec, *replace(given, sequences=sequences).arguments)  # type: ignore[arg-type]
     return {request.entry.partition(":")[2].removeprefix("attention_") for request in recorder.requests.values()}
 
 
 def test_what_is_launched_follows_from_what_the_host_knows() -> None:
-    assert launched([(1, 40)]) == {"rope_append", "few"}
-    assert launched([(1, tiles.ONE_PART)]) == {"rope_append", "few"}, "one part needs no merging"
-    assert launched([(1, 40)], tiles.ONE_PART + 1) == {"rope_append", "few", "merge"}
-    assert launched([(1, tiles.ONE_PART + 1), (2, 10)]) == {"rope_append", "few", "merge"}
-    assert launched([(50, 50)]) == {"rope_append", "many"}
-    assert launched([(50, 50), (1, 9)]) == {"rope_append", "few", "many"}
+    assert launched([(1, 40)], spec=EACH) == {"one"}
+    assert launched([(1, 40), (1, 0), (1, tiles.ONE_PART)], spec=EACH) == {"one"}
+    assert launched([(1, 40)], tiles.ONE_PART + 1, spec=EACH) == {"one"}, "who is last merges the parts"
+    assert launched([(1, tiles.ONE_PART + 1), (2, 10)], spec=EACH) == {"rope_append", "one", "many"}
+    assert launched([(50, 50)], spec=EACH) == launched([(2, 30)], spec=EACH) == {"rope_append", "many"}
+    assert launched([(50, 50), (1, 9)], spec=EACH) == {"rope_append", "one", "many"}
 
 
 def test_batch_invariant_attention_is_split_by_position_where_its_bits_were_compared() -> None:
-    assert launched([(1, 40)], alike=True) == {"rope_append", "alike_few"}
+    assert launched([(1, 40)], alike=True) == launched([(1, 40)], alike=True, spec=EACH) == {"rope_append", "alike_few"}
     assert launched([(1, 300)], alike=True) == {"rope_append", "alike_few", "alike_merge"}
     assert launched([(50, 50)], alike=True) == {"rope_append", "alike_many"}
     assert launched([(1, 40), (50, 50)], alike=True) == {"rope_append", "alike_few", "alike_many"}
@@ -132,17 +138,32 @@ def test_parts_by_position() -> None:
     assert all(alike_tiles.parts_of(n) <= alike_tiles.parts_of(n + 1) for n in range(0, 200000, 97))
 
 
-def test_the_workspace_is_sized_before_it_is_used() -> None:
+@pytest.mark.parametrize(
+    ("spec", "rope"),
+    [
+        (SPEC, "rope_append"),  # queries that share keys are worth a matrix unit
+        (replace(EACH, rope_dims=8), "rope_append_any"),
+        (replace(EACH, interleaved=True), "rope_append_any"),
+    ],
+)
+def test_what_one_kernel_does_not_do_is_launched_apart(spec: AttentionSpec, rope: str) -> None:
+    assert launched([(1, 40)], spec=spec) == {rope, "few"}
+    assert launched([(1, 40)], tiles.ONE_PART + 1, spec=spec) == {rope, "few", "merge"}
+    assert launched([(50, 50), (1, 9)], spec=spec) == {rope, "few", "many"}
+
+
+@pytest.mark.parametrize("spec", [SPEC, EACH])
+def test_the_workspace_is_sized_before_it_is_used(spec: AttentionSpec) -> None:
     kernels, _ = layer()
-    given = oracle.batch(SPEC, [(1, 300), (1, 700)], 64, torch.float16, 1)
-    kernels.reserve(SPEC, 8, 1, 4096)
-    kernels.attention(SPEC, *given.arguments)  # type: ignore[arg-type]
-    held = kernels.workspace.nbytes
-    assert held == 4 * 8 * 2 * tiles.parts_of(4096) * 2 * (16 + 2)  # queries that share a head of keys; and their sums
+    given = oracle.batch(spec, [(1, 300), (1, 700)], 64, torch.float16, 1)
+    kernels.reserve(spec, 8, 1, 4096)
+    kernels.attention(spec, *given.arguments)  # type: ignore[arg-type]
+    held, parts = kernels.workspace.nbytes, 8 * 4 * tiles.parts_of(4096)  # of all query heads; and a counter of each
+    assert held == 4 * parts * (16 + 2) + (4 * 8 * 4 if spec is EACH else 0)
     for most in (4096, 1 << 20):
         longest = replace(given, sequences=replace(given.sequences, most=most))
-        kernels.attention(SPEC, *longest.arguments)  # type: ignore[arg-type]
-    assert 4 * 2 * 2 * tiles.MOST_PARTS * 2 * 18 <= held == kernels.workspace.nbytes
+        kernels.attention(spec, *longest.arguments)  # type: ignore[arg-type]
+    assert 4 * 2 * 4 * tiles.MOST_PARTS * 18 <= held == kernels.workspace.nbytes
 
 
 def test_parts_and_programs() -> None:

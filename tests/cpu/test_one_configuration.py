@@ -163,14 +163,14 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
     recorder, cpu = Recorder(), torch.device("cpu")
     layer = GpuLayer(Machine.imagined(target, recorder=recorder), Workspace(cpu))
-    for new, length in ((1, 600), (20, 20)):
-        spec = AttentionSpec(32, 8, 128)
+    for kv_heads, new, length in ((8, 1, 600), (8, 20, 20), (32, 1, 600), (32, 1, 40)):
+        spec = AttentionSpec(32, kv_heads, 128)
         sequences = Sequences(
             torch.tensor([0, new]).int(), torch.tensor([length]).int(), torch.zeros(1, 3).int(),
             torch.zeros(new).long(), 256, new, length,
         )  # fmt: skip
-        q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, 8, 8, 1, 1))
-        keys, values = (torch.zeros(3, 8, 256, 128, dtype=dtype) for _ in "kv")
+        q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, kv_heads, kv_heads, 1, 1))
+        keys, values = (torch.zeros(3, kv_heads, 256, 128, dtype=dtype) for _ in "kv")
         layer.attention(spec, q, k, v, cos, sin, Cached(keys, values), sequences)
     rounding = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine)
     for tokens in (1, 3, 20):
@@ -188,6 +188,8 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
                 layer.gate(gates, ups, "silu", rounding)
     assert not [request for request in recorder.requests.values() if request.name() not in proved]
     launched = {proved[request.name()] for request in recorder.requests.values()}
-    usual = [row for row in LAYER_ROWS if row.name not in ALIKE and not row.name.startswith("latent-")]
-    assert len(launched) == len(usual) - 4 - len(OF_FEW), "all but the attentions of other dtypes"
-    assert len(recorder.requests) == 23
+    short, ahead = ("f16", "many") if name == "sm_75" else ("bf16", "ahead" if name == "sm_90" else "many")
+    families = "few", "one", ahead
+    beside = "attention-merge", "rope-append", "norm", "gate", "quantize-parts"
+    assert launched == {*beside, *(f"attention-{family}-{short}" for family in families)}
+    assert len(recorder.requests) == 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu import one_tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
 from isobit.kernels.gpu.launch import interpreting
 from isobit.kernels.gpu.layer_tiles import AttentionShape, NormOf, RareRope, RopeShape
@@ -49,8 +51,14 @@ class GpuAttention(Starter):
         _check_spec(spec, q, factors)
         if q.shape[0] == 0:
             return torch.empty_like(q)
-        rotated = self.rope_append(spec, q, k, v, cos, sin, held, sequences, factors)
-        return self.attend(spec, rotated, held, sequences)
+        one = sequences.most_new == 1
+        fused = self._shape(spec, q.dtype, held, sequences).fused
+        if not (fused and one):
+            rotated = self.rope_append(spec, q, k, v, cos, sin, held, sequences, factors)
+        out = torch.empty((q.shape[0], spec.heads * spec.dim), dtype=q.dtype, device=q.device)
+        if fused and (one or sequences.lengths.shape[0] > 1):  # one sequence has all tokens
+            self._attend_one(spec, q, k, v, cos, sin, held, sequences, out)
+        return out if fused and one else self._attend_more(spec, rotated, held, sequences, out)
 
     def rope_append(
         self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
@@ -61,20 +69,13 @@ class GpuAttention(Starter):
             name_of(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, name_of(cos.dtype),
             tiles.late(q.shape[0], alike=self.alike), held.element,
         )  # fmt: skip
-        unused = self.unused(torch.float32, q.device)
         rotated = torch.empty((q.shape[0], spec.heads * spec.dim), dtype=q.dtype, device=q.device)
-        q, k, v = rows_of(q), rows_of(k), rows_of(v)
-        arguments: dict[str, Any] = {
-            "q": q, "k": k, "v": v, "cos": cos.contiguous(), "sin": sin.contiguous(),
-            "q_norm": unused if spec.q_norm is None else spec.q_norm,
-            "k_norm": unused if spec.k_norm is None else spec.k_norm,
-            "slots": sequences.slots, "rotated": rotated, **self._held(held), "stride_q": q.stride(0),
-            "stride_k": k.stride(0), "stride_v": v.stride(0), "block": sequences.block, "eps": spec.eps,
-        }  # fmt: skip
+        arguments = {**self._new(spec, q, k, v, cos, sin, sequences), **self._held(held), "rotated": rotated}
         kernel = self.kernel("rope:rope_append", tiles.rope_append, shape)
         if _is_rare(spec):
             rare = RareRope(shape, _norm_of(spec), spec.rotated, spec.interleaved, factors is not None)
             kernel = self.kernel("rope:rope_append_any", tiles.rope_append_any, rare)
+            unused = self.unused(torch.float32, q.device)
             arguments["q_scale"] = unused if factors is None else factors
             if not spec.rotated:
                 arguments |= {"cos": unused, "sin": unused}
@@ -84,28 +85,28 @@ class GpuAttention(Starter):
         return rotated
 
     def attend(self, spec: AttentionSpec, rotated: Tensor, held: Cached, sequences: Sequences) -> Tensor:
-        """The second part of :meth:`attention`."""
+        """Attention of queries that are rotated, behind :meth:`rope_append`: any of it, in separate launches."""
+        return self._attend_more(spec, rotated, held, sequences, torch.empty_like(rotated), fused=False)
+
+    def _attend_more(
+        self,
+        spec: AttentionSpec,
+        rotated: Tensor,
+        held: Cached,
+        sequences: Sequences,
+        out: Tensor,
+        *,
+        fused: bool = True,
+    ) -> Tensor:
+        """Sequences that ``attention_one`` leaves alone; all of them if nothing is ``fused``."""
         tokens, count = rotated.shape[0], sequences.lengths.shape[0]
-        window, cap = spec.window or spec.chunk or 0, spec.softcap
-        shape = AttentionShape(
-            name_of(rotated.dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, cap is not None,
-            sequences.block, sequences.table.shape[1], self.alike, held.element, spec.chunk is not None,
-            spec.sinks is not None,
-        )  # fmt: skip
-        sinks = self.unused(torch.float32, rotated.device) if spec.sinks is None else spec.sinks
-        gains = {"gain": 1.0, "factor": spec.factor * _LOG2_E}
-        if cap is not None:
-            gains = {"gain": spec.factor / cap, "factor": cap * _LOG2_E}
-        out = torch.empty_like(rotated)
-        arguments: dict[str, Any] = {
-            "q": rotated, **self._held(held), "sinks": sinks, "starts": sequences.starts, "lengths": sequences.lengths,
-            "table": sequences.table, "out": out, "columns": sequences.table.shape[1], "block": sequences.block,
-            "window": window, **gains,
-        }  # fmt: skip
+        shape = self._shape(spec, rotated.dtype, held, sequences)
+        shape = shape if fused else replace(shape, fused=False)
+        arguments = {"q": rotated, **self._held(held), **self._of(spec, sequences, rotated), "out": out}
         if self.alike and alike_tiles.few_of(shape, self.machine.target):
             self._attend_alike(shape, arguments, count, sequences)
             return out
-        if shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
+        if shape.few and not shape.fused and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
             self._attend_few(shape, arguments, count, sequences)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
             ahead = misfit_ahead(shape, self.machine.target) is None and not interpreting()
@@ -119,13 +120,7 @@ class GpuAttention(Starter):
         return out
 
     def _attend_few(self, shape: AttentionShape, arguments: dict[str, Any], count: int, sequences: Sequences) -> None:
-        parts, queries = _room(shape, sequences.most, sequences.most_new, arguments["window"])
-        work = stats = self.unused(torch.float32, arguments["q"].device)
-        if parts > 1:
-            held = count * shape.kv_heads * parts * queries
-            room = self.workspace.take((held * (shape.width + 2),), torch.float32)
-            work, stats = room[: held * shape.width], room[held * shape.width :]
-        given = {**arguments, "work": work, "stats": stats, "room": parts, "queries": queries}
+        given, parts, queries = self._parts(shape, arguments, count, sequences)
         programs = tiles.programs_of(parts, count * shape.kv_heads, self.machine.multiprocessors)
         kernel = self.kernel("attention_few:attention_few", tiles.attention_few, shape)
         kernel((programs, shape.kv_heads, count), **given)
@@ -155,6 +150,76 @@ class GpuAttention(Starter):
             tile = int(kernel.config.constexprs["BLOCK_M"] or 1)
             kernel((tokens // tile + count, shape.heads), sequences=count, **arguments)
 
+    def _attend_one(
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,
+        sequences: Sequences, out: Tensor,
+    ) -> None:  # fmt: skip
+        """Sequences of one new token: what :meth:`rope_append` does for them, and their attention."""
+        shape, count = self._shape(spec, q.dtype, held, sequences), sequences.lengths.shape[0]
+        arguments = {
+            **self._new(spec, q, k, v, cos, sin, sequences), **self._held(held), **self._of(spec, sequences, q),
+            "out": out,
+        }  # fmt: skip
+        given, parts, _ = self._parts(shape, arguments, count, sequences)
+        rope = RopeShape(
+            shape.dtype, spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, name_of(cos.dtype),
+            element=held.element,
+        )  # fmt: skip
+        multiprocessors = self.machine.multiprocessors
+        one = one_tiles.spread(shape, rope, parts, count, multiprocessors)
+        programs = tiles.programs_of(parts, count * spec.heads, multiprocessors)
+        counters = self.unused(torch.int32, q.device)
+        if parts > 1:
+            counters = self.workspace.counters(count * spec.heads)
+        kernel = self.kernel("attention_one:attention_one", one_tiles.attention_one, one)
+        kernel((programs, spec.heads, count), counters=counters, **given)
+
+    def _parts(
+        self, shape: AttentionShape, arguments: dict[str, Any], count: int, sequences: Sequences
+    ) -> tuple[dict[str, Any], int, int]:
+        """The arguments with room for sums of parts; how many parts of a sequence, and queries of each, at most."""
+        parts, queries = _room(shape, sequences.most, sequences.most_new, arguments["window"])
+        work = stats = self.unused(torch.float32, arguments["q"].device)
+        if parts > 1:
+            held = count * shape.kv_heads * parts * queries
+            room = self.workspace.take((held * (shape.width + 2),), torch.float32)
+            work, stats = room[: held * shape.width], room[held * shape.width :]
+        return {**arguments, "work": work, "stats": stats, "room": parts, "queries": queries}, parts, queries
+
+    def _new(
+        self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences
+    ) -> dict[str, Any]:
+        """The arguments of a kernel that say what is new."""
+        unused = self.unused(torch.float32, q.device)
+        q, k, v = rows_of(q), rows_of(k), rows_of(v)
+        return {
+            "q": q, "k": k, "v": v, "cos": cos.contiguous(), "sin": sin.contiguous(),
+            "q_norm": unused if spec.q_norm is None else spec.q_norm,
+            "k_norm": unused if spec.k_norm is None else spec.k_norm, "slots": sequences.slots,
+            "stride_q": q.stride(0), "stride_k": k.stride(0), "stride_v": v.stride(0), "block": sequences.block,
+            "eps": spec.eps,
+        }  # fmt: skip
+
+    def _shape(self, spec: AttentionSpec, dtype: torch.dtype, held: Cached, sequences: Sequences) -> AttentionShape:
+        fused = not (self.alike or _is_rare(spec)) and one_tiles.fuses(spec.heads, spec.kv_heads)
+        return AttentionShape(
+            name_of(dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, spec.softcap is not None,
+            sequences.block, sequences.table.shape[1], self.alike, held.element, spec.chunk is not None,
+            spec.sinks is not None, fused,
+        )  # fmt: skip
+
+    def _of(self, spec: AttentionSpec, sequences: Sequences, like: Tensor) -> dict[str, Any]:
+        """The arguments of an attention that say what it is, and which sequences there are."""
+        gains = {"gain": 1.0, "factor": spec.factor * _LOG2_E}
+        if spec.softcap is not None:
+            gains = {"gain": spec.factor / spec.softcap, "factor": spec.softcap * _LOG2_E}
+        return {
+            "sinks": self.unused(torch.float32, like.device) if spec.sinks is None else spec.sinks,
+            "starts": sequences.starts, "lengths": sequences.lengths, "table": sequences.table,
+            "columns": sequences.table.shape[1], "block": sequences.block,
+            "window": spec.window or spec.chunk or 0, **gains,
+        }  # fmt: skip
+
     def _held(self, held: Cached) -> dict[str, Tensor]:
         """The arguments of a kernel that say what a cache holds."""
         none = self.unused(torch.float32, held.keys.device)
@@ -180,7 +245,7 @@ class GpuAttention(Starter):
             parts, queries = _alike_room(shape, few, most, most_new, window) if few else (1, 0)
         if parts > 1:
             held = sequences * spec.kv_heads * parts * queries
-            self.workspace.reserve(4 * held * (shape.width + 2))
+            self.workspace.reserve(4 * held * (shape.width + 2), sequences * spec.heads)
 
     def _check(
         self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, held: Cached,

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from isobit.kernels.gpu import attention_alike_tiles as alike
-from isobit.kernels.gpu import choosing_tiles, latent_tiles, routing_tiles, row_tiles
+from isobit.kernels.gpu import choosing_tiles, latent_tiles, one_tiles, routing_tiles, row_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape
+from isobit.kernels.gpu.one_tiles import OneShape
 from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
 from isobit.kernels.gpu.row_tiles import RowShape
 from isobit.kernels.gpu.tiles import CODES, Config
@@ -46,7 +47,7 @@ class LayerRow:
 
 
 _MODULES = "isobit.kernels.gpu.triton"
-_ATTENTIONS = {"few": tiles.attention_few, "many": tiles.attention_many}
+_ATTENTIONS = "few", "many", "one"
 _CODED: dict[str, tuple[str, ...]] = {"bfloat16": ("e4m3fn", "int8"), "float16": ("e5m2",), "float32": ()}
 _FORMS: tuple[row_tiles.Form, ...] = ("apart", "words")
 _SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is too low for the units of warp groups
@@ -65,15 +66,33 @@ def _shapes(dtype: str) -> tuple[AttentionShape, ...]:
 
 
 def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
-    return lambda target: (_ATTENTIONS[family](shape, target) for shape in _shapes(dtype))
+    if family == "one":
+        return lambda target: (one_tiles.attention_one(shape, target) for shape in _of_one(dtype))
+    if family == "few":
+        return lambda target: (tiles.attention_few(shape, target) for shape in _shapes(dtype))
+    shapes = [replace(shape, fused=one_tiles.fuses(shape.heads, shape.kv_heads)) for shape in _shapes(dtype)]
+    return lambda target: (tiles.attention_many(shape, target) for shape in shapes)
+
+
+def _of_one(dtype: str) -> Iterator[OneShape]:
+    """One of each kind, every head with keys of its own; the first in all ways in which a step is spread."""
+    shapes = [replace(shape, heads=32, kv_heads=32, fused=True) for shape in _shapes(dtype)]
+    for number, shape in enumerate(shapes):
+        rope = RopeShape(dtype, 32, 32, shape.dim, element=shape.element)
+        yield OneShape(shape, rope, 1, True)
+        if not number:
+            yield OneShape(shape, replace(rope, norm=True), 1, True)
+            yield OneShape(shape, rope, 1)
+            yield OneShape(shape, rope, 2)
+            yield OneShape(shape, rope, 2, True)
 
 
 def _shows(family: str, dtype: str) -> Callable[[Target], tuple[str, ...]]:
-    """Float32 is multiplied in whatever a target has for it."""
+    """Float32 is multiplied in whatever a target has for it, and so is one token's attention."""
 
     def promises(target: Target) -> tuple[str, ...]:
         unit = target.unit(dtype, dtype)
-        if dtype == "float32" or unit is None:
+        if dtype == "float32" or unit is None or family == "one":
             return ()
         return (_SMALL_TILES.get(unit.instruction, unit.instruction) if family == "few" else unit.instruction,)
 

@@ -39,6 +39,8 @@ class AttentionShape:
         alike: whether a token's bits are the same as one of few and as one of many: no sequence is one of few.
         element: element format that keys and values are cached as; empty for ``dtype``.
         chunk, sinks: whether there are any.
+        fused: whether a sequence of one new token has a kernel that rotates and stores it, too; those of a few then go
+            with those of many.
     """
 
     dtype: str
@@ -53,6 +55,7 @@ class AttentionShape:
     element: str = ""
     chunk: bool = False
     sinks: bool = False
+    fused: bool = False
 
     @property
     def cached(self) -> str:
@@ -72,7 +75,9 @@ class AttentionShape:
     @property
     def few(self) -> int:
         """New tokens up to which a sequence is one of few."""
-        return 0 if self.alike else min(_MOST_NEW, max(1, _TILE_ROWS // self.group))
+        if self.alike:
+            return 0
+        return 1 if self.fused else min(_MOST_NEW, max(1, _TILE_ROWS // self.group))
 
     @property
     def width(self) -> int:

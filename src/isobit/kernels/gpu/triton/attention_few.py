@@ -25,7 +25,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _parts(
+def parts_of(
     length, new, window, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def attention_few(
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
     length = tl.load(lengths + b)
-    oldest, size, parts = _parts(length, new, window, BLOCK_N, PART, ONE, MOST, WINDOW, CHUNK)
+    oldest, size, parts = parts_of(length, new, window, BLOCK_N, PART, ONE, MOST, WINDOW, CHUNK)
     if OVERLAP:
         wait_for_last()
     if (new > 0) & (new <= NEW):
@@ -155,7 +155,7 @@ def attention_merge(
         let_next_start()
     begin = tl.load(starts + b)
     new = tl.load(starts + b + 1) - begin
-    _, _, parts = _parts(tl.load(lengths + b), new, window, BLOCK_N, PART, ONE, MOST, WINDOW, CHUNK)
+    _, _, parts = parts_of(tl.load(lengths + b), new, window, BLOCK_N, PART, ONE, MOST, WINDOW, CHUNK)
     if OVERLAP:
         wait_for_last()
     if (new <= NEW) & (row < new * GROUP) & (parts > 1):

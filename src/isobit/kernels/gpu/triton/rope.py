@@ -48,7 +48,7 @@ def _store(y, first, second, inside, DIM: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def _largest(ELEMENT: tl.constexpr):
+def largest_of(ELEMENT: tl.constexpr):
     if ELEMENT == "e4m3fn":
         return tl.full((), 448.0, tl.float32)
     elif ELEMENT == "e5m2":
@@ -68,7 +68,7 @@ def _store_rounded(
     mask = inside & (d < DIM // 2)[None, :]
     first, second = first.to(dtype), second.to(dtype)
     peak = tl.maximum(tl.max(magnitudes(first), axis=1), tl.max(magnitudes(second), axis=1))
-    largest = _largest(ELEMENT)
+    largest = largest_of(ELEMENT)
     scale = scale_of(peak, largest)[:, None]
     tl.store(scales, scale, mask=inside)
     store_rounded(y, d[None, :], first, scale, largest, mask, ELEMENT, False, False, RECIPROCAL, CONVERTS)
@@ -220,7 +220,7 @@ def _store_turned(
     d = tl.arange(0, WIDTH)[None, :]
     mask = inside & (d < DIM)
     if ELEMENT != "":
-        largest = _largest(ELEMENT)
+        largest = largest_of(ELEMENT)
         scale = scale_of(tl.max(magnitudes(values), axis=1), largest)[:, None]
         tl.store(scales, scale, mask=inside)
         store_rounded(y, d, values, scale, largest, mask, ELEMENT, False, False, RECIPROCAL, CONVERTS)

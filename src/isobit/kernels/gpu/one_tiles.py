@@ -1,0 +1,74 @@
+"""How attention of one new token, with what stands before it, is compiled and spread over a machine. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.layer_tiles import AttentionShape, RopeShape
+from isobit.kernels.gpu.tiles import Config, Constant
+from isobit.targets.spec import Target
+
+# Warps of a program, and keys of a tile. Bits depend on both, so they are the same for any number of sequences. Whole
+# steps of a 7B in fp8 on an H200 (dev/LOG.md, 2026-11-28), behind 192 and 4032 tokens, and 64 behind 72 and 512:
+# 2.36, 2.77, 3.96 and 7.22 ms; with eight warps 2.35, 2.98, 4.54 and 8.01; with tiles of 32 2.45, 2.82, 3.87 and 7.43.
+_WARPS, _KEYS = 4, 64
+_ROOMY = 2  # programs of a multiprocessor up to which each may have registers for two tiles
+
+
+@dataclass(frozen=True)
+class OneShape:
+    """What a compiled attention of one new token depends on.
+
+    Attributes:
+        attention, rope: what it is, and what stands before it.
+        ahead: tiles that a program asks for before the kernel in front has ended.
+        split: whether a sequence may have more than one part. Neither changes a bit of the result.
+    """
+
+    attention: AttentionShape
+    rope: RopeShape
+    ahead: int = 1
+    split: bool = False
+
+
+def fuses(heads: int, kv_heads: int) -> bool:
+    """Whether one new token is rotated, stored and attended from in one kernel.
+
+    Where query heads share keys, matrix units are worth more: four of them took longer this way (8B in int4 on an H200,
+    64 sequences of 512: 5.4 to 6.2 ms a step and not 4.9).
+    """
+    return heads == kv_heads
+
+
+def spread(attention: AttentionShape, rope: RopeShape, parts: int, sequences: int, multiprocessors: int) -> OneShape:
+    """How a step is spread over a machine.
+
+    Args:
+        parts: of a sequence at most.
+        sequences: how many.
+        multiprocessors: of the machine.
+    """
+    few = parts * sequences * attention.heads <= _ROOMY * multiprocessors
+    return OneShape(attention, rope, 2 if few else 1, parts > 1)
+
+
+def attention_one(shape: OneShape, target: Target) -> Config:
+    """Configuration of ``attention_one``."""
+    plain = shape.attention
+    few, rope = tiles.attention_few(plain, target), tiles.rope_append(shape.rope, target)
+    lanes = target.backend[2] if target.backend is not None else 32
+    bytes_of_key = plain.width if plain.element else plain.key_bytes
+    slots = min(_KEYS, max(1, 16 * lanes * _WARPS // bytes_of_key))  # rows that all threads read with one load each
+    shared = (
+        "HEADS", "DIM", "WIDTH", "PART", "ONE", "MOST", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
+        "ASM", "OVERLAP",
+    )  # fmt: skip
+    constants: dict[str, Constant] = {name: few.constexprs[name] for name in shared} | {
+        "ROWS": max(1, lanes * _WARPS // plain.width) if plain.element else slots, "SLOTS": slots,
+        "DEEP": _KEYS // slots, "AHEAD": shape.ahead, "SPLIT": shape.split, "NORM": shape.rope.norm,
+        "BLOCK": 0 if plain.columns == 1 else plain.block,
+    }  # fmt: skip
+    types = {**few.signature, **rope.signature, "counters": "*i32"}
+    del types["rotated"], types["queries"]
+    return Config(types, constants, _WARPS, 1, divisible=rope.divisible)
