@@ -17,7 +17,7 @@ from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.selection import not_of_experts
-from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, SOME, SOME_MORE, Config
+from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, SOME, SOME_MORE, SOME_MOST, Config
 from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves
 from isobit.proof.matrix import Claim
 from isobit.proof.operands import precise
@@ -106,7 +106,9 @@ def _calls_of_experts(row: Variant, dtype: str, target: Target) -> Iterator[Call
 def _tokens(row: Variant) -> tuple[int, ...]:
     """Numbers of tokens for which a row is configured differently."""
     several = (
-        {"few": (NARROW, FEW), "many": (SOME, SOME_MORE, LARGE)} if row.tokens[1] is None or row.family == "few" else {}
+        {"few": (NARROW, FEW), "many": (SOME, SOME_MORE, SOME_MOST, LARGE)}
+        if row.tokens[1] is None or row.family == "few"
+        else {}
     )
     return several.get(row.family, (row.tokens[1] or LARGE,))
 

@@ -16,6 +16,7 @@ from isobit.kernels.gpu.tiles import (
     MOST_SPLITS,
     NARROW,
     SOME_MORE,
+    SOME_MOST,
     Config,
     Constant,
     for_few,
@@ -86,7 +87,7 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
     constants = _common(row, call, machine, config)
     if row.family == "few":
         constants["BLOCK_M"] = _tokens_of_tile(call, machine, int(constants["BLOCK_M"] or 1))
-    some = row.family == "many" and call.tokens <= SOME_MORE and has_halves(machine.target)
+    some = row.family == "many" and call.tokens <= _most_of_some(row) and has_halves(machine.target)
     if some:
         config = replace(config, constexprs=constants)
         config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n, call.tokens)
@@ -99,10 +100,15 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
             config = replace(config, num_warps=max(8, config.num_warps))
             if not takes_narrow_tiles(machine.target) and machine.target.registers <= 256:  # and on gfx1100
                 constants["BLOCK_M"] = FEW
-    elif some or constants.get("SPLIT_K", 1) != 1:
+    elif some and call.tokens <= SOME_MORE or constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)
     return replace(finished, num_stages=stages_that_fit(finished))
+
+
+def _most_of_some(row: Variant) -> int:
+    """Tokens up to which "many" have tiles for some."""
+    return SOME_MOST if row.activations == "int8" else SOME_MORE
 
 
 def _alike(row: Variant, call: Call, machine: Machine, config: Config) -> Config:

@@ -6,7 +6,7 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.gpu.fits import Matrix, misfit
 from isobit.kernels.gpu.rows import VARIANTS
-from isobit.kernels.gpu.tiles import BLOCK, NARROW, SOME, SOME_MORE
+from isobit.kernels.gpu.tiles import BLOCK, NARROW, SOME, SOME_MORE, SOME_MOST
 from isobit.kernels.gpu.variant import Variant, has_halves
 from isobit.targets.spec import Target
 
@@ -49,14 +49,20 @@ def sizes() -> tuple[int, ...]:
 def size_class(tokens: int) -> int:
     """A name for the numbers of tokens for which the same is launched: the largest, of the last class the smallest."""
     firsts = sizes()
-    lasts = sorted({NARROW, SOME, SOME_MORE, *(first - 1 for first in firsts[1:])})
+    lasts = sorted({NARROW, SOME, SOME_MORE, SOME_MOST, *(first - 1 for first in firsts[1:])})
     return next((last for last in lasts if tokens <= last), firsts[-1])
 
 
 def classes() -> tuple[int, ...]:
     """All that :func:`size_class` gives."""
     return tuple(
-        sorted({size_class(tokens) for first in (*sizes(), NARROW, SOME, SOME_MORE) for tokens in (first, first + 1)})
+        sorted(
+            {
+                size_class(tokens)
+                for first in (*sizes(), NARROW, SOME, SOME_MORE, SOME_MOST)
+                for tokens in (first, first + 1)
+            }
+        )
     )
 
 

@@ -26,6 +26,9 @@ FEW = 16
 # 7B's layer (gpu_tune_some.csv): e4m3 101 to 71 us, int8 198 to 71, int4 202 to 93; 128: 104 to 89, 202 to 87, 252 to
 # 150. Others: not measured.
 SOME, SOME_MORE = 64, 128
+# int8 by int8 up to so many: 256 tokens of a 7B's layer, qkv, o, gate and up, down: 36, 15, 55 and 36 us; in tiles of
+# 128 rows 32, 22, 59 and 57, and with K in two 52, 18, 83 and 33.
+SOME_MOST = 256
 # Tokens from which weights widened once per call are chosen. On an H200, K = N = 4096 (gpu_linear.csv, crossover): 1024
 # tokens of int4 take 71 us widened and 98 us decoded in registers, 512 tokens 67 and 50 us; its sm_86 lowering 104 and
 # 136 us, 75 and 70 us. 8-bit weights by bfloat16 gain from 512 on (63 and 76 us). For an RTX A6000 1024 was computed:
@@ -181,7 +184,7 @@ def for_few(config: Config, target: Target, rows: int, multiprocessors: int) -> 
 def for_some(
     config: Config, target: Target, tiles_in_a_wave: Callable[[Config], int], rows: int, tokens: int
 ) -> Config:  # fmt: skip
-    """The configuration of "many" for ``SOME`` or ``SOME_MORE`` tokens.
+    """The configuration of "many" for ``SOME``, ``SOME_MORE`` or ``SOME_MOST`` tokens.
 
     Codes: 6 stages where one wave holds all tiles (o 10.1, down 21.6 us; in 4: 11.6, 28.2), else 4 (gate and up 26.7;
     in 6: 29.9). Nibbles: 128 rows in 8 warps and 3 stages (o 10.5 us; 64 rows in 4 warps 11.4).
@@ -197,6 +200,8 @@ def for_some(
         return config
     if _bytes(config.signature["x"]) == 1 and "GROUP" not in config.constexprs:
         deep = replace(config.with_constants(BLOCK_N=64), num_warps=4, num_stages=6)
+        if tokens > SOME_MORE:
+            return replace(deep, num_stages=4)
         return deep if -(-rows // 64) <= tiles_in_a_wave(deep) else replace(deep, num_stages=4)
     if "UNIT" in config.constexprs and not config.constexprs["HAS_ZERO"]:
         return replace(config.with_constants(BLOCK_N=128), num_warps=8, num_stages=3)
@@ -322,9 +327,10 @@ def nibbles(family: Family, x: str, zero: bool) -> Callable[[Target], Config]:
         tile = (_few_tile if family == "few" else _many_tile)(target, 2, 1)
         if family == "many" and target.unit("float16", "float16") and target.shared_memory > _MIDDLE_SHARED:
             # A step has all four quarters of x. 128 by 128 took 349 and spilled, 128 by 64 with 4 warps and 3 stages
-            # 739. What is in use was timed beside weights that are widened once (LARGE above), not beside other tiles.
+            # 739. 256 tokens of a 7B's layer, us: 65, 23, 129 and 57 in three stages, 89, 32, 166 and 82 in two.
             large = target.shared_memory > _LARGE_SHARED
-            tile = replace(tile, n=128 if large else 64, m=64, warps=8 if large else 4, stages=2)
+            stages = 3 if large and overlaps(target) and not zero else 2
+            tile = replace(tile, n=128 if large else 64, m=64, warps=8 if large else 4, stages=stages)
         if family == "many" and target.registers == 256:  # RDNA; not measured
             tile = replace(tile, m=min(tile.m, 32))
         constants: dict[str, Constant] = {

@@ -1,4 +1,4 @@
-"""Which attentions of prompts make weights under the next products, and how they are compiled."""
+"""Prompts and large batches on H100 and H200: which attention makes weights under the next products, and tiles."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
+from isobit.kernels.gpu.configure import Call, configure
+from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.layer_tiles import AttentionShape, attention_many
+from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rows import variant
+from isobit.kernels.gpu.selection import size_class
 from isobit.kernels.gpu.tiles import row_scaled
 from isobit.proof.claims import claims
 from isobit.targets.table import TARGETS
@@ -55,3 +61,18 @@ def test_int8_of_many_tokens_shares_a_multiprocessor_where_sums_leave_registers_
     assert 2 * (found.num_stages * stage + 1024) <= 228 << 10
     few = row_scaled("few", "*i8", "*i8", "native", rounded=True, native="int8")(TARGETS["sm_90"])
     assert few.constexprs["BLOCK_M"] == 16
+
+
+def test_a_batch_of_256_has_tiles_for_all_multiprocessors() -> None:
+    machine = Machine.imagined(TARGETS["sm_90"])
+    o = Matrix(4096, 4096, WeightSpec("int8", "channel"))
+    configs = {
+        tokens: configure(variant("many-int8-native"), Call(o, "bfloat16", tokens), machine) for tokens in (256, 1023)
+    }
+    assert [configs[256].constexprs[name] for name in ("BLOCK_N", "BLOCK_M", "SPLIT_K")] == [64, 128, 1]
+    assert configs[1023].constexprs["BLOCK_N"] == 128
+    assert size_class(129) == size_class(255) and size_class(256) == 256 and size_class(257) > 256
+    nibbles = configure(
+        variant("many-int4-bf16"), Call(Matrix(4096, 4096, WeightSpec("int4", "group", 128)), "bfloat16", 256), machine
+    )
+    assert nibbles.num_stages == 3
