@@ -18,7 +18,8 @@ from isobit.checkpoint.engines import DIFFERS, GARBAGE, LOADS, REFUSES, RUN, SOM
 from isobit.cli import failures, serve
 from isobit.cli import main as command
 from isobit.formats.schemes import scheme
-from isobit.models.archs import ARCHS
+from isobit.models.archs import ARCHS, WITHIN
+from isobit.models.wrappers import WRAPPERS
 
 
 def test_notes_of_quantize_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +41,9 @@ EXPERT, DENSE = "model.layers.1.mlp.experts.0.up_proj", "model.layers.0.mlp.up_p
         ("unheard_of", "int8", DENSE, SOME, SOME), ("qwen2", "bf16", DENSE, LOADS, LOADS),
         ("qwen2", "int4-asym", DENSE, REFUSES, SOME), ("mixtral", "int8", EXPERT, REFUSES, SOME),
         ("mixtral", "int4", EXPERT, LOADS, SOME), ("mixtral", "fp8", EXPERT, DIFFERS, SOME),
-        ("gpt_oss", "int4", EXPERT, GARBAGE, SOME), ("llama4_text", "int8", EXPERT, SOME, SOME),
+        ("gpt_oss", "int4", EXPERT, GARBAGE, SOME), ("llama4", "int8", EXPERT, LOADS, SOME),
+        ("qwen3_vl_moe", "int4-g32", EXPERT, GARBAGE, SOME),
+        ("glm4v_moe", "int8", EXPERT, REFUSES, SOME), ("glm4v_moe", "int4", EXPERT, LOADS, SOME),
         ("qwen3_moe", "mxfp8", EXPERT, SOME, SOME),
     ],
 )  # fmt: skip
@@ -54,7 +57,8 @@ def test_engines_are_spoken_of_as_they_were_run(
 
 
 def test_families_that_were_run_are_families() -> None:
-    assert RUN["transformers"] | RUN["vllm"] <= {*ARCHS.values()}
+    seeing = {row.model_type for row in WRAPPERS.values()} | {*WITHIN.values()}
+    assert RUN["transformers"] | RUN["vllm"] <= {*ARCHS.values()} | seeing
 
 
 def test_a_package_that_is_missing_is_no_bug() -> None:

@@ -22,12 +22,14 @@ RUN: dict[str, frozenset[str]] = {
     "transformers": frozenset(
         "arcee cohere cohere2 cwm deepseek_v2 deepseek_v3 ernie4_5 ernie4_5_moe exaone4 gemma gemma2 gemma3_text glm"
         " glm4 glm4_moe glm4_moe_lite gpt_oss granite granitemoe helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax"
-        " llama ministral ministral3 mistral mixtral nemotron olmo2 olmo3 olmoe phi3 qwen2 qwen2_moe qwen3 qwen3_moe"
-        " seed_oss smollm3 stablelm starcoder2".split()
+        " llama llama4_text ministral ministral3 mistral mixtral nemotron olmo2 olmo3 olmoe phi3 qwen2 qwen2_moe"
+        " qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2"
+        " gemma3 glm4v_moe llama4 mistral3 qwen2_5_vl qwen2_vl qwen3_vl qwen3_vl_moe".split()  # that see
     ),
     "vllm": frozenset(("llama",)),
 }
-_RANDOM = frozenset(("gpt_oss", "granitemoe"))  # whose experts transformers does not look for one by one
+_RANDOM = frozenset(("gpt_oss", "granitemoe", "qwen3_vl_moe"))  # whose experts transformers does not look for
+_LINEARS = frozenset(("llama4", "llama4_text"))  # whose experts it loads as linears
 
 ENGINES = {
     "transformers": "transformers 5.23.0 with compressed-tensors 0.20.0",
@@ -157,7 +159,7 @@ def answers(assigned: Assignments, family: str = "llama") -> tuple[Answer, ...]:
     Args:
         assigned: every linear, lm_head, router and embedding by module name, with its scheme; None (or a scheme that
             does not quantize) for those that are kept.
-        family: of the model: the file in ``models/archs`` that reads it.
+        family: of the model: the file in ``models/archs`` that reads it, or ``model_type`` of one that sees.
     """
     return tuple(_answer(engine, assigned, family) for engine in ENGINES)
 
@@ -175,10 +177,13 @@ def _answer(engine: str, assigned: Assignments, family: str) -> Answer:
 
 def _of_experts(engine: str, family: str, experts: set[str], answer: Answer) -> Answer:
     """Of a mixture, whose experts have these schemes."""
-    if engine != "transformers" or family not in RUN[engine] or not experts <= {"int4", "fp8", "int8"}:
+    known = all(name in ("int4", "fp8", "int8") or name.startswith("int4-g") for name in experts)
+    if engine != "transformers" or family not in RUN[engine] or not known:
         return Answer(engine, SOME, (_MIXTURES[engine],))
     if family in _RANDOM:
         return Answer(engine, GARBAGE, ("it makes experts up at random, and a warning says so",))
+    if family in _LINEARS:
+        return answer
     if "int8" in experts:
         return Answer(engine, REFUSES, ("its conversion of experts in int8 fails (use int4 or fp8)",))
     if "fp8" in experts:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from isobit.checkpoint.writer import COMMIT_BYTES, OutputFolder
 from isobit.errors import DamagedWeights, IsobitError, UsageError
 from isobit.formats.rules import Policy
 from isobit.kernels import backends
+from isobit.models.archs import is_within
 from isobit.models.blueprint import HEAD, classifier
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
@@ -253,9 +255,14 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
         *mixed,
         *experts.about(model, assigned),
         *about_text,
-        *map(str, engines.answers(assigned, model.family)),
+        *map(str, engines.answers(assigned, _family(ck.config, model))),
     ]
     return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
+
+
+def _family(config: Mapping[str, Any], model: ModelConfig) -> str:
+    """What other engines know a model as: that of a decoder, or the whole with what it sees."""
+    return str(config.get("model_type", model.family)) if is_within(config) else model.family
 
 
 def _config(found: Contents, policy: Policy, assigned: dict[str, Any]) -> bytes:
