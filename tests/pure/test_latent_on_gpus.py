@@ -69,8 +69,9 @@ def test_tiles_fit_the_shared_memory_of_every_target_that_has_them() -> None:
 
 
 def test_parts_depend_on_lengths_alone() -> None:
-    assert [tiles.parts_of(most) for most in (1, tiles.ONE_PART, tiles.ONE_PART + 1)] == [1, 1, 2]
-    assert tiles.parts_of(1 << 20) == tiles.MOST_PARTS
+    assert [tiles.parts_of(16, most) for most in (1, 256, 257, 4096, 1 << 20)] == [1, 1, 3, 32, 32]
+    assert [tiles.parts_of(heads, 1 << 20) for heads in (1, 20, 64, 128, 100_000)] == [32, 32, 32, 16, 4]
+    assert [tiles.part_of(heads) for heads in (16, 32, 64)] == [128, 128, 256]
     assert tiles.programs_of(4, 1, 132) == 4 and tiles.programs_of(32, 1000, 132) == 2
 
 

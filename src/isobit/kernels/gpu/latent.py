@@ -123,7 +123,7 @@ class GpuLatent(Starter):
         return out
 
     def _few(self, shape: LatentShape, arguments: dict[str, Any], count: int, most: int) -> None:
-        parts = tiles.parts_of(most)
+        parts = tiles.parts_of(shape.heads, most)
         work = stats = self.unused(torch.float32, arguments["q"].device)
         if parts > 1:
             held = count * shape.heads * parts
@@ -136,8 +136,7 @@ class GpuLatent(Starter):
         kernel((tiles.programs_of(parts, count * tall, self.machine.multiprocessors), tall, count), **given)
         if parts > 1:
             kernel = self.kernel(f"{_KERNELS}:latent_merge", tiles.merge, shape)
-            wide = shape.width // int(kernel.config.constexprs["BLOCK_D"] or 1)
-            kernel((wide, shape.heads, count), **given)
+            kernel((shape.heads, count), **given)
 
     def _latents(self, held: Cached) -> dict[str, Tensor]:
         """The arguments of a kernel that say what a cache holds."""
@@ -151,7 +150,7 @@ class GpuLatent(Starter):
     def reserve_latent(self, spec: LatentSpec, sequences: int, most: int) -> None:
         """Says that latent attention will be asked for so many sequences of up to ``most`` tokens, before the first
         graph is recorded."""
-        parts = tiles.parts_of(most)
+        parts = tiles.parts_of(spec.heads, most)
         if parts > 1 and not self.alike:
             width = LatentShape("float32", spec.heads, rank=spec.rank).width
             self.workspace.reserve(4 * sequences * spec.heads * parts * (width + 2))

@@ -10,11 +10,12 @@ from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
 from isobit.kernels.gpu.variant import compiles
 from isobit.targets.spec import Target
 
-# Keys of a part of a sequence with one new token, the most parts, and keys that are not worth more than one part; see
-# layer_tiles.PART.
-PART, ONE_PART, MOST_PARTS = 256, 256, 32
+# Keys that are not worth more than one part of a sequence with one new token; the most parts, and the most of all
+# heads: each leaves a latent's numbers in float32. Parts follow from lengths and heads alone (see layer_tiles.PART).
+ONE_PART, MOST_PARTS, MOST_OF_HEADS = 256, 32, 2048
+FEW_HEADS = 32  # of more, tiles of heads fill the machine, too: parts are longer
+MERGED_AT_ONCE = 4  # parts that a program adds up at a time
 FEW_TOKENS = 16  # of a narrow tile of a product
-MERGED_AT_ONCE = 128  # numbers of a head that a program adds up
 LARGEST_RANK, LARGEST_TURN = 512, 128
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
@@ -129,9 +130,20 @@ def unsupported(rotated: int, rank: int, dtype: str, target: Target) -> str | No
     return None
 
 
-def parts_of(most: int) -> int:
+def part_of(heads: int) -> int:
+    """Keys of a part at least. 16 heads of one sequence of 4096 tokens took an H200 11.0 us in parts of 128, 16.3 of
+    256; 64 sequences of 1024 took 50.5 and 46.2 (dev/LOG.md, 2026-11-28)."""
+    return 128 if heads <= FEW_HEADS else 256
+
+
+def most_parts(heads: int) -> int:
+    """The most parts of a sequence: a power of two."""
+    return min(MOST_PARTS, 1 << max(2, (MOST_OF_HEADS // heads).bit_length() - 1))
+
+
+def parts_of(heads: int, most: int) -> int:
     """Parts of a sequence of up to ``most`` tokens that there must be room for."""
-    return 1 if most <= ONE_PART else min(MOST_PARTS, max(1, -(-most // PART)))
+    return 1 if most <= ONE_PART else min(most_parts(heads), max(1, -(-most // part_of(heads))))
 
 
 def programs_of(parts: int, others: int, multiprocessors: int) -> int:
@@ -214,7 +226,7 @@ def few(shape: LatentShape, target: Target) -> Config:
     config = _attention(
         shape, target, few_tile(shape, target), {"work": "*fp32", "stats": "*fp32", "room": "i32"}
     )  # fmt: skip
-    return config.with_constants(PART=PART, ONE=ONE_PART, MOST=MOST_PARTS)
+    return config.with_constants(PART=part_of(shape.heads), ONE=ONE_PART, MOST=most_parts(shape.heads))
 
 
 def merge(shape: LatentShape, target: Target) -> Config:
@@ -224,8 +236,8 @@ def merge(shape: LatentShape, target: Target) -> Config:
         "room": "i32",
     }  # fmt: skip
     constants: dict[str, Constant] = {
-        "HEADS": shape.heads, "RANK": shape.rank, "WIDTH": shape.width, "PART": PART, "ONE": ONE_PART,
-        "MOST": MOST_PARTS, "BLOCK_D": min(MERGED_AT_ONCE, shape.width), "OVERLAP": overlaps(target),
+        "HEADS": shape.heads, "RANK": shape.rank, "WIDTH": shape.width, "PART": part_of(shape.heads),
+        "ONE": ONE_PART, "MOST": most_parts(shape.heads), "AT_ONCE": MERGED_AT_ONCE, "OVERLAP": overlaps(target),
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=())
 
@@ -239,21 +251,30 @@ def many(shape: LatentShape, target: Target) -> Config:
 def few_tile(shape: LatentShape, target: Target) -> Tile:
     """Heads and keys of a step of one token.
 
-    On an H200 (dev/LOG.md, 2026-11-28) 16 heads of 64 sequences of 1024 tokens took 45 us with four warps, 58 with
-    eight; as e4m3fn, which is decoded in registers, 87 with 32 keys and 65 with 64, whose registers spill. 128 heads
-    took 286 us in tiles of 32 and 64 keys, 352 with 32 keys, 418 in tiles of 16.
+    On an H200 (dev/LOG.md, 2026-11-28) 16 heads of 64 sequences of 1024 tokens took 46 us with four warps, 58 with
+    eight; as e4m3fn, which is decoded in registers, 74 where two programs share the sums, 84 where they do not. 128
+    heads took 284 us in tiles of 32 and 64 keys, 418 in tiles of 16, 286 in tiles of 64 and 32 keys that share sums.
     """
     if target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
         return Tile(16, 16, 8, 1)
-    if target.shared_memory <= _LARGE_SHARED or shape.element:
+    if target.shared_memory <= _LARGE_SHARED:
         return Tile(16, 32, 8, 2)
+    if shape.element:
+        return Tile(16, 32, 4, 2, apart=True)
     return Tile(16, 32, 4, 3) if shape.heads <= 16 else Tile(32, 64, 8, 2)
 
 
 def many_tile(shape: LatentShape, target: Target) -> Tile:
-    """Rows and keys of a step of a prompt: 16 heads of 2048 tokens took an H200 527 us with 64 keys, 808 with 32."""
+    """Rows and keys of a step of a prompt.
+
+    16 heads of 512 and of 2048 tokens took an H200 39 and 402 us in tiles of 64 whose programs share the sums, which
+    the units of warp groups multiply; 38 and 445 with 32 keys, 51 and 369 in tiles of 128, 43 and 528 in tiles of 32.
+    """
     if target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
         return Tile(16, 16, 4, 1)
     if shape.element:
         return Tile(16, 32, 8, 2)
+    unit = target.unit(shape.dtype, shape.dtype)
+    if unit is not None and unit.instruction == "HGMMA":
+        return Tile(64, 64, 4, 2, apart=True)
     return Tile(32, 32, 8, 2) if target.shared_memory <= _LARGE_SHARED else Tile(32, 64, 8, 2)

@@ -324,6 +324,11 @@ def _latents(dtype: str) -> Iterator[LatentShape]:
         yield LatentShape(dtype, 128)
 
 
+def _shows_either(dtype: str) -> Callable[[Target], tuple[str, ...]]:
+    """As ``_shows``, whether tiles are low or high."""
+    return lambda target: tuple(one.replace("HMMA", "HG?MMA") for one in _shows("few", dtype)(target))
+
+
 def _has_latents(dtype: str) -> Requires:
     return lambda target: (has_bf16(target) if dtype == "bfloat16" else None) or latent_tiles.requires(target)
 
@@ -344,7 +349,7 @@ def _latent_rows() -> Iterator[LayerRow]:
         for short, dtype in (("bf16", "bfloat16"), ("f16", "float16")):
             yield LayerRow(
                 f"latent-{family}-{short}", f"{_MODULES}.attention_latent:latent_{family}", of(configure, dtype),
-                _has_latents(dtype), dtype, "latent", _shows("few", dtype),
+                _has_latents(dtype), dtype, "latent", _shows_either(dtype),
             )  # fmt: skip
     for name, function, configurations in (
         ("latent-append", "latent_append", of(latent_tiles.append)),

@@ -362,10 +362,10 @@ def latent_few(
 def latent_merge(
     starts, lengths, out, work, stats, room,
     HEADS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr,
-    MOST: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
+    MOST: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Adds the parts that ``latent_few`` left. Grid: (WIDTH / BLOCK_D, HEADS, B); arguments as there."""
-    head, b = tl.program_id(1), tl.program_id(2)
+    """Adds the parts that ``latent_few`` left, AT_ONCE at a time. Grid: (HEADS, B); arguments as there."""
+    head, b = tl.program_id(0), tl.program_id(1)
     if OVERLAP:
         let_next_start()
     begin = tl.load(starts + b)
@@ -374,15 +374,20 @@ def latent_merge(
     if OVERLAP:
         wait_for_last()
     if (new == 1) & (parts > 1):
+        first = (b.to(tl.int64) * HEADS + head) * room
         part = tl.arange(0, MOST)
-        at = (b.to(tl.int64) * HEADS + head) * room + part
-        peaks = tl.load(stats + 2 * at, mask=part < parts, other=float("-inf"))
-        sums = tl.load(stats + 2 * at + 1, mask=part < parts, other=0.0)
-        d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-        totals = tl.load(work + at[:, None] * WIDTH + d[None, :], mask=(part < parts)[:, None], other=0.0)
-        share = tl.exp2(peaks - tl.max(peaks, axis=0))
-        weight = tl.sum(share * sums, axis=0)
-        mixed = tl.sum(totals * share[:, None], axis=0) / tl.where(weight == 0.0, 1.0, weight)
+        peaks = tl.load(stats + 2 * (first + part), mask=part < parts, other=float("-inf"))
+        sums = tl.load(stats + 2 * (first + part) + 1, mask=part < parts, other=0.0)
+        peak = tl.max(peaks, axis=0)
+        weight = tl.sum(tl.exp2(peaks - peak) * sums, axis=0)
+        d = tl.arange(0, WIDTH)
+        mixed = tl.zeros((WIDTH,), tl.float32)
+        for begins in range(0, parts, AT_ONCE):
+            some = begins + tl.arange(0, AT_ONCE)
+            share = tl.exp2(tl.load(stats + 2 * (first + some), mask=some < parts, other=float("-inf")) - peak)
+            place = work + (first + some)[:, None] * WIDTH + d[None, :]
+            mixed += tl.sum(tl.load(place, mask=(some < parts)[:, None], other=0.0) * share[:, None], axis=0)
+        mixed = mixed / tl.where(weight == 0.0, 1.0, weight)
         token = begin.to(tl.int64) * HEADS + head
         tl.store(out + token * RANK + d, mixed.to(out.dtype.element_ty), mask=d < RANK)
 
