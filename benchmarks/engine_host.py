@@ -72,7 +72,7 @@ def measure(rows: int, steps: int, tokenizer: Tokenizer) -> tuple[float, float]:
     """Medians of microseconds a step: before its launch, and beside it."""
     text = tokenizer.encode("def add(first, second):\n    return first + second  # of two numbers\n")
     place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
-    config = SimpleNamespace(vocab_size=tokenizer.vocab_size, max_context=4096)
+    config = SimpleNamespace(vocab_size=tokenizer.vocab_size, max_context=4096, hidden_size=4096)
     model: Any = SimpleNamespace(place=place, config=config, notes=())
     runner = Instant(model, rows, text)
     llm = LLM(model, tokenizer, runner, sequences=rows, cache_tokens=rows * 1024, prefix_cache=False)  # type: ignore[arg-type]

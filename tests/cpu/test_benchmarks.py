@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -108,6 +109,20 @@ print("some words")
 for number in streams:
     print(json.dumps({{"pl": int(number), "speed_tg": 5.0 * int(number), "speed_pp": 3.0}}))
 """
+
+
+def test_the_host_s_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: it imports torch, and nothing of it is compiled."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from isobit.bundled import model_path
+    from isobit.engine.tokenizer import Tokenizer
+
+    module = importlib.import_module("engine_host")
+    for rows in (1, 3):
+        before, beside = module.measure(rows, 24, Tokenizer.from_folder(model_path()))
+        assert before > 0 and beside > 0
+    for name in ("engine_host", "common"):
+        sys.modules.pop(name, None)
 
 
 def test_streams_beside_a_peer(tmp_path: Path) -> None:
