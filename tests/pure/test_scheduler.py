@@ -160,6 +160,24 @@ def test_a_long_prompt_that_goes_first_does_not_stop_those_that_decode() -> None
     assert fed == [[(3, 3), (1, 1), (2, 1)]] * 3 + [[(3, 2), (1, 1), (2, 1)]]
 
 
+def test_a_step_is_wide_where_so_much_is_due() -> None:
+    def fed(lengths: tuple[int, ...], sequences: int = 8) -> list[int]:
+        scheduler = Scheduler(BlockPool(64, 4), tokens=8, sequences=sequences, wide=24)
+        for id, length in enumerate(lengths):
+            scheduler.add(Request(id, (id + 1,) * length, most=1))
+        counts = []
+        while (schedule := scheduler.schedule()) is not None:
+            counts.append(sum(len(part.tokens) for part in schedule.parts))
+            scheduler.commit(schedule, [5] * len(schedule.choosers))
+        return counts
+
+    assert fed((23,)) == [8, 8, 7]
+    assert fed((24,)) == [24]
+    assert fed((10, 10, 10)) == [24, 6]
+    assert fed((40, 20)) == [24, 24, 8, 4]
+    assert fed((10, 10, 10), sequences=2) == [8, 8, 8, 6]  # a third does not take part, and does not count
+
+
 def test_a_schedule_says_what_a_flat_batch_needs() -> None:
     played = Played(blocks=8, size=2, tokens=8, sequences=4)
     played.add(Request(7, (4, 3, 2), most=4))

@@ -127,6 +127,7 @@ class Engine:
         prefix_cache: whether what was computed for one request is read by others that begin with the same tokens.
         window: latest tokens that a token attends to, in all layers of the model; None where one attends to all.
         gallery: what tokens of prompts stand for, which the runner knows, too; None where all are text.
+        wide: tokens of a step where so many are due, if that is more.
 
     Attributes:
         made: what steps have made and nobody has taken yet, the oldest first.
@@ -146,6 +147,7 @@ class Engine:
         prefix_cache: bool = True,
         window: int | None = None,
         gallery: Gallery | None = None,
+        wide: int = 0,
     ) -> None:
         self._runner = runner
         self._ahead = runner if isinstance(runner, Ahead) else None  # asked once: it takes as long as scheduling
@@ -157,7 +159,7 @@ class Engine:
             self.pool.grow(runner.reserve(blocks, blocks))
         ahead = int(self._ahead is not None)
         self.scheduler = Scheduler(
-            self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead, window=window
+            self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead, window=window, wide=wide
         )
         self._asked: dict[int, _Asked] = {}
         self._inbox: deque[_Asked | int] = deque()  # what came since the last step: requests, and ids to end

@@ -80,7 +80,8 @@ class LLM(Desk):
                 runner.gallery = gallery
             return Engine(
                 runner if runner is not None else runner_for(model, sequences, gallery),
-                tokens=chunk or prefill_chunk(model.place.target, model.config.hidden_size),
+                tokens=chunk or prefill_chunk(model.place.target),
+                wide=0 if chunk else prefill_chunk(model.place.target, model.config.hidden_size),
                 sequences=sequences,
                 cache_tokens=cache_tokens,
                 prefix_cache=prefix_cache,

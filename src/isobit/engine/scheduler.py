@@ -36,10 +36,11 @@ class Scheduler:
 
     Args:
         pool: of the key-value cache.
-        tokens: the most that one step feeds.
+        tokens: the most that one step feeds, unless ``wide`` are due.
         sequences: the most that take part in a step, at most ``tokens``.
         ahead: steps that may be under way when another is scheduled.
         window: latest tokens that a token attends to, in all layers of the model; None where one attends to all.
+        wide: tokens of a step where so many are due, if that is more.
 
     Attributes:
         steps: schedules made so far.
@@ -47,7 +48,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, *, tokens: int, sequences: int, ahead: int = 0, window: int | None = None
+        self, pool: BlockPool, *, tokens: int, sequences: int, ahead: int = 0, window: int | None = None, wide: int = 0
     ) -> None:
         if not 1 <= sequences <= tokens:
             raise UsageError(
@@ -55,6 +56,7 @@ class Scheduler:
                 "there must be one or more sequences, and as many tokens or more"
             )
         self.pool, self.tokens, self.sequences, self.ahead, self.window = pool, tokens, sequences, ahead, window
+        self.wide = max(tokens, wide)
         self.steps = self.preemptions = 0
         self._arrivals = 0
         self._known: dict[int, Running] = {}
@@ -176,7 +178,7 @@ class Scheduler:
         size = self.pool.size
         parts: list[Part] = []
         preempted: list[int] = []
-        budget = self.tokens
+        budget = self._most(sum(lefts))
         decoding = lefts.count(1)  # from here on; each has its token for certain
         place = 0
         while place < len(self._running):
@@ -203,6 +205,15 @@ class Scheduler:
                     break
                 decoding = lefts[place : len(self._running)].count(1)  # what they would have fed is left for this one
         return parts, preempted, budget
+
+    def _most(self, due: int) -> int:
+        """Tokens of the next step at most; ``due`` are those of the running requests."""
+        free = max(0, self.sequences - len(self._running)) if self.wide > self.tokens else 0
+        for state in self._waiting[:free]:
+            due += state.left
+            if due >= self.wide:
+                break
+        return self.wide if due >= self.wide else self.tokens
 
     def _lacks(self, state: Running, count: int) -> int:
         """Blocks that so many more tokens of a request need beside its own."""

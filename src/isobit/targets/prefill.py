@@ -32,7 +32,7 @@ WIDE: Mapping[str, PrefillChunk] = {
 
 
 def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
-    """Tokens of a prompt that go through a model at once.
+    """Tokens of prompts that go through a model at once, at most: where fewer are due, that of no width.
 
     Args:
         target: what runs it; None for the CPU at hand.
