@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", default="llama-2-7b,deepseek-llm-7b")
     parser.add_argument("--schemes", default=SCHEMES)
     parser.add_argument("--batch", default="1,64", help="of `isobit bench`")
+    parser.add_argument("--memory", help="that eval and serve may take of the GPU, where several run at once")
     parser.add_argument("--steps", default=",".join(STEPS), help=f"of {', '.join(STEPS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="tiny, on the CPU; nothing is recorded")
     parser.add_argument("--csv", type=Path, default=RESULTS / "gpu_end_to_end.csv")
@@ -134,7 +135,7 @@ def quantized(source: Path, out: Path, name: str) -> dict[str, object]:
     return row("quantize", seconds, done.returncode, tail(done) if done.returncode else f"{size / 1e9:.2f} GB")
 
 
-def evaluated(source: Path, out: Path, text: Path, device: str) -> dict[str, object]:
+def evaluated(source: Path, out: Path, text: Path, device: str, more: list[str]) -> dict[str, object]:
     words: list[str | Path] = [
         "eval",
         out,
@@ -149,7 +150,7 @@ def evaluated(source: Path, out: Path, text: Path, device: str) -> dict[str, obj
         "--json",
         "-q",
     ]
-    seconds, done = command(*words)
+    seconds, done = command(*words, *more)
     return row("eval", seconds, done.returncode, tail(done) if done.returncode else divergence(done.stdout))
 
 
@@ -182,13 +183,13 @@ def benched(out: Path, batch: str, device: str, new: int) -> dict[str, object]:
 # ---------------------------------------------------------------------- serving
 
 
-def served(out: Path, device: str) -> dict[str, object]:
+def served(out: Path, device: str, more: list[str]) -> dict[str, object]:
     """Starts a server, asks it once alone and eight times at once, and ends it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     begin = time.perf_counter()
-    words = ["serve", str(out), "--device", device, "--port", str(port)]
+    words = ["serve", str(out), "--device", device, "--port", str(port), *more]
     server = subprocess.Popen(
         [sys.executable, "-m", "isobit", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -253,14 +254,15 @@ def steps(args: argparse.Namespace, work: Path, model: str) -> Iterator[dict[str
         out = work / f"{model}-{name}"
         if "quantize" in args.steps or not (out / "config.json").exists():
             yield {"scheme": name} | quantized(source, out, name)
+    more = ["--memory", args.memory] if args.memory else []
     for name in schemes:
         out = work / f"{model}-{name}"
         if "eval" in args.steps:
-            yield {"scheme": name} | evaluated(source, out, text, device)
+            yield {"scheme": name} | evaluated(source, out, text, device, more)
         if "bench" in args.steps:
             yield {"scheme": name} | benched(out, "1,2" if args.quick else args.batch, device, 8 if args.quick else 64)
         if "serve" in args.steps:
-            yield {"scheme": name} | served(out, device)
+            yield {"scheme": name} | served(out, device, more)
 
 
 def main() -> None:
