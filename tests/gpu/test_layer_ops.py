@@ -41,6 +41,7 @@ SPECS = {
     "sinks": AttentionSpec(16, 2, 64, window=128, sinks=torch.linspace(-3, 3, 16)),
     "chunks": AttentionSpec(10, 2, 128, rope_dims=0, chunk=500, scaled=True),
     "neighbours": AttentionSpec(8, 2, 128, rope_dims=64, interleaved=True),
+    "own keys": AttentionSpec(6, 6, 80, window=64, softcap=50.0, sinks=torch.linspace(-3, 3, 6)),
 }
 
 
@@ -109,8 +110,9 @@ def test_attention_in_float32_and_with_norms() -> None:
         assert oracle.error(layer.attention(behind, *given.arguments), wanted) < 1.5 * ROUNDED[dtype], dtype
 
 
-def test_a_sequence_does_not_depend_on_its_neighbours_nor_on_where_its_blocks_are() -> None:
-    layer, spec = layers(), SPECS["grouped"]
+@pytest.mark.parametrize("name", ["grouped", "llama"])
+def test_a_sequence_does_not_depend_on_its_neighbours_nor_on_where_its_blocks_are(name: str) -> None:
+    layer, spec = layers(), SPECS[name]
     sizes = MIXTURES["mixture"]
     given = oracle.batch(spec, sizes, 32, torch.bfloat16, 4, "cuda")
     together = layer.attention(spec, *given.arguments)
@@ -123,6 +125,25 @@ def test_a_sequence_does_not_depend_on_its_neighbours_nor_on_where_its_blocks_ar
         )  # fmt: skip
         parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
         assert torch.equal(layer.attention(spec, *parts, given.cached, alone), together[own]), (new, length)
+
+
+def test_one_new_token_each_has_the_same_bits_however_a_step_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles ahead, a loop around parts, and many sequences beside it."""
+    from isobit.kernels.gpu import one_tiles
+
+    layer, spec, sizes = layers(), SPECS["llama"], [(1, n) for n in (1, 2, 64, 65, 130, 512)]
+    given = oracle.batch(spec, sizes, 64, torch.bfloat16, 11, "cuda")
+    wanted = layer.attention(spec, *given.arguments)
+    assert oracle.error(wanted, oracle.attention(spec, given)[0]) < ROUNDED[torch.bfloat16]
+    for ahead in (1, 2):
+        for split in (False, True):
+            monkeypatch.setattr(
+                one_tiles, "spread",
+                lambda attention, rope, *_, ahead=ahead, split=split: one_tiles.OneShape(attention, rope, ahead, split),
+            )  # fmt: skip
+            again = oracle.batch(spec, sizes, 64, torch.bfloat16, 11, "cuda")
+            assert torch.equal(layer.attention(spec, *again.arguments), wanted), (ahead, split)
+            assert torch.equal(oracle.stored(again, again.keys), oracle.stored(given, given.keys))
 
 
 def test_a_prompt_in_chunks_is_the_prompt_at_once() -> None:

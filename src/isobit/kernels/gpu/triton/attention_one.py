@@ -170,7 +170,7 @@ def _sums(
     ahead = ()
     for i in tl.static_range(AHEAD):
         tile = _tile(cache, table, at + i * TILE, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, ELEMENT)
-        ahead = ahead + (tile,)
+        ahead = ahead + (tile,)  # type: ignore[assignment]  # as many as AHEAD
     if OVERLAP:  # in further parts nothing is left to wait for
         wait_for_last()
     query, sums, new = newest_of(
