@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from families import make_model, save
 
 import isobit
 from isobit import arguments
@@ -14,10 +15,12 @@ from isobit.cli.main import main
 from isobit.engine import generate
 from isobit.errors import CapacityError, UsageError
 from isobit.formats.caches import cache_format
+from isobit.kernels.gpu.latent_tiles import arena, parts_of
 from isobit.legalize.memory import CPU_RUNTIME_BYTES, USABLE
 from isobit.models import weights
 from isobit.models.cache.paged import BLOCK
 from isobit.models.room import GRAPH_BYTES, LEAST_TOKENS, Room, room
+from isobit.models.weights import load_model
 from isobit.targets import detect
 from isobit.targets.table import lookup
 
@@ -162,6 +165,21 @@ def test_recorded_steps_take_their_part(model: Path) -> None:
     assert one.graphs == 48 * GRAPH_BYTES + one.memory.activations // 2 + one.logits
     assert one.held - without.held == one.graphs and "recorded steps" in str(one) and "recorded" not in str(without)
     assert one.tokens < without.tokens
+
+
+def test_parts_of_latent_attention_take_theirs(tmp_path: Path) -> None:
+    folder = save(make_model("DeepseekV3ForCausalLM", max_position_embeddings=4096), tmp_path / "latent")
+    target, board = lookup("H200")
+    assert board is not None
+    found = room(
+        folder, gpu=True, free=1 << 36, given=1 << 36, cache=cache_format("auto"), sequences=64,
+        machine=(target, board), graphs=1,
+    )  # fmt: skip
+    assert found is not None
+    attention = load_model(folder).config.layers[0].attention
+    parts = arena(attention.heads, attention.rank, 64, found.context)
+    assert parts == 4 * 64 * attention.heads * parts_of(attention.heads, found.context) * (attention.rank + 2) > 0
+    assert found.graphs == GRAPH_BYTES + found.memory.activations // 2 + found.logits + parts
 
 
 def test_loading_starts_no_program(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

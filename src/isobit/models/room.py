@@ -11,6 +11,7 @@ from pathlib import Path
 from isobit.errors import CapacityError, IsobitError
 from isobit.formats.caches import CacheFormat
 from isobit.formats.schemes import scheme as scheme_named
+from isobit.kernels.gpu.latent_tiles import arena
 from isobit.legalize.memory import USABLE, Memory
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.models.planning import described, locate
@@ -139,11 +140,18 @@ def room(
     except IsobitError:
         return None
     logits = 4 * (sequences - 1) * vocab
-    recorded = graphs * GRAPH_BYTES + found.memory.activations // 2 + logits if graphs else 0
+    parts = _parts(found, sequences, context)
+    recorded = graphs * GRAPH_BYTES + found.memory.activations // 2 + logits + parts if graphs else 0
     answer = Room(found.memory, limit, given is not None, board.name, context, logits, recorded)
     if not answer.fits:
         raise answer.refusal(folder.name)
     return answer
+
+
+def _parts(found: Plan, sequences: int, context: int) -> int:
+    """Bytes of the parts of sequences that latent attention adds up: the largest of them, which layers share."""
+    latents = {(op.n, op.kept[0]) for op, _ in found.ops if op.kept and op.kept[0] != op.kept[1]}
+    return max((arena(heads, rank, sequences, context) for heads, rank in latents), default=0)
 
 
 def _planned(folder: Path, target: Target, board: Board, cache: CacheFormat) -> tuple[Plan, int, int]:

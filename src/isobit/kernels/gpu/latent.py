@@ -150,10 +150,8 @@ class GpuLatent(Starter):
     def reserve_latent(self, spec: LatentSpec, sequences: int, most: int) -> None:
         """Says that latent attention will be asked for so many sequences of up to ``most`` tokens, before the first
         graph is recorded."""
-        parts = tiles.parts_of(spec.heads, most)
-        if parts > 1 and not self.alike:
-            width = LatentShape("float32", spec.heads, rank=spec.rank).width
-            self.workspace.reserve(4 * sequences * spec.heads * parts * (width + 2))
+        if not self.alike:
+            self.workspace.reserve(tiles.arena(spec.heads, spec.rank, sequences, most))
 
     def _check_latent(
         self, spec: LatentSpec, q: Tensor, kv: Tensor, cos: Tensor, sin: Tensor, held: Cached, sequences: Sequences

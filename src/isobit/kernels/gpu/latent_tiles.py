@@ -146,6 +146,12 @@ def parts_of(heads: int, most: int) -> int:
     return 1 if most <= ONE_PART else min(most_parts(heads), max(1, -(-most // part_of(heads))))
 
 
+def arena(heads: int, rank: int, sequences: int, most: int) -> int:
+    """Bytes of the parts of so many sequences of one new token and up to ``most`` tokens, until they are added up."""
+    parts = parts_of(heads, most)
+    return 4 * sequences * heads * parts * (max(32, _power_of_two(rank)) + 2) if parts > 1 else 0
+
+
 def programs_of(parts: int, others: int, multiprocessors: int) -> int:
     """Programs for the parts of each sequence and tile of heads, of which there are ``others``."""
     return max(1, min(parts, -(-_PROGRAMS_EACH * multiprocessors // max(1, others))))
