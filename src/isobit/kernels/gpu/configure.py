@@ -139,8 +139,8 @@ def _deepest(config: Config, machine: Machine) -> int:
 
 def _lanes(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     known = replace(config, constexprs=_common(row, call, machine, config))
-    words = call.matrix.k // row.layout.per_word
-    tiled = lane_tiles.for_experts(known, words) if call.experts else lane_tiles.for_rows(known, call.matrix.n)
+    n, words = call.matrix.n, call.matrix.k // row.layout.per_word
+    tiled = lane_tiles.for_experts(known, words, n) if call.experts else lane_tiles.for_rows(known, n)
     constants = _common(row, call, machine, tiled)
     return replace(tiled, signature=_types(row, call, config), constexprs=constants)
 
