@@ -261,10 +261,12 @@ def _attend(
         total = warpgroup_mma(low, v_ring.index(slot), total)
     total = warpgroup_mma(high, v_ring.index(slot), total)
     if SINKS:
-        sink = gl.full([BLOCK_M], 0.0, gl.float32, gl.SliceLayout(1, SCORES)) + gl.load(sinks + head) * _LOG2_E
-        higher = gl.maximum(peak, sink)
+        # ``attention.with_sink``, whose product and difference the compiler rounds once: so here.
+        sink = gl.full([BLOCK_M], 0.0, gl.float32, gl.SliceLayout(1, SCORES)) + gl.load(sinks + head)
+        higher = gl.maximum(peak, sink * _LOG2_E)
         less = gl.exp2(peak - higher)
-        weight = gl.fma(weight, less, gl.exp2(sink - higher))
+        log2_e = gl.full([BLOCK_M], _LOG2_E, gl.float32, gl.SliceLayout(1, SCORES))
+        weight = gl.fma(weight, less, gl.exp2(gl.fma(sink, log2_e, -higher)))
         total = total * gl.expand_dims(gl.convert_layout(less, gl.SliceLayout(1, SUMS)), 1)
     weight = gl.where(weight == 0.0, 1.0, weight)
     mixed = total / gl.expand_dims(gl.convert_layout(weight, gl.SliceLayout(1, SUMS)), 1)
