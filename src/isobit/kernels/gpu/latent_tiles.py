@@ -261,7 +261,7 @@ def few_tile(shape: LatentShape, target: Target) -> Tile:
     eight; as e4m3fn, which is decoded in registers, 74 where two programs share the sums, 84 where they do not. 128
     heads took 284 us in tiles of 32 and 64 keys, 418 in tiles of 16, 286 in tiles of 64 and 32 keys that share sums.
     """
-    if target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
+    if not is_cuda(target) or target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
         return Tile(16, 16, 8, 1)
     if target.shared_memory <= _LARGE_SHARED:
         return Tile(16, 32, 8, 2)
@@ -276,7 +276,7 @@ def many_tile(shape: LatentShape, target: Target) -> Tile:
     16 heads of 512 and of 2048 tokens took an H200 39 and 402 us in tiles of 64 whose programs share the sums, which
     the units of warp groups multiply; 38 and 445 with 32 keys, 51 and 369 in tiles of 128, 43 and 528 in tiles of 32.
     """
-    if target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
+    if not is_cuda(target) or target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
         return Tile(16, 16, 4, 1)
     if shape.element:
         return Tile(16, 32, 8, 2)
