@@ -64,7 +64,7 @@ def rounding(element: str, *, wide: bool) -> Callable[[Target], Config]:
         }  # fmt: skip
         constants: dict[str, Constant] = {
             "ELEMENT": element, "WIDE": wide, "OVERLAP": overlaps(target), "STATIC": False, "ONCE": True,
-            "BLOCK_K": 4096, **by_instructions(element, target),
+            "BLOCK_K": 4096, "LATE": False, **by_instructions(element, target),
         }  # fmt: skip
         return Config(signature, constants, 8, 1, divisible=("K",))
 

@@ -132,17 +132,8 @@ class GpuLayer(GpuAttention):
         return rounded
 
     def round(self, x: Tensor, rounding: Rounding) -> Rounded:
-        """Rounds ``[..., K]``: long rows of few tokens in parts, each by a program that looks over all of its row."""
-        shape, k = self._row_shape(x, rounding), x.shape[-1]
-        tokens = x.numel() // k
-        parts = tiles.own_parts(k, tokens)
-        if not tokens or not shape.element or parts == 1:
-            return rounding(x)
-        x = x.contiguous()
-        rounded, arguments = rounding.room(x)
-        kernel = self.kernel("quantize:quantize_parts", tiles.quantize_parts, replace(shape, parts=2))
-        kernel((tokens, parts), x=x, peaks=self.unused(torch.int32, x.device), K=k, **arguments)
-        return rounded
+        """Rounds ``[..., K]`` in a launch of its own."""
+        return rounding(x)
 
     def _result(self, x: Tensor, rounding: Rounding | None) -> tuple[Tensor | Rounded, dict[str, Any]]:
         """What activations like ``x`` leave, and the arguments of a kernel that say so."""

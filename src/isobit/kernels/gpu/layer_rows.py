@@ -230,8 +230,6 @@ def _roundings(target: Target) -> Iterator[Config]:
     for element in CODES:
         shape = RowShape(_usual(target), 11008, element=element, codes=CODES[element])
         yield row_tiles.quantize_parts(replace(shape, late=True), target)
-        for late in (False, True):
-            yield row_tiles.quantize_parts(replace(shape, parts=2, late=late), target)
 
 
 def _routers(target: Target) -> Iterator[tuple[RouterShape, int]]:

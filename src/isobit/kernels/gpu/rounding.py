@@ -22,6 +22,10 @@ _WIDE = {"*fp16": torch.float16, "*bf16": torch.bfloat16}
 _FORMS: dict[str, Form] = {"*fp16": "float16", "*bf16": "bfloat16"}
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.uint8: "*u8"}
 
+# Tokens of which the next kernel starts when the one before has ended (``layer_tiles.late``): a step of 8 takes 2.59 ms
+# so and 2.61 otherwise, 2048 tokens of a prompt 246 and 244 (dev/LOG.md, 2026-11-28).
+_LATE = range(2, 17)
+
 
 class Rounding:
     """Rounds ``[..., K]`` activations to codes in the form that a kernel multiplies, with scales per token or group.
@@ -49,14 +53,15 @@ class Rounding:
         )
         self._view = {"*fp8e4nv": torch.float8_e4m3fn, "*fp8e5": torch.float8_e5m2}.get(operand)
         self._row = _row(spec, wide=operand in _WIDE)
-        self._kernels: dict[tuple[torch.dtype, int], Kernel] = {}
+        self._kernels: dict[tuple[torch.dtype, int, bool], Kernel] = {}
 
     def __call__(self, x: Tensor) -> Rounded:
         """Codes ``[..., K]`` (or their values) and float32 scales ``[..., 1]``, or ``[..., K / group]``."""
         k = x.shape[-1]
         x = x.contiguous()
         rounded, arguments = self.room(x)
-        tokens, kernel = rounded.tokens, self._kernel(x.dtype, k)
+        tokens = rounded.tokens
+        kernel = self._kernel(x.dtype, k, late=tokens in _LATE)
         if self.spec.group is not None:
             groups = tokens * k // self.spec.group
             at_once = int(kernel.config.constexprs["ROWS"] or 1)
@@ -80,12 +85,12 @@ class Rounding:
         codes = rounded.codes.reshape(rounded.tokens, -1)
         return codes if self._view is None else codes.view(self._view)
 
-    def _kernel(self, dtype: torch.dtype, k: int) -> Kernel:
-        key = (dtype, k)
+    def _kernel(self, dtype: torch.dtype, k: int, *, late: bool) -> Kernel:
+        key = (dtype, k, late)
         if key not in self._kernels:
             config = configure.rounding(
                 self._row, str(dtype).removeprefix("torch."), self.pointer, self.machine, k=k,
-                element=self.spec.element, group=self.spec.group or k, static=self.static_scale is not None,
+                element=self.spec.element, group=self.spec.group or k, static=self.static_scale is not None, late=late,
             )  # fmt: skip
             self._kernels[key] = Kernel(self._row.entry, config, self.machine)
         return self._kernels[key]

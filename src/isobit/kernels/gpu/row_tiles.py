@@ -13,11 +13,12 @@ from isobit.targets.spec import Target
 Form = Literal["apart", "turns", "words", "alone"]
 _DIVISIBLE = ("K", "stride_gate", "stride_up")
 VALUES_AT_ONCE = 1024  # of a program that gates, or rounds a part of a token
-# Tokens that are rounded in parts although nobody knows their largest magnitudes: each program looks over all of its
-# token, and rounds so many values. Not measured against others.
-TOKENS_IN_PARTS, VALUES_OF_PART, READ_AT_ONCE = 16, 512, 4096
-# Tokens from which a program gates and rounds a whole one of them, and the most values of one that does.
-GATES_WHOLE_FROM, MOST_GATED = 128, 16384
+# Tokens up to which a norm rounds each in parts of so many values, by programs that look over all of it. One program
+# for a token takes as long (dev/LOG.md, 2026-11-28).
+TOKENS_IN_PARTS, VALUES_OF_PART = 16, 512
+# Tokens from which a program gates and rounds a whole one of them, and the most values of one that does. 64 tokens of
+# 11008 take 5.2 us, in parts 5.4, 2048 tokens 35 and 54; by 8 tokens 3.9 and 3.4 (dev/LOG.md, 2026-11-28).
+GATES_WHOLE_FROM, MOST_GATED = 17, 16384
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class RowShape:
         static: whether the scale is given.
         activation: of a gate; ``limited``: gpt-oss's, with a ``limit``.
         form: how gates and what they multiply lie; see ``triton/gate.py``.
-        parts: of a norm that rounds: programs that share a token; of what rounds parts of one: above 1 where it has to
-            find the token's largest magnitude itself.
+        parts: of a norm that rounds: programs that share a token.
         late: whether the next kernel starts when the one before has ended (``late``).
         centred, bias: of a norm: whether the mean is taken away first, and whether something is added at the end.
     """
@@ -98,8 +98,7 @@ def quantize_parts(shape: RowShape, target: Target) -> Config:
     types = {"x": POINTERS[shape.dtype], "peaks": "*i32", **_rounding(shape)}
     constants: dict[str, Constant] = {
         **_rounded(shape, target), "OVERLAP": overlaps(target), "PARTS": _power_of_two(parts_of_token(shape.k)),
-        "BLOCK_K": VALUES_AT_ONCE if shape.parts == 1 else VALUES_OF_PART, "OWN": shape.parts > 1,
-        "READ": min(READ_AT_ONCE, _power_of_two(shape.k)), "LATE": shape.late,
+        "BLOCK_K": VALUES_AT_ONCE, "LATE": shape.late,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("K",))
 
@@ -110,13 +109,8 @@ def parts_of_token(k: int) -> int:
 
 
 def parts_of_norm(k: int, tokens: int) -> int:
-    """The same of a norm that rounds: a power of two."""
-    return 1 << (own_parts(k, tokens).bit_length() - 1)
-
-
-def own_parts(k: int, tokens: int) -> int:
-    """Programs that share each of some tokens of ``k`` values although they have to look over all of it."""
-    return 1 if tokens > TOKENS_IN_PARTS else -(-k // VALUES_OF_PART)
+    """The same of a norm that rounds, whose programs each look over all of their token: a power of two."""
+    return 1 if tokens > TOKENS_IN_PARTS else 1 << ((-(-k // VALUES_OF_PART)).bit_length() - 1)
 
 
 def holds_token(k: int, target: Target) -> bool:

@@ -36,7 +36,7 @@ def round_token(
 def quantize_token(
     x, codes, scales, static_scale, K, qmax,
     ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, ONCE: tl.constexpr,
-    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, BLOCK_K: tl.constexpr,
+    RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, LATE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One scale per token. Grid: (M,).
 
@@ -46,10 +46,11 @@ def quantize_token(
         scales: ``[M]`` float32.
         static_scale: ``[1]`` float32, the scale of every token without NaN and infinity, if STATIC.
         qmax: largest value of the format, as float32.
+        RECIPROCAL, CONVERTS: see ``law.py``. LATE: see ``pdl.wait``.
         ONCE: K is at most BLOCK_K, and the token is read once and kept in registers.
     """
     if OVERLAP:
-        wait()
+        wait(LATE)
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
     row = x + m * K
@@ -74,32 +75,23 @@ def quantize_token(
 def quantize_parts(
     x, peaks, codes, scales, static_scale, K, qmax,
     ELEMENT: tl.constexpr, WIDE: tl.constexpr, STATIC: tl.constexpr, OVERLAP: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_K: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, LATE: tl.constexpr, RECIPROCAL: tl.constexpr,
+    BLOCK_K: tl.constexpr, LATE: tl.constexpr, RECIPROCAL: tl.constexpr,
     CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """One scale per token, of parts. Grid: (M, parts of BLOCK_K values).
 
     Args:
         x, codes, scales, static_scale, qmax: as for ``quantize_token``.
-        peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part, if they are known.
+        peaks: int32 ``[M, parts]``: bits of the largest magnitude of each part.
         PARTS: parts rounded up to a power of two.
         LATE: see ``pdl.wait``.
-        OWN: they are not: each program looks over all of its token, READ values at a time.
     """
     if OVERLAP:
         wait(LATE)
     m = tl.program_id(0).to(tl.int64)
-    if OWN:
-        column = tl.arange(0, READ)
-        highest = tl.zeros((READ,), tl.int32)
-        for begin in range(0, K, READ):
-            at = begin + column
-            highest = tl.maximum(highest, magnitudes(tl.load(x + m * K + at, mask=at < K, other=0.0)))
-        peak = tl.max(highest, axis=0)
-    else:
-        part = tl.arange(0, PARTS)
-        parts = tl.num_programs(1)
-        peak = tl.max(tl.load(peaks + m * parts + part, mask=part < parts, other=0), axis=0)
+    part = tl.arange(0, PARTS)
+    parts = tl.num_programs(1)
+    peak = tl.max(tl.load(peaks + m * parts + part, mask=part < parts, other=0), axis=0)
     scale = scale_of_token(peak, static_scale, qmax, STATIC)
     if tl.program_id(1) == 0:
         tl.store(scales + m, scale)
