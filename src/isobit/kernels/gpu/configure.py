@@ -288,5 +288,5 @@ def rounding(
         )
     block, once, warps = whole_token(k, machine.target)
     constants = {**config.constexprs, "STATIC": static, "ONCE": once, "BLOCK_K": block, "LATE": late}
-    # 1, 64 and 2048 tokens of 11008 values: 2.5, 3.4, 23.5 us with 16 warps; 2.7, 3.6, 26.4 with 32; 2.6, 3.6, 22.7 with 8
+    # 1, 64, 2048 tokens of 11008 values: 2.5, 3.4, 23.5 us with 16 warps; 2.7, 3.6, 26.4 with 32; 2.6, 3.6, 22.7 with 8
     return replace(config, signature=types, constexprs=constants, num_warps=min(warps, 16))
