@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import save_model
 
 pytest.importorskip("triton", reason="kernel packs are compiled by Triton: pip install triton")
@@ -118,12 +119,25 @@ def test_a_pack_has_the_kernels_of_every_number_of_tokens(name: str) -> None:
     assert needed == packed and len(packed) >= 3
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp8", "int4"])
+def with_own_keys(model: Path) -> Path:
+    """The model with two heads, each of which has keys of its own."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    held = load_file(model / "model.safetensors")
+    for name in [name for name in held if name.endswith(("q_proj.weight", "o_proj.weight"))]:
+        held[name] = (held[name][:128] if "q_proj" in name else held[name][:, :128]).contiguous()
+    save_file(held, model / "model.safetensors", {"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize("name", ["bf16", "own keys", "fp8", "int4"])
 def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save_model(tmp_path / "model")
-    if name != "bf16":
+    if name == "own keys":
+        with_own_keys(model)
+    elif name != "bf16":
         quantize(model, tmp_path / name, Policy(scheme(name)), progress=False)
         model = tmp_path / name
     packed, dtype = requests(model, SM_86, None)
@@ -149,7 +163,8 @@ def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(
     first.length, second.length = 690, 60
     decoder(cache.batch([[1], [2]], [first, second], wanted="last"), cache)
     launched = {request.entry.partition(":")[2] for request in recorder.requests.values()}
-    assert {"rope_append", "norm_token", "gate", "attention_few", "attention_many", "attention_merge"} <= launched
+    attentions = {"attention_one"} if name == "own keys" else {"attention_few", "attention_merge"}
+    assert {"rope_append", "norm_token", "gate", "attention_many", *attentions} <= launched
     assert not recorder.requests.keys() - packed.keys()
     gates = [one for one in packed.values() if one.entry.partition(":")[2] in ("gate", "gate_token")]
     assert "words" in {one.constants["FORM"] for one in gates}, "gates and ups of prompts lie by turns"

@@ -19,6 +19,7 @@ from isobit.errors import UsageError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.compile.request import Request
+from isobit.kernels.gpu.layer_tiles import ONE_PART
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder, begins_aligned
 from isobit.kernels.gpu.workspace import Workspace
@@ -26,6 +27,7 @@ from isobit.kernels.norm import NormSpec
 from isobit.models import pack_experts
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
+from isobit.models.cache.paged import BLOCK
 from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.experts import ExpertsMLP
@@ -115,11 +117,16 @@ def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, 
 
 
 def _batches() -> Iterator[Batch]:
-    """Prompts of every number of tokens that kernels tell apart, and a token behind few others and behind very many."""
+    """Prompts of every number of tokens that kernels tell apart, and a token behind few others and behind very many:
+    of one sequence, and of many, whose steps attention spreads differently, in a cache of blocks as engines have it."""
     for tokens in TOKENS:
         yield Batch.of([range(tokens)])
     one = Batch.of([range(1)])
     yield replace(one, sequences=replace(one.sequences, most=1 << 16))
+    for count, most in ((1, 256), (1, ONE_PART + 1), (64, 256), (64, 1 << 16)):
+        step = Batch.of([range(1)] * count)
+        table = torch.zeros(count, 16, dtype=torch.int32)
+        yield replace(step, sequences=replace(step.sequences, table=table, block=BLOCK, most=most))
 
 
 def _layers(held: Contents, dtype: torch.dtype, where: Place) -> Iterator[Layer]:
