@@ -9,6 +9,7 @@ from isobit.kernels.gpu import alike_tiles, selection
 from isobit.kernels.gpu.configure import Call, configure
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.tiles import FEW
 from isobit.targets.table import TARGETS
 
@@ -38,3 +39,21 @@ def test_sums_have_one_order_for_any_number_of_tokens(name: str) -> None:
             assert all(one == known[0] for one in known), (row.name, n, k)
             seen += 1
     assert seen > 10
+
+
+def test_more_tokens_have_wider_tiles_where_they_were_compared() -> None:
+    machine, matrix = Machine.imagined(TARGETS["sm_90"]), Matrix(4096, 4096, SCHEMES["fp8"].weights)
+    row, _ = selection.pick(SCHEMES["fp8"].weights, SCHEMES["fp8"].activations, "bfloat16", FEW, machine.target, matrix)
+    assert row is not None
+    sizes = alike_tiles.sizes(machine.target)
+    found = [configure(row, Call(matrix, "bfloat16", size, alike=True), machine).constexprs for size in sizes]
+    assert [one["BLOCK_M"] for one in found] == [16, 64, 128]
+    assert {one["IMPRECISE"] for one in found} == {128}, "one token in float8, too: float16 has other bits"
+    assert [alike_tiles.size_class(tokens, machine.target) for tokens in (1, 16, 17, 64, 65, 9999)] == [
+        sizes[0], sizes[0], sizes[1], sizes[1], sizes[2], sizes[2]
+    ]  # fmt: skip
+
+
+def test_integers_need_no_order() -> None:
+    exact = {row.name for row in VARIANTS if alike_tiles.exact(row)}
+    assert exact == {"vector-int8-dp4a", "few-int8-native", "many-int8-native"}

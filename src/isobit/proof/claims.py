@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from isobit.errors import UsageError
 from isobit.formats.schemes import WeightSpec
+from isobit.kernels.gpu import alike_tiles
 from isobit.kernels.gpu.compile.request import specialize
 from isobit.kernels.gpu.configure import Call, configure, finishes, rounding
 from isobit.kernels.gpu.expert_tiles import MIDDLE
@@ -18,7 +19,7 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.selection import not_of_experts
 from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, SOME, SOME_MORE, SOME_MOST, Config
-from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves
+from isobit.kernels.gpu.variant import Variant, flushes_small_codes, has_bf16, has_halves, shows_unit
 from isobit.proof.matrix import Claim
 from isobit.proof.operands import precise
 from isobit.targets.spec import Target
@@ -55,16 +56,21 @@ def claims_of(variant: Row, target: Target) -> list[Claim]:
         operand, configs = variant.multiplies, variant.configurations(target)
     else:
         operand, configs = _COMPUTE.get(variant.compute, variant.weights), configurations(variant, target)
-    promises = tuple(precise(promise, operand) for promise in variant.promises(target))
-    requests = {}
-    for config in configs:
+    promised = [(config, variant.promises) for config in configs]
+    if isinstance(variant, Variant) and variant.family == "few":
+        native = shows_unit(str(variant.weights)) if variant.compute == "native" else variant.promises
+        promised += [(config, native) for config in for_any_number(variant, target)]
+    claimed = {}
+    for config, promises in promised:
         pointers = tuple(
             name for name, kind in config.signature.items() if kind.startswith("*") and name not in config.between
         )
         whole = tuple(name for name in config.divisible if name in config.signature)
         request = specialize(variant.entry, config, target, (*pointers, *whole))
-        requests[request.name()] = request
-    return [Claim(variant.name, target.name, request, promises, target.shared_memory) for request in requests.values()]
+        shown = tuple(precise(promise, operand) for promise in promises(target))
+        claim = Claim(variant.name, target.name, request, shown, target.shared_memory)
+        claimed.setdefault(request.name(), claim)
+    return list(claimed.values())
 
 
 def configurations(row: Variant, target: Target) -> Iterator[Config]:
@@ -91,6 +97,15 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
     if row.way != "prepare" and not_of_experts(row) is None:
         for call in _calls_of_experts(row, dtypes[0], target):
             yield configure(row, call, machine)
+
+
+def for_any_number(row: Variant, target: Target) -> Iterator[Config]:
+    """What is launched of a row for a few tokens in a batch-invariant model, where it runs any number of them."""
+    machine = Machine.imagined(target)
+    usual = "bfloat16" if has_bf16(target) is None else "float16"
+    dtype = usual if usual in row.dtypes else row.dtypes[0]
+    for size in alike_tiles.sizes(target):
+        yield configure(row, Call(_weight(row, _ROWS, target), dtype, size, alike=True), machine)
 
 
 def _calls_of_experts(row: Variant, dtype: str, target: Target) -> Iterator[Call]:
