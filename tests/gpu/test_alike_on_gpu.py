@@ -17,9 +17,9 @@ from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
-from isobit.formats.schemes import scheme
+from isobit.formats.schemes import WeightSpec, scheme
 from isobit.kernels.gpu import card
-from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.bind import BoundLinear, bind
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.heads import AttentionSpec
@@ -55,10 +55,30 @@ def test_a_row_is_the_same_among_any_number_of_others(name: str, n: int, k: int)
         weight = weight.cuda()
     bound = bind(weight, row.activations, None, None, alike=True)
     x = torch.randn(1100, k, device="cuda").bfloat16()
-    whole = bound(x)
+    check_rows(bound, x, row.activations is not None)
+
+
+@pytest.mark.parametrize("element", ["e2m1", "e4m3fn", "int8"])
+def test_a_row_by_codes_in_groups_is_the_same_among_any_number_of_others(element: str) -> None:
+    n, k = 4096, 4096
+    torch.manual_seed(5)
+    codes = {
+        "e2m1": torch.randint(-(2**31), 2**31 - 1, (n, k // 8), dtype=torch.int32),
+        "e4m3fn": torch.randn(n, k).to(torch.float8_e4m3fn).view(torch.uint8),
+        "int8": torch.randint(-127, 128, (n, k), dtype=torch.int8),
+    }[element]
+    scale = (torch.rand(n, k // 32) + 0.5).bfloat16()
+    weight = QTensor(WeightSpec(element, "group", 32), (n, k), codes.cuda(), scale.cuda())
+    x = torch.randn(1100, k, device="cuda").bfloat16()
+    check_rows(bind(weight, None, None, None, alike=True), x, rounded=False)
+
+
+def check_rows(bound: BoundLinear, x: torch.Tensor, rounded: bool) -> None:
+    """That a linear gives the product, and each row its bits among any number of others."""
+    weight, whole = bound.weight, bound(x)
     exact = x.double() @ (weight.dequantize() if isinstance(weight, QTensor) else weight).double().T
     near = (whole.double() - exact).norm() / exact.norm()
-    assert near < (0.04 if row.activations is not None else 4e-3), "what it gives is the product"
+    assert near < (0.04 if rounded else 4e-3), "what it gives is the product"
     alone = torch.cat([bound(x[at : at + 1]) for at in range(40)])
     assert torch.equal(alone, whole[:40]), "alone"
     for tokens in (2, 7, 8, 9, 16, 17, 33, 64, 65, 128, 129, 200, 256, 512, 513):
