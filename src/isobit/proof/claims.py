@@ -102,7 +102,7 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
 def for_any_number(row: Variant, target: Target) -> Iterator[Config]:
     """What is launched of a row for a few tokens in a batch-invariant model, where it runs any number of them.
 
-    On targets whose tiles were compared; elsewhere there is one more tile than usual, of 64 tokens, which is not proved.
+    Where tiles were compared; elsewhere there is one more tile than usual, of 64 tokens, which is not proved.
     """
     if not alike_tiles.warp_groups(target):
         return
