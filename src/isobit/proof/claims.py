@@ -60,7 +60,7 @@ def claims_of(variant: Row, target: Target) -> list[Claim]:
     if isinstance(variant, Variant) and variant.family == "few":
         native = shows_unit(str(variant.weights)) if variant.compute == "native" else variant.promises
         promised += [(config, native) for config in for_any_number(variant, target)]
-    claimed = {}
+    claimed: dict[str, Claim] = {}
     for config, promises in promised:
         pointers = tuple(
             name for name, kind in config.signature.items() if kind.startswith("*") and name not in config.between
