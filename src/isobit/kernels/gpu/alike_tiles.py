@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isobit.kernels.gpu.tiles import FEW, MOST_SPLITS, SOME, Config, for_few
+from isobit.kernels.gpu.tiles import FEW, MOST_SPLITS, NARROW, SOME, Config, for_few
 from isobit.kernels.gpu.variant import Variant, has_halves
 from isobit.targets.spec import Target
 
@@ -19,11 +19,8 @@ _WIDE, _WIDEST = 64, 128  # columns of tiles of more than FEW tokens
 
 
 def sizes(target: Target) -> tuple[int, ...]:
-    """Numbers of tokens up to which tiles have one size; the last one stands for any more.
-
-    Not fewer than ``FEW``: what multiplies tiles of 8 columns takes 8-bit codes in another order than warp groups.
-    """
-    return (FEW, SOME, ROWS) if warp_groups(target) else (FEW, ROWS)
+    """Numbers of tokens up to which tiles have one size; the last one stands for any more."""
+    return (NARROW, FEW, SOME, ROWS) if warp_groups(target) else (FEW, ROWS)
 
 
 def size_class(tokens: int, target: Target) -> int:
@@ -53,6 +50,8 @@ def for_any(row: Variant, config: Config, target: Target, rows: int, multiproces
         rows: of the weight.
         multiprocessors: of the machine.
     """
+    if _takes_narrow(row, target):
+        return config, 1 if -(-rows // 64) > multiprocessors else MOST_SPLITS
     unit = target.unit(row.weights or "", row.activations or "") if row.compute == "native" else None
     if unit is None or unit.instruction != "QGMMA":
         return for_few(config, target, rows, multiprocessors)
@@ -65,14 +64,27 @@ def for_any(row: Variant, config: Config, target: Target, rows: int, multiproces
     return replace(config, num_stages=6 if tiles <= 2 * multiprocessors else 4), 1 if tiles > multiprocessors else 4
 
 
-def of_size(config: Config, target: Target, tokens: int) -> Config:
+def _takes_narrow(row: Variant, target: Target) -> bool:
+    """Whether tiles of 8 columns, and of 16 rows, have the bits of larger ones.
+
+    8-bit codes are taken in another order for them, and codes with zero points had other bits. float16: not compared.
+    """
+    return warp_groups(target) and row.weights == "int4" and row.compute == "bf16"
+
+
+def of_size(row: Variant, config: Config, target: Target, tokens: int) -> Config:
     """The tiles for one of ``sizes``.
 
     Args:
+        row, target: as for ``for_any``.
         config: what they have in common, K split as it will be.
-        target: what it is for.
         tokens: the size.
     """
+    if tokens <= NARROW and _takes_narrow(row, target):
+        config = config.with_constants(BLOCK_M=NARROW)
+        if config.constexprs["SPLIT_K"] == 1:
+            return replace(config.with_constants(BLOCK_N=16), num_warps=1, num_stages=4)
+        return config
     if tokens <= FEW or not has_halves(target):
         return config.with_constants(BLOCK_M=FEW)
     config = config.with_constants(BLOCK_M=_WIDE)

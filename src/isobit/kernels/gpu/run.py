@@ -17,7 +17,7 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.operands import Operands
 from isobit.kernels.gpu.prepare import Narrowed, Widened
 from isobit.kernels.gpu.rounding import Rounding
-from isobit.kernels.gpu.tiles import NATIVE
+from isobit.kernels.gpu.tiles import FEW, NATIVE
 from isobit.kernels.gpu.variant import Variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.rounded import Rounded
@@ -83,7 +83,8 @@ class Run:
 
     def finishes(self, after: str) -> bool:
         """Whether it can do something with its results before they are stored; see ``configure.Call``."""
-        return finishes(self.row, after, self.machine.target)
+        wide = self.call.alike and self.call.tokens > FEW
+        return finishes(self.row, after, self.machine.target, wide=wide)
 
     def __call__(self, x: Tensor | Rounded, y: Tensor, after: str = "", residual: Tensor | None = None) -> None:
         """``x [M, K]``, or what it was rounded to, to ``y [M, N]``, or ``[M, N / 2]`` behind gates.
