@@ -182,9 +182,9 @@ def _few_tile(shape: AttentionShape, target: Target, rows: int) -> _Tile:
     """Keys of a step: what a multiprocessor has several of at once."""
     size = shape.width * _SIZES[shape.dtype]
     if _without_unit(shape, target):
-        return _Tile(rows, 16, _warps(target), 1)
+        return _Tile(rows, 16, warps_of(target), 1)
     if target.shared_memory < _MIDDLE_SHARED:
-        return _Tile(rows, 16 if _few_registers(target) else 32, _warps(target), 1)
+        return _Tile(rows, 16 if _few_registers(target) else 32, warps_of(target), 1)
     if target.shared_memory <= _LARGE_SHARED:
         return _Tile(rows, 64 if size <= 256 else 32, 4, 2)
     # On an H200 (dev/LOG.md, 2026-11-28) four stages took 10.7 us for 4096 keys of 8 heads with four queries each,
@@ -204,7 +204,7 @@ def _few_registers(target: Target) -> bool:
     return not is_cuda(target) and target.registers <= 256
 
 
-def _warps(target: Target) -> int:
+def warps_of(target: Target) -> int:
     return 8 if _few_registers(target) else 4
 
 
@@ -218,12 +218,12 @@ def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
     """An H200 took 547 us for a prompt of 4096 (7B) with 64 by 64 and four warps, 587 with 128 by 128 and eight."""
     size = shape.width * _SIZES[shape.dtype]
     if _without_unit(shape, target):
-        return _Tile(16, 16, _warps(target), 1)
+        return _Tile(16, 16, warps_of(target), 1)
     if target.shared_memory < _MIDDLE_SHARED:
         keys = 16 if _few_registers(target) else 32
         wide = size <= 256 and not (shape.element and _few_registers(target))
         tall = 64 if wide else 16 if _few_registers(target) and size > 256 else 32
-        return _Tile(tall, keys, _warps(target), 1)
+        return _Tile(tall, keys, warps_of(target), 1)
     if shape.dtype == "float32":
         return _Tile(32, 32, 8, 2)
     if target.shared_memory > _LARGE_SHARED:

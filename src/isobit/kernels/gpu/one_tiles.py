@@ -9,10 +9,11 @@ from isobit.kernels.gpu.layer_tiles import AttentionShape, RopeShape
 from isobit.kernels.gpu.tiles import Config, Constant
 from isobit.targets.spec import Target
 
-# Warps of a program, and keys of a tile. Bits depend on both, so they are the same for any number of sequences. Whole
-# steps of a 7B in fp8 on an H200 (dev/LOG.md, 2026-11-28), behind 192 and 4032 tokens, and 64 behind 72 and 512:
-# 2.36, 2.77, 3.96 and 7.22 ms; with eight warps 2.35, 2.98, 4.54 and 8.01; with tiles of 32 2.45, 2.82, 3.87 and 7.43.
-_WARPS, _KEYS = 4, 64
+# Keys of a tile, for four warps, or eight where a thread has few registers. Bits depend on both, so they are the same
+# for any number of sequences. Whole steps of a 7B in fp8 on an H200 (dev/LOG.md, 2026-11-28), behind 192 and 4032
+# tokens, and 64 behind 72 and 512: 2.36, 2.77, 3.96 and 7.22 ms; with eight warps 2.35, 2.98, 4.54 and 8.01; with tiles
+# of 32 2.45, 2.82, 3.87 and 7.43.
+_KEYS = 64
 _ROOMY = 2  # programs of a multiprocessor up to which each may have registers for two tiles
 
 
@@ -57,18 +58,19 @@ def attention_one(shape: OneShape, target: Target) -> Config:
     """Configuration of ``attention_one``."""
     plain = shape.attention
     few, rope = tiles.attention_few(plain, target), tiles.rope_append(shape.rope, target)
+    warps = tiles.warps_of(target)
     lanes = target.backend[2] if target.backend is not None else 32
     bytes_of_key = plain.width if plain.element else plain.key_bytes
-    slots = min(_KEYS, max(1, 16 * lanes * _WARPS // bytes_of_key))  # rows that all threads read with one load each
+    slots = min(_KEYS, max(1, 16 * lanes * warps // bytes_of_key))  # rows that all threads read with one load each
     shared = (
         "HEADS", "DIM", "WIDTH", "PART", "ONE", "MOST", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
         "ASM", "OVERLAP",
     )  # fmt: skip
     constants: dict[str, Constant] = {name: few.constexprs[name] for name in shared} | {
-        "ROWS": max(1, lanes * _WARPS // plain.width) if plain.element else slots, "SLOTS": slots,
+        "ROWS": max(1, lanes * warps // plain.width) if plain.element else slots, "SLOTS": slots,
         "DEEP": _KEYS // slots, "AHEAD": shape.ahead, "SPLIT": shape.split, "NORM": shape.rope.norm,
         "BLOCK": 0 if plain.columns == 1 else plain.block,
     }  # fmt: skip
     types = {**few.signature, **rope.signature, "counters": "*i32"}
     del types["rotated"], types["queries"]
-    return Config(types, constants, _WARPS, 1, divisible=rope.divisible)
+    return Config(types, constants, warps, 1, divisible=rope.divisible)
