@@ -77,13 +77,15 @@ OF_FEW = (
 )  # fmt: skip
 
 
+# What stands beside linears: the layer's kernels, and those that round.
+BESIDE = (*LAYER_ROWS, *(row for row in VARIANTS if row.way == "rounding"))
 ALIKE = [row.name for row in LAYER_ROWS if row.name.startswith("attention-alike")]
 
 
 @pytest.mark.parametrize("name", ["sm_86", "sm_90"])
 def test_every_launch_beside_the_linears_of_a_batch_invariant_model_is_proved(name: str) -> None:
     target = TARGETS[name]
-    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    proved = {claim.request.name(): claim.variant for claim in claims(BESIDE, [target])}
     recorder = Recorder()
     machine = Machine.imagined(target, recorder=recorder)
     layer = GpuLayer(machine, Workspace(torch.device("cpu")), alike=True)
@@ -111,7 +113,7 @@ def test_every_launch_beside_the_linears_of_a_batch_invariant_model_is_proved(na
 def test_every_launch_beside_the_linears_of_experts_is_proved(name: str) -> None:
     target = TARGETS[name]
     dtype = torch.float16 if name == "sm_75" else torch.bfloat16
-    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    proved = {claim.request.name(): claim.variant for claim in claims(BESIDE, [target])}
     recorder, cpu = Recorder(), torch.device("cpu")
     machine = Machine.imagined(target, recorder=recorder)
     router, alike = (GpuRouter(machine, Workspace(cpu), alike=one) for one in (False, True))
@@ -139,7 +141,7 @@ def test_every_launch_beside_the_linears_of_experts_is_proved(name: str) -> None
 @pytest.mark.parametrize("name", ["sm_86", "sm_90", "gfx942"])
 def test_every_launch_of_latent_attention_is_proved(name: str) -> None:
     target = TARGETS[name]
-    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    proved = {claim.request.name(): claim.variant for claim in claims(BESIDE, [target])}
     recorder = Recorder()
     layer = GpuLatent(Machine.imagined(target, recorder=recorder), Workspace(torch.device("cpu")))
     for codes, kind in (("", torch.bfloat16), ("int8", torch.int8), ("e4m3fn", torch.uint8)):
@@ -164,7 +166,7 @@ def test_every_launch_of_latent_attention_is_proved(name: str) -> None:
 def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     target = TARGETS[name]
     dtype = torch.float16 if name == "sm_75" else torch.bfloat16
-    proved = {claim.request.name(): claim.variant for claim in claims(LAYER_ROWS, [target])}
+    proved = {claim.request.name(): claim.variant for claim in claims(BESIDE, [target])}
     recorder, cpu = Recorder(), torch.device("cpu")
     layer = GpuLayer(Machine.imagined(target, recorder=recorder), Workspace(cpu))
     for kv_heads, new, length in ((8, 1, 600), (8, 20, 20), (32, 1, 600), (32, 1, 40)):
@@ -194,6 +196,6 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     launched = {proved[request.name()] for request in recorder.requests.values()}
     short, ahead = ("f16", "many") if name == "sm_75" else ("bf16", "ahead" if name == "sm_90" else "many")
     families = "few", "one", ahead
-    beside = "attention-merge", "rope-append", "norm", "gate", "quantize-parts"
+    beside = "attention-merge", "rope-append", "norm", "gate", "gate-token", "quantize-parts", "quantize-int8"
     assert launched == {*beside, *(f"attention-{family}-{short}" for family in families)}
     assert len(recorder.requests) == 25

@@ -33,6 +33,8 @@ _GROUPS = {"int3": 40, "int2": 32}
 _INPUTS_OF_40 = 5120  # a multiple of 40
 _EXPERTS = 8
 _SHORT = 768  # inputs of down in experts as small as Qwen's
+# Values of a token that is rounded, and whether the next kernel starts late (``kernels.gpu.rounding``).
+_ROUNDED = ((_INPUTS, False), (_INPUTS, True), (11008, False), (11008, True))
 
 
 Row = Variant | LayerRow
@@ -82,9 +84,11 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
         statics = (False, True) if row.activations == "e4m3fn" and row.granularity is None else (False,)
         for codes in wide if row.wide else (row.config(target).signature["codes"],):
             for static in statics:
-                yield rounding(
-                    row, usual, codes, machine, element=str(row.activations), k=_INPUTS, group=BLOCK, static=static
-                )
+                for k, late in _ROUNDED if row.granularity is None else _ROUNDED[:1]:
+                    yield rounding(
+                        row, usual, codes, machine, element=str(row.activations), k=k, group=BLOCK, static=static,
+                        late=late,
+                    )  # fmt: skip
         return
     dtypes = [usual if usual in row.dtypes else row.dtypes[0], *(() if has_halves(target) else row.without_units[:1])]
     for dtype in dtypes:

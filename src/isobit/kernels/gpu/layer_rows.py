@@ -220,6 +220,8 @@ def _gates_of_tokens(target: Target) -> Iterator[Config]:
         for element, codes in CODES.items():
             shape = RowShape(_usual(target), k, element=element, codes=codes, form="words", late=True)
             yield row_tiles.gate_token(shape, target)
+            if k > 4096:
+                yield row_tiles.gate_token(replace(shape, form="apart"), target)
     for form in _FORMS:
         shape = RowShape(_usual(target), 14336, element="e4m3fn", form=form, late=True)
         yield row_tiles.gate_token(shape, target)
