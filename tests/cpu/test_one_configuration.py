@@ -198,4 +198,4 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     families = "few", "one", ahead
     beside = "attention-merge", "rope-append", "norm", "gate", "gate-token", "quantize-parts", "quantize-int8"
     assert launched == {*beside, *(f"attention-{family}-{short}" for family in families)}
-    assert len(recorder.requests) == 25
+    assert len(recorder.requests) == 27
