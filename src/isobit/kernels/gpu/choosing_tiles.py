@@ -106,7 +106,7 @@ def router_token(shape: LogitsShape, target: Target) -> Config:
     types, constants = _logits(shape, target)
     ahead = min(power_of_two(shape.k), _WEIGHTS_AHEAD)
     constants |= {"BLOCK_N": max(1, min(2, _WEIGHTS_AHEAD // ahead)), "BLOCK_K": ahead, "OVERLAP": overlaps(target)}
-    # With four warps a register of the loop spills on sm_86 to sm_89 (``isobit compile``); sm_90 was measured with four.
+    # Of four warps a register of the loop spills on sm_86 to sm_89 (``isobit compile``); sm_90 was measured with four.
     return Config(types, constants, 4 if overlaps(target) else 8, 1, divisible=("K",))
 
 
