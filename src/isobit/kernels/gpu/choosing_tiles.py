@@ -115,8 +115,10 @@ def router_tiles(shape: LogitsShape, target: Target) -> Config:
     assert shape.tile is not None
     types, constants = _logits(shape, target)
     m, n, splits = shape.tile
-    unit = target.unit("float16", "float16") is not None
+    unit = target.unit("float16", "float16")
     step = (128 if shape.narrow and shape.router.dtype != "float32" else 64) if unit else 16
+    if unit is not None and unit.instruction == "UTCHMMA" and not shape.narrow and m >= 64:
+        step = 32  # of 64 two registers of the loop spill on sm_100 and sm_103 (``isobit compile``)
     constants |= {
         "BLOCK_M": m if unit else 16, "BLOCK_N": n if unit else 16, "BLOCK_K": step, "SPLITS": splits,
         "PRECISION": "tf32x3" if is_cuda(target) and unit else "ieee", "OVERLAP": 4 if overlaps(target) else 0,
