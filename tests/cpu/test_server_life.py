@@ -151,6 +151,33 @@ def test_who_goes_leaves_within_a_step(stream, n):
     assert llm.engine.pool.free == llm.engine.pool.count
 
 
+MESSAGES = [{"role": "user", "content": "x"}]
+LONG = {"max_tokens": 900, "ignore_eos": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/completions", {"prompt": "x", **LONG}, 499),
+        ("/v1/chat/completions", {"messages": MESSAGES, **LONG}, 499),
+        ("/v1/messages", {"model": "bundled", "messages": MESSAGES, **LONG}, 499),
+        ("/v1/responses", {"model": "bundled", "input": "x", "max_output_tokens": 900, "ignore_eos": True}, 499),
+        ("/v1/completions", {"prompt": "x", "stream": True, **LONG}, 200),
+    ],
+)
+def test_who_goes_is_no_fault_of_the_server(path, body, status, capsys):
+    llm = bundled()
+    with listening(serving()) as address:
+        steps = llm.engine.scheduler.steps
+        sock = connected(address, body, path)
+        until(lambda: llm.engine.scheduler.steps > steps + 3 and llm.engine.scheduler.running)
+        sock.close()
+        until(lambda: not llm.engine.scheduler.unfinished)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(one["path"], one["status"]) for one in lines if one["event"] == "request"] == [(path, status)]
+    assert not [one for one in lines if one["event"] == "error"]
+
+
 def test_who_goes_from_the_queue_is_never_computed(tokenizer):
     gate = threading.Event()
     llm = failing(tokenizer, 1, gate)

@@ -15,7 +15,7 @@ from isobit.errors import IsobitError
 from isobit.server import logs
 from isobit.server.errors import Refusal
 from isobit.server.guard import Guard
-from isobit.server.replies import error_reply
+from isobit.server.replies import ClientGone, error_reply
 from isobit.server.routes import (
     audio,
     chat,
@@ -63,7 +63,7 @@ def create_app(serving: Serving) -> ASGIApp:
     """The application that serves a model."""
     app = Starlette(
         routes=all_routes(serving),
-        exception_handlers={HTTPException: _http_error, IsobitError: _error, Exception: _error},
+        exception_handlers={HTTPException: _http_error, ClientGone: _left, IsobitError: _error, Exception: _error},
     )
     app.router.redirect_slashes = False
     return Guard(app, serving.settings)
@@ -73,6 +73,10 @@ async def _error(request: Request, error: Exception) -> Response:
     if not isinstance(error, Refusal):
         logs.note(request.scope, error)
     return error_reply(error)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it, and the log says that nobody waited
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
