@@ -202,7 +202,7 @@ def test_other_files_do_not_confuse(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "no weights here"),
+        ([], "no weights here.*`isobit plan` needs none of them"),
         (["adapter_model.safetensors"], "is an adapter: merge it"),
         ([ONE, TWO], "their index is missing"),
         (["consolidated.safetensors", "x.pt"], "Found consolidated.safetensors, x.pt instead"),

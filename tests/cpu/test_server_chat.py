@@ -104,6 +104,8 @@ def test_bytes_of_a_part_of_a_character():
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
+        ({"functions": [{"name": "f", "parameters": {}}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
         ({"temperature": "hot"}, "temperature"),
     ],
 )

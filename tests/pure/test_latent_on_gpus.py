@@ -9,6 +9,10 @@ from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.legalize.ops import Lowering, Op, Refusal
 from isobit.legalize.planner import decide
+from isobit.legalize.text import describe
+from isobit.models.archs.deepseek_v3 import tiny
+from isobit.models.planning import plans
+from isobit.models.workload import workload
 from isobit.targets.table import TARGETS
 
 
@@ -37,6 +41,20 @@ def test_plans_say_where_pytorch_runs_it(target: str, dtype: str, rank: int) -> 
     assert found.notes == ("latent attention runs in PyTorch, one sequence after the other",)
     if TARGETS[target].is_gpu:
         assert tiles.unsupported(64, rank, dtype, TARGETS[target])
+
+
+@pytest.mark.parametrize(("target", "said"), [("gfx1100", True), ("sm_90", False), ("cpu-avx2", False)])
+def test_a_plan_of_a_model_says_that_pytorch_runs_it(target: str, said: bool) -> None:
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **tiny()}
+    found = plans(config, targets=[target], scheme_names=["int8"], calibration=False)[1][0][0]
+    assert any("latent attention runs in PyTorch" in line for line in describe([found])) is said
+
+
+def test_a_plan_says_which_layers_are_left_out() -> None:
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **tiny()}
+    assert not any("guess further tokens" in note for note in workload(config).notes)
+    notes = workload(config | {"num_nextn_predict_layers": 1}).notes
+    assert any("guess further tokens (1 by config.json) are left out" in note for note in notes)
 
 
 def test_cpus_have_a_kernel_of_their_own() -> None:

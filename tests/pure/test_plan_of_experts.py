@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from isobit.errors import CheckpointError
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.plan import Plan
+from isobit.legalize.text import overview
 from isobit.models.archs import family
 from isobit.models.planning import plans
 from isobit.models.workload import workload
@@ -52,7 +54,17 @@ def test_a_batch_reads_the_experts_that_its_tokens_choose_among_them() -> None:
     cache = 4096 * 98304
     assert many.step_bytes - one.step_bytes == pytest.approx(7 * cache + experts * (15 / 16 - (15 / 16) ** 8), rel=2e-2)
     assert one.step_bytes < 4.2e9 < 29e9 < all_of_them.step_bytes - 1024 * cache
-    assert not one.measured and any("experts" in source for source in one.sources)
+    assert not one.measured and any("on an H200, where mixtures were measured" in source for source in one.sources)
+
+
+def test_the_table_of_many_machines_marks_what_was_not_measured_there() -> None:
+    lines = overview(plans(QWEN, targets=["h200", "h100", "mi300x"], scheme_names=["fp8"], calibration=False)[1])
+    figures = [line for line in lines if line.startswith(("sm_", "gfx"))]
+    assert len(figures) == 3 and all(re.search(r"(native|legal\.) ~\d", line) for line in figures), lines
+    dense = {key: value for key, value in MIXTRAL.items() if "experts" not in key}
+    dense |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    lines = overview(plans(dense, targets=["h200", "h100", "mi300x"], scheme_names=["fp8"], calibration=False)[1])
+    assert any(re.search(r"H200 .*native \d", line) for line in lines), lines
 
 
 def test_a_token_is_multiplied_by_its_own_experts_alone() -> None:

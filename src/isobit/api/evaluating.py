@@ -248,7 +248,10 @@ def bench(
 
 
 def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
-    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight. Reads headers and loads no weights."""
+    """What is in a checkpoint, by any tool: schemes, bytes, bits per weight.
+
+    Reads headers, and scales that are tensors of their own (not the blocks of GGUF files); loads no weights.
+    """
     folder = find(model, revision=revision)
     from isobit.evaluation.info import describe
 

@@ -227,4 +227,8 @@ def _no_weights(folder: Path) -> str:
         return f"{message}. {', '.join(others)} is an adapter: merge it into its base model first"
     if any("-of-" in name for name in others):
         return f"{message}. There are shards ({others[0]}, ...) but their index is missing: download it again"
-    return f"{message}. Found {', '.join(others)} instead" if others else message
+    if others:
+        return f"{message}. Found {', '.join(others)} instead"
+    return (
+        f"{message}. `isobit plan` needs none of them, but config.json" if is_there(folder / "config.json") else message
+    )

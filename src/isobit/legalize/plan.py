@@ -174,8 +174,8 @@ def _notes(
         notes.append(
             f"prompts run at {plain:g} TFLOP/s instead of the {peak:g} of the matrix units: {unit.unreachable}"
         )
-    for decision in linears:
-        notes += decision.notes
+    for _, decision in found:
+        notes += decision.notes if isinstance(decision, Lowering) else ()
     if scheme is not None:
         notes += refitted(scheme, _widths(workload))
     return tuple(dict.fromkeys(notes))

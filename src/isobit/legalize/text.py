@@ -55,7 +55,7 @@ _HEADER = (
 def _row(plan: Plan) -> tuple[str, ...]:
     memory, cost = plan.memory, plan.cost
     left = f"{memory.spare / GIB:.1f}" if memory.fits else f"lacks {-memory.spare / GIB:.1f}"
-    sign = "" if cost is None or cost.measured else "~"
+    sign = _sign(plan)
     speeds = (f"{sign}{figure(cost.decode)}", f"{sign}{figure(cost.prefill)}") if cost else ("-", "-")
     return (
         plan.scheme,
@@ -68,6 +68,11 @@ def _row(plan: Plan) -> tuple[str, ...]:
         str(memory.largest_batch),
         *speeds,
     )
+
+
+def _sign(plan: Plan) -> str:
+    """What marks a speed that was not measured on such a machine."""
+    return "" if plan.cost is None or plan.cost.measured else "~"
 
 
 def _remarks(plan: Plan) -> list[str]:
@@ -192,7 +197,7 @@ def _cell(plan: Plan) -> str:
     word = {"native": "native", "legalized": "legal.", "relaxed": "relaxed"}[plan.action]
     if not plan.memory.fits:
         return f"{word} -{-plan.memory.spare / GIB:.0f} GiB"
-    return f"{word} {figure(plan.cost.decode)}" if plan.cost else word
+    return f"{word} {_sign(plan)}{figure(plan.cost.decode)}" if plan.cost else word
 
 
 def as_data(plan: Plan) -> dict[str, Any]:

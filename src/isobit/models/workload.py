@@ -84,7 +84,17 @@ def workload(
         stored=stored if quantization is not None else None,
         in_float32=frozenset() if quantization is None else quantization.in_float32,
         scales={} if quantization is None else quantization.scales,
-        notes=(*model.notes, *(quantization.notes if quantization is not None else ())),
+        notes=(*model.notes, *_left_out(model), *(quantization.notes if quantization is not None else ())),
+    )
+
+
+def _left_out(model: ModelConfig) -> tuple[str, ...]:
+    """That layers behind the last are not counted; where tensors are known, they say so themselves."""
+    if not model.predicted_layers:
+        return ()
+    return (
+        f"layers behind the last that guess further tokens ({model.predicted_layers} by config.json) are left out:"
+        " isobit decodes one token after the other",
     )
 
 

@@ -11,6 +11,8 @@ from isobit.server.schema.common import Sampled
 
 REFUSED = COMMON | {
     "audio": "the model has no voice",
+    "functions": "name them in tools",
+    "function_call": "say it in tool_choice",
     "web_search_options": "the model does not search the web",
 }
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
