@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -13,7 +16,9 @@ import isobit
 from isobit.checkpoint.gguf.types import BY_NAME, READ
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
+from isobit.models.contents import contents
 
 H, F, VOCAB = 512, 768, 40
 WHOLE = {"token_embd.weight": (VOCAB, H), "output_norm.weight": (H,), "output.weight": (VOCAB, H),
@@ -25,17 +30,19 @@ MODULES = [f"model.layers.0.{name}" for name in (
     "mlp.down_proj",
 )]  # fmt: skip
 KEYS = {"embedding_length": H, "feed_forward_length": F, "attention.head_count": 8, "attention.head_count_kv": 8}
+NONE: Mapping[str, int] = MappingProxyType({})
 COUNT = sum(math.prod(shape) for shape in MATRICES.values())
 
 
-def model(path: Path, name: str) -> Path:
-    """A Llama whose matrices are of some type, and all zero; its other tensors are float32."""
+def model(path: Path, name: str, left_out: str | None = None, keys: Mapping[str, int] = NONE) -> Path:
+    """A Llama whose matrices are of some type, and all zero; its other tensors are float32. One may be left out."""
     row = BY_NAME[name]
     tensors = [Raw(part, 0, shape[::-1], bytes(4 * math.prod(shape))) for part, shape in WHOLE.items()]
     for part, shape in MATRICES.items():
         size = math.prod(shape) // row.weights * row.nbytes
         tensors.append(Raw(f"blk.0.{part}.weight", row.number, shape[::-1], bytes(size)))
-    return write(path, gguf(LLAMA | {f"llama.{key}": value for key, value in KEYS.items()}, tensors))
+    tensors = [one for one in tensors if one.name != left_out]
+    return write(path, gguf(LLAMA | {f"llama.{key}": value for key, value in (KEYS | keys).items()}, tensors))
 
 
 @pytest.mark.parametrize("name", READ)
@@ -68,3 +75,26 @@ def test_info_names_weights_as_what_they_are(tmp_path: Path, name: str, scheme: 
     wide = [note for note in info.notes if "made float32" in note]
     assert bool(wide) == (BY_NAME[name].held is None)
     assert all("a GPU takes them rounded to the model's dtype" in note for note in wide)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "F16"])
+@pytest.mark.parametrize(
+    ("left_out", "key", "value", "said"),
+    [
+        ("blk.0.ffn_down.weight", None, 0, "mlp.down_proj.weight"),
+        ("output_norm.weight", None, 0, "model.norm.weight"),
+        (None, "feed_forward_length", F + 256, "mlp.gate_proj.weight"),
+        (None, "attention.head_count_kv", 4, "self_attn.k_proj.weight"),
+        (None, "attention.key_length", 32, "self_attn.q_proj.weight"),
+        (None, "block_count", 2, "model.layers.1."),
+    ],
+)
+def test_a_file_that_does_not_load_is_not_planned(
+    tmp_path: Path, name: str, left_out: str | None, key: str | None, value: int, said: str
+) -> None:
+    path = model(tmp_path / "m.gguf", name, left_out, {} if key is None else {key: value})
+    with pytest.raises(CheckpointError, match=re.escape(said)) as planning:
+        isobit.plan(path, targets=["a100"])
+    with pytest.raises(CheckpointError) as loading:
+        contents(Checkpoint.open(path))
+    assert str(planning.value) == str(loading.value)

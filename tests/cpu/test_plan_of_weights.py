@@ -62,3 +62,19 @@ def test_a_head_that_is_left_plain_is_planned_so_whatever_its_class(tmp_path: Pa
     planned = {op.name: op.weights for op, _ in plan.ops if op.kind == "linear"}
     assert planned.pop("lm_head") is None and set(planned.values()) == {scheme("int4-g32").weights}
     assert plan.memory.weights == Checkpoint.open(folder).nbytes
+
+
+def test_quantized_weights_that_are_missing_are_refused_as_on_loading(tmp_path: Path) -> None:
+    folder = tmp_path / "int4"
+    quantize_tiny(save_tiny(tmp_path / "source"), folder, {module: scheme("int4-g32") for module in linears()})
+    assert plans(folder, targets=["sm_90"])[1]
+    tensors = load_file(folder / "model.safetensors")
+    missing = "model.layers.0.mlp.up_proj."
+    save_file(
+        {name: one for name, one in tensors.items() if not name.startswith(missing)}, folder / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError) as loading:
+        load_model(folder)
+    with pytest.raises(CheckpointError) as planning:
+        plans(folder, targets=["sm_90"])
+    assert missing in str(planning.value) and str(planning.value) == str(loading.value)

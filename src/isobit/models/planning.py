@@ -12,6 +12,7 @@ from typing import Any
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.gguf.header import is_gguf
+from isobit.checkpoint.gguf.types import BY_NAME, QUANTIZED
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.methods import with_implied
@@ -42,6 +43,7 @@ LARGEST_CONFIG = 16 << 20  # bytes
 DEFAULT_CONTEXT = 4096
 LARGEST_BATCH = 1 << 30  # sequences
 _SCALES = ("_scale", "_scale_inv", "_zero_point")  # of tensors of a tower, which is computed with as plain numbers
+_WEIGHTS = {*PLAIN_DTYPES, *BY_NAME}  # of tensors whose shape is that of a weight
 _UNKNOWN = (
     "what encodes media for this model takes memory, too, which is not counted: nothing here says how large it is"
 )
@@ -127,7 +129,7 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         infos = _by_expert(infos, config)
         dtypes = {name: info.dtype for name, info in infos.items()}
     work, names = _with_tower(_workload(config, folder, dtypes), beside, config, bool(infos)), list(dtypes)
-    odd = bool(infos) and work.stored is None and not _plain(config, infos)
+    odd = bool(infos) and not (_plain(config, infos) if work.stored is None else _complete(config, infos))
     if folder is None or not (odd or (within and names) or _is_bin(folder) or _telling(names, work.tied)):
         return work
     from isobit.checkpoint.reader import Checkpoint
@@ -173,6 +175,20 @@ def _plain(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:
     return infos.keys() == expected.keys() and all(
         infos[name].shape == shape and infos[name].dtype in PLAIN_DTYPES for name, shape in expected.items()
     )
+
+
+def _complete(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether every module of a quantized model is there, and the shape right of each whose tensor has the weight's."""
+    expected = expected_tensors(model_config(config, infos))
+    if any(info.dtype in QUANTIZED for info in infos.values()) and not infos.keys() <= expected.keys():
+        return False
+    prefixes = {name.rpartition(".")[0] for name in infos}
+    for name, shape in expected.items():
+        if name in infos and infos[name].dtype in _WEIGHTS and infos[name].shape != shape:
+            return False
+        if name not in infos and (name.endswith(".bias") or name.rpartition(".")[0] not in prefixes):
+            return False
+    return True
 
 
 def _workload(config: Mapping[str, Any], folder: Path | None, dtypes: Mapping[str, str], **beside: Any) -> Workload:
