@@ -170,7 +170,7 @@ def decoder(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple
 NORM, LINEAR, ATTENTION = "norm_token", "linear_lanes", ["rope_append", "attention_few"]
 STEPS = {
     "bf16": [NORM, LINEAR, *ATTENTION, LINEAR, NORM, LINEAR, LINEAR],
-    "fp8": [NORM, LINEAR, *ATTENTION, "quantize_parts", LINEAR, NORM, LINEAR, "quantize_parts", LINEAR],
+    "fp8": [NORM, LINEAR, *ATTENTION, "quantize_token", LINEAR, NORM, LINEAR, "quantize_token", LINEAR],
 }  # fmt: skip
 
 
