@@ -119,11 +119,15 @@ def router_tiles(shape: LogitsShape, target: Target) -> Config:
     step = (128 if shape.narrow and shape.router.dtype != "float32" else 64) if unit else 16
     if unit is not None and unit.instruction == "UTCHMMA" and not shape.narrow and m >= 64:
         step = 32  # of 64 two registers of the loop spill on sm_100 and sm_103 (``isobit compile``)
+    few = not is_cuda(target) and target.registers <= 256  # RDNA: of 64 by 32 and four warps registers spill
+    if few and not shape.narrow:
+        step = 16
     constants |= {
         "BLOCK_M": m if unit else 16, "BLOCK_N": n if unit else 16, "BLOCK_K": step, "SPLITS": splits,
         "PRECISION": "tf32x3" if is_cuda(target) and unit else "ieee", "OVERLAP": 4 if overlaps(target) else 0,
     }  # fmt: skip
-    return Config({**types, "M": "i32"}, constants, 4, 3 if overlaps(target) else 2 if unit else 1, divisible=("K",))
+    stages = 3 if overlaps(target) else 2 if unit else 1
+    return Config({**types, "M": "i32"}, constants, 8 if few else 4, stages, divisible=("K",))
 
 
 def _warps(values: int, target: Target) -> int:
