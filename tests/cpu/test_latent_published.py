@@ -88,3 +88,22 @@ def test_a_plan_says_how_many_cards_hold_what_one_does_not() -> None:
     (attention,) = [decision for op, decision in plans(KIMI, targets=["t4"], scheme_names=["int4"])[1][0][0].ops
                     if op.kind == "attention"]  # fmt: skip
     assert isinstance(attention, Lowering) and any("PyTorch" in note for note in attention.notes), attention.notes
+
+
+@pytest.mark.parametrize(("name", "dense"), [("DeepSeek V3", 3), ("Kimi K2", 1)])
+def test_the_fp8_method_leaves_routers_and_the_head_as_they_are(name: str, dense: int) -> None:
+    """As their published files hold them, whose configurations list nothing that is not converted."""
+    section = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    config = PUBLISHED[name] | {"quantization_config": section, "num_hidden_layers": 5}
+    work, ((found,),) = plans(config, targets=["h100"])
+    assert work.stored is not None
+    plain = ["lm_head", *(f"model.layers.{layer}.mlp.gate" for layer in range(dense, 5))]
+    assert all(work.stored(module) == (None, None) for module in plain)
+    assert all(work.stored(f"model.layers.{dense}.{one}")[0] is not None for one in (
+        "self_attn.o_proj", "mlp.experts.3.up_proj", "mlp.shared_experts.down_proj"))  # fmt: skip
+    named, ((other,),) = plans(
+        config | {"quantization_config": section | {"modules_to_convert": ["lm_head"]}}, targets=["h100"]
+    )
+    assert named.stored is not None and named.stored("lm_head")[0] is not None
+    numbers = config["vocab_size"] * config["hidden_size"]
+    assert found.memory.weights - other.memory.weights == pytest.approx(numbers, rel=0.001)

@@ -59,7 +59,7 @@ def read(
     if found is None:
         return None
     _refuse(found, known, tensors)
-    kept = tuple(name for name in known if _name(found.group_for(name)) and _is_plain(name, tensors))
+    kept = tuple(name for name in known if _name(found.group_for(name)) and _is_kept(found, name, tensors))
     found = replace(found, ignore=(*found.ignore, *kept)) if kept else found  # heads and routers that are left plain
     if any(name.endswith(".weight.absmax") and dtype == "BF16" for name, dtype in tensors.items()):
         found = replace(found, notes=(*found.notes, _SAVED_AFTER_USE))
@@ -113,6 +113,14 @@ def _require_agreement(quantization: Quantization | None, modules: list[str], te
 def _is_plain(module: str, tensors: Mapping[str, str]) -> bool:
     plain = tensors.get(f"{module}.weight", "none") in _PLAIN_DTYPES
     return plain and not any(module + part in tensors for part in MARKS)
+
+
+def _is_kept(quantization: Quantization, module: str, tensors: Mapping[str, str]) -> bool:
+    """Whether a module is plain that is called quantized. Where no tensor tells, a class name alone does not make the
+    ``fp8`` method convert output projections and routers, which published files of it hold as they were."""
+    if tensors or quantization.method != "fp8":
+        return _is_plain(module, tensors)
+    return _may_be_plain(quantization, module)
 
 
 def _may_be_plain(quantization: Quantization, module: str) -> bool:
