@@ -123,3 +123,11 @@ def test_claims_are_what_the_rows_say_can_run() -> None:
 
 def test_a_page_of_nothing_has_no_tables() -> None:
     assert "###" not in page([], [TARGETS["sm_90"]], "3.9.0")
+
+
+@pytest.mark.parametrize("option", ["--variant", "--listings", "--support"])
+def test_a_pack_refuses_what_is_for_all_kernels(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", "bundled", "-o", str(tmp_path / "pack"), "--target", "sm_86", option, "x"]) == 2
+    assert f"{option} is for all kernels" in capsys.readouterr().err and not (tmp_path / "pack").exists()

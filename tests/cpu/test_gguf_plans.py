@@ -16,6 +16,7 @@ import isobit
 from isobit.checkpoint.gguf.types import BY_NAME, READ
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
+from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
 from isobit.models.contents import contents
@@ -98,3 +99,8 @@ def test_a_file_that_does_not_load_is_not_planned(
     with pytest.raises(CheckpointError) as loading:
         contents(Checkpoint.open(path))
     assert str(planning.value) == str(loading.value)
+
+
+def test_a_file_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no tokenizer in this file: use one with tokenizer\.ggml"):
+        Tokenizer.from_folder(model(tmp_path / "m.gguf", "F16"))

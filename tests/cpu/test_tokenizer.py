@@ -90,7 +90,7 @@ def test_named_chat_templates_in_the_config(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_another_kind_of_tokenizer_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no tokenizer file at all"):
+    with pytest.raises(CheckpointError, match="there is no tokenizer file at all"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
     with pytest.raises(CheckpointError, match=r"only tokenizer\.model.*save_pretrained"):

@@ -245,3 +245,12 @@ def test_doctor_says_what_is_missing() -> None:
     fine = replace(broken, problem=None, remedy=None, left_out=("avx512", "avx2"))
     said = "\n".join(doctor.advice(bare, fine))
     assert "CPU kernels for avx2, which" in said and "make them" not in said
+
+
+def test_what_does_not_fit_never_lacks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for memory, options in (("1MiB", []), ("1MiB", ["--target", "all"])):
+        assert (
+            main(["plan", "bundled", "--scheme", "int4", "--memory", memory, *(options or ["--target", "h100"])]) == 0
+        )
+        out = capsys.readouterr().out
+        assert "GiB" in out and "lacks 0.0 GiB" not in out and "-0 GiB" not in out

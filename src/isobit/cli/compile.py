@@ -44,7 +44,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--support", type=path, metavar="FILE", help="write the result as a page (docs/support.md)")
     parser.add_argument("--check", action="store_true", help="with --support: only check that the page is current")
     parser.add_argument("-o", "--out", type=path, metavar="PACK", help="the kernel pack to write, a folder")
-    parser.add_argument("--dtype", help="of the pack's activations: bfloat16, float16 (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", help="of the pack's activations: bfloat16, float16, float32 (default: the checkpoint's)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.set_defaults(run=run)
 
@@ -61,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) != (args.out is None):
         raise UsageError("a kernel pack is made of MODEL into -o PACK: name both, or neither to compile all kernels")
     if args.out is not None:
+        for option in ("variant", "listings", "support"):
+            if getattr(args, option) is not None:
+                raise UsageError(f"--{option} is for all kernels: a pack with -o has those that its model needs")
         return _pack(args)
     if args.check and args.support is None:
         raise UsageError("--check compares a page with what was compiled: say which with --support docs/support.md")

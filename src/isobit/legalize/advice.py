@@ -162,7 +162,7 @@ def _nothing(plans: Sequence[Plan]) -> str:
     if not running:
         return "Nothing that was asked for runs here; the reasons are above."
     smallest = min(running, key=lambda p: p.memory.total)
-    short_by = -smallest.memory.spare / GIB
+    short_by = max(0.1, -smallest.memory.spare / GIB)  # what rounds to 0 is short of something all the same
     request = smallest.request
     if smallest.memory.longest_context >= 512:
         return (

@@ -196,7 +196,8 @@ def _cell(plan: Plan) -> str:
         return "refused"
     word = {"native": "native", "legalized": "legal.", "relaxed": "relaxed"}[plan.action]
     if not plan.memory.fits:
-        return f"{word} -{-plan.memory.spare / GIB:.0f} GiB"
+        short = -plan.memory.spare / GIB
+        return f"{word} -{short:.0f} GiB" if short >= 1 else f"{word} -{max(short, 0.01):.2g} GiB"
     return f"{word} {_sign(plan)}{figure(plan.cost.decode)}" if plan.cost else word
 
 

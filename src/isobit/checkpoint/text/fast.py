@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from isobit.checkpoint.files import is_there, read_file
+from isobit.checkpoint.files import is_folder, is_there, read_file
 from isobit.checkpoint.jsonfile import LARGEST_JSON, short
 from isobit.checkpoint.occupant import require_finished
 from isobit.checkpoint.text.classes import SETTINGS, disagreement, splits_into_bytes, tokenizer_class
@@ -170,10 +170,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _missing(folder: Path) -> str:
+    if not is_folder(folder):  # a GGUF file, which holds its own
+        return "there is no tokenizer in this file: use one with tokenizer.ggml.model and its vocabulary"
     others = [name for name in OTHER_TOKENIZERS if is_there(folder / name)]
-    found = f"only {', '.join(others)}" if others else "no tokenizer file at all"
+    found = f"no tokenizer.json but only {', '.join(others)}" if others else "no tokenizer file at all"
     return (
-        f"there is no tokenizer.json but {found}. Convert once with transformers: "
+        f"there is {found}. Convert once with transformers: "
         "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
     )
 
