@@ -66,6 +66,7 @@ slow: $(VENV)/isobit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow
 
 check: $(VENV)/isobit-check
+	@! git grep --line-number --extended-regexp '^(<{7}|>{7}) '  # what a merge has left, in any file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
