@@ -234,6 +234,7 @@ ROPES = {
         "mscale_all_dim": 0.7,
         "truncate": False,
     },
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
 }
 
 
@@ -242,6 +243,26 @@ def test_every_rope_equals_transformers(kind, tmp_path) -> None:
     small = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16}
     model = make_model("LlamaForCausalLM", **small, rope_parameters=ROPES[kind])
     assert difference(model, save(model, tmp_path), token_ids(LENGTH)) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_dynamic_rope_beyond_the_longest_context_equals_transformers(tmp_path) -> None:
+    model = make_model("LlamaForCausalLM", max_position_embeddings=64, rope_parameters=ROPES["dynamic"])
+    folder, ids = save(model, tmp_path), token_ids(LENGTH)
+    for length in (64, LENGTH):  # in this order: transformers keeps the theta of the longest sequence so far
+        assert difference(model, folder, ids[:, :length]) <= TOLERANCE
+    loaded = load_model(folder)
+    assert loaded.config.max_context == 64 and "dynamic changes nothing up to 64" in loaded.config.notes[0]
+    cache = loaded.new_cache(2, LENGTH)
+    steps = [run(loaded, ids[:, :50], cache), *(run(loaded, ids[:, at : at + 1], cache) for at in range(50, LENGTH))]
+    assert (torch.cat(steps, 1) - model(ids).logits).abs().max() <= TOLERANCE
+
+
+def test_gemma_3_has_no_caps_of_scores_whatever_config_json_says(tmp_path) -> None:
+    model = make_model("Gemma3ForCausalLM", attn_logit_softcapping=1.5, final_logit_softcapping=3.0)
+    folder = save(model, tmp_path)
+    assert difference(model, folder, token_ids(LENGTH)) <= TOLERANCE
+    assert "attn_logit_softcapping = 1.5 is not looked at" in load_model(folder).config.notes[0]
 
 
 def test_the_old_spelling_of_rope_is_read(tmp_path) -> None:

@@ -11,9 +11,12 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from isobit.errors import ModelError
 from isobit.models.archs import model_config
 from isobit.models.config import ModelConfig
-from isobit.models.rope import Angles, RotaryTable, frequencies, rotate
+from isobit.models.fields import Fields
+from isobit.models.hf_rope import Common, read_rope
+from isobit.models.rope import MOST_LENGTHS, Angles, RotaryTable, frequencies, rotate
 from isobit.models.rotary import Rope
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -146,3 +149,49 @@ def test_yarn_over_a_part_of_each_head_equals_transformers() -> None:
     found, factor = frequencies(rope, 64)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
     assert len(found) == 16 and factor == pytest.approx(wanted_factor, rel=1e-12)
+
+
+HEAD = 64
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 1000])
+def test_dynamic_equals_transformers_at_every_length(length: int) -> None:
+    keys = SIZES | {"rope_parameters": DYNAMIC, "max_position_embeddings": 64}
+    wanted, _ = ROPE_INIT_FUNCTIONS["dynamic"](LlamaConfig(**keys), seq_len=length)
+    rope = read_rope(Fields(keys), Common(), HEAD)
+    found, factor = frequencies(rope, HEAD, length=length)
+    assert torch.allclose(found, wanted, rtol=1e-6) and factor == 1.0
+
+
+def test_a_sequence_has_one_theta_of_dynamic_from_its_first_token_on() -> None:
+    rope, head = Rope("dynamic", 1e4, 3.0, 64), HEAD
+    angles = Angles(rope, head, torch.float32, None)
+    tables = {length: RotaryTable(rope, head, length=length) for length in (64, 70, 80)}
+    positions, rooms = torch.tensor([3, 4, 0, 79, 5]), [(2, 70), (1, 30), (1, 80), (1, 64)]
+    wanted = [tables[length].at(piece, 80) for length, piece in (
+        (70, positions[:2]), (64, positions[2:3]), (80, positions[3:4]), (64, positions[4:]))]  # fmt: skip
+    for found, parts in zip(angles.at(positions, 80, rooms), zip(*wanted, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(parts))
+    for room in (64, 70, 64):
+        assert torch.equal(angles.at(positions, 80, room)[0], tables[room].at(positions, 80)[0])
+        assert torch.equal(angles.upto(10, room)[1][:10], tables[room].upto(10)[1][:10])
+    for room in range(65, 100):  # and keeps but a few
+        assert angles.at(positions, 80, room)[0].shape == (5, head)
+    assert len(angles._longer) <= MOST_LENGTHS
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"rope_type": "dynamic"}, "factor"),
+        ({"rope_type": "dynamic", "factor": 0}, "factor"),
+        ({"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 32}, "max_position_embeddings"),
+        ({"rope_type": "dynamic", "factor": 2.0, "beta_fast": 32}, "beta_fast"),
+    ],
+)
+def test_what_dynamic_cannot_mean(section: dict[str, Any], named: str) -> None:
+    fields = Fields({"max_position_embeddings": 64, "rope_scaling": section})
+    read_rope(fields, Common(), 32)
+    with pytest.raises(ModelError, match=named):
+        fields.check()

@@ -100,6 +100,8 @@ def test_hunyuan_stretches_theta_once() -> None:
         (GEMMA3, {"rope_parameters": {"sliding_attention": {"rope_theta": 2e4}}}, "rope_local_base_freq = 10000"),
         (GEMMA3, {"rope_scaling": {"rope_type": "linear", "factor": 8.0},
                   "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}}, "disagree: factor 8"),
+        (GEMMA3, {"rope_scaling": None, "rope_parameters": {"full_attention": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "truncate": False}}}, "truncate = False"),
         (GEMMA3, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA3, {"sliding_window_pattern": 0}, "sliding_window_pattern"),
         (GEMMA3, {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping"),

@@ -113,7 +113,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         model_config({name: value for name, value in BASE.items() if name != key})
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "mrope", "proportional", 7, ["yarn"]])
+@pytest.mark.parametrize("kind", ["ntk", "mrope", "proportional", 7, ["yarn"]])
 def test_an_unknown_rope_type_is_refused(kind: Any) -> None:
     with pytest.raises(ModelError, match="rope type .* default, linear, llama3, yarn"):
         read(rope_scaling={"rope_type": kind, "factor": 2.0})

@@ -207,7 +207,12 @@ def _stretched(model: ModelConfig, rope: Rope) -> tuple[str, ...]:
 
 
 def _two_sets(model: ModelConfig, rope: Rope) -> tuple[str, ...]:
-    """Which factors of longrope count."""
+    """Which factors of longrope count, and that dynamic's theta stays."""
+    if rope.kind == "dynamic":
+        return (
+            f"the rope type dynamic changes nothing up to {rope.original_context} tokens, which is the longest context"
+            " here: isobit keeps keys rotated and does not turn those of a sequence anew while it grows",
+        )
     if rope.kind != "longrope" or model.max_context <= rope.original_context:
         return ()
     return (

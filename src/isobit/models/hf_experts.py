@@ -8,6 +8,7 @@ from dataclasses import replace
 from isobit.models.config import LayerSpec
 from isobit.models.feed_forward import Experts
 from isobit.models.fields import Fields, shown
+from isobit.models.hf import MOST_LAYERS
 
 MOST_EXPERTS = 4096  # of a layer
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -63,13 +64,25 @@ def read_groups(fields: Fields, experts: int, active: int) -> tuple[int, int]:
 
 def read_layers(fields: Fields, key: str) -> frozenset[int] | None:
     """A list of layers by number; None where there is none."""
-    listed = fields.raw(key)
+    listed, layers = fields.raw(key), fields.integer("num_hidden_layers", high=MOST_LAYERS)
     if listed is None:
         return None
     if not (isinstance(listed, list) and all(type(layer) is int for layer in listed)):
         fields.problem(key, "expected a list of whole numbers")
         return None
+    beyond = [layer for layer in listed if not 0 <= layer < layers]
+    if fields.sound and beyond:
+        fields.problem(key, f"there is no layer {shown(beyond[0])}: num_hidden_layers = {layers}")
     return frozenset(listed)
+
+
+def read_first(fields: Fields, default: int, key: str = "first_k_dense_replace") -> int:
+    """How many layers in front have no experts: at most all."""
+    layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
+    first = fields.integer(key, default, low=0)
+    if fields.sound and fields.raw(key) is not None and first > layers:
+        fields.problem(key, f"there are only {layers} layers (num_hidden_layers)")
+    return first
 
 
 def _only_one(fields: Fields, keys: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from isobit.models.config import LatentAttention, LayerSpec, ModelConfig
 from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import LARGEST_SIZE, Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common
-from isobit.models.hf_experts import read_counts, read_groups, with_experts
+from isobit.models.hf_experts import read_counts, read_first, read_groups, with_experts
 from isobit.models.hf_rope import Common
 from isobit.models.rotary import Rope
 
@@ -79,7 +79,7 @@ def read_experts(
         first_dense: first_k_dense_replace when the key is absent.
         grouped: whether groups of experts are looked at.
     """
-    dense = config.integer("first_k_dense_replace", first_dense, low=0)
+    dense = read_first(config, first_dense)
     config.only("moe_layer_freq", (1,), "pattern of layers with experts")
     config.only("ep_size", (1,), "split of experts")
     if config.raw("n_routed_experts") is None:

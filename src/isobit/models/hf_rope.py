@@ -11,7 +11,7 @@ from isobit.models.config import LARGEST_CONTEXT
 from isobit.models.fields import Fields, Number, shown
 from isobit.models.rotary import Rope, RopeKind, SectionLayout
 
-ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
+ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 SECTIONS = ("rope_scaling", "rope_parameters")
 TINY, HUGE = 1e-6, 1e6  # of a factor or of yarn's turns: beyond them frequencies overflow
 ORIGINAL = "original_max_position_embeddings"
@@ -97,6 +97,9 @@ def read_ropes(config: Fields, common: Common, head_dim: int, local: tuple[str, 
     whole, near = (None, None) if both is None else (both.section("full_attention"), both.section("sliding_attention"))
     if both is not None:
         refuse_unread(both)
+    for section in filter(None, (whole, near)):  # transformers looks for it beside them
+        if "truncate" in section and section.raw("truncate") is not True:
+            section.problem("truncate", "within a kind of layers vLLM looks at it, transformers does not: remove it")
     first = _agreeing(config, [one for one in (scaling, whole) if one is not None], common, head_dim)
     own = replace(common, theta=theta, theta_key=key)
     return first, _agreeing(config, [] if near is None else [near], own, head_dim)
@@ -163,6 +166,8 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
         section.only("factor", (1,), "factor of the default rope type")
         return plain
     plain = replace(plain, kind=kind)
+    if kind == "dynamic":
+        return _dynamic(section, plain, context, original, dims)
     if kind == "linear":
         known = config.raw(ORIGINAL) is not None or section.raw(ORIGINAL) is not None
         return replace(
@@ -178,6 +183,15 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
     if kind == "longrope":
         return _longrope(section, plain, context, dims)
     return _yarn(section, plain, context)
+
+
+def _dynamic(section: Fields, plain: Rope, context: int, original: int, dims: int) -> Rope:
+    """Theta that grows with sequences longer than max_position_embeddings, as transformers counts."""
+    if section.sound and original != context:
+        section.complain(f"{ORIGINAL} = {original}: of the rope type dynamic it is max_position_embeddings = {context}")
+    if section.sound and dims <= 2:
+        section.complain("the rope type dynamic needs more than 2 rotated dimensions")
+    return replace(plain, factor=section.number("factor", None, TINY, HUGE), original_context=context)
 
 
 def _alpha(section: Fields, types: tuple[str, ...]) -> float | None:

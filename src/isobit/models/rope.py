@@ -10,8 +10,10 @@ from torch import Tensor
 
 from isobit.models.rotary import QueryScale, Rope
 
+MOST_LENGTHS = 8  # of sequences longer than the original context, whose tables are kept (dynamic)
 
-def frequencies(rope: Rope, head_dim: int, *, long: bool = False) -> tuple[Tensor, float]:
+
+def frequencies(rope: Rope, head_dim: int, *, long: bool = False, length: int = 0) -> tuple[Tensor, float]:
     """Angular frequencies, float32 ``[rotated / 2]``, and what cosines and sines are multiplied by.
 
     Sources: RoFormer (arXiv 2104.09864); linear position interpolation (2306.15595); the published Llama 3.1 scaling;
@@ -22,10 +24,11 @@ def frequencies(rope: Rope, head_dim: int, *, long: bool = False) -> tuple[Tenso
         rope: what it is.
         head_dim: width of a head, of which ``rope.dims`` dimensions are rotated, if that is not None.
         long: of longrope, the frequencies of sequences that are longer than the original context.
+        length: of dynamic, tokens of the sequences that they are for.
     """
     rotated = head_dim if rope.dims is None else rope.dims
     powers = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
-    wavelengths = rope.theta**powers
+    wavelengths = rope.theta_at(length, rotated) ** powers
     if rope.kind == "yarn":
         return _yarn(rope, rotated, wavelengths)
     if rope.kind == "longrope":
@@ -85,10 +88,11 @@ class RotaryTable:
         device: torch.device | None = None,
         *,
         long: bool = False,
+        length: int = 0,
     ) -> None:
         self._frequencies, self._factor = torch.empty(0), 1.0
         if rope is not None:
-            self._frequencies, self._factor = frequencies(rope, head_dim, long=long)
+            self._frequencies, self._factor = frequencies(rope, head_dim, long=long, length=length)
         self._dtype, self._device = dtype, device or torch.device("cpu")
         rotated = 2 * len(self._frequencies)
         self._axis_of: Tensor | None = None  # of each column
@@ -123,11 +127,12 @@ class RotaryTable:
 
 
 class Angles:
-    """The cosines and sines of one rotary embedding; of longrope, those of its two sets of factors.
+    """The cosines and sines of one rotary embedding; of longrope and dynamic, of short sequences and of longer ones.
 
-    Longrope has factors for sequences up to the original context, and others for longer ones. A key is kept rotated, so
-    that a sequence can have but one of them, from its first token on. What counts is how long it may become: without a
-    cache that is its length, with one the room that the cache gives to a sequence.
+    Longrope has factors for sequences up to the original context, and others for longer ones; dynamic has a theta for
+    each length beyond it. A key is kept rotated, so that a sequence can have but one of them, from its first token on.
+    What counts is how long it may become: without a cache that is its length, with one the room that the cache gives to
+    a sequence.
 
     Args:
         rope: what it is; None: nothing is rotated.
@@ -136,11 +141,10 @@ class Angles:
     """
 
     def __init__(self, rope: Rope | None, head_dim: int, dtype: torch.dtype, device: torch.device | None) -> None:
+        self._rope, self._head_dim, self._dtype, self._device = rope, head_dim, dtype, device
         self._short = RotaryTable(rope, head_dim, dtype, device)
-        self._long: RotaryTable | None = None
-        self._original = 0 if rope is None else rope.original_context
-        if rope is not None and rope.kind == "longrope":
-            self._long = RotaryTable(rope, head_dim, dtype, device, long=True)
+        self._varies = rope is not None and rope.kind in ("longrope", "dynamic")
+        self._longer: dict[int, RotaryTable] = {}  # by what makes a sequence's angles its own: see _kind
 
     def at(self, positions: Tensor, end: int, room: int | Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Cosines and sines of tokens, ``[T, rotated]`` each.
@@ -150,27 +154,37 @@ class Angles:
             end: see above.
             room: tokens that any sequence may have; or, of each sequence, its new tokens and its length.
         """
-        if self._long is None:
+        if not self._varies:
             return self._short.at(positions, end)
         if isinstance(room, int):
             return self._table(room).at(positions, end)
-        long = [length > self._original for _, length in room]
-        if all(long) or not any(long):
+        if len({self._kind(length) for _, length in room}) == 1:
             return self._table(room[0][1]).at(positions, end)
-        chosen = torch.repeat_interleave(torch.tensor(long), torch.tensor([new for new, _ in room]))
-        mask = chosen.to(positions.device)[:, None]
-        cos, sin = (
-            torch.where(mask, one, other)
-            for one, other in zip(self._long.at(positions, end), self._short.at(positions, end), strict=True)
-        )
-        return cos, sin
+        pieces = positions.split([new for new, _ in room])
+        found = [self._table(length).at(piece, end) for piece, (_, length) in zip(pieces, room, strict=True)]
+        return torch.cat([cos for cos, _ in found]), torch.cat([sin for _, sin in found])
 
     def upto(self, end: int, room: int) -> tuple[Tensor, Tensor]:
         """The whole tables, with at least ``end`` positions, of sequences that may have ``room`` tokens."""
         return self._table(room).upto(end)
 
+    def _kind(self, room: int) -> int:
+        """What sequences of the same angles have in common: 0 of short ones, 1 of longrope's long ones, or a length."""
+        assert self._rope is not None
+        if room <= self._rope.original_context:
+            return 0
+        return 1 if self._rope.kind == "longrope" else room
+
     def _table(self, room: int) -> RotaryTable:
-        return self._short if self._long is None or room <= self._original else self._long
+        if not self._varies or (kind := self._kind(room)) == 0:
+            return self._short
+        found = self._longer.get(kind)
+        if found is None:
+            if len(self._longer) >= MOST_LENGTHS:
+                self._longer.clear()
+            found = RotaryTable(self._rope, self._head_dim, self._dtype, self._device, long=True, length=room)
+            self._longer[kind] = found
+        return found
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope", "dynamic"]
 SectionLayout = Literal["pairs", "columns", "woven"]
 
 
@@ -19,9 +19,10 @@ class Rope:
         interleaved: whether pairs are neighbours (0 and 1, 2 and 3, ...) and not halves, as in Llama.
         kind: how frequencies are stretched beyond the original context.
         theta: base of the wavelengths.
-        factor: how much longer the context is than the original one (linear, llama3, yarn, longrope).
-        original_context: the context that frequencies were made for (llama3, yarn, longrope); 0 where it is not known
-            (linear).
+        factor: how much longer the context is than the original one (linear, llama3, yarn, longrope); how fast theta
+            grows with sequences that are longer (dynamic).
+        original_context: the context that frequencies were made for (llama3, yarn, longrope, dynamic); 0 where it is
+            not known (linear).
         low_freq_factor, high_freq_factor: the band that llama3 interpolates in.
         beta_fast, beta_slow: rotations that bound yarn's band.
         attention_factor: what yarn and longrope multiply cosines and sines by; None to derive it from ``factor``.
@@ -73,6 +74,18 @@ class Rope:
                 for pair in range(axis, min(len(self.sections) * count, len(found)), len(self.sections)):
                     found[pair] = axis
         return (*found, *found)
+
+    def theta_at(self, length: int, rotated: int) -> float:
+        """The base of wavelengths of a sequence of so many tokens: of ``dynamic`` it grows beyond the original context.
+
+        Args:
+            length: tokens that the sequence may have.
+            rotated: dimensions of a head that are rotated, more than 2 of ``dynamic``.
+        """
+        if self.kind != "dynamic" or length <= self.original_context:
+            return self.theta
+        stretch = self.factor * length / self.original_context - (self.factor - 1)
+        return float(self.theta * stretch ** (rotated / (rotated - 2)))
 
     @property
     def scale(self) -> float:

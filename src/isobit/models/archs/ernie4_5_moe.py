@@ -8,7 +8,7 @@ from isobit.models.config import ModelConfig
 from isobit.models.feed_forward import ExpertNames, Experts, GatedMlp, Router
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common, without_windows
-from isobit.models.hf_experts import read_counts, with_experts
+from isobit.models.hf_experts import read_counts, read_first, with_experts
 from isobit.models.hf_rope import Common
 
 NAMES = ExpertNames(
@@ -31,9 +31,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     mixture = Experts(
         router, GatedMlp(size, bias=bias), GatedMlp(size * shared, bias=bias) if shared else None, names=NAMES
     )  # fmt: skip
-    first, every = fields.integer("moe_layer_start_index", 1, low=0), fields.integer("moe_layer_interval", 1)
-    last = fields.integer("moe_layer_end_index", -1, low=-1)
-    end = MOST_LAYERS if last == -1 else last
+    first, end, every = *_range(fields), fields.integer("moe_layer_interval", 1)
     for key, known in _AS_ALWAYS.items():
         fields.only(key, known, "ERNIE 4.5")
     style = Style(
@@ -42,6 +40,18 @@ def from_hf(fields: Fields) -> ModelConfig:
     )  # fmt: skip
     common = Common(kv_heads=4, max_positions=131072, tied=True, eps=1e-5, theta=5e5, interleaved=True)
     return read_common(fields, "ernie4_5_moe", common, style)
+
+
+def _range(fields: Fields) -> tuple[int, int]:
+    """The first and the last layer that may have experts."""
+    layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
+    first = read_first(fields, 1, "moe_layer_start_index")
+    last = fields.integer("moe_layer_end_index", -1, low=-1)
+    if fields.sound and not -1 <= last < layers:
+        fields.problem("moe_layer_end_index", f"there is no such layer: num_hidden_layers = {layers}")
+    if fields.sound and last != -1 and last < first - 1:
+        fields.problem("moe_layer_end_index", f"is in front of moe_layer_start_index = {first}")
+    return first, layers - 1 if last == -1 else last
 
 
 # What its own code reads, and transformers always has.

@@ -29,10 +29,12 @@ def from_hf(fields: Fields) -> ModelConfig:
         o_bias=bias,
         activation="gelu_tanh",
         scale=fields.number("query_pre_attn_scalar", 256.0, low=1e-3, high=1e6) ** -0.5,
-        softcap=read_cap(fields, "attn_logit_softcapping", None),
         embedding_factor="root",
         logit_softcap=read_cap(fields, "final_logit_softcapping", None),
     )
+    notes: tuple[str, ...] = ()
+    if (cap := read_cap(fields, "attn_logit_softcapping", None)) is not None:
+        notes = (f"attn_logit_softcapping = {cap:g} is not looked at: neither transformers nor vLLM has it in Gemma 3",)
     common = Common(
         kv_heads=4, head_dim=256, max_positions=131072, tied=True, activation="hidden_activation", theta=THETA
     )
@@ -43,7 +45,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     def vary(layer: int, spec: LayerSpec) -> LayerSpec:
         return spec if windows[layer] is None else with_attention(spec, rope=near)
 
-    return read_common(fields, "gemma3_text", common, replace(style, vary=vary), windows, rope=rope)
+    return read_common(fields, "gemma3_text", common, replace(style, vary=vary), windows, notes, rope)
 
 
 def tiny() -> dict[str, Any]:

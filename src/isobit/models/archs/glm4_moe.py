@@ -10,7 +10,7 @@ from isobit.models.config import LayerSpec, ModelConfig, QkNorm
 from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common, without_windows
-from isobit.models.hf_experts import read_counts, read_groups, with_experts
+from isobit.models.hf_experts import read_counts, read_first, read_groups, with_experts
 from isobit.models.hf_rope import Common
 
 COMMON = Common(kv_heads=8, max_positions=131072, eps=1e-5, partial=0.5)
@@ -43,7 +43,7 @@ def read_mixture(fields: Fields) -> Callable[[int, LayerSpec], LayerSpec]:
     )
     size = fields.integer("moe_intermediate_size", 1408)
     mixture = Experts(router, GatedMlp(size), GatedMlp(size * fields.integer("n_shared_experts", 1)))
-    dense = fields.integer("first_k_dense_replace", 1, low=0)
+    dense = read_first(fields, 1)
     return with_experts(mixture, lambda layer: layer >= dense)
 
 

@@ -25,7 +25,7 @@ COMMON = Common(
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a Ministral3ForCausalLM configuration."""
-    windows = read_windows(fields, enabled=bool(fields.raw("sliding_window")), default_window=0)
+    windows = read_windows(fields, enabled=fields.raw("sliding_window") is not None, default_window=0)
     grow = _query_scale(fields)
 
     def vary(layer: int, spec: LayerSpec) -> LayerSpec:
