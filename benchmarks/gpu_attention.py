@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from gpu_tune import timed
 
+from isobit.formats.caches import known_by
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element as lookup
 from isobit.kernels.cached import Cached
@@ -82,7 +83,7 @@ def cache(spec: AttentionSpec, batch: Sequences, element: str, dtype: torch.dtyp
             torch.randn(shape, device="cuda").to(getattr(torch, f"float8_{element}")).view(torch.uint8) for _ in "kv"
         ]
     scales = [torch.rand(shape[:3], device="cuda") * (0.02 if element == "int8" else 1.0) for _ in "kv"]
-    return Cached(codes[0], codes[1], scales[0], scales[1], element)
+    return Cached(codes[0], codes[1], scales[0], scales[1], known_by(element))
 
 
 def wanted(spec: AttentionSpec, q: torch.Tensor, held: Cached, batch: Sequences, b: int) -> torch.Tensor:

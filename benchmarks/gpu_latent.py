@@ -23,6 +23,7 @@ from gpu_attention import L2, sequences
 from gpu_tune import timed
 from torch import Tensor
 
+from isobit.formats.caches import known_by
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element as lookup
 from isobit.kernels.cached import Cached
@@ -58,7 +59,7 @@ def cache(blocks: int, block: int, element: str) -> Cached:
     else:
         codes = [part.to(getattr(torch, f"float8_{element}")).view(torch.uint8) for part in numbers]
     scales = [torch.rand(shape[:3], device="cuda") * (0.03 if element == "int8" else 1.0) for shape in shapes]
-    return Cached(codes[0], codes[1], scales[0], scales[1], element)
+    return Cached(codes[0], codes[1], scales[0], scales[1], known_by(element))
 
 
 def wanted(spec: LatentSpec, query: Tensor, turned: Tensor, held: Cached, batch: Sequences) -> Tensor:

@@ -31,18 +31,18 @@ def spec(
 
 def batch(
     of: LatentSpec, sizes: list[tuple[int, int]], block: int, dtype: torch.dtype, seed: int, device: str = "cpu",
-    element: str = "",
+    kv: str = "",
 ) -> Given:  # fmt: skip
     """The arguments of a latent attention; sequences and the cache as ``layer_oracle.batch`` makes them."""
     latents, keys = (
-        plain.batch(AttentionSpec(1, 1, width), sizes, block, dtype, seed, device, element=element)
+        plain.batch(AttentionSpec(1, 1, width), sizes, block, dtype, seed, device, kv=kv)
         for width in (of.rank, of.rotated)
     )
     tokens, rng = latents.sequences.slots.shape[0], torch.Generator().manual_seed(seed + 1)
     q = torch.randn(tokens, of.heads * of.query, generator=rng)
     kv = torch.randn(tokens, of.rank + of.rotated, generator=rng)
     angles = torch.randn(tokens, of.rotated // 2, generator=rng).repeat(1, 2)
-    held = Cached(latents.keys, keys.keys, latents.key_scales, keys.key_scales, element)
+    held = Cached.of(latents.cached.parts[0], keys.cached.parts[0], latents.form)
     q, kv, cos, sin = (part.to(device, dtype) for part in (q, kv, angles.cos(), angles.sin()))
     return q, kv, cos, sin, held, latents.sequences
 
@@ -68,11 +68,8 @@ def attention(of: LatentSpec, given: Given) -> tuple[Tensor, Tensor, Tensor]:
     latent, key = latent.to(dtype).double(), turned(new[:, None, of.rank :])[:, 0]
     absorbed = torch.einsum("thp,hpr->thr", query[..., : of.plain], up[:, : of.plain]).to(dtype).double()
     rotated = turned(query[..., of.plain :])
-    latents, keys = (
-        plain._cached(part, scales, held.element)[:, 0]
-        for part, scales in ((held.keys, held.key_scales), (held.values, held.value_scales))
-    )
-    new_latents, new_keys = (plain._as_cached(part, held.element, dtype) for part in (latent, key))
+    latents, keys = (plain.cached(part, held.form)[:, 0] for part in held.parts)
+    new_latents, new_keys = (plain.as_cached(part, held.form, dtype) for part in (latent, key))
     found = torch.zeros(len(q), of.heads, of.rank, dtype=torch.float64)
     starts, lengths, table = (part.tolist() for part in (sequences.starts, sequences.lengths, sequences.table))
     for b, length in enumerate(lengths):

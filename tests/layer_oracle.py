@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isobit.formats.caches import AUTO, CacheFormat, known_by
 from isobit.formats.codec import decode
-from isobit.kernels.cached import Cached, rounded
+from isobit.kernels.cached import Cached, Part, rounded, unpacked
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.sequences import Sequences
 
@@ -27,12 +28,16 @@ class Batch:
     sequences: Sequences
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
-    element: str = ""
+    form: CacheFormat = AUTO
+    key_groups: Tensor | None = None
+    value_groups: Tensor | None = None
     factors: Tensor | None = None
 
     @property
     def cached(self) -> Cached:
-        return Cached(self.keys, self.values, self.key_scales, self.value_scales, self.element)
+        return Cached(
+            self.keys, self.values, self.key_scales, self.value_scales, self.form, self.key_groups, self.value_groups
+        )
 
     @property
     def arguments(self) -> tuple[Tensor | Sequences | Cached | None, ...]:
@@ -41,11 +46,11 @@ class Batch:
 
 def batch(
     spec: AttentionSpec, sizes: list[tuple[int, int]], block: int, dtype: torch.dtype, seed: int, device: str = "cpu",
-    columns: int | None = None, element: str = "",
+    columns: int | None = None, kv: str = "",
 ) -> Batch:  # fmt: skip
     """A batch of sequences of (new tokens, length), the blocks of the cache dealt out at random; the rest of it NaN.
 
-    A length of 0 is padding: one token that is stored nowhere.
+    A length of 0 is padding: one token that is stored nowhere. ``kv``: the cache's format as ``CacheFormat.kv`` has it.
     """
     rng = torch.Generator().manual_seed(seed)
     columns = columns or max(1, max(-(-length // block) for _, length in sizes))
@@ -77,28 +82,32 @@ def batch(
     floats = (part.to(device, dtype) for part in (q, k, v, angles.cos(), angles.sin(), *cache))
     factors = (torch.rand(tokens, generator=rng) + 0.5).to(device) if spec.scaled else None
     given = Batch(*floats, sequences, factors=factors)
-    return given if not element else _as_codes(given, element)
+    return given if not kv else _as_codes(given, known_by(kv))
 
 
-def _as_codes(given: Batch, element: str) -> Batch:
+def _as_codes(given: Batch, form: CacheFormat) -> Batch:
     """The same with what is cached rounded, by the law."""
-    (keys, key_scales), (values, value_scales) = (
-        rounded(part, element, part.dtype) for part in (given.keys, given.values)
-    )
-    return replace(given, keys=keys, values=values, key_scales=key_scales, value_scales=value_scales, element=element)
+    keys, values = (rounded(part, form, part.dtype) for part in (given.keys, given.values))
+    return replace(
+        given, keys=keys.numbers, values=values.numbers, key_scales=keys.scales, value_scales=values.scales,
+        key_groups=keys.groups, value_groups=values.groups, form=form,
+    )  # fmt: skip
 
 
-def _cached(part: Tensor, scales: Tensor | None, element: str) -> Tensor:
+def cached(part: Part, form: CacheFormat) -> Tensor:
     """What is cached, in float64."""
-    if scales is None:
-        return part.double().cpu()
-    return (decode(part, element).double() * scales.double()[..., None]).cpu()
+    if not form.element:
+        return part.numbers.double().cpu()
+    found = decode(unpacked(part.numbers) if form.packed else part.numbers, form.element).double()
+    if part.groups is not None and form.group is not None:
+        scales = decode(part.groups, form.scale.element).double()
+        found = found * scales.repeat_interleave(form.group, dim=-1)[..., : found.shape[-1]]
+    return (found if part.scales is None else found * part.scales.double()[..., None]).cpu()
 
 
-def _as_cached(new: Tensor, element: str, dtype: torch.dtype) -> Tensor:
+def as_cached(new: Tensor, form: CacheFormat, dtype: torch.dtype) -> Tensor:
     """What a cache gives back of new keys or values in float64."""
-    codes, scales = rounded(new.to(dtype), element, dtype)
-    return _cached(codes, scales, element)
+    return cached(rounded(new.to(dtype), form, dtype), form)
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
@@ -139,15 +148,12 @@ def attention(spec: AttentionSpec, given: Batch) -> tuple[Tensor, Tensor, Tensor
     Queries and keys are rounded to their dtype behind a norm and behind the rotation, as the kernels say.
     """
     dtype = given.q.dtype
-    keys, values = (
-        _cached(part, scales, given.element)
-        for part, scales in ((given.keys, given.key_scales), (given.values, given.value_scales))
-    )
+    keys, values = (cached(part, given.form) for part in given.cached.parts)
     v = given.v.double().cpu().view(len(given.v), -1, spec.dim)
     q, k = _prepared(spec, given, given.q, spec.q_norm), _prepared(spec, given, given.k, spec.k_norm)
     if given.factors is not None:
         q = (q * given.factors.double().cpu()[:, None, None]).to(dtype).double()
-    k, v = _as_cached(k, given.element, dtype), _as_cached(v, given.element, dtype)
+    k, v = as_cached(k, given.form, dtype), as_cached(v, given.form, dtype)
     out = torch.zeros_like(q)
     starts, lengths, table = (
         part.tolist() for part in (given.sequences.starts, given.sequences.lengths, given.sequences.table)

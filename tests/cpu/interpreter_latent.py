@@ -16,8 +16,7 @@ import layer_oracle
 import torch
 from torch import Tensor
 
-from isobit.formats.codec import quantize_activations
-from isobit.formats.schemes import ActSpec
+from isobit.kernels.cached import rounded
 from isobit.kernels.gpu import latent_tiles as tiles
 from isobit.kernels.gpu.latent import GpuLatent
 from isobit.kernels.gpu.machine import Machine
@@ -49,7 +48,7 @@ def against_float64(name: str, case: Case, dtype: torch.dtype, element: str) -> 
     """Results, and what is stored of the new tokens: the bits of the law of what would be stored without codes."""
     sizes, interleaved, members, block = case
     spec = oracle.spec(*sizes, dtype, interleaved=interleaved)
-    given = oracle.batch(spec, members, block, dtype, 1, element=element)
+    given = oracle.batch(spec, members, block, dtype, 1, kv=element)
     wanted, latents, keys = oracle.attention(spec, given)
     found, plain, sequences = layer().latent(spec, *given), given, given[-1]
     real = sequences.slots >= 0
@@ -63,9 +62,8 @@ def against_float64(name: str, case: Case, dtype: torch.dtype, element: str) -> 
         if not element:
             yield f"stored {dtype} {what} {name}", layer_oracle.error(numbers, exact[real])
             continue
-        codes, scales = quantize_activations(numbers, ActSpec(element, "token"))
-        same = torch.equal(oracle.stored(sequences, given[4].tensors[number]), codes)
-        same &= torch.equal(oracle.stored(sequences, given[4].tensors[number + 2]), scales[:, 0])
+        held, law = given[4].parts[number].tensors, rounded(numbers, given[4].form, dtype).tensors
+        same = all(torch.equal(oracle.stored(sequences, part), one) for part, one in zip(held, law, strict=True))
         yield f"same: codes of {what} {element} {dtype} {name}", float(not same)
 
 

@@ -11,7 +11,7 @@ from ragged import ragged
 from torch import Tensor
 
 from isobit.errors import FormatError
-from isobit.formats.caches import CACHE_FORMATS, CacheFormat
+from isobit.formats.caches import AUTO, CACHE_FORMATS, CacheFormat, known_by
 from isobit.formats.codec import decode
 from isobit.kernels.cached import Cached, rounded
 from isobit.kernels.cpu import layer as cpu_layer
@@ -22,7 +22,7 @@ from isobit.models.cache.memory import new_layers, stored_dtype
 from isobit.models.config import Kept
 
 pytestmark = pytest.mark.skipif(cpu_library.problem() is not None, reason=str(cpu_library.problem()))
-NARROW = [row for row in CACHE_FORMATS.values() if row.stored("float32") != "float32"]
+NARROW = [row for row in CACHE_FORMATS.values() if row.stored("float32") != "float32" and not row.group]
 BLOCK = 64
 SPECS = {
     "a head each": AttentionSpec(2, 2, 64),
@@ -94,11 +94,10 @@ def test_the_bits_of_the_law_are_stored_and_read_exactly(name: str, row: CacheFo
     qkv = heads_of(spec, 4, 20)
     found = attend(spec, qkv, held, batch)
     at = batch.slots // BLOCK, batch.slots % BLOCK
-    for new, memory, scales in ((qkv[1], held.keys, held.key_scales), (qkv[2], held.values, held.value_scales)):
-        codes, wanted = rounded(new.view(4, -1, spec.dim), row.element, stored_dtype(row, torch.float32))
-        assert torch.equal(memory[at[0], :, at[1]].view(torch.uint8), codes.contiguous().view(torch.uint8))
-        if scales is not None and wanted is not None:
-            assert torch.equal(scales[at[0], :, at[1]], wanted)
+    for new, part in zip(qkv[1:], held.parts, strict=True):
+        wanted = rounded(new.view(4, -1, spec.dim), row, stored_dtype(row, torch.float32))
+        for memory, one in zip(part.tensors, wanted.tensors, strict=True):
+            assert torch.equal(memory[at[0], :, at[1]].view(torch.uint8), one.contiguous().view(torch.uint8))
     for b, (begin, end, length) in enumerate(((0, 3, 523), (3, 4, 91))):
         blocks = tuple(past.table[b, : -(-length // BLOCK)].tolist())
         keys, values = (part.double() for part in held.read(blocks, length, torch.float32))
@@ -133,7 +132,7 @@ def test_narrow_numbers_are_rounded_alike(name: str, isa: str) -> None:
     spec, zero = AttentionSpec(1, 1, 256), torch.zeros(1, 256)
     held = empty(spec, row, 1)
     attend(spec, (zero, zero, x), held, ragged([1], [0], BLOCK))
-    wanted = rounded(x, "", stored_dtype(row, torch.float32))[0][0]
+    wanted = rounded(x, row, stored_dtype(row, torch.float32)).numbers[0]
     stored, number = held.values[0, 0, 0], wanted.isfinite()
     assert torch.equal(stored[number].view(torch.int16), wanted[number].view(torch.int16))
     assert torch.equal(stored.isnan(), wanted.isnan()) and torch.equal(stored[2:4], wanted[2:4])
@@ -145,9 +144,9 @@ def test_caches_that_are_none_are_refused() -> None:
     attend(spec, (x, x, x), good, sequences)
     assert good.value_scales is not None
     for bad in (
-        replace(good, element="e4m3fn"), replace(good, key_scales=None), replace(good, element="int4"),
+        replace(good, form=CACHE_FORMATS["fp8"]), replace(good, key_scales=None), replace(good, form=known_by("int4")),
         replace(good, value_scales=good.value_scales[..., 1:].clone()), replace(good, keys=good.keys[..., 1:].clone()),
-        replace(good, element=""), replace(good, value_scales=good.value_scales.half()),
+        replace(good, form=AUTO), replace(good, value_scales=good.value_scales.half()),
     ):  # fmt: skip
-        with pytest.raises(FormatError, match="cache|on the CPU|codes of int4"):
+        with pytest.raises(FormatError, match="cache|on the CPU|values in int4"):
             attend(spec, (x, x, x), bad, sequences)

@@ -17,7 +17,7 @@ from isobit.errors import FormatError, IsobitError
 from isobit.formats.caches import CACHE_FORMATS
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
-from isobit.kernels.cached import Cached
+from isobit.kernels.cached import Cached, Part
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu.latent import CpuLatent, unsupported
 from isobit.kernels.latent import LatentSpec, absorbed, expanded, halves
@@ -112,8 +112,13 @@ def fill(held: Cached, sequences: Sequences, number: int, one: Tokens) -> None:
 
 def replace_memory(held: Cached, tokens: int) -> Cached:
     """Memory like that of a cache, for so many tokens in one block."""
-    parts = [part.new_zeros(1, 1, tokens, *part.shape[3:]) for part in held.tensors]
-    return Cached(*parts, *[None] * (4 - len(parts)), element=held.element)
+
+    def of(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.new_zeros(1, 1, tokens, *part.shape[3:])
+
+    first, second = (Part(part.numbers.new_zeros(1, 1, tokens, part.numbers.shape[3]), of(part.scales), of(part.groups))
+                     for part in held.parts)  # fmt: skip
+    return Cached.of(first, second, held.form)
 
 
 def law(spec: LatentSpec, one: Tokens, cached: tuple[Tensor, ...] | None = None) -> Tensor:
@@ -150,7 +155,7 @@ def test_the_law_in_float64(sizes: tuple[int, int, int, int, int], interleaved: 
         assert error_of(found, law(spec, one)) < 3e-6, (fresh, past)
 
 
-@pytest.mark.parametrize("stored", [*CACHE_FORMATS])
+@pytest.mark.parametrize("stored", [name for name, row in CACHE_FORMATS.items() if not row.group])
 def test_every_format_of_the_cache_is_stored_by_the_law_and_read_exactly(stored: str) -> None:
     spec = made(5, 32, 16, 24, 48)
     one = Tokens(spec, 9, 70, seed=3)

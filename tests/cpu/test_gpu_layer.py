@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="the GPU binding needs Triton: pip install triton")
 
 from isobit.errors import FormatError
+from isobit.formats.caches import CACHE_FORMATS
 from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.layer import GpuLayer
@@ -28,8 +29,10 @@ WRONG = {
     "cosines of an attention": replace(GIVEN, cos=GIVEN.cos[:3]),
     "cached values of an attention": replace(GIVEN, values=GIVEN.values[:, :1]),
     "of one dtype": replace(GIVEN, keys=GIVEN.keys.float()),
-    "float32 scales": replace(oracle.batch(SPEC, [(1, 20)], 64, torch.float16, 1, element="int8"), value_scales=None),
-    "or torch.uint8": replace(oracle.batch(SPEC, [(1, 20)], 64, torch.float16, 1, element="int8"), element="e5m2"),
+    "float32 scales": replace(oracle.batch(SPEC, [(1, 20)], 64, torch.float16, 1, kv="int8"), value_scales=None),
+    "or torch.uint8": replace(
+        oracle.batch(SPEC, [(1, 20)], 64, torch.float16, 1, kv="int8"), form=CACHE_FORMATS["fp8-e5m2"]
+    ),
     "the cache of a layer is contiguous": replace(
         GIVEN, keys=GIVEN.keys.transpose(1, 2).contiguous().transpose(1, 2), values=GIVEN.values
     ),

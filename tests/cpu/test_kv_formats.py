@@ -22,7 +22,7 @@ from isobit.models.config import Kept
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 
-CODES = [row for row in CACHE_FORMATS.values() if row.element]
+CODES = [row for row in CACHE_FORMATS.values() if row.element and not row.group]
 LENGTHS = (70, 9, 1)
 
 
@@ -67,7 +67,9 @@ def test_bytes_are_those_of_the_memory(folder: Path, row: CacheFormat) -> None:
     held = sum(part.nbytes for layer in range(model.config.num_layers) for part in cache.memory(layer).tensors)
     assert model.cache_bytes(3 * cache.block) == held
     cache.grow(5)
-    assert cache.memory(0).keys.shape[0] == 5 and len(cache.memory(0).tensors) == (4 if row.element else 2)
+    assert cache.memory(0).keys.shape[0] == 5 and len(cache.memory(0).tensors) == 2 * (
+        1 + row.one_scale + (row.group is not None)
+    )
     other = load_model(folder, kv_cache="int8" if row.name != "int8" else "fp8")
     batch = other.paged_cache(1).batch([[1]], [dataclasses.replace(_one(), blocks=(0,))])
     with pytest.raises(UsageError, match="was not made for this model"):
@@ -107,11 +109,12 @@ def test_the_law_is_that_of_activations(row: CacheFormat, dtype: torch.dtype) ->
 
 def test_plain_numbers_saturate_and_keep_what_is_no_number() -> None:
     x = torch.tensor([1.0, 1e30, -1e30, float("inf"), float("-inf"), float("nan"), 65519.0, 2049.0])
-    halves, none = rounded(x, "", torch.float16)
-    assert none is None and halves.dtype == torch.float16
+    found = rounded(x, AUTO, torch.float16)
+    halves = found.numbers
+    assert len(found.tensors) == 1 and halves.dtype == torch.float16
     assert halves.tolist()[:5] == [1.0, 65504.0, -65504.0, float("inf"), float("-inf")] and halves[5].isnan()
     assert halves[6:].tolist() == [65504.0, 2048.0]  # ties to even
-    assert rounded(torch.tensor([3.4e38]), "", torch.bfloat16)[0].isfinite().all()
+    assert rounded(torch.tensor([3.4e38]), AUTO, torch.bfloat16).numbers.isfinite().all()
 
 
 # ---------------------------------------------------------------------- models
@@ -147,6 +150,7 @@ def test_formats_differ_by_what_they_round(folder: Path, monkeypatch: pytest.Mon
         found[name] = model.forward(Batch.of(prompts(model)))
     error = {name: float((logits - found["auto"]).norm() / found["auto"].norm()) for name, logits in found.items()}
     assert error["f32"] == 0 < error["f16"] < error["bf16"] < error["int8"] < error["fp8"] < error["fp8-e5m2"] < 0.2
+    assert error["int8"] < error["mxfp8"] < error["nvfp4"] < error["mxfp4"] < 0.5
 
 
 @torch.inference_mode()

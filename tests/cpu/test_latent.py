@@ -74,7 +74,10 @@ def test_pairs_of_neighbours_become_halves() -> None:
 
 # How far a cache in fewer bits may move the logits of a random model, relative to their size: what it has without
 # latents is no less (test_kv_formats.py).
-MOVED = {"auto": 1e-5, "f32": 1e-5, "bf16": 0.02, "f16": 0.003, "fp8": 0.1, "fp8-e5m2": 0.2, "int8": 0.06}
+MOVED = {
+    "auto": 1e-5, "f32": 1e-5, "bf16": 0.02, "f16": 0.003, "fp8": 0.1, "fp8-e5m2": 0.2, "int8": 0.06, "mxfp8": 0.12,
+    "mxfp4": 0.3, "nvfp4": 0.25,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CACHE_FORMATS)
@@ -91,7 +94,8 @@ def test_every_format_of_the_cache(folder: Path, name: str) -> None:
     assert (found - run(model, ids)).norm() / exact.norm() <= 0.01
     kept = sum(part.numel() * part.element_size() for layer in range(3) for part in cache.memory(layer).tensors)
     assert model.cache_bytes(2 * TOKENS) == kept
-    assert cache.memory(0).keys.shape == (2, 1, TOKENS, 128) and cache.memory(0).values.shape == (2, 1, TOKENS, 32)
+    widths = [CACHE_FORMATS[name].width(dim) for dim in (128, 32)]
+    assert [part.numbers.shape for part in cache.memory(0).parts] == [(2, 1, TOKENS, width) for width in widths]
 
 
 @torch.inference_mode()

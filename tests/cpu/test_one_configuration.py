@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("triton", reason="the GPU binding needs Triton: pip install triton")
 
+from isobit.formats.caches import known_by
 from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec, scheme
@@ -147,7 +148,9 @@ def test_every_launch_of_latent_attention_is_proved(name: str) -> None:
     for codes, kind in (("", torch.bfloat16), ("int8", torch.int8), ("e4m3fn", torch.uint8)):
         spec = latent_oracle.spec(16, 128, 64, 128, 512, torch.bfloat16)
         scales = torch.zeros(9, 1, 64) if codes else None
-        held = Cached(*(torch.zeros(9, 1, 64, width, dtype=kind) for width in (512, 64)), scales, scales, codes)
+        held = Cached(
+            *(torch.zeros(9, 1, 64, width, dtype=kind) for width in (512, 64)), scales, scales, known_by(codes)
+        )
         for new, length in ((2, 600), (20, 20)):
             q, kv, cos, sin = (torch.zeros(new, width, dtype=torch.bfloat16) for width in (16 * 192, 576, 64, 64))
             starts, lengths = torch.tensor([0, 1, new]).int(), torch.tensor([length - new, length]).int()

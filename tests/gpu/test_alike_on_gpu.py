@@ -138,7 +138,7 @@ def test_a_query_is_the_same_alone_and_in_a_prompt(name: str, lowering: str | No
         spec = replace(spec, sinks=spec.sinks.cuda())
     layer = GpuLayer(card.machine(lookup(lowering) if lowering else None), Workspace(torch.device("cuda")), alike=True)
     for dtype in (torch.bfloat16, torch.float16):
-        given = oracle.batch(ATTENTIONS[name][0], [(LENGTH, LENGTH)], 64, dtype, 7, "cuda", element=element)
+        given = oracle.batch(ATTENTIONS[name][0], [(LENGTH, LENGTH)], 64, dtype, 7, "cuda", kv=element)
         wanted, _, _ = oracle.attention(ATTENTIONS[name][0], given)
         queries = layer.rope_append(spec, *given.arguments)
         whole = layer.attend(spec, queries, given.cached, given.sequences)

@@ -55,12 +55,10 @@ def test_a_cache_of_codes_is_that_of_float64(element: str) -> None:
         wanted, _, _ = oracle.attention(spec, given)
         assert layer_oracle.error(layer().latent(spec, *given), wanted) < 1.5 * ROUNDED[dtype], dtype
         layer().latent(spec, *plain)
-        for number in range(2):
-            numbers = oracle.stored(plain[-1], plain[4].tensors[number])
-            codes, scales = as_cached(numbers, element, dtype)
-            assert torch.equal(oracle.stored(given[-1], given[4].tensors[number]), codes)
-            assert scales is not None
-            assert torch.equal(oracle.stored(given[-1], given[4].tensors[number + 2]), scales)
+        for held, numbers in zip(given[4].parts, plain[4].tensors, strict=True):
+            law = as_cached(oracle.stored(plain[-1], numbers), given[4].form, dtype)
+            for part, expected in zip(held.tensors, law.tensors, strict=True):
+                assert torch.equal(oracle.stored(given[-1], part), expected)
 
 
 def test_alike_a_token_has_the_same_bits_alone_in_a_batch_and_in_chunks() -> None:

@@ -83,18 +83,16 @@ def test_a_cache_of_codes_is_that_of_float64(element: str, lowering: str | None)
     layer = layers(lowering)
     for dtype in (torch.float16,) if lowering == "sm_75" else (*HALVES, torch.float32):
         for spec, mixture in (("grouped", "mixture"), ("llama", "decode"), ("gemma", "mixture"), ("odd", "chunk")):
-            given = oracle.batch(SPECS[spec], MIXTURES[mixture], 64, dtype, 1, "cuda", element=element)
+            given = oracle.batch(SPECS[spec], MIXTURES[mixture], 64, dtype, 1, "cuda", kv=element)
             plain = oracle.batch(SPECS[spec], MIXTURES[mixture], 64, dtype, 1, "cuda")
             wanted, _, _ = oracle.attention(SPECS[spec], given)
             found = layer.attention(SPECS[spec], *given.arguments)
             layer.rope_append(SPECS[spec], *plain.arguments)
             assert oracle.error(found, wanted) < 3 * ROUNDED[dtype], (dtype, spec, mixture)
-            for held, scales, numbers in (
-                (given.keys, given.key_scales, plain.keys), (given.values, given.value_scales, plain.values)
-            ):  # fmt: skip
-                codes, wanted_scales = as_cached(oracle.stored(plain, numbers), element, dtype)
-                assert torch.equal(oracle.stored(given, held), codes)
-                assert torch.equal(oracle.stored(given, scales), wanted_scales)
+            for held, numbers in zip(given.cached.parts, (plain.keys, plain.values), strict=True):
+                law = as_cached(oracle.stored(plain, numbers), given.form, dtype)
+                for part, expected in zip(held.tensors, law.tensors, strict=True):
+                    assert torch.equal(oracle.stored(given, part), expected)
 
 
 def test_attention_in_float32_and_with_norms() -> None:

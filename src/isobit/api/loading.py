@@ -36,7 +36,7 @@ def load(
         revision: branch, tag or commit of a Hugging Face id.
         device: ``"cpu"`` or ``"cuda"``.
         kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
-            ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
+            ``"fp8-e5m2"``, ``"int8"``, ``"mxfp8"``, ``"mxfp4"`` or ``"nvfp4"`` (docs/numerics.md, section 9).
         batch_invariant: tokens and logprobs are the same bits whatever comes beside them (docs/numerics.md,
             section 10); refused with reasons where that cannot be had.
         memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model
@@ -83,7 +83,7 @@ def LLM(
             do not suffice, prompts wait, and the last ones may have to be computed again.
         prefix_cache: whether prompts that begin alike are computed once.
         kv_cache: what keys and values are stored as: ``"auto"`` (as activations), ``"bf16"``, ``"f16"``, ``"fp8"``,
-            ``"fp8-e5m2"`` or ``"int8"`` (docs/numerics.md, section 9).
+            ``"fp8-e5m2"``, ``"int8"``, ``"mxfp8"``, ``"mxfp4"`` or ``"nvfp4"`` (docs/numerics.md, section 9).
         batch_invariant: tokens and logprobs are the same bits whatever comes beside them (docs/numerics.md,
             section 10); refused with reasons where that cannot be had.
         memory: what of the device all of it may take: bytes, or text like ``"20GiB"``; None for what is free. A model

@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 
 from isobit import arguments
 from isobit.errors import UsageError, printable
+from isobit.formats.caches import CACHE_FORMATS
+
+_NARROW = (name for name in CACHE_FORMATS if name not in ("auto", "f32"))
+CACHE_NAMES = f"auto (default: as activations), {', '.join(_NARROW)}"  # for --help
 
 
 def path(text: str) -> Path:
@@ -32,8 +36,7 @@ def add_cache_argument(parser: argparse.ArgumentParser, of: str = "", more: str 
         "--kv-cache",
         default="auto",
         metavar="FORMAT",
-        help=f"what keys and values{of} are stored as: auto (default: as activations), bf16, f16, fp8, fp8-e5m2,"
-        f" int8{more}",
+        help=f"what keys and values{of} are stored as: {CACHE_NAMES}{more}",
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import add_memory_argument, path
+from isobit.cli.parser import CACHE_NAMES, add_memory_argument, path
 
 
 def register(subparsers: Any) -> None:
@@ -43,7 +43,7 @@ def register(subparsers: Any) -> None:
         "--kv",
         dest="kv",
         metavar="FORMAT",
-        help="what keys and values are stored as: auto (default: as activations), bf16, f16, fp8, fp8-e5m2, int8",
+        help=f"what keys and values are stored as: {CACHE_NAMES}",
     )
     parser.add_argument(
         "--allow",

@@ -146,7 +146,8 @@ def load_llm(
         path: the folder (:func:`isobit.checkpoint.source.resolve` finds one for a hub id).
         dtype: what activations are computed in: "float32" (the default on a CPU), "bfloat16" or "float16".
         device: "cpu" or "cuda".
-        kv_cache: what keys and values are stored as: "auto", "bf16", "f16", "fp8", "fp8-e5m2" or "int8".
+        kv_cache: what keys and values are stored as: "auto", "bf16", "f16", "fp8", "fp8-e5m2", "int8", "mxfp8",
+            "mxfp4" or "nvfp4".
         batch_invariant: tokens and logprobs are the same bits whatever comes beside them.
         memory: bytes of the device that all of it may take: the cache then gets at once what weights and the rest
             leave. None for what is free, of which the cache takes what it needs.

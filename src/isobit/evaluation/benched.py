@@ -189,7 +189,7 @@ def _planner(folder: Path, model: Decoder, cache: CacheFormat) -> _Planner:
     if model.place.target is not None and model.place.target.name != target.name:
         target = target_named(model.place.target.name)
     row = None if work.stored is not None else scheme_named("f16" if _half(model, work) else "bf16")
-    return _Planner(work, row, target, board, cache.element or cache.dtype or None)
+    return _Planner(work, row, target, board, cache.kv or None)
 
 
 def _half(model: Decoder, work: Workload) -> bool:

@@ -223,8 +223,7 @@ def quantize_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None =
         return _under_stored_scales(x, spec, spec.scale, row, static_scale)
     shared = x.float()  # exact; the last axis is what shares a scale
     if spec.group is not None:
-        groups = -(-x.shape[-1] // spec.group)
-        shared = F.pad(shared, (0, -x.shape[-1] % spec.group)).reshape(*x.shape[:-1], groups, spec.group)
+        shared = _in_groups(x, spec.group)
     amax = shared.abs().amax(dim=-1, keepdim=True)
     scale = _activation_scale(amax, row, static_scale)
     quotient = shared / scale
@@ -240,8 +239,7 @@ def _under_stored_scales(
 ) -> tuple[Tensor, Tensor]:
     """The same with scales of groups in a format of their own; the last group may be shorter."""
     assert spec.group is not None
-    groups = -(-x.shape[-1] // spec.group)
-    shared = F.pad(x.float(), (0, -x.shape[-1] % spec.group)).reshape(*x.shape[:-1], groups, spec.group)
+    shared = _in_groups(x, spec.group)
     amax = shared.abs().amax(dim=-1, keepdim=True)
     if stored.powers:
         scale = power_scales(amax, row)
@@ -271,9 +269,52 @@ def scales_under(amax: Tensor, row: Element, over: Tensor) -> Tensor:
     ``e4m3(over * (amax / qmax))``, each operation rounded to float32; where that is zero, 2**-3, as compressed-tensors
     has it.
     """
-    top = torch.full((), row.max, dtype=torch.float32, device=amax.device)
-    found = round_to((over * (amax / top)).clamp(max=lookup("e4m3fn").max).nan_to_num(nan=0.0), "e4m3fn")
+    return _few_bits(over * (amax / _top(row, amax.device)))
+
+
+def quantize_under_tokens(x: Tensor, element: Element | str, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rounds values in groups whose scales are e4m3fn numbers under one of float32 for each token (or head of it).
+
+    ``above = max(amax / (qmax * 448), 2**-100)`` of all that a token has, ``scales = e4m3((amax / qmax) / above)`` of a
+    group, 2**-3 where that is zero, and ``codes = round(clamp(x / (scales * above), -qmax, qmax))``, each operation
+    rounded to float32. A token with a NaN or an infinity has NaN
+    above scales of 2**-3, and codes 0.
+
+    Args:
+        x: float32, bfloat16 or float16, ``[..., K]``.
+        element: format of the codes.
+        group: values along K that share a scale; the last group may be shorter.
+
+    Returns:
+        codes ``[..., K]``; float32 scales ``[..., ceil(K / group)]``, numbers that e4m3fn has; float32 ``[...]``.
+    """
+    row = lookup(element)
+    shared = _in_groups(x, group)
+    amax = shared.abs().amax(dim=-1, keepdim=True)
+    whole = amax.amax(dim=-2, keepdim=True)
+    top = torch.full((), row.max * lookup("e4m3fn").max, dtype=torch.float32, device=x.device)
+    above = (whole / top).clamp_(min=SMALLEST_ACTIVATION_SCALE).masked_fill_(~whole.isfinite(), math.nan)
+    scales = _few_bits((amax / _top(row, x.device)) / above)
+    quotient = (shared / (scales * above)).masked_fill_(above.isnan(), 0.0).clamp_(-row.max, row.max)
+    codes = encode(quotient.flatten(-2)[..., : x.shape[-1]], row)
+    return codes, scales.squeeze(-1), above.squeeze(-1).squeeze(-1)
+
+
+def _few_bits(scales: Tensor) -> Tensor:
+    """Scales as e4m3fn has them; 2**-3 where that is zero."""
+    found = round_to(scales.clamp(max=lookup("e4m3fn").max).nan_to_num(nan=0.0), "e4m3fn")
     return found.masked_fill(found == 0, 0.125)
+
+
+def _top(row: Element, device: torch.device) -> Tensor:
+    """The largest value, as a tensor: torch turns division by a Python number into a reciprocal product on CUDA."""
+    return torch.full((), row.max, dtype=torch.float32, device=device)
+
+
+def _in_groups(x: Tensor, group: int) -> Tensor:
+    """``[..., K]`` as float32 ``[..., groups, group]``, zeros behind the last value."""
+    shared = F.pad(x.float(), (0, -x.shape[-1] % group))
+    return shared.reshape(*x.shape[:-1], shared.shape[-1] // group, group)
 
 
 def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) -> None:
@@ -287,8 +328,7 @@ def _check_activations(x: Tensor, spec: ActSpec, static_scale: Tensor | None) ->
 
 def _activation_scale(amax: Tensor, row: Element, static_scale: Tensor | None) -> Tensor:
     if static_scale is None:
-        # A tensor on the same device: torch turns division by a Python number into a reciprocal product on CUDA.
-        scale = amax / torch.full((), row.max, dtype=torch.float32, device=amax.device)
+        scale = amax / _top(row, amax.device)
         scale.clamp_(min=SMALLEST_ACTIVATION_SCALE)
     else:
         scale = _one_scale(static_scale).to(amax.device).expand(amax.shape).clone()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from isobit.formats.caches import kv_bytes
 from isobit.kernels.held import given
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
-from isobit.legalize.memory import kv_bytes
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.pace import EXPECTED, pace
 from isobit.legalize.pace_rows import PACES

@@ -179,7 +179,7 @@ class AttentionKernel:
     Attributes:
         names: what runs it on a target in a dtype, a token at a time first; nothing where it does not run.
         vendors: where.
-        cache: formats of keys and values beside the dtype of the activations.
+        cache: formats of keys and values beside the dtype of the activations, as ``CacheFormat.kv`` has them.
         widest: numbers of a head, or of a latent, at most; 0 for any.
         latent: whether it attends to latents, and not to heads of keys and values.
         said: what people should know who are given it.
@@ -224,13 +224,20 @@ def _on_gpus(attends: str) -> Callable[[Target, str], tuple[str, ...]]:
     return names
 
 
-_CODES = tuple(row.element for row in CACHE_FORMATS.values() if row.element)
+_CODES = tuple(row.kv for row in CACHE_FORMATS.values() if row.element and not row.group)
+_GROUPED = tuple(row.kv for row in CACHE_FORMATS.values() if row.group)
 _CACHED_ON_CPUS = ("bfloat16", "float16", *_CODES)
 ATTENTION_KERNELS = (
     AttentionKernel(_on_gpus("heads"), ("nvidia", "amd"), _CODES, widest=LARGEST_HEAD),
     AttentionKernel(lambda target, dtype: ("torch scaled_dot_product_attention",), ("nvidia", "amd")),
     AttentionKernel(_on_gpus("latent"), ("nvidia", "amd"), _CODES, widest=LARGEST_RANK, latent=True),
     AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), _CACHED_ON_CPUS),
+    AttentionKernel(
+        lambda target, dtype: ("torch attention",),
+        ("cpu",),
+        _GROUPED,
+        said="attention over a cache with scales of groups runs in PyTorch",
+    ),
     AttentionKernel(
         lambda target, dtype: ("cpu latent attention",), ("cpu",), _CACHED_ON_CPUS, widest=LARGEST_RANK, latent=True
     ),
@@ -242,6 +249,6 @@ ATTENTION_KERNELS = (
             latent=True,
             said="latent attention runs in PyTorch, one sequence after the other",
         )
-        for vendors, cache in ((("nvidia", "amd"), _CODES), (("cpu",), _CACHED_ON_CPUS))
+        for vendors, cache in ((("nvidia", "amd"), _CODES), (("cpu",), (*_CACHED_ON_CPUS, *_GROUPED)))
     ),
 )

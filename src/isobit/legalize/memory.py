@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.checkpoint.layouts.table import nbytes
-from isobit.formats.caches import SCALE_BYTES
+from isobit.formats.caches import kv_bytes
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
-from isobit.formats.table import ELEMENTS, element
+from isobit.formats.table import element
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.kernels.held import given
 from isobit.legalize.exact import bits
@@ -116,11 +116,6 @@ def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | Non
 def kv_bytes_per_token(workload: Workload, kv: str) -> int:
     """Bytes of the keys and values of one token in all layers, and of their scales where they are rounded."""
     return sum(kv_bytes(one.kv_heads, width, kv) for one in workload.attentions for width in one.parts)
-
-
-def kv_bytes(heads: int, dim: int, kv: str) -> int:
-    """Bytes of the keys (or of the values) of one token in one layer."""
-    return heads * (dim * bits(kv) // 8 + (SCALE_BYTES if kv in ELEMENTS else 0))
 
 
 def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int, target: Target) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from isobit.errors import SchemeError
+from isobit.formats.caches import CACHE_FORMATS
 from isobit.formats.schemes import GROUPED, SCHEMES, Scheme, check_shape, scheme
 from isobit.formats.table import ELEMENTS
 from isobit.legalize.exact import FLOATS, bits
@@ -82,9 +83,7 @@ def _attention(op: Op, target: Target) -> Decision:
     ]  # fmt: skip
     names, said = next(((found, row.said) for row in rows if (found := row.names(target, op.dtype))), ((), ""))
     if not names:
-        cache = short(op.kv)
-        return Refusal((f"no attention kernel of isobit's reads keys and values in {cache}: keep them in the"
-                        f" activations' dtype ({short(op.dtype)}), or as fp8, fp8-e5m2 or int8",))  # fmt: skip
+        return Refusal((_unread(op, target, latent),))
     unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # the kernels use all of them
     how = f"{short(op.dtype)} matrix unit ({unit.instruction})" if unit else "f32 multiply-add"
     reason = "" if unit or op.dtype == "float32" else f"{target.name} has no usable matrix unit for {short(op.dtype)}"
@@ -95,6 +94,17 @@ def _attention(op: Op, target: Target) -> Decision:
         action, "attention", how, how, op.dtype, unit is not None, instruction, names, reason,
         (said,) if said else (), op.rounds,
     )  # fmt: skip
+
+
+def _unread(op: Op, target: Target, latent: bool) -> str:
+    """Why keys and values in a format are refused."""
+    rows = [row for row in ATTENTION_KERNELS if target.vendor in row.vendors and row.latent == latent]
+    read = [one.name for one in CACHE_FORMATS.values() if one.element and any(one.kv in row.cache for row in rows)]
+    others = f", or as {', '.join(read[:-1])} or {read[-1]}" if read else ""
+    return (
+        f"no attention kernel of isobit's reads keys and values in {short(op.kv)}: keep them in the activations' dtype"
+        f" ({short(op.dtype)}){others}"
+    )
 
 
 # ---------------------------------------------------------------------- the nearest scheme

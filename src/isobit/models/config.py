@@ -31,6 +31,11 @@ class Kept:
     first: int
     second: int
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of both parts."""
+        return self.first, self.second
+
 
 @dataclass(frozen=True)
 class SelfAttention:

@@ -55,6 +55,8 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         stored.require(dtype_name(dtype))
+        for width in {width for one in config.layers for width in one.attention.kept.widths}:
+            stored.require_width(width)
         self.config, self.dtype, self.place, self.notes, self.stored = config, dtype, place, notes, stored
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self.layers = nn.ModuleList(layers)

@@ -264,7 +264,7 @@ def cache_format(name: str | None) -> str | None:
         found = cache_named(name)
     except UsageError:
         return element(name.lower()).name  # one that no cache has: the plan says so, and what it would take
-    return found.element or found.dtype or None
+    return found.kv or None
 
 
 def plans(

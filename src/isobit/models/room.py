@@ -157,5 +157,5 @@ def _parts(found: Plan, sequences: int, context: int) -> int:
 def _planned(folder: Path, target: Target, board: Board, cache: CacheFormat) -> tuple[Plan, int, int]:
     work = described(*locate(folder))
     row = None if work.stored is not None else scheme_named("f16" if work.dtype == "float16" else "bf16")
-    request = Request(work.max_context, 1, cache.element or cache.dtype or None)
+    request = Request(work.max_context, 1, cache.kv or None)
     return plan(work, row, target, board, request), work.max_context, work.vocab

@@ -34,8 +34,8 @@ class Step:
         factors: layer -> what the tokens' scores are multiplied by besides, float32 ``[T]``, where its attention is
             ``scaled``; else None.
         memory: layer -> keys and values of its cache.
-        stride: numbers from a layer's keys to those of the next, 0 where all may use the same memory; None where layers
-            differ.
+        stride: heads of tokens from a layer's keys to those of the next, 0 where all may use the same memory; None
+            where layers differ.
         masks: for the row that makes them: made once for all layers.
     """
 

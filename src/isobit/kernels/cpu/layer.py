@@ -158,8 +158,8 @@ def check_cached(held: Cached, shape: tuple[int, ...], second: int | None = None
         FormatError: it isn't.
     """
     format = CACHE_FORMATS.get(held.element or held.keys.dtype, 0)
-    if held.element and not format:
-        raise FormatError(f"the CPU kernels keep no keys and values as codes of {held.element}")
+    if held.form.group or (held.element and not format):
+        raise FormatError(f"the CPU kernels keep no keys and values in {held.form.name}")
     dtype = code_dtype(element(held.element)) if held.element else held.keys.dtype if format else torch.float32
     of_values = shape if second is None else (*shape[:3], second)
     for what, part, wanted in (("cached keys", held.keys, shape), ("cached values", held.values, of_values)):

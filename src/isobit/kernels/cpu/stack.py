@@ -153,7 +153,7 @@ class CpuStack:
             places: by the number that layers have of theirs.
             held: memory of the first layer, ``[..., blocks, kv_heads, block, dim]``.
             sequences: whose the tokens are; see :func:`isobit.kernels.cpu.layer.attention`.
-            stride: values from one layer's keys to the next one's; 0 when all may use the same memory.
+            stride: heads of tokens from one layer's keys to the next one's; 0 when all may use the same memory.
 
         Raises:
             FormatError: a tensor has another shape, dtype or place.
@@ -165,12 +165,13 @@ class CpuStack:
         kinds = (structs.Places * len(places))(*(self._places(i, one, tokens) for i, one in enumerate(places)))
         format = check_cached(held, cache, self._second)
         for part, width in ((held.keys, heads.dim), (held.values, self._second)):
-            self._require_room(part, stride // heads.dim * width, math.prod(cache[:3]) * width)
-        for scales in held.tensors[2:]:
-            self._require_room(scales, stride // heads.dim, math.prod(cache[:3]))
+            self._require_room(part, stride * width, math.prod(cache[:3]) * width)
+        for scales in (held.key_scales, held.value_scales) if held.element else ():
+            assert scales is not None  # looked at above
+            self._require_room(scales, stride, math.prod(cache[:3]))
         y = x.clone()
         batch = cpu_sequences.struct(sequences, tokens, blocks)
-        step = structs.Step(batch, ctypes.addressof(kinds), len(kinds), *pointers(held), stride, format)
+        step = structs.Step(batch, ctypes.addressof(kinds), len(kinds), *pointers(held), stride * heads.dim, format)
         check(self._call(ctypes.addressof(self._structs), len(self._structs), ctypes.byref(step), y.data_ptr()))
         return y
 

@@ -12,7 +12,7 @@ from isobit.errors import CapacityError
 from isobit.formats.caches import AUTO, CacheFormat
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element
-from isobit.kernels.cached import Cached
+from isobit.kernels.cached import Cached, Part
 from isobit.models.batch import Batch, New, Overlays, Positions, Wanted, lay_out
 from isobit.models.cache.protocol import CachedSequence
 from isobit.models.config import Kept, ModelConfig
@@ -27,7 +27,7 @@ class Memory:
         blocks: how many there are.
         block: tokens of one.
         key: what it was made for; see :func:`cache_key`.
-        stride: numbers from a layer's keys to those of the next; None where layers differ.
+        stride: heads of tokens from a layer's keys to those of the next; None where layers differ.
         longest: tokens that a sequence may have; None for as many as the model reads.
 
     Args:
@@ -53,7 +53,7 @@ class Memory:
         self.blocks, self.block, self.key = blocks, block, cache_key(config, dtype, stored)
         self.longest: int | None = None
         kept = [one.attention.kept for one in config.layers]
-        self.stride = blocks * block * kept[0].heads * kept[0].first if len(set(kept)) == 1 else None
+        self.stride = blocks * block * kept[0].heads if len(set(kept)) == 1 else None
         size = blocks * block * bytes_per_token(kept, stored, dtype)
         try:
             if size >= _MOST_BYTES:
@@ -95,13 +95,16 @@ class Memory:
 
 def cache_key(config: ModelConfig, dtype: torch.dtype, stored: CacheFormat = AUTO) -> tuple[object, ...]:
     """What a cache must have been made for, to serve a model: what each layer keeps, and what it is stored as."""
-    return (stored.element or stored_dtype(stored, dtype), *(layer.attention.kept for layer in config.layers))
+    return (
+        stored.kv if stored.element else stored_dtype(stored, dtype),
+        *(layer.attention.kept for layer in config.layers),
+    )
 
 
 def bytes_per_token(kept: Iterable[Kept], stored: CacheFormat, dtype: torch.dtype) -> int:
     """Bytes of one token in layers that keep this, where activations are computed in a dtype."""
     name = dtype_name(dtype)
-    return sum(stored.bytes(one.heads, width, name) for one in kept for width in (one.first, one.second))
+    return sum(stored.bytes(one.heads, width, name) for one in kept for width in one.widths)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -128,14 +131,26 @@ def new_layers(
 ) -> list[Cached]:
     """Memory of layers that keep this of a token, one layer behind the other."""
     both = [[(blocks, one.heads, block, getattr(one, part)) for one in kept] for part in ("first", "second")]
-    first, second = (_parts(shapes, stored_dtype(stored, dtype), device) for shapes in both)
-    if not stored.element:
-        return [Cached(*pair) for pair in zip(first, second, strict=True)]
-    scales = [_parts([shape[:3] for shape in shapes], torch.float32, device) for shapes in both]
-    return [Cached(*four, stored.element) for four in zip(first, second, scales[0], scales[1], strict=True)]
+    first, second = (_new_parts(shapes, stored, stored_dtype(stored, dtype), device) for shapes in both)
+    return [Cached.of(*pair, stored) for pair in zip(first, second, strict=True)]
 
 
-def _parts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:
+def _new_parts(
+    shapes: Sequence[tuple[int, ...]], stored: CacheFormat, dtype: torch.dtype, device: torch.device | None
+) -> list[Part]:
+    """Memory of keys, or of values, of these shapes as numbers."""
+    numbers = _tensors([(*shape[:3], stored.width(shape[3])) for shape in shapes], dtype, device)
+    scales: Sequence[Tensor | None] = [None] * len(shapes)
+    groups: Sequence[Tensor | None] = [None] * len(shapes)
+    if stored.one_scale:
+        scales = _tensors([shape[:3] for shape in shapes], torch.float32, device)
+    if stored.group is not None:
+        codes = code_dtype(element(stored.scale.element))
+        groups = _tensors([(*shape[:3], stored.groups(shape[3])) for shape in shapes], codes, device)
+    return [Part(*three) for three in zip(numbers, scales, groups, strict=True)]
+
+
+def _tensors(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device | None) -> list[Tensor]:
     """Memory of tensors that lie one behind the other."""
     sizes = [math.prod(shape) for shape in shapes]
     whole = torch.empty(sum(sizes), dtype=dtype, device=device)

@@ -46,6 +46,8 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     name = str(dtype).removeprefix("torch.")
     if name not in POINTERS:
         return f"computes in {', '.join(POINTERS)}, not in {name}"
+    if stored.group:
+        return f"has no kernel that reads keys and values in {stored.name}"
     if not stored.element and stored.stored(name) != name:
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
     if why := lacking_latents(dtype, place, layers):

@@ -156,6 +156,8 @@ def gate_by(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
 
 
 def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
+    if stored.group and place.device != "cpu":
+        return f"runs a cache in {stored.name} on the CPU alone"
     return "the order of PyTorch's sums depends on how many tokens come at once" if place.alike else None
 
 
