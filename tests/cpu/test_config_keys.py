@@ -31,6 +31,8 @@ def as_json(model_type: str) -> dict[str, Any]:
     content = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])().to_dict()
     if "num_experts_per_tok" in content:  # None in one of them, with which transformers' own code ends
         content["num_experts_per_tok"] = content["num_experts_per_tok"] or 2
+    if model_type == "dots1":  # likewise
+        content |= {"n_routed_experts": 8, "n_shared_experts": 1}
     if model_type == "glm4_moe":
         content["head_dim"] = 128  # without it there would be 42 and two thirds
     return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]

@@ -165,8 +165,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Keys and defaults that others have not: their own tests.
 OWN_ROPE = {
-    "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "Ministral3ForCausalLM",
-    "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM",
+    "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "MellumForCausalLM",
+    "Ministral3ForCausalLM", "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM",
 }  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def test_another_architecture_gets_the_list_and_no_guess(name: str) -> None:
         read(name)
     said = str(error.value)
     assert all(re.search(rf"\b{one.removesuffix('ForCausalLM')}\b", said) for one in ARCHS)
-    assert "mean" not in said and len(said) < 800 and said.isprintable()
+    assert "mean" not in said and len(said) < 1000 and said.isprintable()
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.called)

@@ -85,6 +85,29 @@ def read_first(fields: Fields, default: int, key: str = "first_k_dense_replace")
     return first
 
 
+def read_sparse(fields: Fields, dense: int) -> tuple[bool, ...]:
+    """Which layers have experts: those that ``mlp_layer_types`` says, or all but so many in front.
+
+    Args:
+        fields: the file.
+        dense: how many, where neither that nor ``first_k_dense_replace`` says it.
+    """
+    listed, layers = fields.raw("mlp_layer_types"), fields.integer("num_hidden_layers", high=MOST_LAYERS)
+    first = read_first(fields, dense)
+    if listed is None:
+        return tuple(layer >= first for layer in range(layers))
+    if not isinstance(listed, list) or any(kind not in ("dense", "sparse") for kind in listed):
+        fields.problem("mlp_layer_types", "isobit knows dense and sparse")
+    elif fields.sound and len(listed) != layers:
+        fields.problem("mlp_layer_types", f"expected one for each of {layers} layers, found {len(listed)}")
+    elif fields.sound:
+        said = fields.raw("first_k_dense_replace")
+        if said is not None and listed != ["dense"] * first + ["sparse"] * (layers - first):
+            fields.problem("first_k_dense_replace", "mlp_layer_types says something else: correct one of them")
+        return tuple(kind == "sparse" for kind in listed)
+    return (True,) * layers
+
+
 def _only_one(fields: Fields, keys: tuple[str, ...]) -> str:
     """The one of several names for the same number that the file has; all that it has must say the same."""
     there = [key for key in keys if fields.raw(key) is not None]

@@ -37,7 +37,9 @@ INERT = frozenset(
     " initializer_range initializer_factor initializer_cutoff_factor init_std init_method init_device"
     " rescale_prenorm_residual gradient_checkpointing use_reentrant_checkpointing use_recompute neftune_noise_alpha"
     " label_smoothing aux_loss_coef router_aux_loss_coef z_loss_coefficient mtp_loss_scaling_factor"
-    " router_jitter_noise aux_loss_alpha seq_aux"
+    " router_jitter_noise aux_loss_alpha seq_aux embedding_initializer_range"
+    # of layers that guess further tokens, which are left out
+    " mtp_layer_types mtp_mlp_layer_types"
     # heads of other tasks, which a model for text has not
     " id2label label2id num_labels problem_type finetuning_task task_specific_params classifier_bias"
     " classifier_activation tf_legacy_loss summary_type summary_use_proj summary_activation summary_proj_to_labels"

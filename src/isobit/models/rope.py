@@ -160,7 +160,7 @@ class Angles:
             return self._table(room).at(positions, end)
         if len({self._kind(length) for _, length in room}) == 1:
             return self._table(room[0][1]).at(positions, end)
-        pieces = positions.split([new for new, _ in room])
+        pieces = torch.split(positions, [new for new, _ in room])
         found = [self._table(length).at(piece, end) for piece, (_, length) in zip(pieces, room, strict=True)]
         return torch.cat([cos for cos, _ in found]), torch.cat([sin for _, sin in found])
 

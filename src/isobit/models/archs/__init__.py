@@ -28,9 +28,12 @@ ARCHS: dict[str, str] = {
     "CwmForCausalLM": "cwm",
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
+    "Dots1ForCausalLM": "dots1",
     "Ernie4_5ForCausalLM": "ernie4_5",
     "Ernie4_5_MoeForCausalLM": "ernie4_5_moe",
     "Exaone4ForCausalLM": "exaone4",
+    "ExaoneMoeForCausalLM": "exaone_moe",
+    "FlexOlmoForCausalLM": "flex_olmo",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3_text",
     "GemmaForCausalLM": "gemma",
@@ -41,12 +44,15 @@ ARCHS: dict[str, str] = {
     "GptOssForCausalLM": "gpt_oss",
     "GraniteForCausalLM": "granite",
     "GraniteMoeForCausalLM": "granitemoe",
+    "HYV3ForCausalLM": "hy_v3",
     "HeliumForCausalLM": "helium",
     "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",
     "HunYuanMoEV1ForCausalLM": "hunyuan_v1_moe",
     "HyperCLOVAXForCausalLM": "hyperclovax",
+    "Jais2ForCausalLM": "jais2",
     "Llama4ForCausalLM": "llama4_text",
     "LlamaForCausalLM": "llama",
+    "MellumForCausalLM": "mellum",
     "MiniMaxM2ForCausalLM": "minimax_m2",
     "Ministral3ForCausalLM": "ministral3",
     "MinistralForCausalLM": "ministral",
@@ -63,8 +69,11 @@ ARCHS: dict[str, str] = {
     "Qwen3MoeForCausalLM": "qwen3_moe",
     "SeedOssForCausalLM": "seed_oss",
     "SmolLM3ForCausalLM": "smollm3",
+    "SolarOpenForCausalLM": "solar_open",
     "StableLmForCausalLM": "stablelm",
     "Starcoder2ForCausalLM": "starcoder2",
+    "VaultGemmaForCausalLM": "vaultgemma",
+    "YoutuForCausalLM": "youtu",
 }
 # Models that see or hear and have their decoder within: its keys are a section of the file (``hf_within``).
 WITHIN: dict[str, str] = {
@@ -81,10 +90,12 @@ UNSEEN: dict[str, str] = {
     "SparkForCausalLM": "spark",
     "SparkModel": "spark",
 }
+# Llamas by other names: transformers has no class for them and saves them as LlamaForCausalLM, with their model_type.
+LLAMAS: dict[str, str] = {"IQuestCoderForCausalLM": "iquestcoder", "InternLM3ForCausalLM": "internlm3"}
 # What model_type says where a model is one of a family and goes by a name of its own.
 ALSO = {"glm46v": "glm4v", "iflytekspark": "spark", "kimi_k2": "deepseek_v3"}
 
-_KNOWN = ARCHS | WITHIN | {architecture: row.model_type for architecture, row in WRAPPERS.items()}
+_KNOWN = ARCHS | LLAMAS | WITHIN | {architecture: row.model_type for architecture, row in WRAPPERS.items()}
 _CAUSAL, _WHOLE = "ForCausalLM", "ForConditionalGeneration"
 _END = _CAUSAL.lower()
 
@@ -153,6 +164,9 @@ def _model_type(fields: Fields, name: str) -> tuple[str, ...]:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
+    if names == ["LlamaForCausalLM"]:
+        kind = config.get("model_type")
+        return next((name for name, named in LLAMAS.items() if named == kind), "LlamaForCausalLM")
     if names is None:
         kind = config.get("model_type")
         for architecture, name in (_KNOWN | UNSEEN).items():
@@ -175,7 +189,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def _listed() -> str:
-    stems = sorted((name.removesuffix(_CAUSAL) for name in ARCHS), key=str.lower)
+    stems = sorted((name.removesuffix(_CAUSAL) for name in (*ARCHS, *LLAMAS)), key=str.lower)
     whole, text = (", ".join(sorted(name.removesuffix(_WHOLE) for name in rows)) for rows in (WITHIN, WRAPPERS))
     return f"isobit runs the {_CAUSAL} of {', '.join(stems)}, the {_WHOLE} of {whole} and, text alone, of {text}"
 

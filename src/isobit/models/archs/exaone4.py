@@ -14,6 +14,12 @@ NORMS = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernor
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads an Exaone4ForCausalLM configuration."""
+    windows, style = read_style(fields)
+    return read_common(fields, "exaone4", Common(kv_heads=32), style, windows)
+
+
+def read_style(fields: Fields) -> tuple[tuple[int | None, ...], Style]:
+    """The windows of layers, and what layers are: those without a window do not rotate where others have one."""
     layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
     near = _pattern(fields, layers)
     windows = read_windows(fields, enabled=True, default_window=4096, windowed=lambda layer: near[layer])
@@ -22,8 +28,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     def vary(layer: int, spec: LayerSpec) -> LayerSpec:
         return spec if whole or windows[layer] is not None else with_attention(spec, rope=None)
 
-    style = Style(norms=NORMS, qk_norm="head", vary=vary)
-    return read_common(fields, "exaone4", Common(kv_heads=32), style, windows)
+    return windows, Style(norms=NORMS, qk_norm="head", vary=vary)
 
 
 def _pattern(fields: Fields, layers: int) -> tuple[bool, ...]:

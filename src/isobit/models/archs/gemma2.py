@@ -14,13 +14,18 @@ NORMS = Norms("input_layernorm", "post_attention_layernorm", "pre_feedforward_la
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a Gemma2ForCausalLM configuration."""
+    return read(fields, "gemma2", NORMS)
+
+
+def read(fields: Fields, family: str, norms: Norms) -> ModelConfig:
+    """A Gemma 2, or one that differs in where its layers have norms."""
     windows = read_windows(fields, enabled=True, default_window=4096, windowed=lambda layer: layer % 2 == 0)
     if any(windows):
         fields.only("sliding_window_size", (max(filter(None, windows)),), "window: sliding_window says another")
     fields.only("hidden_act", ("gelu_pytorch_tanh",), "activation (hidden_activation is the one that counts)")
     bias = fields.flag("attention_bias", False)
     style = Style(
-        norms=NORMS,
+        norms=norms,
         norm_offset=1.0,
         qkv_bias=bias,
         o_bias=bias,
@@ -31,7 +36,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         logit_softcap=read_cap(fields, "final_logit_softcapping", 30.0),
     )
     common = Common(kv_heads=4, head_dim=256, max_positions=8192, tied=True, activation="hidden_activation")
-    return read_common(fields, "gemma2", common, style, windows)
+    return read_common(fields, family, common, style, windows)
 
 
 def read_cap(fields: Fields, key: str, default: float | None) -> float | None:

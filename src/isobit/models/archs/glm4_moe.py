@@ -28,9 +28,23 @@ def from_hf(fields: Fields) -> ModelConfig:
 
 def read_mixture(fields: Fields) -> Callable[[int, LayerSpec], LayerSpec]:
     """The experts, in all layers but the first ones: for ``Style.vary``."""
-    experts, active = read_counts(fields, 128, 8)
+    router = router_of(fields)
+    size = fields.integer("moe_intermediate_size", 1408)
+    mixture = Experts(router, GatedMlp(size), GatedMlp(size * fields.integer("n_shared_experts", 1)))
+    dense = read_first(fields, 1)
+    return with_experts(mixture, lambda layer: layer >= dense)
+
+
+def router_of(fields: Fields, experts: int = 128, active: int = 8, scale: float = 1.0) -> Router:
+    """Corrected sigmoids, and groups of experts.
+
+    Args:
+        fields: the file.
+        experts, active, scale: what absent keys mean.
+    """
+    experts, active = read_counts(fields, experts, active)
     groups, active_groups = read_groups(fields, experts, active)
-    router = Router(
+    return Router(
         experts,
         active,
         "sigmoid",
@@ -39,12 +53,8 @@ def read_mixture(fields: Fields) -> Callable[[int, LayerSpec], LayerSpec]:
         active_groups=active_groups,
         group_score="two",
         renormalize=fields.flag("norm_topk_prob", True),
-        scale=fields.number("routed_scaling_factor", 1.0),
+        scale=fields.number("routed_scaling_factor", scale),
     )
-    size = fields.integer("moe_intermediate_size", 1408)
-    mixture = Experts(router, GatedMlp(size), GatedMlp(size * fields.integer("n_shared_experts", 1)))
-    dense = read_first(fields, 1)
-    return with_experts(mixture, lambda layer: layer >= dense)
 
 
 def read_guessing(fields: Fields) -> int:
