@@ -6,13 +6,14 @@ What no kernel can run is not promised, whatever the hardware could do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from isobit.formats.caches import CACHE_FORMATS
 from isobit.kernels.backends import LINEAR_KERNELS
 from isobit.kernels.cpu import formats as cpu_formats
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix, misfit
+from isobit.kernels.gpu.grouped_tiles import unread, unread_latents
 from isobit.kernels.gpu.latent_tiles import LARGEST_RANK
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD
@@ -183,6 +184,8 @@ class AttentionKernel:
         widest: numbers of a head, or of a latent, at most; 0 for any.
         latent: whether it attends to latents, and not to heads of keys and values.
         said: what people should know who are given it.
+        unread: why it does not read a format, of which a token has so many numbers as each of its parts, on a target,
+            or None.
     """
 
     names: Callable[[Target, str], tuple[str, ...]]
@@ -191,6 +194,7 @@ class AttentionKernel:
     widest: int = 0
     latent: bool = False
     said: str = ""
+    unread: Callable[[str, tuple[int, int], Target], str | None] = field(default=lambda kv, parts, target: None)
 
     def takes(self, kv: str, dtype: str, width: int, *, latent: bool) -> bool:
         """Whether it reads keys and values stored as ``kv``, of heads of so many numbers, or latents of so many."""
@@ -214,11 +218,12 @@ def activation_dtype(target: Target, wanted: str) -> str:
     return wanted
 
 
-def _on_gpus(attends: str) -> Callable[[Target, str], tuple[str, ...]]:
-    """isobit's own kernels."""
+def _on_gpus(attends: str, *, grouped: bool = False) -> Callable[[Target, str], tuple[str, ...]]:
+    """isobit's own kernels: all, or those that read caches whose groups share a scale."""
 
     def names(target: Target, dtype: str) -> tuple[str, ...]:
         rows = [row for row in LAYER_ROWS if row.attends == attends and row.multiplies == dtype]
+        rows = [row for row in rows if row.groups or not grouped]
         return tuple(row.name for row in rows if row.requires(target) is None)
 
     return names
@@ -229,8 +234,23 @@ _GROUPED = tuple(row.kv for row in CACHE_FORMATS.values() if row.group)
 _CACHED_ON_CPUS = ("bfloat16", "float16", *_CODES)
 ATTENTION_KERNELS = (
     AttentionKernel(_on_gpus("heads"), ("nvidia", "amd"), _CODES, widest=LARGEST_HEAD),
+    AttentionKernel(
+        _on_gpus("heads", grouped=True),
+        ("nvidia", "amd"),
+        _GROUPED,
+        widest=LARGEST_HEAD,
+        unread=lambda kv, parts, target: unread(kv, parts[0], target),
+    ),
     AttentionKernel(lambda target, dtype: ("torch scaled_dot_product_attention",), ("nvidia", "amd")),
     AttentionKernel(_on_gpus("latent"), ("nvidia", "amd"), _CODES, widest=LARGEST_RANK, latent=True),
+    AttentionKernel(
+        _on_gpus("latent", grouped=True),
+        ("nvidia", "amd"),
+        _GROUPED,
+        widest=LARGEST_RANK,
+        latent=True,
+        unread=lambda kv, parts, target: unread_latents(kv, *parts, target),
+    ),
     AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), _CACHED_ON_CPUS),
     AttentionKernel(
         lambda target, dtype: ("torch attention",),

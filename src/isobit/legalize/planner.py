@@ -76,14 +76,16 @@ def _embedding(op: Op) -> Lowering:
 
 def _attention(op: Op, target: Target) -> Decision:
     latent = bool(op.kept) and op.kept[0] != op.kept[1]
-    width = op.kept[0] if latent else op.k
+    parts = (op.kept[0], op.kept[1]) if latent else (op.k, op.k)
     rows = [
         row for row in ATTENTION_KERNELS
-        if target.vendor in row.vendors and row.takes(op.kv, op.dtype, width, latent=latent)
+        if target.vendor in row.vendors and row.takes(op.kv, op.dtype, parts[0], latent=latent)
     ]  # fmt: skip
+    unread = [why for row in rows if (why := row.unread(op.kv, parts, target))]
+    rows = [row for row in rows if row.unread(op.kv, parts, target) is None]
     names, said = next(((found, row.said) for row in rows if (found := row.names(target, op.dtype))), ((), ""))
     if not names:
-        return Refusal((_unread(op, target, latent),))
+        return Refusal((_unread(op, parts, target, latent), *(f"isobit's attention {why}" for why in unread)))
     unit = target.hardware_unit(op.dtype, op.dtype) if target.is_gpu else None  # the kernels use all of them
     how = f"{short(op.dtype)} matrix unit ({unit.instruction})" if unit else "f32 multiply-add"
     reason = "" if unit or op.dtype == "float32" else f"{target.name} has no usable matrix unit for {short(op.dtype)}"
@@ -96,10 +98,13 @@ def _attention(op: Op, target: Target) -> Decision:
     )  # fmt: skip
 
 
-def _unread(op: Op, target: Target, latent: bool) -> str:
+def _unread(op: Op, parts: tuple[int, int], target: Target, latent: bool) -> str:
     """Why keys and values in a format are refused."""
     rows = [row for row in ATTENTION_KERNELS if target.vendor in row.vendors and row.latent == latent]
-    read = [one.name for one in CACHE_FORMATS.values() if one.element and any(one.kv in row.cache for row in rows)]
+    read = [
+        one.name for one in CACHE_FORMATS.values()
+        if one.element and any(one.kv in row.cache and row.unread(one.kv, parts, target) is None for row in rows)
+    ]  # fmt: skip
     others = f", or as {', '.join(read[:-1])} or {read[-1]}" if read else ""
     return (
         f"no attention kernel of isobit's reads keys and values in {short(op.kv)}: keep them in the activations' dtype"

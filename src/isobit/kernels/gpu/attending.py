@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
-from isobit.formats.pack import code_dtype
-from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
+from isobit.kernels.gpu import caching, one_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
-from isobit.kernels.gpu import one_tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
+from isobit.kernels.gpu.caching import stored_as
+from isobit.kernels.gpu.grouped_tiles import is_grouped, unread
 from isobit.kernels.gpu.launch import interpreting
 from isobit.kernels.gpu.layer_tiles import AttentionShape, NormOf, RareRope, RopeShape
 from isobit.kernels.gpu.starter import Starter, name_of, rows_of
@@ -67,12 +67,13 @@ class GpuAttention(Starter):
         """The first part of :meth:`attention`: the rotated queries; keys and values are then in the cache."""
         shape = RopeShape(
             name_of(q.dtype), spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, name_of(cos.dtype),
-            tiles.late(q.shape[0], alike=self.alike), held.element,
+            tiles.late(q.shape[0], alike=self.alike), stored_as(held),
         )  # fmt: skip
         rotated = torch.empty((q.shape[0], spec.heads * spec.dim), dtype=q.dtype, device=q.device)
         arguments = {**self._new(spec, q, k, v, cos, sin, sequences), **self._held(held), "rotated": rotated}
-        kernel = self.kernel("rope:rope_append", tiles.rope_append, shape)
-        if _is_rare(spec):
+        if not (_is_rare(spec) or is_grouped(shape.element)):
+            kernel = self.kernel("rope:rope_append", tiles.rope_append, shape)
+        else:
             rare = RareRope(shape, _norm_of(spec), spec.rotated, spec.interleaved, factors is not None)
             kernel = self.kernel("rope:rope_append_any", tiles.rope_append_any, rare)
             unused = self.unused(torch.float32, q.device)
@@ -163,7 +164,7 @@ class GpuAttention(Starter):
         given, parts, _ = self._parts(shape, arguments, count, sequences)
         rope = RopeShape(
             shape.dtype, spec.heads, spec.kv_heads, spec.dim, spec.q_norm is not None, name_of(cos.dtype),
-            element=held.element,
+            element=shape.element,
         )  # fmt: skip
         multiprocessors = self.machine.multiprocessors
         one = one_tiles.spread(shape, rope, parts, count, multiprocessors)
@@ -201,10 +202,12 @@ class GpuAttention(Starter):
         }  # fmt: skip
 
     def _shape(self, spec: AttentionSpec, dtype: torch.dtype, held: Cached, sequences: Sequences) -> AttentionShape:
-        fused = not (self.alike or _is_rare(spec)) and one_tiles.fuses(spec.heads, spec.kv_heads)
+        element = stored_as(held)
+        apart = self.alike or _is_rare(spec) or is_grouped(element)
+        fused = not apart and one_tiles.fuses(spec.heads, spec.kv_heads)
         return AttentionShape(
             name_of(dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, spec.softcap is not None,
-            sequences.block, sequences.table.shape[1], self.alike, held.element, spec.chunk is not None,
+            sequences.block, sequences.table.shape[1], self.alike, element, spec.chunk is not None,
             spec.sinks is not None, fused,
         )  # fmt: skip
 
@@ -222,12 +225,7 @@ class GpuAttention(Starter):
 
     def _held(self, held: Cached) -> dict[str, Tensor]:
         """The arguments of a kernel that say what a cache holds."""
-        none = self.unused(torch.float32, held.keys.device)
-        return {
-            "keys": held.keys, "values": held.values,
-            "key_scales": none if held.key_scales is None else held.key_scales,
-            "value_scales": none if held.value_scales is None else held.value_scales,
-        }  # fmt: skip
+        return caching.arguments(held, ("keys", "values"), self.unused(torch.float32, held.keys.device))
 
     def reserve(self, spec: AttentionSpec, sequences: int, most_new: int, most: int) -> None:
         """Says that attention will be asked for so many sequences, before the first graph is recorded.
@@ -258,22 +256,20 @@ class GpuAttention(Starter):
         for what, part, wanted in (
             ("queries", q, (tokens, spec.heads * spec.dim)), ("keys", k, (tokens, shared)),
             ("values", v, (tokens, shared)), ("cosines", cos, (tokens, spec.rotated)),
-            ("sines", sin, (tokens, spec.rotated)),
-            ("cached keys", held.keys, cache), ("cached values", held.values, cache),
-            ("slots", sequences.slots, (tokens,)),
+            ("sines", sin, (tokens, spec.rotated)), ("slots", sequences.slots, (tokens,)),
         ):  # fmt: skip
             if tuple(part.shape) != wanted:
                 raise FormatError(f"{what} of an attention: {list(wanted)}, not {list(part.shape)}")
-        stored = code_dtype(element(held.element)) if held.element else q.dtype
+        if why := unread(stored_as(held), spec.dim, self.machine.target):
+            raise FormatError(f"GPU attention {why}")
+        stored = caching.dtype_of(held, q.dtype)
         cached = {part.dtype for part in (held.keys, held.values)}
         if {k.dtype, v.dtype} != {q.dtype} or cos.dtype != sin.dtype or cached != {stored}:
             raise FormatError(
                 f"queries, keys, values and their cache are of one dtype, which is {q.dtype} of queries, or {stored} of"
                 f" what is cached"
             )
-        for scales in (held.key_scales, held.value_scales) if held.element else ():
-            if scales is None or scales.shape != cache[:3] or scales.dtype != torch.float32:
-                raise FormatError(f"cached codes have float32 scales {list(cache[:3])}")
+        caching.check(held, (cache, cache), ("cached keys", "cached values"))
         numbers = sequences.starts, sequences.lengths, sequences.table
         if {part.dtype for part in numbers} != {torch.int32} or sequences.slots.dtype != torch.int64:
             raise FormatError("starts, lengths and the table of blocks are int32, slots int64")
@@ -281,8 +277,6 @@ class GpuAttention(Starter):
             raise FormatError("what says which tokens belong to which sequence is contiguous")
         if spec.factor <= 0 or (spec.softcap is not None and spec.softcap <= 0):
             raise FormatError(f"an attention's scale and cap are positive, not {spec.factor} and {spec.softcap}")
-        if not all(part.is_contiguous() for part in held.tensors):
-            raise FormatError("the cache of a layer is contiguous")
 
 
 def _room(shape: AttentionShape, most: int, most_new: int, window: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from isobit.kernels.gpu.grouped_tiles import is_grouped
 from isobit.kernels.gpu.tiles import BLOCK, Config, Constant, is_cuda, overlaps, unit_of_nibbles
 from isobit.targets.spec import Target
 
@@ -50,6 +51,8 @@ def whole_token(k: int, target: Target) -> tuple[int, bool, int]:
 
 def by_instructions(element: str, target: Target) -> dict[str, Constant]:
     """By what a kernel computes the law of rounding to ``element``, if any; see ``triton/law.py``."""
+    if is_grouped(element):  # scales of groups are divided by as they are
+        return {"RECIPROCAL": False, "CONVERTS": is_cuda(target) and target.converts("float32", "e4m3fn")}
     cuda = is_cuda(target) and element != ""
     return {"RECIPROCAL": cuda, "CONVERTS": cuda and (element == "int8" or target.converts("float32", element))}
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
-from isobit.formats.pack import code_dtype
 from isobit.formats.table import element
 from isobit.kernels.cached import Cached
+from isobit.kernels.gpu import caching
 from isobit.kernels.gpu import latent_tiles as tiles
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.launch import interpreting
@@ -65,8 +65,8 @@ class GpuLatent(Starter):
         """What the kernels of a call depend on; ``table`` is the dtype of cosines and sines."""
         return LatentShape(
             name_of(dtype), spec.heads, spec.plain, spec.rotated, spec.value, spec.rank, spec.interleaved,
-            sequences.block, sequences.table.shape[1], self.alike, held.element, name_of(table), name_of(spec.up.dtype),
-            late(tokens),
+            sequences.block, sequences.table.shape[1], self.alike, caching.stored_as(held), name_of(table),
+            name_of(spec.up.dtype), late(tokens),
         )  # fmt: skip
 
     def _append(
@@ -76,7 +76,7 @@ class GpuLatent(Starter):
         """The rotated parts of queries ``[T, heads, rotated]``; what is cached of the tokens is then in the cache."""
         tokens = q.shape[0]
         turned = q.new_empty(tokens, spec.heads, spec.rotated)
-        kernel = self.kernel(f"{_KERNELS}:latent_append", tiles.append, shape)
+        kernel = self.kernel("latent_append:latent_append", tiles.append, shape)
         kernel(
             (tokens, -(-spec.heads // HEADS_AT_ONCE) + 1), q=q, kv=kv, cos=cos.contiguous(), sin=sin.contiguous(),
             weight=spec.norm.weight, slots=sequences.slots, turned=turned, **self._latents(held),
@@ -93,7 +93,7 @@ class GpuLatent(Starter):
         w, outputs = (spec.up[:, spec.plain :], spec.value) if back else (spec.up, spec.rank)
         y = x.new_empty(tokens, spec.heads, outputs)
         kernel = self.kernel(
-            f"{_KERNELS}:latent_product", tiles.product, ProductShape(shape, back, tokens > tiles.FEW_TOKENS)
+            "latent_product:latent_product", tiles.product, ProductShape(shape, back, tokens > tiles.FEW_TOKENS)
         )
         constants = kernel.config.constexprs
         tile_n, tile_m = int(constants["BLOCK_N"] or 1), int(constants["BLOCK_M"] or 1)
@@ -140,12 +140,7 @@ class GpuLatent(Starter):
 
     def _latents(self, held: Cached) -> dict[str, Tensor]:
         """The arguments of a kernel that say what a cache holds."""
-        none = self.unused(torch.float32, held.keys.device)
-        return {
-            "latents": held.keys, "keys": held.values,
-            "latent_scales": none if held.key_scales is None else held.key_scales,
-            "key_scales": none if held.value_scales is None else held.value_scales,
-        }  # fmt: skip
+        return caching.arguments(held, ("latents", "keys"), self.unused(torch.float32, held.keys.device))
 
     def reserve_latent(self, spec: LatentSpec, sequences: int, most: int) -> None:
         """Says that latent attention will be asked for so many sequences of up to ``most`` tokens, before the first
@@ -158,26 +153,24 @@ class GpuLatent(Starter):
     ) -> None:
         tokens, cache = q.shape[0], (held.keys.shape[0], 1, sequences.block)
         dtype = "" if interpreting() else name_of(q.dtype)  # which has registers enough
-        if why := tiles.unsupported(spec.rotated, spec.rank, dtype, self.machine.target):
+        stored = caching.stored_as(held)
+        if why := tiles.unsupported(spec.rotated, spec.rank, dtype, self.machine.target, stored):
             raise FormatError(f"GPU latent attention {why}")
         for what, part, wanted in (
             ("queries", q, (tokens, spec.heads * spec.query)), ("latents", kv, (tokens, spec.rank + spec.rotated)),
             ("cosines", cos, (tokens, spec.rotated)), ("sines", sin, (tokens, spec.rotated)),
-            ("cached latents", held.keys, (*cache, spec.rank)), ("cached keys", held.values, (*cache, spec.rotated)),
             ("slots", sequences.slots, (tokens,)), ("the norm of latents", spec.norm.weight, (spec.rank,)),
             ("the heads' matrices", spec.up, (spec.heads, spec.plain + spec.value, spec.rank)),
         ):  # fmt: skip
             if tuple(part.shape) != wanted:
                 raise FormatError(f"{what} of a latent attention: {list(wanted)}, not {list(part.shape)}")
-        stored = code_dtype(element(held.element)) if held.element else q.dtype
-        if kv.dtype != q.dtype or cos.dtype != sin.dtype or {held.keys.dtype, held.values.dtype} != {stored}:
+        codes = caching.dtype_of(held, q.dtype)
+        if kv.dtype != q.dtype or cos.dtype != sin.dtype or {held.keys.dtype, held.values.dtype} != {codes}:
             raise FormatError(
-                f"queries, latents and their cache are of one dtype, which is {q.dtype} of queries, or {stored} of what"
+                f"queries, latents and their cache are of one dtype, which is {q.dtype} of queries, or {codes} of what"
                 f" is cached"
             )
-        for scales in (held.key_scales, held.value_scales) if held.element else ():
-            if scales is None or scales.shape != cache or scales.dtype != torch.float32:
-                raise FormatError(f"cached codes have float32 scales {list(cache)}")
+        caching.check(held, ((*cache, spec.rank), (*cache, spec.rotated)), ("cached latents", "cached keys"))
         numbers = sequences.starts, sequences.lengths, sequences.table
         if {part.dtype for part in numbers} != {torch.int32} or sequences.slots.dtype != torch.int64:
             raise FormatError("starts, lengths and the table of blocks are int32, slots int64")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.kernels.gpu.before_tiles import by_instructions
+from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of, unread_latents
 from isobit.kernels.gpu.layer_tiles import HEADS_AT_ONCE, POINTERS
-from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
+from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.kernels.gpu.variant import compiles
 from isobit.targets.spec import Target
 
@@ -32,7 +33,7 @@ class LatentShape:
         block: tokens of a block of the cache.
         columns: blocks of a sequence at most.
         alike: whether a token's bits are the same as one of few and as one of many: all are then of many.
-        element: element format of the cache; empty for ``dtype``.
+        element: as of ``layer_tiles.AttentionShape``.
         table: dtype of cosines and sines; empty for ``dtype``.
         weights: dtype of the heads' matrices; empty for ``dtype``.
         late: see ``layer_tiles.late``.
@@ -56,7 +57,7 @@ class LatentShape:
     @property
     def cached(self) -> str:
         """What latents and keys of the cache are to Triton."""
-        return CODES[self.element] if self.element else POINTERS[self.dtype]
+        return codes_of(self.element) if self.element else POINTERS[self.dtype]
 
     @property
     def width(self) -> int:
@@ -117,8 +118,9 @@ def requires(target: Target) -> str | None:
     return compiles(target)
 
 
-def unsupported(rotated: int, rank: int, dtype: str, target: Target) -> str | None:
-    """Why the kernels do not run a latent attention of such sizes in a dtype on a target, or None."""
+def unsupported(rotated: int, rank: int, dtype: str, target: Target, element: str = "") -> str | None:
+    """Why the kernels do not run a latent attention of such sizes in a dtype on a target, or None; ``element``: as of
+    ``layer_tiles.AttentionShape``."""
     if dtype == "float32":
         return "computes latent attention in bfloat16 and float16, not in float32"
     if why := requires(target):
@@ -127,7 +129,7 @@ def unsupported(rotated: int, rank: int, dtype: str, target: Target) -> str | No
         return f"has latents of up to {LARGEST_RANK} dimensions, not {rank}"
     if rotated > LARGEST_TURN or rotated % 2 or rotated < 2:
         return f"has an even number of up to {LARGEST_TURN} rotated dimensions, not {rotated}"
-    return None
+    return unread_latents(element, rank, rotated, target)
 
 
 def part_of(heads: int) -> int:
@@ -163,17 +165,18 @@ def programs_of(parts: int, others: int, multiprocessors: int) -> int:
 def append(shape: LatentShape, target: Target) -> Config:
     """Configuration of ``latent_append``."""
     pointer, table = POINTERS[shape.dtype], POINTERS[shape.table or shape.dtype]
+    groups = groups_of(shape.element, "latent_groups", "key_groups")
     types = {
         **dict.fromkeys(("q", "kv", "turned"), pointer), "cos": table, "sin": table, "weight": "*fp32",
         "slots": "*i64", **dict.fromkeys(("latents", "keys"), shape.cached),
         **dict.fromkeys(("latent_scales", "key_scales"), "*fp32"), "stride_q": "i32", "stride_kv": "i32",
-        "eps": "fp32", "qmax": "fp32",
+        "eps": "fp32", "qmax": "fp32", **groups.types,
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "PLAIN": shape.plain, "ROTATED": shape.rotated, "RANK": shape.rank,
         "HALF": 1 << (shape.rotated // 2 - 1).bit_length(), "WIDTH": shape.width, "BATCH": HEADS_AT_ONCE,
         "INTERLEAVED": shape.interleaved, "ELEMENT": shape.element, "OVERLAP": overlaps(target), "LATE": shape.late,
-        **by_instructions(shape.element, target),
+        **by_instructions(shape.element, target), **groups.constants,
     }  # fmt: skip
     return Config(types, constants, 4, 1, divisible=("stride_q", "stride_kv"))
 
@@ -210,19 +213,19 @@ def _product_tile(shape: ProductShape, target: Target) -> tuple[int, int, int, i
 
 
 def _attention(shape: LatentShape, target: Target, tile: Tile, signature: dict[str, str]) -> Config:
-    pointer = POINTERS[shape.dtype]
+    pointer, groups = POINTERS[shape.dtype], groups_of(shape.element, "latent_groups", "key_groups")
     types = {
         **dict.fromkeys(("q", "turned"), pointer), **dict.fromkeys(("latents", "keys"), shape.cached),
         **dict.fromkeys(("latent_scales", "key_scales"), "*fp32"),
         **dict.fromkeys(("starts", "lengths", "table"), "*i32"), "out": pointer, **signature,
-        "columns": "i32", "block": "i32", "factor": "fp32",
+        "columns": "i32", "block": "i32", "factor": "fp32", **groups.types,
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "RANK": shape.rank, "ROTATED": shape.rotated, "WIDTH": shape.width, "TURN": shape.turn,
         "ROWS": tile.m, "BLOCK_N": tile.n, "APART": tile.apart,
         "WHOLE": shape.block % tile.n == 0 or shape.columns == 1,
         "PRECISION": _precision(target, shape.dtype), "ELEMENT": shape.element, "ASM": is_cuda(target),
-        "OVERLAP": overlaps(target),
+        "OVERLAP": overlaps(target), **groups.constants,
     }  # fmt: skip
     return Config(types, constants, tile.warps, tile.stages, divisible=())
 

@@ -13,6 +13,7 @@ from isobit.kernels.gpu import choosing_tiles, latent_tiles, one_tiles, routing_
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
+from isobit.kernels.gpu.grouped_tiles import unread
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape
 from isobit.kernels.gpu.one_tiles import OneShape
@@ -35,6 +36,7 @@ class LayerRow:
         multiplies: dtype of what it multiplies on matrix units; None if it does not.
         attends: what it is an attention of, which plans name: ``heads`` or ``latent``; empty where it is none.
         promises: regular expressions of mnemonics, each of which the hot loop must show on that target.
+        groups: whether an attention reads caches whose groups share a scale, where a target has bfloat16.
     """
 
     name: str
@@ -44,11 +46,17 @@ class LayerRow:
     multiplies: str | None = None
     attends: str = ""
     promises: Callable[[Target], tuple[str, ...]] = field(default=lambda target: ())
+    groups: bool = False
 
 
 _MODULES = "isobit.kernels.gpu.triton"
 _ATTENTIONS = "few", "many", "one"
 _CODED: dict[str, tuple[str, ...]] = {"bfloat16": ("e4m3fn", "int8"), "float16": ("e5m2",), "float32": ()}
+# Caches whose groups share a scale: (format, numbers of a head).
+_GROUPED: dict[str, tuple[tuple[str, int], ...]] = {
+    "bfloat16": (("mxfp8", 128), ("mxfp4", 128), ("nvfp4", 128), ("mxfp4", 64), ("nvfp4", 256)),
+    "float16": (("mxfp4", 128),), "float32": (),
+}  # fmt: skip
 _FORMS: tuple[row_tiles.Form, ...] = ("apart", "words")
 _SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is too low for the units of warp groups
 
@@ -65,13 +73,20 @@ def _shapes(dtype: str) -> tuple[AttentionShape, ...]:
     return plain, *odd, sinks, AttentionShape(dtype, 40, 8, 128, chunk=True), *coded
 
 
+def _grouped(dtype: str, target: Target) -> tuple[AttentionShape, ...]:
+    """The same over caches whose groups share a scale, where those are kept."""
+    shapes = (AttentionShape(dtype, 32, 8, dim, element=kv) for kv, dim in _GROUPED[dtype])
+    return tuple(shape for shape in shapes if unread(shape.element, shape.dim, target) is None)
+
+
 def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
     if family == "one":
         return lambda target: (one_tiles.attention_one(shape, target) for shape in _of_one(dtype))
-    if family == "few":
-        return lambda target: (tiles.attention_few(shape, target) for shape in _shapes(dtype))
-    shapes = [replace(shape, fused=one_tiles.fuses(shape.heads, shape.kv_heads)) for shape in _shapes(dtype)]
-    return lambda target: (tiles.attention_many(shape, target) for shape in shapes)
+    shapes, configure = _shapes(dtype), tiles.attention_few
+    if family == "many":
+        shapes = tuple(replace(shape, fused=one_tiles.fuses(shape.heads, shape.kv_heads)) for shape in shapes)
+        configure = tiles.attention_many
+    return lambda target: (configure(shape, target) for shape in (*shapes, *_grouped(dtype, target)))
 
 
 def _of_one(dtype: str) -> Iterator[OneShape]:
@@ -105,7 +120,7 @@ def _attention_rows() -> Iterator[LayerRow]:
             yield LayerRow(
                 f"attention-{family}-{short}", f"{_MODULES}.attention_{family}:attention_{family}",
                 _attentions(family, dtype), has_bf16 if short == "bf16" else compiles, dtype,
-                "heads", _shows(family, dtype),
+                "heads", _shows(family, dtype), family != "one",
             )  # fmt: skip
 
 
@@ -129,7 +144,11 @@ def _alike_rows() -> Iterator[LayerRow]:
 
     def configurations(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
         shapes = _shapes(dtype) if family != "merge" else (*_shapes(dtype), *_shapes("float16"))
-        return lambda target: (_ALIKE[family](replace(shape, alike=True), target) for shape in shapes)
+
+        most = 0 if family == "merge" else 3  # which does not read keys
+        return lambda target: (
+            _ALIKE[family](replace(shape, alike=True), target) for shape in (*shapes, *_grouped(dtype, target)[:most])
+        )
 
     for family in _ALIKE:
         for short, dtype in (("bf16", "bfloat16"), ("f16", "float16")):
@@ -177,8 +196,12 @@ def _ropes(target: Target) -> Iterator[Config]:
 
 
 def _rare_ropes(target: Target) -> Iterator[Config]:
-    """Llama 4's two kinds of layers, GLM-4's rotation, Hunyuan's norms, MiniMax-M2's rotation and norms."""
+    """Llama 4's two kinds of layers, GLM-4's rotation, Hunyuan's norms, MiniMax-M2's rotation and norms; and any layer
+    over a cache whose groups share a scale."""
     plain = RopeShape(_usual(target), 32, 8, 128, late=True)
+    for kv in dict.fromkeys(kv for kv, _ in _GROUPED["bfloat16"]):
+        if unread(kv, plain.dim, target) is None:
+            yield tiles.rope_append_any(RareRope(replace(plain, element=kv), "head", 128), target)
     for element in ("", "e4m3fn"):
         shape = replace(plain, element=element)
         yield tiles.rope_append_any(RareRope(shape, "none", 0, scaled=True), target)
@@ -316,9 +339,10 @@ def _of_experts() -> Iterator[LayerRow]:
         yield LayerRow(name, f"{_MODULES}.{function}", configurations)
 
 
-def _latents(dtype: str) -> Iterator[LatentShape]:
+def _latents(dtype: str, target: Target) -> Iterator[LatentShape]:
     """Latent attention of DeepSeek V2-Lite and V3; and caches of codes, each format once."""
-    for element in ("", *_CODED[dtype]):
+    grouped = dict.fromkeys(kv for kv, _ in _GROUPED[dtype] if unread(kv, 512, target) is None)
+    for element in ("", *_CODED[dtype], *grouped):
         yield LatentShape(dtype, 16, element=element, late=True)
     if dtype == "bfloat16":
         yield LatentShape(dtype, 128)
@@ -337,7 +361,7 @@ def _latent_rows() -> Iterator[LayerRow]:
     attentions = {"few": latent_tiles.few, "many": latent_tiles.many}
 
     def of(configure: Callable[[LatentShape, Target], Config], dtype: str = "") -> Callable[[Target], Iterator[Config]]:
-        return lambda target: (configure(shape, target) for shape in _latents(dtype or _usual(target)))
+        return lambda target: (configure(shape, target) for shape in _latents(dtype or _usual(target), target))
 
     def products(target: Target) -> Iterator[Config]:
         for back in (False, True):
@@ -349,13 +373,14 @@ def _latent_rows() -> Iterator[LayerRow]:
         for short, dtype in (("bf16", "bfloat16"), ("f16", "float16")):
             yield LayerRow(
                 f"latent-{family}-{short}", f"{_MODULES}.attention_latent:latent_{family}", of(configure, dtype),
-                _has_latents(dtype), dtype, "latent", _shows_either(dtype),
+                _has_latents(dtype), dtype, "latent", _shows_either(dtype), True,
             )  # fmt: skip
     for name, function, configurations in (
-        ("latent-append", "latent_append", of(latent_tiles.append)),
-        ("latent-merge", "latent_merge", of(latent_tiles.merge)), ("latent-product", "latent_product", products),
+        ("latent-append", "latent_append:latent_append", of(latent_tiles.append)),
+        ("latent-merge", "attention_latent:latent_merge", of(latent_tiles.merge)),
+        ("latent-product", "latent_product:latent_product", products),
     ):  # fmt: skip
-        yield LayerRow(name, f"{_MODULES}.attention_latent:{function}", configurations, latent_tiles.requires)
+        yield LayerRow(name, f"{_MODULES}.{function}", configurations, latent_tiles.requires)
 
 
 LAYER_ROWS: tuple[LayerRow, ...] = (

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from isobit.kernels.gpu.before_tiles import by_instructions
-from isobit.kernels.gpu.tiles import CODES, Config, Constant, is_cuda, overlaps
+from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of
+from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
 NormOf = Literal["none", "head", "head-behind", "width"]
@@ -37,7 +38,8 @@ class AttentionShape:
         block: tokens of a block of the cache.
         columns: blocks of a sequence at most.
         alike: whether a token's bits are the same as one of few and as one of many: no sequence is one of few.
-        element: element format that keys and values are cached as; empty for ``dtype``.
+        element: element format that keys and values are cached as, or the name of a format whose groups share scales
+            (``CacheFormat.kv``); empty for ``dtype``.
         chunk, sinks: whether there are any.
         fused: whether a sequence of one new token has a kernel that rotates and stores it, too; those of a few then go
             with those of many.
@@ -60,7 +62,7 @@ class AttentionShape:
     @property
     def cached(self) -> str:
         """What keys and values are to Triton."""
-        return CODES[self.element] if self.element else POINTERS[self.dtype]
+        return codes_of(self.element) if self.element else POINTERS[self.dtype]
 
     @property
     def key_bytes(self) -> int:
@@ -141,19 +143,19 @@ class _Tile:
 
 
 def _attention(shape: AttentionShape, target: Target, tile: _Tile, signature: dict[str, str]) -> Config:
-    pointer = POINTERS[shape.dtype]
+    pointer, groups = POINTERS[shape.dtype], groups_of(shape.element, "key_groups", "value_groups")
     types = {
         **dict.fromkeys(("q", "out"), pointer), **dict.fromkeys(("keys", "values"), shape.cached),
         **dict.fromkeys(("key_scales", "value_scales", "sinks"), "*fp32"),
         **dict.fromkeys(("starts", "lengths", "table"), "*i32"), **signature,
-        **dict.fromkeys(("columns", "block", "window"), "i32"), "gain": "fp32", "factor": "fp32",
+        **dict.fromkeys(("columns", "block", "window"), "i32"), "gain": "fp32", "factor": "fp32", **groups.types,
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "WIDTH": shape.width, "NEW": shape.few,
         "BLOCK_N": tile.n, "WHOLE": shape.block % tile.n == 0 or shape.columns == 1, "WINDOW": shape.window,
         "CHUNK": shape.chunk, "SINKS": shape.sinks, "SOFTCAP": shape.softcap,
         "PRECISION": _precision(target, shape.dtype), "ELEMENT": shape.element,
-        "ASM": is_cuda(target), "OVERLAP": overlaps(target),
+        "ASM": is_cuda(target), "OVERLAP": overlaps(target), **groups.constants,
     }  # fmt: skip
     return Config(types, constants, tile.warps, tile.stages, divisible=())
 
@@ -249,7 +251,7 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
     pointer, table = POINTERS[shape.dtype], POINTERS[shape.table or shape.dtype]
     types = {
         **dict.fromkeys(("q", "k", "v", "rotated"), pointer), "cos": table, "sin": table,
-        **dict.fromkeys(("keys", "values"), CODES[shape.element] if shape.element else pointer),
+        **dict.fromkeys(("keys", "values"), codes_of(shape.element) if shape.element else pointer),
         **dict.fromkeys(("key_scales", "value_scales"), "*fp32"),
         "q_norm": "*fp32", "k_norm": "*fp32", "slots": "*i64",
         **dict.fromkeys(("stride_q", "stride_k", "stride_v", "block"), "i32"), "eps": "fp32",
@@ -265,13 +267,14 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
 
 def rope_append_any(shape: RareRope, target: Target) -> Config:
     """Configuration of ``rope_append_any``."""
-    plain = rope_append(shape.plain, target)
+    plain, groups = rope_append(shape.plain, target), groups_of(shape.plain.element, "key_groups", "value_groups")
     constants = {name: value for name, value in plain.constexprs.items() if name != "HALF"}
+    constants |= groups.constants
     constants |= {
         "WIDTH": _power_of_two(shape.plain.dim), "NORM": shape.norm, "ROTATED": shape.rotated,
         "INTERLEAVED": shape.interleaved, "SCALED": shape.scaled,
     }  # fmt: skip
-    return replace(plain, signature={**plain.signature, "q_scale": "*fp32"}, constexprs=constants)
+    return replace(plain, signature={**plain.signature, "q_scale": "*fp32", **groups.types}, constexprs=constants)
 
 
 def late(tokens: int, *, alike: bool = False) -> bool:

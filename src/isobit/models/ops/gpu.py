@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isobit.formats.caches import CacheFormat
+from isobit.formats.caches import AUTO, CacheFormat
 from isobit.kernels import rounded
 from isobit.kernels.gpu.bind import BoundLinear
+from isobit.kernels.gpu.grouped_tiles import unread
 from isobit.kernels.gpu.joined import Part, by_turns, whole_of
 from isobit.kernels.gpu.latent import GpuLatent
 from isobit.kernels.gpu.latent_tiles import unsupported
@@ -46,11 +47,9 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     name = str(dtype).removeprefix("torch.")
     if name not in POINTERS:
         return f"computes in {', '.join(POINTERS)}, not in {name}"
-    if stored.group:
-        return f"has no kernel that reads keys and values in {stored.name}"
     if not stored.element and stored.stored(name) != name:
         return f"reads keys and values in {name} or in 8-bit codes, not in {stored.name}"
-    if why := lacking_latents(dtype, place, layers):
+    if why := lacking_latents(dtype, place, layers, stored) or _lacking_groups(place, layers, stored):
         return why
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > LARGEST_HEAD:
@@ -58,12 +57,22 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     return lacking(layers, ABLE)
 
 
-def lacking_latents(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec]) -> str | None:
+def lacking_latents(
+    dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stored: CacheFormat = AUTO
+) -> str | None:
     """Why the kernels do not run the latent attention of some layers, as a row's reason; None where they do."""
     assert place.target is not None
     found = dict.fromkeys(layer.attention for layer in layers if isinstance(layer.attention, LatentAttention))
     name = str(dtype).removeprefix("torch.")
-    return next((why for one in found if (why := unsupported(one.rotated, one.rank, name, place.target))), None)
+    whys = (unsupported(one.rotated, one.rank, name, place.target, stored.kv) for one in found)
+    return next(filter(None, whys), None)
+
+
+def _lacking_groups(place: Place, layers: Sequence[LayerSpec], stored: CacheFormat) -> str | None:
+    """The same of keys and values in a format whose groups share a scale."""
+    assert place.target is not None
+    widths = dict.fromkeys(layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention))
+    return next(filter(None, (unread(stored.kv, dim, place.target) for dim in widths)), None)
 
 
 def make(place: Place) -> LayerOps:

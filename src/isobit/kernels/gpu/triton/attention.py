@@ -3,7 +3,8 @@
 Scores are in powers of two (times log2 e), so that one ``exp2`` is a weight. Everything is summed in float32.
 
 A cache of codes (ELEMENT) is read as docs/numerics.md, section 9, says: codes are multiplied as the numbers that they
-are, the scale of a key is put to its scores, and that of a value to its weights.
+are, the scale of a key is put to its scores, and that of a value to its weights. Where groups of a head share a scale,
+codes are multiplied by it first (``grouped.py``), and only what stands above those (OVER) goes to scores and weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.gpu.triton.decode import to_bf16, to_f16
+from isobit.kernels.gpu.triton.grouped import grouped_tile
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -56,22 +58,39 @@ def rows_of_keys(
 
 @triton.jit
 def tile_of(
-    memory, base, rows, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    memory, groups, base, rows, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
-    """Keys or values ``[BLOCK_N, WIDTH]`` as numbers of DTYPE: of codes, less ``_gain``; zeros from DIM on."""
-    d = tl.arange(0, WIDTH)[None, :]
-    place = memory + base * DIM + (rows[:, None] * DIM + d)
-    if DIM == WIDTH:
-        read = tl.load(place)
+    """Keys or values ``[BLOCK_N, WIDTH]`` as numbers of DTYPE: of codes, less ``_gain``; zeros from DIM on.
+
+    With scales of ``groups`` they are bfloat16 for float16, too.
+    """
+    if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" or ELEMENT == "nvfp4":
+        return grouped_tile(memory, groups, base, rows, DTYPE, ELEMENT, DIM, WIDTH, ASM)
     else:
-        read = tl.load(place, mask=d < DIM, other=0)
-    if ELEMENT == "":
-        return read
-    elif DTYPE == tl.bfloat16:
-        return to_bf16(read, ELEMENT, ASM)
+        d = tl.arange(0, WIDTH)[None, :]
+        place = memory + base * DIM + (rows[:, None] * DIM + d)
+        if DIM == WIDTH:
+            read = tl.load(place)
+        else:
+            read = tl.load(place, mask=d < DIM, other=0)
+        if ELEMENT == "":
+            return read
+        elif DTYPE == tl.bfloat16:
+            return to_bf16(read, ELEMENT, ASM)
+        else:
+            return to_f16(read, ELEMENT, ASM).to(DTYPE)
+
+
+@triton.jit
+def dot_of(query, key, PRECISION: tl.constexpr):
+    """``query [M, D]`` by ``key [N, D]``. A float16 query by bfloat16 keys is two numbers of bfloat16, exactly."""
+    if query.dtype == tl.float16 and key.dtype == tl.bfloat16:
+        high = query.to(tl.bfloat16)
+        low = (query.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(high, tl.trans(key), tl.dot(low, tl.trans(key)))
     else:
-        return to_f16(read, ELEMENT, ASM).to(DTYPE)
+        return tl.dot(query, tl.trans(key), input_precision=PRECISION)
 
 
 @triton.jit
@@ -93,7 +112,7 @@ def scores(query, key, scale, gain, ELEMENT: tl.constexpr, SOFTCAP: tl.constexpr
         scale: of the keys, if they are codes.
         gain: what products are multiplied by before the cap: the scale over the cap.
     """
-    products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    products = dot_of(query, key, PRECISION)
     if ELEMENT != "":
         products = products * scale[None, :]
     if SOFTCAP:

@@ -106,7 +106,8 @@ def _add_values(weights, value, scale, seen, ones, sums, total, ELEMENT: tl.cons
 
 @triton.jit
 def _steps(
-    query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
+    query, keys, values, key_scales, value_scales, key_groups, value_groups,
+    table, first, end, length, newest, block, head, gain, factor, window,
     peak, weight, total,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
@@ -120,16 +121,18 @@ def _steps(
         total: ``[M, WIDTH]``: the values by their weights.
     """
     dtype: tl.constexpr = query.dtype
-    ones = tl.full((BLOCK_N, _SUMS), 1.0, dtype)
+    OVER: tl.constexpr = "" if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" else ELEMENT
+    grouped: tl.constexpr = ELEMENT == "mxfp8" or ELEMENT == "mxfp4" or ELEMENT == "nvfp4"
+    ones = tl.full((BLOCK_N, _SUMS), 1.0, tl.bfloat16 if grouped and dtype == tl.float16 else dtype)
     held = block_of(table, first, length - 1, block, WHOLE)
     for at in range(first, end, BLOCK_N):
         base, rows = rows_of_keys(table, held, at, length - 1, block, head, KV_HEADS, WHOLE, MASKED, BLOCK_N)
         held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
-        key = tile_of(keys, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
-        value = tile_of(values, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
-        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
-        value_scale = scales_of(value_scales, base, rows, dtype, ELEMENT)
-        products = scores(query, key, key_scale, gain, ELEMENT, SOFTCAP, PRECISION)
+        key = tile_of(keys, key_groups, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        value = tile_of(values, value_groups, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        key_scale = scales_of(key_scales, base, rows, dtype, OVER)
+        value_scale = scales_of(value_scales, base, rows, dtype, OVER)
+        products = scores(query, key, key_scale, gain, OVER, SOFTCAP, PRECISION)
         seen = tl.full(products.shape, True, tl.int1)
         if MASKED:
             position = (at + tl.arange(0, BLOCK_N))[None, :]
@@ -145,7 +148,7 @@ def _steps(
         weights = tl.exp2(tl.fma(products, tl.full(products.shape, factor, tl.float32), -origin[:, None]))
         less = tl.exp2(peak - origin)
         weight, total = _add_values(
-            weights, value, value_scale, seen, ones, weight * less[:, None], total * less[:, None], ELEMENT, PRECISION
+            weights, value, value_scale, seen, ones, weight * less[:, None], total * less[:, None], OVER, PRECISION
         )  # fmt: skip
         peak = higher
     return peak, weight, total
@@ -162,7 +165,8 @@ def _oldest(newest, window, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr, CHUNK: 
 
 @triton.jit
 def attention_alike_few(
-    q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, work, stats, columns, room, queries,
+    q, keys, values, key_scales, value_scales, key_groups, value_groups,
+    sinks, starts, lengths, table, out, work, stats, columns, room, queries,
     block, window, gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr,
@@ -172,7 +176,8 @@ def attention_alike_few(
     """Sequences of up to ``NEW`` new tokens; the others are left alone. Grid: (programs, KV_HEADS, B).
 
     Args:
-        q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, work, stats, columns, room,
+        q, keys, values, key_scales, value_scales, key_groups, value_groups,
+            sinks, starts, lengths, table, out, work, stats, columns, room,
             queries, block, window, gain, factor, ELEMENT, ASM: as for ``attention_few``.
         ROWS: queries of a tile: new tokens times the heads that share a head of keys.
         BLOCK_N: keys of a step; divides PART, which is that of ``part_size``.
@@ -203,7 +208,8 @@ def attention_alike_few(
             sums = tl.zeros((ROWS, _SUMS), tl.float32)
             total = tl.zeros((ROWS, WIDTH), tl.float32)
             peak, sums, total = _steps(
-                query, keys, values, key_scales, value_scales, table + b.to(tl.int64) * columns,
+                query, keys, values, key_scales, value_scales, key_groups, value_groups,
+                table + b.to(tl.int64) * columns,
                 tl.maximum(first, oldest), end, length, newest, block, head, gain, factor, window, peak, sums, total,
                 KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP, PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip
@@ -283,7 +289,8 @@ def _sequence(starts, sequences, tile, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def attention_alike_many(
-    q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, sequences, columns, block, window,
+    q, keys, values, key_scales, value_scales, key_groups, value_groups,
+    sinks, starts, lengths, table, out, sequences, columns, block, window,
     gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr,
@@ -293,7 +300,8 @@ def attention_alike_many(
     """Sequences of more than ``NEW`` new tokens; the others are left alone. Grid: (T // BLOCK_M + B, HEADS).
 
     Args:
-        q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, columns, block, window, gain,
+        q, keys, values, key_scales, value_scales, key_groups, value_groups,
+            sinks, starts, lengths, table, out, columns, block, window, gain,
             factor, ELEMENT, ASM, PART: as for ``attention_alike_few``.
         sequences: B.
         BLOCK_M: queries of a program; BLOCK_N: keys of a step.
@@ -337,17 +345,19 @@ def attention_alike_many(
             total = tl.zeros((BLOCK_M, WIDTH), tl.float32)
             if WINDOW or CHUNK:
                 peak, sums, total = _steps(
-                    query, keys, values, key_scales, value_scales, blocks, at, tl.minimum(whole, then), length, newest,
+                    query, keys, values, key_scales, value_scales, key_groups, value_groups,
+                    blocks, at, tl.minimum(whole, then), length, newest,
                     block, kv_head, gain, factor, window, peak, sums, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE,
                     WINDOW, CHUNK, SOFTCAP, PRECISION, ELEMENT, ASM, True,
                 )  # fmt: skip
             peak, sums, total = _steps(
-                query, keys, values, key_scales, value_scales, blocks, tl.maximum(at, whole),
+                query, keys, values, key_scales, value_scales, key_groups, value_groups, blocks, tl.maximum(at, whole),
                 tl.minimum(diagonal, then), length, newest, block, kv_head, gain, factor, window, peak, sums, total,
                 KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP, PRECISION, ELEMENT, ASM, False,
             )  # fmt: skip
             peak, sums, total = _steps(
-                query, keys, values, key_scales, value_scales, blocks, tl.maximum(at, diagonal), then, length, newest,
+                query, keys, values, key_scales, value_scales, key_groups, value_groups,
+                blocks, tl.maximum(at, diagonal), then, length, newest,
                 block, kv_head, gain, factor, window, peak, sums, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW,
                 CHUNK, SOFTCAP, PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip

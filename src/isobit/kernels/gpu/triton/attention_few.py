@@ -40,13 +40,15 @@ def parts_of(
 
 @triton.jit
 def _part(
-    query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
+    query, keys, values, key_scales, value_scales, key_groups, value_groups,
+    table, first, end, length, newest, block, head, gain, factor, window,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     ELEMENT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """What the keys of positions ``first`` to ``end - 1`` give the queries: see ``add_tile``."""
     dtype: tl.constexpr = query.dtype
+    OVER: tl.constexpr = "" if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" else ELEMENT
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -54,25 +56,24 @@ def _part(
     for at in range(first, end, BLOCK_N):
         base, rows = rows_of_keys(table, held, at, length - 1, block, head, KV_HEADS, WHOLE, True, BLOCK_N)
         held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
-        key = tile_of(keys, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
-        value = tile_of(values, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
-        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
-        value_scale = scales_of(value_scales, base, rows, dtype, ELEMENT)
+        key = tile_of(keys, key_groups, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        value = tile_of(values, value_groups, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        key_scale = scales_of(key_scales, base, rows, dtype, OVER)
+        value_scale = scales_of(value_scales, base, rows, dtype, OVER)
         position = at + tl.arange(0, BLOCK_N)
         seen = (position < end)[None, :] & (position[None, :] <= newest[:, None])
         if WINDOW or CHUNK:
             seen = seen & (position[None, :] >= oldest_seen(newest, window, WINDOW, CHUNK)[:, None])
-        products = scores(query, key, key_scale, gain, ELEMENT, SOFTCAP, PRECISION)
+        products = scores(query, key, key_scale, gain, OVER, SOFTCAP, PRECISION)
         products = tl.where(seen, products, float("-inf"))
-        peak, weight, total = add_tile(
-            products, factor, value, value_scale, peak, weight, total, ELEMENT, PRECISION, True
-        )
+        peak, weight, total = add_tile(products, factor, value, value_scale, peak, weight, total, OVER, PRECISION, True)
     return peak, weight, total
 
 
 @triton.jit
 def attention_few(
-    q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, work, stats, columns, room, queries,
+    q, keys, values, key_scales, value_scales, key_groups, value_groups,
+    sinks, starts, lengths, table, out, work, stats, columns, room, queries,
     block, window, gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr,
@@ -86,8 +87,10 @@ def attention_few(
 
     Args:
         q: ``[T, HEADS * DIM]``, rotated.
-        keys, values: ``[blocks, KV_HEADS, block, DIM]``, of the dtype of q or codes, the new tokens' among them.
+        keys, values: ``[blocks, KV_HEADS, block, DIM]``, of the dtype of q or codes, the new tokens' among them; codes
+            of four bits are two to a byte.
         key_scales, value_scales: float32 ``[blocks, KV_HEADS, block]``, of codes.
+        key_groups, value_groups: uint8 ``[blocks, KV_HEADS, block, groups]``, of codes whose groups have scales.
         sinks: float32 ``[HEADS]``, if SINKS; see ``with_sink``.
         starts, lengths, table: of ``kernels.sequences.Sequences``; ``table`` has ``columns`` columns.
         out: ``[T, HEADS * DIM]``, of sequences with one part; zeros where the length is 0.
@@ -100,7 +103,7 @@ def attention_few(
         BLOCK_N: keys of a step; divides PART.
         PART: keys of a part where there are at most MOST of them, which is a power of two.
         ONE: keys that are not worth more than one part; at least PART.
-        ELEMENT: element format of codes; empty where there are none.
+        ELEMENT: element format of codes, or what ``grouped.py`` calls theirs; empty where there are none.
         ASM: whether codes are decoded in inline assembly.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -123,7 +126,8 @@ def attention_few(
         for part in range(tl.program_id(0), parts, tl.num_programs(0)):
             first = oldest + part * size
             peak, weight, total = _part(
-                query, keys, values, key_scales, value_scales, table + b.to(tl.int64) * columns, first,
+                query, keys, values, key_scales, value_scales, key_groups, value_groups,
+                table + b.to(tl.int64) * columns, first,
                 tl.minimum(first + size, length), length, newest, block, head, gain, factor, window, KV_HEADS, DIM,
                 WIDTH, ROWS, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP, PRECISION, ELEMENT, ASM,
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 All heads of a token read the same latent and the same rotated key, so they are the rows of a tile, and a tile of
 latents is read once for both of its uses, as keys and as values. Matrices of the heads are multiplied in front of the
-attention and behind it (``latent_product``). Sums of a row of a tile do not depend on the others.
+attention and behind it (``latent_product.py``). Sums of a row of a tile do not depend on the others.
 """
 
 from __future__ import annotations
@@ -10,168 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.attention import add_values, block_of, rows_of_keys, scales_of
+from isobit.kernels.gpu.triton.attention import add_values, block_of, dot_of, rows_of_keys, scales_of
 from isobit.kernels.gpu.triton.decode import to_bf16, to_f16
-from isobit.kernels.gpu.triton.law import magnitudes, scale_of, store_rounded
-from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait, wait_for_last
-
-# ---------------------------------------------------------------------- what stands before it
-
-
-@triton.jit
-def _rotated(x, cos, sin, inside, ROTATED: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Both halves ``[N, HALF]`` of the parts at the pointers ``x [N, 1]``, of which some are inside: rotated.
-
-    Neighbours that are rotated with each other (INTERLEAVED) come out as halves.
-    """
-    i = tl.arange(0, HALF)
-    real = i < ROTATED // 2
-    mask = inside & real[None, :]
-    if INTERLEAVED:
-        near, far = 2 * i, 2 * i + 1
-    else:
-        near, far = i, ROTATED // 2 + i
-    first = tl.load(x + near[None, :], mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(x + far[None, :], mask=mask, other=0.0).to(tl.float32)
-    cos_low = tl.load(cos + i, mask=real, other=0.0).to(tl.float32)[None, :]
-    cos_high = tl.load(cos + ROTATED // 2 + i, mask=real, other=0.0).to(tl.float32)[None, :]
-    sin_low = tl.load(sin + i, mask=real, other=0.0).to(tl.float32)[None, :]
-    sin_high = tl.load(sin + ROTATED // 2 + i, mask=real, other=0.0).to(tl.float32)[None, :]
-    dtype: tl.constexpr = x.dtype.element_ty
-    return (first * cos_low - second * sin_low).to(dtype), (second * cos_high + first * sin_high).to(dtype)
-
-
-@triton.jit
-def _scale_for(peak, scales, qmax):
-    """The scale of what has magnitude bits ``peak`` at most, stored."""
-    scale = scale_of(peak, qmax)
-    tl.store(scales, scale)
-    return scale
-
-
-@triton.jit
-def latent_append(
-    q, kv, cos, sin, weight, slots, turned, latents, keys, latent_scales, key_scales, stride_q, stride_kv, eps, qmax,
-    HEADS: tl.constexpr, PLAIN: tl.constexpr, ROTATED: tl.constexpr, RANK: tl.constexpr, HALF: tl.constexpr,
-    WIDTH: tl.constexpr, BATCH: tl.constexpr, INTERLEAVED: tl.constexpr, ELEMENT: tl.constexpr, OVERLAP: tl.constexpr,
-    LATE: tl.constexpr, RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
-):  # fmt: skip
-    """Rotates queries; norms latents, rotates keys, and puts both into the cache. Grid: (T, ceil(HEADS / BATCH) + 1).
-
-    Args:
-        q: ``[T, HEADS * (PLAIN + ROTATED)]``, kv: ``[T, RANK + ROTATED]``, with so many elements from token to token.
-        cos, sin: ``[T, ROTATED]`` of each token's position, of one floating-point dtype, by halves.
-        weight: float32 ``[RANK]``: of the norm of latents, with its ``eps``.
-        slots: int64 ``[T]``: where in the cache; -1: nowhere.
-        turned: ``[T, HEADS, ROTATED]``: the rotated parts of the queries.
-        latents, keys: ``[blocks, 1, block, RANK]`` and ``[.., ROTATED]``, of the dtype of q or codes.
-        latent_scales, key_scales: float32 ``[blocks, 1, block]``, of codes.
-        qmax: largest value of the format of codes.
-        HALF: ROTATED / 2, and WIDTH: RANK, rounded up to powers of two.
-        BATCH: heads of a program.
-        INTERLEAVED: see ``_rotated``. ELEMENT, LATE, RECIPROCAL, CONVERTS: as for ``rope_append``.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    program = tl.program_id(1)
-    if OVERLAP:
-        wait(LATE)
-    cos += token * ROTATED
-    sin += token * ROTATED
-    i = tl.arange(0, HALF)[None, :]
-    if program < (HEADS + BATCH - 1) // BATCH:
-        head = program * BATCH + tl.arange(0, BATCH)[:, None]
-        of = q + token * stride_q + head * (PLAIN + ROTATED) + PLAIN
-        first, second = _rotated(of, cos, sin, head < HEADS, ROTATED, HALF, INTERLEAVED)
-        to = turned + (token * HEADS + head) * ROTATED + i
-        mask = (head < HEADS) & (i < ROTATED // 2)
-        tl.store(to, first, mask=mask)
-        tl.store(to + ROTATED // 2, second, mask=mask)
-    else:
-        slot = tl.load(slots + token)
-        if slot >= 0:
-            d = tl.arange(0, WIDTH)
-            values = tl.load(kv + token * stride_kv + d, mask=d < RANK, other=0.0)
-            wide = values.to(tl.float32)
-            factor = tl.rsqrt(tl.sum(wide * wide, axis=0) / RANK + eps)
-            values = (wide * factor * tl.load(weight + d, mask=d < RANK, other=0.0)).to(values.dtype)
-            one = tl.zeros((1, 1), tl.int32)
-            first, second = _rotated(
-                kv + token * stride_kv + RANK + one, cos, sin, one == 0, ROTATED, HALF, INTERLEAVED
-            )
-            to = keys + slot * ROTATED + i
-            if ELEMENT == "":
-                tl.store(latents + slot * RANK + d, values, mask=d < RANK)
-                tl.store(to, first, mask=i < ROTATED // 2)
-                tl.store(to + ROTATED // 2, second, mask=i < ROTATED // 2)
-            else:
-                scale = _scale_for(tl.max(magnitudes(values), axis=0), latent_scales + slot, qmax)
-                store_rounded(
-                    latents + slot * RANK, d, values, scale, qmax, d < RANK, ELEMENT, False, False, RECIPROCAL, CONVERTS
-                )
-                peak = tl.maximum(tl.max(magnitudes(first)), tl.max(magnitudes(second)))
-                scale = _scale_for(peak, key_scales + slot, qmax)
-                store_rounded(to, 0, first, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS)
-                store_rounded(
-                    to, ROTATED // 2, second, scale, qmax, i < ROTATED // 2, ELEMENT, False, False, RECIPROCAL, CONVERTS
-                )
-
-
-@triton.jit
-def _heads_matrix(
-    w, k, n, K: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr
-):  # fmt: skip
-    """A tile ``[BLOCK_K, BLOCK_N]`` of a head's matrix, which lies ``[K, N]``, or ``[N, K]`` if ROWS."""
-    if ROWS:
-        place = w + n[:, None] * STRIDE + k[None, :]
-        tile = tl.load(place) if EVEN else tl.load(place, mask=(n < N)[:, None] & (k < K)[None, :], other=0.0)
-        return tl.trans(tile)
-    else:
-        place = w + k[:, None] * STRIDE + n[None, :]
-        return tl.load(place) if EVEN else tl.load(place, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
-
-
-@triton.jit
-def latent_product(
-    x, w, y, tokens, stride_t, stride_h, stride_w,
-    HEADS: tl.constexpr, K: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, LINES: tl.constexpr,
-    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Each head's values by the head's own matrix. Grid: (ceil(N / BLOCK_N), HEADS, ceil(tokens / BLOCK_M)).
-
-    Args:
-        x: ``[tokens, HEADS, K]``, with ``stride_t`` and ``stride_h`` elements from one to the next.
-        w: ``[HEADS, ...]``, ``stride_w`` elements from head to head: ``[K, N]`` with STRIDE elements from row to row,
-            or ``[N, K]`` if ROWS.
-        y: ``[tokens, HEADS, N]``.
-        EVEN: K and N are multiples of BLOCK_K and BLOCK_N.
-        LINES: cache lines of a tile's row of w, which are asked for ahead.
-    """
-    head = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    w += head.to(tl.int64) * stride_w
-    if OVERLAP:
-        let_next_start()
-        if EVEN:
-            if ROWS:
-                prefetch(w + (n * STRIDE)[:, None], 0, K, LINES)
-            else:
-                prefetch(w + (tl.arange(0, BLOCK_K) * STRIDE)[:, None], tl.program_id(0) * BLOCK_N, N, LINES)
-        wait_for_last()
-    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    x += m.to(tl.int64)[:, None] * stride_t + head * stride_h
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for begin in range(0, K, BLOCK_K):
-        k = begin + tl.arange(0, BLOCK_K)
-        weights = _heads_matrix(w, k, n, K, N, STRIDE, ROWS, EVEN).to(x.dtype.element_ty)
-        mask = (m < tokens)[:, None] if EVEN else (m < tokens)[:, None] & (k < K)[None, :]
-        values = tl.load(x + k[None, :], mask=mask, other=0.0)
-        total = tl.dot(values, weights, total, input_precision=PRECISION)
-    place = y + (m.to(tl.int64) * HEADS + head)[:, None] * N + n[None, :]
-    tl.store(place, total.to(y.dtype.element_ty), mask=(m < tokens)[:, None] & (n < N)[None, :])
-
-
-# ---------------------------------------------------------------------- the attention
+from isobit.kernels.gpu.triton.grouped import grouped_part, grouped_tile, halves_of
+from isobit.kernels.gpu.triton.pdl import let_next_start, wait, wait_for_last
 
 
 @triton.jit
@@ -195,6 +37,38 @@ def _tile(
 
 
 @triton.jit
+def _latent_halves(
+    memory, groups, base, rows, at_own, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr,
+    WIDTH: tl.constexpr, APART: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Both halves of latents, that from ``at_own`` on first."""
+    half: tl.constexpr = WIDTH // 2
+    if ELEMENT == "mxfp4" or ELEMENT == "nvfp4":
+        near, far = halves_of(memory, groups, base, rows, DTYPE, ELEMENT, DIM, ASM)
+        if APART:
+            near, far = tl.where(at_own == 0, near, far), tl.where(at_own == 0, far, near)
+    elif ELEMENT == "mxfp8":
+        near = grouped_part(memory, groups, base, rows, at_own, DTYPE, DIM, half, DIM == WIDTH, ASM)
+        far = grouped_part(memory, groups, base, rows, half - at_own, DTYPE, DIM, half, DIM == WIDTH, ASM)
+    else:
+        near = _tile(memory, base, rows, at_own, DTYPE, ELEMENT, DIM, half, DIM == WIDTH, ASM)
+        far = _tile(memory, base, rows, half - at_own, DTYPE, ELEMENT, DIM, half, DIM == WIDTH, ASM)
+    return near, far
+
+
+@triton.jit
+def _turned_keys(
+    memory, groups, base, rows, DTYPE: tl.constexpr, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    ASM: tl.constexpr,
+):  # fmt: skip
+    """The rotated keys."""
+    if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" or ELEMENT == "nvfp4":
+        return grouped_tile(memory, groups, base, rows, DTYPE, ELEMENT, DIM, WIDTH, ASM)
+    else:
+        return _tile(memory, base, rows, 0, DTYPE, ELEMENT, DIM, WIDTH, DIM == WIDTH, ASM)
+
+
+@triton.jit
 def _products(
     own, rest, turned, near, far, key, scale, key_scale, ELEMENT: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
@@ -202,9 +76,9 @@ def _products(
 
     They are added behind the products: one behind the other they would wait for each other.
     """
-    products = tl.dot(turned, tl.trans(key), input_precision=PRECISION)
-    found = tl.dot(own, tl.trans(near), input_precision=PRECISION)
-    found += tl.dot(rest, tl.trans(far), input_precision=PRECISION)
+    products = dot_of(turned, key, PRECISION)
+    found = dot_of(own, near, PRECISION)
+    found += dot_of(rest, far, PRECISION)
     if ELEMENT == "":
         return found + products
     else:
@@ -213,7 +87,8 @@ def _products(
 
 @triton.jit
 def _steps(
-    own, rest, turned, at_own, latents, keys, latent_scales, key_scales, table, first, end, length, newest, block,
+    own, rest, turned, at_own, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+    table, first, end, length, newest, block,
     factor, peak, weight, near_sum, far_sum,
     RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr, BLOCK_N: tl.constexpr,
     APART: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
@@ -232,18 +107,16 @@ def _steps(
         APART: of the first of them alone: another program has the other, as its own.
     """
     dtype: tl.constexpr = own.dtype
-    even: tl.constexpr = RANK == WIDTH
-    half: tl.constexpr = WIDTH // 2
+    OVER: tl.constexpr = "" if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" else ELEMENT
     held = block_of(table, first, length - 1, block, WHOLE)
     for at in range(first, end, BLOCK_N):
         base, rows = rows_of_keys(table, held, at, length - 1, block, 0, 1, WHOLE, MASKED, BLOCK_N)
         held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
-        near = _tile(latents, base, rows, at_own, dtype, ELEMENT, RANK, half, even, ASM)
-        far = _tile(latents, base, rows, half - at_own, dtype, ELEMENT, RANK, half, even, ASM)
-        key = _tile(keys, base, rows, 0, dtype, ELEMENT, ROTATED, TURN, ROTATED == TURN, ASM)
-        scale = scales_of(latent_scales, base, rows, dtype, ELEMENT)
-        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
-        products = _products(own, rest, turned, near, far, key, scale, key_scale, ELEMENT, PRECISION)
+        near, far = _latent_halves(latents, latent_groups, base, rows, at_own, dtype, ELEMENT, RANK, WIDTH, APART, ASM)
+        key = _turned_keys(keys, key_groups, base, rows, dtype, ELEMENT, ROTATED, TURN, ASM)
+        scale = scales_of(latent_scales, base, rows, dtype, OVER)
+        key_scale = scales_of(key_scales, base, rows, dtype, OVER)
+        products = _products(own, rest, turned, near, far, key, scale, key_scale, OVER, PRECISION)
         if MASKED:
             position = (at + tl.arange(0, BLOCK_N))[None, :]
             products = tl.where((position < end) & (position <= newest[:, None]), products, float("-inf"))
@@ -255,9 +128,9 @@ def _steps(
         weights = tl.exp2(tl.fma(products, tl.full(products.shape, factor, tl.float32), -origin[:, None]))
         less = tl.exp2(peak - origin)
         weight = tl.fma(weight, less, tl.sum(weights, axis=1))
-        near_sum = add_values(weights, near, scale, near_sum * less[:, None], ELEMENT, PRECISION)
+        near_sum = add_values(weights, near, scale, near_sum * less[:, None], OVER, PRECISION)
         if not APART:
-            far_sum = add_values(weights, far, scale, far_sum * less[:, None], ELEMENT, PRECISION)
+            far_sum = add_values(weights, far, scale, far_sum * less[:, None], OVER, PRECISION)
         peak = higher
     return peak, weight, near_sum, far_sum
 
@@ -292,7 +165,8 @@ def _parts(length, PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr):
 
 @triton.jit
 def latent_few(
-    q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, work, stats, columns, room,
+    q, turned, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+    starts, lengths, table, out, work, stats, columns, room,
     block, factor,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, APART: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr,
@@ -304,7 +178,8 @@ def latent_few(
 
     Args:
         q: ``[T, HEADS, RANK]``: queries, taken to the latents.
-        turned, latents, keys, latent_scales, key_scales: of ``latent_append``, the new tokens among them.
+        turned, latents, keys, latent_scales, key_scales, latent_groups, key_groups: of ``latent_append``,
+            the new tokens among them.
         starts, lengths, table, columns, block: as for ``attention_few``, and so is how sequences are parted.
         out: ``[T, HEADS, RANK]``, of sequences with one part; zeros where the length is 0.
         work, stats: float32 ``[B, HEADS, room, WIDTH]`` and ``[.., 2]``: the sums of the parts of others.
@@ -341,7 +216,8 @@ def latent_few(
             near = tl.zeros((ROWS, WIDTH // 2), tl.float32)
             far = tl.zeros((ROWS, WIDTH // 2), tl.float32)
             peak, weight, near, far = _steps(
-                own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, table + b.to(tl.int64) * columns,
+                own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+                table + b.to(tl.int64) * columns,
                 part * size, tl.minimum((part + 1) * size, length), length, newest, block, factor, peak, weight, near,
                 far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, APART, WHOLE, PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip
@@ -407,7 +283,8 @@ def _sequence(starts, sequences, tile, HEADS: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def latent_many(
-    q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, sequences, columns, block, factor,
+    q, turned, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+    starts, lengths, table, out, sequences, columns, block, factor,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROTATED: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr,
     NEW: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, APART: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
@@ -418,7 +295,8 @@ def latent_many(
     multiples of BLOCK_N, and tiles of which it sees nothing change no bit of them.
 
     Args:
-        q, turned, latents, keys, latent_scales, key_scales, starts, lengths, table, out, columns, block, factor: as for
+        q, turned, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+        starts, lengths, table, out, columns, block, factor: as for
             ``latent_few``.
         sequences: B.
     """
@@ -450,12 +328,14 @@ def latent_many(
         near = tl.zeros((ROWS, WIDTH // 2), tl.float32)
         far = tl.zeros((ROWS, WIDTH // 2), tl.float32)
         peak, weight, near, far = _steps(
-            own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, blocks, 0, diagonal, length, newest,
+            own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+            blocks, 0, diagonal, length, newest,
             block, factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, APART, WHOLE, PRECISION,
             ELEMENT, ASM, False,
         )  # fmt: skip
         peak, weight, near, far = _steps(
-            own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, blocks, diagonal, end, length, newest,
+            own, rest, rotated, at_own, latents, keys, latent_scales, key_scales, latent_groups, key_groups,
+            blocks, diagonal, end, length, newest,
             block, factor, peak, weight, near, far, RANK, ROTATED, WIDTH, TURN, BLOCK_N, APART, WHOLE, PRECISION,
             ELEMENT, ASM, True,
         )  # fmt: skip

@@ -36,7 +36,8 @@ def _sequence(starts, sequences, tile, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def _steps(
-    query, keys, values, key_scales, value_scales, table, first, end, length, newest, block, head, gain, factor, window,
+    query, keys, values, key_scales, value_scales, key_groups, value_groups,
+    table, first, end, length, newest, block, head, gain, factor, window,
     peak, weight, total,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, ELEMENT: tl.constexpr,
@@ -44,15 +45,16 @@ def _steps(
 ):  # fmt: skip
     """The sums with the keys of positions ``first`` to ``end - 1`` added, which all queries see, or not (MASKED)."""
     dtype: tl.constexpr = query.dtype
+    OVER: tl.constexpr = "" if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" else ELEMENT
     held = block_of(table, first, length - 1, block, WHOLE)
     for at in range(first, end, BLOCK_N):
         base, rows = rows_of_keys(table, held, at, length - 1, block, head, KV_HEADS, WHOLE, MASKED, BLOCK_N)
         held = block_of(table, at + BLOCK_N, length - 1, block, WHOLE)
-        key = tile_of(keys, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
-        value = tile_of(values, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
-        key_scale = scales_of(key_scales, base, rows, dtype, ELEMENT)
-        value_scale = scales_of(value_scales, base, rows, dtype, ELEMENT)
-        products = scores(query, key, key_scale, gain, ELEMENT, SOFTCAP, PRECISION)
+        key = tile_of(keys, key_groups, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        value = tile_of(values, value_groups, base, rows, dtype, ELEMENT, DIM, WIDTH, ASM)
+        key_scale = scales_of(key_scales, base, rows, dtype, OVER)
+        value_scale = scales_of(value_scales, base, rows, dtype, OVER)
+        products = scores(query, key, key_scale, gain, OVER, SOFTCAP, PRECISION)
         if MASKED:
             position = (at + tl.arange(0, BLOCK_N))[None, :]
             seen = position <= newest[:, None]
@@ -60,14 +62,15 @@ def _steps(
                 seen = seen & (position >= oldest_seen(newest, window, WINDOW, CHUNK)[:, None])
             products = tl.where(seen, products, float("-inf"))
         peak, weight, total = add_tile(
-            products, factor, value, value_scale, peak, weight, total, ELEMENT, PRECISION, MASKED
+            products, factor, value, value_scale, peak, weight, total, OVER, PRECISION, MASKED
         )
     return peak, weight, total
 
 
 @triton.jit
 def attention_many(
-    q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, sequences, columns, block, window,
+    q, keys, values, key_scales, value_scales, key_groups, value_groups,
+    sinks, starts, lengths, table, out, sequences, columns, block, window,
     gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, NEW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
@@ -80,7 +83,8 @@ def attention_many(
     no bit of them: its result does not depend on which of its neighbours are new, too.
 
     Args:
-        q, keys, values, key_scales, value_scales, sinks, starts, lengths, table, out, columns, block, window, gain,
+        q, keys, values, key_scales, value_scales, key_groups, value_groups,
+            sinks, starts, lengths, table, out, columns, block, window, gain,
             factor, ELEMENT, ASM: as for ``attention_few``.
         sequences: B.
         BLOCK_M: queries of a program; BLOCK_N: keys of a step.
@@ -116,17 +120,20 @@ def attention_many(
         total = tl.zeros((BLOCK_M, WIDTH), tl.float32)
         if WINDOW or CHUNK:
             peak, weight, total = _steps(
-                query, keys, values, key_scales, value_scales, blocks, first, whole, length, newest, block, kv_head,
+                query, keys, values, key_scales, value_scales, key_groups, value_groups,
+                blocks, first, whole, length, newest, block, kv_head,
                 gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK,
                 SOFTCAP, PRECISION, ELEMENT, ASM, True,
             )  # fmt: skip
         peak, weight, total = _steps(
-            query, keys, values, key_scales, value_scales, blocks, whole, diagonal, length, newest, block, kv_head,
+            query, keys, values, key_scales, value_scales, key_groups, value_groups,
+            blocks, whole, diagonal, length, newest, block, kv_head,
             gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP,
             PRECISION, ELEMENT, ASM, False,
         )  # fmt: skip
         peak, weight, total = _steps(
-            query, keys, values, key_scales, value_scales, blocks, diagonal, end, length, newest, block, kv_head,
+            query, keys, values, key_scales, value_scales, key_groups, value_groups,
+            blocks, diagonal, end, length, newest, block, kv_head,
             gain, factor, window, peak, weight, total, KV_HEADS, DIM, WIDTH, BLOCK_N, WHOLE, WINDOW, CHUNK, SOFTCAP,
             PRECISION, ELEMENT, ASM, True,
         )  # fmt: skip

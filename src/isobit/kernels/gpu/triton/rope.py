@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from isobit.kernels.gpu.triton.grouped import store_grouped
 from isobit.kernels.gpu.triton.law import magnitudes, scale_of, store_rounded
 from isobit.kernels.gpu.triton.pdl import wait
 
@@ -213,25 +214,35 @@ def _turned(
 
 @triton.jit
 def _store_turned(
-    y, scales, values, inside, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    y, scales, groups, row, values, inside, ELEMENT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
-    """Stores heads ``[BATCH, WIDTH]`` at the pointers ``y [BATCH, 1]``, as codes with a scale each if ELEMENT."""
+    """Stores heads ``[BATCH, WIDTH]`` as the rows ``row [BATCH, 1]`` of ``y``, as codes with a scale each if ELEMENT,
+    or with those of groups."""
     d = tl.arange(0, WIDTH)[None, :]
     mask = inside & (d < DIM)
-    if ELEMENT != "":
+    if ELEMENT == "mxfp8" or ELEMENT == "mxfp4" or ELEMENT == "nvfp4":
+        stride: tl.constexpr = DIM if ELEMENT == "mxfp8" else DIM // 2
+        count: tl.constexpr = (DIM + 15) // 16 if ELEMENT == "nvfp4" else (DIM + 31) // 32
+        above = scales
+        if ELEMENT == "nvfp4":
+            above = scales + row
+        store_grouped(y + row * stride, above, groups + row * count, values, inside, ELEMENT, DIM, CONVERTS)
+    elif ELEMENT != "":
+        y += row * DIM
+        scales += row
         largest = largest_of(ELEMENT)
         scale = scale_of(tl.max(magnitudes(values), axis=1), largest)[:, None]
         tl.store(scales, scale, mask=inside)
         store_rounded(y, d, values, scale, largest, mask, ELEMENT, False, False, RECIPROCAL, CONVERTS)
     else:
-        tl.store(y + d, values, mask=mask)
+        tl.store(y + row * DIM + d, values, mask=mask)
 
 
 @triton.jit
 def rope_append_any(
-    q, k, v, cos, sin, q_norm, k_norm, q_scale, slots, rotated, keys, values, key_scales, value_scales, stride_q,
-    stride_k, stride_v, block, eps,
+    q, k, v, cos, sin, q_norm, k_norm, q_scale, slots, rotated, keys, values, key_scales, value_scales, key_groups,
+    value_groups, stride_q, stride_k, stride_v, block, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BATCH: tl.constexpr,
     NORM: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, SCALED: tl.constexpr,
     ELEMENT: tl.constexpr, OVERLAP: tl.constexpr, LATE: tl.constexpr,
@@ -243,6 +254,8 @@ def rope_append_any(
         cos, sin: ``[T, ROTATED]``: the angle of pair i in columns i and i + ROTATED / 2.
         q_norm, k_norm: float32 ``[DIM]``, or, for NORM "width", ``[HEADS * DIM]`` and ``[KV_HEADS * DIM]``.
         q_scale: float32 ``[T]``: what queries are multiplied by, if SCALED.
+        key_groups, value_groups: uint8 ``[blocks, KV_HEADS, block, groups]``: scales of groups (``grouped.py``), for
+            which keys and values are as wide as bytes are.
         WIDTH: DIM rounded up to a power of two.
         NORM: "none"; of each head before it is rotated ("head") or behind that ("head-behind"); or of all heads
             together before that ("width").
@@ -265,7 +278,9 @@ def rope_append_any(
         )
         if SCALED:
             query = (query.to(tl.float32) * tl.load(q_scale + token)).to(query.dtype)
-        _store_turned(rotated + (token * HEADS + head) * DIM, key_scales, query, inside, "", DIM, WIDTH, False, False)
+        _store_turned(
+            rotated, key_scales, key_groups, token * HEADS + head, query, inside, "", DIM, WIDTH, False, False
+        )
     else:
         slot = tl.load(slots + token)
         if slot >= 0:
@@ -277,12 +292,10 @@ def rope_append_any(
                     k + token * stride_k, head, k_norm, cos, sin, eps, inside, NORM, KV_HEADS, DIM, WIDTH, ROTATED,
                     INTERLEAVED,
                 )  # fmt: skip
-                _store_turned(
-                    keys + row * DIM, key_scales + row, key, inside, ELEMENT, DIM, WIDTH, RECIPROCAL, CONVERTS
-                )
+                _store_turned(keys, key_scales, key_groups, row, key, inside, ELEMENT, DIM, WIDTH, RECIPROCAL, CONVERTS)
             else:
                 d = tl.arange(0, WIDTH)[None, :]
                 value = tl.load(v + token * stride_v + head * DIM + d, mask=inside & (d < DIM), other=0.0)
                 _store_turned(
-                    values + row * DIM, value_scales + row, value, inside, ELEMENT, DIM, WIDTH, RECIPROCAL, CONVERTS
+                    values, value_scales, value_groups, row, value, inside, ELEMENT, DIM, WIDTH, RECIPROCAL, CONVERTS
                 )
