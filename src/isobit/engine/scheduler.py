@@ -20,9 +20,11 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 
-from isobit.engine.blocks import BEGIN, BlockPool, blocks_for, key_after
+from isobit.engine.blocks import BlockPool, blocks_for
+from isobit.engine.course import Course, Onward, steady
+from isobit.engine.holding import give_back, keys_to, publish, require_room
 from isobit.engine.request import ONE_UNKNOWN, PATIENCE, UNKNOWN, Part, Request, Running, Schedule, made
-from isobit.errors import CapacityError, UsageError
+from isobit.errors import UsageError
 
 _NONE = range(0)
 
@@ -64,6 +66,8 @@ class Scheduler:
         self._waiting: list[Running] = []  # by rank; these hold none
         self._flights: deque[Schedule] = deque()  # the steps under way, the oldest first
         self._ending = 0  # requests that ended while a step that they are part of is under way
+        self._course: Course | None = None
+        self._still = False  # whether the next step is as the last one, unless a request ends or is done
 
     # What there is
 
@@ -88,6 +92,7 @@ class Scheduler:
 
     def state(self, id: int) -> Running:
         """How far a request is."""
+        self._leave_course()
         return self._known[id]
 
     # Coming and going
@@ -99,21 +104,9 @@ class Scheduler:
             UsageError: it has no prompt, may not answer, or its id is taken.
             CapacityError: the whole cache is too small for it.
         """
-        if not request.prompt or request.most < 0 or (request.most == 0 and request.scored is None):
-            raise UsageError(f"request {request.id} has {len(request.prompt)} tokens and may answer {request.most}")
-        if request.scored is not None and request.scored < 1:
-            raise UsageError(f"request {request.id} asks for the score of token {request.scored}; the first has none")
         if request.id in self._known:
             raise UsageError(f"there is a request {request.id} already")
-        size, count = self.pool.size, self.pool.count
-        if blocks_for(request.longest, size) > count:
-            room = count * size - len(request.prompt) + 1
-            instead = f"ask for at most {room} tokens" if room > 0 else "shorten the prompt"
-            raise CapacityError(
-                f"a prompt of {len(request.prompt)} tokens and {request.most} tokens of answer never fit the key-value "
-                f"cache, which holds {count * size} tokens ({count} blocks of {size}): {instead}, or give the cache "
-                "more memory"
-            )
+        require_room(request, self.pool.size, self.pool.count)
         self._arrivals += 1
         state = Running(request, (self.steps + PATIENCE * request.priority, self._arrivals), list(request.prompt))
         self._known[request.id] = state
@@ -127,6 +120,7 @@ class Scheduler:
         """
         if id not in self:
             return False
+        self._leave_course()
         state = self._known[id]
         if state.flying:
             state.ending = True
@@ -156,6 +150,33 @@ class Scheduler:
             raise RuntimeError("the last step has neither been committed nor cancelled")
         if not self._known:
             return None
+        schedule = self._onward() or self._next()
+        if schedule is not None:
+            self.steps += 1
+            self._flights.append(schedule)
+        return schedule
+
+    def _onward(self) -> Onward | None:
+        """The next step where all that run decode, and nobody comes in; None where it takes a look at each.
+
+        A course begins with the second such step: those who come and go with every step are no course.
+        """
+        if self._course is None and self._still:
+            self._course = Course.of(self._running, self.pool)
+        step = None if self._course is None or self._comes_in(0) else self._course.next()
+        if step is None:
+            self._leave_course()
+        return step
+
+    def _leave_course(self) -> None:
+        """Every request knows how far it is."""
+        self._still = False
+        if self._course is not None:
+            self._course.end()
+            self._course = None
+
+    def _next(self) -> Schedule | None:
+        """The next step, looked for request by request."""
         lefts = [state.left for state in self._running]
         ends = lefts.count(0)  # they only wait for what is under way
         parts, preempted, budget = self._continued(lefts)
@@ -163,9 +184,8 @@ class Scheduler:
             parts = sorted(parts + admitted, key=lambda part: self._known[part.id].rank)
         if not parts:
             return None  # all wait for what is under way
-        self.steps += 1
-        self._flights.append(Schedule(tuple(parts), self.pool.size, tuple(preempted)))
-        return self._flights[-1]
+        self._still = self.ahead > 0 and self.window is None and not preempted and steady(parts, lefts)
+        return Schedule(tuple(parts), self.pool.size, tuple(preempted))
 
     def _continued(self, lefts: list[int]) -> tuple[list[Part], list[int], int]:
         """What the running requests feed, whose blocks were taken from them, and how many tokens are left.
@@ -249,49 +269,42 @@ class Scheduler:
     def _admitted(self, budget: int, ends: int) -> list[Part]:
         """What the first in rank of those that wait feed, as far as there is room, of which ``ends`` take none."""
         parts: list[Part] = []
-        while self._waiting and budget > 0 and len(self._running) - ends < self.sequences:
-            state = self._waiting[0]
-            if state.flying or not self._admit(state):
-                break
-            del self._waiting[0]
+        while budget > 0 and self._comes_in(ends):
+            state = self._waiting.pop(0)
+            self._admit(state)
             insort(self._running, state, key=_rank)
             part = self._part(state, min(state.left, budget))
             parts.append(part)
             budget -= len(part.tokens)
         return parts
 
-    def _admit(self, state: Running) -> bool:
-        """Blocks for all tokens of a request that waits, shared ones where there are; False if there are too few.
+    def _comes_in(self, ends: int) -> bool:
+        """Whether the first in rank of those that wait may run, beside the running of whom ``ends`` end.
 
         One block for each running request stays free, so that it is not taken in only to lose its blocks again.
         """
-        pool = self.pool
-        found = pool.look_up(self._keys(state)) if state.request.reuses else []
-        needed = blocks_for(len(state.tokens), pool.size) - len(found)
-        if pool.free - pool.idle(found) - needed < len(self._running):
+        if not self._waiting or len(self._running) - ends >= self.sequences or self._waiting[0].flying:
             return False
+        state, pool = self._waiting[0], self.pool
+        found = self._found(state)
+        needed = blocks_for(len(state.tokens), pool.size) - len(found)
+        return pool.free - pool.idle(found) - needed >= len(self._running)
+
+    def _admit(self, state: Running) -> None:
+        """Blocks for all tokens of a request that waited, shared ones where there are."""
+        pool, found = self.pool, self._found(state)
         pool.share(found)
-        state.blocks = found + (pool.take(needed) or [])
+        state.blocks = found + (pool.take(blocks_for(len(state.tokens), pool.size) - len(found)) or [])
         state.held = len(found) * pool.size
         if state.reused is None:
             state.reused = state.held
             pool.asked += len(state.tokens)
             pool.found += state.held
-        return True
 
-    def _keys(self, state: Running) -> list[bytes]:
-        """Keys of the full blocks that may be read instead of computed."""
-        return self._keys_to(state, state.readable // self.pool.size)
-
-    def _keys_to(self, state: Running, count: int) -> list[bytes]:
-        """The first ``count`` keys of a request; made once."""
-        size, keys = self.pool.size, state.keys
-        while len(keys) < count:
-            begin = len(keys) * size
-            sights = state.request.sights
-            named = b"" if sights is None else sights.named(begin, begin + size)
-            keys.append(key_after(keys[-1] if keys else BEGIN, state.tokens[begin : begin + size], named))
-        return keys[:count]
+    def _found(self, state: Running) -> list[int]:
+        """The full blocks that a request may read instead of computing them."""
+        size = self.pool.size
+        return self.pool.look_up(keys_to(state, state.readable // size, size)) if state.request.reuses else []
 
     def _part(self, state: Running, count: int) -> Part:
         """What a request feeds; from here on it counts as fed, and what it chooses as there."""
@@ -333,8 +346,12 @@ class Scheduler:
         if not self._flights or schedule is not self._flights[0]:
             raise RuntimeError("this is not the step under way")
         self._flights.popleft()
-        tokens = iter(chosen)
-        full: list[int] = []
+        if isinstance(schedule, Onward) and schedule.course is self._course:
+            if not schedule.last:
+                self._course.commit(chosen)
+                return []
+            self._leave_course()
+        tokens, full = iter(chosen), list[int]()
         known, size = self._known, self.pool.size
         for part in schedule.parts:
             state = known[part.id]
@@ -343,9 +360,9 @@ class Scheduler:
                 first = part.first
                 end = first + len(part.tokens)
                 if first // size != end // size:
-                    self._publish(state, first, end)
+                    publish(self.pool, state, first, end)
                 if self.window is not None:
-                    self._pass(state, end, self.window)
+                    give_back(self.pool, state, end, self.window)
             if part.chooses:
                 state.tokens[-state.unknown] = next(tokens)
                 state.unknown -= 1
@@ -364,10 +381,11 @@ class Scheduler:
         Raises:
             RuntimeError: there is a newer one.
         """
-        if schedule not in self._flights:
+        if not any(flight is schedule for flight in self._flights):
             return
         if schedule is not self._flights[-1]:
             raise RuntimeError("a newer step is under way: it has to be cancelled first")
+        self._leave_course()
         self._flights.pop()
         for part in schedule.parts:
             state = self._known[part.id]
@@ -380,21 +398,3 @@ class Scheduler:
                 state.held = part.first
             if state.ending and not state.flying:
                 self._leave(state)
-
-    def _pass(self, state: Running, end: int, window: int) -> None:
-        """Gives back the blocks that no token from place ``end`` on attends to."""
-        count = min(max(0, end - window + 1) // self.pool.size, len(state.blocks) - 1)
-        if count > state.passed:
-            self.pool.release(state.blocks[state.passed : count])
-            state.blocks[:count] = [state.blocks[count]] * count
-            state.passed, state.listed = count, ()
-
-    def _publish(self, state: Running, first: int, end: int) -> None:
-        """Blocks that tokens up to ``end`` have filled can be found."""
-        pool = self.pool
-        if not (pool.keeps and state.request.reuses):
-            return
-        full = end // pool.size
-        keys = self._keys_to(state, full)
-        for place in range(first // pool.size, full):
-            pool.publish(state.blocks[place], keys[place])
