@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from isobit.engine.asked import Output
 from isobit.engine.constraint import Constraint
-from isobit.engine.engine import Output
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import FinishReason, made
 from isobit.engine.stops import StopWatch
@@ -152,6 +152,18 @@ class Answer:
         whole = stop is not None or output.reason == "stop"
         last = self._last(text, (token,), "stop" if whole else "length", stop)
         return last._replace(logprobs=logprobs)
+
+    def go_on(self, token: int, seconds: float) -> Piece:
+        """:meth:`push` of a token behind others, that neither ends the answer nor is scored."""
+        self._tokens.append(token)
+        self._decode += seconds
+        text = self._decoder.push(token)
+        if self._watches:
+            text = self._watch.push(text)
+            if self._watch.found is not None:
+                return self._last(text, (token,), "stop", self._watch.found)
+        self._text.append(text)
+        return made(Piece, (text, (token,), None, None, ()))
 
     def abort(self) -> Piece:
         """It ends here, from outside."""

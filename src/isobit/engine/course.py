@@ -34,6 +34,7 @@ class Course:
         ids: of the requests, in the order of every step.
         firsts: position of the token that each feeds in the first step.
         shifts: what is added to a token's place to get its position.
+        longest: tokens of the longest of them with the first step.
         count: steps made so far.
         most: steps that it has at most: with the last one an answer is complete.
         active: whether it goes on.
@@ -45,6 +46,7 @@ class Course:
         self.firsts = [state.held for state in states]
         self.shifts = [0 if state.request.sights is None else state.request.sights.shift for state in states]
         self.most = min([state.whole - len(state.tokens) for state in states])
+        self.longest = 1 + max(self.firsts)
         self.count, self.active = 0, True
         self._turning: list[list[int]] = [[] for _ in range(size)]  # who begins a block in step s: at s % size
         for row, first in enumerate(self.firsts):

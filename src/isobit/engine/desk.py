@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable
 
 from isobit.engine.answer import Answer, Piece
+from isobit.engine.asked import Output, Outputs
 from isobit.engine.driver import Driver
-from isobit.engine.engine import Engine, Output
+from isobit.engine.engine import Engine
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.office import Office
 from isobit.errors import IsobitError
@@ -75,9 +76,13 @@ class Desk:
     def _hand(self, answer: Answer, id: int, piece: Piece) -> None:
         try:
             answer.deliver(piece)
-        except Exception:  # nobody is there any more: an event loop that was closed
-            self._answers.pop(id, None)
-            self.engine.abort(id)
+        except Exception:
+            self._lost(id)
+
+    def _lost(self, id: int) -> None:
+        """Nobody is there any more: an event loop that was closed."""
+        self._answers.pop(id, None)
+        self.engine.abort(id)
 
     def _fail(self, id: int, error: Exception) -> None:
         """An answer ends with an error."""
@@ -109,7 +114,10 @@ class Desk:
                 while self.engine.made:
                     self._handle(self.engine.made.popleft())
 
-    def _handle(self, output: Output) -> None:
+    def _handle(self, output: Output | Outputs) -> None:
+        if isinstance(output, Outputs):
+            self._handle_all(output)
+            return
         answer = self._answers.get(output.id)
         if answer is None:  # dropped while the step was under way
             return
@@ -124,6 +132,27 @@ class Desk:
         if piece.completion is not None and output.reason is None:
             self.engine.abort(output.id)  # at a stop string, of which the engine knows nothing
         self._give(output.id, piece)
+
+    def _handle_all(self, outputs: Outputs) -> None:
+        """A token for each of many: what of :meth:`_handle` is to be done for it."""
+        answer_of, seconds = self._answers.get, outputs.seconds
+        for id, token in zip(outputs.ids, outputs.tokens, strict=True):
+            answer = answer_of(id)
+            if answer is None:
+                continue
+            try:
+                piece = answer.go_on(token, seconds)
+            except Exception as error:
+                self._fail(id, error)
+                continue
+            if piece.completion is not None:
+                self.engine.abort(id)  # at a stop string
+                self._give(id, piece)
+                continue
+            try:
+                answer.deliver(piece)
+            except Exception:
+                self._lost(id)
 
     @property
     def _busy(self) -> bool:

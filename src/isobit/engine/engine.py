@@ -8,24 +8,23 @@ Requests may come and go from any thread; steps are taken by one at a time.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from isobit import arguments
 from isobit.engine import scoring
-from isobit.engine.blocks import BlockPool, blocks_for
+from isobit.engine.asked import Asked, Output, Outputs, Voices
+from isobit.engine.blocks import BlockPool
 from isobit.engine.constraint import Constraint
-from isobit.engine.flight import Ahead, Flight, Known, Scores, Stopwatch
+from isobit.engine.course import Onward
+from isobit.engine.flight import Ahead, Flight, Known, Runner, Scores, Stopwatch
 from isobit.engine.gallery import Gallery, sights_of
+from isobit.engine.growth import make_room
 from isobit.engine.interrupts import uninterrupted
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import UNKNOWN, FinishReason, Request, Schedule
@@ -38,82 +37,6 @@ from isobit.shortage import shortages
 
 MOST_PRIORITY = 1_000_000  # and as much below zero
 SEQUENCES = 64  # that take part in a step at most, where nobody says
-
-
-class Runner(Protocol):
-    """What computes a step.
-
-    Attributes:
-        block: tokens of a block of its cache.
-    """
-
-    block: int
-
-    def reserve(self, least: int, wanted: int) -> int:
-        """Room in the cache for ``wanted`` blocks, or fewer but at least ``least``; returns how many there are.
-
-        What the blocks hold stays.
-
-        Raises:
-            CapacityError: there is no memory for ``least``.
-        """
-
-    def run(self, schedule: Schedule) -> Tensor:
-        """Logits ``[len(schedule.rows), V]``; they hold until the next call."""
-
-    def scored(self, schedule: Schedule) -> Iterator[Tensor]:
-        """Logits of ``schedule.scored`` behind the last :meth:`run`, in their order, few rows at once."""
-
-
-class Output(NamedTuple):
-    """A token of a request.
-
-    Attributes:
-        id: of the request.
-        choice: the token; or the error that ended the request. None for a request that only has its prompt scored.
-        reason: why the request has ended with it; None while it goes on.
-        seconds: that its steps took since its last token, or since its prompt was first fed.
-        cached: tokens of its prompt that were read from the cache, where another request had left them.
-        scores: of its prompt's tokens, if they were asked for: with the first output of a request.
-    """
-
-    id: int
-    choice: Choice | None
-    reason: FinishReason | None = None
-    seconds: float = 0.0
-    cached: int = 0
-    scores: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass
-class _Asked:
-    """What the engine keeps of a request beside the scheduler."""
-
-    request: Request
-    chooser: Chooser
-    stops: frozenset[int]
-    seconds: float = 0.0
-    top: int = 0  # most probable tokens that are given with a score
-    scores: list[TokenLogprob] = field(default_factory=list)
-    cached: int | None = None
-    media: MediaPrompt | None = None
-
-    def scored(self, found: Sequence[TokenLogprob] | IsobitError, choice: Choice | None) -> Choice | None:
-        """Keeps scores of its prompt; returns what it gets instead of its token where there are none."""
-        if isinstance(found, IsobitError):
-            return Choice(-1, error=found)
-        self.scores += found
-        return choice
-
-    def ends(self, choice: Choice) -> bool:
-        """Whether it ends with this choice, which it knows from now on."""
-        if choice.error is not None:
-            return True
-        if self.chooser.remembers:
-            self.chooser.add(choice.token)
-            if self.chooser.finished:
-                return True
-        return choice.token in self.stops
 
 
 class Engine:
@@ -161,9 +84,10 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, tokens=max(tokens, sequences), sequences=sequences, ahead=ahead, window=window, wide=wide
         )
-        self._asked: dict[int, _Asked] = {}
-        self._inbox: deque[_Asked | int] = deque()  # what came since the last step: requests, and ids to end
-        self.made: deque[Output] = deque()
+        self._asked: dict[int, Asked] = {}
+        self._inbox: deque[Asked | int] = deque()  # what came since the last step: requests, and ids to end
+        self.made: deque[Output | Outputs] = deque()
+        self._voices: Voices | None = None  # of the course that steps are of
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._flights: deque[Flight] = deque()  # the steps under way, the oldest first
@@ -230,7 +154,7 @@ class Engine:
         sights = None if media is None else sights_of(media)
         request = Request(id, tuple(prompt), most, priority, scored=scored, sights=sights)
         chooser, top = Chooser(params, prompt, constraint), params.prompt_logprobs or 0
-        self._inbox.append(_Asked(request, chooser, stops, top=top, media=media))
+        self._inbox.append(Asked(request, chooser, stops, top=top, media=media))
 
     def abort(self, id: int) -> None:
         """A request ends, whatever it is doing. Nothing more comes of it behind the step under way."""
@@ -244,7 +168,8 @@ class Engine:
     def step(self) -> list[Output]:
         """Take a step (:meth:`advance`); returns what is in :attr:`made` and leaves nothing there."""
         self.advance()
-        return [self.made.popleft() for _ in range(len(self.made))]
+        made = [self.made.popleft() for _ in range(len(self.made))]
+        return [output for one in made for output in (one.each() if isinstance(one, Outputs) else [one])]
 
     @torch.inference_mode()
     def advance(self) -> None:
@@ -296,8 +221,11 @@ class Engine:
 
     def _started(self, schedule: Schedule) -> Flight:
         """A step that a device works on now, or that is computed already."""
-        runner, ahead, parts = self._runner, self._ahead, schedule.parts
-        asked = self._asked
+        runner, ahead, asked = self._runner, self._ahead, self._asked
+        if isinstance(schedule, Onward) and ahead is not None:  # all of them were chosen for ahead in the step before
+            voices, begin = self._voices_of(schedule), time.perf_counter()
+            return Flight(schedule, ahead.start(schedule, voices.choosers), ahead=True, started=begin)
+        parts = schedule.parts
         choosers = [asked[part.id].chooser for part in parts if part.chooses]
         scored = any([part.targets for part in parts])
         if ahead is not None and not scored and all([one.ahead for one in choosers]):
@@ -310,6 +238,12 @@ class Engine:
         scores = self._scored(schedule) if scored else {}
         return Flight(schedule, Known(choices, time.perf_counter() - begin), scores, started=begin)
 
+    def _voices_of(self, schedule: Onward) -> Voices:
+        """What is the same in each step of its course."""
+        if self._voices is None or self._voices.course is not schedule.course:
+            self._voices = Voices(schedule.course, [self._asked[id] for id in schedule.course.ids])
+        return self._voices
+
     def _scored(self, schedule: Schedule) -> dict[int, list[TokenLogprob] | IsobitError]:
         """Scores of the prompts' tokens that this step gives, by request; or why there are none."""
         tops = {part.id: self._asked[part.id].top for part in schedule.parts}
@@ -318,9 +252,13 @@ class Engine:
     def _land(self) -> None:
         """The tokens of the oldest step under way are counted."""
         flight = self._flights[0]
+        voices = self._goes_on(flight)
         began = time.perf_counter()
         try:
-            choices = flight.pending.choices()
+            tokens = None if voices is None else flight.pending.tokens()
+            if voices is not None and tokens is not None and voices.stop(tokens):
+                tokens = None
+            choices = flight.pending.choices() if tokens is None else []
         except Exception:
             self._cancel()
             raise
@@ -328,7 +266,19 @@ class Engine:
         with uninterrupted():
             self._flights.popleft()
             self._lost = False
-            self._settle(flight.schedule, choices, flight.scores, self._watch.done(flight))
+            seconds = self._watch.done(flight)
+            if voices is None or tokens is None:
+                self._settle(flight.schedule, choices, flight.scores, seconds)
+            else:
+                self.scheduler.commit(flight.schedule, tokens)
+                self.made.append(voices.outputs(tokens, seconds))
+
+    def _goes_on(self, flight: Flight) -> Voices | None:
+        """Those whose step it is, if none of them has ended since or does with it, but by the token chosen."""
+        schedule, voices = flight.schedule, self._voices
+        if voices is None or not isinstance(schedule, Onward) or schedule.course is not voices.course:
+            return None
+        return voices if voices.course.active and not schedule.last else None
 
     def _cancel(self) -> None:
         """Nothing is under way any more."""
@@ -340,7 +290,7 @@ class Engine:
         """Counts a step that was computed."""
         asked, state = self._asked, self.scheduler.state
         chosen = iter(choices)
-        made: list[tuple[_Asked, Choice | None]] = []
+        made: list[tuple[Asked, Choice | None]] = []
         ended: dict[int, FinishReason | None] = {}
         for part in schedule.parts:
             choice = next(chosen) if part.chooses else None
@@ -379,14 +329,17 @@ class Engine:
 
     def _take_in(self) -> None:
         """What came since the last step: requests and aborts, in their order."""
-        arrived: dict[int, _Asked] = {}
+        arrived: dict[int, Asked] = {}
         while self._inbox:
             came = self._inbox.popleft()
-            if isinstance(came, _Asked):
+            if isinstance(came, Asked):
                 arrived[came.request.id] = came
             elif arrived.pop(came, None) is None:
                 self._end(came)
-        refused = self._make_room([one.request for one in arrived.values()]) if arrived and self._grows else {}
+        refused: dict[int, IsobitError] = {}
+        if arrived and self._grows:
+            new, others = [one.request for one in arrived.values()], [one.request for one in self._asked.values()]
+            refused = make_room(self.pool, self._runner.reserve, new, others, self.scheduler.sequences)
         for id, one in arrived.items():
             try:
                 if id in refused:
@@ -398,28 +351,3 @@ class Engine:
                 self._asked[id] = one
                 if one.media is not None and one.request.sights is not None:
                     self._gallery.enter(id, one.media, one.request.sights)
-
-    def _make_room(self, arrived: list[Request]) -> dict[int, IsobitError]:
-        """A cache that grows has room for each of these requests, and for those that run beside it if there is memory.
-
-        Returns:
-            Why there is none, by the ids of requests that it lacks for.
-        """
-        size = self.pool.size
-        needs = {one.id: blocks_for(one.longest, size) for one in arrived}
-        others = (blocks_for(one.request.longest, size) for one in self._asked.values())
-        beside = heapq.nlargest(self.scheduler.sequences, [*needs.values(), *others])
-        # The scheduler keeps a block free for each that runs when it takes in another.
-        problem = self._grow(max(needs.values()), sum(beside) + len(beside) - 1)
-        return {} if problem is None else {id: why for id, need in needs.items() if (why := self._grow(need, need))}
-
-    def _grow(self, least: int, wanted: int) -> IsobitError | None:
-        """So many blocks; or why there are not even ``least``."""
-        if wanted <= self.pool.count:
-            return None
-        try:
-            with shortages():
-                self.pool.grow(max(self.pool.count, self._runner.reserve(least, wanted)))
-        except IsobitError as error:
-            return None if least <= self.pool.count else error
-        return None

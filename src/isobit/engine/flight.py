@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from isobit.engine.params import TokenLogprob
 from isobit.engine.request import Schedule
@@ -15,11 +17,39 @@ from isobit.errors import IsobitError
 Scores = Mapping[int, "list[TokenLogprob] | IsobitError"]
 
 
+class Runner(Protocol):
+    """What computes a step.
+
+    Attributes:
+        block: tokens of a block of its cache.
+    """
+
+    block: int
+
+    def reserve(self, least: int, wanted: int) -> int:
+        """Room in the cache for ``wanted`` blocks, or fewer but at least ``least``; returns how many there are.
+
+        What the blocks hold stays.
+
+        Raises:
+            CapacityError: there is no memory for ``least``.
+        """
+
+    def run(self, schedule: Schedule) -> Tensor:
+        """Logits ``[len(schedule.rows), V]``; they hold until the next call."""
+
+    def scored(self, schedule: Schedule) -> Iterator[Tensor]:
+        """Logits of ``schedule.scored`` behind the last :meth:`run`, in their order, few rows at once."""
+
+
 class Pending(Protocol):
     """What a device will have chosen."""
 
     def choices(self) -> list[Choice]:
         """A choice for each chooser; waits for the device. The same when it is called again."""
+
+    def tokens(self) -> list[int] | None:
+        """Those of :meth:`choices`, which it waits for likewise; None where more than tokens is to be said."""
 
     def seconds(self) -> float:
         """That the step took on the device, once :meth:`choices` has come back."""
@@ -57,6 +87,10 @@ class Known:
 
     def choices(self) -> list[Choice]:
         return self.found
+
+    def tokens(self) -> list[int] | None:
+        found = self.choices()
+        return None if any(one.error or one.logprob for one in found) else [one.token for one in found]
 
     def seconds(self) -> float:
         return self.took

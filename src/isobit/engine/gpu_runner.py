@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from isobit.engine import device_sampler
+from isobit.engine.course import Onward
 from isobit.engine.gallery import Gallery
 from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
 from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
@@ -48,6 +49,8 @@ class GpuRunner(ModelRunner):
         self._steady: tuple[list[int], list[int]] | None = None  # ids and rows of the last step, if all of them chose
         self._recorded_before = 0  # graphs of caches that have moved
         self._row_of: dict[int, int] = {}  # id of a request -> where the last step left what it chose for it
+        self._last: Onward | None = None  # the last step, if it is of a course whose numbers are kept
+        self._quiet: tuple[Sequence[Chooser], bool] = (), True  # choosers, and whether all of them are
 
     @property
     def recorded(self) -> int:
@@ -69,7 +72,9 @@ class GpuRunner(ModelRunner):
             self._turns = Turns(inputs.rows, inputs.device)
         turn = self._turns.open()
         logits, rows = self._logits(schedule, turn.page)
-        if all([chooser.quiet for chooser in choosers]):
+        if choosers is not self._quiet[0]:  # the same list in each step of a course
+            self._quiet = choosers, all([chooser.quiet for chooser in choosers])
+        if self._quiet[1]:
             turn.close(inputs.result)
             return Launched(turn, rows)
         unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]
@@ -105,7 +110,10 @@ class GpuRunner(ModelRunner):
 
     def _logits(self, schedule: Schedule, page: Page | None = None) -> tuple[Tensor, list[int]]:
         """Logits, the largest of which have been chosen, and which of their rows belongs to each chooser."""
-        parts, cache, steady = schedule.parts, self._held(), None
+        cache, last, self._last = self._held(), self._last, None
+        if isinstance(schedule, Onward) and page is not None and self._follows(last, schedule):
+            return self._went_on(schedule, page, cache)
+        parts, steady = schedule.parts, None
         ahead = [part.tokens for part in parts] == [ONE_UNKNOWN] * len(parts)  # each goes on with what it chose last
         if len(parts) <= MOST_ROWS and (
             ahead or all([len(part.tokens) == 1 and not part.targets and not part.looks for part in parts])
@@ -117,6 +125,9 @@ class GpuRunner(ModelRunner):
             longest = 1 + max([part.first for part in parts])
             if ahead and (ids, rows) == self._steady:  # as in the step before
                 inputs.write(parts, rows, rows, page)
+                if isinstance(schedule, Onward) and page is not None:
+                    inputs.keep(rows, page)
+                    self._last = schedule
                 return graphs.run(bucket, longest), rows
             sources = [self._row_of[part.id] if part.tokens[0] == UNKNOWN else -1 for part in parts]
             inputs.write(parts, rows, sources, page)
@@ -131,6 +142,19 @@ class GpuRunner(ModelRunner):
             logits, rows = super().run(schedule), [*range(len(schedule.choosers))]
             self._memory().take_highest(logits)
         self._row_of, self._steady = dict(zip(schedule.choosers, rows, strict=True)), steady
+        return logits, rows
+
+    @staticmethod
+    def _follows(last: Onward | None, schedule: Onward) -> bool:
+        return last is not None and last.course is schedule.course and last.step + 1 == schedule.step
+
+    def _went_on(self, schedule: Onward, page: Page, cache: PagedCache) -> tuple[Tensor, list[int]]:
+        """The same of the step that follows the last one of its course."""
+        assert self._steady is not None
+        course, rows = schedule.course, self._steady[1]
+        self._memory().go_on([(rows[at], schedule.listed[at]) for at in course.turning(schedule.step)], page)
+        logits = self._recorded(cache).run(rows_of(len(rows)), course.longest + schedule.step)
+        self._last = schedule
         return logits, rows
 
     def _piece(self, schedule: Schedule) -> tuple[int, int] | None:
@@ -212,6 +236,18 @@ class Launched:
         self, turn: Turn, rows: list[int], asked: Sequence[int] = (), logprobs: device_sampler.Logprobs | None = None
     ) -> None:
         self._turn, self._rows, self._asked, self._logprobs = turn, rows, asked, logprobs
+
+    def tokens(self) -> list[int] | None:
+        """Their tokens; None where one has none or more than that. Waits for the device."""
+        self._turn.wait()
+        if self._logprobs is not None:
+            return None
+        rows = self._rows
+        at: Any = slice(len(rows)) if rows[-1:] == [len(rows) - 1] and rows == [*range(len(rows))] else rows
+        if not np.isfinite(self._turn.highest[at]).all():
+            return None
+        found: list[int] = self._turn.tokens[at].tolist()
+        return found
 
     def choices(self) -> list[Choice]:
         """A choice for each chooser; waits for the device."""

@@ -107,6 +107,8 @@ class Inputs:
         self._table = torch.zeros(rows, columns, dtype=torch.int32, device=device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._listed: list[tuple[int, ...]] = [()] * rows  # what is in the table
+        self._kept = Page(rows)  # numbers of the last step of a course
+        self._at: Any = slice(0)  # and its rows
 
     def write(
         self, parts: Sequence[Part], places: Sequence[int], sources: Sequence[int], page: Page | None = None
@@ -135,6 +137,35 @@ class Inputs:
         self._send(page, *self._changes(parts, places))
         for part, row in zip(parts, places, strict=True):  # an interruption before this sends them again
             self._listed[row] = part.blocks
+
+    def keep(self, places: Sequence[int], page: Page) -> None:
+        """What was written last into ``page``, for these rows, is a step of a course: :meth:`go_on` may follow."""
+        begin = places[0]
+        straight = places == [*range(begin, begin + len(places))]
+        self._at = slice(begin, begin + len(places)) if straight else np.array(places, np.int64)
+        self._kept.copy(page)
+        self._kept.sources[self._at] = [self.rows + row for row in places]
+
+    def go_on(self, turning: Sequence[tuple[int, tuple[int, ...]]], page: Page) -> None:
+        """One more token of each sequence of the step before, which is what it chose.
+
+        Args:
+            turning: rows of those whose token begins a block, and their blocks.
+            page: where the numbers are laid out.
+        """
+        kept, at = self._kept, self._at
+        kept.positions[at] += 1
+        kept.slots[at] += 1
+        kept.lengths[at] += 1
+        cells, numbers, columns = [], [], self._table.shape[1]
+        for row, blocks in turning:
+            kept.slots[row] = blocks[-1] * self.block
+            cells.append(row * columns + len(blocks) - 1)
+            numbers.append(blocks[-1])
+        page.copy(kept)
+        self._send(page, cells, numbers)
+        for row, blocks in turning:
+            self._listed[row] = blocks
 
     def _send(self, page: Page, cells: list[int], blocks: list[int]) -> None:
         """One copy for all numbers, and one for cells of the table that have changed."""

@@ -17,7 +17,8 @@ from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.constraint import Constraint
 from isobit.engine.desk import Desk
 from isobit.engine.embedding import POOLS, embedding
-from isobit.engine.engine import SEQUENCES, Engine, Runner
+from isobit.engine.engine import SEQUENCES, Engine
+from isobit.engine.flight import Runner
 from isobit.engine.gallery import Gallery
 from isobit.engine.gpu_runner import runner_for
 from isobit.engine.grammar import Grammar
@@ -397,7 +398,9 @@ class LLM(Desk):
         with self._lock:
             if self._busy:
                 self._step()
-            return [self._unread.popleft() for _ in range(len(self._unread))]
+            came = [*self._unread]
+            self._unread.clear()
+            return came
 
     @property
     def unfinished(self) -> bool:

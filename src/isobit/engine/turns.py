@@ -43,6 +43,10 @@ class Page:
         """Padding alone: sequences of no tokens, which store nothing."""
         self._numbers[:] = self._padding
 
+    def copy(self, other: Page) -> None:
+        """All of another page of as many rows."""
+        self._numbers[:] = other._numbers
+
 
 class Turn:
     """One step's memory.
