@@ -129,7 +129,7 @@ class Onward(Schedule):
         vars(self).update(course=course, step=step, listed=listed, block=course._pool.size, preempted=())
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:  # type: ignore[override]  # made where somebody asks
+    def parts(self) -> tuple[Part, ...]:  # made where somebody asks
         """As of every schedule; those who know what a course is need none of them."""
         rows = zip(self.course.ids, self.course.firsts, self.listed, self.course.shifts, strict=True)
         return tuple(
