@@ -34,40 +34,68 @@ def choose(logits: Tensor, rows: Sequence[int], choosers: Sequence[Chooser], unr
         choosers: each :attr:`~isobit.engine.sampler.Chooser.ahead`.
         unread: tokens that each was not told yet.
     """
-    at_once = max(1, _AT_ONCE // logits.shape[1])
-    found = [
-        _chosen(logits, rows[at : at + at_once], choosers[at : at + at_once], unread[at : at + at_once])
-        for at in range(0, len(rows), at_once)
-    ]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return Settings(logits.device, logits.shape[1], rows, choosers).choose(logits, unread)
 
 
-def _chosen(logits: Tensor, rows: Sequence[int], choosers: Sequence[Chooser], unread: Sequence[int]) -> Tensor:
-    params = [chooser.params for chooser in choosers]
-    draws = [chooser.draws for chooser in choosers]
-    biases = [(row, id, value) for row, one in enumerate(params) for id, value in one.logit_bias]
-    uniforms = [one.uniform(more) if one.draws else 0.0 for one, more in zip(choosers, unread, strict=True)]
-    places, drawn, at, ids, added, *limits = send(
-        logits.device, np.array(rows, np.int64), np.array(draws, np.int64),
-        np.array([row for row, _, _ in biases], np.int64), np.array([id for _, id, _ in biases], np.int64),
-        _floats(value for _, _, value in biases), *_limits(params, uniforms, logits.shape[1]),
-    )  # fmt: skip
-    numbers = logits.index_select(0, places).double()
-    if biases:
-        numbers[at, ids] = numbers[at, ids] + added
-    if not any(draws):
-        return numbers.argmax(1)
-    greedy = None if all(draws) else numbers.argmax(1)
-    found = _draw(numbers, params, limits)
-    return found if greedy is None else torch.where(drawn > 0, found, greedy)
+class Settings:
+    """How tokens of some rows are chosen: the same for any number of steps, so it is where the logits are.
+
+    Args:
+        device, vocabulary: of the logits.
+        rows: of the logits, one for each chooser.
+        choosers: each :attr:`~isobit.engine.sampler.Chooser.ahead`.
+    """
+
+    def __init__(self, device: torch.device, vocabulary: int, rows: Sequence[int], choosers: Sequence[Chooser]) -> None:
+        at_once = max(1, _AT_ONCE // vocabulary)
+        self._parts = [
+            _Part(device, vocabulary, rows[at : at + at_once], choosers[at : at + at_once])
+            for at in range(0, len(rows), at_once)
+        ]
+
+    def choose(self, logits: Tensor, unread: Sequence[int]) -> Tensor:
+        """Tokens; see :func:`choose`."""
+        found, at = [], 0
+        for part in self._parts:
+            found.append(part.choose(logits, unread[at : at + part.count]))
+            at += part.count
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _limits(params: Sequence[SamplingParams], uniforms: Sequence[float], vocabulary: int) -> list[NDArray[Any]]:
-    """Temperatures, top_k (0 for all), top_p, min_p and random numbers of each row."""
+class _Part:
+    """The settings of rows that are chosen from at once."""
+
+    def __init__(self, device: torch.device, vocabulary: int, rows: Sequence[int], choosers: Sequence[Chooser]) -> None:
+        self.count = len(rows)
+        self._choosers = choosers
+        self._params = params = [chooser.params for chooser in choosers]
+        self._draws = draws = [chooser.draws for chooser in choosers]
+        self._biases = biases = [(row, id, value) for row, one in enumerate(params) for id, value in one.logit_bias]
+        self._places, self._drawn, self._at, self._ids, self._added, *self._limits = send(
+            device, np.array(rows, np.int64), np.array(draws, np.int64),
+            np.array([row for row, _, _ in biases], np.int64), np.array([id for _, id, _ in biases], np.int64),
+            _floats(value for _, _, value in biases), *_limits(params, vocabulary),
+        )  # fmt: skip
+
+    def choose(self, logits: Tensor, unread: Sequence[int]) -> Tensor:
+        numbers, draws = logits.index_select(0, self._places).double(), self._draws
+        if self._biases:
+            numbers[self._at, self._ids] = numbers[self._at, self._ids] + self._added
+        if not any(draws):
+            return numbers.argmax(1)
+        greedy = None if all(draws) else numbers.argmax(1)
+        each = zip(self._choosers, unread, strict=True)
+        (uniforms,) = send(logits.device, _floats([one.uniform(more) if one.draws else 0.0 for one, more in each]))
+        found = _draw(numbers, self._params, [*self._limits, uniforms])
+        return found if greedy is None else torch.where(self._drawn > 0, found, greedy)
+
+
+def _limits(params: Sequence[SamplingParams], vocabulary: int) -> list[NDArray[Any]]:
+    """Temperatures, top_k (0 for all), top_p and min_p of each row."""
     top_k = [one.top_k if one.top_k < vocabulary else 0 for one in params]
     return [
         _floats(one.temperature or 1.0 for one in params), np.array(top_k, np.int64),
-        _floats(one.top_p for one in params), _floats(one.min_p for one in params), _floats(uniforms),
+        _floats(one.top_p for one in params), _floats(one.min_p for one in params),
     ]  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class GpuRunner(ModelRunner):
         self._recorded_before = 0  # graphs of caches that have moved
         self._row_of: dict[int, int] = {}  # id of a request -> where the last step left what it chose for it
         self._last: Onward | None = None  # the last step, if it is of a course whose numbers are kept
-        self._quiet: tuple[Sequence[Chooser], bool] = (), True  # choosers, and whether all of them are
+        self._wanted: Wanted | None = None  # what the last step's choosers did
 
     @property
     def recorded(self) -> int:
@@ -72,27 +72,20 @@ class GpuRunner(ModelRunner):
             self._turns = Turns(inputs.rows, inputs.device)
         turn = self._turns.open()
         logits, rows = self._logits(schedule, turn.page)
-        if choosers is not self._quiet[0]:  # the same list in each step of a course
-            self._quiet = choosers, all([chooser.quiet for chooser in choosers])
-        if self._quiet[1]:
+        wanted = self._wanted
+        if wanted is None or wanted.choosers is not choosers or wanted.rows != rows:
+            wanted = self._wanted = Wanted(choosers, rows, logits)
+        if wanted.quiet:
             turn.close(inputs.result)
             return Launched(turn, rows)
-        unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]
-        changed = [at for at, chooser in enumerate(choosers) if not chooser.plain]
-        asked = [at for at, chooser in enumerate(choosers) if chooser.params.logprobs is not None]
-        if changed:
-            changed_rows = [rows[at] for at in changed]
-            tokens = device_sampler.choose(
-                logits, changed_rows, [choosers[at] for at in changed], [unread[at] for at in changed]
-            )
-            (places,) = send(logits.device, np.array(changed_rows, np.int64))
-            inputs.chosen.index_copy_(0, places, tokens)
-        logprobs = None
-        if asked:
-            counts = [choosers[at].params.logprobs or 0 for at in asked]
-            logprobs = device_sampler.logprobs(logits, [rows[at] for at in asked], inputs.chosen, counts)
+        if isinstance(schedule, Onward):
+            unread = [1] * len(rows)
+        else:
+            unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]
+        wanted.choose(logits, unread, inputs.chosen)
+        logprobs = wanted.logprobs(logits, inputs.chosen)
         turn.close(inputs.result)
-        return Launched(turn, rows, asked, logprobs)
+        return Launched(turn, rows, wanted.asked, logprobs)
 
     @torch.inference_mode()
     def record(self, sequences: Iterable[int] = ()) -> None:
@@ -220,6 +213,42 @@ class GpuRunner(ModelRunner):
             most = min(self.model.config.max_context, cache.blocks * cache.block)
             self._graphs = Graphs(self.model, cache, self._memory(), most)
         return self._graphs
+
+
+class Wanted:
+    """What choosers want of the logits of a step: the same in each step of a course.
+
+    Args:
+        choosers: they.
+        rows: of the logits, one for each.
+        logits: of the first step.
+    """
+
+    def __init__(self, choosers: Sequence[Chooser], rows: list[int], logits: Tensor) -> None:
+        self.choosers, self.rows = choosers, rows
+        self.quiet = all([chooser.quiet for chooser in choosers])
+        if self.quiet:
+            return
+        self.asked = [at for at, chooser in enumerate(choosers) if chooser.params.logprobs is not None]
+        self._counts = [choosers[at].params.logprobs or 0 for at in self.asked]
+        self._changed = [at for at, chooser in enumerate(choosers) if not chooser.plain]
+        if self._changed:
+            changed = [rows[at] for at in self._changed]
+            settings = logits.device, logits.shape[1], changed, [choosers[at] for at in self._changed]
+            self._settings = device_sampler.Settings(*settings)
+            (self._places,) = send(logits.device, np.array(changed, np.int64))
+
+    def choose(self, logits: Tensor, unread: Sequence[int], chosen: Tensor) -> None:
+        """Writes the tokens of those rows that are not their largest logit's into ``chosen``."""
+        if self._changed:
+            tokens = self._settings.choose(logits, [unread[at] for at in self._changed])
+            chosen.index_copy_(0, self._places, tokens)
+
+    def logprobs(self, logits: Tensor, chosen: Tensor) -> device_sampler.Logprobs | None:
+        """Those that were asked for."""
+        if not self.asked:
+            return None
+        return device_sampler.logprobs(logits, [self.rows[at] for at in self.asked], chosen, self._counts)
 
 
 class Launched:
