@@ -105,8 +105,11 @@ class Answer:
         self.constraint, self.media = constraint, media
         self.prompt, self.params, self.most, self.scored = prompt, params, most, scored
         self.stops = frozenset() if params.ignore_eos else tokenizer.eos_ids
-        self.deliver: Callable[[Piece], object] = lambda piece: None
+        self.deliver: Callable[[tuple[int, Piece]], object] = lambda piece: None
+        self.place = 0  # what whoever waits knows it by, which comes with each piece
         self.priority = 0
+        self.whole = False  # whether only its end is waited for: then its text is made there
+        self._unsaid = 0  # tokens at the end whose text is not made yet
         self._notes = notes
         self._decoder = DecodeStream(tokenizer, kept=frozenset(params.kept_special))
         self._watch, self._watches = StopWatch(params.stop), bool(params.stop)
@@ -133,6 +136,7 @@ class Answer:
         if choice.error is not None:
             return Piece("", error=choice.error)
         token = choice.token
+        self._say()
         self._tokens.append(token)
         logprobs = () if choice.logprob is None else (choice.logprob,)
         if logprobs:
@@ -153,10 +157,13 @@ class Answer:
         last = self._last(text, (token,), "stop" if whole else "length", stop)
         return last._replace(logprobs=logprobs)
 
-    def go_on(self, token: int, seconds: float) -> Piece:
-        """:meth:`push` of a token behind others, that neither ends the answer nor is scored."""
+    def go_on(self, token: int, seconds: float) -> Piece | None:
+        """:meth:`push` of a token behind others, that neither ends the answer nor is scored; None if nobody asks."""
         self._tokens.append(token)
         self._decode += seconds
+        if self.whole and not self._watches:
+            self._unsaid += 1
+            return None
         text = self._decoder.push(token)
         if self._watches:
             text = self._watch.push(text)
@@ -165,11 +172,18 @@ class Answer:
         self._text.append(text)
         return made(Piece, (text, (token,), None, None, ()))
 
+    def _say(self) -> None:
+        """Makes the text of tokens that have none yet."""
+        if self._unsaid:
+            self._text += [self._decoder.push(token) for token in self._tokens[-self._unsaid :]]
+            self._unsaid = 0
+
     def abort(self) -> Piece:
         """It ends here, from outside."""
         return self._last("", (), "abort", None)
 
     def _last(self, text: str, tokens: tuple[int, ...], reason: FinishReason, stop: str | int | None) -> Piece:
+        self._say()
         if self._watch.found is None:  # what was held back, up to a stop string in it
             text += self._watch.push(self._decoder.finish())
             text += self._watch.finish()

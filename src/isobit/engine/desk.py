@@ -45,9 +45,13 @@ class Desk:
         self.on_fault: Callable[[Exception], object] = lambda error: None
         self.on_recovery: Callable[[], object] = lambda: None
 
-    def _begin(self, answer: Answer, deliver: Callable[[Piece], object], priority: int, id: int | None = None) -> int:
+    def _begin(
+        self, answer: Answer, deliver: Callable[[tuple[int, Piece]], object], place: int, priority: int,
+        id: int | None = None,
+    ) -> int:  # fmt: skip
+        """An answer is to be made; its pieces are delivered with ``place``. Returns its id."""
         id = next(self._ids) if id is None else id
-        answer.deliver, answer.priority = deliver, priority
+        answer.deliver, answer.place, answer.priority = deliver, place, priority
         with self._door:
             if self.broken is not None:
                 raise self.broken
@@ -75,7 +79,7 @@ class Desk:
 
     def _hand(self, answer: Answer, id: int, piece: Piece) -> None:
         try:
-            answer.deliver(piece)
+            answer.deliver((answer.place, piece))
         except Exception:
             self._lost(id)
 
@@ -145,12 +149,14 @@ class Desk:
             except Exception as error:
                 self._fail(id, error)
                 continue
+            if piece is None:
+                continue
             if piece.completion is not None:
                 self.engine.abort(id)  # at a stop string
                 self._give(id, piece)
                 continue
             try:
-                answer.deliver(piece)
+                answer.deliver((answer.place, piece))
             except Exception:
                 self._lost(id)
 

@@ -98,10 +98,10 @@ class Inputs:
         self.block, self.device = block, device
         memory = torch.zeros(rows * (GIVEN + CHOSEN), dtype=torch.uint8, device=device)
         self._given, self.result = memory[: rows * GIVEN], memory[rows * GIVEN :]
-        wide, narrow, tokens = torch.split(self._given, [rows * 24, rows * 4, rows * 8])
-        self._positions, self._slots, self._sources = wide.view(torch.int64).view(3, rows)
-        self._lengths = narrow.view(torch.int32)
-        self.held = memory[rows * 28 : rows * 44].view(torch.int64)
+        wide, narrow, tokens = torch.split(self._given, [rows * 32, rows * 8, rows * 8])
+        self._cells, self._positions, self._slots, self._sources = wide.view(torch.int64).view(4, rows)
+        self._blocks, self._lengths = narrow.view(torch.int32).view(2, rows)
+        self.held = memory[rows * 40 : rows * 56].view(torch.int64)
         assert tokens.data_ptr() == self.held.data_ptr()
         self.chosen, self.highest = self.held[rows:], self.result[rows * 8 :].view(torch.float32)
         self._table = torch.zeros(rows, columns, dtype=torch.int32, device=device)
@@ -168,15 +168,21 @@ class Inputs:
             self._listed[row] = blocks
 
     def _send(self, page: Page, cells: list[int], blocks: list[int]) -> None:
-        """One copy for all numbers, and one for cells of the table that have changed."""
-        if cells:
-            where, what = send(self.device, np.array(cells, np.int64), np.array(blocks, np.int32))
-            self._table.view(-1).index_copy_(0, where, what)
+        """One copy for all numbers; cells of the table that have changed are among them, if they are not many."""
+        count = len(cells)
+        few = count <= self.rows
+        if few:
+            page.cells[:count], page.blocks[:count] = cells, blocks
         if page.pinned or self.device.type == "cpu":
             self._given.copy_(page.memory, non_blocking=True)
         else:
             (sent,) = send(self.device, page.memory.view(torch.int64).numpy())
             self._given.view(torch.int64).copy_(sent)
+        if cells:
+            changed = self._cells[:count], self._blocks[:count]
+            if not few:
+                changed = tuple(send(self.device, np.array(cells, np.int64), np.array(blocks, np.int32)))
+            self._table.view(-1).index_copy_(0, *changed)
 
     def _changes(self, parts: Sequence[Part], places: Sequence[int]) -> tuple[list[int], list[int]]:
         """Cells of the table, and the blocks that they have from now on."""

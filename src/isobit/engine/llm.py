@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,6 @@ from isobit import arguments
 from isobit.engine import conversation, scoring
 from isobit.engine.answer import Answer, Completion, Piece
 from isobit.engine.constraint import Constraint
-from isobit.engine.desk import Desk
 from isobit.engine.embedding import POOLS, embedding
 from isobit.engine.engine import SEQUENCES, Engine
 from isobit.engine.flight import Runner
@@ -27,13 +25,14 @@ from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.prepare import Model, Prompt, prepared, window_of
 from isobit.engine.runner import ModelRunner
 from isobit.engine.tokenizer import Tokenizer
+from isobit.engine.waiting import Waiting
 from isobit.errors import UsageError
 from isobit.models.media import MediaPrompt, Medium, Tower, require_taken
 from isobit.shortage import shortages
 from isobit.targets.prefill import prefill_chunk
 
 
-class LLM(Desk):
+class LLM(Waiting):
     """A model that answers many prompts at once.
 
     Any number of threads may ask; whoever waits for an answer takes the steps, which serve all of them.
@@ -244,29 +243,6 @@ class LLM(Desk):
         with self._lock, shortages():
             return embedding(self.model, answer.prompt, pool, normalized=normalized)
 
-    def _completed(self, answers: list[Answer], priority: int) -> list[Completion]:
-        ended: dict[int, Piece] = {}
-        ids: list[int] = []
-        try:
-            ids += [self._begin(answer, self._keeper(ended, place), priority) for place, answer in enumerate(answers)]
-            while len(ended) < len(answers):
-                self._advance(lambda: len(ended) == len(answers) or any(piece.error for piece in ended.values()))
-                failed = next((piece.error for piece in ended.values() if piece.error is not None), None)
-                if failed is not None:
-                    raise failed
-        finally:
-            for id in ids:
-                self._drop(id)
-        return [_completion(ended[place]) for place in range(len(answers))]
-
-    @staticmethod
-    def _keeper(ended: dict[int, Piece], place: int) -> Callable[[Piece], None]:
-        def keep(piece: Piece) -> None:
-            if piece.completion is not None or piece.error is not None:
-                ended[place] = piece
-
-        return keep
-
     # One answer, piece by piece
 
     def stream(
@@ -291,29 +267,6 @@ class LLM(Desk):
         The error of one ends all. Closing the iterator ends the answers.
         """
         return self._pieces([self._prepared(*one) for one in zip(prompts, params, strict=True)], priority)
-
-    def _alone(self, answer: Answer, priority: int) -> Iterator[Piece]:
-        with closing(self._pieces([answer], priority)) as pieces:
-            for _, piece in pieces:
-                yield piece
-
-    def _pieces(self, answers: Sequence[Answer], priority: int) -> Generator[tuple[int, Piece]]:
-        came: deque[tuple[int, Piece]] = deque()
-        ids: list[int] = []
-        try:
-            for place, answer in enumerate(answers):
-                ids.append(self._begin(answer, partial(_put, came, place), priority))
-            left = len(answers)
-            while left:
-                self._advance(lambda: bool(came))
-                place, piece = came.popleft()
-                if piece.error is not None:
-                    raise piece.error
-                left -= piece.completion is not None
-                yield place, piece
-        finally:
-            for id in ids:
-                self._drop(id)
 
     async def stream_async(
         self,
@@ -348,23 +301,9 @@ class LLM(Desk):
         if constraint is not None:  # compiling takes longer than the event loop may wait
             rules = [await asyncio.to_thread(self.constraint, constraint) for _ in prompts]
         answers = [self._prepared(*one) for one in zip(prompts, params, rules, strict=True)]
-        came = asyncio.Queue[tuple[int, Piece]]()
-        office = self._office()
-        ids: list[int] = []
-        try:
-            for place, answer in enumerate(answers):
-                ids.append(self._begin(answer, partial(office.post, came, place), priority))
-            self._driver.drive()
-            left = len(answers)
-            while left:
-                place, piece = await came.get()
-                if piece.error is not None:
-                    raise piece.error
-                left -= piece.completion is not None
-                yield place, piece
-        finally:
-            for id in ids:
-                self._drop(id)
+        async with aclosing(self._pieces_async(answers, priority)) as pieces:
+            async for one in pieces:
+                yield one
 
     # Step by step
 
@@ -383,7 +322,7 @@ class LLM(Desk):
         """
         answer = self._prepared(prompt, params, constraint)
         id = next(self._ids)
-        return self._begin(answer, lambda piece: self._unread.append((id, piece)), priority, id)
+        return self._begin(answer, self._unread.append, id, priority, id)
 
     def step(self) -> list[tuple[int, Piece]]:
         """Take one step for all that are there.
@@ -435,12 +374,3 @@ class LLM(Desk):
         if isinstance(prompt, MediaPrompt) and prompt.placed and self.tower is None:
             raise UsageError(self.why_no_media)
         return prepared(self.model, self.tokenizer, prompt, params, scored, rule)
-
-
-def _completion(piece: Piece) -> Completion:
-    assert piece.completion is not None
-    return piece.completion
-
-
-def _put(came: deque[tuple[int, Piece]], place: int, piece: Piece) -> None:
-    came.append((place, piece))

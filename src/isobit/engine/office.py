@@ -19,18 +19,18 @@ class Office:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._posted: deque[tuple[Box, int, Piece]] = deque()
+        self._posted: deque[tuple[Box, tuple[int, Piece]]] = deque()
         self._called = False
 
-    def post(self, box: Box, place: int, piece: Piece) -> None:
-        """From any thread: ``(place, piece)`` is in the box soon.
+    def post(self, box: Box, piece: tuple[int, Piece]) -> None:
+        """From any thread: it is in the box soon.
 
         Raises:
             RuntimeError: the loop is closed.
         """
         if self.loop.is_closed():
             raise RuntimeError("the event loop is closed")
-        self._posted.append((box, place, piece))
+        self._posted.append((box, piece))
         if not self._called:  # else the loop comes by, and behind its setting this to False it looks at all there is
             self._called = True
             self.loop.call_soon_threadsafe(self._deliver)
@@ -38,5 +38,5 @@ class Office:
     def _deliver(self) -> None:
         self._called = False
         while self._posted:
-            box, place, piece = self._posted.popleft()
-            box.put_nowait((place, piece))
+            box, piece = self._posted.popleft()
+            box.put_nowait(piece)

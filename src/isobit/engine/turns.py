@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GIVEN = 3 * 8 + 4 + 8  # bytes of a row that the host writes, and that a step leaves
+GIVEN = 4 * 8 + 2 * 4 + 8  # bytes of a row that the host writes, and that a step leaves
 CHOSEN = 8 + 4
 _TURNS = 3  # one step is on the device, one is on its way there, and what a third one left is still read
 
@@ -26,15 +26,17 @@ class Page:
     Attributes:
         memory: all of them, uint8 ``[rows * GIVEN]``.
         positions, slots, sources, tokens: int64 ``[rows]``, and lengths: int32 ``[rows]``: its parts.
+        cells: int64 ``[rows]``, and blocks: int32 ``[rows]``: places in the table of blocks, and what is there now; as
+            many of them as have changed.
     """
 
     def __init__(self, rows: int, *, pinned: bool = False) -> None:
         self.pinned = pinned
         self.memory = torch.zeros(rows * GIVEN, dtype=torch.uint8, pin_memory=pinned)
         numbers = self.memory.numpy()
-        wide, lengths, tokens = np.split(numbers, [rows * 24, rows * 28])
-        self.positions, self.slots, self.sources = wide.view(np.int64).reshape(3, rows)
-        self.lengths = lengths.view(np.int32)
+        wide, narrow, tokens = np.split(numbers, [rows * 32, rows * 40])
+        self.cells, self.positions, self.slots, self.sources = wide.view(np.int64).reshape(4, rows)
+        self.blocks, self.lengths = narrow.view(np.int32).reshape(2, rows)
         self.tokens, self._numbers = tokens.view(np.int64), numbers
         self.slots[:] = -1
         self._padding = numbers.copy()
