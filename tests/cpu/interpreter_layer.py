@@ -27,6 +27,7 @@ from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.rounded import Rounded
+from isobit.kernels.sequences import MANY
 from isobit.targets.table import target
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -152,6 +153,18 @@ def alone() -> Iterator[tuple[str, float]]:
         parts = (part[own] for part in (given.q, given.k, given.v, given.cos, given.sin))
         found = LAYER.attention(spec, *parts, given.cached, one)
         yield f"same: {end - begin} of {length} tokens alone", 0.0 if torch.equal(found, together[own]) else 1.0
+
+
+def prompts() -> Iterator[tuple[str, float]]:
+    """Prompts alone, and padding behind them, where the host says so and where it does not: the same bits."""
+    for name in ("mixture", "window, cap, scale", "neighbours, sinks, window", "norm of all heads"):
+        spec, _, block = ATTENTIONS[name]
+        given = oracle.batch(spec, [(20, 70), (9, 9), (8, 300), (11, 0)], block, torch.float16, 1)
+        found = []
+        for least in (1, MANY):
+            sequences = replace(given.sequences, least_new=least)
+            found.append(LAYER.attention(spec, *replace(given, sequences=sequences).arguments))  # type: ignore[arg-type]
+        yield f"same: prompts alone, {name}", 0.0 if torch.equal(*found) else 1.0
 
 
 def _spread(ahead, attention, rope, parts, *machine):
@@ -312,6 +325,6 @@ def in_parts() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    for case in (attentions, coded, alone, spreads, alike, rows, finished, in_parts):
+    for case in (attentions, coded, alone, prompts, spreads, alike, rows, finished, in_parts):
         for result in case():
             print(json.dumps(result), flush=True)

@@ -15,10 +15,12 @@ from isobit.formats.caches import CACHE_FORMATS
 from isobit.kernels.gpu import attention_alike_tiles as alike_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.layer import GpuLayer
+from isobit.kernels.gpu.layer_tiles import AttentionShape
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.heads import AttentionSpec
+from isobit.kernels.sequences import MANY
 from isobit.targets.table import TARGETS
 
 SPEC = AttentionSpec(4, 2, 16)
@@ -102,13 +104,14 @@ def launched(
     alike: bool = False,
     target: str = "sm_90",
     spec: AttentionSpec = SPEC,
+    least: int = 1,
 ) -> set[str]:
     recorder = Recorder()
     kernels = GpuLayer(
         Machine.imagined(TARGETS[target], recorder=recorder), Workspace(torch.device("cpu")), alike=alike
     )
     given = oracle.batch(spec, new, 64, torch.float16, 1)
-    sequences = given.sequences if most is None else replace(given.sequences, most=most)
+    sequences = replace(given.sequences, most=most or given.sequences.most, least_new=least)
     kernels.attention(spec, *replace(given, sequences=sequences).arguments)  # type: ignore[arg-type]
     return {request.entry.partition(":")[2].removeprefix("attention_") for request in recorder.requests.values()}
 
@@ -120,6 +123,19 @@ def test_what_is_launched_follows_from_what_the_host_knows() -> None:
     assert launched([(1, tiles.ONE_PART + 1), (2, 10)], spec=EACH) == {"rope_append", "one", "many"}
     assert launched([(50, 50)], spec=EACH) == launched([(2, 30)], spec=EACH) == {"rope_append", "many"}
     assert launched([(50, 50), (1, 9)], spec=EACH) == {"rope_append", "one", "many"}
+
+
+def test_what_has_nothing_to_do_is_not_launched() -> None:
+    """Where the host knows that no sequence is one of few; what it does not know is launched."""
+    prompts = [(50, 900), (9, 9), (12, 0)]
+    for alike, few in ((False, {"few", "merge"}), (True, {"alike_few", "alike_merge"})):
+        others = {"rope_append", "alike_many" if alike else "many"}
+        assert launched(prompts, alike=alike) == others | few
+        assert launched(prompts, alike=alike, least=MANY) == others
+    assert launched(prompts, spec=EACH) - launched(prompts, spec=EACH, least=MANY) == {"one"}
+    for heads in (1, 2, 4, 8, 16, 32):
+        shape = AttentionShape("fp16", heads, 1, 64, block=64, columns=8)
+        assert max(shape.few, replace(shape, fused=True).few) < MANY
 
 
 def test_batch_invariant_attention_is_split_by_position_where_its_bits_were_compared() -> None:

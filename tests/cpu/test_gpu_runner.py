@@ -17,6 +17,7 @@ from isobit.engine.gpu_runner import GpuRunner, runner_for
 from isobit.engine.graphs import MOST_ROWS, ROWS, Inputs, Places, recorded_steps, rows_of, spans
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
+from isobit.engine.pieces import Bucket, bucket_of, buckets
 from isobit.engine.request import Part
 from isobit.engine.tokenizer import Tokenizer
 from isobit.engine.turns import Turns
@@ -24,6 +25,7 @@ from isobit.errors import IsobitError
 from isobit.formats.rules import Policy, Rule
 from isobit.formats.schemes import scheme
 from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.sequences import MANY
 from isobit.models.cache.paged import BLOCK
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
@@ -208,6 +210,24 @@ def test_turns_are_used_one_after_the_other_and_read_until_they_come_again() -> 
         batch = inputs.batch(4, 20)
         assert batch.tokens is not None and batch.tokens.tolist() == [0, 0, 7, 0]
         assert batch.sequences.slots.tolist() == [-1, -1, 5, -1] and batch.positions.tolist() == [0, 0, 5, 0]
+
+
+def test_steps_of_prompts_alone_have_graphs_of_their_own() -> None:
+    """Padding counts: with few tokens of it, something has to write its zeros."""
+    assert bucket_of([2048], 64) == bucket_of([1000, 1048], 64) == Bucket(2048, 8, MANY)
+    assert bucket_of([40, 24], 64) == bucket_of([MANY, 40], 64) == Bucket(64, 8, MANY)
+    assert bucket_of([2047, 1], 64) == bucket_of([2044], 64) == bucket_of([1000, 1047 - MANY, 1], 64) == Bucket(2048, 8)
+    assert bucket_of([20] * 9, 64) == Bucket(256, 64) and bucket_of([20] * 65, 64) is bucket_of([2049], 64) is None
+    for most in (8, 64):
+        assert len(set(buckets(most))) == len(buckets(most))
+        numbers = random.Random(most)
+        for _ in range(300):
+            counts = [numbers.choice((1, 3, MANY, 30, 200)) for _ in range(numbers.randrange(1, most + 1))]
+            found = bucket_of(counts, most)
+            if found is not None:
+                pad = found.tokens - sum(counts)
+                assert found in buckets(most) and pad >= 0 and len(counts) <= found.sequences
+                assert min(*counts, pad or MANY) >= found.least
 
 
 @pytest.mark.parametrize("sequences", [1, 5, 64, 250, 600])

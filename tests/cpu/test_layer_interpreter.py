@@ -35,7 +35,21 @@ def test_what_is_computed_is_that_of_float64(kind: str, dtype: str, results: dic
 
 
 @pytest.mark.parametrize(
-    "kind", ["values", "codes", "sum", "alike", "rounded", "residual", "silu", "gelu", "in parts", "spread", ""]
+    "kind",
+    [
+        "values",
+        "codes",
+        "prompts alone",
+        "sum",
+        "alike",
+        "rounded",
+        "residual",
+        "silu",
+        "gelu",
+        "in parts",
+        "spread",
+        "",
+    ],
 )
 def test_what_must_be_the_same_is_bit_for_bit(kind: str, results: dict[str, float]) -> None:
     chosen = {name: differs for name, differs in results.items() if name.startswith(f"same: {kind}")}

@@ -18,7 +18,7 @@ from isobit.engine import device_sampler
 from isobit.engine.course import Onward
 from isobit.engine.gallery import Gallery
 from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
-from isobit.engine.pieces import FEW, TOKENS, Pieces, bucket_of
+from isobit.engine.pieces import FEW, Bucket, Pieces, bucket_of, buckets
 from isobit.engine.request import ONE_UNKNOWN, UNKNOWN, Schedule, made
 from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import Choice, Chooser
@@ -94,11 +94,10 @@ class GpuRunner(ModelRunner):
         graphs = self._recorded(self._held())
         if not sequences:  # the largest first: the others find their memory there
             pieces = self._prompts()
-            for tokens in reversed(TOKENS):
-                for count in sorted({FEW, pieces.sequences}, reverse=True):
-                    pieces.comes_again((tokens, count))
-                    pieces.clear(tokens)
-                    graphs.run_pieces(pieces, (tokens, count), record=True)
+            for bucket in buckets(pieces.sequences):
+                pieces.comes_again(bucket)
+                pieces.clear(bucket.tokens)
+                graphs.run_pieces(pieces, bucket, record=True)
         graphs.record({rows_of(count) for count in wanted})
 
     def _logits(self, schedule: Schedule, page: Page | None = None) -> tuple[Tensor, list[int]]:
@@ -150,16 +149,14 @@ class GpuRunner(ModelRunner):
         self._last = schedule
         return logits, rows
 
-    def _piece(self, schedule: Schedule) -> tuple[int, int] | None:
+    def _piece(self, schedule: Schedule) -> Bucket | None:
         """The graph for a step in which prompts are fed; None for one that is not recorded."""
-        tokens = sum(len(part.tokens) for part in schedule.parts)
-        pieces = self._prompts()
-        bucket = bucket_of(tokens, len(schedule.parts), pieces.sequences)
+        bucket = bucket_of([len(part.tokens) for part in schedule.parts], self._prompts().sequences)
         if bucket is None or any(part.targets or part.looks for part in schedule.parts):
             return None
         return bucket
 
-    def _run_piece(self, schedule: Schedule, bucket: tuple[int, int], cache: PagedCache) -> Tensor:
+    def _run_piece(self, schedule: Schedule, bucket: Bucket, cache: PagedCache) -> Tensor:
         pieces, parts = self._prompts(), schedule.parts
         batch = lay_out(
             [part.tokens for part in parts],
@@ -168,7 +165,7 @@ class GpuRunner(ModelRunner):
             self.block,
             positions=self._told(parts),
         )
-        pieces.write(batch, bucket[0], self._unknown(schedule), self._memory().chosen)
+        pieces.write(batch, bucket.tokens, self._unknown(schedule), self._memory().chosen)
         again = pieces.comes_again(bucket)  # once is not worth it; padded it is all the same, so that its bits are
         return self._recorded(cache).run_pieces(pieces, bucket, record=again)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from isobit.engine.blocks import blocks_for
-from isobit.engine.pieces import FEW, TOKENS, Pieces
+from isobit.engine.pieces import FEW, Bucket, Pieces, buckets
 from isobit.engine.request import Part
 from isobit.engine.turns import CHOSEN, GIVEN, Page
 from isobit.kernels.sequences import Sequences
@@ -54,7 +54,7 @@ def recorded_steps(sequences: int) -> int:
     """How many steps are recorded before the first one, for so many sequences at most: all that may come."""
     most = min(max(sequences, 1), MOST_ROWS)
     decoding = sum(len(spans(rows, _LONG)) for rows in ROWS if rows <= rows_of(most))
-    return decoding + len(TOKENS) * len({FEW, max(most, FEW)})
+    return decoding + len(buckets(max(most, FEW)))
 
 
 class Places:
@@ -260,7 +260,7 @@ class Graphs:
         span = next(span for span in spans(rows, self._most) if tokens <= span)
         return self._run((rows, span), lambda: self._inputs.batch(rows, span))
 
-    def run_pieces(self, pieces: Pieces, bucket: tuple[int, int], *, record: bool) -> Tensor:
+    def run_pieces(self, pieces: Pieces, bucket: Bucket, *, record: bool) -> Tensor:
         """Logits ``[sequences, vocab]`` behind each sequence of what ``pieces`` hold, for one of their buckets.
 
         Args:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.kernels.sequences import Sequences
+from isobit.kernels.sequences import MANY, Sequences
 from isobit.models.batch import Batch
 from isobit.models.staging import send
 
@@ -23,15 +24,39 @@ TOKENS: tuple[int, ...] = (32, 64, 128, *range(256, 2049, 256))
 FEW = 8  # sequences: attention of more has more to launch
 
 
-def bucket_of(tokens: int, sequences: int, most: int) -> tuple[int, int] | None:
-    """Tokens and sequences of the graph for a step of these; None for one that is not recorded.
+class Bucket(NamedTuple):
+    """What a graph is for.
+
+    Attributes:
+        tokens: that it computes.
+        sequences: at most.
+        least: new tokens of each of them, the padding too: what attends for sequences of fewer is not started.
+    """
+
+    tokens: int
+    sequences: int
+    least: int = 1
+
+
+def bucket_of(counts: Sequence[int], most: int) -> Bucket | None:
+    """The graph for a step of sequences with so many new tokens; None for one that is not recorded.
 
     Args:
         most: sequences that may take part in a step.
     """
-    if tokens > TOKENS[-1] or sequences > most:
+    total = sum(counts)
+    if total > TOKENS[-1] or len(counts) > most:
         return None
-    return TOKENS[bisect_left(TOKENS, tokens)], FEW if sequences <= FEW else most
+    tokens = TOKENS[bisect_left(TOKENS, total)]
+    if len(counts) > FEW:
+        return Bucket(tokens, most)
+    return Bucket(tokens, FEW, MANY if min(*counts, tokens - total or MANY) >= MANY else 1)
+
+
+def buckets(most: int) -> list[Bucket]:
+    """All that may come where so many sequences take part in a step, the largest first."""
+    kinds = [(most, 1)] if most > FEW else []
+    return [Bucket(tokens, *kind) for tokens in reversed(TOKENS) for kind in (*kinds, (FEW, 1), (FEW, MANY))]
 
 
 class Pieces:
@@ -51,9 +76,9 @@ class Pieces:
         self._lengths = -(-(self.sequences + 2) // 4) * 4  # where they begin, behind the starts: at 16 bytes
         self._narrow = torch.zeros(self._lengths + self.sequences + 1, dtype=torch.int32, device=device)
         self._table = torch.zeros(self.sequences + 1, columns, dtype=torch.int32, device=device)
-        self._seen: Counter[tuple[int, int]] = Counter()
+        self._seen: Counter[Bucket] = Counter()
 
-    def comes_again(self, bucket: tuple[int, int]) -> bool:
+    def comes_again(self, bucket: Bucket) -> bool:
         """Whether such a step has come before this one."""
         self._seen[bucket] += 1
         return self._seen[bucket] > 1
@@ -95,10 +120,10 @@ class Pieces:
         self._narrow.zero_()
         self._narrow[1 : self.sequences + 2] = tokens
 
-    def batch(self, bucket: tuple[int, int], span: int) -> Batch:
+    def batch(self, bucket: Bucket, span: int) -> Batch:
         """The batch that a recorded step runs; what it reads is what was written last."""
-        (tokens, sequences), longest = bucket, TOKENS[-1]
+        (tokens, sequences, least), longest = bucket, TOKENS[-1]
         ids, positions, slots = (self._wide[at * longest : at * longest + tokens] for at in range(3))
         starts, lengths = self._narrow[: sequences + 2], self._narrow[self._lengths :][: sequences + 1]
-        laid = Sequences(starts, lengths, self._table[: sequences + 1], slots, self._block, tokens, span)
+        laid = Sequences(starts, lengths, self._table[: sequences + 1], slots, self._block, tokens, span, least)
         return Batch(ids, None, positions, laid, (), self._wide[3 * longest :][:sequences])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+MANY = 8  # new tokens with which a sequence is one of few to no kernel
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -22,6 +24,7 @@ class Sequences:
             as the padding of a recorded graph.
         block: tokens of a block.
         most_new, most: bounds of new tokens and of lengths over the sequences, known to the host.
+        least_new: new tokens that each sequence has at least if it has any, the padding of a recorded graph too.
     """
 
     starts: Tensor
@@ -31,3 +34,4 @@ class Sequences:
     block: int
     most_new: int
     most: int
+    least_new: int = 1

@@ -161,7 +161,7 @@ def lay_out(
     arrays: list[NDArray[Any]] = [np.array(starts, np.int32), np.array(lengths, np.int32), table, slots, places]
     arrays += [array for array in (ids, rows, told) if isinstance(array, np.ndarray)]
     sent = iter(send(device, *arrays))
-    sequences = Sequences(next(sent), next(sent), next(sent), next(sent), block, max(counts), max(lengths))
+    sequences = Sequences(next(sent), next(sent), next(sent), next(sent), block, max(counts), max(lengths), min(counts))
     placed = next(sent)
     tokens = next(sent) if isinstance(ids, np.ndarray) else ids
     outputs = None if rows is None else next(sent)

@@ -56,7 +56,7 @@ class GpuAttention(Starter):
         if not (fused and one):
             rotated = self.rope_append(spec, q, k, v, cos, sin, held, sequences, factors)
         out = torch.empty((q.shape[0], spec.heads * spec.dim), dtype=q.dtype, device=q.device)
-        if fused and (one or sequences.lengths.shape[0] > 1):  # one sequence has all tokens
+        if fused and sequences.least_new == 1 and (one or sequences.lengths.shape[0] > 1):  # one has all tokens
             self._attend_one(spec, q, k, v, cos, sin, held, sequences, out)
         return out if fused and one else self._attend_more(spec, rotated, held, sequences, out)
 
@@ -107,7 +107,8 @@ class GpuAttention(Starter):
         if self.alike and alike_tiles.few_of(shape, self.machine.target):
             self._attend_alike(shape, arguments, count, sequences)
             return out
-        if shape.few and not shape.fused and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
+        some = sequences.least_new <= shape.few and (count > 1 or tokens <= shape.few)  # one sequence has all tokens
+        if some and not shape.fused:
             self._attend_few(shape, arguments, count, sequences)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
             ahead = misfit_ahead(shape, self.machine.target) is None and not interpreting()
@@ -132,7 +133,7 @@ class GpuAttention(Starter):
     def _attend_alike(self, shape: AttentionShape, arguments: dict[str, Any], count: int, sequences: Sequences) -> None:
         """The same for a model whose bits do not depend on how many tokens are new."""
         few, tokens = alike_tiles.few_of(shape, self.machine.target), arguments["q"].shape[0]
-        if count > 1 or tokens <= few:
+        if sequences.least_new <= few and (count > 1 or tokens <= few):
             parts, queries = _alike_room(shape, few, sequences.most, sequences.most_new, arguments["window"])
             work = stats = self.unused(torch.float32, arguments["q"].device)
             if parts > 1:

@@ -114,7 +114,7 @@ class GpuLatent(Starter):
             "lengths": sequences.lengths, "table": sequences.table, "out": out, "columns": sequences.table.shape[1],
             "block": sequences.block, "factor": spec.scale * _LOG2_E,
         }  # fmt: skip
-        if shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
+        if sequences.least_new <= shape.few and (count > 1 or tokens <= shape.few):  # one sequence has all tokens
             self._few(shape, arguments, count, sequences.most)
         if sequences.most_new > shape.few and (count > 1 or tokens > shape.few):
             kernel = self.kernel(f"{_KERNELS}:latent_many", tiles.many, shape)
