@@ -179,10 +179,10 @@ class Inputs:
             (sent,) = send(self.device, page.memory.view(torch.int64).numpy())
             self._given.view(torch.int64).copy_(sent)
         if cells:
-            changed = self._cells[:count], self._blocks[:count]
+            where, what = self._cells[:count], self._blocks[:count]
             if not few:
-                changed = tuple(send(self.device, np.array(cells, np.int64), np.array(blocks, np.int32)))
-            self._table.view(-1).index_copy_(0, *changed)
+                where, what = send(self.device, np.array(cells, np.int64), np.array(blocks, np.int32))
+            self._table.view(-1).index_copy_(0, where, what)
 
     def _changes(self, parts: Sequence[Part], places: Sequence[int]) -> tuple[list[int], list[int]]:
         """Cells of the table, and the blocks that they have from now on."""

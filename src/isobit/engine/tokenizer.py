@@ -175,10 +175,6 @@ class Tokenizer:
             text = kept[id] = self._added_by(id, skip_special)
         return text
 
-    def known_behind(self, skip_special: bool = True) -> Mapping[int, str]:
-        """What :meth:`behind` has found so far, which grows."""
-        return self._behind[skip_special]
-
     def _added_by(self, id: int, skip_special: bool) -> str:
         front = self._front
         if front is None or self.cleans_up or self.is_byte(id) or self.is_special(id):
@@ -266,7 +262,6 @@ class DecodeStream:
         self._kept = kept if skip_special else frozenset[int]()
         self._skip_special = skip_special
         self._skips = skip_special and not self._kept  # what the tokenizer is asked to leave out
-        self._behind = tokenizer.known_behind(self._skips)
         self._ids: list[int] = []
         self._window = 0  # where the decoded window begins
         self._done = 0  # tokens before this one are given out
@@ -275,9 +270,7 @@ class DecodeStream:
     def push(self, id: int) -> str:
         """Add a token; returns the text that has become final, often that token's, sometimes nothing."""
         if self._emitted and self._done == len(self._ids):  # all of it is out, and is not empty
-            text = self._behind.get(id)
-            if text is None:
-                text = self._tokenizer.behind(id, self._skips)
+            text = self._tokenizer.behind(id, self._skips)
             if text:
                 self._ids.append(id)
                 self._window = self._done
