@@ -258,6 +258,25 @@ def test_dynamic_rope_beyond_the_longest_context_equals_transformers(tmp_path) -
     assert (torch.cat(steps, 1) - model(ids).logits).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu2"])
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
+def test_an_mlp_has_the_activation_that_its_key_names(architecture, activation, tmp_path) -> None:
+    model = make_model(architecture, hidden_act=activation)
+    assert difference(model, save(model, tmp_path), token_ids(24)) <= TOLERANCE
+
+
+def test_latent_attention_has_longrope_and_dynamic_over_what_it_rotates(tmp_path) -> None:
+    factors = {"short_factor": [1.0 + pair / 9 for pair in range(8)], "long_factor": [2.0 + pair for pair in range(8)]}
+    for number, rope in enumerate((
+        {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64} | factors,
+        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    )):  # fmt: skip
+        for architecture in ("DeepseekV2ForCausalLM", "Glm4MoeLiteForCausalLM"):
+            model = make_model(architecture, rope_parameters=rope, max_position_embeddings=80)
+            folder = save(model, tmp_path / f"{architecture}{number}")
+            assert difference(model, folder, token_ids(LENGTH)) <= TOLERANCE
+
+
 def test_gemma_3_has_no_caps_of_scores_whatever_config_json_says(tmp_path) -> None:
     model = make_model("Gemma3ForCausalLM", attn_logit_softcapping=1.5, final_logit_softcapping=3.0)
     folder = save(model, tmp_path)

@@ -11,7 +11,7 @@ from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import LARGEST_SIZE, Fields
 from isobit.models.hf import MOST_LAYERS, Style, read_common
 from isobit.models.hf_experts import read_counts, read_first, read_groups, with_experts
-from isobit.models.hf_rope import Common
+from isobit.models.hf_rope import Common, read_rope
 from isobit.models.rotary import Rope
 
 EPS = 1e-6  # of the norms of latents: DeepSeek's own code and transformers never take rms_norm_eps there
@@ -33,7 +33,7 @@ def read_sigmoid(config: Fields, family: str, *, first_dense: int, max_positions
     router = Router(0, 0, "sigmoid", correction=True, group_score="two", renormalize=normed)
     style = Style(vary=read_experts(config, router, first_dense))
     guessing = config.integer("num_nextn_predict_layers", 0, low=0, high=MOST_LAYERS)
-    model = with_latent(read_common(config, family, common(max_positions), style), part)
+    model = read_with_latent(config, family, Common(max_positions=max_positions), style, part)
     return replace(model, predicted_layers=guessing)
 
 
@@ -94,9 +94,18 @@ def read_experts(
     return with_experts(mixture, lambda number: number >= dense)
 
 
-def common(max_positions: int) -> Common:
-    """How the common keys are read; head_dim is said by other keys."""
-    return Common(head_dim=2, max_positions=max_positions)
+def read_with_latent(config: Fields, family: str, common: Common, style: Style, part: LatentAttention) -> ModelConfig:
+    """A model whose layers have latent attention.
+
+    Args:
+        config: the file.
+        family: name of the file in ``archs/``.
+        common: how the common keys are read; ``head_dim`` is said by other keys.
+        style: what its layers are besides.
+        part: the attention, from :func:`read_latent`.
+    """
+    common = replace(common, head_dim=part.rotated)
+    return with_latent(read_common(config, family, common, style, rope=read_rope(config, common, part.rotated)), part)
 
 
 def with_latent(model: ModelConfig, part: LatentAttention) -> ModelConfig:

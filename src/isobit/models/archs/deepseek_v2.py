@@ -7,8 +7,9 @@ from typing import Any
 from isobit.models.config import ModelConfig
 from isobit.models.feed_forward import Router
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common
-from isobit.models.hf_latent import common, read_experts, read_latent, with_latent
+from isobit.models.hf import Style
+from isobit.models.hf_latent import read_experts, read_latent, read_with_latent
+from isobit.models.hf_rope import Common
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -20,7 +21,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     grouped = fields.raw("topk_method") == "group_limited_greedy"
     fields.only("mlp_bias", (False,), "bias of MLPs")
     style = Style(vary=read_experts(fields, Router(0, 0, renormalize=False), 0, grouped=grouped))
-    return with_latent(read_common(fields, "deepseek_v2", common(2048), style), part)
+    return read_with_latent(fields, "deepseek_v2", Common(), style, part)
 
 
 def tiny() -> dict[str, Any]:

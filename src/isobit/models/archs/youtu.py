@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common
-from isobit.models.hf_latent import common, read_latent, with_latent
+from isobit.models.hf import Style
+from isobit.models.hf_latent import read_latent, read_with_latent
+from isobit.models.hf_rope import Common
 
 
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a YoutuForCausalLM configuration."""
     part = read_latent(fields, interleaved=fields.flag("rope_interleave", True))
-    return with_latent(read_common(fields, "youtu", replace(common(131072), tied=True), Style()), part)
+    return read_with_latent(fields, "youtu", Common(max_positions=131072, tied=True), Style(), part)
 
 
 def tiny() -> dict[str, Any]:
