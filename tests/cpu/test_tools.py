@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as some
 from served import client, events, serving
 from test_constraints import noise
 from tokenizers import AddedToken
-from tokenizers_for_tests import byte_level
+from tokenizers_for_tests import byte_level, write_folder
 
+from isobit.engine.conversation import encode
 from isobit.engine.grammars import Grammars
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
@@ -623,6 +625,39 @@ def test_wrong_requests_are_refused_by_name(body: Any, field: str) -> None:
 def test_a_template_without_tools_is_said() -> None:
     reply = Says("hermes", template=FAMILIES["qwen2"]).ask("x")
     assert reply.status_code == 400 and "has no tools" in reply.json()["error"]["message"]
+
+
+def test_calls_in_the_history_that_a_template_would_leave_out_are_refused_and_not_lost() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    user, calling, result = (
+        {"role": "user", "content": "when?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "noon", "tool_call_id": "1"},
+    )  # fmt: skip
+    knows, knows_none = Says("hermes"), Says("hermes", template=FAMILIES["qwen2"])
+    told = {"messages": [user, calling, result, user], "tools": None}
+    assert knows.ask("x", **told).status_code == 200
+    reply = knows_none.ask("x", **told)
+    said = reply.json()["error"]["message"]
+    assert reply.status_code == 400 and said.startswith(
+        "messages[1].tool_calls: the chat template of this model does not"
+    )
+    assert knows_none.ask("x", messages=[user, result, user], tools=None).status_code == 200  # it writes any role
+    branches = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    reply = Says("hermes", template=branches).ask("x", messages=[user, result, user], tools=None)
+    assert reply.status_code == 400 and "messages[1] is what a tool gave" in reply.json()["error"]["message"]
+
+
+def test_tools_and_documents_that_a_template_would_leave_out_are_refused(tmp_path: Path) -> None:
+    tokenizer, ask = Tokenizer.from_folder(write_folder(tmp_path, byte_level())), [{"role": "user", "content": "x"}]
+    for name in ("tools", "documents"):
+        with pytest.raises(UsageError, match=f"^{name}: the chat template of this model does not read {name}"):
+            encode(tokenizer, "{{ messages[0].content }}", ask, **{name: [{"name": "a"}]})
+        assert encode(
+            tokenizer, "{{ messages[0].content }}{{ (" + name + ") | length }}", ask, **{name: [{"name": "a"}]}
+        )
+        assert encode(tokenizer, "{{ messages[0].content }}", ask, **{name: []}) == tokenizer.encode("x", False)
+    whole = [{"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "a"}}]}]
+    assert encode(tokenizer, "{% for message in messages %}{{ message | tojson }}{% endfor %}", whole)
 
 
 def test_arguments_that_are_text_of_an_object_count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,11 @@ from typing import Any
 
 from isobit.engine import chat
 from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
 
 Messages = Sequence[Mapping[str, Any]]
+
+_WHOLE_MESSAGE = re.compile(r"\bm(?:sg|essages?)?(?:\s*\|\s*tojson|\.items\()")  # all keys of a message at once
 
 
 def encode(
@@ -35,8 +39,10 @@ def encode(
         hidden: texts of tokens that are not special and steer all the same: those that stand for media.
 
     Raises:
+        UsageError: the template would leave out calls of tools, what they gave, tools or documents without a word.
         UsageError, TemplateError, CheckpointError: as rendering and encoding raise them.
     """
+    _require_read(template, messages, options)
     controls = (*tokenizer.controls, *(text for text in hidden if text and text not in tokenizer.controls))
     marks = _Marks(controls)
     read: Messages = [{**message, "content": joined(message["content"])} if "content" in message else message
@@ -46,11 +52,40 @@ def encode(
     if arrange is not None:
         read = arrange(read)
     text = chat.render(template, read, special_tokens=tokenizer.special_tokens, **options)
+    _require_results(template, read, text)
     ids: list[int] = []
     for part, hidden in marks.found(text):
         ids += tokenizer.encode(part, add_special=False) if part else []
         ids += _as_text(tokenizer, hidden) if hidden else []
     return ids
+
+
+def _require_read(template: str, messages: Messages, options: Mapping[str, Any]) -> None:
+    """Raises a UsageError for what the template has no word for: it would be lost, and the answer another."""
+    lost = "the chat template of this model does not read {}, and the model would not see {}: {}"
+    if "tool_calls" not in template and not _WHOLE_MESSAGE.search(template):
+        for place, message in enumerate(messages):
+            if message.get("tool_calls"):
+                found = lost.format("calls of tools", "these", "leave them out, or write them into its content")
+                raise UsageError(f"messages[{place}].tool_calls: {found}")
+    for name in ("tools", "documents"):
+        if options.get(name) and name not in template:
+            raise UsageError(f"{name}: {lost.format(name, 'them', 'leave them out, or write them into a message')}")
+
+
+def _require_results(template: str, messages: Messages, text: str) -> None:
+    """Raises a UsageError for what a tool gave and a template that has no word for tools left out of its text."""
+    if "tool" in template:
+        return
+    for place, message in enumerate(messages):
+        given = message.get("content")
+        if message.get("role") != "tool" or not isinstance(given, str) or not given.strip():
+            continue
+        if given.strip() not in text and json.dumps(given)[1:-1] not in text:
+            raise UsageError(
+                f"messages[{place}] is what a tool gave, and the chat template of this model leaves it out: the model"
+                " would not see it; write it into a message of the user"
+            )
 
 
 def parts_of(messages: Messages) -> list[str]:
