@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import PLAIN_DTYPES
-from isobit.checkpoint.small import short_list
+from isobit.checkpoint.shown import listed
 from isobit.errors import CheckpointError
 
 _NAME = re.compile(
@@ -97,7 +97,7 @@ def _scale(ck: Checkpoint, name: str, heads: int) -> Tensor:
     info = ck.info(name)
     if info.dtype not in PLAIN_DTYPES or info.numel not in (1, heads):
         raise CheckpointError(
-            f"is {info.dtype} {short_list(info.shape)}; a scale of the key-value cache is one number, or one for each"
+            f"is {info.dtype} {listed(info.shape)}; a scale of the key-value cache is one number, or one for each"
             f" of {heads} heads, in {', '.join(PLAIN_DTYPES)}",
             file=info.file,
             tensor=name,

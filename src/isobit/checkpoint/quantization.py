@@ -24,12 +24,14 @@ class Integers:
         symmetric: whether every zero point is the middle of the codes.
         zeros: what is stored of a zero point: itself; one less, field by field; or one less, a word at a time, so that
             what a field cannot hold goes on into the next.
+        ordered: whether groups are of inputs in an order of their own, which a tensor then tells.
     """
 
     bits: int
     group: int | None
     symmetric: bool
     zeros: Literal["itself", "one less", "one less, by words"] = "itself"
+    ordered: bool = False
 
     @property
     def spec(self) -> WeightSpec | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
 LARGEST_TENSOR = 2**48  # elements along one axis, and in all: more than any disk holds
 _MOST_AXES = 64  # what torch and numpy can hold
+INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+WIDE = ("F64", "C64")  # not quantized either, and not computed with
 PLAIN_DTYPES = ("BF16", "F16", "F32")  # that weights, norms and biases which are not quantized are read from
 LFS_POINTER = b"version https://git-lfs"  # what a file that was not fetched begins with
 
@@ -239,3 +241,10 @@ def _check_layout(infos: list[TensorInfo], path: Path, data_begin: int, file_siz
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def unreadable(dtype: str) -> str:
+    """What is said of a weight, bias or norm of a dtype that is neither plain nor one of codes."""
+    advice = "; save the model in float32 or bfloat16" if dtype in WIDE else ""
+    readable = f"{', '.join(PLAIN_DTYPES)} or codes of a quantized weight"
+    return f"is of dtype {dtype}, which cannot be read: weights are {readable}{advice}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 
+_MOST_AXES = 8  # that a message shows
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -21,3 +22,8 @@ def bare(value: object, length: int = 80) -> str:
     """A value as :func:`short` has it, a text without its quotes: a name within a sentence."""
     shown = short(value, length)
     return shown[1:-1] if isinstance(value, str) else shown
+
+
+def listed(shape: tuple[int, ...]) -> str:
+    """A shape for a message; only the first sizes of one with very many."""
+    return str([*shape]) if len(shape) <= _MOST_AXES else f"[{', '.join(map(str, shape[:_MOST_AXES]))}, ...]"

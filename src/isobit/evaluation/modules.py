@@ -75,7 +75,7 @@ def _modules_of(
     if row is None or (infos[row.codes].dtype in DTYPES and not any(others)):  # types of GGUF have their scales within
         return [_plain(prefix, part, info) for part, info in infos.items()]
     group = None if quantization is None else quantization.group_for(prefix)
-    parts = Parts(prefix, infos, group, checkpoint.config, lambda part: _numbers(checkpoint, infos[part].name))
+    parts = Parts(prefix, infos, group, checkpoint.config, numbers=lambda part: _numbers(checkpoint, infos[part].name))
     found, nbytes = row.describe(parts)
     scheme = found.label if found.spec is None else name_of(found.spec, found.activations)
     weight = Module(prefix, _kind(prefix, 2), scheme, found.weights, nbytes)

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from isobit.checkpoint import kvscales
 from isobit.checkpoint.ctconfig import KV_CACHE
 from isobit.checkpoint.layouts import table as layouts
-from isobit.checkpoint.layouts.parts import Parts
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
-from isobit.checkpoint.small import short_list, unreadable
+from isobit.checkpoint.safetensors import PLAIN_DTYPES
 from isobit.checkpoint.store import FileStore
 from isobit.errors import CheckpointError
 from isobit.models.archs import is_within, model_config
-from isobit.models.blueprint import Shapes, expected_tensors, is_matrix, layer_prefix
+from isobit.models.blueprint import Shapes, expected_tensors, layer_prefix
 from isobit.models.config import ModelConfig
+from isobit.models.fitting import IGNORED_SUFFIXES, Problem, problems
 from isobit.models.names import is_beside, renamed
-from isobit.models.stacks import misfits, other_names, unstacked
-
-# Leftovers of old checkpoints that are derived from the configuration, and so are not needed.
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+from isobit.models.stacks import other_names, unstacked
 
 TABLE, HEAD, NORM = "model.embed_tokens.", "lm_head.", "model.norm"
 _LISTED, _LISTED_OF_A_KIND = 8, 4  # problems shown in full; the rest is counted
@@ -89,9 +86,9 @@ def require_all(found: Contents) -> None:
     Raises:
         CheckpointError: as :func:`contents` says.
     """
-    problems = _problems(found)
-    if problems:
-        raise listed(found.ck, problems)
+    wrong = _problems(found)
+    if wrong:
+        raise listed(found.ck, wrong)
 
 
 def resolve(ck: Checkpoint) -> Contents:
@@ -203,52 +200,16 @@ def same_matrix(ck: Checkpoint, one: str, other: str) -> bool:
 # ---------------------------------------------------------------------- what does not fit
 
 
-def _problems(found: Contents) -> list[tuple[str, str]]:
+def _problems(found: Contents) -> list[Problem]:
     """(tensor, what is wrong with it), those that are missing first."""
-    tensors, expected = found.ck.tensors, found.expected
-    wrong = misfits(tensors, found.config)
-    if wrong:  # what is missing then is a part of these
-        return wrong
-    problems = [(name, why) for name, shape in expected.items() if (why := _misfit(tensors, name, shape))]
-    known = {*expected, *found.left_out, *found.kv_scales, *found.beside}
-    matrices = {name.rpartition(".")[0] for name, shape in expected.items() if is_matrix(name, shape)}
-    known |= {module + part for module in matrices for part in layouts.PARTS if part != ".bias"}
-    for module in matrices:
-        row = layouts.layout_of(layouts.infos_of(tensors, module))
-        known |= {f"{module}.{part}" for part in (() if row is None else row.private)}
-    return problems + [(name, "is surplus: it is not a part of this model") for name in tensors if name not in known]
-
-
-def _misfit(tensors: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> str | None:
-    """Why a tensor is not what the configuration asks for; None if it is, or is stored quantized."""
-    if is_matrix(name, shape):
-        return _matrix_misfit(layouts.infos_of(tensors, name.removesuffix(".weight")), shape)
-    info = tensors.get(name)
-    if info is None:
-        return "is missing"
-    if info.shape != shape:
-        return f"has shape {short_list(info.shape)}, config.json asks for {list(shape)}"
-    return None if info.dtype in PLAIN_DTYPES else unreadable(info.dtype)
-
-
-def _matrix_misfit(infos: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str | None:
-    """The same of the tensors of a module with a matrix, by part; how wide a packed one is shows when it is read."""
-    row = layouts.layout_of(infos)
-    if row is None:
-        return "is missing"
-    codes, found = infos[row.codes], row.describes(Parts("", infos)).shape
-    fits = [size in (-1, wanted) for size, wanted in zip(found, shape, strict=False)] if len(found) == 2 else [False]
-    if row.codes == "weight" and not all(fits):
-        return f"has shape {short_list(codes.shape)}, config.json asks for {list(shape)}"
-    if not fits[0]:
-        return f"has shape {short_list(codes.shape)} (packed), config.json asks for {shape[0]} rows"
-    return unreadable(codes.dtype) if row.dtypes and codes.dtype not in row.dtypes else None
+    known = {*found.left_out, *found.kv_scales, *found.beside}
+    return problems(found.ck.tensors, found.config, found.expected, found.ck.quantization, known)
 
 
 def listed(ck: Checkpoint, problems: list[tuple[str, str]]) -> CheckpointError:
     """One error for all problems: the first of each kind in full, the rest counted."""
     name, reason = problems[0]
-    file = ck.tensors[name].file if name in ck.tensors else ck.path
+    file = _file(ck, name)
     if len(problems) == 1:
         return CheckpointError(reason, file=file, tensor=name)
     lines = [
@@ -257,6 +218,14 @@ def listed(ck: Checkpoint, problems: list[tuple[str, str]]) -> CheckpointError:
     ]
     text = listing(lines, len(problems))
     return CheckpointError(f"{len(problems)} tensors do not fit config.json:\n{text}", file=ck.path)
+
+
+def _file(ck: Checkpoint, name: str) -> Path:
+    """The file of a tensor; of a missing one, that of the others of its module."""
+    if name in ck.tensors:
+        return ck.tensors[name].file
+    module = f"{layouts.split(name)[0]}."
+    return next((info.file for other, info in ck.tensors.items() if other.startswith(module)), ck.path)
 
 
 def _first_of_each_kind(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:

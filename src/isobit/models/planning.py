@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from isobit.checkpoint import methods
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.gguf.header import is_gguf
-from isobit.checkpoint.gguf.types import BY_NAME, QUANTIZED
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
-from isobit.checkpoint.methods import with_implied
 from isobit.checkpoint.mlcinfo import tensors as mlc_tensors
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
@@ -31,6 +30,7 @@ from isobit.legalize.workload import Workload
 from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import expected_tensors
 from isobit.models.calibration import Calibration, load, usual_path
+from isobit.models.fitting import problems
 from isobit.models.names import is_beside
 from isobit.models.stacks import by_expert
 from isobit.models.towers import tower_of
@@ -43,7 +43,6 @@ LARGEST_CONFIG = 16 << 20  # bytes
 DEFAULT_CONTEXT = 4096
 LARGEST_BATCH = 1 << 30  # sequences
 _SCALES = ("_scale", "_scale_inv", "_zero_point")  # of tensors of a tower, which is computed with as plain numbers
-_WEIGHTS = {*PLAIN_DTYPES, *BY_NAME}  # of tensors whose shape is that of a weight
 _UNKNOWN = (
     "what encodes media for this model takes memory, too, which is not counted: nothing here says how large it is"
 )
@@ -121,7 +120,7 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         CheckpointError: whole weights are there, and tensors of them do not fit, as on loading.
     """
     infos, dtypes = headers(folder)
-    config = with_implied({**config}, dtypes)
+    config = methods.with_implied({**config}, dtypes)
     within = is_within(config)
     beside = [info for name, info in infos.items() if within and is_beside(name)]
     if infos:
@@ -178,17 +177,9 @@ def _plain(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:
 
 
 def _complete(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> bool:
-    """Whether every module of a quantized model is there, and the shape right of each whose tensor has the weight's."""
-    expected = expected_tensors(model_config(config, infos))
-    if any(info.dtype in QUANTIZED for info in infos.values()) and not infos.keys() <= expected.keys():
-        return False
-    prefixes = {name.rpartition(".")[0] for name in infos}
-    for name, shape in expected.items():
-        if name in infos and infos[name].dtype in _WEIGHTS and infos[name].shape != shape:
-            return False
-        if name not in infos and (name.endswith(".bias") or name.rpartition(".")[0] not in prefixes):
-            return False
-    return True
+    """Whether headers of a quantized model are what its configuration asks for: to say what is not needs torch."""
+    model = model_config(config, infos)
+    return not problems(infos, model, expected_tensors(model), methods.parse(config))
 
 
 def _workload(config: Mapping[str, Any], folder: Path | None, dtypes: Mapping[str, str], **beside: Any) -> Workload:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from isobit.checkpoint.cttargets import fused_conflicts
 from isobit.checkpoint.reader import Checkpoint
-from isobit.checkpoint.safetensors import TensorInfo
-from isobit.checkpoint.small import WIDE
+from isobit.checkpoint.safetensors import WIDE, TensorInfo
 from isobit.errors import CheckpointError, SchemeError, UsageError
 from isobit.formats.fitting import refitted
 from isobit.formats.rules import QUANTIZABLE_KINDS, ModuleKind, Policy

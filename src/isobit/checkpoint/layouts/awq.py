@@ -8,6 +8,7 @@ A weight is ``(code - zero) * scale``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts import integers
 from isobit.checkpoint.layouts.gptq import how_of, require
 from isobit.checkpoint.layouts.integers import Found, group_of, whole_number, yes_or_no
+from isobit.checkpoint.layouts.needs import Need
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Quantization
@@ -93,6 +95,31 @@ def _describe_gemv(parts: Parts) -> Described:
     return integers.describe(parts, n, 8 * words)
 
 
+def _needs_gemm(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    how = None if parts.group is None else parts.group.integers
+    if how is None:
+        return ()
+    groups, words = -(-k // (how.group or k)), -(-n // 8)
+    return (
+        Need("qweight", ("I32",), ((k, words),)),
+        Need("qzeros", ("I32",), ((groups, words),)),
+        Need("scales", _SCALE_DTYPES, ((groups, n),)),
+    )
+
+
+def _needs_gemv(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    how = None if parts.group is None else parts.group.integers
+    if how is None:
+        return ()
+    least, zeros = math.ceil(math.ceil(k / (how.group or k)) / 8), parts.infos.get("qzeros")
+    held = max(least, zeros.shape[1]) if zeros is not None and len(zeros.shape) == 2 else least
+    return (
+        Need("qweight", ("I32",), ((n, -(-k // 8)),)),
+        Need("qzeros", ("I32",), ((n, held),)),
+        Need("scales", _SCALE_DTYPES, ((n, 8 * held),)),
+    )
+
+
 def _read_gemm(reader: Reader) -> LinearWeight:
     from isobit.formats import pack
 
@@ -144,9 +171,9 @@ def _read_gemv(reader: Reader) -> LinearWeight:
 GEMM = Layout(
     "AWQ (gemm)", "qweight", _PARTS, _claims_gemm, _describe_gemm, _read_gemm,
     dtypes=("I32",), scales=("scales",), marks=("qweight",),
-    configs=dict.fromkeys(("awq", "awq_marlin"), _parse),
+    configs=dict.fromkeys(("awq", "awq_marlin"), _parse), needs=_needs_gemm, methods=("awq",),
 )  # fmt: skip
 GEMV = Layout(
     "AWQ (gemv)", "qweight", _PARTS, _claims_gemv, _describe_gemv, _read_gemv,
-    dtypes=("I32",), scales=("scales",), marks=("qweight",),
+    dtypes=("I32",), scales=("scales",), marks=("qweight",), needs=_needs_gemv, methods=("awq gemv", "awq"),
 )  # fmt: skip

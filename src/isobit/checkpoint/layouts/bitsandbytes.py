@@ -11,7 +11,7 @@ A 4-bit weight is ``table[code] * absmax``, rounded to the dtype of the quant_st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from isobit.checkpoint.ctargs import text
 from isobit.checkpoint.ctconfig import ignored_keys, names
 from isobit.checkpoint.jsonfile import short, strict
 from isobit.checkpoint.layouts.integers import yes_or_no
+from isobit.checkpoint.layouts.needs import Need, Wrong
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
@@ -35,6 +36,9 @@ _KINDS = ("nf4", "fp4")
 _STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in _KINDS)
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_SCALES = ("F32", "BF16", "F16")
+_STORAGE = ("U8", "I8", "BF16", "F16", "F32")  # dtypes that hold the bytes of codes
+_NO_STATE = "is missing: without it the shape of the weight is unknown"
 _LARGEST_STATE = 1 << 16  # bytes
 _KEYS = frozenset(
     """quant_method load_in_4bit load_in_8bit _load_in_4bit _load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant
@@ -97,6 +101,29 @@ def _describe_4bit(parts: Parts) -> Described:
     return Described((-1, -1), 2 * info.nbytes, label=f"{kind} (bitsandbytes)")
 
 
+def _needs_4bit(parts: Parts, n: int, k: int) -> Iterator[Need | Wrong]:
+    infos, size = parts.infos, math.ceil(n * k / 2)
+    part = next((part for part in _STATES if part in infos), _STATES[0])
+    nested = any(name in infos for name in _NESTED)
+    codes = infos["weight"]
+    yield Need("weight", _STORAGE, ((codes.numel, 1), (1, codes.numel)))
+    if codes.nbytes != size:
+        yield Wrong("weight", f"has {codes.nbytes} bytes; 4-bit codes of [{n}, {k}] take {size}")
+    yield Need(part, ("U8",), why=_NO_STATE)
+    yield Need("weight.quant_map", ("F32",), numel=16)
+    yield from (Need(name, ("F32",), numel=size) for name, size in zip(_NESTED, (None, 256), strict=True) if nested)
+    numbers = parts.numbers(part)
+    state = None if numbers is None else _stated(bytes(numbers), part, nested)
+    if isinstance(state, str):
+        yield Wrong(part, state)
+    elif state is not None and state.shape != (n, k):
+        yield Wrong(part, f"says shape {[*state.shape]}, but config.json makes it [{n}, {k}]")
+    count = None if not isinstance(state, _State) else math.ceil(n * k / state.block)
+    yield Need("weight.absmax", ("U8",) if nested else _SCALES, numel=count)
+    if nested and isinstance(state, _State) and count is not None:
+        yield Need(_NESTED[0], ("F32",), numel=math.ceil(count / state.nested_block))
+
+
 def _read_4bit(reader: Reader) -> LinearWeight:
     import torch
 
@@ -136,17 +163,24 @@ def _state(reader: Reader) -> _State:
     """The quant_state of a module."""
     part = next((part for part in _STATES if part in reader.infos), None)
     if part is None:
-        raise reader.error(_STATES[0], "is missing: without it the shape of the weight is unknown")
+        raise reader.error(_STATES[0], _NO_STATE)
     info = reader.info(part)
     if info.dtype != "U8" or not 0 < info.nbytes <= _LARGEST_STATE:
         raise reader.error(part, f"is {info.dtype} of {info.nbytes} bytes; it is a JSON object as bytes")
+    found = _stated(bytes(reader.take(part).reshape(-1).tolist()), part, "weight.nested_absmax" in reader.infos)
+    if isinstance(found, str):
+        raise reader.error(part, found)
+    return found
+
+
+def _stated(data: bytes, part: str, nested: bool) -> _State | str:
+    """What the bytes of a quant_state say; a text says what is wrong with them."""
     try:
-        said = strict(bytes(reader.take(part).reshape(-1).tolist()))
+        said = strict(data)
     except ValueError as error:
-        raise reader.error(part, str(error)) from None
+        return str(error)
     if not isinstance(said, dict):
-        raise reader.error(part, f"is no JSON object, but {short(said)}")
-    nested = "weight.nested_absmax" in reader.infos
+        return f"is no JSON object, but {short(said)}"
     shape, block, inner = said.get("shape"), said.get("blocksize"), said.get("nested_blocksize") if nested else 0
     offset, dtype = said.get("nested_offset", 0.0) if nested else 0.0, said.get("dtype")
     problems = []
@@ -161,7 +195,7 @@ def _state(reader: Reader) -> _State:
     if said.get("quant_type") not in (None, part.rpartition("__")[2]):
         problems.append(f"quant_type {short(said['quant_type'])} contradicts its own name")
     if problems:
-        raise reader.error(part, "; ".join(problems))
+        return "; ".join(problems)
     return _State((shape[0], shape[1]), block, dtype, inner, float(offset))  # type: ignore[index, arg-type]
 
 
@@ -196,7 +230,7 @@ def _absmax(reader: Reader, state: _State) -> Tensor:
     part, (n, k) = "weight.absmax", state.shape
     count = math.ceil(n * k / state.block)
     if not state.nested_block:
-        _require(reader, part, ("F32", "BF16", "F16"), count)
+        _require(reader, part, _SCALES, count)
         found = reader.take(part)
         # A version that saves a model after it computed writes them in bfloat16, transposed: this is told by the shape.
         turned = found.dtype == torch.bfloat16 and found.dim() == 2 and found.shape == (k // state.block, n)
@@ -225,6 +259,14 @@ def _describe_8bit(parts: Parts) -> Described:
     return Described(shape, math.prod(shape), spec, None, "int8 (bitsandbytes)")
 
 
+def _needs_8bit(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    return (
+        Need("weight", ("I8",), ((n, k),)),
+        Need("SCB", _SCALES, numel=n),
+        Need("weight_format", ("U8",), numel=1, optional=True),
+    )
+
+
 def _read_8bit(reader: Reader) -> LinearWeight:
     import torch
 
@@ -233,7 +275,7 @@ def _read_8bit(reader: Reader) -> LinearWeight:
         dtype = reader.info("weight").dtype
         raise reader.error("weight", f"is {dtype}; beside SCB it is I8, and quantization_config says load_in_8bit")
     n, k = reader.matrix("weight")
-    _require(reader, "SCB", ("F32", "F16", "BF16"), n)
+    _require(reader, "SCB", _SCALES, n)
     where = reader.cut("weight", spec, n, k)
     largest = reader.take("SCB").reshape(-1).float()[where.rows]
     if not bool(torch.isfinite(largest).all()):
@@ -248,10 +290,10 @@ def _read_8bit(reader: Reader) -> LinearWeight:
 
 FOUR_BITS = Layout(
     "bitsandbytes, 4 bits", "weight", ("weight.absmax", "weight.quant_map", *_NESTED, *_STATES),
-    _claims_4bit, _describe_4bit, _read_4bit, marks=("weight.absmax", *_STATES),
+    _claims_4bit, _describe_4bit, _read_4bit, marks=("weight.absmax", *_STATES), needs=_needs_4bit,
     configs=dict.fromkeys(("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"), _parse),
 )  # fmt: skip
 EIGHT_BITS = Layout(
     "bitsandbytes, 8 bits", "weight", ("SCB", "weight_format"), _claims_8bit, _describe_8bit, _read_8bit,
-    dtypes=("I8",), marks=("SCB",),
+    dtypes=("I8",), marks=("SCB",), needs=_needs_8bit,
 )  # fmt: skip

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 from isobit.checkpoint import ctconfig
 from isobit.checkpoint.ctrender import compression_format
 from isobit.checkpoint.layouts import few_bit_scales, zero_points
+from isobit.checkpoint.layouts.needs import Need, Needs, Wrong, inputs, scales
 from isobit.checkpoint.layouts.parts import ELEMENT_OF_DTYPE, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
-from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
+from isobit.checkpoint.safetensors import INTEGERS, PLAIN_DTYPES, TensorInfo, unreadable
 from isobit.checkpoint.shards import PlannedTensor
+from isobit.checkpoint.shown import listed
 from isobit.errors import FormatError, SchemeError
 from isobit.formats.cuts import Cut, word_span
 from isobit.formats.schemes import ActSpec, WeightSpec
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from isobit.formats.qtensor import QTensor
 
 CODE_DTYPES = ("F8_E4M3", "F8_E5M2", "I8")  # of codes that are stored one a byte
+_NO_SHAPE = "is missing: without it the number of inputs is unknown"
+_NO_ZERO_POINT = "is missing, but quantization_config says the weight is asymmetric"
 _PACKED_BITS = (2, 3, 4, 8)
 _DTYPE_OF_ELEMENT = {name: dtype for dtype, name in ELEMENT_OF_DTYPE.items()}
 
@@ -125,6 +129,52 @@ def _block(size: int, blocks: int) -> int:
     return power if -(-size // power) == blocks else least
 
 
+# ---------------------------------------------------------------------- what a weight takes
+
+
+def needs_bytes(parts: Parts, n: int, k: int, scale_part: str = "weight_scale") -> Needs:
+    """What a weight of a byte a code takes."""
+    group = parts.group
+    if group is not None and group.integers is not None:
+        return zero_points.needs(group.integers, "weight", n, k)
+    if group is None or group.weights is None:
+        return ()
+    spec, row, scale = group.weights, element(group.weights.element), parts.infos.get(scale_part)
+    dtype = "I8" if row.kind == "int" else _DTYPE_OF_ELEMENT.get(row.name)
+    if dtype is None:
+        return ()
+    if spec.granularity == "block" and parts.method.startswith("fp8 ") and scale is None:
+        scale_part = "weight_scale_inv"
+    if spec.granularity == "tensor" and scale is not None and scale.numel == n > 1:
+        spec = replace(spec, granularity="channel")  # the fp8 method leaves open which of the two it is
+    zeros = Need("weight_zero_point", optional=True)  # where none of them is anything but zero
+    codes = Need("weight", (dtype,), ((n, k),))
+    return (codes, *scales(scale_part, spec, n, k), zeros, *inputs(group.activations, parts.infos))
+
+
+def _needs_packed(parts: Parts, n: int, k: int) -> Needs:
+    group = parts.group
+    if group is not None and group.integers is not None:
+        return zero_points.needs(group.integers, "weight_packed", n, k)
+    if group is None or group.weights is None:
+        return ()
+    spec, row = group.weights, element(group.weights.element)
+    if row.kind != "int" and row.bits == 8:
+        return (Wrong("weight_packed", f"packed weights of {row.name} cannot be read"),)
+    shape, said = spec.scale_shape(n, k), parts.numbers("weight_shape")
+    lies = f"says {listed(said)}, but config.json makes it [{n}, {k}]" if said and said != (n, k) else ""
+    packed = Need("weight_zero_point", ("I32", "I8"), ((row.words(n), *shape[1:]), shape), why=_NO_ZERO_POINT)
+    return (
+        Need("weight_packed", ("I32",), ((n, row.words(k)),)),
+        Need("weight_shape", INTEGERS, numel=2, why=_NO_SHAPE),
+        *((Wrong("weight_shape", lies),) if lies else ()),
+        *scales("weight_scale", spec, n, k),
+        Need("weight_zero_point", optional=True) if spec.symmetric else packed,
+        Need("weight_g_idx", INTEGERS, ((k,),), optional=True),
+        *inputs(group.activations, parts.infos),
+    )
+
+
 # ---------------------------------------------------------------------- writing
 
 
@@ -190,8 +240,6 @@ def write(
 def read_bytes(reader: Reader, scale_part: str = "weight_scale") -> LinearWeight:
     """An 8-bit weight, one byte per code; narrower integers with rounded activations come so, too."""
     import torch
-
-    from isobit.checkpoint.small import unreadable
 
     info = reader.info("weight")
     if info.dtype not in CODE_DTYPES:
@@ -270,7 +318,7 @@ def _packed_shape(reader: Reader, row: Element) -> tuple[int, int]:
         raise reader.error("weight_packed", f"is {dtype}, not I32")
     n, words = reader.matrix("weight_packed")
     if "weight_shape" not in reader.infos:
-        raise reader.error("weight_shape", "is missing: without it the number of inputs is unknown")
+        raise reader.error("weight_shape", _NO_SHAPE)
     shape = read_weight_shape(reader.source, reader.name("weight_shape"))
     reader.used.append(reader.name("weight_shape"))
     if len(shape) != 2 or shape[0] != n or shape[1] < 1 or row.words(shape[1]) != words:
@@ -292,12 +340,11 @@ def _zero_point(reader: Reader, spec: WeightSpec, n: int, k: int, where: Cut) ->
     """Zero points as codes ``[N, K / group]``: packed along N, or (older tools) one int8 each."""
     import torch
 
-    from isobit.checkpoint.small import short_list
     from isobit.formats import pack
 
     row, part = element(spec.element), "weight_zero_point"
     if part not in reader.infos:
-        raise reader.error(part, "is missing, but quantization_config says the weight is asymmetric")
+        raise reader.error(part, _NO_ZERO_POINT)
     shape, info = spec.scale_shape(n, k), reader.info(part)
     lines, places = where.scales if where.scales else (slice(0, 1), None)
     if info.dtype == "I32" and info.shape == (row.words(n), *shape[1:]):
@@ -310,7 +357,7 @@ def _zero_point(reader: Reader, spec: WeightSpec, n: int, k: int, where: Cut) ->
         return signed.to(torch.uint8)
     raise reader.error(
         part,
-        f"is {info.dtype} {short_list(info.shape)}; zero points of a [{n}, {k}] weight are I32"
+        f"is {info.dtype} {listed(info.shape)}; zero points of a [{n}, {k}] weight are I32"
         f" {[row.words(n), *shape[1:]]} (packed) or I8 {list(shape)}",
     )
 
@@ -325,11 +372,9 @@ def _require_no_zero_point(reader: Reader) -> None:
 def _refuse_act_order(reader: Reader, spec: WeightSpec, k: int) -> None:
     import torch
 
-    from isobit.checkpoint.small import INTEGERS, short_list
-
     part, info = "weight_g_idx", reader.info("weight_g_idx")
     if info.dtype not in INTEGERS or info.shape != (k,):
-        raise reader.error(part, f"is {info.dtype} {short_list(info.shape)}; group indexes are I32 [{k}]")
+        raise reader.error(part, f"is {info.dtype} {listed(info.shape)}; group indexes are I32 [{k}]")
     index = reader.take(part).to(torch.int64)
     in_order = spec.group is not None and torch.equal(index, torch.arange(index.numel()) // spec.group)
     if not in_order and bool((index >= 0).any()):
@@ -350,6 +395,7 @@ PACKED = Layout(
     scales=("weight_scale",),
     marks=("weight_packed",),
     configs={ctconfig.METHOD: ctconfig.parse},
+    needs=_needs_packed,
     written=_written,
 )
 BYTES = Layout(
@@ -362,4 +408,5 @@ BYTES = Layout(
     dtypes=CODE_DTYPES,
     scales=("weight_scale",),
     marks=("weight_scale",),
+    needs=needs_bytes,
 )

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from isobit.checkpoint.layouts.parts import Described, Parts
+from isobit.checkpoint.layouts.needs import Need, Needs, Wrong, inputs, scales
+from isobit.checkpoint.layouts.parts import INPUT_OVER, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.shards import PlannedTensor
@@ -49,6 +50,26 @@ def _describe(parts: Parts) -> Described:
     return Described(shape, 2 * info.nbytes, said, parts.group.activations)
 
 
+def _needs(parts: Parts, n: int, k: int) -> Needs:
+    return pairs(parts, n, k, "weight_packed", OVER, (INPUT_OVER,))
+
+
+def pairs(parts: Parts, n: int, k: int, codes: str, over: str, inputs_over: tuple[str, ...]) -> Needs:
+    """What a weight of two 4-bit floats a byte takes; names as :func:`read_pairs` has them."""
+    spec, activations = (None, None) if parts.group is None else (parts.group.weights, parts.group.activations)
+    if spec is None:
+        return ()
+    if spec.element != FOUR_BITS or spec.scale is None:
+        return (Wrong(codes, _pairs_instead(spec)),)
+    whole = () if spec.scale.over is None else (Need(over, ("F32",), numel=1),)
+    return (
+        Need(codes, ("U8",), ((n, k // 2),)),
+        *scales("weight_scale", spec, n, k),
+        *whole,
+        *inputs(activations, parts.infos, inputs_over),
+    )
+
+
 def _read(reader: Reader) -> LinearWeight:
     spec, activations = reader.configured("weight_packed")
     weight, n = read_pairs(reader, spec, "weight_packed", OVER)
@@ -56,6 +77,10 @@ def _read(reader: Reader) -> LinearWeight:
     if given is not None and not _divides(given):
         raise reader.error("input_global_scale", f"is {float(given)}: scales divided by it are beyond float32")
     return reader.linear(weight, activations, given, n)
+
+
+def _pairs_instead(spec: WeightSpec) -> str:
+    return f"is U8, two 4-bit floats a byte; quantization_config says {spec.element}"
 
 
 def read_pairs(reader: Reader, spec: WeightSpec, codes: str, over: str) -> tuple[QTensor, int]:
@@ -73,7 +98,7 @@ def read_pairs(reader: Reader, spec: WeightSpec, codes: str, over: str) -> tuple
     from isobit.formats.cuts import word_span
 
     if spec.element != FOUR_BITS or spec.scale is None:
-        raise reader.error(codes, f"is U8, two 4-bit floats a byte; quantization_config says {spec.element}")
+        raise reader.error(codes, _pairs_instead(spec))
     n, half = reader.matrix(codes)
     k = 2 * half
     where = reader.cut(codes, spec, n, k)
@@ -173,5 +198,6 @@ LAYOUT = Layout(
     _read,
     scales=("weight_scale",),
     marks=("weight_packed",),
+    needs=_needs,
     written=_written,
 )

@@ -13,6 +13,8 @@ from isobit.checkpoint.ctargs import PER_TOKEN, block_sizes, text
 from isobit.checkpoint.ctconfig import KV_CACHE, ignored_keys, names
 from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts import compressed
+from isobit.checkpoint.layouts.needs import Needs
+from isobit.checkpoint.layouts.parts import Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
@@ -34,6 +36,10 @@ _LISTS = ("ignored_layers", "modules_to_not_convert", "modules_to_convert")
 def _claims(infos: Mapping[str, TensorInfo]) -> bool:
     plain = "weight" in infos and infos["weight"].dtype in PLAIN_DTYPES
     return "weight" in infos and not plain and "weight_scale_inv" in infos and "weight_scale" not in infos
+
+
+def _needs(parts: Parts, n: int, k: int) -> Needs:
+    return compressed.needs_bytes(parts, n, k, "weight_scale_inv")
 
 
 def _read(reader: Reader) -> LinearWeight:
@@ -111,5 +117,6 @@ LAYOUT = Layout(
     dtypes=compressed.CODE_DTYPES,
     scales=("weight_scale_inv",),
     marks=("weight_scale_inv",),
+    needs=_needs,
     configs={"fp8": _parse, "fbgemm_fp8": _parse_fbgemm},
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.checkpoint.gguf.members import METHOD
 from isobit.checkpoint.gguf.placing import OVER
 from isobit.checkpoint.gguf.types import BY_NAME, INSTALL, QUANTIZED, READ
+from isobit.checkpoint.layouts.needs import Need
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
@@ -70,6 +71,10 @@ def _describe(parts: Parts) -> Described:
     return Described(info.shape, math.prod(info.shape), label=f"{name}-w16" if name in _ALSO_SCHEMES else name)
 
 
+def _needs(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    return Need("weight", shapes=((n, k),)), Need(OVER, numel=1, optional=True)
+
+
 def _read(reader: Reader) -> LinearWeight:
     """A weight; its columns are cut between blocks where it stays in codes, and anywhere else."""
     import torch
@@ -119,5 +124,5 @@ def _require_finite(reader: Reader, finite: bool) -> None:
 
 LAYOUT = Layout(
     "GGUF", "weight", (OVER,), _claims, _describe, _read,
-    dtypes=READ, configs={METHOD: parse},
+    dtypes=READ, configs={METHOD: parse}, needs=_needs,
 )  # fmt: skip

@@ -17,11 +17,13 @@ from isobit.checkpoint.ctconfig import ignored_keys, names
 from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts import integers
 from isobit.checkpoint.layouts.integers import Found, group_of, whole_number, yes_or_no
+from isobit.checkpoint.layouts.needs import Need
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Integers, Quantization
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.checkpoint.sections import INSTEAD
+from isobit.checkpoint.shown import listed
 from isobit.errors import CheckpointError, Unsupported
 from isobit.formats.spec import words_of
 
@@ -37,6 +39,7 @@ _ORDER = (
     "groups are of inputs in an order of their own (desc_act): inputs are put into it before each product, one pass "
     "over them; experts are made plain floats of 16 bits instead"
 )
+_UNORDERED = "is missing, but quantization_config says that inputs are in an order of their own (desc_act)"
 _VERSIONS = {"gptq": "one less, by words", "gptq_v2": "itself"}
 # Of the packings of AutoRound; those of AWQ are read in awq.py.
 _PACKINGS = {
@@ -94,7 +97,8 @@ def _integers(section: Mapping[str, Any], zeros: Any, base: Integers | None = No
     bits = whole_number(section, ("bits",), None if base is None else base.bits)
     group = whole_number(section, ("group_size",), 128 if base is None else base.group or -1)
     symmetric = yes_or_no(section, "sym", True if base is None else base.symmetric)
-    return integers.integers(bits, group, symmetric, zeros, BITS)
+    ordered = yes_or_no(section, "desc_act", base is not None and base.ordered)
+    return integers.integers(bits, group, symmetric, zeros, BITS, ordered=ordered)
 
 
 def _refuse_extras(section: Mapping[str, Any]) -> None:
@@ -216,6 +220,19 @@ def _inputs(infos: Mapping[str, TensorInfo], k: int) -> int:
     return index.shape[0] if index is not None and len(index.shape) == 1 else k
 
 
+def _needs(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    how = None if parts.group is None else parts.group.integers
+    if how is None:
+        return ()
+    groups = -(-k // (how.group or k))
+    return (
+        Need("qweight", ("I32",), ((words_of(k, how.bits), n),)),
+        Need("scales", _SCALE_DTYPES, ((groups, n),)),
+        Need("qzeros", ("I32",), ((groups, words_of(n, how.bits)),)),
+        Need("g_idx", ("I32", "I64"), ((k,),), optional=not how.ordered, why=_UNORDERED),
+    )
+
+
 def how_of(reader: Reader, *methods: str) -> Integers:
     """How the config says that a module's integers are packed.
 
@@ -252,6 +269,8 @@ def _read(reader: Reader) -> LinearWeight:
     words = reader.take("qweight", None, part).t().contiguous()
     scale = integers.checked_scale(reader, "scales", reader.take("scales", None, part).t().contiguous())
     zero = integers.stored_zeros(reader.take("qzeros"), how, n)[:, part].t().contiguous()
+    if how.ordered and "g_idx" not in reader.infos:
+        raise reader.error("g_idx", _UNORDERED)
     index = _index(reader, k, groups) if "g_idx" in reader.infos else None
     if index is not None and torch.equal(index, torch.arange(k) // (how.group or k)):
         index = None
@@ -277,9 +296,7 @@ def require(reader: Reader, part: str, dtypes: tuple[str, ...], shape: tuple[int
         raise reader.error(part, "is missing from this checkpoint")
     info = reader.info(part)
     if info.dtype not in dtypes or tuple(info.shape) != shape:
-        from isobit.checkpoint.small import short_list
-
-        message = f"is {info.dtype} {short_list(info.shape)}; it should be {' or '.join(dtypes)} {list(shape)}"
+        message = f"is {info.dtype} {listed(info.shape)}; it should be {' or '.join(dtypes)} {list(shape)}"
         raise reader.error(part, message)
 
 
@@ -290,4 +307,5 @@ LAYOUT = Layout(
         **dict.fromkeys(("gptq", "gptq_marlin", "gptqmodel"), _parse),
         **dict.fromkeys(("auto-round", "auto_round", "autoround", "intel/auto-round"), _parse_auto_round),
     },
+    needs=_needs, methods=("gptq", "auto_round", "auto_gptq"),
 )  # fmt: skip

@@ -10,16 +10,18 @@ files (save_to_safetensors) have no section in ``config.json``; those of transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isobit.checkpoint.ctconfig import ignored_keys, names
 from isobit.checkpoint.jsonfile import short
+from isobit.checkpoint.layouts.needs import Need, Wrong
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.shown import listed
 from isobit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ _REST = (
     "nbits", "view_as_float", "compute_dtype", "quant_scale", "quant_zero", "unpack_view_dtype", "offload_meta",
     "encoded_state_dict", "stores_quant_config", "channel_wise", "optimize", "round_zero",
 )  # fmt: skip
+_CODES = ("U8", "I32", "F16", "BF16", "F32")  # the last of them the same bytes, taken for floats
+_WHOLE = ("I64", "I32", "U8")  # of whole numbers
+_NEEDED_WHY = "is missing: without it W_q cannot be read"
 _LONGEST = 64  # bytes of a text
 TITLE = "HQQ's integers, whose zero points are floats"
 
@@ -76,6 +81,61 @@ def _describe(parts: Parts) -> Described:
     if shape is None or len(shape) != 2 or min(shape) < 1:
         return Described((-1, -1), parts.infos["W_q"].nbytes, label=label)
     return Described((shape[0], shape[1]), shape[0] * shape[1], label=label)
+
+
+def _needs(parts: Parts, n: int, k: int) -> Iterator[Need | Wrong]:
+    infos = parts.infos
+    yield from (Need(part, _WHOLE, numel=1, why=_NEEDED_WHY) for part in ("axis", "group_size"))
+    yield Need("shape", _WHOLE, numel=2, why=_NEEDED_WHY)
+    yield Need("packing", ("U8",), why=_NEEDED_WHY)
+    yield from (Need(part, _SCALES, why=_NEEDED_WHY) for part in ("scale", "zero"))
+    yield Need("compute_dtype", ("U8",), optional=True)
+    yield from (Need(part, optional=True) for part in ("W_q", *_REST))
+    said = [parts.numbers(part) for part in ("shape", "axis", "group_size")]
+    shape, axis, group = (numbers or () for numbers in said)
+    packing, dtype = (_said(parts.numbers(part)) for part in ("packing", "compute_dtype"))
+    if dtype and dtype not in _DTYPES:
+        yield Wrong("compute_dtype", _no_dtype(dtype))
+    if len(shape) == 2 and shape != (n, k):
+        yield Wrong("shape", f"says {[*shape]}, but config.json makes it [{n}, {k}]")
+    elif len(shape) == 2 and len(axis) == len(group) == 1 and packing:
+        held = _held(infos["W_q"], (n, k), axis[0], group[0], packing)
+        if isinstance(held, Wrong):
+            yield held
+            return
+        lines = ((held[0], 1) if axis[0] == 1 else (1, held[1]),)
+        yield from (Need(part, shapes=lines) for part in ("scale", "zero") if part in infos and infos[part].numel != 1)
+
+
+def _said(numbers: tuple[int, ...] | None) -> str:
+    """The text that a tensor of bytes holds."""
+    return "" if numbers is None or not all(0 < one < 256 for one in numbers) else bytes(numbers).decode("latin-1")
+
+
+def _no_dtype(said: str) -> str:
+    return f"says {short(said)}; isobit reads {', '.join(_DTYPES)}"
+
+
+def _held(codes: TensorInfo, shape: tuple[int, int], axis: int, group: int, packing: str) -> tuple[int, int] | Wrong:
+    """The lines of codes that hold a weight, and how wide they are; or what contradicts that."""
+    n, k = shape
+    if packing not in _PACKINGS:
+        return Wrong("packing", f"says {short(packing)}; isobit reads {', '.join(_PACKINGS)}")
+    if min(n, k, group) < 1 or max(n, k, group) > 1 << 40 or n * k % group or axis not in (0, 1):
+        return Wrong("shape", f"says [{n}, {k}] in groups of {group} along axis {axis}, which do not fit")
+    if len(codes.shape) != 2 or 0 in codes.shape:
+        return Wrong("W_q", f"has shape {listed(codes.shape)}; a weight is a matrix")
+    if codes.dtype not in _CODES:
+        return Wrong("W_q", f"is {codes.dtype}; it should be {', '.join(_CODES)}")
+    height, wide = (n * k // group, group) if axis == 1 else (group, n * k // group)
+    _, shifts, size = _PACKINGS[packing]
+    if codes.nbytes // codes.shape[0] % size:
+        return Wrong("W_q", f"has lines of {codes.nbytes // codes.shape[0]} bytes, which are no whole words")
+    stored = codes.shape[0], codes.nbytes // codes.shape[0] // size
+    if stored != (-(-height // len(shifts)), wide):
+        message = f"holds {stored[0]} lines of {stored[1]} words; {packing} of [{n}, {k}] in groups of {group} takes"
+        return Wrong("W_q", f"{message} {-(-height // len(shifts))} of {wide}")
+    return height, wide
 
 
 # ---------------------------------------------------------------------- reading
@@ -122,30 +182,22 @@ def _meta(reader: Reader) -> _Meta:
     """What a module's small tensors say, held against each other."""
     import torch
 
-    from isobit.checkpoint.layouts.planes import width
-
     missing = next((part for part in _NEEDED if part not in reader.infos), None)
     if missing is not None:
-        raise reader.error(missing, "is missing: without it W_q cannot be read")
+        raise reader.error(missing, _NEEDED_WHY)
     for part in ("quant_scale", "quant_zero"):
         if part in reader.infos and _whole(reader, part, 1) != (0,):
             raise reader.error(part, "is not 0: scales or zero points that are quantized themselves are not read")
     packing = _text(reader, "packing")
-    if packing not in _PACKINGS:
-        raise reader.error("packing", f"says {short(packing)}; isobit reads {', '.join(_PACKINGS)}")
     n, k = _whole(reader, "shape", 2)
     (axis,), (group,) = _whole(reader, "axis", 1), _whole(reader, "group_size", 1)
-    if min(n, k, group) < 1 or max(n, k, group) > 1 << 40 or n * k % group or axis not in (0, 1):
-        raise reader.error("shape", f"says [{n}, {k}] in groups of {group} along axis {axis}, which do not fit")
-    height, wide = (n * k // group, group) if axis == 1 else (group, n * k // group)
-    _, shifts, size = _PACKINGS[packing]
-    stored = reader.matrix("W_q")[0], width(reader, "W_q", torch.uint8 if size == 1 else torch.int32)
-    if stored != (-(-height // len(shifts)), wide):
-        message = f"holds {stored[0]} lines of {stored[1]} words; {packing} of [{n}, {k}] in groups of {group} takes"
-        raise reader.error("W_q", f"{message} {-(-height // len(shifts))} of {wide}")
+    held = _held(reader.info("W_q"), (n, k), axis, group, packing)
+    if isinstance(held, Wrong):
+        raise reader.error(held.part, held.why)
+    height, wide = held
     said = _text(reader, "compute_dtype") if "compute_dtype" in reader.infos else "torch.float16"
     if said not in _DTYPES:
-        raise reader.error("compute_dtype", f"says {short(said)}; isobit reads {', '.join(_DTYPES)}")
+        raise reader.error("compute_dtype", _no_dtype(said))
     return _Meta(n, k, height, wide, axis, packing, getattr(torch, said.removeprefix("torch.")))
 
 
@@ -168,7 +220,7 @@ def _numbers(reader: Reader, part: str, meta: _Meta, lines: slice) -> Tensor:
 def _whole(reader: Reader, part: str, count: int) -> tuple[int, ...]:
     """The whole numbers of a small tensor."""
     info = reader.info(part)
-    if info.dtype not in ("I64", "I32", "U8") or info.numel != count:
+    if info.dtype not in _WHOLE or info.numel != count:
         raise reader.error(part, f"is {info.dtype} {short([*info.shape])}; it should be {count} whole numbers")
     return tuple(int(value) for value in reader.take(part).reshape(-1))
 
@@ -183,4 +235,5 @@ def _text(reader: Reader, part: str) -> str:
 LAYOUT = Layout(
     "HQQ", "W_q", (), _claims, _describe, _read,
     marks=("W_q",), configs={"hqq": _parse}, private=(*_NEEDED, *_REST), implies=_implies,
+    needs=_needs,
 )  # fmt: skip

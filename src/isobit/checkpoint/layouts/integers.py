@@ -68,7 +68,9 @@ def yes_or_no(section: Mapping[str, Any], key: str, default: bool) -> bool:
     return default if found is None else found
 
 
-def integers(bits: int, group: int, symmetric: bool, zeros: Zeros, known: tuple[int, ...]) -> Integers:
+def integers(
+    bits: int, group: int, symmetric: bool, zeros: Zeros, known: tuple[int, ...], *, ordered: bool = False
+) -> Integers:
     """What a section's numbers mean, checked.
 
     Raises:
@@ -79,7 +81,7 @@ def integers(bits: int, group: int, symmetric: bool, zeros: Zeros, known: tuple[
         raise CheckpointError(f"quantization_config: codes of {short(bits)} bits; isobit reads {listed} in this layout")
     if group != -1 and not 0 < group <= _LARGEST_GROUP:
         raise CheckpointError(f"quantization_config: a group of {short(group)} weights; it is above 0, or -1 for a row")
-    return Integers(bits, None if group == -1 else group, symmetric, zeros)
+    return Integers(bits, None if group == -1 else group, symmetric, zeros, ordered and group != -1)
 
 
 def describe(parts: Parts, n: int, k: int) -> Described:
@@ -87,7 +89,10 @@ def describe(parts: Parts, n: int, k: int) -> Described:
     group = parts.group
     if group is None or k < 1:
         return Described((n, k), max(0, n * k), label="integers in words")
-    spec, activations = group.stored(k)
+    try:
+        spec, activations = group.stored(k)
+    except SchemeError:  # a width that groups do not fit: whoever reads it will say so
+        spec, activations = None, None
     bits = "" if group.integers is None else str(group.integers)
     return Described((n, k), n * k, spec, activations, label=group.widened or bits)
 

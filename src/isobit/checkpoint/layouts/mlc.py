@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from isobit.checkpoint.jsonfile import short
+from isobit.checkpoint.layouts.needs import Need
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.mlc.config import KINDS, METHOD
 from isobit.checkpoint.mlcinfo import CODES, INPUT, SCALE
 from isobit.checkpoint.quantization import Group, Integers, Quantization
-from isobit.checkpoint.safetensors import TensorInfo
+from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 from isobit.errors import CheckpointError
 from isobit.formats.schemes import ActSpec, WeightSpec
 
@@ -58,6 +59,15 @@ def _describe(parts: Parts) -> Described:
         return Described((n, -1), 8 * n * words, label="mlc")
     k = words * (32 // how.bits)
     return Described((n, -1), n * k, parts.group.stored(k)[0], None, str(how))
+
+
+def _needs(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    how = None if parts.group is None else parts.group.integers
+    if parts.infos[CODES].dtype == "F8_E4M3" or how is None or how.group is None:
+        one = (Need(part, PLAIN_DTYPES, numel=1) for part in (SCALE, INPUT))
+        return (Need(CODES, ("F8_E4M3",), ((n, k),)), *one)
+    groups, each = -(-k // how.group), 32 // how.bits
+    return Need(CODES, ("I32",), ((n, groups * how.group // each),)), Need(SCALE, PLAIN_DTYPES, ((n, groups),))
 
 
 def _read(reader: Reader) -> LinearWeight:
@@ -120,5 +130,5 @@ def _read_floats(reader: Reader) -> LinearWeight:
 
 LAYOUT = Layout(
     "MLC", CODES, (), _claims, _describe, _read,
-    scales=(SCALE,), marks=(CODES,), configs={METHOD: _parse}, private=(SCALE, INPUT),
+    scales=(SCALE,), marks=(CODES,), configs={METHOD: _parse}, private=(SCALE, INPUT), needs=_needs,
 )  # fmt: skip

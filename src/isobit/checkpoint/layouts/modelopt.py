@@ -22,6 +22,7 @@ from isobit.checkpoint.ctconfig import KV_CACHE, ignored_keys, names
 from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts import modelopt_floats as floats
 from isobit.checkpoint.layouts.integers import whole_number
+from isobit.checkpoint.layouts.needs import OPEN, Need, Needs, Wrong, inputs, scales
 from isobit.checkpoint.layouts.parts import Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
@@ -142,6 +143,25 @@ def _describe(parts: Parts) -> Described:
     return stored
 
 
+def _needs(parts: Parts, n: int, k: int) -> Needs:
+    """Their groups show in the scales, where the configuration names what is multiplied instead."""
+    group, scale = parts.group, parts.infos["weight_scale"]
+    if group is None or group.weights is None:
+        return ()
+    codes = Need("weight", ("U8",), ((-(-n // 2), k),))
+    if group.weights != _W4A8:
+        return (codes, *scales("weight_scale", group.weights, n, k), *inputs(group.activations, parts.infos))
+    groups = scale.shape[1]
+    if not groups or k % groups or k // groups % 8:
+        return (codes, Wrong("weight_scale", f"has {groups} scales a row, which are of no groups of {k} weights"))
+    return (
+        codes,
+        Need("weight_scale", OPEN, ((n, groups),)),
+        Need("weight_scale_2", ("F32",), numel=1),
+        *inputs(_STATIC, parts.infos),
+    )
+
+
 def _read(reader: Reader) -> LinearWeight:
     import torch
 
@@ -179,5 +199,5 @@ def _as_floats(reader: Reader, weight: QTensor, n: int) -> LinearWeight:
 
 LAYOUT = Layout(
     "ModelOpt, 4-bit integers", "weight", ("weight_scale", "weight_scale_2"), _claims, _describe, _read,
-    dtypes=("U8",), scales=("weight_scale",), marks=("weight_scale",), configs={"modelopt": _parse},
+    dtypes=("U8",), scales=("weight_scale",), marks=("weight_scale",), configs={"modelopt": _parse}, needs=_needs,
 )  # fmt: skip

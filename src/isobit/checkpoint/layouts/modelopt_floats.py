@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from isobit.checkpoint.layouts.few_bit_scales import FOUR_BITS, read_pairs
-from isobit.checkpoint.layouts.parts import Described, Parts
+from isobit.checkpoint.layouts.few_bit_scales import FOUR_BITS, pairs, read_pairs
+from isobit.checkpoint.layouts.needs import Needs
+from isobit.checkpoint.layouts.parts import INPUT_SCALES, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import TensorInfo
 from isobit.formats.scales import POWERS, UNDER_ONE, ScaleSpec
@@ -53,6 +54,10 @@ def _describe(parts: Parts) -> Described:
     return Described(shape, 2 * info.nbytes, said, parts.group.activations)
 
 
+def _needs(parts: Parts, n: int, k: int) -> Needs:
+    return pairs(parts, n, k, "weight", "weight_scale_2", INPUT_SCALES)
+
+
 def _read(reader: Reader) -> LinearWeight:
     spec, activations = reader.configured("weight")
     weight, n = read_pairs(reader, spec, "weight", "weight_scale_2")
@@ -73,5 +78,5 @@ def _over_inputs(reader: Reader, activations: ActSpec | None) -> Tensor | None:
 
 LAYOUT = Layout(
     "ModelOpt, 4-bit floats", "weight", ("weight_scale", "weight_scale_2"), _claims, _describe, _read,
-    dtypes=("U8",), scales=("weight_scale",), marks=("weight_scale",),
+    dtypes=("U8",), scales=("weight_scale",), marks=("weight_scale",), needs=_needs,
 )  # fmt: skip

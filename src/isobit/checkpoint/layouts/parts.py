@@ -46,6 +46,7 @@ class Parts:
         infos: header entries by part: what follows the module's name and a dot, e.g. ``weight_scale``.
         group: what the quantization config says of it; None if nothing, or if it is not known.
         config: the ``config.json``.
+        method: what its quantization config calls the method and the format; empty if it is not known.
         numbers: gives the whole numbers of a part, a small tensor; None where it holds none or is not at hand.
     """
 
@@ -53,6 +54,7 @@ class Parts:
     infos: Mapping[str, TensorInfo]
     group: Group | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    method: str = ""
     numbers: Callable[[str], tuple[int, ...] | None] = lambda part: None
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from isobit.checkpoint.layouts.parts import Described, Parts
+from isobit.checkpoint.layouts.needs import Need
+from isobit.checkpoint.layouts.parts import COMMON, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
 
@@ -29,6 +30,10 @@ def _describe(parts: Parts) -> Described:
     return Described(info.shape, math.prod(info.shape), label=label)
 
 
+def _needs(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
+    return (Need("weight", shapes=((n, k),)), *(Need(part, optional=True) for part in COMMON))
+
+
 def _read(reader: Reader) -> LinearWeight:
     n, k = reader.matrix("weight")
     scales = [part for part in _SCALES if part in reader.infos]
@@ -41,5 +46,5 @@ def _read(reader: Reader) -> LinearWeight:
 
 LAYOUT = Layout(
     "plain numbers", "weight", _STRANGE, _claims, _describe, _read,
-    dtypes=PLAIN_DTYPES,
+    dtypes=PLAIN_DTYPES, needs=_needs, surplus="belongs to a quantized weight, and this one is not",
 )  # fmt: skip

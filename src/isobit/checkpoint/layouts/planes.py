@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isobit.checkpoint.safetensors import DTYPES
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -37,16 +35,3 @@ def lines(
             piece = reader.take(part, slice(first - number * stored, last - number * stored)).view(words)
             found.append((piece.to(torch.int32) >> shift) & ((1 << bits) - 1))
     return torch.cat(found) if len(found) > 1 else found[0]
-
-
-def width(reader: Reader, part: str, words: torch.dtype) -> int:
-    """Words of a stored line, whatever dtype it is stored as.
-
-    Raises:
-        CheckpointError: it is no matrix of whole words.
-    """
-    info = reader.info(part)
-    columns = reader.matrix(part)[1] * DTYPES[info.dtype][0]
-    if columns % (8 * words.itemsize):
-        raise reader.error(part, f"has lines of {columns} bits, which are no whole words")
-    return columns // (8 * words.itemsize)

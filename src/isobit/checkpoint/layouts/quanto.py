@@ -11,12 +11,13 @@ dtype. How many bits a code has the sizes of the model tell. ``quanto_qmap.json`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from isobit.checkpoint.ctargs import text
 from isobit.checkpoint.ctconfig import ignored_keys, names
 from isobit.checkpoint.jsonfile import short
+from isobit.checkpoint.layouts.needs import Need, Needs, Wrong, scales
 from isobit.checkpoint.layouts.parts import ELEMENT_OF_DTYPE, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
@@ -91,7 +92,7 @@ def _implies(tensors: Mapping[str, str]) -> dict[str, Any] | None:
         if name.endswith(f".{_FEW}"):
             found[name.removesuffix(f".{_FEW}")] = {"weights": _UNKNOWN}
         elif name.endswith(f".{_DATA}"):
-            found[name.removesuffix(f".{_DATA}")] = {"weights": _TYPE_OF.get(dtype, dtype)}
+            found[name.removesuffix(f".{_DATA}")] = {"weights": _TYPE_OF.get(dtype, "qint8")}
     return {"quant_method": "quanto", "quantization_map": found} if found else None
 
 
@@ -107,6 +108,17 @@ def _describe_bytes(parts: Parts) -> Described:
     element = ELEMENT_OF_DTYPE.get(info.dtype)
     spec = WeightSpec(element, "channel") if len(info.shape) == 2 and element is not None else None
     return Described(tuple(info.shape), info.numel, spec, None, "quanto")
+
+
+_LEFT = (Need("input_scale", optional=True), Need("output_scale", optional=True))  # of activations, which stay
+
+
+def _needs_bytes(parts: Parts, n: int, k: int) -> Needs:
+    spec = None if parts.group is None else parts.group.weights
+    if spec is None:
+        return ()
+    dtypes = tuple(dtype for dtype, name in ELEMENT_OF_DTYPE.items() if name == spec.element)
+    return (Need(_DATA, dtypes, ((n, k),)), *scales(_SCALE, spec, n, k), *_LEFT)
 
 
 def _read_bytes(reader: Reader) -> LinearWeight:
@@ -173,19 +185,40 @@ def _values(codes: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _planes(reader: Reader, n: int, k: int) -> tuple[int, int, int]:
     """Bits of a code, and the lines that hold the weight: their number and width."""
     info, groups = reader.info(_FEW), reader.info(_SCALE).shape[:1]
-    stored = reader.matrix(_FEW)
+    reader.matrix(_FEW)
+    found = _fitting(info, groups, n, k, reader.group(_FEW).widened)
+    if isinstance(found, str):
+        raise reader.error(_FEW, found)
+    return found
+
+
+def _fitting(
+    info: TensorInfo, groups: tuple[int, ...], n: int, k: int, said: str
+) -> tuple[int, int, int] | str:  # fmt: skip
+    """The same of headers; a text says what is wrong with them."""
     if info.dtype != "U8":
-        raise reader.error(_FEW, f"is {info.dtype}; codes of 4 and 2 bits are U8")
-    if stored[1] and n * k % stored[1] == 0:
-        height = n * k // stored[1]
+        return f"is {info.dtype}; codes of 4 and 2 bits are U8"
+    if len(info.shape) == 2 and info.shape[1] and n * k % info.shape[1] == 0:
+        height, width = n * k // info.shape[1], info.shape[1]
         for bits in (4, 2):
-            if stored[0] == -(-height * bits // 8) and groups == (height,) and k % stored[1] == 0:
-                said = reader.group(_FEW).widened
-                if f"{6 - bits}-bit" in said:
-                    raise reader.error(_FEW, f"holds {bits}-bit codes; the quantization map says {said}")
-                return bits, height, stored[1]
-    message = f"has shape {short([*info.shape])}, its scales {short([*groups])}: no codes of 4 or 2 bits of [{n}, {k}]"
-    raise reader.error(_FEW, message)
+            if info.shape[0] == -(-height * bits // 8) and groups == (height,) and k % width == 0:
+                wrong = f"{6 - bits}-bit" in said
+                return f"holds {bits}-bit codes; the quantization map says {said}" if wrong else (bits, height, width)
+    shown = f"has shape {short([*info.shape])}, its scales {short([*groups])}"
+    return f"{shown}: no codes of 4 or 2 bits of [{n}, {k}]"
+
+
+def _needs_few(parts: Parts, n: int, k: int) -> Iterator[Need | Wrong]:
+    yield Need(_FEW)
+    yield from (Need(_SCALE, _FLOATS), Need(_SHIFT, (*_FLOATS, "I8", "U8")), *_LEFT)
+    if _SCALE not in parts.infos:
+        return
+    said = "" if parts.group is None else parts.group.widened
+    found = _fitting(parts.infos[_FEW], parts.infos[_SCALE].shape[:1], n, k, said)
+    if isinstance(found, str):
+        yield Wrong(_FEW, found)
+    else:
+        yield from (Need(part, (), ((found[1], 1),)) for part in (_SCALE, _SHIFT) if part in parts.infos)
 
 
 def _numbers(reader: Reader, part: str, height: int, lines: slice) -> Tensor:
@@ -213,9 +246,9 @@ def _leave(reader: Reader) -> None:
 BYTES = Layout(
     "quanto, 8 bits", _DATA, (_SCALE,), _claims_bytes, _describe_bytes, _read_bytes,
     dtypes=("I8", "F8_E4M3", "F8_E5M2"), marks=(_DATA,), configs={"quanto": _parse}, implies=_implies,
-    private=("output_scale",),
+    private=("output_scale",), needs=_needs_bytes,
 )  # fmt: skip
 FEW = Layout(
     "quanto, 4 and 2 bits", _FEW, (_SCALE, _SHIFT), _claims_few, _describe_few, _read_few,
-    dtypes=("U8",), marks=(_FEW,), private=("output_scale",),
+    dtypes=("U8",), marks=(_FEW,), private=("output_scale",), needs=_needs_few,
 )  # fmt: skip

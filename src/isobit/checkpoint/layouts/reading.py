@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from isobit.checkpoint.layouts.needs import scale_shapes
 from isobit.checkpoint.layouts.parts import FACTOR, INPUT_OVER, INPUT_SCALES, OPEN_SCALES, SCALE_DTYPES
 from isobit.checkpoint.quantization import Group, Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo
-from isobit.checkpoint.small import read_vector, short_list
+from isobit.checkpoint.shown import listed
+from isobit.checkpoint.small import read_vector
 from isobit.checkpoint.store import Store
 from isobit.errors import DamagedWeights, FormatError
 from isobit.formats import codec, cuts
@@ -110,7 +112,7 @@ class Reader:
 
     def error(self, part: str, message: str) -> DamagedWeights:
         """An error about a part, that is there or not."""
-        info = self.infos.get(part)
+        info = self.infos.get(part) or next(iter(self.infos.values()), None)
         file = self.source.path if info is None else info.file
         return DamagedWeights(message, file=file, tensor=self.name(part))
 
@@ -139,7 +141,7 @@ class Reader:
         """
         shape = self.info(part).shape
         if len(shape) != 2 or 0 in shape:
-            raise self.error(part, f"has shape {short_list(shape)}; a weight is a matrix")
+            raise self.error(part, f"has shape {listed(shape)}; a weight is a matrix")
         return shape[0], shape[1]
 
     # ------------------------------------------------------------------ which rows and columns
@@ -227,21 +229,13 @@ class Reader:
         """
         info = self.info(part)
         expected = spec.scale_shape(n, k)
-        accepted: list[tuple[int, ...]] = [expected]
-        if spec.granularity == "tensor":
-            accepted += [(), (1, 1)]
-        if spec.granularity == "channel":
-            accepted.append((n,))
-        if spec.granularity == "block":  # of ModelOpt: an axis of one behind each, and none at all of a single block
-            rows, columns = expected
-            accepted += [(rows, 1, columns, 1), *([()] if rows == columns == 1 else [])]
-        if info.shape not in accepted:
+        if info.shape not in scale_shapes(spec, n, k):
             unit = {"group": f"group {spec.group}", "block": f"block {spec.block}"}.get(
                 spec.granularity, spec.granularity
             )
             raise self.error(
                 part,
-                f"has shape {short_list(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}",
+                f"has shape {listed(info.shape)}; a scale per {unit} of a [{n}, {k}] weight has {list(expected)}",
             )
         stored = self._scale_format(part, spec)
         if spec.granularity == "block" and len(info.shape) != 2:
@@ -282,7 +276,7 @@ class Reader:
         """
         info = self.info(part)
         if info.numel != 1 or info.dtype != "F32":
-            message = f"is {info.dtype} {short_list(info.shape)}; the scale above all others is one F32 number"
+            message = f"is {info.dtype} {listed(info.shape)}; the scale above all others is one F32 number"
             raise self.error(part, message)
         scale = self.take(part).reshape(1)
         if not bool(torch.isfinite(scale).all()) or not bool(scale):
@@ -357,7 +351,7 @@ class Reader:
         if part is None:
             raise self.error(possible[0], "is missing, but quantization_config says activations have a static scale")
         if self.info(part).numel != 1:
-            raise self.error(part, f"has shape {short_list(self.info(part).shape)}; a static scale is one number")
+            raise self.error(part, f"has shape {listed(self.info(part).shape)}; a static scale is one number")
         if self.info(part).dtype not in PLAIN_DTYPES:
             raise self.error(part, f"scales of dtype {self.info(part).dtype} cannot be read")
         scale = self.take(part).to(torch.float32).reshape(1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from isobit.checkpoint.layouts.needs import Needs
 from isobit.checkpoint.layouts.parts import COMMON, Described, Parts
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import TensorInfo
@@ -39,6 +40,10 @@ class Layout:
             of a dtype; or None if other layouts do. None for layouts that isobit does not write.
         dot: whether a dot stands between a module's name and these parts.
         private: more parts, whose names mean this only beside its codes.
+        needs: of a module's tensors that hold a weight ``[N, K]``, each that belongs to it; nothing where the
+            configuration does not say enough, and reading will tell.
+        methods: what quant_method and format say of these tensors, where others of the same names are of other methods.
+        surplus: what is said of a tensor that belongs to another layout; empty where the configuration decides.
         implies: of tensors' names with their dtypes, the section of ``config.json`` that they stand for where there is
             none: of tools that write none.
     """
@@ -56,6 +61,9 @@ class Layout:
     written: Callable[[WeightSpec, ActSpec | None, int, int, str], tuple[PlannedTensor, ...] | None] | None = None
     dot: bool = True
     private: tuple[str, ...] = ()
+    needs: Callable[[Parts, int, int], Needs] | None = None
+    methods: tuple[str, ...] = ()
+    surplus: str = ""
     implies: Callable[[Mapping[str, str]], dict[str, Any] | None] | None = None
 
     def owned(self, infos: Mapping[str, TensorInfo]) -> tuple[TensorInfo, ...]:

@@ -113,6 +113,13 @@ def layout_of(infos: Mapping[str, TensorInfo]) -> Layout | None:
     return next((row for row in LAYOUTS if row.claims(infos)), None)
 
 
+def absent(infos: Mapping[str, TensorInfo]) -> str:
+    """The part that is missing of a module whose tensors, given by part, hold no weight."""
+    own = ({*row.parts, *row.private} & infos.keys() for row in _READ)
+    most, codes = max(zip(map(len, own), (row.codes for row in _READ), strict=True), key=lambda both: both[0])
+    return codes if most else "weight"
+
+
 def implied(tensors: Mapping[str, str]) -> dict[str, Any] | None:
     """The section on quantization that tensors, by name with their dtypes, stand for without one; None if they do not.
 

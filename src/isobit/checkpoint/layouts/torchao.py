@@ -15,6 +15,7 @@ from isobit.checkpoint.ctargs import text
 from isobit.checkpoint.ctconfig import ignored_keys, names
 from isobit.checkpoint.jsonfile import short
 from isobit.checkpoint.layouts.integers import whole_number
+from isobit.checkpoint.layouts.needs import Need, Needs, scale_shapes, scales
 from isobit.checkpoint.layouts.parts import ELEMENT_OF_DTYPE, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.quantization import Group, Quantization
@@ -31,6 +32,7 @@ _KEYS = frozenset(
     """quant_method quant_type modules_to_not_convert include_input_output_embeddings untie_embedding_weights
     quant_type_kwargs""".split()
 )  # fmt: skip
+_ZEROS = ("I8", "I32", "I64")  # dtypes of zero points
 _ELEMENTS = {"int8": "int8", "int4": "int4", "int3": "int3", "int2": "int2"}
 _HALF_STEPS = (
     "torchao divides the largest input of a token by 127.5 for its 8-bit scale; isobit divides by 127: the same number "
@@ -153,6 +155,19 @@ def _describe(parts: Parts) -> Described:
     return Described(shape, math.prod(shape), spec, activations, "codes of torchao")
 
 
+def _needs(parts: Parts, n: int, k: int) -> Needs:
+    spec = None if parts.group is None else parts.group.weights
+    if spec is None:
+        return ()
+    name = spec.element if element(spec.element).bits == 8 else "int8"
+    dtypes = tuple(dtype for dtype, known in ELEMENT_OF_DTYPE.items() if known == name)
+    return (
+        Need("_weight_qdata", dtypes, ((n, k),)),
+        *scales("_weight_scale", spec, n, k),
+        Need("_weight_zero_point", _ZEROS, scale_shapes(spec, n, k), optional=True),
+    )
+
+
 def _read(reader: Reader) -> LinearWeight:
     import torch
 
@@ -181,5 +196,5 @@ def _read(reader: Reader) -> LinearWeight:
 
 LAYOUT = Layout(
     "torchao", "_weight_qdata", ("_weight_scale", "_weight_zero_point"), _claims, _describe, _read,
-    scales=("_weight_scale",), marks=("_weight_qdata",), configs={"torchao": _parse},
+    scales=("_weight_scale",), marks=("_weight_qdata",), configs={"torchao": _parse}, needs=_needs,
 )  # fmt: skip

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isobit.checkpoint.layouts.needs import Need, Needs, scales
 from isobit.checkpoint.quantization import Integers
+from isobit.checkpoint.safetensors import INTEGERS
 from isobit.formats.schemes import WeightSpec
 from isobit.formats.spec import words_of
 
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
     from isobit.checkpoint.layouts.reading import LinearWeight, Reader
 
 _ZERO, _SCALE = "weight_zero_point", "weight_scale"
+
+
+def needs(how: Integers, part: str, n: int, k: int) -> Needs:
+    """What a weight ``[n, k]`` takes; ``part`` holds the codes."""
+    spec = WeightSpec("int8", "channel" if how.group is None else "group", how.group)
+    shape, packed = spec.scale_shape(n, k), part != "weight"
+    return (
+        Need(part, ("I32",) if packed else ("I8",), ((n, words_of(k, 8) if packed else k),)),
+        *((Need("weight_shape", INTEGERS, numel=2),) if packed else ()),
+        *scales(_SCALE, spec, n, k),
+        Need(_ZERO, ("I8", "I32"), (shape, shape[:1], (words_of(n, 8), *shape[1:]))),
+    )
 
 
 def read(reader: Reader, how: Integers, part: str) -> LinearWeight:
