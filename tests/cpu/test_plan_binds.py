@@ -18,7 +18,6 @@ from isobit.formats.table import element
 from isobit.kernels import widened
 from isobit.kernels.gpu import library
 from isobit.kernels.gpu.bind import bind
-from isobit.kernels.held import within
 from isobit.legalize.ops import Lowering
 from isobit.legalize.planner import decide, sample_ops
 from isobit.legalize.text import op_lines
@@ -42,11 +41,11 @@ def weight(name: str, n: int, k: int, scale_dtype: str) -> QTensor | torch.Tenso
     row = element(spec.element)
     codes = torch.zeros(n, k, dtype=torch.int8 if row.kind == "int" and row.signed else torch.uint8)
     shape = spec.scale_shape(n, k)
-    if spec.scale is not None:  # codes of scales around one, as kernels are given them
+    if spec.scale is not None:  # codes of scales around one, or what kernels are given for them
         codes_of_scales = torch.full(shape, 127 if spec.scale.powers else 56, dtype=torch.uint8)
         over = torch.tensor([3.0]) if spec.scale.over is not None else None
         stored = QTensor(spec, (n, k), pack(codes, row) if row.bits < 8 else codes, codes_of_scales, over=over)
-        return widened.weight(stored, halves=True)
+        return stored if scheme(name).activations is not None else widened.weight(stored, halves=True)
     scale = torch.linspace(0.01, 0.02, math.prod(shape)).to(getattr(torch, scale_dtype)).view(shape)
     zero = None if spec.symmetric else torch.full(shape, 7, dtype=torch.uint8)
     return QTensor(spec, (n, k), pack(codes, row) if row.bits < 8 else codes, scale, zero)
@@ -72,10 +71,8 @@ def test_plans_name_the_kernels_that_are_bound(name: str) -> None:
             if not isinstance(answer, Lowering):
                 continue
             acts = scheme(name).activations
-            rounded_before = acts is not None and within(acts) is None
-            dtype = torch.bfloat16 if rounded_before else getattr(torch, sample_ops(scheme(name), target)[0].dtype)
-            acts = within(acts)
-            static = torch.tensor([0.02]) if acts is not None and not acts.dynamic else None
+            dtype = getattr(torch, sample_ops(scheme(name), target)[0].dtype)
+            static = torch.tensor([0.02]) if acts is not None and acts.calibrated else None
             plain = held.to(dtype) if isinstance(held, torch.Tensor) else held
             bound = bind(plain, acts, static, torch.zeros(n) if bias else None, target=target)
             for tokens in TOKENS:
@@ -85,7 +82,7 @@ def test_plans_name_the_kernels_that_are_bound(name: str) -> None:
                 compared += 1
             assert all(kernel in " ".join(op_lines(_op(name, target, n, k, bias, scales), answer))
                        for _, kernel in answer.sizes)  # fmt: skip
-    assert compared or name in ("w4a8", "nvfp4")  # which no GPU kernel takes
+    assert compared or name == "w4a8"  # which no GPU kernel takes
 
 
 def _op(name: str, target: Target, n: int, k: int, bias: bool, scales: str):  # type: ignore[no-untyped-def]

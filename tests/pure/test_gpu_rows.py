@@ -19,9 +19,10 @@ from isobit.targets.table import TARGETS
 # As other tools' checkpoints can have them.
 FURTHER = (
     Scheme("e5m2-w8a16", WeightSpec("e5m2", "channel")), Scheme("int8-g32", WeightSpec("int8", "group", 32)),
+    Scheme("mxfp4-by-mxfp8", SCHEMES["mxfp4"].weights, SCHEMES["mxfp8"].activations),
 )  # fmt: skip
-# With and without matrix units, bfloat16, float8, products of PyTorch's, and units that flush small numbers.
-GENERATIONS = [TARGETS[name] for name in ("sm_75", "sm_86", "sm_90", "gfx90a")]
+# With and without matrix units, bfloat16, float8, PyTorch's products, block scales, and units that flush small numbers.
+GENERATIONS = [TARGETS[name] for name in ("sm_75", "sm_86", "sm_90", "sm_120", "gfx90a")]
 # A usual weight; K that no group of 16 words, or no word at all, divides; scales that do not fold; one that lies askew.
 MATRICES = (
     Matrix(4096, 4096, None), Matrix(48, 4080, None), Matrix(48, 4098, None), Matrix(48, 4096, None, foldable=False),

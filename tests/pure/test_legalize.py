@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
@@ -37,6 +38,58 @@ def test_widening_agrees_with_a_direct_check_of_every_code(name: str) -> None:
                 lowest = max(exponent - significant, low)
                 fits = fits and exponent <= high and math.ldexp(fraction, exponent - lowest).is_integer()
         assert (exact.widen(name, target) is not None) == fits
+
+
+@pytest.mark.parametrize("code", ["e2m1", "e4m3fn"])
+@pytest.mark.parametrize("scale", ["e8m0", "e4m3fn"])
+def test_codes_times_scales_agree_with_a_direct_check_of_every_product(code: str, scale: str) -> None:
+    codes, scales = ({abs(v) for v in ELEMENTS[name].values if math.isfinite(v) and v} for name in (code, scale))
+    products = {Fraction(a) * Fraction(b) for a in codes for b in scales}
+    normal = [product for product in products if Fraction(2) ** -126 <= product < Fraction(2) ** 128]
+    for target, significant, smallest, beyond in (("float16", 11, -24, 16), ("bfloat16", 8, -133, 128)):
+        fits = all(
+            product < Fraction(2) ** beyond
+            and (product / Fraction(2) ** smallest).denominator == 1
+            and odd_part(product) < 2**significant
+            for product in normal
+        )
+        assert (exact.widen(code, target, scales=scale) is not None) == fits
+    assert exact.widen(code, "int8", scales=scale) is None
+
+
+def odd_part(number: Fraction) -> int:
+    """A number without its powers of two."""
+    whole = number.numerator
+    return whole // (whole & -whole)
+
+
+def test_what_16_bits_hold_of_few_bit_scales() -> None:
+    assert exact.widen("e2m1", "float16", scales="e4m3fn") and exact.widen("e2m1", "bfloat16", scales="e4m3fn")
+    assert exact.widen("e2m1", "bfloat16", scales="e8m0") and exact.widen("e4m3fn", "bfloat16", scales="e8m0")
+    assert not exact.widen("e2m1", "float16", scales="e8m0")
+    held = exact.widen("e2m1", "float16", scales="e4m3fn")
+    assert held is not None and not held.needs_subnormals
+
+
+@pytest.mark.parametrize("target", ["sm_100", "sm_103", "sm_110", "sm_120", "sm_121", "gfx950"])
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "nvfp4"])
+def test_block_scaled_units_take_few_bit_scales_as_they_are_and_that_is_said(name: str, target: str) -> None:
+    answer = linear(name, target)
+    if (name, target) == ("nvfp4", "gfx950"):
+        assert isinstance(answer, Lowering) and answer.action == "legalized"
+        return
+    assert isinstance(answer, Lowering) and answer.action == "native" and answer.sizes[-1][1] == f"many-{name}-native"
+    assert any("not measured on a card" in note for note in answer.notes)
+    assert ("sums moved to f32" in answer.how) == target.startswith("sm_12")
+    kept = linear(f"{name}-w16", target)
+    assert isinstance(kept, Lowering) and kept.action == "legalized"
+
+
+def test_few_bit_scales_without_bfloat16() -> None:
+    nv = linear("nvfp4", "sm_75")
+    assert isinstance(nv, Lowering) and nv.kernels == ("few-nvfp4-f16", "many-nvfp4-f16")
+    mx = linear("mxfp4", "sm_75")
+    assert isinstance(mx, Refusal) and any("float16 ends at 65504" in reason for reason in mx.reasons)
 
 
 def test_known_proofs() -> None:

@@ -71,14 +71,22 @@ def test_the_a6000_question(config: Path, capsys: pytest.CaptureFixture[str]) ->
     assert max(map(len, shown.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("others", ["mxfp4", "mxfp4,mxfp4-w16"])
+@pytest.mark.parametrize("others", ["mxfp8", "mxfp8,w4a8"])
 def test_beside_what_is_refused_stands_what_keeps_its_weights(
     config: Path, others: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", str(config), "--target", "a100", "--scheme", f"{others},nvfp4,nvfp4-w16"]) == 0
+    assert main(["plan", str(config), "--target", "sm_75", "--scheme", f"{others},mxfp4,mxfp4-w16"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "instead: nvfp4-w16" in shown and "nvfp4 (use nvfp4-w16)" in shown
-    assert "Use nvfp4-w16: " in shown and "loses a little" in shown
+    assert "instead: mxfp4-w16" in shown and "mxfp4 (use mxfp4-w16)" in shown
+    assert "Use mxfp4-w16: " in shown and "loses something" in shown
+
+
+@pytest.mark.parametrize("target", ["sm_75", "a100", "gfx942"])
+def test_nvfp4_runs_where_two_bytes_hold_a_code_times_its_scale(
+    config: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(config), "--target", target, "--scheme", "nvfp4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["action"] == "legalized"
 
 
 def test_it_needs_no_torch_and_no_heavy_package(config: Path) -> None:

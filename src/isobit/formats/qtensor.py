@@ -222,6 +222,10 @@ class QTensor:
             self, shape=(len(rows), self.shape[1]), codes=self.codes[rows], scale=scale, zero=zero, over=over
         )
 
+    def over_of_rows(self) -> Tensor | None:
+        """The scale above others for each row, ``[N, 1]``; None where there is none."""
+        return None if self.over is None else self.over.expand(self.shape[0], 1)
+
     def _over_of(self, rows: slice | Tensor) -> Tensor | None:
         """The scale above those of some rows."""
         return self.over if self.over is None or self.over.dim() == 1 else self.over[rows]
@@ -262,7 +266,7 @@ def stacked(parts: Sequence[QTensor]) -> QTensor:
         zeros = [part.zero.expand(part.shape[0])[:, None] for part in parts if part.zero is not None]
     shape = (sum(part.shape[0] for part in parts), first.shape[1])
     codes = torch.cat([part.codes for part in parts])
-    overs = [part.over.expand(part.shape[0], 1) for part in parts if part.over is not None]
+    overs = [over for part in parts if (over := part.over_of_rows()) is not None]
     return QTensor(
         spec, shape, codes, torch.cat(scales), torch.cat(zeros) if zeros else None, torch.cat(overs) if overs else None
     )

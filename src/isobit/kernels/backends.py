@@ -82,7 +82,7 @@ def cpu_library_problem() -> str | None:
 
 
 LINEAR_KERNELS: tuple[LinearKernel, ...] = (
-    LinearKernel("triton", "isobit.kernels.gpu.bind:bind", _triton_accepts, priority=100, gpu=True),
+    LinearKernel("triton", "isobit.kernels.gpu.bind:bind", _triton_accepts, priority=100, as_stored=True, gpu=True),
     LinearKernel("cpu", "isobit.kernels.cpu.linear:bind", _cpu_accepts, priority=50, as_stored=True),
     LinearKernel("reference", "isobit.kernels.reference:bind", _reference_accepts, priority=0, as_stored=True),
 )

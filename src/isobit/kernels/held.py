@@ -2,8 +2,9 @@
 
 CPU kernels read scales in formats of their own, but for a few sizes of groups. Codes of e2m1 are then halves of
 integers up to 12: as int8 under half the scale they are the same values, at two times the bytes. GPU kernels read
-scales as floats, of powers of two as bfloat16. Activations under few-bit scales are rounded before a kernel that takes
-them as they are: the products are those of the same codes and scales (docs/numerics.md).
+codes of scales beside activations that are rounded under such, else floats, of powers of two as bfloat16. Where no
+kernel rounds activations under few-bit scales, that is done before one that takes them as they are: the products are
+those of the same codes and scales (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.kernels.cpu import formats as cpu_formats
+from isobit.kernels.gpu import selection
 
 HALVES = "e2m1"
 
@@ -25,6 +27,8 @@ def on_cpu(weights: WeightSpec | None, activations: ActSpec | None) -> tuple[Wei
 
 def on_gpu(weights: WeightSpec | None, activations: ActSpec | None) -> tuple[WeightSpec | None, ActSpec | None]:
     """The same of GPU kernels; see :func:`not_on_gpu`."""
+    if selection.unsupported(weights, activations) is None:
+        return weights, activations
     return held(weights, halves=True), within(activations)
 
 

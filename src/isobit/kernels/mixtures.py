@@ -28,7 +28,7 @@ def _as_linears(name: str) -> Callable[[WeightSpec | None, ActSpec | None, str],
 
 
 MIXTURE_KERNELS: tuple[LinearKernel, ...] = (
-    LinearKernel("triton", "isobit.kernels.gpu.mixture:bind", _as_linears("triton"), priority=100),
+    LinearKernel("triton", "isobit.kernels.gpu.mixture:bind", _as_linears("triton"), priority=100, as_stored=True),
     LinearKernel("cpu", "isobit.kernels.cpu.experts:bind", _as_linears("cpu"), priority=50, as_stored=True),
     LinearKernel("reference", "isobit.kernels.reference_experts:bind", _as_linears("reference"), priority=0),
 )

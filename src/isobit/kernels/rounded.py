@@ -23,11 +23,13 @@ class RoundingKey:
         spec: element format, and what shares a scale.
         form: ``codes``, or the dtype in which values of the codes are held for kernels that multiply those.
         static: the given scale of static activations, else None.
+        unit: values stand in units of so many, not as they came (``triton/quantize_micro.py``); 0: they do not.
     """
 
     spec: ActSpec
     form: Form
     static: float | None
+    unit: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Rounded:
 
     Attributes:
         codes: ``[..., K]`` in the dtype of codes of the element format, or values of them in 16 bits.
-        scales: float32 ``[..., 1]``, or ``[..., groups]``, that multiply them.
+        scales: float32 ``[..., 1]``, or ``[..., groups]``, that multiply them; codes of those where they are stored so;
+            none where the values are of codes and scales.
         dtype: of the activations before they were rounded, and of what is computed from them.
         key: how they were rounded.
     """

@@ -17,6 +17,7 @@ from isobit.formats.table import ELEMENTS
 _FLOATS = {"float16": (10, -14, 15), "bfloat16": (7, -126, 127), "float32": (23, -126, 127)}
 
 FLOATS = tuple(_FLOATS)
+_SMALLEST, _BEYOND = 2.0**-126, 2.0**128  # normal float32 numbers, which scales and weights are
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,18 @@ def bits(name: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def widen(source: str, target: str, zero_points: bool = False) -> Widening | None:
+def widen(source: str, target: str, zero_points: bool = False, scales: str = "") -> Widening | None:
     """How ``source`` fits into ``target``, or None when some number does not.
 
     Args:
         source: an element format, or ``float16``, ``bfloat16``, ``float32``.
         target: the same.
         zero_points: the numbers are the differences of two codes, as in weights with a zero point.
+        scales: the numbers are codes times scales in that element format, those that are normal float32; what is less
+            or more than those is beyond any weight.
     """
+    if scales:
+        return _widen_scaled(source, target, scales)
     if source == target and not zero_points:
         return Widening(source, target, 0, True, _has_subnormals(source))
     if source in _FLOATS:
@@ -64,6 +69,21 @@ def widen(source: str, target: str, zero_points: bool = False) -> Widening | Non
             subnormal = any(_is_subnormal(target, value) for value in numbers)
             return Widening(source, target, exponent, _keeps_specials(source, target), subnormal)
     return None
+
+
+def _widen_scaled(source: str, target: str, scales: str) -> Widening | None:
+    """All codes times all scales; into the 16-bit and 32-bit floats."""
+    if target not in _FLOATS:
+        return None
+    codes, steps = ({abs(v) for v in ELEMENTS[name].values if math.isfinite(v) and v} for name in (source, scales))
+    subnormal = False
+    for number in sorted({code * step for code in codes for step in steps}, reverse=True):
+        if not _SMALLEST <= number < _BEYOND:
+            continue
+        if not _holds(target, number):
+            return None
+        subnormal = subnormal or _is_subnormal(target, number)
+    return Widening(source, target, 0, True, subnormal)
 
 
 def _exponents(row: Element, target: str) -> tuple[int, ...]:

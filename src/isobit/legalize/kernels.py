@@ -98,6 +98,8 @@ def _as_given(op: Op, target: Target) -> tuple[Op, str | None]:
     """A linear in the formats that GPU kernels are given, and why it cannot be given so, or None."""
     if op.weights is None or (op.weights.scale is None and before(op.activations) is None):
         return op, None
+    if selection.unsupported(op.weights, op.activations) is None:
+        return replace(op, scale_dtype="uint8"), None
     why_not = not_on_gpu(op.activations)
     if op.experts and before(op.activations) is not None:
         why_not = why_not or "no GPU kernel of experts takes activations that are rounded under scales of few bits"

@@ -80,6 +80,14 @@ class Op:
         return self.weights.element if self.weights else self.stored or self.dtype
 
     @property
+    def scales(self) -> str:
+        """Format of the scales of groups of both weights and activations, if it is one of few bits; else empty."""
+        both = self.weights, self.activations
+        found = {spec.scale.element for spec in both if spec is not None and spec.scale is not None}
+        whole = all(spec is not None and spec.scale is not None for spec in both)
+        return found.pop() if whole and len(found) == 1 else ""
+
+    @property
     def rounds(self) -> tuple[WeightSpec | None, ActSpec | None]:
         """The rounding points: what every lowering that is not relaxed has in common."""
         return self.weights, self.activations

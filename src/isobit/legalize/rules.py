@@ -50,7 +50,7 @@ def short(name: str) -> str:
 
 def native(op: Op, target: Target, found: Found) -> Lowering | str:
     """The matrix unit takes both formats as they are."""
-    unit = target.unit(op.w, op.a)
+    unit = target.unit(op.w, op.a, op.scales)
     if unit is None:
         return _no_unit(op, target)
     kernel = found.computing(NATIVE) if op.weights else found.computing(op.dtype)
@@ -68,11 +68,12 @@ def _pair(op: Op) -> str:
 
 
 def _no_unit(op: Op, target: Target) -> str:
-    hardware = target.hardware_unit(op.w, op.a)
+    hardware = target.hardware_unit(op.w, op.a, op.scales)
     if hardware is not None:
         return f"{target.name} has a matrix unit for {_pair(op)} ({hardware.instruction}), but {hardware.unreachable}"
     unit = "matrix unit" if target.is_gpu else "instruction"
-    return f"{target.name} has no {unit} for {_pair(op)}"
+    under = f" under scales in {op.scales}" if op.scales else ""
+    return f"{target.name} has no {unit} for {_pair(op)}{under}"
 
 
 # ---------------------------------------------------------------------- exact widening
@@ -116,10 +117,14 @@ def _wider_formats(op: Op, target: Target) -> Iterator[str]:
 def _proofs(op: Op, compute: str, target: Target) -> tuple[tuple[Widening, ...], str | None]:
     """The proofs that both operands survive, or why one does not."""
     zero_points = op.weights is not None and not op.weights.symmetric
-    weights, activations = widen(op.w, compute, zero_points), widen(op.a, compute)
-    for name, proof in ((op.w, weights), (op.a, activations)):
+    of_w, of_a = _scales_within(op, target)
+    weights, activations = widen(op.w, compute, zero_points, of_w), widen(op.a, compute, scales=of_a)
+    for name, proof, under in ((op.w, weights, of_w), (op.a, activations, of_a)):
         if proof is None:
-            return (), f"{short(compute)} does not hold every {short(name)}"
+            return (
+                (),
+                f"{short(compute)} does not hold every {short(name)}{f' times its scale in {under}' if under else ''}",
+            )
     assert weights is not None and activations is not None
     proofs = (weights, activations)
     unit = target.unit(compute, compute)
@@ -130,6 +135,15 @@ def _proofs(op: Op, compute: str, target: Target) -> tuple[tuple[Widening, ...],
     ):
         return (), f"{target.name}'s {short(compute)} matrix unit flushes subnormal numbers, which {_pair(op)} needs"
     return proofs, None
+
+
+def _scales_within(op: Op, target: Target) -> tuple[str, str]:
+    """Formats of scales that kernels multiply into weights and activations before the product; empty for none."""
+    both = op.weights, op.activations
+    if not target.is_gpu or any(spec is None or spec.scale is None for spec in both):
+        return "", ""
+    of_w, of_a = (spec.scale.element if spec is not None and spec.scale is not None else "" for spec in both)
+    return of_w, of_a
 
 
 def _changed(op: Op, compute: str) -> str:
@@ -281,7 +295,7 @@ def _large_notes(large: Variant | None) -> tuple[str, ...]:
 def _decode_how(op: Op, target: Target, kernel: Kernel) -> str:
     """How one token is multiplied, which reads the weights once and is bound by memory."""
     shown = f" ({', '.join(kernel.shows)})".replace("\\", "") if kernel.shows else ""  # mnemonics are expressions
-    unit = target.unit(op.w, op.a)
+    unit = target.unit(op.w, op.a, op.scales)
     if kernel.compute == NATIVE and unit is not None and kernel.shows and unit.instruction not in kernel.shows[0]:
         return f"{_pair(op)}, widened by the compiler for a few tokens{shown}"
     if kernel.compute in (NATIVE, op.w):
@@ -316,7 +330,7 @@ def _format_notes(op: Op, target: Target) -> tuple[str, ...]:
             notes.append(
                 "no bfloat16 instructions: values are widened to f32 and results rounded by integer arithmetic"
             )
-    if op.activations is not None and op.activations.group and target.unit("e2m1", "e2m1") is None:
+    if op.activations is not None and op.activations.group and op.activations.scale is None:
         if target.hardware_unit("e2m1", "e2m1") is not None:
             notes.append("scales are applied outside the matrix unit, whose own would round them to powers of two")
     return tuple(notes)

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from isobit.errors import UsageError
-from isobit.formats.schemes import WeightSpec
-from isobit.kernels.gpu import alike_tiles
+from isobit.formats.scales import UNDER_ONE
+from isobit.formats.schemes import ActSpec, WeightSpec
+from isobit.kernels.gpu import alike_tiles, micro_tiles
 from isobit.kernels.gpu.compile.request import specialize
-from isobit.kernels.gpu.configure import Call, configure, finishes, rounding
+from isobit.kernels.gpu.configure import POINTERS, Call, configure, finishes, rounding
 from isobit.kernels.gpu.expert_tiles import MIDDLE
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.lane_tiles import WIDE_ROWS
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS, LayerRow
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.micro_tiles import SCALED_GROUPS
 from isobit.kernels.gpu.rows import VARIANTS
 from isobit.kernels.gpu.selection import not_of_experts
 from isobit.kernels.gpu.tiles import BLOCK, FEW, LARGE, NARROW, SOME, SOME_MORE, SOME_MOST, Config
@@ -58,6 +60,8 @@ def claims_of(variant: Row, target: Target) -> list[Claim]:
         operand, configs = variant.multiplies, variant.configurations(target)
     else:
         operand, configs = _COMPUTE.get(variant.compute, variant.weights), configurations(variant, target)
+        if variant.compute == "native" and variant.scales:
+            operand = f"{variant.weights} {variant.scales[0][0]}"
     promised = [(config, variant.promises) for config in configs]
     if isinstance(variant, Variant) and variant.family == "few":
         native = shows_unit(str(variant.weights)) if variant.compute == "native" else variant.promises
@@ -79,6 +83,9 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
     """What is launched of a row on a target for usual weights, as ``kernels/gpu`` configures it."""
     machine = Machine.imagined(target)
     usual = "bfloat16" if has_bf16(target) is None else "float16"  # what plans give activations there
+    if row.way == "rounding" and row.scales:
+        yield from _rounding_of_groups(row, usual, target)
+        return
     if row.way == "rounding":
         wide = ("*fp16",) if flushes_small_codes(target) else ("*fp16", "*bf16")  # why it does not need them, or None
         statics = (False, True) if row.activations == "e4m3fn" and row.granularity is None else (False,)
@@ -101,6 +108,15 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
     if row.way != "prepare" and not_of_experts(row) is None:
         for call in _calls_of_experts(row, dtypes[0], target):
             yield configure(row, call, machine)
+
+
+def _rounding_of_groups(row: Variant, usual: str, target: Target) -> Iterator[Config]:
+    """The rounding under scales of few bits: to numbers in the order that kernels of e2m1 want, or to codes."""
+    assert row.activations is not None and row.group is not None
+    spec = ActSpec(row.activations, "group", row.group, scale=row.scales[0][1])
+    config, pointer = row.config(target), POINTERS[usual]
+    unit = int(config.constexprs["UNIT"] or 0)
+    yield micro_tiles.rounded(config, spec, pointer, pointer if row.wide else config.signature["codes"], unit)
 
 
 def for_any_number(row: Variant, target: Target) -> Iterator[Config]:
@@ -146,6 +162,12 @@ def _weight(row: Variant, rows: int, target: Target) -> Matrix:
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "block", block=(BLOCK, BLOCK)))
     if row.granularity == "row":
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "channel"))
+    if row.scales:
+        scale, of_inputs = row.scales[0]
+        stored = UNDER_ONE if scale == UNDER_ONE.element else of_inputs
+        return Matrix(
+            rows, _INPUTS, WeightSpec(row.weights, "group", SCALED_GROUPS[scale], scale=stored), scale="uint8"
+        )
     if row.way == "matrix" and not row.layout.units:  # 8-bit codes in groups
         return Matrix(rows, _INPUTS, WeightSpec(row.weights, "group", 32))
     group = _GROUPS.get(row.weights, 32 if row.way == "stream" and has_halves(target) else BLOCK)

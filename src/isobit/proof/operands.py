@@ -17,6 +17,13 @@ _AMD = {
 _SPELLED = {
     "HMMA": _NVIDIA_16, "HGMMA": _NVIDIA_16, "QMMA": _NVIDIA_8, "QGMMA": _NVIDIA_8, "IMMA": _NVIDIA_INT,
     "IGMMA": _NVIDIA_INT, "v_mfma": _AMD, "v_wmma": _AMD,
+    # Block-scaled units, by the format of codes and that of scales.
+    "QMMA.SF": {"e4m3fn e8m0": r"\.\w+\.F32\.E4M3\.E4M3\.E8$"},
+    "OMMA.SF": {
+        "e2m1 e8m0": r"\.\w+\.F32\.E2M1\.E2M1\.E8$", "e2m1 e4m3fn": r"\.\w+\.F32\.E2M1\.E2M1\.UE4M3\.4X$",
+    },
+    "UTCOMMA": {"e2m1 e8m0": r"(?!.*4X)", "e2m1 e4m3fn": r".*\.4X"},
+    "v_mfma_scale": dict.fromkeys(("e4m3fn e8m0", "e2m1 e8m0"), r"_f32_\d+x\d+x\d+_f8f6f4"),
 }  # fmt: skip
 
 
@@ -25,6 +32,6 @@ def precise(promise: str, operand: str | None) -> str:
 
     Args:
         promise: a mnemonic family, as rows of targets have them, or any other regular expression, which is returned.
-        operand: format of the operands of the product.
+        operand: format of the operands of the product; with that of their scales where the unit applies those.
     """
     return promise + _SPELLED.get(promise, {}).get(operand or "", "")

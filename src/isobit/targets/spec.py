@@ -6,6 +6,7 @@ on its board. Number formats are spelled as in ``isobit.formats`` (``e4m3fn``), 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,7 @@ class MatrixUnit:
         flushes_subnormals: whether subnormal operands count as zero.
         unreachable: why none of our kernels can use it although the hardware has it; empty when they can.
         note: what a user of it should know.
+        scales: element format of scales of groups of both operands that it applies itself; empty where it has none.
     """
 
     a: str
@@ -50,6 +52,7 @@ class MatrixUnit:
     flushes_subnormals: bool = False
     unreachable: str = ""
     note: str = ""
+    scales: str = ""
 
     @property
     def promote_every(self) -> int | None:
@@ -86,13 +89,21 @@ class Target:
     source: str
     notes: tuple[str, ...] = ()
 
-    def unit(self, a: str, b: str) -> MatrixUnit | None:
-        """The matrix unit for operands of ``a`` and ``b`` that our kernels can use, if there is one."""
-        return next((row for row in self.matrix if (row.a, row.b) == (a, b) and not row.unreachable), None)
+    def unit(self, a: str, b: str, scales: str = "") -> MatrixUnit | None:
+        """The matrix unit for operands of ``a`` and ``b`` that our kernels can use, if there is one.
 
-    def hardware_unit(self, a: str, b: str) -> MatrixUnit | None:
+        Args:
+            a, b: their formats.
+            scales: the format of scales of groups that it is to apply; empty for a plain product.
+        """
+        return next((row for row in self._units(a, b, scales) if not row.unreachable), None)
+
+    def hardware_unit(self, a: str, b: str, scales: str = "") -> MatrixUnit | None:
         """The matrix unit for operands of ``a`` and ``b``, whether or not our kernels can use it."""
-        return self.unit(a, b) or next((row for row in self.matrix if (row.a, row.b) == (a, b)), None)
+        return self.unit(a, b, scales) or next(self._units(a, b, scales), None)
+
+    def _units(self, a: str, b: str, scales: str) -> Iterator[MatrixUnit]:
+        return (row for row in self.matrix if (row.a, row.b, row.scales) == (a, b, scales))
 
     def converts(self, a: str, b: str) -> bool:
         """Whether one instruction converts ``a`` to ``b``."""

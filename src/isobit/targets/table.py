@@ -43,6 +43,18 @@ def _same(
     )
 
 
+_NOT_MEASURED = "what block-scaled products keep of their sums was not measured on a card"
+
+
+def _scaled(float8: str, float4: str, *, nv: bool = True, sum_bits: int = FLOAT32_MANTISSA) -> tuple[MatrixUnit, ...]:
+    """A unit that applies scales of groups itself: MX, and with ``nv`` NVFP4."""
+    rows = [("e4m3fn", "e8m0", float8), ("e2m1", "e8m0", float4), *([("e2m1", "e4m3fn", float4)] if nv else [])]
+    return tuple(
+        MatrixUnit(element, element, "float32", name, sum_bits, note=_NOT_MEASURED, scales=scales)
+        for element, scales, name in rows
+    )
+
+
 def _int(format: str, instruction: str, unreachable: str = "") -> MatrixUnit:
     return MatrixUnit(format, format, "int32", instruction, unreachable=unreachable)
 
@@ -66,11 +78,13 @@ _TCGEN = (
     *_same(_HALVES, "UTCHMMA"),
     *_all_pairs(_FP8, "UTCQMMA"),
     *_same(_NARROW, "UTCQMMA", unreachable=_NO_FP4_DOT),
+    *_scaled("UTCQMMA", "UTCOMMA"),
 )
 _GEFORCE_BLACKWELL = (
     *_same(_HALVES, "HMMA"),
     *_all_pairs(_FP8, "QMMA", _FP8_SUM_BITS),
     *_same(_NARROW, "QMMA", unreachable=_NO_FP4_DOT),
+    *_scaled("QMMA.SF", "OMMA.SF", sum_bits=_FP8_SUM_BITS),
     _int("int8", "IMMA"),
 )
 _ADA_CONVERSIONS = _both_ways(_FP8, "float16")
@@ -192,6 +206,7 @@ _ROWS = (
         "gfx950", "CDNA 4", 64,
         (
             *_MFMA_HALVES, *_all_pairs(_FP8, "v_mfma"), *_same(_NARROW, "v_mfma", unreachable=_NO_FP4_DOT),
+            *_scaled("v_mfma_scale", "v_mfma_scale", nv=False),
             _int("int8", "v_mfma"),
         ),
         _both_ways(_FP8, "float16", "bfloat16", "float32"), 160,

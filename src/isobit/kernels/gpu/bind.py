@@ -58,8 +58,10 @@ def bind(
         Unsupported: no kernel takes these formats on the target; has every reason.
         FormatError: shapes, dtypes or devices do not fit together.
     """
-    check_linear(weight, activations, input_scale, bias)
     spec = weight.spec if isinstance(weight, QTensor) else None
+    check_linear(
+        weight, activations, input_scale, bias, as_stored=activations is not None and activations.scale is not None
+    )
     reason = selection.unsupported(spec, activations) or narrow_block(spec, int(weight.shape[1]))
     if reason:
         raise Unsupported(f"a linear with {spec or 'plain'} weights and {activations or 'plain'} activations", [reason])

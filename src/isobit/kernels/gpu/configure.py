@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.gpu import alike_tiles, group_tiles, lane_tiles
+from isobit.kernels.gpu import alike_tiles, group_tiles, lane_tiles, micro_tiles
 from isobit.kernels.gpu.before_tiles import by_instructions, whole_token
 from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
@@ -131,7 +131,7 @@ def _deepest(config: Config, machine: Machine) -> int:
     """Stages of the pipeline that fit the shared memory of a multiprocessor in tiles of other sizes than the row's."""
     constants = config.constexprs
     step = int(constants.get("BLOCK_K") or constants.get("UNIT") or 128)
-    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
+    bits = 4 if "UNIT" in constants or constants.get("ELEMENT") == "e2m1" else 8 * _SIZES.get(config.signature["w"], 1)
     bytes_x = _SIZES.get(config.signature["x"], 1)
     stage = step * (int(constants["BLOCK_N"] or 1) * bits // 8 + int(constants["BLOCK_M"] or 1) * bytes_x)
     return max(1, min(config.num_stages, machine.shared_memory // stage))
@@ -178,6 +178,11 @@ def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[
         constants |= {"AFTER": call.after, "EXPERTS": call.experts, "SHARE": call.share}
     if "UNIT" in known:
         constants |= {"UNIT": unit(row, matrix, machine.target), "GROUP": matrix.group}
+    elif row.scales and matrix.spec is not None and matrix.spec.scale is not None:
+        constants |= micro_tiles.of_weight(
+            matrix.spec.element, matrix.spec.scale.element, matrix.k, matrix.group, machine.target,
+            scaled=row.compute == "native",
+        )  # fmt: skip
     elif row.way == "matrix" and row.granularity == "group" and not row.layout.units:
         constants |= group_tiles.steps(matrix.group)
     if "HAS_ZERO" in known:
@@ -197,7 +202,8 @@ def _types(row: Variant, call: Call, config: Config) -> dict[str, str]:
         types["w"] = row.operand
     elif row.weights == "float" and row.layout.per_word == 1:
         types["w"] = POINTERS[call.dtype]
-    types["scale"] = POINTERS[call.matrix.scale] if row.granularity == "group" and not row.widen else "*fp32"
+    floats = row.granularity == "group" and not row.widen and not row.scales
+    types["scale"] = POINTERS[call.matrix.scale] if floats else "*fp32"
     return types
 
 
@@ -224,7 +230,7 @@ def _at_once(config: Config, machine: Machine) -> int:
     """Programs that a machine runs at once, as far as shared memory decides; of few tokens, in the narrowest tiles."""
     constants = config.constexprs
     n, m = int(constants["BLOCK_N"] or 1), int(constants["BLOCK_M"] or 1)
-    bits = 4 if "UNIT" in constants else 8 * _SIZES.get(config.signature["w"], 1)
+    bits = 4 if "UNIT" in constants or constants.get("ELEMENT") == "e2m1" else 8 * _SIZES.get(config.signature["w"], 1)
     columns = m if m > FEW and constants.get("SPLIT_K") == 1 else NARROW
     stage = _step(config) * (n * bits // 8 + columns * _SIZES.get(config.signature["x"], 1))
     return max(1, machine.shared_memory // (stage * config.num_stages)) * machine.multiprocessors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.formats.schemes import WeightSpec
-from isobit.kernels.gpu import group_tiles
+from isobit.kernels.gpu import group_tiles, micro_tiles
 from isobit.kernels.gpu.lane_tiles import LANE_WORDS
 from isobit.kernels.gpu.tiles import unit_of_nibbles
 from isobit.kernels.gpu.variant import Variant
@@ -66,6 +66,9 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
         return f"groups of {matrix.group} do not make up its units of K = {matrix.k}"
     if row.widen and row.layout.units and not matrix.foldable:
         return "codes times scales are not all float16 numbers"
+    if row.scales:
+        scaled = row.compute == "native"
+        return micro_tiles.misfit(str(row.weights), matrix.k, matrix.group, target, scaled=scaled)
     if row.way == "matrix" and row.granularity == "group" and not row.layout.units and not row.widen:
         return group_tiles.misfit(matrix.group)
     if row.way == "lanes":

@@ -53,6 +53,7 @@ class Held:
         self.device = weight.codes.device if isinstance(weight, QTensor) else weight.device
         self.imagined = imagined
         self._folding: tuple[Tensor | None] | None = None
+        self._above: Tensor | None = None
         scale = str(weight.scale.dtype).removeprefix("torch.") if isinstance(weight, QTensor) else "float32"
         self._matrix = fits.Matrix(
             self.n, self.k, self.spec, bias=self.bias is not None, library=library.problems(self.device),
@@ -84,6 +85,13 @@ class Held:
             assert self.operands is not None
             self._folding = (layouts.folding_scales(self.operands.per_row(self.operands.scale)),)
         return self._folding[0]
+
+    def above(self) -> Tensor:
+        """float32 ``[N]``: the numbers above scales that are codes, those of the weight and of its inputs in one."""
+        if self._above is None:
+            assert self.operands is not None
+            self._above = layouts.above(self.operands.stored(), self.activations, self.input_scale)
+        return self._above
 
     def unit(self, row: Variant | None, target: Target) -> int | None:
         """Codes of one step of a kernel of nibbles; None where none fits, and for all other kernels."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from isobit.formats.pack import code_dtype, pack, unpack, words_per_row
 from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec
 from isobit.formats.spec import Element
 
 _ROWS_AT_ONCE = 1 << 22  # codes unpacked at a time, so that the temporaries stay small
@@ -19,6 +20,17 @@ def row_scales(weight: QTensor) -> Tensor:
     """Scales of tensor or channel granularity as float32 ``[N]``."""
     scale = weight.scale.float().reshape(-1)
     return scale.expand(weight.shape[0]).contiguous()
+
+
+def above(weight: QTensor, activations: ActSpec | None, input_scale: Tensor | None) -> Tensor:
+    """What stands above the scales of a weight's groups and of its inputs', as one: float32 ``[N]``, rounded once."""
+    found = torch.ones(weight.shape[0], dtype=torch.float64, device=weight.codes.device)
+    if weight.over is not None and weight.spec.scale is not None:
+        over = weight.over.double().reshape(-1)
+        found = found * over if weight.spec.scale.over == "multiplies" else found / over
+    if input_scale is not None and activations is not None and activations.scale is not None:
+        found = found / input_scale.double()
+    return found.float()
 
 
 def poisoned_bias(weight: QTensor, bias: Tensor | None) -> Tensor | None:

@@ -326,7 +326,8 @@ def _by_turns(gate: Grouped, up: Grouped) -> Grouped | None:
         parts = [_mixed(a, b) for a, b in ((one.codes, two.codes), (one.scale, two.scale), (one.zero, two.zero))]
         codes, scale, zero = parts
         assert codes is not None and scale is not None
-        weight = QTensor(one.spec, (2 * one.shape[0], one.shape[1]), codes, scale, zero)
+        over = None if one.over is None or two.over is None else _mixed(one.over_of_rows(), two.over_of_rows())
+        weight = QTensor(one.spec, (2 * one.shape[0], one.shape[1]), codes, scale, zero, over)
     else:
         mixed = _mixed(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
         if mixed is None:

@@ -17,6 +17,7 @@ class Operands:
         codes: as stored, or words of interleaved nibbles.
         scale: as stored, or ``[groups, N]``.
         zero: likewise, or None.
+        over: as stored: what stands above scales that are codes; or None.
         unit: codes of a unit of interleaved nibbles; None for the order in which checkpoints store them.
         row_scale: float32: ``[N]`` of 8-bit formats with scales of tensors or channels; scales of blocks; else None.
     """
@@ -24,6 +25,7 @@ class Operands:
     def __init__(self, weight: QTensor) -> None:
         self.spec, self.shape, self.element = weight.spec, weight.shape, weight.element
         self.codes, self.scale, self.zero = weight.codes.contiguous(), weight.scale, weight.zero
+        self.over = weight.over
         self.unit: int | None = None
         self.row_scale: Tensor | None = None
         if weight.spec.granularity == "block":
@@ -39,7 +41,7 @@ class Operands:
     @property
     def nbytes(self) -> int:
         """Bytes of everything held."""
-        held = (self.codes, self.scale, self.zero, self.row_scale)
+        held = (self.codes, self.scale, self.zero, self.row_scale, self.over)
         return sum(part.numel() * part.element_size() for part in held if part is not None)
 
     def arrange(self, unit: int | None) -> bool:
@@ -63,7 +65,7 @@ class Operands:
     def stored(self) -> QTensor:
         """The weight as it was given; new tensors where another order is held."""
         if self.unit is None:
-            return QTensor(self.spec, self.shape, self.codes, self.scale, self.zero)
+            return QTensor(self.spec, self.shape, self.codes, self.scale, self.zero, self.over)
         codes = layouts.deinterleave_nibbles(self.codes, self.element, self.unit)
         scale, zero = (None if part is None else self._as_stored(part) for part in (self.scale, self.zero))
         assert scale is not None

@@ -101,6 +101,6 @@ def _row(spec: ActSpec, *, wide: bool) -> Variant:
     granularity = None if spec.group is None else "group"
     return next(
         row for row in VARIANTS
-        if row.way == "rounding" and (row.granularity, row.wide) == (granularity, wide)
+        if row.way == "rounding" and (row.granularity, row.wide) == (granularity, wide) and not row.scales
         and (granularity == "group" or row.activations == spec.element)
     )  # fmt: skip

@@ -14,6 +14,7 @@ from isobit.kernels.gpu.configure import Call, configure, finishes
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.micro_rounding import MicroRounding
 from isobit.kernels.gpu.operands import Operands
 from isobit.kernels.gpu.prepare import Narrowed, Widened
 from isobit.kernels.gpu.rounding import Rounding
@@ -139,6 +140,8 @@ def rounding_of(held: Held, row: Variant, machine: Machine) -> Rounding | None:
     """What rounds a weight's inputs for a row; None where they are not rounded."""
     if held.activations is None:
         return None
+    if held.activations.scale is not None:
+        return MicroRounding(held.activations, held.input_scale, row, held.k, machine)
     return Rounding(held.activations, held.input_scale, row.operand, machine)
 
 
@@ -162,6 +165,10 @@ def weight_arguments(held: Held, row: Variant, call: Call, machine: Machine) -> 
         zero = scale if operands.zero is None else operands.per_row(operands.zero).contiguous()
         strides = {"stride_w": operands.codes.shape[1], "stride_scale": scale.shape[1]}
         return arguments | {"w": operands.codes, "scale": scale, "zero": zero} | strides
+    if row.scales:
+        narrow = row.compute == "native" or operands.element.bits == 8
+        codes = operands.codes.view(torch.uint8 if narrow else torch.int16)
+        return arguments | {"w": codes, "groups": operands.scale.contiguous(), "scale": held.above()}
     if row.granularity == "group":
         if row.widen:
             return arguments | {"scale": held.folding()}

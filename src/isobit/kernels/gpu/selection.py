@@ -17,7 +17,9 @@ def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str 
         return None if activations is None else "activations are rounded only together with weights"
     row = element(weights.element)
     if weights.scale is not None:
-        return f"GPU kernels read scales as floats, not as {weights.scale.element}"
+        return _unsupported_scales(weights, activations)
+    if activations is not None and activations.scale is not None:
+        return f"no GPU kernel rounds activations under scales in {activations.scale} for weights under others"
     if row.bits == 8 and row.name not in ("e4m3fn", "e5m2", "int8"):
         return f"no GPU kernel has {row.name} weights"
     if row.bits < 8 and row.kind == "float" and row.name != "e2m1":
@@ -39,6 +41,26 @@ def unsupported(weights: WeightSpec | None, activations: ActSpec | None) -> str 
     if activations.element != row.name:
         return f"no GPU kernel multiplies {row.name} by {activations.element}"
     return f"activations in groups with weights by {weights.granularity}" if activations.group is not None else None
+
+
+def _unsupported_scales(weights: WeightSpec, activations: ActSpec | None) -> str | None:
+    """The same of weights whose scales are codes: kernels read those beside activations under such alone."""
+    assert weights.scale is not None
+    if activations is None or activations.scale is None:
+        return f"GPU kernels read scales as floats, not as {weights.scale.element}"
+    pair = weights.element, activations.element, (weights.scale.element, activations.scale)
+    if weights.granularity != "group" or not any(
+        (row.weights, row.activations) == pair[:2] and pair[2] in row.scales for row in VARIANTS
+    ):
+        return (
+            f"no GPU kernel multiplies {weights.element} weights under scales in {weights.scale} by"
+            f" {activations.element} activations under scales in {activations.scale}"
+        )
+    assert weights.group is not None and activations.group is not None
+    group = activations.group
+    if weights.group % group or group & (group - 1):
+        return f"groups of {group} activations beside {weights.group} weights"
+    return None
 
 
 def sizes() -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from isobit.formats.scales import ScaleSpec
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.formats.table import ELEMENTS
 from isobit.kernels.gpu import lane_tiles
@@ -71,6 +72,9 @@ class Variant:
         widen: the ``prepare`` row that writes the weight into a workspace, as ``operand``; or None.
         wide: of a row that rounds: whether values of the codes leave, in 16 bits, and not the codes.
         narrow: the ``prepare`` row that turns bfloat16 activations into ``operand``; or None.
+        scales: of a row that reads scales of groups as codes: formats of those of weights, and of activations beside
+            them; of one that rounds to such, theirs; nothing where scales are floats.
+        group: weights, and activations, that share a scale, where it takes no other number of them.
     """
 
     name: str
@@ -94,6 +98,8 @@ class Variant:
     wide: bool = False
     widen: Variant | None = None
     narrow: Variant | None = None
+    scales: tuple[tuple[str, ScaleSpec], ...] = ()
+    group: int | None = None
 
     @property
     def library(self) -> bool:
@@ -114,7 +120,16 @@ class Variant:
             and self.weights == ("float" if weights is None else weights.element)
             and self.granularity == scales_by(weights)
             and self.activations == (None if activations is None else activations.element)
+            and self._takes_scales(weights, activations)
         )
+
+    def _takes_scales(self, weights: WeightSpec | None, activations: ActSpec | None) -> bool:
+        stored = None if weights is None else weights.scale
+        rounded = None if activations is None else activations.scale
+        if stored is None or rounded is None or weights is None or activations is None:
+            return not self.scales and stored is rounded is None
+        alike = self.group is None or self.group == weights.group == activations.group
+        return alike and (stored.element, rounded) in self.scales
 
 
 def scales_by(weights: WeightSpec | None) -> Granularity | None:
@@ -152,6 +167,33 @@ def has_unit(dtype: str) -> Requires:
             return reason
         hardware = target.hardware_unit(dtype, dtype)
         return hardware.unreachable if hardware else f"{target.name} has no matrix unit for {dtype}"
+
+    return requires
+
+
+def has_bf16_for_powers(target: Target) -> str | None:
+    """Codes times powers of two: float16 ends before they do."""
+    reason = has_bf16(target)
+    return (
+        f"{reason}, and float16 ends at 65504: activations from 57344 on are 65536 under powers of two"
+        if reason
+        else None
+    )
+
+
+def lacks_bf16(target: Target) -> str | None:
+    """For what float16 holds as well."""
+    return compiles(target) or ("bfloat16 holds every value" if has_bf16(target) is None else None)
+
+
+def has_scaled_unit(element: str, scales: str) -> Requires:
+    """A matrix unit that applies the scales of groups of both operands itself."""
+
+    def requires(target: Target) -> str | None:
+        reason = compiles(target)
+        if reason or target.unit(element, element, scales):
+            return reason
+        return f"{target.name} has no matrix unit for {element} under scales in {scales}"
 
     return requires
 
@@ -213,9 +255,9 @@ def widens_first(dtype: str) -> Requires:
     return requires
 
 
-def shows_unit(dtype: str) -> Callable[[Target], tuple[str, ...]]:
+def shows_unit(dtype: str, scales: str = "") -> Callable[[Target], tuple[str, ...]]:
     def promises(target: Target) -> tuple[str, ...]:
-        unit = target.unit(dtype, dtype)
+        unit = target.unit(dtype, dtype, scales)
         return (unit.instruction,) if unit else ()
 
     return promises

@@ -1,0 +1,35 @@
+"""Codes under few-bit scales (MX, NVFP4) on the GPU kernels in Triton's interpreter, in processes of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton")
+from test_experts_interpreter import printed
+
+# Roundings and codes are bits; of a whole mixture: float16 between its parts.
+LIMITS = {"rounding": 0.0, "linear": 1e-6, "codes": 0.0, "experts": 1e-6, "whole": 1e-2}
+
+
+def failures(results: dict[str, float], kind: str) -> dict[str, float]:
+    chosen = {name: error for name, error in results.items() if name.startswith(kind)}
+    assert len(chosen) >= 3
+    return {name: error for name, error in chosen.items() if not error <= LIMITS[kind]}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, float]:
+    return dict(printed("interpreter_micro.py", "roundings", "linears", "codes", "mixed"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LIMITS)
+def test_they_are_rounded_and_multiplied_by_the_law(kind: str, results: dict[str, float]) -> None:
+    assert not failures(results, kind)
+    rows = {word for name in results for word in name.split() if word.startswith(("few-", "many-"))}
+    assert {"many-mxfp4-native", "many-mxfp8-native", "many-nvfp4-native", "few-nvfp4-f16"} <= rows
+
+
+def test_a_slice_of_that() -> None:
+    found = dict(printed("interpreter_micro.py", "thin"))
+    assert not failures(found, "rounding") and not failures(found, "linear")
