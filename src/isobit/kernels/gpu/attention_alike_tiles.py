@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from isobit.kernels.gpu import layer_tiles as tiles
+from isobit.kernels.gpu.grouped_tiles import without_groups
 from isobit.kernels.gpu.layer_tiles import AttentionShape
 from isobit.kernels.gpu.tiles import Config, is_cuda
 from isobit.targets.spec import Target
@@ -94,4 +95,4 @@ def attention_alike_merge(shape: AttentionShape, target: Target) -> Config:
         "HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "WINDOW", "CHUNK", "SINKS", "OVERLAP",
     )  # fmt: skip
     constants = {name: few.constexprs[name] for name in wanted} | {"AT_ONCE": _AT_ONCE}
-    return Config(few.signature, constants, 1, 1, divisible=())
+    return Config(without_groups(few.signature), constants, 1, 1, divisible=())

@@ -37,6 +37,11 @@ def groups_of(element: str, *names: str) -> Groups:
     return Groups({}, dict.fromkeys(names))
 
 
+def without_groups(signature: Mapping[str, str]) -> Mapping[str, str]:
+    """A signature of kernels that read no keys: one for caches of all codes."""
+    return {name: kind for name, kind in signature.items() if not name.endswith("_groups")}
+
+
 def unread(kv: str, dim: int, target: Target) -> str | None:
     """Why the kernels do not keep keys and values so on a target, or None.
 

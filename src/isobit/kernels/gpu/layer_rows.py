@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from isobit.kernels.gpu import attention_alike_tiles as alike
-from isobit.kernels.gpu import choosing_tiles, latent_tiles, one_tiles, routing_tiles, row_tiles
+from isobit.kernels.gpu import choosing_tiles, grouped_rows, latent_tiles, one_tiles, routing_tiles, row_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
-from isobit.kernels.gpu.grouped_tiles import unread
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape
 from isobit.kernels.gpu.one_tiles import OneShape
@@ -52,11 +51,6 @@ class LayerRow:
 _MODULES = "isobit.kernels.gpu.triton"
 _ATTENTIONS = "few", "many", "one"
 _CODED: dict[str, tuple[str, ...]] = {"bfloat16": ("e4m3fn", "int8"), "float16": ("e5m2",), "float32": ()}
-# Caches whose groups share a scale: (format, numbers of a head).
-_GROUPED: dict[str, tuple[tuple[str, int], ...]] = {
-    "bfloat16": (("mxfp8", 128), ("mxfp4", 128), ("nvfp4", 128), ("mxfp4", 64), ("nvfp4", 256)),
-    "float16": (("mxfp4", 128),), "float32": (),
-}  # fmt: skip
 _FORMS: tuple[row_tiles.Form, ...] = ("apart", "words")
 _SMALL_TILES = {"HGMMA": "HMMA", "UTCHMMA": "HMMA"}  # a tile of 16 queries is too low for the units of warp groups
 
@@ -73,12 +67,6 @@ def _shapes(dtype: str) -> tuple[AttentionShape, ...]:
     return plain, *odd, sinks, AttentionShape(dtype, 40, 8, 128, chunk=True), *coded
 
 
-def _grouped(dtype: str, target: Target) -> tuple[AttentionShape, ...]:
-    """The same over caches whose groups share a scale, where those are kept."""
-    shapes = (AttentionShape(dtype, 32, 8, dim, element=kv) for kv, dim in _GROUPED[dtype])
-    return tuple(shape for shape in shapes if unread(shape.element, shape.dim, target) is None)
-
-
 def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
     if family == "one":
         return lambda target: (one_tiles.attention_one(shape, target) for shape in _of_one(dtype))
@@ -86,7 +74,7 @@ def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]
     if family == "many":
         shapes = tuple(replace(shape, fused=one_tiles.fuses(shape.heads, shape.kv_heads)) for shape in shapes)
         configure = tiles.attention_many
-    return lambda target: (configure(shape, target) for shape in (*shapes, *_grouped(dtype, target)))
+    return lambda target: (configure(shape, target) for shape in (*shapes, *grouped_rows.attentions(dtype, target)))
 
 
 def _of_one(dtype: str) -> Iterator[OneShape]:
@@ -145,9 +133,10 @@ def _alike_rows() -> Iterator[LayerRow]:
     def configurations(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]:
         shapes = _shapes(dtype) if family != "merge" else (*_shapes(dtype), *_shapes("float16"))
 
-        most = 0 if family == "merge" else 3  # which does not read keys
+        read = "" if family == "merge" else dtype  # which reads no keys
         return lambda target: (
-            _ALIKE[family](replace(shape, alike=True), target) for shape in (*shapes, *_grouped(dtype, target)[:most])
+            _ALIKE[family](replace(shape, alike=True), target)
+            for shape in (*shapes, *grouped_rows.formats(read, target))
         )
 
     for family in _ALIKE:
@@ -199,9 +188,8 @@ def _rare_ropes(target: Target) -> Iterator[Config]:
     """Llama 4's two kinds of layers, GLM-4's rotation, Hunyuan's norms, MiniMax-M2's rotation and norms; and any layer
     over a cache whose groups share a scale."""
     plain = RopeShape(_usual(target), 32, 8, 128, late=True)
-    for kv in dict.fromkeys(kv for kv, _ in _GROUPED["bfloat16"]):
-        if unread(kv, plain.dim, target) is None:
-            yield tiles.rope_append_any(RareRope(replace(plain, element=kv), "head", 128), target)
+    for rare in grouped_rows.ropes(target):
+        yield tiles.rope_append_any(rare, target)
     for element in ("", "e4m3fn"):
         shape = replace(plain, element=element)
         yield tiles.rope_append_any(RareRope(shape, "none", 0, scaled=True), target)
@@ -341,9 +329,9 @@ def _of_experts() -> Iterator[LayerRow]:
 
 def _latents(dtype: str, target: Target) -> Iterator[LatentShape]:
     """Latent attention of DeepSeek V2-Lite and V3; and caches of codes, each format once."""
-    grouped = dict.fromkeys(kv for kv, _ in _GROUPED[dtype] if unread(kv, 512, target) is None)
-    for element in ("", *_CODED[dtype], *grouped):
+    for element in ("", *_CODED[dtype]):
         yield LatentShape(dtype, 16, element=element, late=True)
+    yield from grouped_rows.latents(dtype, target)
     if dtype == "bfloat16":
         yield LatentShape(dtype, 128)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from isobit.kernels.gpu.before_tiles import by_instructions
-from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of
+from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of, without_groups
 from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
@@ -177,7 +177,8 @@ def attention_merge(shape: AttentionShape, target: Target) -> Config:
         "HEADS", "KV_HEADS", "DIM", "WIDTH", "NEW", "BLOCK_N", "PART", "ONE", "MOST", "WINDOW", "CHUNK", "SINKS",
         "OVERLAP",
     )  # fmt: skip
-    return Config(few.signature, {name: few.constexprs[name] for name in wanted}, 4, 1, divisible=())
+    signature = without_groups(few.signature)
+    return Config(signature, {name: few.constexprs[name] for name in wanted}, 4, 1, divisible=())
 
 
 def _few_tile(shape: AttentionShape, target: Target, rows: int) -> _Tile:
