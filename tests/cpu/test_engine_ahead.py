@@ -64,7 +64,7 @@ class Device(ModelRunner):
         return super().run(Schedule(tuple(parts), schedule.block, schedule.preempted))
 
     def record(self) -> None:
-        raise AssertionError("a cache that grows is not prepared for")
+        raise AssertionError("nobody asks for that here")
 
     def start(self, schedule: Schedule, choosers: Sequence[Chooser]) -> Waiting:
         unread = [int(part.tokens[-1] == UNKNOWN) for part in schedule.parts if part.chooses]

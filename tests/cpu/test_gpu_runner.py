@@ -89,7 +89,11 @@ def test_answers_are_those_of_the_plain_runner(
     wanted = plain.generate(given, params)
     llm = LLM(model, tokenizer, GpuRunner(model, options["sequences"]), **options)  # type: ignore[arg-type]
     llm.prepare()
+    blocks = llm.engine.pool.count
+    # A cache that grows has room for the longest of all sequences: it stays where it is.
+    assert blocks == (5 if "cache_tokens" in options else options["sequences"] * (512 // BLOCK + 1))
     found = llm.generate(given, params)
+    assert llm.engine.pool.count == blocks and llm.engine._runner._held().moves == 0  # type: ignore[attr-defined]
     assert max(llm.engine._runner._prompts()._seen.values()) > 1  # type: ignore[attr-defined]
     for one, other in zip(found, wanted, strict=True):
         assert one.token_ids == other.token_ids and one.logprobs == other.logprobs

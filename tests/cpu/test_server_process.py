@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import httpx2
 import pytest
 from served import until
 
+from isobit.cli import serve
 from isobit.cli.main import main
+from isobit.errors import CapacityError
 
 SERVE = [sys.executable, "-m", "isobit", "serve", "bundled", "--port", "0"]
 
@@ -88,3 +91,18 @@ def test_a_missing_extra_is_an_instruction(capsys, monkeypatch):
     assert main(["serve", "bundled"]) == 2
     err = capsys.readouterr().err
     assert "no_such_module is not installed" in err and "pip install 'isobit[serve]'" in err
+
+
+@pytest.mark.parametrize("given", [{}, {"memory": "3GiB"}, {"cache_tokens": 64}], ids=str)
+def test_where_no_step_can_be_recorded_a_server_that_was_given_no_cache_starts(given, capsys):
+    def prepare():
+        raise CapacityError("memory does not suffice (of the test)")
+
+    args = SimpleNamespace(**{"memory": None, "cache_tokens": None} | given)
+    llm = SimpleNamespace(prepare=prepare)
+    if given:
+        with pytest.raises(CapacityError, match="of the test"):
+            serve._prepare(llm, args)
+        return
+    serve._prepare(llm, args)
+    assert "first requests take longer" in (said := capsys.readouterr().err) and "(of the test)" in said

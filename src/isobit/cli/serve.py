@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from isobit.cli import notes, slow_path, text_input
 from isobit.cli.parser import path
 from isobit.cli.sampling_options import add_model_argument
-from isobit.errors import CheckpointWarning, Unsupported, UsageError, printable
+from isobit.errors import CapacityError, CheckpointWarning, Unsupported, UsageError, printable
 
 if TYPE_CHECKING:
+    from isobit.engine.llm import LLM
     from isobit.media import Limits
     from isobit.server.settings import Settings
 
@@ -58,7 +59,10 @@ def register(subparsers: Any) -> None:
     access.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a web page elsewhere")
     size = parser.add_argument_group("how much")
     size.add_argument("--sequences", type=int, default=64, metavar="N", help="answers at once (default: 64)")
-    size.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of the key-value cache (default: grows)")
+    size.add_argument(
+        "--cache-tokens", type=int, metavar="N",
+        help="tokens of the key-value cache (default: grows; on a GPU up to half of the free memory at once)",
+    )  # fmt: skip
     size.add_argument("--no-prefix-cache", action="store_true", help="compute every prompt from its beginning")
     size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
     size.add_argument(
@@ -139,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
                 context=args.context,
                 batch_invariant=args.batch_invariant,
             )
-        llm.prepare()
+        _prepare(llm, args)
         notes.show((*llm.notes, *_unreachable(args, settings)))
         slow_path.warn(llm.model)
         about |= running.described(api.find(args.model, revision=args.revision))
@@ -168,10 +172,25 @@ def _serve_speech(args: argparse.Namespace, settings: Settings) -> int:
                 folder, dtype=args.dtype, device=args.device, kv_cache=args.kv_cache, memory=args.memory,
                 sequences=args.sequences,
             )  # fmt: skip
-        talker.llm.prepare()
+        _prepare(talker.llm, args)
         notes.show(talker.notes)
         about |= running.described(model)
         return running.serve(talker.llm, settings, about, sock, Speaking(talker, recordings))
+
+
+def _prepare(llm: LLM, args: argparse.Namespace) -> None:
+    """Records the steps of a GPU before the first request; where there is no memory for that, each when it comes.
+
+    Raises:
+        CapacityError: memory lacks for a cache that was asked for.
+    """
+    try:
+        llm.prepare()
+    except CapacityError as error:
+        if args.memory is not None or args.cache_tokens is not None:
+            raise
+        told = f"the first requests take longer, for their steps could not be recorded before them: {error}"
+        print(told, file=sys.stderr, flush=True)
 
 
 def _as_text(size: int) -> int:

@@ -19,7 +19,7 @@ import torch
 from isobit import arguments
 from isobit.engine import scoring
 from isobit.engine.asked import Asked, Output, Outputs, Voices
-from isobit.engine.blocks import BlockPool
+from isobit.engine.blocks import BlockPool, blocks_for
 from isobit.engine.constraint import Constraint
 from isobit.engine.course import Onward
 from isobit.engine.flight import Ahead, Flight, Known, Runner, Scores, Stopwatch
@@ -106,11 +106,22 @@ class Engine:
         return bool(self._inbox) or bool(self.scheduler.unfinished) or bool(self._flights)
 
     @torch.inference_mode()
-    def prepare(self) -> None:
-        """What the first steps would do when they come, where the cache is there and stays where it is."""
-        if self._ahead is not None and not self._grows:
-            with self._lock, shortages():
-                self._ahead.record()
+    def prepare(self, longest: int) -> None:
+        """What the first steps would do when they come, on a runner that works ahead.
+
+        A cache that grows gets room for as many requests of ``longest`` tokens as take part in a step, up to half of
+        the memory that is free: so it stays where it is, and what is recorded for it holds.
+
+        Raises:
+            CapacityError: memory does not suffice.
+        """
+        if self._ahead is None:
+            return
+        with self._lock, shortages():
+            if self._grows:
+                wanted = self.scheduler.sequences * (blocks_for(longest, self.pool.size) + 1)
+                self.pool.grow(max(self.pool.count, self._runner.reserve(1, wanted)))
+            self._ahead.record()
 
     @property
     def recorded(self) -> int:

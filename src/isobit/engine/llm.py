@@ -110,9 +110,13 @@ class LLM(Waiting):
     def prepare(self) -> None:
         """Does before the first prompt what its steps would do when they come: on a GPU records them, in seconds.
 
-        Nothing is recorded for a cache that grows with what is asked for: it moves, and what is recorded does not.
+        A cache that grows with what is asked for would move, and what is recorded does not: it takes what all prompts
+        of a step may need now, up to half of the memory that is free.
+
+        Raises:
+            CapacityError: memory does not suffice.
         """
-        self.engine.prepare()
+        self.engine.prepare(self.context_length)
 
     def media_prompt(
         self,
