@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
@@ -104,5 +105,9 @@ def test_where_no_step_can_be_recorded_a_server_that_was_given_no_cache_starts(g
         with pytest.raises(CapacityError, match="of the test"):
             serve._prepare(llm, args)
         return
-    serve._prepare(llm, args)
+    try:
+        serve._prepare(llm, args)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
     assert "first requests take longer" in (said := capsys.readouterr().err) and "(of the test)" in said

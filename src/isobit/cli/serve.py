@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -181,6 +182,8 @@ def _serve_speech(args: argparse.Namespace, settings: Settings) -> int:
 def _prepare(llm: LLM, args: argparse.Namespace) -> None:
     """Records the steps of a GPU before the first request; where there is no memory for that, each when it comes.
 
+    What is there by now stays: it is not looked through for garbage again, which stops all answers for 0.1 s and more.
+
     Raises:
         CapacityError: memory lacks for a cache that was asked for.
     """
@@ -191,6 +194,8 @@ def _prepare(llm: LLM, args: argparse.Namespace) -> None:
             raise
         told = f"the first requests take longer, for their steps could not be recorded before them: {error}"
         print(told, file=sys.stderr, flush=True)
+    gc.collect()
+    gc.freeze()
 
 
 def _as_text(size: int) -> int:
