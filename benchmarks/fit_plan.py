@@ -1,10 +1,12 @@
-"""Makes src/isobit/legalize/pace_rows.py of benchmarks/results/engine_decode.csv: how long whole steps take, by batch.
+"""Makes src/isobit/legalize/pace_rows.py: how long whole steps take, by batch, of benchmarks/results/engine_decode.csv,
+and what experts take, of gpu_experts.csv beside it (fit_mixtures.py).
 
-    python benchmarks/fit_plan.py            # writes the file, and prints how far plans are from what was measured
-    python benchmarks/fit_plan.py --check    # writes nothing; status 1 if a plan is more than a tenth off
+    python benchmarks/fit_plan.py            # writes the file
+    python benchmarks/fit_plan.py --check    # writes nothing; status 1 if a plan is far off: a tenth for most steps
 
 Of each format the rows of the latest date and commit count, in the GPU's own lowering. Afterwards the plans that tests
-and pages hold have to be made anew (docs/plan.md).
+and pages hold have to be made anew (docs/plan.md). Steps of mixtures are compared for the choices that their tokens
+made (expert_choices.csv), and beside that for choices by chance, which plans are made for.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import fit_mixtures
 from common import RESULTS
 from shapes import SHAPES
 
 from isobit.formats.schemes import scheme as scheme_named
+from isobit.legalize.mixtures import Around, Experts
 from isobit.legalize.pace import Pace
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.models.workload import workload
@@ -30,6 +34,7 @@ HEAD = '''"""How long whole steps take, by format and batch. Made by benchmarks/
 
 from __future__ import annotations
 
+from isobit.legalize.mixtures import Around, Experts
 from isobit.legalize.pace import Pace
 
 PACES: tuple[Pace, ...] = (
@@ -104,16 +109,18 @@ def fitted(steps: list[Step]) -> Pace:
     )  # fmt: skip
 
 
-def text(rows: list[Pace]) -> str:
+def text(rows: list[Pace], experts: tuple[Experts, ...], around: Around) -> str:
     """The file."""
-    lines = []
-    for row in rows:
-        lines += [
-            "    Pace(", f"        {row.vendors!r},", f"        {row.weights!r},", f"        {row.rounded!r},",
-            f"        {row.points!r},", f"        {row.attention!r},", f"        {row.measured_on!r},",
-            f"        {row.source!r},", "    ),",
-        ]  # fmt: skip
-    return HEAD + "\n".join(lines).replace("'", '"') + "\n)\n"
+    lines = [line for row in rows for line in written(row)]
+    lines += [")", "", "EXPERTS: tuple[Experts, ...] = (", *(line for row in experts for line in written(row)), ")", ""]
+    (first, *fields), last = (line.removeprefix("    ") for line in written(around)[:-1]), ")"
+    lines += [f"AROUND = {first}", *fields, last]
+    return HEAD + "\n".join(lines).replace("'", '"') + "\n"
+
+
+def written(row: Pace | Experts | Around) -> list[str]:
+    """A row as the file has it."""
+    return [f"    {type(row).__name__}(", *(f"        {value!r}," for value in astuple(row)), "    ),"]
 
 
 def apart(step: Step) -> float:
@@ -131,7 +138,8 @@ def main() -> int:
     steps = measured(args.csv)
     if not args.check:
         names = list(dict.fromkeys(one.scheme for one in steps))
-        ROWS.write_text(text([fitted([one for one in steps if one.scheme == name]) for name in names]))
+        paces = [fitted([one for one in steps if one.scheme == name]) for name in names]
+        ROWS.write_text(text(paces, *fit_mixtures.fitted()))
         print(f"{ROWS} is written; run this with --check")
         return 0
     worst = 1.0
@@ -141,6 +149,11 @@ def main() -> int:
         print(
             f"{one.scheme:<6} {one.batch:>4} x {one.context:<5} {1e3 * one.seconds:8.3f} ms  planned {ratio:.3f} of it"
         )
+    for mixed in fit_mixtures.measured():
+        ratio, chance = (fit_mixtures.apart(mixed, chance=by_chance) for by_chance in (False, True))
+        worst = max(worst, (max(ratio, 1 / ratio) - 1) / fit_mixtures.limit(mixed) * 0.1 + 1)
+        what = f"{mixed.batch:>4} x {mixed.context:<5} {1e3 * mixed.seconds:8.3f} ms{' of prompts' * mixed.prompt}"
+        print(f"{mixed.shape} {mixed.scheme:<5}{what}  planned {ratio:.3f} of it, by chance {chance:.3f}")
     return 0 if worst <= 1.1 else 1
 
 

@@ -9,7 +9,7 @@ and prompts; each beside its floor, the weights that a step reads over 4.5 TB/s.
 Weights are random and made on the device, so that nothing is read from a disk; each (shape, scheme) runs in this
 process, one after the other. Figures are medians, as `isobit bench` takes them. "all" is tokens of answers over
 the time of a run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a
-layer, where each token chooses A of E at random, as tokens of random weights nearly do.
+layer, where each token chooses A of E at random, as tokens of random weights do that have no mean (expert_choices.py).
 
 The peer is vLLM with dummy weights, 64 tokens in, 128 out (`--load-format dummy`), at the same batches.
 """
@@ -132,8 +132,15 @@ def floor_bytes(config: ModelConfig, row: Scheme, tokens: int) -> float:
 # ---------------------------------------------------------------------- a model made where it runs
 
 
-def random_weight(row: Scheme, outputs: int, inputs: int, where: Place) -> QTensor | torch.Tensor:
-    """Random codes without NaN, with scales that keep what comes out about as large as what goes in."""
+def random_weight(
+    row: Scheme, outputs: int, inputs: int, where: Place, *, centred: bool = True
+) -> QTensor | torch.Tensor:
+    """Random codes without NaN, with scales that keep what comes out about as large as what goes in.
+
+    Args:
+        centred: whether integers of four bits have no mean, without which tokens become alike from layer to layer, and
+            choose the same experts (expert_choices.py). The figures of int4 up to commit e499e69 are of such that had.
+    """
     device = where.tensors
     if row.weights is None:
         return torch.randn(outputs, inputs, device=device, dtype=torch.bfloat16) * inputs**-0.5
@@ -141,6 +148,8 @@ def random_weight(row: Scheme, outputs: int, inputs: int, where: Place) -> QTens
     if kind.bits < 8:
         shape, high = (outputs, words_per_row(inputs, kind)), 2**31 - 1
         codes = torch.randint(-high, high, shape, device=device, dtype=torch.int32)
+        if centred and kind.bits == 4 and kind.kind != "float":
+            codes |= _zeros(codes) << 3  # the lowest code, -8, has no counterpart: 0 takes its place
         largest = 2.0 ** (kind.bits - 1)
     elif kind.kind == "int":
         codes, largest = torch.randint(-127, 128, (outputs, inputs), device=device, dtype=torch.int8), 127.0
@@ -152,6 +161,12 @@ def random_weight(row: Scheme, outputs: int, inputs: int, where: Place) -> QTens
     scale = torch.full(shape, 2 / largest * inputs**-0.5, device=device, dtype=torch.bfloat16)
     zero = None if row.weights.symmetric else torch.full(shape, 8, device=device, dtype=torch.uint8)
     return QTensor(row.weights, (outputs, inputs), codes, scale, zero)
+
+
+def _zeros(words: torch.Tensor) -> torch.Tensor:
+    """The lowest bit of each nibble that is zero."""
+    held = words | (words >> 1)
+    return ~(held | (held >> 2)) & 0x11111111
 
 
 def model(config: ModelConfig, row: Scheme, where: Place, dtype: torch.dtype) -> Decoder:

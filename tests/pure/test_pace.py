@@ -10,6 +10,7 @@ import pytest
 from isobit.legalize.ops import Op
 from isobit.legalize.pace import EXPECTED, Pace, pace
 from isobit.legalize.pace_rows import PACES
+from isobit.targets.prefill import RECORDED, prompt_tokens
 from isobit.targets.table import target
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -24,7 +25,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> object:
     import fit_plan
 
     yield fit_plan
-    for name in ("fit_plan", "common", "shapes"):
+    for name in ("fit_plan", "fit_mixtures", "gpu_experts", "common", "shapes"):
         sys.modules.pop(name, None)
 
 
@@ -40,6 +41,24 @@ def test_rows_are_made_of_what_was_measured(fit: object) -> None:
     for row in PACES:
         assert any(step.where in row.source for step in steps), "run benchmarks/fit_plan.py"
         assert [batch for batch, _ in row.points] == sorted({batch for batch, _ in row.points})
+
+
+def test_plans_of_mixtures_are_near_measured_steps(fit: object) -> None:
+    mixed = fit.fit_mixtures  # type: ignore[attr-defined]
+    steps = mixed.measured()
+    assert {(step.shape, step.batch) for step in steps} >= {("qwen3-30b-a3b", 64), ("mixtral-8x7b", 8)}
+    for step in steps:
+        assert mixed.apart(step) == pytest.approx(1.0, abs=mixed.limit(step)), step
+        if step.scheme == "fp8" and not step.prompt:  # whose weights have no mean: tokens chose by chance
+            assert mixed.apart(step, chance=True) == pytest.approx(1.0, abs=0.05), step
+
+
+def test_prompts_are_read_together_in_steps_that_are_recorded() -> None:
+    pieces = pytest.importorskip("isobit.engine.pieces")
+    assert pieces.TOKENS[-1] == RECORDED
+    hopper, other = target("sm_90"), target("sm_86")
+    assert [prompt_tokens(hopper, 4096, due) for due in (64, 4096, 8191, 8192, 1 << 20)] == [64, 2048, 2048, 8192, 8192]
+    assert [prompt_tokens(other, 4096, due) for due in (64, 8192)] == [64, 2048]
 
 
 def test_between_points_and_beyond() -> None:

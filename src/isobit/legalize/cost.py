@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from isobit.formats.caches import kv_bytes
 from isobit.kernels.held import given
-from isobit.legalize.efficiency import ENGINES, LAUNCHES, efficiency
+from isobit.legalize.efficiency import ENGINES, LAUNCHES, Efficiency, efficiency
+from isobit.legalize.mixtures import Experts, nearest, tiles
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.pace import EXPECTED, pace
-from isobit.legalize.pace_rows import PACES
-from isobit.targets.prefill import prefill_chunk
+from isobit.legalize.pace_rows import AROUND, EXPERTS, PACES
+from isobit.targets.prefill import RECORDED, prompt_tokens
 from isobit.targets.spec import Board, Target
 
-_EXPERTS = (
-    "experts are taken to be as fast as other linears; on an H200, where mixtures were measured, batches and prompts"
-    " are up to 2.3 times as fast as plans say, one sequence down to 0.8 times (docs/plan.md)"
+_BY_CHANCE = (
+    "tokens are taken to choose their experts by themselves, each of them as likely as any other; those that choose"
+    " alike read fewer"
 )
+_AS_OTHERS = "experts are taken to be read as fast as other linears; that is not measured"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Cost:
         prefill: tokens per second of a prompt.
         kernels: as ``decode``, if linears and attention were all there is.
         attention, beside_attention: seconds of a step.
+        experts: those of them that experts take, with what chooses them, where they are not as other linears.
         pace, pace_attention: how many times as long as by bytes and operations alone these are said to take, since
             whole steps were measured so (:mod:`isobit.legalize.pace`).
         measured: whether every fraction used was measured on this target; else the figures are estimates.
@@ -48,6 +51,7 @@ class Cost:
     beside_attention: float = 0.0
     pace: float = 1.0
     pace_attention: float = 1.0
+    experts: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,28 @@ class Work:
     weight_bytes: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """An op's part of a step of decoding and of a step of a prompt.
+
+    Attributes:
+        op: which.
+        decode, prompt: seconds.
+        read: bytes in decoding.
+        operations: for a token of a prompt.
+        rows: the fractions that were used.
+        experts: whether it goes by :mod:`isobit.legalize.mixtures`.
+    """
+
+    op: Op
+    decode: float
+    prompt: float
+    read: float
+    operations: float
+    rows: tuple[Efficiency, ...]
+    experts: bool = False
+
+
 def cost(
     work: Iterable[Work], target: Target, board: Board, *, batch: int, context: int, layers: int, hidden: int
 ) -> Cost | None:
@@ -67,56 +93,88 @@ def cost(
     Args:
         work: what one token needs.
         target, board: what runs it.
-        batch: sequences decoded together.
+        batch: sequences decoded together, whose prompts are read together.
         context: tokens that each attends to.
         layers: of the model.
         hidden: width of the residual stream.
     """
     if board.bandwidth <= 0:
         return None
-    launch, engine = LAUNCHES[target.vendor], ENGINES[target.vendor]
-    prompt = min(context, prefill_chunk(target, hidden))
-    attention = linears = chunk = step_bytes = token_operations = 0.0
-    rows, rounded = set(), 0
-    work = list(work)
+    work = [item for item in work if item.op.kind != "embedding"]  # one row of a table costs next to nothing
+    engine, prompt = ENGINES[target.vendor], prompt_tokens(target, hidden, batch * context)
+    mixed = nearest(_widest(item for item in work if item.op.experts), target, EXPERTS) if _mixes(work) else None
+    parts = [_part(item, target, board, batch, context, prompt, mixed) for item in work]
+    attention = sum(part.decode for part in parts if part.op.kind == "attention")
+    linears = sum(part.decode for part in parts if part.op.kind != "attention" and not part.experts)
+    choosing = max((part.op.calls for part in parts if part.experts), default=0)  # layers
+    experts = sum(part.decode for part in parts if part.experts) + choosing * AROUND.at(batch)
     paced = pace(_widest(work), target, PACES)
-    for item in (item for item in work if item.op.kind != "embedding"):  # one row of a table costs next to nothing
-        op, lowering = item.op, item.lowering
-        reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
-        rows |= {reads, adds}
-        bandwidth, rate = board.bandwidth * reads.fraction, _rate(lowering, board) * adds.fraction
-        read = item.weight_bytes * op.read(batch) + _cache_bytes(op, batch * context)
-        operations = _operations(op, context)
-        launches = op.calls * launch.kernels * launch.seconds
-        seconds = max(read / bandwidth, _operations(op, 2 * context) * batch / rate) + launches
-        attention, linears = (
-            (attention + seconds, linears) if op.kind == "attention" else (attention, linears + seconds)
-        )
-        chunk += max(item.weight_bytes * op.read(prompt) / bandwidth, operations * prompt / rate) + launches
-        step_bytes += read
-        token_operations += operations
-        rounded += op.calls if op.activations is not None else 0
     slower = paced.at(batch)
-    decode = attention * paced.attention + linears * slower
+    decode = attention * paced.attention + linears * slower + experts
     step = decode + (engine.step + layers * engine.layer) * slower
-    beside = layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
-    whole = max(chunk + beside, layers * engine.python_layer + rounded * engine.python_rounding)
-    experts = any(item.op.experts for item in work)  # taken to be as fast as other linears
-    formats = [(item.op.weights, item.op.activations) for item in work]
-    converted = any(given(*pair, gpu=target.is_gpu) != pair for pair in formats)
-    guessed = experts or converted
-    measured = not (board.estimated or guessed) and all(
-        target.name in where for where in (engine.measured_on, *(row.measured_on for row in rows))
-    )
-    measured = measured and (paced is EXPECTED or target.name in paced.measured_on)
-    mixed = [_EXPERTS] if experts else []
-    if converted:
-        mixed.append("formats that are held as others are taken to be as fast as those; that is not measured")
-    sources = (*sorted(row.source for row in rows), *mixed, engine.source, *([paced.source] if paced.source else []))
+    whole = sum(part.prompt for part in parts) + choosing * AROUND.at(prompt)
+    whole += layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
+    whole += engine.prompt_step + engine.prompt_sequence * prompt / context
+    if not (target.is_gpu and prompt <= RECORDED):
+        rounded = sum(item.op.calls for item in work if item.op.activations is not None)
+        whole = max(whole, layers * engine.python_layer + rounded * engine.python_rounding)
+    rows = {row for part in parts for row in part.rows}
+    said, guessed = _assumed(work, target, batch, mixed)
+    where = [
+        engine.measured_on,
+        *(row.measured_on for row in rows),
+        *([] if paced is EXPECTED else [paced.measured_on]),
+    ]
+    measured = not (board.estimated or guessed) and all(target.name in names for names in where)
+    sources = (*sorted(row.source for row in rows), *said, engine.source, *([paced.source] if paced.source else []))
     return Cost(
-        batch / step, prompt / whole, batch / decode, measured, sources, step_bytes, token_operations,
-        attention * paced.attention, step - attention * paced.attention, slower, paced.attention,
+        batch / step, prompt / whole, batch / decode, measured, sources, sum(part.read for part in parts),
+        sum(part.operations for part in parts), attention * paced.attention, step - attention * paced.attention,
+        slower, paced.attention, experts,
     )  # fmt: skip
+
+
+def _part(
+    item: Work, target: Target, board: Board, batch: int, context: int, prompt: int, mixed: Experts | None
+) -> _Part:
+    """The part of one op."""
+    op, lowering, launch = item.op, item.lowering, LAUNCHES[target.vendor]
+    reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
+    read, operations = item.weight_bytes * op.read(batch) + _cache_bytes(op, batch * context), _operations(op, context)
+    if op.experts and mixed is not None:
+        decode, many = (
+            mixed.seconds(op, item.weight_bytes, tiles(count, op.experts, op.active), _rate(lowering, board), board)
+            for count in (batch, prompt)
+        )
+        return _Part(op, decode, many, read, operations, (), True)
+    bandwidth, rate = board.bandwidth * reads.fraction, _rate(lowering, board) * adds.fraction
+    launches = op.calls * launch.kernels * launch.seconds
+    decode = max(read / bandwidth, _operations(op, 2 * context) * batch / rate) + launches
+    many = max(item.weight_bytes * op.read(prompt) / bandwidth, operations * prompt / rate) + launches
+    return _Part(op, decode, many, read, operations, (reads, adds))
+
+
+def _mixes(work: Iterable[Work]) -> bool:
+    return any(item.op.experts for item in work)
+
+
+def _assumed(
+    work: Sequence[Work], target: Target, batch: int, mixed: Experts | None
+) -> tuple[list[str], bool]:  # fmt: skip
+    """What is assumed beside what was measured, or where experts were; and whether figures are guesses for it."""
+    said, guessed = [], False
+    if mixed is not None:
+        op = _widest(item for item in work if item.op.experts)
+        same = (mixed.weights, mixed.rounded) == (op.w, op.activations is not None)
+        guessed = not (same and target.name in mixed.measured_on and target.name in AROUND.measured_on) or batch > 1
+        said = [mixed.source, AROUND.source, *([_BY_CHANCE] if batch > 1 else [])]
+    elif _mixes(work):
+        said, guessed = [_AS_OTHERS], True
+    formats = [(item.op.weights, item.op.activations) for item in work]
+    if any(given(*pair, gpu=target.is_gpu) != pair for pair in formats):
+        said.append("formats that are held as others are taken to be as fast as those; that is not measured")
+        guessed = True
+    return said, guessed
 
 
 def _widest(work: Iterable[Work]) -> Op:

@@ -305,6 +305,8 @@ class Engine:
             written, at the memory's bandwidth.
         python_layer, python_rounding: seconds in which Python starts the kernels of a layer for a chunk of a prompt,
             and those more for each linear whose activations are rounded. The card works meanwhile: the longer counts.
+        prompt_step, prompt_sequence: seconds for each step of prompts, and for each prompt in it, until its first token
+            is there.
         measured_on: as in :class:`Efficiency`.
         source: which measurement.
     """
@@ -314,6 +316,8 @@ class Engine:
     prompt_rows: float = 0.0
     python_layer: float = 0.0
     python_rounding: float = 0.0
+    prompt_step: float = 0.0
+    prompt_sequence: float = 0.0
     measured_on: tuple[str, ...] = ()
     source: str = ""
 
@@ -325,11 +329,14 @@ _BESIDE = (
     "H200, Llama-2-7B, beside linears and attention: 0.2 ms a step, 1.6 us a layer and 32 tokens of a prompt"
     f" (benchmarks/results/gpu_generate.csv, commit {GPU_LAYERS_AT})"
 )
+# Prompts of 64 tokens, 1, 8 and 64 at once, take 1.2, 1.4 and 10 to 18 ms more than their kernels (engine_decode.csv).
 ENGINES: dict[str, Engine] = {
-    "nvidia": Engine(0.1e-3, 3e-6, 30, 0.65e-3, 20e-6, _HOPPER, _BESIDE),
-    "amd": Engine(0.1e-3, 3e-6, 30, 0.65e-3, 20e-6, (), f"assumed to be as on NVIDIA GPUs: {_BESIDE}"),
+    "nvidia": Engine(0.1e-3, 3e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, _HOPPER, _BESIDE),
+    "amd": Engine(0.1e-3, 3e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, (), f"assumed to be as on NVIDIA GPUs: {_BESIDE}"),
     # Its layers are kernels of isobit's own too; what Python and sampling take is 3 % of a step (dev/LOG.md).
-    "cpu": Engine(0.7e-3, 0.0, 0.0, 0.0, 0.0, _MEASURED_CPUS, "2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)"),
+    "cpu": Engine(
+        0.7e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, _MEASURED_CPUS, "2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)"
+    ),
 }
 
 

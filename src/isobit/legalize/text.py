@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from isobit.legalize.advice import GIB, figure, in_short, recommendation
+from isobit.legalize.cost import Cost
 from isobit.legalize.ops import Decision, Lowering, Op, Refusal
 from isobit.legalize.plan import Plan
 from isobit.legalize.rules import short
@@ -156,11 +157,15 @@ def _sources(plan: Plan) -> list[str]:
         lines += _wrapped(
             f"speed: {cost.step_bytes / 1e9:.2f} GB read in a step, {cost.token_operations / 1e9:.1f} GFLOP for a token"
             f" of a prompt; {1000 / cost.kernels * plan.request.batch:.3g} of a step's"
-            f" {1000 / cost.decode * plan.request.batch:.3g} ms go to linears and attention; how much of the machine's"
-            " rates is reached:"
+            f" {1000 / cost.decode * plan.request.batch:.3g} ms go to linears and attention{_experts(cost)}; how much"
+            " of the machine's rates is reached:"
         )
         lines += [line for source in cost.sources for line in _wrapped(source, "  - ", "    ")]
     return [*lines, *_wrapped(f"machine: {plan.target.source}; {plan.board.source}")]
+
+
+def _experts(cost: Cost) -> str:
+    return f", {1000 * cost.experts:.3g} of them to experts and their choice" if cost.experts else ""
 
 
 def legend() -> list[str]:

@@ -41,3 +41,19 @@ def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
     if target is not None and hidden >= WIDE_FROM and target.name in WIDE:
         return WIDE[target.name].tokens
     return PREFILL["cpu" if target is None else target.vendor].tokens
+
+
+# Tokens of a step with prompts up to which GPUs run it as a recorded graph, from the second time on that as many come.
+RECORDED = 2048
+
+
+def prompt_tokens(target: Target, hidden: int, due: int) -> int:
+    """Tokens of a step in which prompts are read.
+
+    Args:
+        target: what runs it.
+        hidden: width of the model.
+        due: tokens of all prompts together.
+    """
+    wide, usual = prefill_chunk(target, hidden), prefill_chunk(target)
+    return wide if due >= wide else min(due, usual)
