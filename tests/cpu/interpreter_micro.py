@@ -191,6 +191,28 @@ def linears(shapes: tuple[tuple[int, int], ...] = ((5, 256), (70, 384), (33, 192
                     yield f"linear {name} {lowering} {row.name if row else ''} {tokens}x{n}x{k}", error
 
 
+def signs() -> Iterator[tuple[str, float]]:
+    """Scales with signs, which units do not read, stay with kernels that do; a NaN makes its own token NaN."""
+    spec, acts = scheme("nvfp4").weights, scheme("nvfp4").activations
+    assert spec is not None and acts is not None
+    held, over = weight(spec, 33, 256), torch.tensor([700.0])
+    x = torch.randn(18, 256, generator=GENERATOR).half()
+    for name, scale in (("plain", held.scale), ("signed", held.scale | (torch.arange(16) % 2 * 0x80).to(torch.uint8))):
+        weights = replace(held, scale=scale)
+        run = backends.bind(
+            weights, acts, over, None, device="cuda", target=target("sm_120"), out_dtype=torch.float32
+        ).run
+        y64 = entering(x, acts, over) @ weights.dequantize().double().T
+        row = run.variant(18, torch.float16).name  # type: ignore[attr-defined]
+        yield f"linear {name} signs {row}", float((run(x).double() - y64).norm() / y64.norm())
+        for tokens in (3, 18):
+            bad = x[:tokens].clone()
+            bad[1, 70] = torch.inf
+            found = run(bad)
+            right = bool(found[1].isnan().all()) and torch.equal(found[0], run(x[:tokens])[0])
+            yield f"codes infinity {name} {tokens}", float(not right)
+
+
 def codes() -> Iterator[tuple[str, float]]:
     """Every code under every scale, a scale a row, in each place of a unit; those beyond float32 left out."""
     for name, stored, kernel, first, last in (
@@ -265,7 +287,7 @@ def thin() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    PARTS = {"roundings": roundings, "linears": linears, "codes": codes, "mixed": mixed, "thin": thin}
+    PARTS = {"roundings": roundings, "linears": linears, "codes": codes, "signs": signs, "mixed": mixed, "thin": thin}
     for part in sys.argv[1:]:
         for result in PARTS[part]():
             print(json.dumps(result), flush=True)

@@ -253,6 +253,18 @@ def test_portable_assembly_for_code_that_nothing_disassembles() -> None:
         ("v_wmma", "int8", "v_wmma_i32_16x16x16_iu8", ["v_wmma_i32_16x16x16_iu4"]),
         ("v_mfma", "int8", "v_mfma_i32_32x32x8i8", ["v_mfma_f32_32x32x8f16"]),
         ("HMMA", "e4m3fn", "HMMA.16816.F32", ["QMMA.16832.F32.E4M3.E4M3"]),
+        (
+            "QMMA.SF",
+            "e4m3fn e8m0",
+            "QMMA.SF.16832.F32.E4M3.E4M3.E8",
+            ["QMMA.16832.F32.E4M3.E4M3", "HMMA.16816.F32.BF16"],
+        ),
+        ("OMMA.SF", "e2m1 e8m0", "OMMA.SF.16864.F32.E2M1.E2M1.E8", ["OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"]),
+        ("OMMA.SF", "e2m1 e4m3fn", "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X", ["OMMA.SF.16864.F32.E2M1.E2M1.E8"]),
+        ("UTCOMMA", "e2m1 e8m0", "UTCOMMA", ["UTCOMMA.4X", "UTCOMMA.BLOCK16", "UTCHMMA"]),
+        ("UTCOMMA", "e2m1 e4m3fn", "UTCOMMA.4X", ["UTCOMMA", "UTCHMMA"]),
+        ("UTCOMMA", "e2m1 e4m3fn", "UTCOMMA.BLOCK16", ["UTCOMMA"]),
+        ("v_mfma_scale", "e2m1 e8m0", "v_mfma_scale_f32_32x32x64_f8f6f4", ["v_mfma_f32_32x32x64_f8f6f4"]),
     ],
 )
 def test_a_promise_names_the_formats_that_are_multiplied(

@@ -22,7 +22,7 @@ _SPELLED = {
     "OMMA.SF": {
         "e2m1 e8m0": r"\.\w+\.F32\.E2M1\.E2M1\.E8$", "e2m1 e4m3fn": r"\.\w+\.F32\.E2M1\.E2M1\.UE4M3\.4X$",
     },
-    "UTCOMMA": {"e2m1 e8m0": r"(?!.*4X)", "e2m1 e4m3fn": r".*\.4X"},
+    "UTCOMMA": {"e2m1 e8m0": r"(?!.*(4X|BLOCK16))", "e2m1 e4m3fn": r".*\.(4X|BLOCK16)$"},
     "v_mfma_scale": dict.fromkeys(("e4m3fn e8m0", "e2m1 e8m0"), r"_f32_\d+x\d+x\d+_f8f6f4"),
 }  # fmt: skip
 

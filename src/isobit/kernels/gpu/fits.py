@@ -27,6 +27,7 @@ class Matrix:
         aligned: whether it begins at a multiple of 16 bytes.
         scale: dtype of its scales, as torch calls it.
         library: (entry of a row, why PyTorch's product cannot run here).
+        positive: whether no scale that is a code has a sign: block-scaled units read none.
     """
 
     n: int
@@ -37,6 +38,7 @@ class Matrix:
     aligned: bool = True
     scale: str = "bfloat16"
     library: tuple[tuple[str, str], ...] = ()
+    positive: bool = True
 
     @property
     def group(self) -> int:
@@ -68,6 +70,8 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
         return "codes times scales are not all float16 numbers"
     if row.scales:
         scaled = row.compute == "native"
+        if scaled and not matrix.positive:
+            return "scales have signs, which block-scaled units do not read"
         return micro_tiles.misfit(str(row.weights), matrix.k, matrix.group, target, scaled=scaled)
     if row.way == "matrix" and row.granularity == "group" and not row.layout.units and not row.widen:
         return group_tiles.misfit(matrix.group)

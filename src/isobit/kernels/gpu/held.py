@@ -57,7 +57,7 @@ class Held:
         scale = str(weight.scale.dtype).removeprefix("torch.") if isinstance(weight, QTensor) else "float32"
         self._matrix = fits.Matrix(
             self.n, self.k, self.spec, bias=self.bias is not None, library=library.problems(self.device),
-            scale=scale,
+            scale=scale, positive=not isinstance(weight, QTensor) or layouts.positive(weight),
         )  # fmt: skip
 
     @property

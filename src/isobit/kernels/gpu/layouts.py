@@ -33,6 +33,12 @@ def above(weight: QTensor, activations: ActSpec | None, input_scale: Tensor | No
     return found.float()
 
 
+def positive(weight: QTensor) -> bool:
+    """Whether no scale that is a code of a signed format has its sign bit set."""
+    codes = None if weight.spec.scale is None else weight.spec.scale.codes
+    return codes is None or not codes.signed or not bool((weight.scale & 0x80).any())
+
+
 def poisoned_bias(weight: QTensor, bias: Tensor | None) -> Tensor | None:
     """The bias in float32 with NaN in every row of an e4m3fn weight that has a NaN code.
 
