@@ -31,6 +31,15 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"first_k_dense_replace": 4}, "first_k_dense_replace = 4: there are only 3 layers")
       for name in ("deepseek_v2", "deepseek_v3", "glm4_moe")),
     ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse"]}, "mlp_layer_types"),
+    ("exaone_moe", {"mlp_layer_types": ["dense"]}, "mlp_layer_types .* expected one for each of 3 layers, found 1"),
+    ("exaone_moe", {"mlp_layer_types": ["x"] * 3}, "mlp_layer_types .* dense and sparse"),
+    ("exaone_moe", {"is_moe_layer": [True] * 3}, "is_moe_layer"),
+    ("hy_v3", {"mlp_layer_types": "dense"}, "mlp_layer_types"),
+    ("jais2", {"num_experts": 4}, "num_experts"),
+    ("solar_open", {"first_k_dense_replace": 1}, "first_k_dense_replace"),
+    ("solar_open", {"topk_group": 2}, "topk_group = 2: there are 1 groups"),
+    ("dots1", {"use_sliding_window": False}, "use_sliding_window = False"),
+    ("mellum", {"rope_parameters": {"rope_type": "default"}}, "rope_type"),
     *((name, {"mlp_only_layers": listed}, "mlp_only_layers .* there is no layer")
       for name in ("qwen2_moe", "qwen3_moe") for listed in ([99], [0, -1])),
     ("qwen3_moe", {"mlp_only_layers": ["0"]}, "mlp_only_layers .* whole numbers"),
@@ -56,5 +65,8 @@ def test_keys_that_say_the_same_twice_are_read() -> None:
     assert read("gpt_oss", experts_per_token=2, initial_context_length=64).layers == plain.layers
     assert sparse(read("deepseek_v3", first_k_dense_replace=3)) == []
     assert sparse(read("ernie4_5_moe", moe_layer_start_index=1, moe_layer_end_index=1)) == [1]
+    types = ["dense", "dense", "sparse"]  # counts for more than the number, which transformers writes beside it
+    assert sparse(read("exaone_moe", mlp_layer_types=types, first_k_dense_replace=1)) == [2]
+    assert sparse(read("exaone_moe")) == [1, 2] and sparse(read("hy_v3", mlp_layer_types=types)) == [2]
     assert sparse(read("llama4_text", moe_layers=[0, 3])) == [0, 3]
     assert sparse(read("qwen3_moe", mlp_only_layers=[2, 2])) == [0, 1]

@@ -86,7 +86,9 @@ def read_first(fields: Fields, default: int, key: str = "first_k_dense_replace")
 
 
 def read_sparse(fields: Fields, dense: int) -> tuple[bool, ...]:
-    """Which layers have experts: those that ``mlp_layer_types`` says, or all but so many in front.
+    """Which layers have experts: those that ``mlp_layer_types`` says, or else all but so many in front.
+
+    transformers writes both, whatever the other is, and goes by the first.
 
     Args:
         fields: the file.
@@ -101,9 +103,6 @@ def read_sparse(fields: Fields, dense: int) -> tuple[bool, ...]:
     elif fields.sound and len(listed) != layers:
         fields.problem("mlp_layer_types", f"expected one for each of {layers} layers, found {len(listed)}")
     elif fields.sound:
-        said = fields.raw("first_k_dense_replace")
-        if said is not None and listed != ["dense"] * first + ["sparse"] * (layers - first):
-            fields.problem("first_k_dense_replace", "mlp_layer_types says something else: correct one of them")
         return tuple(kind == "sparse" for kind in listed)
     return (True,) * layers
 
