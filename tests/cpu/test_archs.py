@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from isobit.checkpoint.ctrender import render
 from isobit.checkpoint.linear import module_tensors
 from isobit.checkpoint.reader import Checkpoint
+from isobit.errors import ModelError
 from isobit.formats.schemes import SCHEMES, ActSpec, Scheme, scheme
 from isobit.models import archs
 from isobit.models.archs import ARCHS, UNSEEN, WITHIN, family, model_config
@@ -109,7 +110,7 @@ def test_every_tensor_has_a_kind(saved) -> None:
     config = model_config(json.loads((folder / "config.json").read_text()))
     kinds = {name: classifier(config)(name) for name in expected_tensors(config)}
     assert "other" not in kinds.values()
-    matrices = {name for name in kinds if re.search(r"_proj|\.c_fc\.|\.w[123]\.", name)}
+    matrices = {name for name in kinds if re.search(r"_proj|\.c_fc\.|\.w[123]\.|\.fc[12]\.|attn\.dense\.", name)}
     assert {name for name, kind in kinds.items() if kind in ("linear", "absorbed")} == matrices
     assert all("kv_b_proj" in name for name, kind in kinds.items() if kind == "absorbed")
 
@@ -258,13 +259,6 @@ def test_dynamic_rope_beyond_the_longest_context_equals_transformers(tmp_path) -
     assert (torch.cat(steps, 1) - model(ids).logits).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu2"])
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
-def test_an_mlp_has_the_activation_that_its_key_names(architecture, activation, tmp_path) -> None:
-    model = make_model(architecture, hidden_act=activation)
-    assert difference(model, save(model, tmp_path), token_ids(24)) <= TOLERANCE
-
-
 def test_latent_attention_has_longrope_and_dynamic_over_what_it_rotates(tmp_path) -> None:
     factors = {"short_factor": [1.0 + pair / 9 for pair in range(8)], "long_factor": [2.0 + pair for pair in range(8)]}
     for number, rope in enumerate((
@@ -275,6 +269,23 @@ def test_latent_attention_has_longrope_and_dynamic_over_what_it_rotates(tmp_path
             model = make_model(architecture, rope_parameters=rope, max_position_embeddings=80)
             folder = save(model, tmp_path / f"{architecture}{number}")
             assert difference(model, folder, token_ids(LENGTH)) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_ernie_with_biases_has_one_in_its_head_and_none_in_its_experts(tmp_path) -> None:
+    model = make_model("Ernie4_5_MoeForCausalLM", use_bias=True, tie_word_embeddings=False)
+    folder = save(model, tmp_path / "m")
+    assert difference(model, folder, token_ids(LENGTH)) <= TOLERANCE
+    expected = expected_tensors(load_model(folder).config)
+    assert expected["lm_head.bias"] == (320,) and "model.layers.1.mlp.shared_experts.up_proj.bias" in expected
+    assert "model.layers.1.mlp.experts.0.up_proj.bias" not in expected
+    bias = model.lm_head.bias.clone()
+    model.lm_head.bias.zero_()
+    assert difference(model, folder, token_ids(8)) == pytest.approx(float(bias.abs().max()), rel=1e-3)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    with pytest.raises(ModelError, match="use_bias = True: .* bias of an output projection that is the embedding"):
+        load_model(folder)
 
 
 def test_gemma_3_has_no_caps_of_scores_whatever_config_json_says(tmp_path) -> None:

@@ -98,7 +98,7 @@ def test_windows() -> None:
         ("hidden_size", True), ("hidden_size", 64.0), ("hidden_size", 66), ("vocab_size", []),
         ("num_hidden_layers", 10**9), ("num_key_value_heads", 3), ("num_key_value_heads", 8), ("head_dim", 15),
         ("rms_norm_eps", math.nan), ("rms_norm_eps", "small"), ("rope_theta", math.inf), ("rope_theta", 1.0),
-        ("tie_word_embeddings", "yes"), ("attention_bias", 1), ("hidden_act", "tanh"), ("hidden_act", ["silu"]),
+        ("tie_word_embeddings", "yes"), ("attention_bias", 1), ("hidden_act", "gelu"), ("hidden_act", ["silu"]),
         ("partial_rotary_factor", 0.5), ("text_config", {"hidden_size": 64}), ("rope_scaling", "linear"),
     ],
 )  # fmt: skip
@@ -166,7 +166,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 # Keys and defaults that others have not: their own tests.
 OWN_ROPE = {
     "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "MellumForCausalLM",
-    "Ministral3ForCausalLM", "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM",
+    "Ministral3ForCausalLM", "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM",
+    "StableLmForCausalLM",
 }  # fmt: skip
 
 

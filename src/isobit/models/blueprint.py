@@ -121,7 +121,7 @@ def _heads(part: SelfAttention, hidden: int) -> list[Module]:
         ]
     if part.sinks:
         found.append(Module("self_attn.sinks", "sinks", "vector", (part.heads,)))
-    return [*found, Module("self_attn.o_proj", "o", "linear", (hidden, queries), part.o_bias, "columns")]
+    return [*found, Module(f"self_attn.{part.o_name}", "o", "linear", (hidden, queries), part.o_bias, "columns")]
 
 
 def _over(part: SelfAttention, heads: int) -> tuple[int, ...]:
@@ -205,14 +205,14 @@ def modules(config: ModelConfig) -> tuple[Module, ...]:
     """Every module of a model by its whole name, in the order of computation; a tied output projection is none."""
     hidden = config.hidden_size
     table = Module(TABLE, TABLE, "embedding", (config.vocab_size, hidden), split="rows")
-    head = Module(HEAD, HEAD, "lm_head", (config.vocab_size, hidden), split="rows")
+    head = Module(HEAD, HEAD, "lm_head", (config.vocab_size, hidden), config.head_bias, split="rows")
     inner = [
         replace(part, name=layer_prefix(number) + part.name)
         for number, layer in enumerate(config.layers)
         for part in layer_modules(layer, hidden)
     ]
     last = [] if config.tie_word_embeddings else [head]
-    return (table, *inner, Module(NORM, NORM, "norm", (hidden,), config.norms.bias), *last)
+    return (table, *inner, Module(config.norm_name, NORM, "norm", (hidden,), config.norms.bias), *last)
 
 
 def expected_tensors(config: ModelConfig) -> Shapes:

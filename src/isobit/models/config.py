@@ -57,6 +57,7 @@ class SelfAttention:
         query_scale: how queries grow with their positions; None: they do not.
         bias, o_bias: whether queries, keys and values, and the output projection, have a bias.
         joined: whether checkpoints have queries, keys and values as one matrix, one below the other.
+        o_name: what checkpoints call the output projection.
     """
 
     heads: int
@@ -74,6 +75,7 @@ class SelfAttention:
     chunk: int | None = None
     query_scale: QueryScale | None = None
     joined: bool = False
+    o_name: str = "o_proj"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -231,6 +233,8 @@ class ModelConfig:
         logit_factor: what logits are multiplied by.
         logit_softcap: logits become ``softcap * tanh(logit / softcap)``; None: they stay.
         dtype: torch dtype of the weights that are not quantized, as config.json has it.
+        norm_name: what checkpoints call the norm behind the last layer.
+        head_bias: whether the output projection, which is not the embedding then, has a bias.
         predicted_layers: layers that checkpoints have behind the last one, to guess further tokens; nothing runs them.
         notes: what a user should know about how config.json was understood.
     """
@@ -248,6 +252,8 @@ class ModelConfig:
     logit_factor: float = 1.0
     logit_softcap: float | None = None
     dtype: str = "bfloat16"
+    norm_name: str = "model.norm"
+    head_bias: bool = False
     predicted_layers: int = 0
     context: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)

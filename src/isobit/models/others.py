@@ -104,7 +104,6 @@ OTHERS: tuple[Other, ...] = (
     Other("InternLM2", ("InternLM2ForCausalLM",), f"{_WOVEN} (wqkv)", VLLM, "LlamaForCausalLM"),
     Other("Qwen 1", ("QWenLMHeadModel",), "tensors under names of its own", VLLM, "Qwen2ForCausalLM"),
     Other("OLMo 1", ("OlmoForCausalLM", "OLMoForCausalLM"), "norms without weights", nearest="Olmo2ForCausalLM"),
-    Other("Phi-1 and Phi-2", ("PhiForCausalLM",), "a bias of the output projection", nearest="Phi3ForCausalLM"),
     Other("Phi-3.5-MoE", ("PhimoeForCausalLM", "PhiMoEForCausalLM"),
           "a router that leaves out experts far below the best (SparseMixer)", nearest="Phi3ForCausalLM"),
     Other("Phi-4 multimodal", ("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"),

@@ -19,7 +19,7 @@ from isobit.formats.qtensor import QTensor
 from isobit.kernels import backends, mixtures
 from isobit.kernels.grouped import Gating, Grouped, Mixture
 from isobit.kernels.norm import NormSpec
-from isobit.models.blueprint import HEAD, NORM, TABLE, Module, by_input, is_matrix, layer_modules, layer_prefix
+from isobit.models.blueprint import HEAD, TABLE, Module, by_input, is_matrix, layer_modules, layer_prefix
 from isobit.models.cache.memory import dtype_name
 from isobit.models.config import LatentAttention, LayerSpec
 from isobit.models.contents import Contents, contents
@@ -115,7 +115,7 @@ class _Loader:
         read = self._weight(TABLE)
         table = replace(read, weight=self.place.weight(self._plain_on_gpu(read.weight)))
         layers = [self._layer(number, spec) for number, spec in enumerate(self.config.layers)]
-        norm = self._norm(NORM, (self.config.hidden_size,))
+        norm = self._norm(self.config.norm_name, (self.config.hidden_size,))
         head = self._head(table)
         self._require_all_used()
         factor = self.config.embedding_factor
@@ -146,6 +146,8 @@ class _Loader:
                 for module, name in zip(group, names, strict=True):
                     for role, _ in module.parts:
                         linears[role].stored = name
+                    if module.role == "o":  # of one name here, whatever checkpoints call it
+                        linears["o"].stored = name
                 parts |= linears
         if isinstance(spec.mlp, Experts):
             parts["experts"] = self._experts(spec.mlp, layer_prefix(number), modules, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from isobit.models.config import ModelConfig
@@ -16,6 +17,7 @@ NAMES = ExpertNames(
     correction_rows=True,
     also=(("mlp.gate.moe_statics.", "mlp.moe_statics."),),
 )
+COMMON = Common(kv_heads=4, max_positions=131072, tied=True, eps=1e-5, theta=5e5, interleaved=True)
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -25,11 +27,12 @@ def from_hf(fields: Fields) -> ModelConfig:
     router = Router(
         experts, active, correction=True, least_sum=fields.number("moe_norm_min", 1e-12)
     )  # fmt: skip
-    fields.only("use_bias", (False,), "biases of all linears but those of experts")
-    bias, size = False, fields.integer("moe_intermediate_size", 1536)
+    bias, size = fields.flag("use_bias", False), fields.integer("moe_intermediate_size", 1536)
+    if bias and fields.flag("tie_word_embeddings", COMMON.tied):
+        fields.problem("use_bias", "isobit runs no bias of an output projection that is the embedding")
     shared = fields.integer("moe_num_shared_experts", 2, low=0)
     mixture = Experts(
-        router, GatedMlp(size, bias=bias), GatedMlp(size * shared, bias=bias) if shared else None, names=NAMES
+        router, GatedMlp(size), GatedMlp(size * shared, bias=bias) if shared else None, names=NAMES
     )  # fmt: skip
     first, end, every = *_range(fields), fields.integer("moe_layer_interval", 1)
     for key, known in _AS_ALWAYS.items():
@@ -38,8 +41,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         qkv_bias=bias, o_bias=bias, mlp_bias=bias,
         vary=with_experts(mixture, lambda layer: first <= layer <= end and (layer + 1) % every == 0),
     )  # fmt: skip
-    common = Common(kv_heads=4, max_positions=131072, tied=True, eps=1e-5, theta=5e5, interleaved=True)
-    return read_common(fields, "ernie4_5_moe", common, style)
+    return replace(read_common(fields, "ernie4_5_moe", COMMON, style), head_bias=bias)
 
 
 def _range(fields: Fields) -> tuple[int, int]:

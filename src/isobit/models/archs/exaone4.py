@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from isobit.models.config import LayerSpec, ModelConfig, Norms
@@ -16,7 +15,7 @@ NORMS = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernor
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads an Exaone4ForCausalLM configuration."""
     windows, style = read_style(fields)
-    return read_common(fields, "exaone4", Common(kv_heads=32), replace(style, activation=None), windows)
+    return read_common(fields, "exaone4", Common(kv_heads=32), style, windows)
 
 
 def read_style(fields: Fields) -> tuple[tuple[int | None, ...], Style]:

@@ -21,13 +21,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     for key in ("cla_share_factor", "dense_list", "pool_type", "org_vocab_size"):
         fields.raw(key)  # of layers that share keys and values, which use_cla says there are none of; of classifiers
     fields.only("use_cla", (False,), "Hunyuan, whose layers share keys and values")
-    style = Style(
-        qkv_bias=bias,
-        o_bias=bias,
-        qk_norm="head-behind",
-        qk_names=("query_layernorm", "key_layernorm"),
-        activation=None,
-    )
+    style = Style(qkv_bias=bias, o_bias=bias, qk_norm="head-behind", qk_names=("query_layernorm", "key_layernorm"))
     return read_common(fields, "hunyuan_v1_dense", Common(alpha=("dynamic",)), style)
 
 

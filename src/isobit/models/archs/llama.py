@@ -13,7 +13,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     """Reads a LlamaForCausalLM configuration."""
     without_windows(fields)
     bias = fields.flag("attention_bias", False)
-    style = Style(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False), activation=None)
+    style = Style(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False))
     return read_common(fields, "llama", style=style)
 
 

@@ -31,9 +31,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     def vary(layer: int, spec: LayerSpec) -> LayerSpec:
         return with_attention(spec, query_scale=grow)
 
-    return read_common(
-        fields, "ministral3", COMMON, Style(activation=None, vary=vary), windows, mixed_windows(fields, windows)
-    )
+    return read_common(fields, "ministral3", COMMON, Style(vary=vary), windows, mixed_windows(fields, windows))
 
 
 def _query_scale(fields: Fields) -> QueryScale:

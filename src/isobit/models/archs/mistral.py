@@ -6,7 +6,7 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common, read_windows
+from isobit.models.hf import read_common, read_windows
 from isobit.models.hf_rope import Common
 
 
@@ -17,8 +17,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     if any(windows):
         fields.only("use_sliding_window", (True,), "way to switch windows off; write sliding_window: null")
     notes = mixed_windows(fields, windows)
-    common = Common(kv_heads=8, max_positions=131072)
-    return read_common(fields, "mistral", common, Style(activation=None), windows, notes)
+    return read_common(fields, "mistral", Common(kv_heads=8, max_positions=131072), windows=windows, notes=notes)
 
 
 def mixed_windows(fields: Fields, windows: tuple[int | None, ...]) -> tuple[str, ...]:

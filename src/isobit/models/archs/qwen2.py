@@ -21,9 +21,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     # transformers looks at neither; whether the biases are there is checked at loading.
     for key in ("attention_bias", "qkv_bias"):
         fields.flag(key, True)
-    return read_common(
-        fields, "qwen2", Common(kv_heads=32, max_positions=32768), Style(qkv_bias=True, activation=None), windows
-    )
+    return read_common(fields, "qwen2", Common(kv_heads=32, max_positions=32768), Style(qkv_bias=True), windows)
 
 
 def tiny() -> dict[str, Any]:

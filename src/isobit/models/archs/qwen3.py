@@ -23,7 +23,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         fields,
         "qwen3",
         Common(kv_heads=32, head_dim=128, max_positions=32768),
-        Style(qkv_bias=bias, o_bias=bias, qk_norm="head", activation=None),
+        Style(qkv_bias=bias, o_bias=bias, qk_norm="head"),
         windows,
     )
 

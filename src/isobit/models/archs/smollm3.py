@@ -26,7 +26,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         return spec if rotating[layer] else with_attention(spec, rope=None)
 
     common = Common(kv_heads=4, max_positions=32768, tied=True, theta=2e6)
-    style = Style(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False), activation=None, vary=vary)
+    style = Style(qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias", False), vary=vary)
     return read_common(fields, "smollm3", common, style, windows)
 
 
