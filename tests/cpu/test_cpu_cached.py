@@ -22,7 +22,7 @@ from isobit.models.cache.memory import new_layers, stored_dtype
 from isobit.models.config import Kept
 
 pytestmark = pytest.mark.skipif(cpu_library.problem() is not None, reason=str(cpu_library.problem()))
-NARROW = [row for row in CACHE_FORMATS.values() if row.stored("float32") != "float32" and not row.group]
+NARROW = [row for row in CACHE_FORMATS.values() if row.stored("float32") != "float32"]
 BLOCK = 64
 SPECS = {
     "a head each": AttentionSpec(2, 2, 64),
@@ -110,7 +110,7 @@ def test_the_bits_of_the_law_are_stored_and_read_exactly(name: str, row: CacheFo
         assert torch.equal(alone, found[begin:end])
 
 
-@pytest.mark.parametrize("row", [row for row in NARROW if row.element], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in NARROW if row.element and not row.group], ids=lambda row: row.name)
 def test_every_code_is_read_as_what_it_stands_for(row: CacheFormat, isa: str) -> None:
     """One key each: the result is the value, which is the code by its scale."""
     spec, codes = AttentionSpec(1, 1, 256), torch.arange(256)
@@ -121,6 +121,31 @@ def test_every_code_is_read_as_what_it_stands_for(row: CacheFormat, isa: str) ->
     x, zero = decode(kept, row.element)[None] * 4.0, torch.zeros(1, 256)
     found = attend(spec, (zero, zero, x), held, ragged([1], [0], BLOCK))
     assert torch.equal(found, x) and torch.equal(held.values[0, 0, 0], kept)
+
+
+@pytest.mark.parametrize("row", [row for row in NARROW if row.group], ids=lambda row: row.name)
+def test_every_code_is_read_under_every_scale_of_its_group(row: CacheFormat, isa: str) -> None:
+    """A sequence for each scale, whose first value has all codes, and whose second one is zero: the result is half."""
+    dim, block = 512, 2
+    spec, sequences = AttentionSpec(1, 1, dim), ragged([1] * 256, [1] * 256, block)
+    (held,) = new_layers([Kept(1, dim, dim)], 256, block, torch.float32, None, row)
+    for part in held.tensors:
+        part.zero_()
+    bytes_of_a_head, scales = torch.arange(256, dtype=torch.uint8), torch.arange(256, dtype=torch.uint8)
+    held.values[:, 0, 0] = bytes_of_a_head if row.packed else bytes_of_a_head.repeat(2)
+    assert held.value_groups is not None
+    held.value_groups[:, 0, 0] = scales[:, None]
+    if held.value_scales is not None and held.key_scales is not None:
+        held.value_scales[:, 0, 0] = 1.5
+    zero = torch.zeros(256, dim)
+    found = attend(spec, (zero, zero, zero), held, sequences)
+    wanted = held.read(tuple(range(256)), 512, torch.float32)[1][0, ::2]
+    assert wanted.isnan().any() and wanted.isfinite().any()
+    if row.element == "e4m3fn":  # NaN codes are never stored, and not looked for
+        real = (bytes_of_a_head & 0x7F) != 0x7F
+        found, wanted = (part.view(256, 2, 256)[..., real] for part in (found, wanted))
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(nan=1.0), (wanted * 0.5).nan_to_num(nan=1.0))
 
 
 @pytest.mark.parametrize("name", ["bf16", "f16"])
@@ -147,6 +172,18 @@ def test_caches_that_are_none_are_refused() -> None:
         replace(good, form=CACHE_FORMATS["fp8"]), replace(good, key_scales=None), replace(good, form=known_by("int4")),
         replace(good, value_scales=good.value_scales[..., 1:].clone()), replace(good, keys=good.keys[..., 1:].clone()),
         replace(good, form=AUTO), replace(good, value_scales=good.value_scales.half()),
+        replace(good, form=CACHE_FORMATS["mxfp8"]), replace(good, form=CACHE_FORMATS["nvfp4"]),
     ):  # fmt: skip
         with pytest.raises(FormatError, match="cache|on the CPU|values in int4"):
+            attend(spec, (x, x, x), bad, sequences)
+    good = empty(spec, CACHE_FORMATS["nvfp4"], 1)
+    attend(spec, (x, x, x), good, sequences)
+    assert good.value_scales is not None and good.key_groups is not None
+    for bad in (
+        replace(good, key_groups=None), replace(good, key_groups=good.key_groups[..., 1:].clone()),
+        replace(good, key_groups=good.key_groups.to(torch.int8)), replace(good, value_scales=None),
+        replace(good, values=good.values[..., 1:].clone()), replace(good, form=CACHE_FORMATS["mxfp8"]),
+        replace(good, form=replace(CACHE_FORMATS["mxfp4"], element="e3m2")),
+    ):  # fmt: skip
+        with pytest.raises(FormatError, match="cache|on the CPU|values in mxfp4"):
             attend(spec, (x, x, x), bad, sequences)

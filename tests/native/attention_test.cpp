@@ -10,6 +10,7 @@
 
 #include "attentions.h"
 #include "isas.h"
+#include "kept.h"
 
 using namespace test;
 
@@ -194,7 +195,7 @@ struct Mixture {
         for (const auto &one : alone) one->a.of.q_norm = first.a.of.q_norm, one->a.of.k_norm = first.a.of.k_norm, one->a.of.sinks = first.a.of.sinks, one->a.of.scale = 0.3f;
         a.sequences = sequences.arguments(), a.of.scale = 0.3f;
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.cos = cos.data(), a.sin = sin.data();
-        a.keys = keys.data(), a.values = values.data(), a.out = out.data();
+        a.held.keys = keys.data(), a.held.values = values.data(), a.out = out.data();
     }
 
     // Whether outputs and caches are those of the sequences alone, which have run.
@@ -321,7 +322,37 @@ bool forgotten() {
     return same_bits(m.out, 0, m.alone[0]->out, 0, 2 * row) && same_bits(m.out, 2 * row, m.alone[1]->out, 0, row);
 }
 
+// Every format of a cache: what is stored of new tokens, and what is read of all, at odd addresses as well.
+bool formats() {
+    const Shape shapes[] = {{1, 3, 130, 4, 2, 64, 0, 0, 1}, {1, 1, 700, 2, 2, 80, 5, 0, 0}, {2, 20, 50, 3, 1, 22, 1, 40, 0}, {1, 2, 70, 2, 1, 512, 0, 0, 0}};
+    for (const Form &form : FORMS)
+        for (const Shape &s : shapes) {
+            const uint32_t seed = state();
+            for (const size_t shift : {0, 3}) {
+                state() = seed;
+                Attention t(s, 0, shift), before(s, 0, shift);
+                const int64_t rows = s.batch * s.kv_heads * t.capacity;
+                KeptPart keys(form, rows, s.dim, shift), values(form, rows, s.dim, shift);
+                t.a.held = held_in(keys, values);
+                if (isobit_cpu_attention(&t.a)) return false;
+                for (int64_t i = 0; i < t.keys.size(); ++i)
+                    t.keys.put(i, static_cast<float>(keys.at(i / s.dim, i % s.dim))), t.values.put(i, static_cast<float>(values.at(i / s.dim, i % s.dim)));
+                bool good = attends(t);
+                for (int64_t row = 0; row < s.batch * s.tokens; ++row)
+                    for (int64_t head = 0; head < s.kv_heads; ++head) {
+                        const int64_t from = t.new_at(row, head), to = t.cached_at(row / s.tokens, head, s.past + row % s.tokens);
+                        std::vector<double> value;
+                        for (int64_t d = 0; d < s.dim; ++d) value.push_back(t.v[from + d]);
+                        good = good && near(value, t.values, to, form.bits() == 4 ? 0.2 : 0.06);
+                    }
+                if (!good) return std::printf("format %d, groups of %d, dim %d, shift %d\n", form.format, int(form.group), int(s.dim), int(shift)), false;
+            }
+        }
+    return true;
+}
+
 const Check CHECKS[] = {
+    {"formats", formats},
     {"all shapes", all_shapes}, {"NaN", nan_stays}, {"mixtures", mixtures}, {"padding", padding}, {"forgotten blocks", forgotten},
 };
 

@@ -110,7 +110,7 @@ struct Attention {
         a.cos = s.plain ? nullptr : cos.data(), a.sin = s.plain ? nullptr : sin.data(), a.q = q.data(), a.k = k.data(), a.v = v.data();
         a.of.q_norm = s.qk_norm ? q_norm.data() : nullptr, a.of.k_norm = s.qk_norm ? k_norm.data() : nullptr;
         a.of.sinks = s.sinks ? sinks.data() : nullptr, a.factors = s.factors ? factors.data() : nullptr;
-        a.keys = keys.data(), a.values = values.data(), a.out = out.data();
+        a.held.keys = keys.data(), a.held.values = values.data(), a.out = out.data();
     }
 
     int64_t query_at(int64_t row, int64_t head) const { return row * a.ldq + head * s.dim; }

@@ -111,7 +111,7 @@ bool far_heads() {
         const int64_t capacity = 36 * GIB / heads / row;
         const Sequences sequences(s.sequences(), capacity);
         far.sequences = sequences.arguments(), far.ldq = far.ldk = far.ldv = far.ldo = apart;
-        far.keys = keys.floats(), far.values = values.floats(), far.out = out.floats();
+        far.held.keys = keys.floats(), far.held.values = values.floats(), far.out = out.floats();
         far.q = q.floats(), far.k = k.floats(), far.v = v.floats();
         copy_rows(q.bytes(), 4 * apart, before.q.bytes(), 4 * before.a.ldq, rows, row * s.heads);
         copy_rows(k.bytes(), 4 * apart, before.k.bytes(), 4 * before.a.ldk, rows, row * s.kv_heads);
@@ -149,7 +149,7 @@ bool long_past() {
     const Sequences sequences({{1, past}}, past + 1);
     a.sequences = sequences.arguments(), a.heads = a.kv_heads = 1, a.dim = dim, a.of.scale = 1;
     a.ldq = a.ldk = a.ldv = a.ldo = dim, a.cos = cos.data(), a.sin = sin.data();
-    a.q = q.data(), a.k = k.data(), a.v = v.data(), a.keys = keys.floats(), a.values = values.floats(), a.out = out.data();
+    a.q = q.data(), a.k = k.data(), a.v = v.data(), a.held.keys = keys.floats(), a.held.values = values.floats(), a.out = out.data();
     if (isobit_cpu_attention(&a)) return false;
     if (std::memcmp(keys.floats() + past * dim, k.data(), row) || std::memcmp(values.floats() + past * dim, v.data(), row))
         return std::puts("the new token"), false;

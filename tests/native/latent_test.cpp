@@ -9,6 +9,7 @@
 
 #include "attentions.h"
 #include "isas.h"
+#include "kept.h"
 #include "linears.h"
 
 using namespace test;
@@ -48,49 +49,29 @@ struct Call {
     const Matrices &m;
     const Sizes &s;
     Sequences sequences;
-    const int64_t rows, places, bytes;
-    Values<float> q, kv, cos, sin, out, latent_scales, key_scales;
-    Values<uint8_t> latents, keys;
+    const int64_t rows, places;
+    Values<float> q, kv, cos, sin, out;
+    KeptPart latents, keys;
     isobit_latent_attention a{};
 
-    Call(const Matrices &of, const std::vector<Sequence> &all, int64_t block, int32_t format, size_t shift = 0, int64_t gap = 0)
+    Call(const Matrices &of, const std::vector<Sequence> &all, int64_t block, const Form &form, size_t shift = 0, int64_t gap = 0)
         : m(of), s(of.s), sequences(all, block), rows(sequences.tokens()), places(sequences.blocks * block),
-          bytes(format == ISOBIT_F32 ? 4 : format == ISOBIT_BF16 || format == ISOBIT_F16 ? 2 : 1), q(rows * s.heads * s.query(), shift),
+          q(rows * s.heads * s.query(), shift),
           kv(rows * (s.rank + s.rotated + gap) - gap, shift), cos(rows * s.rotated, shift), sin(rows * s.rotated, shift),
-          out(rows * (s.heads * s.value + gap) - gap, shift), latent_scales(places, shift), key_scales(places, shift),
-          latents(places * s.rank * bytes, shift), keys(places * s.rotated * bytes, shift) {
+          out(rows * (s.heads * s.value + gap) - gap, shift), latents(form, places, s.rank, shift),
+          keys(form, places, s.rotated, shift) {
         for (Values<float> *part : {&q, &kv, &cos, &sin}) fill(*part);
         fill_with(out, NAN);
         a.sequences = sequences.arguments(), a.of = &m.of, a.heads = s.heads, a.value = s.value;
         a.ldkv = s.rank + s.rotated + gap, a.ldo = s.heads * s.value + gap, a.cos = cos.data(), a.sin = sin.data();
-        a.q = q.data(), a.kv = kv.data(), a.latents = latents.data(), a.keys = keys.data(), a.out = out.data();
-        if (bytes == 1) a.latent_scales = latent_scales.data(), a.key_scales = key_scales.data();
-        a.scale = 0.3f, a.interleaved = s.interleaved, a.cache_format = format;
-        for (int64_t i = 0; i < places * s.rank; ++i) put(latents, i);
-        for (int64_t i = 0; i < places * s.rotated; ++i) put(keys, i);
-        for (int64_t i = 0; i < places; ++i) latent_scales.put(i, 0.01f), key_scales.put(i, 0.02f);
-    }
-
-    // A number of a cache as it counts.
-    double at(const Values<uint8_t> &cache, const Values<float> &scales, int64_t place, int64_t width, int64_t d) const {
-        const int bits = static_cast<int>(8 * bytes);
-        const double code = value_of(a.cache_format, code_at(cache.data() + place * width * bytes, d, bits), 0);
-        return bytes == 1 ? code * static_cast<double>(scales[place]) : code;
-    }
-
-  private:
-    void put(Values<uint8_t> &cache, int64_t at) {
-        const float value = uniform();
-        uint32_t bits;
-        std::memcpy(&bits, &value, 4);
-        if (bytes == 4) std::memcpy(cache.bytes() + 4 * at, &bits, 4);
-        else if (bytes == 2) cache.put(2 * at, static_cast<uint8_t>(bits >> 16)), cache.put(2 * at + 1, a.cache_format == ISOBIT_BF16 ? bits >> 24 : 0x38);
-        else cache.put(at, static_cast<uint8_t>(bits >> 8 & 0x3f));
+        a.q = q.data(), a.kv = kv.data(), a.held = held_in(latents, keys), a.out = out.data();
+        a.scale = 0.3f, a.interleaved = s.interleaved;
     }
 };
 
 // What a head of a token gives, of queries and of the cache as the call has left them.
-std::vector<double> exact(const Call &c, int64_t sequence, int64_t token, int64_t head) {
+std::vector<double> exact(const Call &c, const std::vector<double> &latents, const std::vector<double> &keys, int64_t sequence, int64_t token,
+                          int64_t head) {
     const Sizes &s = c.s;
     const int64_t row = c.sequences.starts[sequence] + token, position = c.sequences.of[static_cast<size_t>(sequence)].past + token;
     const auto query = [&](int64_t d) { return static_cast<double>(c.q[(row * s.heads + head) * s.query() + d]); };
@@ -100,8 +81,8 @@ std::vector<double> exact(const Call &c, int64_t sequence, int64_t token, int64_
     for (int64_t key = 0; key <= position; ++key) {
         const int64_t place = c.sequences.place(sequence, key);
         double score = 0;
-        for (int64_t r = 0; r < s.rank; ++r) score += wide[static_cast<size_t>(r)] * c.at(c.latents, c.latent_scales, place, s.rank, r);
-        for (int64_t d = 0; d < s.rotated; ++d) score += query(s.plain + d) * c.at(c.keys, c.key_scales, place, s.rotated, d);
+        for (int64_t r = 0; r < s.rank; ++r) score += wide[static_cast<size_t>(r)] * latents[static_cast<size_t>(place * s.rank + r)];
+        for (int64_t d = 0; d < s.rotated; ++d) score += query(s.plain + d) * keys[static_cast<size_t>(place * s.rotated + d)];
         scores.push_back(score * static_cast<double>(c.a.scale));
     }
     const double highest = *std::max_element(scores.begin(), scores.end());
@@ -109,17 +90,18 @@ std::vector<double> exact(const Call &c, int64_t sequence, int64_t token, int64_
     for (double &score : scores) total += score = std::exp(score - highest);
     for (int64_t key = 0; key <= position; ++key)
         for (int64_t r = 0; r < s.rank; ++r)
-            found[static_cast<size_t>(r)] += scores[static_cast<size_t>(key)] / total * c.at(c.latents, c.latent_scales, c.sequences.place(sequence, key), s.rank, r);
+            found[static_cast<size_t>(r)] += scores[static_cast<size_t>(key)] / total * latents[static_cast<size_t>(c.sequences.place(sequence, key) * s.rank + r)];
     for (int64_t v = 0; v < s.value; ++v)
         for (int64_t r = 0; r < s.rank; ++r) out[static_cast<size_t>(v)] += c.m.values.weight(head * s.value + v, r) * found[static_cast<size_t>(r)];
     return out;
 }
 
 bool near(const Call &c) {
+    const std::vector<double> latents = c.latents.all(), keys = c.keys.all();
     for (int64_t i = 0; i < c.sequences.count(); ++i)
         for (int64_t token = 0; token < c.sequences.of[static_cast<size_t>(i)].fresh; token += every() * 3 - 2)
             for (int64_t head = 0; head < c.s.heads; ++head) {
-                const std::vector<double> wanted = exact(c, i, token, head);
+                const std::vector<double> wanted = exact(c, latents, keys, i, token, head);
                 double wrong = 0, size = 0;
                 for (int64_t v = 0; v < c.s.value; ++v) {
                     const double is = c.out[(c.sequences.starts[i] + token) * c.a.ldo + head * c.s.value + v], should = wanted[static_cast<size_t>(v)];
@@ -135,11 +117,12 @@ const std::vector<Sequence> ALL = {{1, 130}, {70, 3}, {1, 0}, {9, 60}};
 bool values() {
     for (const Sizes &s : SIZES)
         for (const int32_t weights : {ISOBIT_F32, ISOBIT_BF16})
-            for (const int32_t format : {ISOBIT_F32, ISOBIT_BF16, ISOBIT_E4M3FN, ISOBIT_INT8})
+            for (const Form &form : FORMS)
                 for (const size_t shift : {0, 3}) {
+                    if ((form.format == ISOBIT_E2M1 && s.rank % 2) || (weights != ISOBIT_F32 && form.format != ISOBIT_F32)) continue;
                     const Matrices m(s, weights, shift);
-                    Call c(m, ALL, 64, format, shift, shift ? 5 : 0);
-                    if (isobit_cpu_latent(&c.a) || !near(c)) return std::printf("%d heads, rank %d, format %d\n", int(s.heads), int(s.rank), format), false;
+                    Call c(m, ALL, 64, form, shift, shift ? 5 : 0);
+                    if (isobit_cpu_latent(&c.a) || !near(c)) return std::printf("%d heads, rank %d, format %d, groups of %d\n", int(s.heads), int(s.rank), form.format, int(form.group)), false;
                 }
     return true;
 }
@@ -149,19 +132,19 @@ bool same_bits() {
     for (const Sizes &s : SIZES) {
         const Matrices m(s, ISOBIT_F32, 0);
         const uint32_t seed = state();
-        Call together(m, ALL, 192, ISOBIT_INT8);
+        Call together(m, ALL, 192, FORMS[5]);
         if (isobit_cpu_latent(&together.a)) return false;
         for (const int threads : {1, 5}) {
             state() = seed;
-            Call again(m, ALL, 192, ISOBIT_INT8);
+            Call again(m, ALL, 192, FORMS[5]);
             isobit_cpu_set_threads(threads);
             const int failed = isobit_cpu_latent(&again.a);
             isobit_cpu_set_threads(2);
-            if (failed || !again.out.same(together.out) || !again.latents.same(together.latents)) return std::printf("%d threads\n", threads), false;
+            if (failed || !again.out.same(together.out) || !again.latents.numbers.same(together.latents.numbers)) return std::printf("%d threads\n", threads), false;
         }
         // One token at a time, in the cache as it was.
         state() = seed;
-        Call single(m, ALL, 192, ISOBIT_INT8);
+        Call single(m, ALL, 192, FORMS[5]);
         Values<float> out(together.out.size());
         for (int64_t i = 0; i < single.sequences.count(); ++i)
             for (int64_t token = 0; token < ALL[static_cast<size_t>(i)].fresh; ++token) {
@@ -205,8 +188,8 @@ bool layers() {
     const Sequences sequences({{rows, past}}, capacity);
     const isobit_places places{cos.data(), sin.data(), nullptr, s.rotated};
     isobit_step step{};
-    step.sequences = sequences.arguments(), step.places = &places, step.kinds_of_places = 1, step.cache_stride = capacity * s.rank;
-    step.keys = latents.data(), step.values = keys.data();
+    step.sequences = sequences.arguments(), step.places = &places, step.kinds_of_places = 1, step.cache_stride = capacity;
+    step.held.keys = latents.data(), step.held.values = keys.data();
     if (isobit_cpu_layers(all, 2, &step, x.data())) return false;
     for (int i = 0; i < 2; ++i) {
         const isobit_layer &l = all[i];
@@ -221,7 +204,7 @@ bool layers() {
         isobit_latent_attention a{};
         a.sequences = step.sequences, a.of = l.latent, a.heads = s.heads, a.value = s.value, a.ldkv = l.k->n, a.ldo = o.w.k;
         a.cos = cos.data(), a.sin = sin.data(), a.q = queries.data(), a.kv = made.data(), a.out = mixed.data(), a.scale = 0.2f, a.interleaved = 1;
-        a.latents = latents_by_hand.data() + i * capacity * s.rank, a.keys = keys_by_hand.data() + i * capacity * s.rotated;
+        a.held.keys = latents_by_hand.data() + i * capacity * s.rank, a.held.values = keys_by_hand.data() + i * capacity * s.rotated;
         if (isobit_cpu_latent(&a) || isobit_cpu_linear(&o.w, mixed.data(), rows, o.w.k, delta.data(), hidden)) return false;
         if (isobit_cpu_norm(&l.before_mlp, wanted.data(), delta.data(), 1, rows, hidden, wanted.data(), normed.data())) return false;
         if (isobit_cpu_linear(&up.w, normed.data(), rows, hidden, wide.data(), inner)) return false;
@@ -254,7 +237,7 @@ bool layers() {
 // One call that is spoiled in one place.
 bool refusals() {
     const Matrices m(SIZES[2], ISOBIT_F32, 0);
-    Call c(m, {{3, 4}, {2, 0}}, 7, ISOBIT_INT8);
+    Call c(m, {{3, 4}, {2, 0}}, 7, FORMS[8]);
     const Values<float> &out = c.out;
     bool good = true;
     const auto refused = [&](const char *what, auto spoil) {
@@ -273,12 +256,21 @@ bool refusals() {
     refused("no q", [](isobit_latent_attention &a, isobit_latent &) { a.q = nullptr; });
     refused("no kv", [](isobit_latent_attention &a, isobit_latent &) { a.kv = nullptr; });
     refused("no cosines", [](isobit_latent_attention &a, isobit_latent &) { a.cos = nullptr; });
-    refused("no cache", [](isobit_latent_attention &a, isobit_latent &) { a.latents = nullptr; });
-    refused("no keys", [](isobit_latent_attention &a, isobit_latent &) { a.keys = nullptr; });
-    refused("no scales", [](isobit_latent_attention &a, isobit_latent &) { a.latent_scales = a.key_scales = nullptr; });
-    refused("scales of latents alone", [](isobit_latent_attention &a, isobit_latent &) { a.key_scales = nullptr; });
-    refused("scales of floats", [](isobit_latent_attention &a, isobit_latent &) { a.cache_format = ISOBIT_F32; });
-    refused("no such format", [](isobit_latent_attention &a, isobit_latent &) { a.cache_format = ISOBIT_INT4; });
+    refused("no cache", [](isobit_latent_attention &a, isobit_latent &) { a.held.keys = nullptr; });
+    refused("no keys", [](isobit_latent_attention &a, isobit_latent &) { a.held.values = nullptr; });
+    refused("no scales", [](isobit_latent_attention &a, isobit_latent &) { a.held.key_scales = a.held.value_scales = nullptr; });
+    refused("scales of latents alone", [](isobit_latent_attention &a, isobit_latent &) { a.held.value_scales = nullptr; });
+    refused("scales of floats", [](isobit_latent_attention &a, isobit_latent &) { a.held.format = ISOBIT_F32; });
+    refused("no such format", [](isobit_latent_attention &a, isobit_latent &) { a.held.format = ISOBIT_INT4; });
+    refused("groups of no such format", [](isobit_latent_attention &a, isobit_latent &) { a.held.format = ISOBIT_INT8; });
+    refused("e2m1 without groups", [](isobit_latent_attention &a, isobit_latent &) { a.held.group = 0, a.held.key_groups = a.held.value_groups = nullptr; });
+    refused("groups of 24", [](isobit_latent_attention &a, isobit_latent &) { a.held.group = 24; });
+    refused("groups of -16", [](isobit_latent_attention &a, isobit_latent &) { a.held.group = -16; });
+    refused("huge groups", [](isobit_latent_attention &a, isobit_latent &) { a.held.group = INT64_MAX - 15; });
+    refused("no groups of keys", [](isobit_latent_attention &a, isobit_latent &) { a.held.key_groups = nullptr; });
+    refused("no groups of values", [](isobit_latent_attention &a, isobit_latent &) { a.held.value_groups = nullptr; });
+    refused("no format of groups", [](isobit_latent_attention &a, isobit_latent &) { a.held.group_format = ISOBIT_F32; });
+    refused("powers of two under others", [](isobit_latent_attention &a, isobit_latent &) { a.held.group_format = ISOBIT_E8M0; });
     refused("short tokens", [](isobit_latent_attention &a, isobit_latent &) { --a.ldkv; });
     refused("short results", [](isobit_latent_attention &a, isobit_latent &) { --a.ldo; });
     refused("far tokens", [](isobit_latent_attention &a, isobit_latent &) { a.ldkv = int64_t{1} << 62; });

@@ -86,7 +86,7 @@ struct Run {
     isobit_step step{};
 
     Run(const Stack &of, int64_t batch, int64_t tokens, int64_t past, bool shared_cache)
-        : stack(of), rows(batch * tokens), capacity(past + tokens + 1), stride(shared_cache ? 0 : of.cache_of(batch, capacity)),
+        : stack(of), rows(batch * tokens), capacity(past + tokens + 1), stride(shared_cache ? 0 : of.cache_of(batch, capacity) / LEAST),
           sequences(std::vector<Sequence>(static_cast<size_t>(batch), {tokens, past}), capacity), x(rows * Stack::hidden), cos(rows * DIM),
           sin(rows * DIM), factors(rows), keys(all_keys(batch)), values(all_keys(batch)) {
         for (Values<float> *part : {&x, &cos, &sin, &factors, &keys, &values}) fill(*part);
@@ -95,7 +95,7 @@ struct Run {
         places.back() = {nullptr, nullptr, nullptr, 0}, places[places.size() - 2].factors = factors.data();
         step.sequences = sequences.arguments(), step.cache_stride = stride;
         step.places = places.data(), step.kinds_of_places = static_cast<int64_t>(places.size());
-        step.keys = keys.data(), step.values = values.data();
+        step.held.keys = keys.data(), step.held.values = values.data();
     }
 
     // The calls that isobit_cpu_layers promises, each alone.
@@ -112,10 +112,10 @@ struct Run {
     }
 
   private:
-    static constexpr int64_t DIM = 48;  // the largest head
+    static constexpr int64_t DIM = 48, LEAST = 2;  // the largest head, and less than the smallest one
 
     int64_t all_keys(int64_t batch) const {
-        return stack.cache_of(batch, capacity) * (stride ? static_cast<int64_t>(stack.layers.size()) : 1);
+        return stride ? stride * DIM * static_cast<int64_t>(stack.layers.size()) : stack.cache_of(batch, capacity);
     }
     size_t size(int64_t width) const { return static_cast<size_t>(rows * width); }
 
@@ -145,7 +145,8 @@ struct Run {
         a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
         a.cos = at.cos, a.sin = at.sin, a.factors = at.factors;
         a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = mixed.data();
-        a.keys = static_cast<float *>(step.keys) + layer * stride, a.values = static_cast<float *>(step.values) + layer * stride;
+        a.held.keys = static_cast<float *>(step.held.keys) + layer * stride * l.dim;
+        a.held.values = static_cast<float *>(step.held.values) + layer * stride * l.dim;
         return !isobit_cpu_attention(&a) && product(l.o, mixed, delta) && norm(l.after_attention, delta);
     }
     bool mlp(const isobit_layer &l, const std::vector<float> &normed, std::vector<float> &delta) const {

@@ -233,7 +233,7 @@ def _on_gpus(attends: str, *, grouped: bool = False) -> Callable[[Target, str], 
 
 _CODES = tuple(row.kv for row in CACHE_FORMATS.values() if row.element and not row.group)
 _GROUPED = tuple(row.kv for row in CACHE_FORMATS.values() if row.group)
-_CACHED_ON_CPUS = ("bfloat16", "float16", *_CODES)
+_CACHED_ON_CPUS = ("bfloat16", "float16", *_CODES, *_GROUPED)
 ATTENTION_KERNELS = (
     AttentionKernel(_on_gpus("heads"), ("nvidia", "amd"), _CODES, widest=LARGEST_HEAD),
     AttentionKernel(
@@ -255,12 +255,6 @@ ATTENTION_KERNELS = (
     ),
     AttentionKernel(lambda target, dtype: ("cpu attention",), ("cpu",), _CACHED_ON_CPUS),
     AttentionKernel(
-        lambda target, dtype: ("torch attention",),
-        ("cpu",),
-        _GROUPED,
-        said="attention over a cache with scales of groups runs in PyTorch",
-    ),
-    AttentionKernel(
         lambda target, dtype: ("cpu latent attention",), ("cpu",), _CACHED_ON_CPUS, widest=LARGEST_RANK, latent=True
     ),
     *(
@@ -271,6 +265,6 @@ ATTENTION_KERNELS = (
             latent=True,
             said="latent attention runs in PyTorch, one sequence after the other",
         )
-        for vendors, cache in ((("nvidia", "amd"), _CODES), (("cpu",), (*_CACHED_ON_CPUS, *_GROUPED)))
+        for vendors, cache in ((("nvidia", "amd"), _CODES), (("cpu",), _CACHED_ON_CPUS))
     ),
 )

@@ -17,7 +17,7 @@ from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import linear as cpu
 from isobit.kernels.cpu import sequences as cpu_sequences
 from isobit.kernels.cpu import structs
-from isobit.kernels.cpu.layer import LARGEST_HEAD, check_cached, pointers
+from isobit.kernels.cpu.layer import LARGEST_HEAD, held_struct
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.latent import LatentSpec
 from isobit.kernels.norm import NormSpec
@@ -107,12 +107,12 @@ class CpuLatent:
             ("cosines", cos, spec.rotated), ("sines", sin, spec.rotated),
         ):  # fmt: skip
             check_on_cpu(what, part, (tokens, width))
-        format = check_cached(held, (blocks, 1, sequences.block, spec.rank), spec.rotated)
+        kept = held_struct(held, (blocks, 1, sequences.block, spec.rank), spec.rotated)
         out = q.new_empty(tokens, spec.heads * spec.value)
         arguments = structs.LatentAttention(
             cpu_sequences.struct(sequences, tokens, blocks), ctypes.addressof(self.struct), spec.heads, spec.value,
-            kv.shape[1], out.shape[1], cos.data_ptr(), sin.data_ptr(), q.data_ptr(), kv.data_ptr(), *pointers(held),
-            out.data_ptr(), spec.scale, int(spec.interleaved), format,
+            kv.shape[1], out.shape[1], cos.data_ptr(), sin.data_ptr(), q.data_ptr(), kv.data_ptr(), kept,
+            out.data_ptr(), spec.scale, int(spec.interleaved),
         )  # fmt: skip
         check(self._call(ctypes.byref(arguments)))
         return out

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from isobit.errors import FormatError
+from isobit.formats.caches import CacheFormat
 from isobit.formats.pack import code_dtype
 from isobit.formats.table import element
-from isobit.kernels.cached import Cached
+from isobit.kernels.cached import Cached, Part
 from isobit.kernels.checked import check_on_cpu
 from isobit.kernels.cpu import library as cpu_library
 from isobit.kernels.cpu import sequences as cpu_sequences
@@ -26,14 +27,14 @@ from isobit.kernels.norm import NormSpec
 from isobit.kernels.sequences import Sequences
 
 __all__ = [
-    "ACTIVATIONS", "CACHE_FORMATS", "LARGEST_HEAD", "activate", "add", "add_norm", "attention", "check_cached", "exp",
-    "gate", "gate_by", "norm", "pointers",
+    "ACTIVATIONS", "CACHE_FORMATS", "LARGEST_HEAD", "activate", "add", "add_norm", "attention", "exp", "gate",
+    "gate_by", "held_struct", "norm",
 ]  # fmt: skip
 
 LARGEST_HEAD = 512  # dimensions
-# enum isobit_format of isobit_cpu.h, of what a cache holds: a dtype or an element format
+# enum isobit_format of isobit_cpu.h, of what a cache holds: a dtype or an element format, also of scales of groups
 CACHE_FORMATS: dict[torch.dtype | str, int] = {
-    torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, "e4m3fn": 3, "e5m2": 4, "int8": 5
+    torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, "e4m3fn": 3, "e5m2": 4, "int8": 5, "e2m1": 10, "e8m0": 11
 }  # fmt: skip
 
 _POINTER, _SIZE, _FLOAT, _CODE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
@@ -146,38 +147,56 @@ def exp(x: Tensor) -> Tensor:
     return y
 
 
-def check_cached(held: Cached, shape: tuple[int, ...], second: int | None = None) -> int:
-    """That a cache is what the kernels read: keys and values of a shape that ends in it; gives enum isobit_format.
+def held_struct(held: Cached, shape: tuple[int, ...], second: int | None = None) -> structs.Held:
+    """A cache as the kernels read it: keys and values of a shape that ends in it; valid while its tensors are there.
 
     Args:
         held: the cache.
-        shape: ``[blocks, kv_heads, block, dim]``.
+        shape: ``[blocks, kv_heads, block, dim]``, ``dim`` in numbers.
         second: ``dim`` of the values; None for that of the keys.
 
     Raises:
-        FormatError: it isn't.
+        FormatError: it is none that they read.
     """
-    format = CACHE_FORMATS.get(held.element or held.keys.dtype, 0)
-    if held.form.group or (held.element and not format):
-        raise FormatError(f"the CPU kernels keep no keys and values in {held.form.name}")
-    dtype = code_dtype(element(held.element)) if held.element else held.keys.dtype if format else torch.float32
-    of_values = shape if second is None else (*shape[:3], second)
-    for what, part, wanted in (("cached keys", held.keys, shape), ("cached values", held.values, of_values)):
+    form, of_group = held.form, 0
+    format = CACHE_FORMATS.get(form.element or held.keys.dtype, 0)
+    if form.group:
+        of_group = CACHE_FORMATS.get(form.scale.element, 0)
+    if form.element and (not format or (form.group is not None and not of_group)):
+        raise FormatError(f"the CPU kernels keep no keys and values in {form.name}")
+    dtype = code_dtype(element(form.element)) if form.element else held.keys.dtype if format else torch.float32
+    for what, part, dim in zip(_PARTS, held.parts, (shape[3], second or shape[3]), strict=True):
+        rows, width = shape[:3], form.width(dim)
         # Looked into only where something is wrong: this is called for every token.
-        if part.shape[-4:] != wanted or part.dtype is not dtype or not part.is_contiguous() or not part.is_cpu:
-            check_on_cpu(what, part, (*part.shape[:-4], *wanted), dtype)
-    scales = [("scales of cached keys", held.key_scales), ("scales of cached values", held.value_scales)]
-    for what, found in scales if held.element else ():
-        if found is None:
-            raise FormatError(f"{what}: missing")
-        check_on_cpu(what, found, (*held.keys.shape[:-4], *shape[:3]))
-    return format
+        tensor = part.numbers
+        good = tensor.dtype is dtype and tensor.is_contiguous() and tensor.is_cpu
+        if not good or tensor.shape[-4:] != (*rows, width):
+            check_on_cpu(f"cached {what}", tensor, (*tensor.shape[:-4], *rows, width), dtype)
+        above = tensor.shape[:-4]
+        if form.one_scale:
+            _check_scales(f"scales of cached {what}", part.scales, (*above, *rows), torch.float32)
+        if form.group:
+            sizes = (*above, *rows, form.groups(dim))
+            _check_scales(f"scales of groups of cached {what}", part.groups, sizes, torch.uint8)
+    keys, values = held.parts
+    return structs.Held(
+        *(structs.pointer(part) for pair in zip(_addressed(form, keys), _addressed(form, values), strict=True)
+          for part in pair), form.group or 0, format, of_group,
+    )  # fmt: skip
 
 
-def pointers(held: Cached) -> tuple[int | None, ...]:
-    """Keys, values, and their scales."""
-    scales = (None if part is None else part.data_ptr() for part in (held.key_scales, held.value_scales))
-    return held.keys.data_ptr(), held.values.data_ptr(), *scales
+_PARTS = ("keys", "values")
+
+
+def _check_scales(what: str, found: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if found is None:
+        raise FormatError(f"{what}: missing")
+    check_on_cpu(what, found, shape, dtype)
+
+
+def _addressed(form: CacheFormat, part: Part) -> tuple[Tensor | None, ...]:
+    """Numbers, scales, and scales of groups, as far as the format has them."""
+    return part.numbers, part.scales if form.one_scale else None, part.groups if form.group else None
 
 
 def attention(
@@ -219,13 +238,13 @@ def attention(
         ("factors of tokens", factors, (tokens,)),
     ):  # fmt: skip
         check_on_cpu(what, part, shape)
-    format = check_cached(held, cache)
+    kept = held_struct(held, cache)
     out = torch.empty_like(q)
     rotary = (cos.data_ptr(), sin.data_ptr()) if heads.rotated else (None, None)
     arguments = structs.Attention(
         cpu_sequences.struct(sequences, tokens, held.keys.shape[0]), structs.heads_struct(heads), heads.heads,
         heads.kv_heads, heads.dim, width, shared, shared, width, *rotary, structs.pointer(factors), q.data_ptr(),
-        k.data_ptr(), v.data_ptr(), *pointers(held), out.data_ptr(), format,
+        k.data_ptr(), v.data_ptr(), kept, out.data_ptr(),
     )  # fmt: skip
     check(_lib().isobit_cpu_attention(ctypes.byref(arguments)))
     return out

@@ -22,7 +22,7 @@ from isobit.kernels.cpu import sequences as cpu_sequences
 from isobit.kernels.cpu import structs
 from isobit.kernels.cpu.experts import CpuMixture, CpuRouter
 from isobit.kernels.cpu.latent import CpuLatent
-from isobit.kernels.cpu.layer import check_cached, pointers
+from isobit.kernels.cpu.layer import held_struct
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.cpu.linear import CpuLinear
 from isobit.kernels.heads import AttentionSpec
@@ -163,15 +163,13 @@ class CpuStack:
         cache = (blocks, heads.kv_heads, sequences.block, heads.dim)
         _require("the residual stream", x, (tokens, self._hidden))
         kinds = (structs.Places * len(places))(*(self._places(i, one, tokens) for i, one in enumerate(places)))
-        format = check_cached(held, cache, self._second)
-        for part, width in ((held.keys, heads.dim), (held.values, self._second)):
-            self._require_room(part, stride * width, math.prod(cache[:3]) * width)
-        for scales in (held.key_scales, held.value_scales) if held.element else ():
-            assert scales is not None  # looked at above
-            self._require_room(scales, stride, math.prod(cache[:3]))
+        kept, rows = held_struct(held, cache, self._second), math.prod(cache[:3])
+        for part in held.tensors:
+            width = part.shape[-1] if part.dim() == held.keys.dim() else 1
+            self._require_room(part, stride * width, rows * width)
         y = x.clone()
         batch = cpu_sequences.struct(sequences, tokens, blocks)
-        step = structs.Step(batch, ctypes.addressof(kinds), len(kinds), *pointers(held), stride * heads.dim, format)
+        step = structs.Step(batch, ctypes.addressof(kinds), len(kinds), kept, stride)
         check(self._call(ctypes.addressof(self._structs), len(self._structs), ctypes.byref(step), y.data_ptr()))
         return y
 

@@ -36,15 +36,24 @@ class Heads(ctypes.Structure):
     )
 
 
+class Held(ctypes.Structure):
+    """isobit_cached."""
+
+    _fields_ = (
+        [(name, POINTER) for name in ("keys", "values", "key_scales", "value_scales", "key_groups", "value_groups")]
+        + [("group", SIZE)]
+        + [(name, CODE) for name in ("format", "group_format")]
+    )
+
+
 class Attention(ctypes.Structure):
     """isobit_attention."""
 
     _fields_ = (
         [("sequences", cpu_sequences.Struct), ("of", Heads)]
         + [(name, SIZE) for name in ("heads", "kv_heads", "dim", "ldq", "ldk", "ldv", "ldo")]
-        + [(name, POINTER) for name in ("cos", "sin", "factors", "q", "k", "v", "keys", "values")]
-        + [(name, POINTER) for name in ("key_scales", "value_scales", "out")]
-        + [("cache_format", CODE)]
+        + [(name, POINTER) for name in ("cos", "sin", "factors", "q", "k", "v")]
+        + [("held", Held), ("out", POINTER)]
     )
 
 
@@ -99,9 +108,8 @@ class LatentAttention(ctypes.Structure):
     _fields_ = (
         [("sequences", cpu_sequences.Struct), ("of", POINTER)]
         + [(name, SIZE) for name in ("heads", "value", "ldkv", "ldo")]
-        + [(name, POINTER) for name in ("cos", "sin", "q", "kv", "latents", "keys", "latent_scales", "key_scales")]
-        + [("out", POINTER), ("scale", FLOAT)]
-        + [(name, CODE) for name in ("interleaved", "cache_format")]
+        + [(name, POINTER) for name in ("cos", "sin", "q", "kv")]
+        + [("held", Held), ("out", POINTER), ("scale", FLOAT), ("interleaved", CODE)]
     )
 
 
@@ -129,11 +137,10 @@ class Places(ctypes.Structure):
 class Step(ctypes.Structure):
     """isobit_step."""
 
-    _fields_ = (
-        [("sequences", cpu_sequences.Struct), ("places", POINTER), ("kinds_of_places", SIZE)]
-        + [(name, POINTER) for name in ("keys", "values", "key_scales", "value_scales")]
-        + [("cache_stride", SIZE), ("cache_format", CODE)]
-    )
+    _fields_ = [("sequences", cpu_sequences.Struct), ("places", POINTER), ("kinds_of_places", SIZE)] + [
+        ("held", Held),
+        ("cache_stride", SIZE),
+    ]
 
 
 def pointer(part: Tensor | None) -> int | None:

@@ -39,8 +39,6 @@ def _accepts(dtype: torch.dtype, place: Place, layers: Sequence[LayerSpec], stor
     widest = max((layer.attention.dim for layer in layers if isinstance(layer.attention, SelfAttention)), default=0)
     if widest > cpu_layer.LARGEST_HEAD:
         return f"has heads of up to {cpu_layer.LARGEST_HEAD} dimensions, not {widest}"
-    if stored.group:
-        return f"has no kernel that reads keys and values in {stored.name}"
     if place.alike and (beyond := _beyond(layers)):
         return f"{beyond}, and runs that in PyTorch, whose sums depend on how many tokens come at once"
     return lacking(layers, ABLE) or backends.cpu_library_problem()

@@ -95,6 +95,20 @@ const char *problem_of_heads(const isobit_heads &of, int64_t dim) {
 
 }  // namespace
 
+const char *problem(const isobit_cached &c, int64_t first, int64_t second) {
+    if (!c.keys || !c.values) return "a null pointer";
+    if (c.group < 0 || c.group % 16 || c.group > LARGEST) return "groups of a cache are multiples of 16 numbers";
+    const bool codes = c.format == ISOBIT_E4M3FN || c.format == ISOBIT_E2M1;
+    if (c.group ? !codes : c.format < ISOBIT_F32 || c.format > ISOBIT_INT8) return "unknown format of a cache";
+    if (c.format == ISOBIT_E2M1 && (first % 2 || second % 2)) return "codes that share a byte are of an even number of dimensions";
+    if (c.group && c.group_format != ISOBIT_E8M0 && c.group_format != ISOBIT_E4M3FN) return "unknown format of the scales of groups";
+    if (!c.group != !c.key_groups || !c.group != !c.value_groups) return "a cache with groups has scales of them for keys and for values, and no other has";
+    const bool one = c.group ? c.group_format == ISOBIT_E4M3FN : bits_of(c.format) == 8;
+    if (one != (c.key_scales && c.value_scales) || !c.key_scales != !c.value_scales)
+        return "a cache of codes has scales of keys and of values, and no other has";
+    return nullptr;
+}
+
 const char *problem(const isobit_attention &a) {
     if (const char *why = problem_of_sizes(a.sequences)) return why;
     const isobit_sequences &s = a.sequences;
@@ -107,10 +121,8 @@ const char *problem(const isobit_attention &a) {
     if (a.ldq > farthest || a.ldk > farthest || a.ldv > farthest || a.ldo > farthest) return "sizes overflow";
     if (a.ldq < a.heads * a.dim || a.ldo < a.heads * a.dim || a.ldk < a.kv_heads * a.dim || a.ldv < a.kv_heads * a.dim)
         return "tokens overlap: a stride is shorter than the heads of a token";
-    if (!a.q || !a.k || !a.v || !a.cos != !a.sin || !a.keys || !a.values || !a.out) return "a null pointer";
-    if (a.cache_format < ISOBIT_F32 || a.cache_format > ISOBIT_INT8) return "unknown format of a cache";
-    if ((bits_of(a.cache_format) == 8) != (a.key_scales && a.value_scales) || !a.key_scales != !a.value_scales)
-        return "a cache of codes has scales of keys and of values, and no other has";
+    if (!a.q || !a.k || !a.v || !a.cos != !a.sin || !a.out) return "a null pointer";
+    if (const char *why = problem(a.held, a.dim, a.dim)) return why;
     return problem_of_heads(a.of, a.dim);
 }
 
@@ -134,9 +146,10 @@ const float *weight_of(const isobit_heads &of, const float *weights, int64_t hea
 
 // Queries normed and rotated in place; keys the same and values copied into the cache; what padding gives.
 void prepare(const LayerIsa &isa, const isobit_attention &a) {
-    const int64_t row = (a.heads + 2 * a.kv_heads) * a.dim, block = a.sequences.block, rotated = rotated_of(a.of, a.dim);
+    const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim, block = a.sequences.block, rotated = rotated_of(a.of, a.dim);
+    const Kept values = values_of(a.held);
     const bool wide = a.of.qk_norm == ISOBIT_QK_WIDTH;
-    parallel(a.sequences.tokens, std::max<int64_t>(1, VALUES / row), [&](int64_t begin, int64_t end) {
+    parallel(a.sequences.tokens, std::max<int64_t>(1, VALUES / width), [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; ++at) {
             const int64_t slot = a.sequences.slots[at];
             if (slot < 0) {
@@ -154,18 +167,17 @@ void prepare(const LayerIsa &isa, const isobit_attention &a) {
             }
             for (int64_t head = 0; head < a.kv_heads; ++head) {
                 const float *const weight = weight_of(a.of, a.of.k_norm, head, a.dim);
-                const int64_t to = ((slot / block * a.kv_heads + head) * block + slot % block) * a.dim;
+                const int64_t row = (slot / block * a.kv_heads + head) * block + slot % block;
                 const float *k = keys + head * a.dim, *v = a.v + at * a.ldv + head * a.dim;
-                if (a.cache_format == ISOBIT_F32) {
-                    isa.prepare(a.of, k, weight, of_keys, cos, sin, a.dim, static_cast<float *>(a.keys) + to);
-                    std::memcpy(static_cast<float *>(a.values) + to, v, static_cast<size_t>(a.dim) * 4);
+                if (a.held.format == ISOBIT_F32) {
+                    isa.prepare(a.of, k, weight, of_keys, cos, sin, a.dim, static_cast<float *>(a.held.keys) + row * a.dim);
+                    std::memcpy(values.row(row, a.dim), v, static_cast<size_t>(a.dim) * 4);
                     continue;
                 }
                 float prepared[LARGEST_HEAD];
                 isa.prepare(a.of, k, weight, of_keys, cos, sin, a.dim, prepared);
-                const int64_t bytes = to * bits_of(a.cache_format) / 8, row = to / a.dim;
-                isa.put_cached(a.cache_format, prepared, a.dim, static_cast<uint8_t *>(a.keys) + bytes, a.key_scales + row);
-                isa.put_cached(a.cache_format, v, a.dim, static_cast<uint8_t *>(a.values) + bytes, a.value_scales + row);
+                isa.put_cached(keys_of(a.held), prepared, a.dim, row);
+                isa.put_cached(values, v, a.dim, row);
             }
         }
     });

@@ -225,18 +225,11 @@ struct Seen {
     Seen(const isobit_heads &of, int64_t position) : begin(sight_of(of).first(position)), end(position + 1) {}
 };
 
-// KEYS keys of one head: at position `first` of the sequence and at `at` in the cache, and how far behind them the next ones lie there.
+// KEYS keys of one head: at position `first` of the sequence, from row `at` of the cache on, and how many rows behind them the next ones
+// lie there.
 struct Keys {
     int64_t first, at, ahead;
 };
-
-// Keys or values as floats: where they lie, or taken from what is stored to `memory`.
-inline const float *as_stored(const isobit_attention &a, const void *cache, const Keys &k, int64_t count, float *memory) {
-    if (a.cache_format == ISOBIT_F32) return static_cast<const float *>(cache) + k.at;
-    const auto *from = static_cast<const uint8_t *>(cache) + k.at * bits_of(a.cache_format) / 8;
-    take_cached(a.cache_format, from, count * a.dim, k.ahead, memory);
-    return memory;
-}
 
 // Scores of the rows of a piece with a few keys, softened, and their sums of values.
 inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspace &space, const Keys &k, const Partial &out) {
@@ -247,11 +240,11 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     while (begin < end && Seen(a.of, p.position + end - 1).begin >= k.first + count) --end;
     if (begin == end) return;
     const int64_t row = begin * group, rows = (end - begin) * group;
-    const bool plain = a.cache_format == ISOBIT_F32;
-    const int64_t ahead = plain ? k.ahead : 0;  // else what is stored has been asked for already
-    const float *const keys = as_stored(a, a.keys, k, count, space.taken);
+    const Kept of_keys = keys_of(a.held), of_values = values_of(a.held);
+    const int64_t ahead = a.held.format == ISOBIT_F32 ? k.ahead * a.dim : 0;  // else what is stored has been asked for already
+    const float *const keys = rows_of(of_keys, k.at, count, a.dim, k.ahead, space.taken);
     put_scores(space.queries + row * a.dim, rows, group, keys, count, a.dim, ahead, space);
-    if (a.key_scales) put_scales(a.key_scales + k.at / a.dim, count, rows, space.scores);
+    if (of_keys.scales) put_scales(of_keys.scales + k.at, count, rows, space.scores);
     if (a.of.softcap > 0) cap(space.scores, rows * KEYS, a.of.softcap);
     for (int64_t i = 0; i < rows; ++i) {
         const Seen seen(a.of, p.position + begin + i / group);
@@ -260,8 +253,8 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     }
     exp_all(space.factors, rows, space.factors);
     for (int64_t i = 0; i < rows; ++i) out.total[row + i] = out.total[row + i] * space.factors[i] + space.totals[i];
-    if (a.value_scales) put_scales(a.value_scales + k.at / a.dim, count, rows, space.scores);
-    const float *values = as_stored(a, a.values, k, count, space.taken);
+    if (of_values.scales) put_scales(of_values.scales + k.at, count, rows, space.scores);
+    const float *values = rows_of(of_values, k.at, count, a.dim, k.ahead, space.taken);
     int64_t stride = a.dim;
     if (padded != a.dim) {
         for (int64_t j = 0; j < count; ++j) {
@@ -274,12 +267,12 @@ inline void attend_keys(const isobit_attention &a, const Piece &p, const Workspa
     product(space.scores, KEYS, rows, values, stride, padded, count, ahead, space.factors, out.out + row * padded, padded);
 }
 
-// Where the key at a position is in the cache. Positions from there to the next multiple of KEYS follow it: a block ends there, or is
+// The row of the cache that has the key at a position. Positions from there to the next multiple of KEYS follow it: a block ends there, or is
 // the only one.
 inline int64_t place_of(const isobit_attention &a, const Piece &p, int64_t position) {
     const isobit_sequences &s = a.sequences;
     const int64_t block = s.table[p.sequence * s.table_stride + position / s.block];
-    return ((block * a.kv_heads + p.kv_head) * s.block + position % s.block) * a.dim;
+    return (block * a.kv_heads + p.kv_head) * s.block + position % s.block;
 }
 
 void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
@@ -297,7 +290,7 @@ void attend(const isobit_attention &a, const Piece &p, const Partial &out) {
     }
     int64_t at = place_of(a, p, p.begin);
     for (int64_t first = p.begin; first < p.end; first += KEYS) {
-        const int64_t next = first + KEYS < p.end ? place_of(a, p, first + KEYS) : at + KEYS * a.dim;
+        const int64_t next = first + KEYS < p.end ? place_of(a, p, first + KEYS) : at + KEYS;
         attend_keys(a, p, space, {first, at, next - at}, out);
         at = next;
     }

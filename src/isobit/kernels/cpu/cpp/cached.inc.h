@@ -21,36 +21,79 @@ inline uint16_t to_bf16(float value) {
     return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-// Codes of values of a float format with `mantissa` bits and least normal 2^low. Integers alone: a loop that becomes vectors.
-template <int mantissa, int low>
+// Codes of so many bits of values of a float format with `mantissa` bits and least normal 2^low. Integers alone: a loop that becomes vectors.
+template <int mantissa, int low, int width = 8>
 inline void float_codes(const float *values, int64_t count, uint8_t *codes) {
     for (int64_t i = 0; i < count; ++i) {
         const uint32_t bits = as_bits(values[i]), size = bits & 0x7fffffffu;
         const uint32_t normal = (size >> (23 - mantissa)) - ((127u + low - 1) << mantissa);
         const auto small = static_cast<uint32_t>(static_cast<int32_t>(from_bits(size) * static_cast<float>(1 << (mantissa - low))));
-        codes[i] = static_cast<uint8_t>((bits >> 24 & 0x80u) | (size < (127u + low) << 23 ? small : normal));
+        codes[i] = static_cast<uint8_t>((bits >> 31 << (width - 1)) | (size < (127u + low) << 23 ? small : normal));
     }
 }
 
-// The numbers of one head, as they are stored; their scale where they are codes.
-void put_cached(int32_t format, const Loose *x, int64_t dim, void *to, Loose *scale) {
-    auto *bytes = static_cast<uint8_t *>(to);
-    if (format == ISOBIT_BF16 || format == ISOBIT_F16) {
+// Codes of values that are numbers of a format.
+inline void codes_of_values(int32_t format, const float *values, int64_t count, uint8_t *codes) {
+    if (format == ISOBIT_E4M3FN) float_codes<3, -6>(values, count, codes);
+    else if (format == ISOBIT_E5M2) float_codes<2, -14>(values, count, codes);
+    else if (format == ISOBIT_E2M1) float_codes<1, 0, 4>(values, count, codes);
+    else
+        for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(static_cast<int8_t>(values[i]));
+}
+
+inline int32_t law_of(int32_t format) {
+    return format == ISOBIT_E4M3FN ? ISOBIT_ACT_E4M3FN : format == ISOBIT_E5M2 ? ISOBIT_ACT_E5M2 : format == ISOBIT_E2M1 ? ISOBIT_ACT_E2M1 : ISOBIT_ACT_INT8;
+}
+
+// Rounds a head in groups; stores the code of each group's scale, and what stands above them.
+inline void round_in_groups(const Kept &to, const Loose *x, int64_t dim, int64_t row, float *values) {
+    const int32_t law = law_of(to.format);
+    uint8_t *const codes = to.groups_at(row, dim);
+    float above = 1;
+    if (to.scales) {
+        Loose *const scales = to.scales;
+        above = scale_to(largest_of(law) * 448.0f, absmax(x, dim));
+        scales[row] = above;
+    }
+    for (int64_t at = 0, g = 0; at < dim; at += to.group, ++g) {
+        const int64_t count = smaller(to.group, dim - at);
+        const float amax = absmax(x + at, count);
+        float scale;
+        if (to.group_format == ISOBIT_E8M0) {
+            scale = amax <= 3.4028234663852886e38f ? power_scale(law, amax) : __builtin_nanf("");
+            codes[g] = scale == scale ? static_cast<uint8_t>(as_bits(scale) >> 23) : 0xff;
+        } else {
+            scale = above == above ? few_bits(amax / largest_of(law) / above) : 0.125f;
+            float_codes<3, -6>(&scale, 1, codes + g);
+            scale = scale * above;
+        }
+        round_activations(law, x + at, count, scale, values + at);
+    }
+}
+
+// The numbers of a head of a token to a row, as they are stored.
+void put_cached(const Kept &to, const Loose *x, int64_t dim, int64_t row) {
+    uint8_t *const bytes = to.row(row, dim);
+    if (to.format == ISOBIT_BF16 || to.format == ISOBIT_F16) {
         for (int64_t i = 0; i < dim; ++i) {
-            const uint16_t half = format == ISOBIT_BF16 ? to_bf16(x[i]) : to_f16(x[i]);
+            const uint16_t half = to.format == ISOBIT_BF16 ? to_bf16(x[i]) : to_f16(x[i]);
             __builtin_memcpy(bytes + 2 * i, &half, 2);
         }
         return;
     }
     float values[LARGEST_HEAD];
-    const int32_t law = format == ISOBIT_E4M3FN ? ISOBIT_ACT_E4M3FN : format == ISOBIT_E5M2 ? ISOBIT_ACT_E5M2 : ISOBIT_ACT_INT8;
-    const float found = activation_scale(law, absmax(x, dim));
-    *scale = found;
-    round_activations(law, x, dim, found, values);
-    if (format == ISOBIT_E4M3FN) float_codes<3, -6>(values, dim, bytes);
-    else if (format == ISOBIT_E5M2) float_codes<2, -14>(values, dim, bytes);
-    else
-        for (int64_t i = 0; i < dim; ++i) bytes[i] = static_cast<uint8_t>(static_cast<int8_t>(values[i]));
+    if (to.group) {
+        round_in_groups(to, x, dim, row, values);
+    } else {
+        Loose *const scales = to.scales;
+        const float found = activation_scale(law_of(to.format), absmax(x, dim));
+        scales[row] = found;
+        round_activations(law_of(to.format), x, dim, found, values);
+    }
+    if (to.format != ISOBIT_E2M1) return codes_of_values(to.format, values, dim, bytes);
+    uint8_t codes[LARGEST_HEAD];
+    codes_of_values(to.format, values, dim, codes);
+    for (int64_t i = 0; i < dim / 2; ++i) bytes[i] = static_cast<uint8_t>(codes[i] | codes[dim / 2 + i] << 4);
 }
 
 // `count` numbers, exact, codes without their scales. What lies `ahead` (in numbers) is prefetched.
@@ -76,6 +119,84 @@ inline void take_cached(int32_t format, const uint8_t *from, int64_t count, int6
     else if (format == ISOBIT_E4M3FN) take_with<1>(from, count, ahead, out, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::e4m3(p); });
     else if (format == ISOBIT_E5M2) take_with<1>(from, count, ahead, out, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::e5m2(p); });
     else take_with<1>(from, count, ahead, out, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::int8(p); });
+}
+
+// The scale of a group. NaN where a code says so.
+ISOBIT_INLINE float scale_of_group(int32_t format, uint32_t code) {
+    if (format == ISOBIT_E8M0) return code == 0xff ? __builtin_nanf("") : from_e8m0(code);
+    return (code & 0x7fu) == 0x7f ? __builtin_nanf("") : from_e4m3(code);
+}
+
+constexpr int64_t RUN = 16;  // numbers of a head of which groups are made: vectors of W are within one
+
+// Scales of a head for each RUN of its numbers, groups of `per` of them.
+inline void scales_of_runs(const Kept &of, const uint8_t *codes, int64_t runs, float *scales) {
+    const int64_t per = of.group / RUN;
+    for (int64_t run = 0; run < runs; ++codes) {
+        const float scale = scale_of_group(of.group_format, *codes);
+        for (const int64_t end = smaller(run + per, runs); run < end; ++run) scales[run] = scale;
+    }
+}
+
+// One head of 8-bit codes, each by the scale of its group.
+inline void take_row_e4m3(const uint8_t *from, const float *scales, int64_t dim, float *out) {
+    int64_t d = 0;
+    for (; d + W <= dim; d += W) store(out + d, Stored::e4m3(from + d) * splat(scales[d / RUN]));
+    if (d == dim) return;
+    take_with<1>(from + d, dim - d, 0, out + d, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::e4m3(p); });
+    for (; d < dim; ++d) out[d] *= scales[d / RUN];
+}
+
+// One head of codes that share bytes.
+inline void take_row_e2m1(const uint8_t *from, const float *scales, int64_t dim, float *out) {
+    const int64_t half = dim / 2;
+    if (half % RUN == 0) {
+        for (int64_t at = 0; at < half; at += W) {
+            F low, high;
+            Stored::e2m1(from + at, low, high);
+            store(out + at, low * splat(scales[at / RUN]));
+            store(out + half + at, high * splat(scales[(half + at) / RUN]));
+        }
+        return;
+    }
+    for (int64_t at = 0; at < half; at += W) {
+        const int64_t count = smaller(W, half - at);
+        uint8_t bytes[W];
+        float low[W], high[W];
+        __builtin_memcpy(bytes, from + at, static_cast<size_t>(count));
+        for (int64_t i = count; i < W; ++i) bytes[i] = 0;
+        F first, second;
+        Stored::e2m1(bytes, first, second);
+        store(low, first), store(high, second);
+        for (int64_t i = 0; i < count; ++i) {
+            out[at + i] = low[i] * scales[(at + i) / RUN];
+            out[half + at + i] = high[i] * scales[(half + at + i) / RUN];
+        }
+    }
+}
+
+// `count` rows with scales of groups, exact but for what stands above those. What lies so many rows `ahead` is prefetched.
+inline void take_grouped(const Kept &of, int64_t row, int64_t count, int64_t dim, int64_t ahead, float *out) {
+    const int64_t bytes = of.row_bytes(dim), groups = of.groups_of(dim), runs = (dim + RUN - 1) / RUN;
+    const uint8_t *from = of.row(row, dim), *codes = of.groups_at(row, dim);
+    for (int64_t j = 0; j < count; ++j, from += bytes, codes += groups, out += dim) {
+        if (ahead) {
+            __builtin_prefetch(codes + ahead * groups);
+            for (int64_t at = 0; at < bytes; at += 4 * LINE) __builtin_prefetch(from + ahead * bytes + at);
+        }
+        float scales[LARGEST_HEAD / RUN];
+        scales_of_runs(of, codes, runs, scales);
+        if (of.format == ISOBIT_E2M1) take_row_e2m1(from, scales, dim, out);
+        else take_row_e4m3(from, scales, dim, out);
+    }
+}
+
+// Rows of a cache as floats, without the scales that each of them has: where they lie, or taken from what is stored to `memory`.
+inline const float *rows_of(const Kept &of, int64_t row, int64_t count, int64_t dim, int64_t ahead, float *memory) {
+    if (of.format == ISOBIT_F32) return static_cast<const float *>(of.numbers) + row * dim;
+    if (of.group) take_grouped(of, row, count, dim, ahead, memory);
+    else take_cached(of.format, of.row(row, dim), count * dim, ahead * dim, memory);
+    return memory;
 }
 
 // Rows of scores or of weights of `count` keys, times the scale of each key.

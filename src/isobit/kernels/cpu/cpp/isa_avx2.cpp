@@ -233,8 +233,17 @@ struct Stored {
         return as_f(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)));
     }
     static ISOBIT_INLINE F f16(const uint8_t *p) { return halves(load16(p)); }
+    // The low halves of W bytes and the high ones: looked up as the upper bytes of float16, whose lower ones are zero.
+    static ISOBIT_INLINE void e2m1(const uint8_t *p, F &low, F &high) {
+        const __m128i mask = _mm_set1_epi8(15), bytes = eight(p);
+        low = upper(_mm_and_si128(bytes, mask)), high = upper(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
+    }
 
   private:
+    static ISOBIT_INLINE F upper(__m128i codes) {
+        const __m128i values = _mm_set_epi64x(static_cast<int64_t>(0xc6c4c2c0bebcb880u), 0x464442403e3c3800);
+        return halves(_mm_unpacklo_epi8(_mm_setzero_si128(), _mm_shuffle_epi8(values, codes)));
+    }
     static ISOBIT_INLINE __m128i eight(const uint8_t *p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)); }
     static ISOBIT_INLINE F splat(float value) { return value - F{}; }
 };

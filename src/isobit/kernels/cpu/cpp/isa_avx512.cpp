@@ -333,6 +333,12 @@ struct Stored {
         return as_f(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16)));
     }
     static ISOBIT_INLINE F f16(const uint8_t *p) { return halves(load32(p)); }
+    // The low halves of W bytes and the high ones.
+    static ISOBIT_INLINE void e2m1(const uint8_t *p, F &low, F &high) {
+        const __m512 values = _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6);
+        const __m512i bytes = _mm512_cvtepu8_epi32(load16(p));
+        low = as_f(_mm512_permutexvar_ps(bytes, values)), high = as_f(_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), values));
+    }
 
   private:
     static ISOBIT_INLINE F splat(float value) { return value - F{}; }

@@ -217,8 +217,17 @@ struct Stored {
     static ISOBIT_INLINE F e5m2(const uint8_t *p) { return half(vget_low_s16(vshll_n_s8(four(p), 8))); }
     static ISOBIT_INLINE F bf16(const uint8_t *p) { return reinterpret_cast<F>(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)); }
     static ISOBIT_INLINE F f16(const uint8_t *p) { return half(vreinterpret_s16_u8(vld1_u8(p))); }
+    // The low halves of W bytes and the high ones: looked up as the upper bytes of float16, whose lower ones are zero.
+    static ISOBIT_INLINE void e2m1(const uint8_t *p, F &low, F &high) {
+        const uint8x8_t bytes = vreinterpret_u8_s8(four(p));
+        low = upper(vand_u8(bytes, vdup_n_u8(15))), high = upper(vshr_n_u8(bytes, 4));
+    }
 
   private:
+    static ISOBIT_INLINE F upper(uint8x8_t codes) {
+        static const uint8_t values[16] = {0, 0x38, 0x3c, 0x3e, 0x40, 0x42, 0x44, 0x46, 0x80, 0xb8, 0xbc, 0xbe, 0xc0, 0xc2, 0xc4, 0xc6};
+        return half(vget_low_s16(vshll_n_s8(vreinterpret_s8_u8(vqtbl1_u8(vld1q_u8(values), codes)), 8)));
+    }
     static ISOBIT_INLINE int8x8_t four(const uint8_t *p) {
         uint32_t bytes;
         std::memcpy(&bytes, p, 4);

@@ -124,12 +124,12 @@ struct DecodeWideInt4 : Plain {
     }
 };
 
+constexpr float E2M1_VALUES[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
 struct DecodeE2m1 : DecodeWideInt4<0> {
     static ISOBIT_INLINE void block(const uint8_t *from, F out[8]) {
-        static constexpr float values[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
         fill(out, codes, [&](int i) {
             const int code = source(i);
-            return values[from[code / 2] >> (code % 2 * 4) & 15];
+            return E2M1_VALUES[from[code / 2] >> (code % 2 * 4) & 15];
         });
     }
 };
@@ -204,6 +204,11 @@ struct Stored {
     }
     static ISOBIT_INLINE F f16(const uint8_t *p) {
         return each([&](int i) { return small_float(half(p, i), 5, 10, 15, true); });
+    }
+    // The low halves of W bytes and the high ones.
+    static ISOBIT_INLINE void e2m1(const uint8_t *p, F &low, F &high) {
+        low = each([&](int i) { return E2M1_VALUES[p[i] & 15]; });
+        high = each([&](int i) { return E2M1_VALUES[p[i] >> 4]; });
     }
 
   private:

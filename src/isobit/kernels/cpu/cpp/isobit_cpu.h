@@ -13,7 +13,7 @@ extern "C" {
 
 // The version of this interface. It goes up with every change of a structure, a constant, an argument or a meaning below, here
 // and in kernels/cpu/library.py: a library that was left over from another version is then refused, and not called.
-#define ISOBIT_CPU_ABI 7
+#define ISOBIT_CPU_ABI 8
 
 // How weights are stored. Integer codes below 8 bits are one little-endian bit stream per row, offset binary, padded to
 // 32-bit words: the pack-quantized layout of compressed-tensors.
@@ -170,6 +170,19 @@ typedef struct {
     int64_t block, blocks;  // tokens of a block, a multiple of 64 unless each sequence fits into one; blocks of the cache
 } isobit_sequences;
 
+// What a cache keeps of keys and values, or of latents and rotated keys, which have a number of dimensions `dim` each. Of plain numbers
+// (up to ISOBIT_F16) there are no scales; codes of 8 bits without groups have one of float32 for each token and head; codes ISOBIT_E4M3FN
+// and ISOBIT_E2M1 may have scales of groups, either powers of two by themselves, or e4m3fn with one of float32 above them.
+typedef struct {
+    void *keys, *values;                   // [blocks, kv_heads, block, dim]; ISOBIT_E2M1: dim / 2 bytes, number d in the low half of byte d,
+                                           // number d + dim / 2 in its high half
+    float *key_scales, *value_scales;      // [blocks, kv_heads, block], or both NULL
+    uint8_t *key_groups, *value_groups;    // [blocks, kv_heads, block, ceil(dim / group)], or both NULL
+    int64_t group;                         // numbers that share a scale of those: a multiple of 16; 0: there are none
+    int32_t format;                        // enum isobit_format of what is kept
+    int32_t group_format;                  // ISOBIT_E8M0 or ISOBIT_E4M3FN; without groups it says nothing
+} isobit_cached;
+
 // What an attention is beside the sizes of its heads. All zero: every token sees all before it, no norms, whole heads are rotated by
 // halves.
 typedef struct {
@@ -198,10 +211,8 @@ typedef struct {
     const float *factors;         // [tokens]: what the scores of a token are multiplied by besides; NULL: nothing
     float *q;                     // [tokens, heads, dim]; comes out normed and rotated
     const float *k, *v;           // [tokens, kv_heads, dim]
-    void *keys, *values;          // [blocks, kv_heads, block, dim]
-    float *key_scales, *value_scales;  // [blocks, kv_heads, block] of codes of 8 bits, else NULL
+    isobit_cached held;
     float *out;                   // [tokens, heads, dim]
-    int32_t cache_format;         // enum isobit_format of keys and values, up to ISOBIT_INT8
 } isobit_attention;
 
 int isobit_cpu_attention(const isobit_attention *a);
@@ -276,12 +287,10 @@ typedef struct {
     const float *cos, *sin;       // [tokens, rotated], by halves
     float *q;                     // [tokens, heads, plain + rotated], contiguous; comes out rotated
     const float *kv;              // [tokens, rank + rotated]: latents in front of their norm, and keys in front of their rotation
-    void *latents, *keys;         // [blocks, block, rank], [blocks, block, rotated]
-    float *latent_scales, *key_scales;  // [blocks, block] of codes of 8 bits, else NULL
+    isobit_cached held;           // of one head: as keys the latents, as values the rotated keys
     float *out;                   // [tokens, heads, value]
     float scale;                  // what scores are multiplied by
     int32_t interleaved;          // 1: dimensions 0 and 1, 2 and 3, ... of what comes in are rotated together; they are kept as halves
-    int32_t cache_format;         // enum isobit_format of what is kept, up to ISOBIT_INT8
 } isobit_latent_attention;
 
 int isobit_cpu_latent(const isobit_latent_attention *a);
@@ -325,10 +334,8 @@ typedef struct {
     isobit_sequences sequences;
     const isobit_places *places;
     int64_t kinds_of_places;
-    void *keys, *values;          // those of the first layer; of latent attention latents and rotated keys
-    float *key_scales, *value_scales;
-    int64_t cache_stride;         // values from a layer's keys to the next one's; 0: all use the same memory. Rotated keys lie as many tokens apart
-    int32_t cache_format;
+    isobit_cached held;           // that of the first layer
+    int64_t cache_stride;         // heads of tokens from a layer's keys to the next one's, and so of all that is kept; 0: all use the same memory
 } isobit_step;
 
 // x: float32 [tokens, hidden], contiguous; becomes what the last layer leaves. The same calls as above in the same

@@ -61,11 +61,12 @@ inline float largest_of(int32_t activations) {
 }
 
 // Of activations of which the largest magnitude is `amax`: NaN where that is no number.
-inline float activation_scale(int32_t activations, float amax) {
-    const float scale = amax / largest_of(activations);
+inline float scale_to(float largest, float amax) {
+    const float scale = amax / largest;
     if (!(amax <= 3.4028234663852886e38f)) return __builtin_nanf("");
     return scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale;
 }
+inline float activation_scale(int32_t activations, float amax) { return scale_to(largest_of(activations), amax); }
 
 // The same as a power of two, of a finite magnitude: its exponent, one more from 1.75 times a power of two on, less that of the
 // format's largest value.
@@ -81,9 +82,8 @@ inline float power_scale(int32_t activations, float amax) {
     return scale;
 }
 
-// The same as e4m3fn under a number above it: 2^-3 where that would be zero.
-inline float scale_under(int32_t activations, float amax, float over) {
-    float code = over * (amax / largest_of(activations));
+// A scale from 0 on as e4m3fn has it: 2^-3 where that would be zero.
+inline float few_bits(float code) {
     code = code < 448.0f ? code : 448.0f;
     if (code < 0.015625f) {  // 2^-6, below which codes are multiples of 2^-9
         code = (code + 16384.0f) - 16384.0f;
@@ -93,8 +93,11 @@ inline float scale_under(int32_t activations, float amax, float over) {
         bits = (bits + 0x7ffffu + (bits >> 20 & 1u)) & ~0xfffffu;
         __builtin_memcpy(&code, &bits, 4);
     }
-    return (code == 0 ? 0.125f : code) / over;
+    return code == 0 ? 0.125f : code;
 }
+
+// The same as e4m3fn under a number above it.
+inline float scale_under(int32_t activations, float amax, float over) { return few_bits(over * (amax / largest_of(activations))) / over; }
 
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

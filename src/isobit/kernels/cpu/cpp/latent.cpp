@@ -47,12 +47,9 @@ const char *problem(const isobit_latent_attention &a) {
     const int64_t farthest = FARTHEST / s.tokens;
     if (a.ldkv > farthest || a.ldo > farthest || a.heads * query > farthest) return "sizes overflow";
     if (a.ldkv < rank + a.of->rotated || a.ldo < a.heads * a.value) return "tokens overlap: a stride is shorter than what a token has";
-    if (!a.q || !a.kv || !a.cos || !a.sin || !a.latents || !a.keys || !a.out) return "a null pointer";
+    if (!a.q || !a.kv || !a.cos || !a.sin || !a.out) return "a null pointer";
     if (!std::isfinite(a.scale)) return "the scale of scores is not a number";
-    if (a.cache_format < ISOBIT_F32 || a.cache_format > ISOBIT_INT8) return "unknown format of a cache";
-    if ((bits_of(a.cache_format) == 8) != (a.latent_scales && a.key_scales) || !a.latent_scales != !a.key_scales)
-        return "a cache of codes has scales of latents and of keys, and no other has";
-    return nullptr;
+    return problem(a.held, rank, a.of->rotated);
 }
 
 namespace {
@@ -68,10 +65,9 @@ void turn(const LayerIsa &isa, const isobit_latent_attention &a, int64_t token, 
 }
 
 // Numbers of one token to their place in a cache.
-void put(const LayerIsa &isa, int32_t format, const float *x, int64_t dim, int64_t slot, void *cache, float *scales) {
-    uint8_t *const to = static_cast<uint8_t *>(cache) + slot * dim * bits_of(format) / 8;
-    if (format == ISOBIT_F32) std::memcpy(to, x, static_cast<size_t>(dim) * 4);
-    else isa.put_cached(format, x, dim, to, scales ? scales + slot : nullptr);
+void put(const LayerIsa &isa, const Kept &to, const float *x, int64_t dim, int64_t slot) {
+    if (to.format == ISOBIT_F32) std::memcpy(to.row(slot, dim), x, static_cast<size_t>(dim) * 4);
+    else isa.put_cached(to, x, dim, slot);
 }
 
 // Queries rotated in place; latents normed, keys rotated, and both put into the cache.
@@ -88,9 +84,9 @@ void prepare(const LayerIsa &isa, const isobit_latent_attention &a) {
             }
             float numbers[LARGEST_HEAD];
             isa.norm(&l.kv_norm, a.kv + at * a.ldkv, nullptr, 1, rank, nullptr, numbers);
-            put(isa, a.cache_format, numbers, rank, slot, a.latents, a.latent_scales);
+            put(isa, keys_of(a.held), numbers, rank, slot);
             turn(isa, a, at, a.kv + at * a.ldkv + rank, numbers);
-            put(isa, a.cache_format, numbers, l.rotated, slot, a.keys, a.key_scales);
+            put(isa, values_of(a.held), numbers, l.rotated, slot);
         }
     });
 }
@@ -148,8 +144,8 @@ void attend(const isobit_latent_attention &a, const Part &part, Buffer &memory, 
     over.sequences = within(a.sequences, part, sequences);
     over.of.scale = a.scale, over.heads = a.heads, over.kv_heads = divisions(a.heads, part.count), over.dim = rank;
     over.ldo = a.heads * rank, over.q = queries, over.out = found;
-    over.keys = a.latents, over.key_scales = a.latent_scales, over.cache_format = a.cache_format;
-    attention(over, {q + l.plain, a.heads * query, query, l.rotated, a.keys, a.key_scales});
+    over.held = a.held;
+    attention(over, {q + l.plain, a.heads * query, query, l.rotated, values_of(a.held)});
     by_head(l.values, a.heads, part.count, found, rank, made);
     for (int64_t t = 0; t < part.count; ++t) {
         if (over.sequences.slots[t] < 0) std::memset(out + t * a.ldo, 0, static_cast<size_t>(a.heads * a.value) * 4);

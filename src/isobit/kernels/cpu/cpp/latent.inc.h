@@ -15,13 +15,6 @@ struct TurnedSpace {
     }
 };
 
-// `count` numbers of a cache from the `at`-th on as floats: where they lie, or taken to `memory`.
-inline const float *numbers_of(int32_t format, const void *cache, int64_t at, int64_t count, float *memory) {
-    if (format == ISOBIT_F32) return static_cast<const float *>(cache) + at;
-    take_cached(format, static_cast<const uint8_t *>(cache) + at * bits_of(format) / 8, count, 0, memory);
-    return memory;
-}
-
 // Scores of rows with KEYS keys that lie one behind the other.
 inline void scores_with(const float *queries, int64_t rows, const float *keys, int64_t count, int64_t dim, float *columns, float *scores) {
     transpose_keys(keys, count, dim, 0, columns);
@@ -43,16 +36,17 @@ void attend_latents(const isobit_attention &a, const Latents &l, const Piece &p,
         out.total[row] = 0;
     }
     const isobit_sequences &s = a.sequences;
+    const Kept held = keys_of(a.held);
     for (int64_t first = p.begin; first < p.end; first += KEYS) {
         const int64_t slot = int64_t{s.table[p.sequence * s.table_stride + first / s.block]} * s.block + first % s.block;
         const int64_t count = smaller(KEYS, p.end - first), begin = first > p.position ? first - p.position : 0;  // tokens from there on see some
         if (begin >= p.tokens) continue;
         const int64_t row = begin * group, rows = all - row;
-        const float *latents = numbers_of(a.cache_format, a.keys, slot * rank, count * rank, space.taken);
-        const float *const keys = numbers_of(a.cache_format, l.keys, slot * l.rotated, count * l.rotated, turned.taken);
+        const float *latents = rows_of(held, slot, count, rank, 0, space.taken);
+        const float *const keys = rows_of(l.keys, slot, count, l.rotated, 0, turned.taken);
         scores_with(space.queries + row * rank, rows, latents, count, rank, space.keys, space.scores);
         scores_with(turned.queries + row * l.rotated, rows, keys, count, l.rotated, turned.columns, turned.scores);
-        if (a.key_scales) put_scales(a.key_scales + slot, count, rows, space.scores), put_scales(l.scales + slot, count, rows, turned.scores);
+        if (held.scales) put_scales(held.scales + slot, count, rows, space.scores), put_scales(l.keys.scales + slot, count, rows, turned.scores);
         for (int64_t i = 0; i < rows * KEYS; i += W) store(space.scores + i, load(space.scores + i) + load(turned.scores + i));
         for (int64_t i = 0; i < rows; ++i) {
             const int64_t to = smaller(p.position + begin + i / group + 1 - first, count);
@@ -60,7 +54,7 @@ void attend_latents(const isobit_attention &a, const Latents &l, const Piece &p,
         }
         exp_all(space.factors, rows, space.factors);
         for (int64_t i = 0; i < rows; ++i) out.total[row + i] = out.total[row + i] * space.factors[i] + space.totals[i];
-        if (a.key_scales) put_scales(a.key_scales + slot, count, rows, space.scores);
+        if (held.scales) put_scales(held.scales + slot, count, rows, space.scores);
         int64_t stride = rank;
         if (padded != rank) {
             for (int64_t j = 0; j < count; ++j) {

@@ -18,6 +18,8 @@ const char *problem_of_sizes(const isobit_sequences &s);
 // The same of latent attention, of one by itself and of a layer's: `value` dimensions of a head's value.
 const char *problem(const isobit_latent_attention &a);
 const char *problem(const isobit_latent &l, int64_t heads, int64_t value);
+// The same of a cache whose two parts have so many dimensions.
+const char *problem(const isobit_cached &c, int64_t first, int64_t second);
 // How far back tokens see.
 struct Sight {
     int64_t window, chunk;
@@ -40,6 +42,29 @@ inline int64_t rotated_of(const isobit_heads &of, int64_t dim) { return of.rotat
 const char *problem_of_gate(int32_t activation, float limit, bool has_up);
 const char *problem(const isobit_norm &norm);
 
+// Keys or values of a cache. A row is a head of a token.
+struct Kept {
+    void *numbers;
+    float *scales;    // [rows], or NULL
+    uint8_t *groups;  // [rows, groups_of(dim)], or NULL
+    int64_t group;
+    int32_t format, group_format;
+
+    int64_t groups_of(int64_t dim) const { return group ? (dim - 1) / group + 1 : 0; }
+    int64_t row_bytes(int64_t dim) const { return dim * bits_of(format) / 8; }
+    uint8_t *row(int64_t number, int64_t dim) const { return static_cast<uint8_t *>(numbers) + number * row_bytes(dim); }
+    uint8_t *groups_at(int64_t row, int64_t dim) const { return groups ? groups + row * groups_of(dim) : nullptr; }
+    // What lies so many rows behind it.
+    Kept from(int64_t rows, int64_t dim) const {
+        return {row(rows, dim), scales ? scales + rows : nullptr, groups_at(rows, dim), group, format, group_format};
+    }
+};
+inline Kept keys_of(const isobit_cached &c) { return {c.keys, c.key_scales, c.key_groups, c.group, c.format, c.group_format}; }
+inline Kept values_of(const isobit_cached &c) { return {c.values, c.value_scales, c.value_groups, c.group, c.format, c.group_format}; }
+inline isobit_cached together(const Kept &keys, const Kept &values) {
+    return {keys.numbers, values.numbers, keys.scales, values.scales, keys.groups, values.groups, keys.group, keys.format, keys.group_format};
+}
+
 // What has been checked. Throws std::bad_alloc.
 void attention(const isobit_attention &a);
 void latent(const isobit_latent_attention &a);
@@ -50,8 +75,7 @@ struct Latents {
     const float *turned;       // rotated parts of queries
     int64_t token, head;       // from one token's to the next one's, and from one head's
     int64_t rotated;
-    const void *keys;          // [blocks, block, rotated]
-    const float *scales;       // [blocks, block] of codes, else NULL
+    Kept keys;                 // [blocks, block, rotated]
 };
 // An attention whose keys are stored already.
 void attention(const isobit_attention &a, const Latents &l);
@@ -96,8 +120,8 @@ struct LayerIsa {
     void (*prepare)(const isobit_heads &of, const float *x, const float *weight, float factor, const float *cos, const float *sin, int64_t dim,
                     float *out);
     int64_t (*padded_dim)(int64_t dim);
-    // Stores one head's keys or values in a format of the cache that is not float32; scale of codes.
-    void (*put_cached)(int32_t format, const float *x, int64_t dim, void *to, float *scale);
+    // Stores the numbers of a head of a token as a row, in a format that is not float32.
+    void (*put_cached)(const Kept &to, const float *x, int64_t dim, int64_t row);
     void (*attend)(const isobit_attention &, const Piece &, const Partial &);
     void (*attend_latents)(const isobit_attention &, const Latents &, const Piece &, const Partial &);
     // out = sum of parts[i].out * exp(parts[i].largest - overall) / sum of their totals, for one row; `sink` is a score that takes part

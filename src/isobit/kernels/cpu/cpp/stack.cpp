@@ -89,6 +89,12 @@ Scratch scratch_for(const isobit_layer *layers, int64_t count, int64_t rows, Buf
     return {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], reinterpret_cast<int32_t *>(p[11])};
 }
 
+// What a layer keeps.
+isobit_cached held_of(const isobit_step &step, int64_t layer, int64_t first, int64_t second) {
+    const int64_t rows = layer * step.cache_stride;
+    return together(keys_of(step.held).from(rows, first), values_of(step.held).from(rows, second));
+}
+
 isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, int64_t layer, const Scratch &s) {
     const isobit_places &places = step.places[l.places];
     isobit_attention a{};
@@ -97,11 +103,7 @@ isobit_attention attention_of(const isobit_layer &l, const isobit_step &step, in
     a.ldq = a.ldo = l.q->n, a.ldk = a.ldv = l.k->n;
     a.cos = places.cos, a.sin = places.sin, a.factors = places.factors;
     a.q = s.q, a.k = s.k, a.v = s.v, a.out = s.mixed;
-    const int64_t numbers = layer * step.cache_stride, bytes = numbers * bits_of(step.cache_format) / 8;
-    a.cache_format = step.cache_format;
-    a.keys = static_cast<uint8_t *>(step.keys) + bytes, a.values = static_cast<uint8_t *>(step.values) + bytes;
-    a.key_scales = step.key_scales ? step.key_scales + numbers / l.dim : nullptr;
-    a.value_scales = step.value_scales ? step.value_scales + numbers / l.dim : nullptr;
+    a.held = held_of(step, layer, l.dim, l.dim);
     return a;
 }
 
@@ -110,12 +112,8 @@ isobit_latent_attention latent_of(const isobit_layer &l, const isobit_step &step
     isobit_latent_attention a{};
     a.sequences = step.sequences, a.of = l.latent, a.heads = l.heads, a.value = value_of(l);
     a.ldkv = l.k->n, a.ldo = l.o->k, a.cos = places.cos, a.sin = places.sin, a.q = s.q, a.kv = s.k, a.out = s.mixed;
-    a.scale = l.of.scale, a.interleaved = l.of.interleaved, a.cache_format = step.cache_format;
-    const int64_t tokens = layer * step.cache_stride / l.dim, bits = bits_of(step.cache_format);
-    a.latents = static_cast<uint8_t *>(step.keys) + tokens * l.dim * bits / 8;
-    a.keys = static_cast<uint8_t *>(step.values) + tokens * l.latent->rotated * bits / 8;
-    a.latent_scales = step.key_scales ? step.key_scales + tokens : nullptr;
-    a.key_scales = step.value_scales ? step.value_scales + tokens : nullptr;
+    a.scale = l.of.scale, a.interleaved = l.of.interleaved;
+    a.held = held_of(step, layer, l.dim, l.latent->rotated);
     return a;
 }
 
@@ -269,7 +267,7 @@ extern "C" __attribute__((visibility("default"))) int isobit_cpu_layers(const is
         if (const char *why = problem_of_shapes(layers[i], layers[0].o->n)) return fail(why);
     }
     if (of.tokens > LARGEST / layers[0].o->n) return fail("sizes overflow");
-    if (step->cache_stride > FARTHEST / count) return fail("sizes overflow");
+    if (step->cache_stride > FARTHEST / LARGEST_HEAD / count) return fail("sizes overflow");
     for (int64_t i = 0; i < count; ++i)
         if (const char *why = problem_of_calls(layers[i], *step, i, x)) return fail(why);
     return guarded([&] {
