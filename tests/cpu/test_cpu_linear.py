@@ -87,7 +87,19 @@ def static_scale(row: Scheme) -> Tensor | None:
     return None if row.activations is None or row.activations.dynamic else torch.tensor([0.01])
 
 
-@pytest.mark.parametrize("name", [*QUANTIZED, "w4a8-g8", "w4a8-g16", "w4a8-g24", "w4a8-g32", "w4a8-g64", "w4a8-g256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *QUANTIZED,
+        *(f"int4-g{n}" for n in (8, 16, 24, 64, 256)),
+        "w4a8-g8",
+        "w4a8-g16",
+        "w4a8-g24",
+        "w4a8-g32",
+        "w4a8-g64",
+        "w4a8-g256",
+    ],
+)
 def test_every_scheme_against_float64(name: str) -> None:
     row = scheme(name)
     assert row.weights is not None

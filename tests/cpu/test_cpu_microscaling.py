@@ -89,12 +89,14 @@ def test_all_codes_in_all_places(group: int) -> None:
 
 
 @pytest.mark.parametrize("stored", [POWERS, UNDER_ONE, ScaleSpec("e4m3fn", "multiplies"), ScaleSpec("e4m3fn")])
-@pytest.mark.parametrize("m", [1, 70])
-def test_all_scales(stored: ScaleSpec, m: int) -> None:
-    """One activation is not zero, so a result is one product, rounded once: the scale is the law's to the bit."""
+@pytest.mark.parametrize(("m", "groups"), [(1, 8), (70, 8), (1, 75), (14, 75)])
+def test_all_scales(stored: ScaleSpec, m: int, groups: int) -> None:
+    """One activation is not zero, so a result is one product, rounded once: the scale is the law's to the bit.
+
+    Rows of many groups have runs of scales with and without subnormal ones."""
     least, count = (27, 200) if stored == POWERS else (0, 127)
-    k, n = 16 * 8, 32
-    scale = (torch.arange(n * 8).view(n, 8) % count + least).to(torch.uint8)
+    k, n = 16 * groups, 32
+    scale = (torch.arange(n * groups).view(n, groups) % count + least).to(torch.uint8)
     over = None if stored.over is None else torch.tensor([3.1415927])
     codes = torch.full((n, k), 0x5, dtype=torch.uint8)  # 3
     q = QTensor(WeightSpec("e2m1", "group", 16, scale=stored), (n, k), pack.pack(codes, "e2m1"), scale, over=over)

@@ -7,11 +7,12 @@
 // of the activations are far below the largest are none for this path (`even` below), and such a row goes by floats.
 //
 // An instruction set that has this path defines in Int4
-//   VECTORS           the most vectors of codes in a block
+//   VECTORS           the most vectors of codes in a block of one group
 //   offset, factor    an unpacked code stands for (code - offset) * factor
 //   unpack(codes, to) the codes of a vector at even places, and those at odd ones
-//   Sum begin(I acc), Sum add(Sum, I codes, I digits), I end(I acc, Sum)
-//                     acc and the products of codes by one digit of the activations.
+//   Sum begin(I start), Sum add(Sum, I codes, I digits), I joined(Sum (&)[3], I start)
+//                     the products of codes by one digit of the activations each, highest first, and those of the three and `start`,
+//                     which the last began with.
 
 template <class T, class = void>
 struct HasDigits : std::false_type {};
@@ -27,10 +28,38 @@ constexpr float FAR_BELOW = 1.0f / 2048;
 // Behind the blocks of a row stands the unit of each.
 inline int64_t digits_row_size(const Layout &l) { return l.width / l.block * (digit_block(l.block) + 4); }
 
+// Groups of less than a vector: two vectors are a block all the same. They exchange lanes, so that the first has the first halves
+// of the groups of both and the second their other halves: then a lane of both belongs to one group, and a sum becomes a float once for
+// two vectors. This is how many lanes a half is; 0 for other groups.
+inline int paired_lanes(const Layout &l) {
+    return !l.one_scale && l.group % 16 == 0 && l.group < 8 * W && 8 * W % l.group == 0 ? static_cast<int>(l.group / 16) : 0;
+}
+
+// Which lane of two vectors comes to the lane `i` of the first; to that of the second comes the one `half` lanes behind. Of all orders the
+// one that instruction sets have an instruction for.
+constexpr int paired_lane(int half, int i) {
+    const bool by_four = half == 1 || (half == 4 && W == 16);  // (first a, third a, first b, third b), else (first a, first b)
+    const int unit = i / half, second = by_four ? unit / 2 % 2 : unit % 2;
+    return second * W + (by_four ? unit / 4 * 4 + unit % 2 * 2 : unit / 2 * 2) * half + i % half;
+}
+
+template <int half, int behind, int... lane>
+ISOBIT_INLINE I paired(I a, I b, std::integer_sequence<int, lane...>) {
+    const F first = as_floats(a), second = as_floats(b);  // of integers GCC makes two steps where floats take one
+    return as_ints(__builtin_shufflevector(first, second, (paired_lane(half, lane) + behind)...));
+}
+
+// The scales of the groups of two vectors, each in the lanes of its group.
+template <int half, int... lane>
+ISOBIT_INLINE F paired_scales(const float *values, std::integer_sequence<int, lane...>) {
+    const F all = load(values);
+    return __builtin_shufflevector(all, all, (paired_lane(half, lane) / (2 * half))...);
+}
+
 // Vectors of codes in a block: as many as the instruction set takes at once, where they belong to one group.
 template <class Int4>
 inline int vectors_of_block(const Layout &l) {
-    if constexpr (HasDigits<Int4>::value) return l.one_scale || l.group % (8 * W * Int4::VECTORS) == 0 ? Int4::VECTORS : 1;
+    if constexpr (HasDigits<Int4>::value) return l.paired ? 2 : l.one_scale || l.group % (8 * W * Int4::VECTORS) == 0 ? Int4::VECTORS : 1;
     return 1;
 }
 
@@ -134,11 +163,17 @@ void arrange_digits(const Layout &l, const float *values, int64_t k, int32_t off
     int8_t *to = static_cast<int8_t *>(out);
     float *units = reinterpret_cast<float *>(to + blocks * bytes);
     for (int64_t b = 0; b < blocks; ++b) {
-        float copy[16 * W] = {};
+        float copy[16 * W], exchanged[16 * W];
         const float *from = values + b * l.block;
         if ((b + 1) * l.block > k) {
+            __builtin_memset(copy, 0, sizeof copy);
             if (b * l.block < k) __builtin_memcpy(copy, from, static_cast<size_t>(k - b * l.block) * 4);
             from = copy;
+        }
+        if (l.paired) {
+            for (int i = 0; i < 2 * W; ++i)
+                __builtin_memcpy(exchanged + 8 * i, from + 8 * (paired_lane(l.paired, i % W) + i / W * l.paired), 32);
+            from = exchanged;
         }
         units[b] = arrange_digit_block(from, l.block, offset, to + b * bytes);
     }
@@ -158,8 +193,9 @@ ISOBIT_INLINE I loaded(const int8_t *from) {
     return value;
 }
 
-// How blocks and groups lie: a block has several groups, is one, or is a part of one.
-enum class Groups { SEVERAL, EACH, PARTS };
+// How blocks and groups lie: a block has several groups, is one, or is a part of one; or it has two vectors that exchange lanes (below
+// zero: how many).
+constexpr int SEVERAL = 0, EACH = 1, PARTS = 2;
 
 // N rows of weights: where their codes, scales and zero points are.
 template <int N>
@@ -170,15 +206,15 @@ struct DigitRows {
 
 // N rows of weights by M rows of activations, blocks of B vectors of codes. What is loaded of the activations serves all of
 // the weights.
-template <class Int4, int B, int N, int M, bool zero_points, Groups groups>
+template <class Int4, int B, int N, int M, bool zero_points, int groups>
 class DigitTile {
   public:
     DigitTile(const isobit_linear &w, const Layout &l, const DigitRows<N> &rows, const int8_t *x) : l_(l), rows_(rows), x_(x), ahead_(ahead_of<N>(rows.codes[0], w.row_bytes)) {
-        const int64_t blocks = w.k / l.block, in_span = groups == Groups::PARTS ? (l.span + l.block - 1) / l.block : 1;
+        const int64_t blocks = w.k / l.block, in_span = groups == PARTS ? (l.span + l.block - 1) / l.block : 1;
         units_ = reinterpret_cast<const float *>(x + l.width / l.block * BLOCK);
         Sums sums{};
         int64_t b = 0;
-        if constexpr (groups != Groups::PARTS) {
+        if constexpr (groups != PARTS) {
             for (; b < blocks; ++b) block(b, span(b), sums);
         } else {
             for (int64_t at = 0; b < blocks; ++at) {
@@ -208,7 +244,8 @@ class DigitTile {
     struct Span { F scale[N]; I zero[N]; };
 
     ISOBIT_INLINE F lanes(const float *values, int64_t at) const {
-        return groups == Groups::SEVERAL ? spread(values + at * l_.per_span, l_.lanes) : splat(values[at]);
+        if constexpr (groups < 0) return paired_scales<-groups>(values + at * l_.per_span, std::make_integer_sequence<int, W>{});
+        else return groups == SEVERAL ? spread(values + at * l_.per_span, l_.lanes) : splat(values[at]);
     }
 
     ISOBIT_INLINE Span span(int64_t at) const {
@@ -229,26 +266,36 @@ class DigitTile {
 
     ISOBIT_INLINE void block_at(const uint8_t *const (&from)[N], int64_t b, const Span &s, Sums &sums) const {
         I weights[N][2 * B];
-        unroll<N>([&](auto n) ISOBIT_LAMBDA { unroll<B>([&](auto v) ISOBIT_LAMBDA { Int4::unpack(from[n] + 4 * W * v, weights[n] + 2 * v); }); });
+        unroll<N>([&](auto n) ISOBIT_LAMBDA {
+            I packed[B];
+            unroll<B>([&](auto v) ISOBIT_LAMBDA { packed[v] = loaded(reinterpret_cast<const int8_t *>(from[n]) + 4 * W * v); });
+            if constexpr (groups < 0) {
+                const auto lanes = std::make_integer_sequence<int, W>{};
+                const I first = packed[0], second = packed[1];
+                packed[0] = paired<-groups, 0>(first, second, lanes), packed[1] = paired<-groups, -groups>(first, second, lanes);
+            }
+            unroll<B>([&](auto v) ISOBIT_LAMBDA { Int4::unpack(packed[v], weights[n] + 2 * v); });
+        });
         unroll<M>([&](auto m) ISOBIT_LAMBDA {
             const int8_t *x = x_ + m * l_.row_size + b * BLOCK;
             const I starts = loaded(x + 8 * W * B * DIGITS);
             const float unit = units_[m * (l_.row_size / 4) + b];
-            I acc[N] = {};
+            // No digit's sum waits for another's: a chain through all of them would fill the processor's queues.
+            I start[N];
+            typename Int4::Sum products[N][DIGITS];
+            unroll<N>([&](auto n) ISOBIT_LAMBDA { start[n] = zero_points ? starts * s.zero[n] : starts; });
             unroll<DIGITS>([&](auto digit) ISOBIT_LAMBDA {
-                typename Int4::Sum products[N];
-                unroll<N>([&](auto n) ISOBIT_LAMBDA {
-                    if constexpr (digit > 0) acc[n] <<= 8;
-                    if constexpr (digit == DIGITS - 1) acc[n] += zero_points ? starts * s.zero[n] : starts;
-                    products[n] = Int4::begin(acc[n]);
-                });
+                unroll<N>([&](auto n) ISOBIT_LAMBDA { products[n][digit] = Int4::begin(digit < DIGITS - 1 ? I{} : start[n]); });
                 unroll<2 * B>([&](auto i) ISOBIT_LAMBDA {
-                    const I digits = loaded(x + 4 * W * (2 * B * digit + i));
-                    unroll<N>([&](auto n) ISOBIT_LAMBDA { products[n] = Int4::add(products[n], weights[n][i], digits); });
+                    I digits;
+                    if constexpr (N == 1) __builtin_memcpy(&digits, x + 4 * W * (2 * B * digit + i), sizeof digits);
+                    else digits = loaded(x + 4 * W * (2 * B * digit + i));
+                    unroll<N>([&](auto n) ISOBIT_LAMBDA { products[n][digit] = Int4::add(products[n][digit], weights[n][i], digits); });
                 });
-                unroll<N>([&](auto n) ISOBIT_LAMBDA { acc[n] = Int4::end(acc[n], products[n]); });
             });
-            unroll<N>([&](auto n) ISOBIT_LAMBDA { sums.total[n][m] += to_floats(acc[n]) * (s.scale[n] * splat(unit)); });
+            unroll<N>([&](auto n) ISOBIT_LAMBDA {
+                sums.total[n][m] += to_floats(Int4::joined(products[n], start[n])) * (s.scale[n] * splat(unit));
+            });
         });
     }
 
@@ -261,7 +308,12 @@ class DigitTile {
 
 constexpr int DIGIT_ROWS = 2;  // of weights at a time
 
-template <class Int4, int B, int N, bool zero_points, Groups groups>
+// Whether one row of activations is faster by one row of weights at a time: products take activations from memory there as fast as from
+// registers, of which two rows need all that AVX2 has, and one row of codes is followed better. Measured on Zen 5.
+template <int groups>
+constexpr bool row_by_row = W == 8 || (W == 16 && groups >= 0);
+
+template <class Int4, int B, int N, bool zero_points, int groups>
 inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *readers, const int8_t *x, const Output &out,
                         int64_t m, int64_t row) {
     DigitRows<N> rows;
@@ -284,12 +336,12 @@ inline void digits_rows(const isobit_linear &w, const Layout &l, ScaleReader *re
     if (m - at >= 1) put(std::integral_constant<int, 1>{});
 }
 
-template <class Int4, int B, bool zero_points, Groups groups>
+template <class Int4, int B, bool zero_points, int groups>
 void few_digits_of(const isobit_linear &w, const Layout &l, const int8_t *x, const Output &out, int64_t m, int64_t begin,
                    int64_t end) {
     ScaleReader readers[] = {{w, l, 0, Int4::factor, 0}, {w, l, 0, Int4::factor, 1}};
     int64_t row = begin;
-    for (; row + DIGIT_ROWS <= end; row += DIGIT_ROWS) digits_rows<Int4, B, DIGIT_ROWS, zero_points, groups>(w, l, readers, x, out, m, row);
+    for (; (m > 1 || !row_by_row<groups>) && row + DIGIT_ROWS <= end; row += DIGIT_ROWS) digits_rows<Int4, B, DIGIT_ROWS, zero_points, groups>(w, l, readers, x, out, m, row);
     for (; row < end; ++row) digits_rows<Int4, B, 1, zero_points, groups>(w, l, readers, x, out, m, row);
 }
 
@@ -303,10 +355,16 @@ void few_digits(const isobit_linear &w, const Layout &l, const void *rows, const
             constexpr bool zeros = zero_points;
             const auto blocks_of = [&](auto vectors) {
                 constexpr int B = vectors;
-                if (l.span == l.block) few_digits_of<Int4, B, zeros, Groups::EACH>(w, l, x, out, m, begin, end);
-                else few_digits_of<Int4, B, zeros, Groups::PARTS>(w, l, x, out, m, begin, end);
+                if (l.span == l.block) few_digits_of<Int4, B, zeros, EACH>(w, l, x, out, m, begin, end);
+                else few_digits_of<Int4, B, zeros, PARTS>(w, l, x, out, m, begin, end);
             };
-            if (l.per_span > 1) few_digits_of<Int4, 1, zeros, Groups::SEVERAL>(w, l, x, out, m, begin, end);
+            const auto pairs_of = [&](auto half) {
+                if constexpr (2 * half < W) few_digits_of<Int4, 2, zeros, -half>(w, l, x, out, m, begin, end);
+            };
+            if (l.paired == 1) pairs_of(std::integral_constant<int, 1>{});
+            else if (l.paired == 2) pairs_of(std::integral_constant<int, 2>{});
+            else if (l.paired == 4) pairs_of(std::integral_constant<int, 4>{});
+            else if (l.per_span > 1) few_digits_of<Int4, 1, zeros, SEVERAL>(w, l, x, out, m, begin, end);
             else if (l.block == 8 * W) blocks_of(std::integral_constant<int, 1>{});
             else blocks_of(std::integral_constant<int, Int4::VECTORS>{});
         };

@@ -163,6 +163,11 @@ ISOBIT_INLINE F spread(const float *values, int lanes) {
     return as_f(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), index));
 }
 
+// Of eight floats the one that the lowest three bits of each lane name.
+constexpr bool HAS_OF_EIGHT = true;
+ISOBIT_INLINE F of_eight(F eight, I which) { return as_f(_mm256_permutevar8x32_ps(reinterpret_cast<__m256>(eight), reinterpret_cast<__m256i>(which))); }
+ISOBIT_INLINE I bytes_at(const uint8_t *p) { return as_i(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)))); }
+
 // Codes widened to 16 bits: vpmaddwd is exact where vpmaddubsw would saturate.
 struct Int8 {
     typedef int16_t X;
@@ -183,18 +188,23 @@ struct Int8 {
 };
 
 struct Int4 {
-    typedef __m256i Sum;  // in 16 bits: eight products of at most 15 * 128 fit, four by two halves of a pair
+    typedef __m256i Sum;  // in 16 bits: eight products of at most 24 * 128 fit, four by two halves of a pair
     static constexpr int VECTORS = 2, offset = 8;
     static constexpr float factor = 1;
-    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
-        const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
+    static ISOBIT_INLINE void unpack(I packed, I out[2]) {
+        const __m256i pairs = reinterpret_cast<__m256i>(packed), mask = _mm256_set1_epi8(15);
         out[0] = as_i(_mm256_and_si256(pairs, mask)), out[1] = as_i(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask));
     }
     static ISOBIT_INLINE Sum begin(I) { return _mm256_setzero_si256(); }
     static ISOBIT_INLINE Sum add(Sum sum, I codes, I x) {
         return _mm256_add_epi16(sum, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(codes), reinterpret_cast<__m256i>(x)));
     }
-    static ISOBIT_INLINE I end(I acc, Sum sum) { return acc + as_i(_mm256_madd_epi16(sum, _mm256_set1_epi16(1))); }
+    static ISOBIT_INLINE I end(I acc, Sum sum) { return acc + as_i(widened(sum, 1)); }
+    static ISOBIT_INLINE I joined(const Sum (&sums)[3], I start) {
+        const __m256i high = _mm256_slli_epi32(_mm256_add_epi32(widened(sums[0], 256), widened(sums[1], 1)), 8);
+        return as_i(_mm256_add_epi32(high, _mm256_add_epi32(widened(sums[2], 1), reinterpret_cast<__m256i>(start))));
+    }
+    static ISOBIT_INLINE __m256i widened(Sum sum, short times) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(times)); }
     static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[4]) {
         const __m256i pairs = load32(from), mask = _mm256_set1_epi8(15);
         const __m256i even = _mm256_and_si256(pairs, mask), odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
@@ -204,19 +214,19 @@ struct Int4 {
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(load32(x + byte)); };
         I codes[2];
-        unpack(from, codes);
+        unpack(as_i(load32(from)), codes);
         const I start = at(64);
         return end(start, add(add(begin(start), codes[0], at(0)), codes[1], at(32)));
     }
 };
 
-// Twice the values, and 12 more: bytes that are multiplied as those of int4 are, in blocks of one vector, whose sums stay below 2^31.
+// Twice the values, and 12 more: bytes that are multiplied as those of int4 are.
 struct E2m1 : Int4 {
-    static constexpr int VECTORS = 1, offset = 12;
+    static constexpr int offset = 12;
     static constexpr float factor = 0.5f;
-    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
+    static ISOBIT_INLINE void unpack(I packed, I out[2]) {
         const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-        Int4::unpack(from, out);
+        Int4::unpack(packed, out);
         for (int i = 0; i < 2; ++i) out[i] = as_i(_mm256_shuffle_epi8(values, reinterpret_cast<__m256i>(out[i])));
     }
 };

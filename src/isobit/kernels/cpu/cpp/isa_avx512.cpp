@@ -172,6 +172,11 @@ ISOBIT_INLINE F spread(const float *values, int lanes) {
     return as_f(_mm512_permutexvar_ps(index, _mm512_loadu_ps(values)));
 }
 
+// Of eight floats, which stand there twice, the one that the lowest three bits of each lane name.
+constexpr bool HAS_OF_EIGHT = true;
+ISOBIT_INLINE F of_eight(F eight, I which) { return as_f(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(which), reinterpret_cast<__m512>(eight))); }
+ISOBIT_INLINE I bytes_at(const uint8_t *p) { return as_i(_mm512_cvtepu8_epi32(load16(p))); }
+
 // The subnormals of a format with so many bits of exponent, as bfloat16: mantissa * 2^(2 - bias - mantissa bits).
 template <int exponent_bits>
 struct Subnormals {
@@ -293,19 +298,22 @@ struct Int4 {
     typedef I Sum;
     static constexpr int VECTORS = 1, offset = 8;
     static constexpr float factor = 1;
-    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
-        __m512i pairs = load64(from);
+    static ISOBIT_INLINE void unpack(I packed, I out[2]) {
+        __m512i pairs = reinterpret_cast<__m512i>(packed);
         __asm__("" : "+v"(pairs));  // one load for both
         const __m512i mask = _mm512_set1_epi8(15);
         out[0] = as_i(_mm512_and_si512(pairs, mask)), out[1] = as_i(_mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
     }
     static ISOBIT_INLINE Sum begin(I acc) { return acc; }
     static ISOBIT_INLINE Sum add(Sum sum, I codes, I x) { return Int8::unit_dot(sum, codes, x); }
-    static ISOBIT_INLINE I end(I, Sum sum) { return sum; }
-    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) { unpack(from, out); }
+    static ISOBIT_INLINE I joined(const Sum (&sums)[3], I) {
+        const auto up = [](I sum, int bits) ISOBIT_LAMBDA { return _mm512_slli_epi32(reinterpret_cast<__m512i>(sum), static_cast<unsigned>(bits)); };
+        return as_i(_mm512_add_epi32(_mm512_add_epi32(up(sums[0], 16), up(sums[1], 8)), reinterpret_cast<__m512i>(sums[2])));
+    }
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) { unpack(as_i(load64(from)), out); }
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         I codes[2];
-        unpack(from, codes);
+        unpack(as_i(load64(from)), codes);
         return add(add(as_i(load64(x + 128)), codes[0], as_i(load64(x))), codes[1], as_i(load64(x + 64)));
     }
 };
@@ -314,9 +322,9 @@ struct Int4 {
 struct E2m1 : Int4 {
     static constexpr int offset = 12;
     static constexpr float factor = 0.5f;
-    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
+    static ISOBIT_INLINE void unpack(I packed, I out[2]) {
         const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-        Int4::unpack(from, out);
+        Int4::unpack(packed, out);
         for (int i = 0; i < 2; ++i) out[i] = as_i(_mm512_shuffle_epi8(values, reinterpret_cast<__m512i>(out[i])));
     }
 };

@@ -157,6 +157,10 @@ ISOBIT_INLINE F spread(const float *values, int lanes) {
     return as_f(lanes == 1 ? four : lanes == 2 ? vzip1q_f32(four, four) : vdupq_laneq_f32(four, 0));
 }
 
+constexpr bool HAS_OF_EIGHT = false;
+ISOBIT_INLINE F of_eight(F, I) { return F{}; }
+ISOBIT_INLINE I bytes_at(const uint8_t *) { return I{}; }
+
 struct Int8 {
     typedef int8_t X;
     typedef int8_t Unit;
@@ -178,18 +182,23 @@ struct Int4 {
     typedef I Sum;
     static constexpr int VECTORS = 1, offset = 8;
     static constexpr float factor = 1;
-    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
-        const uint8x16_t pairs = vld1q_u8(from);
+    static ISOBIT_INLINE I packed_at(const uint8_t *from) { return as_i(vreinterpretq_s8_u8(vld1q_u8(from))); }
+    static ISOBIT_INLINE void unpack(I packed, I out[2]) {
+        const uint8x16_t pairs = vreinterpretq_u8_s8(bytes_of(packed));
         out[0] = as_i(vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15)))), out[1] = as_i(vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4)));
     }
     static ISOBIT_INLINE Sum begin(I acc) { return acc; }
     static ISOBIT_INLINE Sum add(Sum sum, I codes, I x) { return dots(sum, bytes_of(codes), bytes_of(x)); }
-    static ISOBIT_INLINE I end(I, Sum sum) { return sum; }
-    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) { unpack(from, out); }
+    static ISOBIT_INLINE I joined(const Sum (&sums)[3], I) {
+        const int32x4_t high = vaddq_s32(vshlq_n_s32(of_lanes(sums[0]), 16), vshlq_n_s32(of_lanes(sums[1]), 8));
+        return reinterpret_cast<I>(vaddq_s32(high, of_lanes(sums[2])));
+    }
+    static ISOBIT_INLINE int32x4_t of_lanes(I value) { return reinterpret_cast<int32x4_t>(value); }
+    static ISOBIT_INLINE void unit_weights(const uint8_t *from, I out[2]) { unpack(packed_at(from), out); }
     static ISOBIT_INLINE I step(const uint8_t *from, const int8_t *x) {
         const auto at = [&](int byte) ISOBIT_LAMBDA { return as_i(signed_at(x + byte)); };
         I codes[2];
-        unpack(from, codes);
+        unpack(packed_at(from), codes);
         return add(add(at(32), codes[0], at(0)), codes[1], at(16));
     }
 };
@@ -198,10 +207,10 @@ struct Int4 {
 struct E2m1 : Int4 {
     static constexpr int offset = 0;
     static constexpr float factor = 0.5f;
-    static ISOBIT_INLINE void unpack(const uint8_t *from, I out[2]) {
+    static ISOBIT_INLINE void unpack(I packed, I out[2]) {
         static const int8_t twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
         const int8x16_t values = vld1q_s8(twice);
-        Int4::unpack(from, out);
+        Int4::unpack(packed, out);
         for (int i = 0; i < 2; ++i) out[i] = as_i(vqtbl1q_s8(values, vreinterpretq_u8_s8(bytes_of(out[i]))));
     }
 };

@@ -141,6 +141,10 @@ ISOBIT_INLINE F spread(const float *values, int lanes) {
     return out;
 }
 
+constexpr bool HAS_OF_EIGHT = false;
+ISOBIT_INLINE F of_eight(F, I) { return F{}; }
+ISOBIT_INLINE I bytes_at(const uint8_t *) { return I{}; }
+
 struct Int8 {
     typedef int16_t X;
     typedef int16_t Unit;

@@ -144,6 +144,7 @@ struct Layout {
     int64_t spans;        // how many there are in a row
     int64_t per_span;     // groups of a span
     int lanes;            // that share a scale, if a span has several groups
+    int paired;           // lanes that two vectors of a block exchange, so that a lane of both belongs to one group (digits.inc.h); 0: none
     int64_t padded_span;  // span in whole blocks
     int64_t span_bytes;   // bytes of a span's codes
     int64_t width;        // spans * padded_span: values of a row of activations

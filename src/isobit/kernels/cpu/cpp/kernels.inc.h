@@ -98,6 +98,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
     with_decoder(w.format, l, [&](auto d) {
+        l.paired = l.kind == Kind::DIGITS ? paired_lanes(l) : 0;
         l.block = d.codes * (l.kind != Kind::DIGITS ? 1 : w.format == ISOBIT_E2M1 ? vectors_of_block<E2m1>(l) : vectors_of_block<Int4>(l));
         l.shifted = w.zeros || d.offset;
         constexpr int of_lane = d.codes / W;

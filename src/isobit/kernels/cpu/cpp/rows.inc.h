@@ -47,6 +47,54 @@ struct RowScales {
     const float *scales, *zeros;
 };
 
+// Scales of e4m3fn a vector at a time. But for subnormals, what a code is under a number is what its mantissa is under it, times a power of
+// two: the lowest three bits choose one of eight numbers, and the exponent is added. The bits are those of a quotient or product for each
+// code, and one takes 8 of them for all.
+class MantissaScales {
+  public:
+    static constexpr int CODES = 32;  // at a time
+
+    // Another number above, or the first. factor: a power of two.
+    void prepare(int32_t rule, float over, float factor) {
+        if (prepared_ && over == over_) return;
+        prepared_ = usable_ = true, over_ = over;
+        float eight[8];
+        for (int i = 0; i < 8; ++i) {
+            const float plain = under(rule, 1 + 0.125f * static_cast<float>(i), over);
+            eight[i] = plain * (factor * 0x1p-7f);
+            usable_ &= moderate(plain) && moderate(eight[i]);
+        }
+        for (int lane = 0; lane < W; ++lane) table_[lane] = eight[lane % 8];
+    }
+
+    // The scales of CODES codes. False, and nothing is done, if one is subnormal, zero or negative, or the number above is very large or small.
+    bool put(const uint8_t *codes, float *scales) const {
+        uint64_t other = 0;
+        for (int i = 0; i < CODES; i += 8) {
+            uint64_t some;
+            __builtin_memcpy(&some, codes + i, 8);
+            other |= some | (some - 0x0808080808080808u);
+        }
+        if (!usable_ || other & 0x8080808080808080u) return false;
+        for (int i = 0; i < CODES; i += W) {
+            const I wide = bytes_at(codes + i);
+            store(scales + i, as_floats(as_ints(of_eight(table_, wide)) + ((wide & splat(0x78)) << 20)));
+        }
+        return true;
+    }
+
+  private:
+    // Every exponent of a code may be added, or taken away.
+    static bool moderate(float value) {
+        const uint32_t exponent = as_bits(value) >> 23 & 0xffu;
+        return exponent > 16 && exponent < 238;
+    }
+
+    F table_{};
+    float over_ = 0;
+    bool prepared_ = false, usable_ = false;
+};
+
 class ScaleReader {
   public:
     // `which` of the readers of a thread that are in use at the same time, 0 to W - 1.
@@ -79,27 +127,33 @@ class ScaleReader {
         at_ = at, first_ = first;
         float *scales = space_, *zeros = space_ + entries_;
         const uint8_t *const from = static_cast<const uint8_t *>(w_.scales) + scale_bytes(w_.scale_format) * at;
-        const auto put = [&](auto value) ISOBIT_LAMBDA {
+        const float over = w_.over_rule ? over_of(w_, row) : 1;
+        const auto put = [&](int64_t begin, int64_t end, auto value) ISOBIT_LAMBDA {
             const float factor = factor_;
-            if (w_.over_rule == ISOBIT_ALONE) {
-                for (int64_t g = first; g < last; ++g) scales[g] = value(from, g) * factor;
-                return;
-            }
-            const float over = over_of(w_, row);
-            if (w_.over_rule == ISOBIT_MULTIPLIES)
-                for (int64_t g = first; g < last; ++g) scales[g] = value(from, g) * over * factor;
+            if (w_.over_rule == ISOBIT_ALONE)
+                for (int64_t g = begin; g < end; ++g) scales[g] = value(from, g) * factor;
+            else if (w_.over_rule == ISOBIT_MULTIPLIES)
+                for (int64_t g = begin; g < end; ++g) scales[g] = value(from, g) * over * factor;
             else
-                for (int64_t g = first; g < last; ++g) scales[g] = value(from, g) / over * factor;
+                for (int64_t g = begin; g < end; ++g) scales[g] = value(from, g) / over * factor;
         };
         if (w_.scale_format == ISOBIT_BF16)
-            put([](const uint8_t *p, int64_t g) ISOBIT_LAMBDA {
+            put(first, last, [](const uint8_t *p, int64_t g) ISOBIT_LAMBDA {
                 uint16_t half;
                 __builtin_memcpy(&half, p + 2 * g, 2);
                 return from_bf16(half);
             });
-        else if (w_.scale_format == ISOBIT_E8M0) put([](const uint8_t *p, int64_t g) ISOBIT_LAMBDA { return from_e8m0(p[g]); });
-        else if (w_.scale_format == ISOBIT_E4M3FN) put([](const uint8_t *p, int64_t g) ISOBIT_LAMBDA { return from_e4m3(p[g]); });
-        else for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g, row) * factor_;
+        else if (w_.scale_format == ISOBIT_E8M0) put(first, last, [](const uint8_t *p, int64_t g) ISOBIT_LAMBDA { return from_e8m0(p[g]); });
+        else if (w_.scale_format == ISOBIT_E4M3FN) {
+            const auto plain = [](const uint8_t *p, int64_t g) ISOBIT_LAMBDA { return from_e4m3(p[g]); };
+            int64_t g = first;
+            if constexpr (HAS_OF_EIGHT) {
+                mantissas_.prepare(w_.over_rule, over, factor_);
+                for (constexpr int CODES = MantissaScales::CODES; g + CODES <= last; g += CODES)
+                    if (!mantissas_.put(from + g, scales + g)) put(g, g + CODES, plain);
+            }
+            put(g, last, plain);
+        } else for (int64_t g = first; g < last; ++g) scales[g] = scale_at(w_, at + g, row) * factor_;
         if (l_.shifted)
             for (int64_t g = first; g < last; ++g) zeros[g] = zero_at(at + g);
     }
@@ -109,6 +163,7 @@ class ScaleReader {
     float offset_, factor_;
     int64_t entries_, at_ = -1, first_ = -1;
     float *space_ = nullptr;
+    MantissaScales mantissas_;
 };
 
 // Readers of as many rows at a time.
