@@ -177,7 +177,8 @@ def test_the_clamped_gate_is_gpt_oss_s() -> None:
     assert torch.allclose(found[0], wanted, atol=1e-6) and float((gates[2] @ x[0]).max()) > 0.3
 
 
-def test_blocks_that_rows_of_an_expert_do_not_fill_are_its_own() -> None:
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_blocks_that_rows_of_an_expert_do_not_fill_are_its_own(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """As other tools write them: 160 rows are two blocks of 128, and the next expert begins with another."""
     spec = scheme("fp8-block").weights
     assert spec is not None
@@ -190,11 +191,14 @@ def test_blocks_that_rows_of_an_expert_do_not_fill_are_its_own() -> None:
         values[role] = [one.dequantize() for one in made]
         parts[role] = stack((LinearWeight(one) for one in made), ["0", "1", "2"], Path("x"), Place())
     assert [part.stride for part in parts.values()] == [256, 256, 128]
+    for role, part in parts.items():
+        assert all(torch.equal(part.expert(n).dequantize(), values[role][n]) for n in range(3))
+    monkeypatch.setenv("ISOBIT_KERNEL", kernel)
     x, ids = random(4, 72, seed=9), torch.tensor([[0, 2], [1, 0], [2, 1], [2, 0]], dtype=torch.int32)
     routes = Routes(ids, torch.rand(4, 2))
-    found = mixtures.bind(Mixture(**parts), device="cpu").run(x, routes)
-    wanted = oracle(x, routes, values["gate"], values["up"], values["down"])
-    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+    bound = mixtures.bind(Mixture(**parts), device="cpu")
+    found, wanted = bound.run(x, routes), oracle(x, routes, values["gate"], values["up"], values["down"])
+    assert bound.kernel.name == kernel and float((found - wanted).norm() / wanted.norm()) <= 1e-5
 
 
 def test_experts_of_different_formats_are_refused_by_name() -> None:

@@ -59,8 +59,13 @@ class Grouped:
 
     def expert(self, number: int) -> QTensor | Tensor:
         """The matrix ``[N, K]`` of one, a view where torch makes one."""
-        rows = slice(number * self.stride, number * self.stride + self.rows)
-        return self.weight.rows(rows) if isinstance(self.weight, QTensor) else self.weight[rows]
+        begin = number * self.stride
+        if not isinstance(self.weight, QTensor):
+            return self.weight[begin : begin + self.rows]
+        whole = self.weight.rows(slice(begin, begin + self.stride))  # its last block may be partly of no expert
+        if self.rows == self.stride:
+            return whole
+        return replace(whole, shape=(self.rows, self.columns), codes=whole.codes[: self.rows])
 
     def scale_of(self, number: int) -> Tensor | None:
         """The static scale of one expert's input, float32 ``[1]``."""
