@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,8 @@ from isobit.kernels.grouped import Gating, Grouped, Mixture, Routes, Routing
 from isobit.kernels.reference_experts import route
 from isobit.models.archs import ARCHS, family, model_config
 from isobit.models.contents import contents
+from isobit.models.experts import ExpertsMLP
+from isobit.models.hf_experts import EXPERT_KEYS
 from isobit.models.place import Place
 from isobit.models.stacking import stack
 from isobit.models.weights import load_model
@@ -425,3 +429,48 @@ def test_counts_and_options_that_cannot_be_run(architecture: str, changes: dict[
     config = family(ARCHS[architecture]).tiny() | {"architectures": [architecture]} | changes
     with pytest.raises(ModelError, match=message):
         model_config(config)
+
+
+# ---------------------------------------------------------------------- against transformers, where routing is extreme
+
+MIXED = [
+    name for name, file in ARCHS.items()
+    if any(key in family(file).tiny() for key in EXPERT_KEYS)
+]  # fmt: skip
+OFTEN = ("DeepseekV3ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "MixtralForCausalLM", "Qwen2MoeForCausalLM")
+
+
+def in_pairs(model: Any, experts: int) -> None:
+    """Makes every second expert the same as the one in front, for the router, too: all choices are between equals."""
+    for name, part in [*model.named_parameters(), *model.named_buffers()]:
+        if re.search(r"\.(experts|router|gate|moe_statics|input_linear|output_linear)\b|correction", name):
+            for axis in (0, -1) if "correction" in name else (0,):
+                if part.dim() and part.shape[axis] == experts:
+                    part.data.copy_(part.data.index_select(axis, torch.arange(experts) // 2 * 2))
+
+
+@pytest.mark.parametrize("architecture", [
+    pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in MIXED])  # fmt: skip
+@torch.inference_mode()
+def test_ties_and_one_choice_for_all_tokens_equal_transformers(architecture: str, tmp_path: Path) -> None:
+    tiny = family(ARCHS[architecture]).tiny()
+    key = next(name for name in EXPERT_KEYS if name in tiny)
+    groups = {"n_group": 2, "topk_group": 1} if "n_group" in tiny else {}  # the two of a pair are in the same
+    model = make_model(architecture, **{key: 8}, **groups)
+    for case in ("ties", "all alike"):
+        if case == "ties":
+            in_pairs(model, 8)
+        else:  # every token has the same choice
+            table = model.get_input_embeddings().weight
+            table.copy_(table[:1].expand_as(table).clone())
+        ids, loaded = token_ids(40), load_model(save(model, tmp_path / case))
+        for tokens in (ids, ids[:1, :1]):  # and a token alone
+            assert (run(loaded, tokens) - model(tokens).logits).abs().max() <= 1e-4
+        mixture = next(layer.mlp for layer in loaded.layers if isinstance(layer.mlp, ExpertsMLP))
+        x = torch.randn(5, loaded.config.hidden_size) if case == "ties" else torch.ones(5, loaded.config.hidden_size)
+        chosen = route(mixture.routing, x).ids.long()
+        if case == "ties":  # of two equal ones the first is there whenever the second is
+            both = [set(row) for row in chosen.tolist()]
+            assert all(one - 1 in row for row in both for one in row if one % 2)
+        else:
+            assert len({tuple(row) for row in chosen.tolist()}) == 1
