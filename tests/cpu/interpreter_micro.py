@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from micro_oracle import FLOATS, GENERATOR, KERNELS, agree, entering, inputs, over_of, weight
 from triton.runtime import interpreter
 
+from isobit import quantize
 from isobit.formats import codec
 from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor, stacked
@@ -31,6 +34,8 @@ from isobit.kernels.gpu.micro_rounding import MicroRounding
 from isobit.kernels.gpu.rows import variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Grouped, Mixture, Routes
+from isobit.models.decoder import Decoder
+from isobit.models.weights import load_model
 from isobit.targets.table import target
 
 micro_rounding._VALUES["*bf16"] = torch.float32
@@ -190,6 +195,31 @@ def mixed() -> Iterator[tuple[str, float]]:
         yield f"whole {name}", float((run(x.half(), routes).double() - wanted).norm() / wanted.norm())
 
 
+# ---------------------------------------------------------------------- models
+
+
+def models() -> Iterator[tuple[str, float]]:
+    """Whole models in float16, as far from float32 as the reference in float16 is: steps of codes flip in both."""
+    from families import make_model, save
+    from running import run
+
+    ids = torch.randint(0, 320, (1, 20), generator=GENERATOR)
+
+    def logits(model: Decoder) -> torch.Tensor:
+        cache = model.new_cache(1, 20)
+        with torch.inference_mode():
+            return torch.cat([run(model, ids[:, :-1], cache), run(model, ids[:, -1:], cache)], 1).float()
+
+    for family, name in (("LlamaForCausalLM", "mxfp4"), ("MixtralForCausalLM", "mxfp8")):
+        with tempfile.TemporaryDirectory() as folder:
+            source = save(make_model(family).half(), Path(folder, "source"))
+            quantize(source, Path(folder, name), name)
+            wanted = logits(load_model(Path(folder, name)))
+            apart = float((logits(load_model(Path(folder, name), dtype="float16")) - wanted).norm())
+            found = load_model(Path(folder, name), device="cuda", lowering="sm_86", dtype="float16")
+            yield f"model {family} {name}", float((logits(found) - wanted).norm()) / apart
+
+
 def thin() -> Iterator[tuple[str, float]]:
     """A slice of the first two."""
     yield from roundings((torch.bfloat16,), 1)
@@ -197,7 +227,7 @@ def thin() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    PARTS = {"roundings": roundings, "linears": linears, "codes": codes, "signs": signs, "mixed": mixed, "thin": thin}
+    PARTS = {part.__name__: part for part in (roundings, linears, signs, codes, mixed, models, thin)}
     for part in sys.argv[1:]:
         for result in PARTS[part]():
             print(json.dumps(result), flush=True)

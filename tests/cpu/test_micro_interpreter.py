@@ -12,18 +12,18 @@ from isobit.proof.claims import claims_of
 from isobit.targets.table import target
 
 # Roundings and codes are bits; of a whole mixture: float16 between its parts.
-LIMITS = {"rounding": 0.0, "linear": 1e-6, "codes": 0.0, "experts": 1e-6, "whole": 1e-2}
+LIMITS = {"rounding": 0.0, "linear": 1e-6, "codes": 0.0, "experts": 1e-6, "whole": 1e-2, "model": 1.5}
 
 
 def failures(results: dict[str, float], kind: str) -> dict[str, float]:
     chosen = {name: error for name, error in results.items() if name.startswith(kind)}
-    assert len(chosen) >= 3
+    assert len(chosen) >= 2
     return {name: error for name, error in chosen.items() if not error <= LIMITS[kind]}
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, float]:
-    return dict(printed("interpreter_micro.py", "roundings", "linears", "signs", "codes", "mixed"))
+    return dict(printed("interpreter_micro.py", "roundings", "linears", "signs", "codes", "mixed", "models"))
 
 
 @pytest.mark.slow

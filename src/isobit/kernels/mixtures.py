@@ -66,6 +66,7 @@ def bind(mixture: Mixture, *, device: str, keep_values: bool = False, **options:
     reasons: list[str] = []
     for row in rows():
         floats = _with_float_scales(mixture)
+        refusals: list[str] = []
         for given in (mixture, floats) if row.as_stored and floats is not mixture else (floats,):
             reason = why_not(row, given.formats, device)
             if reason is None:
@@ -73,7 +74,8 @@ def bind(mixture: Mixture, *, device: str, keep_values: bool = False, **options:
                     return Bound(row, row.bind(given, keep_values=keep_values, **options), tuple(reasons))
                 except Unsupported as refusal:
                     reason = "; ".join(refusal.reasons)
-        reasons.append(f"{row.name}: {reason}")
+            refusals.append(reason)
+        reasons.append(f"{row.name}: {'; '.join(dict.fromkeys(refusals))}")
     raise Unsupported("experts of these formats", reasons)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from isobit.formats.codec import decode, quantize_activations
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
-from isobit.kernels.held import HALVES, held
+from isobit.kernels.held import HALVES, held, on_gpu
 
 
 def weight(given: QTensor, *, halves: bool = False) -> QTensor:
@@ -28,6 +28,16 @@ def weight(given: QTensor, *, halves: bool = False) -> QTensor:
     spec = held(given.spec)
     assert spec is not None
     return QTensor(spec, made.shape, twice, made.scale * 0.5)
+
+
+def for_gpu(given: QTensor, activations: ActSpec | None) -> QTensor:
+    """A weight as GPU kernels are asked for it first: scales are codes where a kernel reads such, else floats.
+
+    Args:
+        given: it.
+        activations: how its input is rounded; None when it is not.
+    """
+    return given if on_gpu(given.spec, activations)[0] == given.spec else given.with_float_scales()
 
 
 class RoundedBefore:

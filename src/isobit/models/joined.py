@@ -11,6 +11,7 @@ from torch import Tensor
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.formats.qtensor import QTensor, stacked
 from isobit.kernels import backends
+from isobit.kernels.widened import for_gpu
 from isobit.models.linear import Linear
 from isobit.models.place import Place
 
@@ -26,7 +27,7 @@ def bind_linears(
         keep_values, dtype, place: see ``Linear``.
     """
     if place.device == "cuda" and apart(reads) is None:
-        here = [replace(read, weight=place.weight(_floats(read.weight))) for read in reads]
+        here = [replace(read, weight=place.weight(_given(read))) for read in reads]
         return _parts(here, by_turns, dtype, place)
     return [
         Linear(
@@ -107,8 +108,8 @@ def _stacked(weights: Sequence[QTensor | Tensor]) -> QTensor | Tensor:
     return stacked(quantized) if quantized else torch.cat([one for one in weights if isinstance(one, Tensor)])
 
 
-def _floats(weight: QTensor | Tensor) -> QTensor | Tensor:
-    return weight.with_float_scales() if isinstance(weight, QTensor) else weight
+def _given(read: LinearWeight) -> QTensor | Tensor:
+    return for_gpu(read.weight, read.activations) if isinstance(read.weight, QTensor) else read.weight
 
 
 def _static(read: LinearWeight) -> float | None:

@@ -24,6 +24,7 @@ from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder, begins_aligned
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.norm import NormSpec
+from isobit.kernels.widened import for_gpu
 from isobit.models import pack_experts
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
@@ -259,7 +260,7 @@ def _used(reads: list[LinearWeight], adds: bool, gates: str | None, dtype: torch
 
 def _computed(read: LinearWeight, dtype: torch.dtype) -> LinearWeight:
     """A linear as it is computed with."""
-    weight = read.weight.with_float_scales() if isinstance(read.weight, QTensor) else read.weight.to(dtype)
+    weight = for_gpu(read.weight, read.activations) if isinstance(read.weight, QTensor) else read.weight.to(dtype)
     return replace(read, weight=weight, bias=None if read.bias is None else read.bias.to(dtype))
 
 

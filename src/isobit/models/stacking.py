@@ -13,6 +13,7 @@ from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.grouped import Grouped, Routing
+from isobit.kernels.widened import for_gpu
 from isobit.models.feed_forward import Router
 from isobit.models.place import Place
 
@@ -42,7 +43,7 @@ def stack(reads: Iterable[LinearWeight], names: Sequence[str], file: Path, place
     for number, read in enumerate(reads):
         weight = read.weight
         if isinstance(weight, QTensor) and place.device != "cpu":
-            weight = weight.with_float_scales()
+            weight = for_gpu(weight, read.activations)
         read = replace(read, weight=weight)
         if filled is None:
             filled = _Filled(read, len(names), place)
