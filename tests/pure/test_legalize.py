@@ -83,6 +83,7 @@ def test_block_scaled_units_take_few_bit_scales_as_they_are_and_that_is_said(nam
     assert ("sums moved to f32" in answer.how) == target.startswith("sm_12")
     kept = linear(f"{name}-w16", target)
     assert isinstance(kept, Lowering) and kept.action == "legalized"
+    assert all("by integer decoding" in one.decode for one in (answer, kept))
 
 
 def test_few_bit_scales_without_bfloat16() -> None:

@@ -302,7 +302,8 @@ def _decode_how(op: Op, target: Target, kernel: Kernel) -> str:
         return f"{_pair(op)} as they are{shown}"
     if op.w in FLOATS or ELEMENTS[op.w].kind == "int":
         return f"{short(op.w)} -> {short(kernel.compute)} in registers{shown}"
-    by = "conversion instructions" if _converts(op.w, target) else "integer decoding"
+    grouped = op.weights is not None and op.weights.granularity == "group"  # whose kernels have no conversions
+    by = "conversion instructions" if _converts(op.w, target) and not grouped else "integer decoding"
     return f"{short(op.w)} -> {short(kernel.compute)} in registers by {by}{shown}"
 
 
