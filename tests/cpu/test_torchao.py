@@ -104,11 +104,102 @@ def test_models_compute_what_the_same_plain_numbers_do(tmp_path: Path, kind: str
     assert info.parameters == describe(theirs).parameters
 
 
+def intx(bits: int, **fields: Any) -> dict[str, Any]:
+    return section("IntxWeightOnlyConfig", granularity=GROUPS, weight_dtype=enum("torch.dtype", f"int{bits}"), **fields)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_zero_points_and_other_widths(tmp_path: Path, bits: int) -> None:
+    """Each number is the code less its zero point, times its scale, rounded once; few bits are held as 4-bit codes."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    made = torch.Generator().manual_seed(bits)
+    codes = torch.randint(low, high + 1, (96, 160), generator=made).to(torch.int8)
+    zero = torch.randint(low, high + 1, (96, 5), generator=made).to(torch.int8)
+    scale = (torch.rand(96, 5, generator=made) * 0.01 + 0.001).bfloat16()
+    parts = {"_weight_qdata": codes, "_weight_scale": scale, "_weight_zero_point": zero}
+    wide = (codes.float().view(96, 5, 32) - zero.float()[..., None]) * scale.float()[..., None]
+    read = read_linear(checkpoint(tmp_path / "a", parts, intx(bits, mapping_type=enum("M", "ASYMMETRIC"))), MODULE)
+    assert torch.equal(read.numbers().bfloat16(), wide.flatten(1).bfloat16())
+    assert isinstance(read.weight, QTensor) == (bits <= 4)
+    ck = checkpoint(tmp_path / "a", parts, intx(bits, mapping_type=enum("M", "ASYMMETRIC")))
+    assert torch.equal(read_linear(ck, MODULE, slice(3, 9), slice(32, 96)).numbers(), read.numbers()[3:9, 32:96])
+    parts["_weight_zero_point"] = torch.zeros_like(zero)
+    read = read_linear(checkpoint(tmp_path / "s", parts, intx(bits, mapping_type=SYMMETRIC)), MODULE)
+    assert torch.equal(read.numbers(), codes.float() * scale.float().repeat_interleave(32, 1))
+
+
+def test_a_zero_point_is_one_of_its_codes(tmp_path: Path) -> None:
+    parts = parts_of("intx4")[0]
+    said = intx(4, mapping_type=enum("M", "ASYMMETRIC"))
+    parts["_weight_zero_point"][3, 1] = 8
+    with pytest.raises(IsobitError, match="_weight_zero_point.*from 0 to 8, which 4 bits do not have"):
+        read_linear(checkpoint(tmp_path / "a", parts, said), MODULE)
+    parts.pop("_weight_zero_point")
+    with pytest.raises(IsobitError, match="_weight_zero_point.*is missing"):
+        read_linear(checkpoint(tmp_path / "b", parts, said), MODULE)
+
+
+def test_inputs_that_torchao_rounds_with_zero_points_stay(tmp_path: Path) -> None:
+    fields = {"weight_dtype": enum("torch.dtype", "int4"), "weight_granularity": GROUPS,
+              "weight_mapping_type": SYMMETRIC, "act_mapping_type": enum("M", "ASYMMETRIC")}  # fmt: skip
+    parts, expected = parts_of("intx4")
+    ck = checkpoint(tmp_path / "a", parts, section("Int8DynamicActivationIntxWeightConfig", **fields))
+    read = read_linear(ck, MODULE)
+    assert torch.equal(read.numbers(), expected) and read.activations is None
+    assert any("takes them as they are" in note for note in ck.notes)
+    fields["act_mapping_type"] = SYMMETRIC
+    ck = checkpoint(tmp_path / "b", parts, section("Int8DynamicActivationIntxWeightConfig", **fields))
+    assert read_linear(ck, MODULE).activations is not None and any("127.5" in note for note in ck.notes)
+
+
+def test_a_configuration_for_each_module(tmp_path: Path) -> None:
+    """Names before patterns, patterns in their order, whatever their letters; None leaves a module as it is."""
+    one = {name: KINDS[name][0]["quant_type"]["default"] for name in ("int8wo", "intx4", "intx3")}
+    state, wanted = tiny_model(torch.bfloat16).state_dict(), {}
+    chosen = {name: "int8wo" for name in linears()} | {"model.layers.1.mlp.up_proj": "intx3"}
+    chosen |= {name: "intx4" for name in linears() if name.endswith("o_proj")}
+    for number, name in enumerate(linears()):
+        if name == "model.layers.0.mlp.down_proj":
+            continue
+        parts, wanted[name] = parts_of(chosen[name], *state.pop(f"{name}.weight").shape, seed=number)
+        state |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    listed = {"re:.*o_proj": one["intx4"], "re:.*attn.*": one["int8wo"], "_default": one["int8wo"],
+              "model.layers.0.mlp.down_proj.weight": None, "model.layers.1.mlp.up_proj": one["intx3"]}  # fmt: skip
+    said = {"quantization_config": section("FqnToConfig", fqn_to_config=listed)}
+    folder = write(tmp_path / "m", CONFIG | said, state)
+    load_model(folder)
+    ck = Checkpoint.open(folder)
+    assert all(torch.equal(read_linear(ck, name).numbers(), wanted[name]) for name in wanted)
+    (_, ((plan,),)), found = plans(folder, targets=("cpu-avx2",)), describe(folder)
+    assert plan.action == "legalized" and {use.scheme for use in found.schemes if use.kind == "linear"} == {
+        "int8-w8a16", "int4-g32", "int3-g32", "bf16",
+    }  # fmt: skip
+
+
+def test_embeddings_that_transformers_leaves(tmp_path: Path) -> None:
+    """It says that input and output embeddings are quantized, and quantizes the output's."""
+    state = tiny_model(torch.bfloat16).state_dict()
+    for number, name in enumerate([*linears(), "lm_head"]):
+        parts = parts_of("intx4", *state.pop(f"{name}.weight").shape, seed=number)[0]
+        state |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    said = KINDS["intx4"][0] | {"include_input_output_embeddings": True}
+    folder = write(tmp_path / "m", CONFIG | {"quantization_config": said}, state)
+    load_model(folder)
+    assert ("lm_head", "int4-g32") in {(use.kind, use.scheme) for use in describe(folder).schemes}
+    assert plans(folder, targets=("cpu-avx2",))[1][0][0].action == "legalized"
+
+
 UNREAD: dict[str, dict[str, Any]] = {
     "Int4WeightOnlyConfig": section("Int4WeightOnlyConfig", group_size=128),
     "NVFP4": section("NVFP4DynamicActivationNVFP4WeightConfig"),
-    "int5": section("IntxWeightOnlyConfig", weight_dtype=enum("torch.dtype", "int5")),
-    "IntxWeightOnlyConfig": section("IntxWeightOnlyConfig", weight_dtype="int4", mapping_type=enum("M", "ASYMMETRIC")),
+    "uint4": section("IntxWeightOnlyConfig", weight_dtype=enum("torch.dtype", "uint4")),
+    "one zero point": section(
+        "IntxWeightOnlyConfig",
+        weight_dtype="int4",
+        mapping_type=enum("M", "ASYMMETRIC"),
+        granularity={"_type": "PerTensor", "_data": {}},
+    ),
+    "'FooConfig'": section("FqnToConfig", fqn_to_config={"_default": {"_type": "FooConfig", "_data": {}}}),
     "packed integers": section("IntxWeightOnlyConfig", weight_dtype="int4", intx_packing_format=enum("I", "OPAQUE")),
     "PerBlock": section(
         "Float8WeightOnlyConfig", granularity={"_type": "PerBlock", "_data": {"block_size": [128, 128]}}

@@ -125,6 +125,8 @@ def _is_kept(quantization: Quantization, module: str, tensors: Mapping[str, str]
 
 def _may_be_plain(quantization: Quantization, module: str) -> bool:
     """Output projections and routers: engines never quantize those for the class name alone."""
+    if quantization.method == "torchao" and quantization.targets.find(*quantization.names(module)) == "Embedding":
+        return True  # transformers says that it quantizes them, and leaves them
     last = module.removesuffix(".wg").removesuffix(".layer").rpartition(".")[2]  # of Hunyuan and Granite
     by_class = quantization.targets.find(*quantization.names(module)) in ("Linear", "Module")
     return by_class and last in ("lm_head", "gate", "router", "shared_expert_gate")

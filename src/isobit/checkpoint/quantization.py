@@ -19,7 +19,7 @@ class Integers:
     """How other tools store integers with zero points, several in a word.
 
     Attributes:
-        bits: of one code, 2, 3, 4 or 8.
+        bits: of one code, 1 to 8.
         group: weights along K that share a scale; None for a whole row.
         symmetric: whether every zero point is the middle of the codes.
         zeros: what is stored of a zero point: itself; one less, field by field; or one less, a word at a time, so that
@@ -39,7 +39,7 @@ class Integers:
 
         Codes of 2 and 3 bits with zero points are held as 4-bit ones, which kernels take.
         """
-        if not self.symmetric and self.bits == 8:
+        if not self.symmetric and self.bits > 4:
             return None
         name = f"int{self.bits}" if self.symmetric else "uint4"
         granularity: Literal["channel", "group"] = "channel" if self.group is None else "group"

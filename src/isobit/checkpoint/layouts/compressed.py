@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from isobit.checkpoint import ctconfig
 from isobit.checkpoint.ctrender import compression_format
-from isobit.checkpoint.layouts import few_bit_scales, zero_points
-from isobit.checkpoint.layouts.needs import Need, Needs, Wrong, inputs, scales
+from isobit.checkpoint.layouts import compressed_needs, few_bit_scales, zero_points
 from isobit.checkpoint.layouts.parts import ELEMENT_OF_DTYPE, Described, Parts
 from isobit.checkpoint.layouts.row import Layout
 from isobit.checkpoint.safetensors import INTEGERS, PLAIN_DTYPES, TensorInfo, unreadable
@@ -37,10 +36,7 @@ if TYPE_CHECKING:
     from isobit.formats.qtensor import QTensor
 
 CODE_DTYPES = ("F8_E4M3", "F8_E5M2", "I8")  # of codes that are stored one a byte
-_NO_SHAPE = "is missing: without it the number of inputs is unknown"
-_NO_ZERO_POINT = "is missing, but quantization_config says the weight is asymmetric"
 _PACKED_BITS = (2, 3, 4, 8)
-_DTYPE_OF_ELEMENT = {name: dtype for dtype, name in ELEMENT_OF_DTYPE.items()}
 
 
 # ---------------------------------------------------------------------- describing
@@ -129,52 +125,6 @@ def _block(size: int, blocks: int) -> int:
     return power if -(-size // power) == blocks else least
 
 
-# ---------------------------------------------------------------------- what a weight takes
-
-
-def needs_bytes(parts: Parts, n: int, k: int, scale_part: str = "weight_scale") -> Needs:
-    """What a weight of a byte a code takes."""
-    group = parts.group
-    if group is not None and group.integers is not None:
-        return zero_points.needs(group.integers, "weight", n, k)
-    if group is None or group.weights is None:
-        return ()
-    spec, row, scale = group.weights, element(group.weights.element), parts.infos.get(scale_part)
-    dtype = "I8" if row.kind == "int" else _DTYPE_OF_ELEMENT.get(row.name)
-    if dtype is None:
-        return ()
-    if spec.granularity == "block" and parts.method.startswith("fp8 ") and scale is None:
-        scale_part = "weight_scale_inv"
-    if spec.granularity == "tensor" and scale is not None and scale.numel == n > 1:
-        spec = replace(spec, granularity="channel")  # the fp8 method leaves open which of the two it is
-    zeros = Need("weight_zero_point", optional=True)  # where none of them is anything but zero
-    codes = Need("weight", (dtype,), ((n, k),))
-    return (codes, *scales(scale_part, spec, n, k), zeros, *inputs(group.activations, parts.infos))
-
-
-def _needs_packed(parts: Parts, n: int, k: int) -> Needs:
-    group = parts.group
-    if group is not None and group.integers is not None:
-        return zero_points.needs(group.integers, "weight_packed", n, k)
-    if group is None or group.weights is None:
-        return ()
-    spec, row = group.weights, element(group.weights.element)
-    if row.kind != "int" and row.bits == 8:
-        return (Wrong("weight_packed", f"packed weights of {row.name} cannot be read"),)
-    shape, said = spec.scale_shape(n, k), parts.numbers("weight_shape")
-    lies = f"says {listed(said)}, but config.json makes it [{n}, {k}]" if said and said != (n, k) else ""
-    packed = Need("weight_zero_point", ("I32", "I8"), ((row.words(n), *shape[1:]), shape), why=_NO_ZERO_POINT)
-    return (
-        Need("weight_packed", ("I32",), ((n, row.words(k)),)),
-        Need("weight_shape", INTEGERS, numel=2, why=_NO_SHAPE),
-        *((Wrong("weight_shape", lies),) if lies else ()),
-        *scales("weight_scale", spec, n, k),
-        Need("weight_zero_point", optional=True) if spec.symmetric else packed,
-        Need("weight_g_idx", INTEGERS, ((k,),), optional=True),
-        *inputs(group.activations, parts.infos),
-    )
-
-
 # ---------------------------------------------------------------------- writing
 
 
@@ -191,7 +141,7 @@ def _written(
             PlannedTensor("weight_shape", "I64", (2,)),
         ]
     else:
-        found = [PlannedTensor("weight", _DTYPE_OF_ELEMENT.get(row.name, "U8"), (n, k))]
+        found = [PlannedTensor("weight", compressed_needs.DTYPE_OF_ELEMENT.get(row.name, "U8"), (n, k))]
     found.append(PlannedTensor("weight_scale", scale_dtype, scales))
     if not spec.symmetric:
         found.append(PlannedTensor("weight_zero_point", "I32", (row.words(scales[0]), *scales[1:])))
@@ -318,7 +268,7 @@ def _packed_shape(reader: Reader, row: Element) -> tuple[int, int]:
         raise reader.error("weight_packed", f"is {dtype}, not I32")
     n, words = reader.matrix("weight_packed")
     if "weight_shape" not in reader.infos:
-        raise reader.error("weight_shape", _NO_SHAPE)
+        raise reader.error("weight_shape", compressed_needs.NO_SHAPE)
     shape = read_weight_shape(reader.source, reader.name("weight_shape"))
     reader.used.append(reader.name("weight_shape"))
     if len(shape) != 2 or shape[0] != n or shape[1] < 1 or row.words(shape[1]) != words:
@@ -344,7 +294,7 @@ def _zero_point(reader: Reader, spec: WeightSpec, n: int, k: int, where: Cut) ->
 
     row, part = element(spec.element), "weight_zero_point"
     if part not in reader.infos:
-        raise reader.error(part, _NO_ZERO_POINT)
+        raise reader.error(part, compressed_needs.NO_ZERO_POINT)
     shape, info = spec.scale_shape(n, k), reader.info(part)
     lines, places = where.scales if where.scales else (slice(0, 1), None)
     if info.dtype == "I32" and info.shape == (row.words(n), *shape[1:]):
@@ -395,7 +345,7 @@ PACKED = Layout(
     scales=("weight_scale",),
     marks=("weight_packed",),
     configs={ctconfig.METHOD: ctconfig.parse},
-    needs=_needs_packed,
+    needs=compressed_needs.packed,
     written=_written,
 )
 BYTES = Layout(
@@ -408,5 +358,5 @@ BYTES = Layout(
     dtypes=CODE_DTYPES,
     scales=("weight_scale",),
     marks=("weight_scale",),
-    needs=needs_bytes,
+    needs=compressed_needs.bytes_of,
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.checkpoint.ctargs import PER_TOKEN, block_sizes, text
 from isobit.checkpoint.ctconfig import KV_CACHE, ignored_keys, names
 from isobit.checkpoint.jsonfile import short
-from isobit.checkpoint.layouts import compressed
+from isobit.checkpoint.layouts import compressed, compressed_needs
 from isobit.checkpoint.layouts.needs import Needs
 from isobit.checkpoint.layouts.parts import Parts
 from isobit.checkpoint.layouts.row import Layout
@@ -39,7 +39,7 @@ def _claims(infos: Mapping[str, TensorInfo]) -> bool:
 
 
 def _needs(parts: Parts, n: int, k: int) -> Needs:
-    return compressed.needs_bytes(parts, n, k, "weight_scale_inv")
+    return compressed_needs.bytes_of(parts, n, k, "weight_scale_inv")
 
 
 def _read(reader: Reader) -> LinearWeight:
