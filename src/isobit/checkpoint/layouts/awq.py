@@ -38,7 +38,8 @@ _VERSIONS = ("gemm", "gemv")
 _KEYS = frozenset(
     """quant_method bits w_bit group_size q_group_size zero_point version backend modules_to_not_convert do_fuse
     fuse_max_seq_len modules_to_fuse exllama_config sym desc_act checkpoint_format format lm_head meta
-    pack_dtype""".split()
+    pack_dtype autoround_version data_type iters low_gpu_mem_usage nsamples seqlen batch_size provider
+    block_name_to_quantize enable_quanted_input to_quant_block_names""".split()
 )  # fmt: skip
 
 

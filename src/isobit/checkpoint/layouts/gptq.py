@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.checkpoint.ctargs import text
 from isobit.checkpoint.ctconfig import ignored_keys, names
 from isobit.checkpoint.jsonfile import short
-from isobit.checkpoint.layouts import integers
+from isobit.checkpoint.layouts import auto_round_floats, integers
 from isobit.checkpoint.layouts.integers import Found, group_of, whole_number, yes_or_no
 from isobit.checkpoint.layouts.needs import Need
 from isobit.checkpoint.layouts.parts import Described, Parts
@@ -63,7 +63,7 @@ _HARMLESS = frozenset(
     enable_quanted_input gradient_accumulate_steps iters low_gpu_mem_usage lr minmax_lr nsamples packing_format
     quant_lm_head scale_dtype seqlen supported_types to_quant_block_names train_bs extra_config act_bits
     act_data_type act_dynamic act_group_size act_sym super_bits super_group_size rotation_config
-    enable_torch_compile enable_alg_ext low_cpu_mem_usage rotation_configs transform_config""".split()
+    provider enable_torch_compile enable_alg_ext low_cpu_mem_usage rotation_configs transform_config""".split()
 )  # fmt: skip
 
 
@@ -157,8 +157,14 @@ def _dynamic(value: Any, default: Integers) -> tuple[list[Group], tuple[str, ...
 def _parse_auto_round(section: dict[str, Any]) -> Quantization:
     """The method of AutoRound, whose packing is one of those of others, or its own."""
     packing = text(section.get("packing_format"), "auto_round:auto_gptq", "packing_format").lower()
+    if packing in auto_round_floats.PACKINGS:
+        return _floats(section, packing)
     if packing not in _PACKINGS:
-        raise Unsupported(f"AutoRound's packing {short(packing)}", [f"isobit reads {', '.join(_PACKINGS)}"], INSTEAD)
+        raise Unsupported(
+            f"AutoRound's packing {short(packing)}",
+            [f"isobit reads {', '.join((*_PACKINGS, *auto_round_floats.PACKINGS))}"],
+            INSTEAD,
+        )
     _refuse_extras(section)
     default = _integers(section, _PACKINGS[packing])
     groups, ignored = _exceptions(section.get("extra_config"), default)
@@ -169,6 +175,32 @@ def _parse_auto_round(section: dict[str, Any]) -> Quantization:
         packing,
         (*ignored_keys(key for key in section if key not in _HARMLESS),),
     )
+
+
+def _floats(section: dict[str, Any], packing: str) -> Quantization:
+    """AutoRound's floats, whose exceptions are named as those of its integers."""
+    groups, ignored = [auto_round_floats.group(section, _within(section.get("block_name_to_quantize")))], []
+    for target, changes in _named(section.get("extra_config")):
+        if whole_number(changes, ("bits",), 4) >= 16:
+            ignored.append(target)
+        else:
+            groups.append(auto_round_floats.group({**section, **changes}, (target,)))
+    notes = ignored_keys(key for key in section if key not in _HARMLESS)
+    return Quantization(tuple(groups), tuple(ignored), "auto-round", packing, tuple(notes))
+
+
+def _named(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The targets and settings of exceptions.
+
+    Raises:
+        CheckpointError: they are no JSON objects.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, dict) or not all(isinstance(changes, dict) for changes in value.values()):
+        raise CheckpointError(f"quantization_config: extra_config must hold JSON objects, not {short(value)}")
+    plain = {key: all(letter.isalnum() or letter in "_." for letter in key) for key in value}
+    return [(key if plain[key] else f"re:{key}", changes) for key, changes in value.items()]
 
 
 def _within(value: Any) -> tuple[str, ...]:
@@ -183,13 +215,8 @@ def _within(value: Any) -> tuple[str, ...]:
 
 def _exceptions(value: Any, default: Integers) -> tuple[list[Group], tuple[str, ...]]:
     """AutoRound's exceptions: names or patterns of modules with settings of their own; 16 bits are plain."""
-    if value is None:
-        return [], ()
-    if not isinstance(value, dict) or not all(isinstance(changes, dict) for changes in value.values()):
-        raise CheckpointError(f"quantization_config: extra_config must hold JSON objects, not {short(value)}")
     groups, ignored = [], []
-    for key, changes in value.items():
-        target = key if all(letter.isalnum() or letter in "_." for letter in key) else f"re:{key}"
+    for target, changes in _named(value):
         if whole_number(changes, ("bits",), default.bits) >= 16:
             ignored.append(target)
         else:
