@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -46,6 +47,15 @@ def prepare(cache: str, path: list[str]) -> None:
     # The default changes between versions of Triton; kernels say what they need, and this silences the warning.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     sys.path[:] = path
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A compiler whose process is killed would go on with what is queued, and then wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager
