@@ -131,3 +131,8 @@ def test_a_pack_refuses_what_is_for_all_kernels(
 ) -> None:
     assert main(["compile", "bundled", "-o", str(tmp_path / "pack"), "--target", "sm_86", option, "x"]) == 2
     assert f"{option} is for all kernels" in capsys.readouterr().err and not (tmp_path / "pack").exists()
+
+
+def test_all_kernels_refuse_a_format_of_a_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", "--target", "sm_86", "--kv-cache", "mxfp4"]) == 2
+    assert "--kv-cache is of a pack's model" in capsys.readouterr().err

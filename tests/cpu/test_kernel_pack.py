@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="kernel packs are compiled by Triton: pip i
 from isobit.checkpoint.reader import Checkpoint
 from isobit.cli.main import main
 from isobit.errors import CheckpointError, IsobitError, Unsupported, UsageError
-from isobit.formats.caches import AUTO
+from isobit.formats.caches import cache_format
 from isobit.formats.pack import code_dtype
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
@@ -130,20 +130,24 @@ def with_own_keys(model: Path) -> Path:
     return model
 
 
-@pytest.mark.parametrize("name", ["bf16", "own keys", "fp8", "int4"])
+@pytest.mark.parametrize(
+    ("name", "kv"),
+    [("bf16", "auto"), ("own keys", "auto"), ("fp8", "auto"), ("int4", "auto"), ("bf16", "fp8"), ("own keys", "nvfp4")],
+)
 def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stored = cache_format(kv)
     model = save_model(tmp_path / "model")
     if name == "own keys":
         with_own_keys(model)
     elif name != "bf16":
         quantize(model, tmp_path / name, Policy(scheme(name)), progress=False)
         model = tmp_path / name
-    packed, dtype = requests(model, SM_86, None)
+    packed, dtype = requests(model, SM_86, None, stored)
     recorder, cpu = Recorder(), torch.device("cpu")
     where = Place("cuda", cpu, Machine.imagined(SM_86, 84, recorder), Workspace(cpu))
-    decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where, AUTO).decoder()
+    decoder = _Loader(contents(Checkpoint.open(model)), DTYPES[dtype], False, where, stored).decoder()
 
     usual = Kernel._is_aligned
 
@@ -163,9 +167,11 @@ def test_a_pack_of_a_checkpoint_has_all_that_its_model_launches(
     first.length, second.length = 690, 60
     decoder(cache.batch([[1], [2]], [first, second], wanted="last"), cache)
     launched = {request.entry.partition(":")[2] for request in recorder.requests.values()}
-    attentions = {"attention_one"} if name == "own keys" else {"attention_few", "attention_merge"}
+    one = name == "own keys" and not stored.group
+    attentions = {"attention_one"} if one else {"attention_few", "attention_merge"}
     gate = "gate_token" if name == "fp8" else "gate"  # whose result is rounded
-    assert {"rope_append", "norm_token", gate, "attention_many", *attentions} <= launched
+    rope = "rope_append_any" if stored.group else "rope_append"
+    assert {rope, "norm_token", gate, "attention_many", *attentions} <= launched
     assert not recorder.requests.keys() - packed.keys()
     gates = [one for one in packed.values() if one.entry.partition(":")[2] in ("gate", "gate_token")]
     assert "words" in {one.constants["FORM"] for one in gates}, "gates and ups of prompts lie by turns"

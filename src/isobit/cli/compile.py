@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import path
+from isobit.cli.parser import add_cache_argument, path
 from isobit.errors import UsageError
+from isobit.formats.caches import cache_format
 
 if TYPE_CHECKING:
     from isobit.proof.matrix import Claim, Outcome
@@ -47,6 +48,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--dtype", help="of the pack's activations: bfloat16, float16, float32 (default: the checkpoint's)"
     )
+    add_cache_argument(parser, " of the pack's model")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.set_defaults(run=run)
 
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, option) is not None:
                 raise UsageError(f"--{option} is for all kernels: a pack with -o has those that its model needs")
         return _pack(args)
+    if args.kv_cache != "auto":
+        raise UsageError("--kv-cache is of a pack's model: all kernels are compiled for caches of every format")
     if args.check and args.support is None:
         raise UsageError("--check compares a page with what was compiled: say which with --support docs/support.md")
     targets = gpu_targets(args.target)
@@ -98,7 +102,8 @@ def _pack(args: argparse.Namespace) -> int:
         raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
     triton_version()  # says how to get it, before anything large is read
     held = contents(Checkpoint.open(api.find(args.model, revision=args.revision)))
-    wanted, dtype = requests(held, targets[0], args.dtype)
+    stored = cache_format(args.kv_cache)
+    wanted, dtype = requests(held, targets[0], args.dtype, stored)
     notes.show(held.notes)
     with tqdm(total=len(wanted), unit="kernel", desc="compiling", disable=not sys.stderr.isatty(), leave=False) as bar:
         made = write_pack(

@@ -16,8 +16,8 @@ from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
+from isobit.formats.caches import AUTO, CacheFormat
 from isobit.formats.qtensor import QTensor
-from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.layer_tiles import ONE_PART
 from isobit.kernels.gpu.machine import Machine
@@ -28,6 +28,7 @@ from isobit.kernels.widened import for_gpu
 from isobit.models import pack_experts
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
+from isobit.models.cache.memory import new_layers
 from isobit.models.cache.paged import BLOCK
 from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.contents import Contents, contents
@@ -58,13 +59,16 @@ _TABLE = "model.embed_tokens"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def requests(source: Path | Contents, target: Target, dtype: str | None) -> tuple[dict[str, Request], str]:
+def requests(
+    source: Path | Contents, target: Target, dtype: str | None, stored: CacheFormat = AUTO
+) -> tuple[dict[str, Request], str]:
     """Every kernel that a checkpoint's layers launch on a target, by name, and the dtype of the activations.
 
     Args:
         source: the checkpoint's folder, or its contents.
         target: where it is to run.
         dtype: dtype of the activations; None for the one in config.json.
+        stored: the format of keys and values.
 
     Raises:
         CheckpointError: tensors are missing or wrong.
@@ -77,6 +81,7 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
     name = dtype or _stored_dtype(held.config)
     if name not in _DTYPES:
         raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")
+    stored.require(name)
     found: dict[str, Request] = {}
     for use in _uses(held, _DTYPES[name]):
         recorder, read = Recorder(), use.read
@@ -85,26 +90,24 @@ def requests(source: Path | Contents, target: Target, dtype: str | None) -> tupl
         for machine in machines:
             use.call(bound.on(machine), _DTYPES[name])
         found |= recorder.requests
-    return found | _of_layers(held, target, _DTYPES[name]), name
+    return found | _of_layers(held, target, _DTYPES[name], stored), name
 
 
 # ---------------------------------------------------------------------- layers
 
 
-def _of_layers(held: Contents, target: Target, dtype: torch.dtype) -> dict[str, Request]:
+def _of_layers(held: Contents, target: Target, dtype: torch.dtype, stored: CacheFormat) -> dict[str, Request]:
     """What layers launch, one of each kind, and the norm behind the last of them."""
     recorder, cpu = Recorder(), torch.device("cpu")
     where = Place("cuda", cpu, Machine.imagined(target, recorder=recorder), Workspace(cpu))
-    config, ops = held.config, choose(dtype, where, held.config.layers)
+    config, ops = held.config, choose(dtype, where, held.config.layers, stored)
     head = _bound(held, _TABLE if config.tie_word_embeddings else HEAD, dtype, where)
     layers = list(_layers(held, dtype, where))
     for batch in _batches():
         x = torch.zeros(len(batch.positions), config.hidden_size, dtype=dtype)
         for layer in layers:
             angles = torch.zeros(len(x), layer.spec.attention.angles[1], dtype=dtype)
-            kept, block = layer.spec.attention.kept, batch.sequences.block
-            keys, values = ((1, kept.heads, block, width) for width in (kept.first, kept.second))
-            memory = Cached(torch.zeros(keys, dtype=dtype), torch.zeros(values, dtype=dtype))
+            (memory,) = new_layers([layer.spec.attention.kept], 1, batch.sequences.block, dtype, None, stored)
             factors = torch.ones(len(x)) if getattr(layer.spec.attention, "query_scale", None) else None
             layer(
                 x,
