@@ -30,6 +30,12 @@ def test_heads_that_are_read(kv: str, read: tuple[int, ...], refused: tuple[int,
         assert f"not of {dim}" in (unread(kv, dim, target("sm_90")) or ""), dim
 
 
+def test_wide_heads_are_refused_where_registers_are_few() -> None:
+    for kv in FORMATS:
+        assert unread(kv, 256, target("gfx942")) is None and unread(kv, 128, target("gfx1100")) is None
+        assert "up to 128 numbers on gfx1100" in (unread(kv, 256, target("gfx1100")) or "")
+
+
 @pytest.mark.parametrize("kv", FORMATS)
 def test_latents_that_are_read(kv: str) -> None:
     for rank, rotated in ((512, 64), (256, 64), (128, 128)):

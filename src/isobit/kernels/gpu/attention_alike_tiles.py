@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from isobit.kernels.gpu import layer_tiles as tiles
-from isobit.kernels.gpu.grouped_tiles import without_groups
+from isobit.kernels.gpu.grouped_tiles import is_grouped, without_groups
 from isobit.kernels.gpu.layer_tiles import AttentionShape
 from isobit.kernels.gpu.tiles import Config, is_cuda
 from isobit.targets.spec import Target
@@ -59,7 +59,8 @@ def _tile(shape: AttentionShape, target: Target) -> _Tile:
     """
     unit = target.unit("float16", "float16")
     large = unit is not None and unit.instruction == "HGMMA"
-    if shape.key_bytes > _PLAIN_KEYS or (shape.element and (large or shape.dtype == "float16")):
+    small = large or shape.dtype == "float16" or is_grouped(shape.element)
+    if shape.key_bytes > _PLAIN_KEYS or (shape.element and small):
         return _Tile(32, 32, 8, 2)
     if not large:
         return _Tile(64, 32, 8, 2)

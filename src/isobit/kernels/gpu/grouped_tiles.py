@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isobit.formats.caches import CACHE_FORMATS
-from isobit.kernels.gpu.tiles import CODES, Constant
+from isobit.kernels.gpu.tiles import CODES, Constant, is_cuda
 from isobit.kernels.gpu.variant import has_bf16
 from isobit.targets.spec import Target
 
@@ -54,6 +54,8 @@ def unread(kv: str, dim: int, target: Target) -> str | None:
         return None
     if has_bf16(target) is not None:
         return f"multiplies what a cache in {kv} holds as bfloat16 numbers, of which {target.name} has no products"
+    if not is_cuda(target) and target.registers <= 256 and dim > 128:
+        return f"reads a cache in {kv} in rows of up to 128 numbers on {target.name}, whose registers hold no more"
     if row.packed and (dim & (dim - 1) or dim < 2 * row.group):
         return f"reads a cache in {kv} in rows of a power of two of numbers from {2 * row.group} on, not of {dim}"
     if dim <= row.group // 2:

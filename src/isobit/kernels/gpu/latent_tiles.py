@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.kernels.gpu.before_tiles import by_instructions
-from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of, unread_latents
+from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of, is_grouped, unread_latents
 from isobit.kernels.gpu.layer_tiles import HEADS_AT_ONCE, POINTERS
 from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.kernels.gpu.variant import compiles
@@ -20,6 +20,7 @@ FEW_TOKENS = 16  # of a narrow tile of a product
 LARGEST_RANK, LARGEST_TURN = 512, 128
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
+_ONE_TILE = 101 << 10  # bytes that hold no two tiles of 32 latents in 8 bits
 _PROGRAMS_EACH = 8  # of a multiprocessor, see layer_tiles
 
 
@@ -257,6 +258,15 @@ def many(shape: LatentShape, target: Target) -> Config:
     return config.with_constants(NEW=shape.few)
 
 
+def _grouped_tile(shape: LatentShape, target: Target) -> Tile | None:
+    """Over caches whose groups share a scale, where the usual tiles don't fit (``isobit compile``). Not measured."""
+    if not is_grouped(shape.element):
+        return None
+    if shape.dtype == "float16":  # a query is two numbers of bfloat16: registers spill
+        return Tile(16, 16, 8, 1, apart=True)
+    return Tile(16, 16, 8, 2) if shape.element == "mxfp8" and target.shared_memory <= _ONE_TILE else None
+
+
 def few_tile(shape: LatentShape, target: Target) -> Tile:
     """Heads and keys of a step of one token.
 
@@ -266,6 +276,8 @@ def few_tile(shape: LatentShape, target: Target) -> Tile:
     """
     if not is_cuda(target) or target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
         return Tile(16, 16, 8, 1)
+    if tile := _grouped_tile(shape, target):
+        return tile
     if target.shared_memory <= _LARGE_SHARED:
         return Tile(16, 32, 8, 2)
     if shape.element:
@@ -281,6 +293,8 @@ def many_tile(shape: LatentShape, target: Target) -> Tile:
     """
     if not is_cuda(target) or target.shared_memory < _MIDDLE_SHARED or shape.dtype == "float32":
         return Tile(16, 16, 4, 1)
+    if tile := _grouped_tile(shape, target):
+        return tile
     if shape.element:
         return Tile(16, 32, 8, 2)
     unit = target.unit(shape.dtype, shape.dtype)

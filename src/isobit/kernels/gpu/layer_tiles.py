@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from isobit.kernels.gpu.before_tiles import by_instructions
-from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of, without_groups
+from isobit.kernels.gpu.grouped_tiles import codes_of, groups_of, is_grouped, without_groups
 from isobit.kernels.gpu.tiles import Config, Constant, is_cuda, overlaps
 from isobit.targets.spec import Target
 
@@ -231,6 +231,8 @@ def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
         return _Tile(32, 32, 8, 2)
     if target.shared_memory > _LARGE_SHARED:
         return _Tile(64, 64, 4, 3) if size <= 256 else _Tile(64, 32, 4, 2)
+    if is_grouped(shape.element):  # in larger tiles registers spill (``isobit compile``)
+        return _Tile(32, 32, 4 if size <= 256 else 8, 2)
     return _Tile(64, 32, 4, 2) if size <= 256 else _Tile(32, 32, 4, 2)
 
 
