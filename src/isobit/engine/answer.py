@@ -136,7 +136,8 @@ class Answer:
         if choice.error is not None:
             return Piece("", error=choice.error)
         token = choice.token
-        self._say()
+        if self._unsaid:
+            self._say()
         self._tokens.append(token)
         logprobs = () if choice.logprob is None else (choice.logprob,)
         if logprobs:
@@ -173,17 +174,17 @@ class Answer:
         return made(Piece, (text, (token,), None, None, ()))
 
     def _say(self) -> None:
-        """Makes the text of tokens that have none yet."""
-        if self._unsaid:
-            self._text += [self._decoder.push(token) for token in self._tokens[-self._unsaid :]]
-            self._unsaid = 0
+        """Makes the text of tokens that have none yet; there are some."""
+        self._text += [self._decoder.push(token) for token in self._tokens[-self._unsaid :]]
+        self._unsaid = 0
 
     def abort(self) -> Piece:
         """It ends here, from outside."""
         return self._last("", (), "abort", None)
 
     def _last(self, text: str, tokens: tuple[int, ...], reason: FinishReason, stop: str | int | None) -> Piece:
-        self._say()
+        if self._unsaid:
+            self._say()
         if self._watch.found is None:  # what was held back, up to a stop string in it
             text += self._watch.push(self._decoder.finish())
             text += self._watch.finish()

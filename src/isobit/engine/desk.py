@@ -115,13 +115,19 @@ class Desk:
         with self._lock:
             self.engine.advance()
             with uninterrupted():
-                while self.engine.made:
-                    self._handle(self.engine.made.popleft())
+                self._hand_out()
 
-    def _handle(self, output: Output | Outputs) -> None:
-        if isinstance(output, Outputs):
-            self._handle_all(output)
-            return
+    def _hand_out(self) -> None:
+        """What steps have made goes to whom it is for."""
+        made = self.engine.made
+        while made:
+            output = made.popleft()
+            if isinstance(output, Outputs):
+                self._handle_all(output)
+            else:
+                self._handle(output)
+
+    def _handle(self, output: Output) -> None:
         answer = self._answers.get(output.id)
         if answer is None:  # dropped while the step was under way
             return
@@ -180,8 +186,7 @@ class Desk:
         """
         with self._lock:
             self.on_fault(error)
-            while self.engine.made:
-                self._handle(self.engine.made.popleft())
+            self._hand_out()
             running = set(self.engine.scheduler.running)
             touched = [id for id, answer in [*self._answers.items()] if id in running or answer.begun]
             for id in touched or [*self._answers]:
