@@ -11,8 +11,8 @@ from isobit.kernels.gpu.rows import variant
 from isobit.proof.claims import claims_of
 from isobit.targets.table import target
 
-# Roundings and codes are bits; of a whole mixture: float16 between its parts.
-LIMITS = {"rounding": 0.0, "linear": 1e-6, "codes": 0.0, "experts": 1e-6, "whole": 1e-2, "model": 1.5}
+# Roundings and codes are bits; of a whole mixture: float16 between its parts, which moves codes of e2m1 by a quarter.
+LIMITS = {"rounding": 0.0, "linear": 1e-6, "codes": 0.0, "experts": 1e-6, "whole": 1e-1, "model": 1.5}
 
 
 def failures(results: dict[str, float], kind: str) -> dict[str, float]:
