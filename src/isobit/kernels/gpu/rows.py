@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from isobit.formats.scales import POWERS, UNDER_ONE, ScaleSpec
-from isobit.kernels.gpu import before_tiles, lane_tiles, micro_tiles, tiles
+from isobit.kernels.gpu import before_tiles, lane_tiles, micro_rows, tiles
 from isobit.kernels.gpu.group_tiles import grouped, halves
 from isobit.kernels.gpu.tiles import FEW, LARGE, LIBRARY_MEASURED, Family, is_cuda
 from isobit.kernels.gpu.variant import (
@@ -27,14 +26,11 @@ from isobit.kernels.gpu.variant import (
     compiles,
     flushes_small_codes,
     has_bf16,
-    has_bf16_for_powers,
     has_dp4a_or_no_unit,
     has_lanes,
     has_no_unit,
-    has_scaled_unit,
     has_unit,
     keeps_small_codes,
-    lacks_bf16,
     shows_unit,
     widens_first,
 )
@@ -146,39 +142,6 @@ def _eight_bit_group_rows(family: Family) -> Iterator[Variant]:
                 grouped(family, tiles.CODES[element], pointer, element),
                 _TOKENS[family], _NATIVE, (dtype,), promises=shows_unit(dtype),
             )  # fmt: skip
-
-
-def _micro_rows(family: Family) -> Iterator[Variant]:
-    """Codes under scales of few bits by activations that are rounded under such, widened exactly to 16 bits."""
-    powers, under_one = (("e8m0", POWERS), ("e4m3fn", POWERS)), (("e4m3fn", UNDER_ONE), ("e8m0", UNDER_ONE))
-    kinds: tuple[tuple[str, str, str, str, tuple[tuple[str, ScaleSpec], ...], Requires], ...] = (
-        ("mxfp4", "e2m1", "e2m1", "bf16", powers, has_bf16_for_powers),
-        ("mxfp4-by-mxfp8", "e2m1", "e4m3fn", "bf16", powers, has_bf16_for_powers),
-        ("mxfp8", "e4m3fn", "e4m3fn", "bf16", powers[:1], has_bf16_for_powers),
-        ("nvfp4", "e2m1", "e2m1", "bf16", under_one, has_bf16),
-        ("nvfp4-f16", "e2m1", "e2m1", "f16", under_one[:1], lacks_bf16),
-    )
-    for name, weights, activations, compute, scales, requires in kinds:
-        pointer = tiles.POINTERS[compute]
-        yield Variant(
-            f"{family}-{name}", family, "matrix", f"{_MODULES}.linear_micro:linear_matrix_micro", weights, "group",
-            activations, compute, pointer, requires,
-            micro_tiles.widened(family, weights, scales[0][0], micro_tiles.SCALED_GROUPS[scales[0][0]], pointer),
-            _TOKENS[family], _WIDENED, promises=shows_unit(DTYPES[compute]), optional=compute == "f16", scales=scales,
-        )  # fmt: skip
-
-
-def _scaled_rows() -> Iterator[Variant]:
-    """Many tokens in block-scaled matrix units."""
-    for name, element, scale, of_inputs in (
-        ("mxfp4", "e2m1", "e8m0", POWERS), ("mxfp8", "e4m3fn", "e8m0", POWERS), ("nvfp4", "e2m1", "e4m3fn", UNDER_ONE),
-    ):  # fmt: skip
-        yield Variant(
-            f"many-{name}-native", "many", "matrix", f"{_MODULES}.linear_scaled:linear_matrix_scaled", element, "group",
-            element, "native", "*u8", has_scaled_unit(element, scale), micro_tiles.scaled(element, scale),
-            _TOKENS["many"], _NATIVE, promises=shows_unit(element, scale), optional=True,
-            scales=((scale, of_inputs),), group=micro_tiles.SCALED_GROUPS[scale],
-        )  # fmt: skip
 
 
 def _stream_rows() -> Iterator[Variant]:
@@ -295,21 +258,6 @@ def _rounding_rows() -> Iterator[Variant]:
         )  # fmt: skip
 
 
-def _micro_rounding_rows() -> Iterator[Variant]:
-    """The rounding of activations under scales of few bits: to numbers, and for block-scaled units to codes."""
-    for name, element, scale, stored in (
-        ("mxfp4", "e2m1", "e8m0", POWERS), ("mxfp8", "e4m3fn", "e8m0", POWERS), ("nvfp4", "e2m1", "e4m3fn", UNDER_ONE),
-    ):  # fmt: skip
-        needs = has_scaled_unit(element, scale), compiles if stored.over else has_bf16_for_powers
-        for wide in (False, True):
-            yield Variant(
-                f"quantize-{name}" + ("-wide" if wide else ""), "quantize", "rounding",
-                f"{_MODULES}.quantize_micro:quantize_micro", None, "group", element, "f32", "*bf16", needs[wide],
-                micro_tiles.rounding(element, scale, wide=wide), wide=wide, scales=((scale, stored),),
-                group=micro_tiles.SCALED_GROUPS[scale],
-            )  # fmt: skip
-
-
 def _prepare_rows() -> Iterator[Variant]:
     """What runs before a ``large`` product."""
     entry = f"{_MODULES}.widen"
@@ -385,7 +333,7 @@ def _large_rows() -> Iterator[Variant]:
 
 def _all_rows() -> Iterator[Variant]:
     yield from _rounding_rows()
-    yield from _micro_rounding_rows()
+    yield from micro_rows.rounding()
     yield from _scalar_rows()
     yield from _lane_rows()
     for family in _TOKENS:
@@ -394,8 +342,8 @@ def _all_rows() -> Iterator[Variant]:
         yield from _block_rows(family)
         yield from _group_rows(family)
         yield from _eight_bit_group_rows(family)
-        yield from _micro_rows(family)
-    yield from _scaled_rows()
+        yield from micro_rows.widened(family, _TOKENS[family], _WIDENED)
+    yield from micro_rows.scaled(_TOKENS["many"], _NATIVE)
     yield from _stream_rows()
     yield from _PREPARE.values()
     yield from _large_rows()
