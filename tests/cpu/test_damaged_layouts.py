@@ -187,7 +187,7 @@ FILES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", FILES)
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
-    """By loading and quantizing; a plan needs no weights, and says nothing of those that it cannot read."""
+    """By loading and quantizing; a plan needs no weights, and says that it is one without them."""
     tool = [*TOOLS][crc32(damage.encode()) % len(TOOLS)]
     file = store(tmp_path / "m", tool, {}) / "model.safetensors"
     data = file.read_bytes()
@@ -200,3 +200,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         with pytest.raises(IsobitError, match=r"model\.safetensors"):
             act()
     assert not (tmp_path / "out").exists()
+    try:
+        notes = plans(tmp_path / "m", targets=["cpu-avx2"])[0].notes
+    except IsobitError:  # what tells its own tool is in the tensors
+        return
+    assert any("configuration alone" in note and "model.safetensors" in note for note in notes)

@@ -79,31 +79,32 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     return adopted(read_json(folder / "config.json", LARGEST_CONFIG), folder), folder
 
 
-def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """A folder's tensors as their headers have them, and their dtypes (nothing where only an index names them).
+def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str], str]:
+    """A folder's tensors as their headers have them, their dtypes (nothing where only an index names them), and damage.
 
-    Both are empty where there are no weights, or damaged ones: a plan does not need them; it only must not contradict
-    those that are there. Old ``.bin`` files are not looked into.
+    The first two are empty where there are no weights, or damaged ones, of which the last then says what is wrong: a
+    plan does not need them; it only must not contradict those that are there. Old ``.bin`` files are not looked into.
     """
     if folder is None:
-        return {}, {}
+        return {}, {}, ""
     try:
         weights = weight_files(folder)
     except (CheckpointError, OSError):
-        return {}, {}
+        return {}, {}, ""
     try:
         if weights.kind == "gguf":
             infos = gguf_tensors(folder)[1]
-            return infos, {name: info.dtype for name, info in infos.items()}
+            return infos, {name: info.dtype for name, info in infos.items()}, ""
         if weights.kind == "mlc" and weights.index is not None:
             infos = mlc_tensors(weights.index)
-            return infos, {name: info.dtype for name, info in infos.items()}
+            return infos, {name: info.dtype for name, info in infos.items()}, ""
         if weights.kind == "safetensors":
             infos = {name: info for file in weights.files for name, info in read_header(file)[0].items()}
-            return infos, {name: info.dtype for name, info in infos.items()}
-    except (CheckpointError, OSError):
-        pass
-    return {}, dict.fromkeys(weights.weight_map or {}, "")
+            return infos, {name: info.dtype for name, info in infos.items()}, ""
+    except (CheckpointError, OSError) as error:
+        damage = f"this is a plan of the configuration alone: the weights beside it cannot be loaded: {error}"
+        return {}, dict.fromkeys(weights.weight_map or {}, ""), damage
+    return {}, dict.fromkeys(weights.weight_map or {}, ""), ""
 
 
 _CACHE_SCALE = re.compile(r"\.([kvq]|kv|output)_(scale|zero_point)$")
@@ -119,7 +120,14 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     Raises:
         CheckpointError: whole weights are there, and tensors of them do not fit, as on loading.
     """
-    infos, dtypes = headers(folder)
+    infos, dtypes, damage = headers(folder)
+    work = _described(config, folder, infos, dtypes)
+    return replace(work, notes=(*work.notes, damage)) if damage else work
+
+
+def _described(
+    config: Mapping[str, Any], folder: Path | None, infos: dict[str, TensorInfo], dtypes: dict[str, str]
+) -> Workload:
     config = methods.with_implied({**config}, dtypes)
     within = is_within(config)
     beside = [info for name, info in infos.items() if within and is_beside(name)]
