@@ -177,6 +177,15 @@ def test_generate_and_evaluate(folder: Path) -> None:
     assert api.load("bundled", kv_cache="fp8").generate("def f(", max_tokens=4).token_ids
 
 
+def test_what_is_kept_of_a_prompt_in_groups_serves_the_next_one() -> None:
+    """Blocks of a prefix with all their scales: an answer is the same whether its prompt was read or found."""
+    sampling, prompt = api.SamplingParams(max_tokens=6), "def f(a, b):\n    return a + b\n\n" * 12
+    llm = api.LLM("bundled", kv_cache="nvfp4")
+    first, again = (llm.generate(prompt, sampling)[0] for _ in range(2))
+    other = api.LLM("bundled", kv_cache="nvfp4", prefix_cache=False).generate(prompt, sampling)[0]
+    assert first.token_ids == again.token_ids == other.token_ids
+
+
 def test_auto_is_what_it_was() -> None:
     assert AUTO.stored("bfloat16") == "bfloat16" and AUTO.bytes(2, 64, "float32") == 512
     assert CACHE_FORMATS["fp8"].bytes(8, 128, "bfloat16") == 8 * 132

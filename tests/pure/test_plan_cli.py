@@ -18,6 +18,7 @@ from isobit.errors import FormatError, IsobitError, ModelError, SourceError, Usa
 from isobit.kernels.status import CpuKernels
 from isobit.legalize import text
 from isobit.legalize.advice import choose
+from isobit.legalize.ops import Lowering
 from isobit.legalize.plan import Plan
 from isobit.models.planning import plans
 from isobit.targets.detect import Machine
@@ -146,6 +147,15 @@ def test_the_cache_and_what_fits() -> None:
     assert not small.memory.fits and 0 < small.memory.longest_context < 4096
     assert one("RTX 3080", "int8", batch=2, context=small.memory.longest_context).memory.fits
     assert one("a6000", "int8", kv="fp8").memory.kv_per_token == 2 * 30 * 32 * (128 + 4)  # with a scale for each head
+    grouped = {"mxfp8": 128 + 4, "mxfp4": 64 + 4, "nvfp4": 64 + 8 + 4}
+    for name, bytes_of_a_head in grouped.items():
+        plans = {kv: one("laptop", "int8", kv=kv) for kv in (name, "int8")}
+        assert plans[name].memory.kv_per_token == 2 * 30 * 32 * bytes_of_a_head
+        (lowering,) = (decision for op, decision in plans[name].ops if op.kind == "attention")
+        assert isinstance(lowering, Lowering) and lowering.kernels == ("cpu attention",) and name in lowering.how
+        costs = [plans[kv].cost for kv in (name, "int8")]
+        assert costs[0] is not None and costs[1] is not None
+        assert (costs[0].step_bytes < costs[1].step_bytes) == (bytes_of_a_head < 132)
 
 
 def test_cpus_keep_the_cache_in_float32() -> None:
