@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from played_cache import History, Looks, Played, alone, looked, looks
 
 from isobit.engine.course import Onward
-from isobit.engine.request import ONE_UNKNOWN, Request, Schedule
+from isobit.engine.request import ONE_UNKNOWN, UNKNOWN, Request, Schedule
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=9).map(tuple)
 
@@ -169,4 +169,23 @@ def test_many_steps_behind_each_other_are_those_of_requests_that_are_alone() -> 
     while played.scheduler.unfinished or played.flights:
         onward += isinstance(played.step(), Onward)
     assert onward > 60
+    assert all(played.answers[id] == alone(request) for id, request in played.requests.items())
+
+
+@pytest.mark.parametrize("flights", [0, 1, 2])
+def test_a_course_that_ends_with_steps_under_way_has_counted_them(flights: int) -> None:
+    played = Played(blocks=40, size=4, tokens=16, sequences=4, ahead=1)
+    for id in (1, 2):
+        played.add(Request(id, (id, 2, 3), most=30))
+    made(played, 9)
+    while len(played.flights) < flights:
+        assert isinstance(played.launch(), Onward)
+    while len(played.flights) > flights:
+        played.land()
+    assert played.scheduler._course is not None
+    for id in (1, 2):
+        state, given = played.scheduler.state(id), len(played.answers[id])
+        assert state.tokens == [*played.requests[id].prompt, *played.answers[id], *[UNKNOWN] * flights]
+        assert (state.flying, state.unknown, state.held) == (flights, flights, 2 + given + flights)
+    played.finish(60)
     assert all(played.answers[id] == alone(request) for id, request in played.requests.items())
