@@ -14,7 +14,7 @@ from tokenizers_for_tests import byte_level, write_folder
 
 from isobit.engine.flight import Ahead
 from isobit.engine.gpu_runner import GpuRunner, runner_for
-from isobit.engine.graphs import MOST_ROWS, ROWS, Inputs, Places, recorded_steps, rows_of, spans
+from isobit.engine.graphs import Inputs, Places
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.pieces import Bucket, bucket_of, buckets
@@ -30,6 +30,7 @@ from isobit.models.cache.paged import BLOCK
 from isobit.models.decoder import Decoder
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
+from isobit.targets.recorded import MOST_ROWS, ROWS, recorded_steps, rows_of, spans
 
 PROBLEM = cpu_library.problem()
 SAMPLINGS = [

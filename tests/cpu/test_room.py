@@ -19,9 +19,10 @@ from isobit.kernels.gpu.latent_tiles import arena, parts_of
 from isobit.legalize.memory import CPU_RUNTIME_BYTES, USABLE
 from isobit.models import weights
 from isobit.models.cache.paged import BLOCK
-from isobit.models.room import GRAPH_BYTES, LEAST_TOKENS, Room, room
+from isobit.models.room import LEAST_TOKENS, Room, room
 from isobit.models.weights import load_model
 from isobit.targets import detect
+from isobit.targets.recorded import GRAPH_BYTES, recorded_steps
 from isobit.targets.table import lookup
 
 PER_TOKEN = 2 * tiny.LAYERS * 2 * 64 * 4  # keys and values of two heads of 64 float32 numbers
@@ -165,6 +166,10 @@ def test_recorded_steps_take_their_part(model: Path) -> None:
     assert one.graphs == 48 * GRAPH_BYTES + one.memory.activations // 2 + one.logits
     assert one.held - without.held == one.graphs and "recorded steps" in str(one) and "recorded" not in str(without)
     assert one.tokens < without.tokens
+    plans = isobit.plan(str(model), targets=["h200"], schemes=["bf16"], context=4096, batch=64)[1][0]
+    steps = recorded_steps(64)
+    assert plans[0].memory.recorded == on_a_card(steps).graphs > steps * GRAPH_BYTES, "one figure for both"
+    assert plans[0].memory.total - plans[0].memory.recorded < plans[0].memory.total
 
 
 def test_parts_of_latent_attention_take_theirs(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.answer import Completion, Piece
 from isobit.engine.engine import SEQUENCES
 from isobit.engine.grammar import Grammar
-from isobit.engine.graphs import recorded_steps
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.prepare import Prompt
@@ -24,6 +23,7 @@ from isobit.models.room import Room, room
 from isobit.shortage import shortages
 from isobit.targets import detect
 from isobit.targets.here import Gpu, cpu_machine, gpu_machine
+from isobit.targets.recorded import recorded_steps
 from isobit.targets.spec import Board, Target
 
 _AT_ONCE = 2  # longest answers that the cache holds, where it has one size and they come one after the other

@@ -17,8 +17,8 @@ from torch import Tensor
 from isobit.engine import device_sampler
 from isobit.engine.course import Onward
 from isobit.engine.gallery import Gallery
-from isobit.engine.graphs import MOST_ROWS, Graphs, Inputs, Places, columns_of, rows_of
-from isobit.engine.pieces import FEW, Bucket, Pieces, bucket_of, buckets
+from isobit.engine.graphs import Graphs, Inputs, Places, columns_of
+from isobit.engine.pieces import Bucket, Pieces, bucket_of, buckets
 from isobit.engine.request import ONE_UNKNOWN, UNKNOWN, Schedule, made
 from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import Choice, Chooser
@@ -28,6 +28,7 @@ from isobit.models.batch import Batch, lay_out
 from isobit.models.cache.paged import PagedCache
 from isobit.models.decoder import Decoder
 from isobit.models.staging import send
+from isobit.targets.recorded import FEW, MOST_ROWS, rows_of
 
 
 class GpuRunner(ModelRunner):

@@ -19,9 +19,7 @@ from torch import Tensor
 from isobit.kernels.sequences import MANY, Sequences
 from isobit.models.batch import Batch
 from isobit.models.staging import send
-
-TOKENS: tuple[int, ...] = (32, 64, 128, *range(256, 2049, 256))
-FEW = 8  # sequences: attention of more has more to launch
+from isobit.targets.recorded import FEW, TOKENS
 
 
 class Bucket(NamedTuple):

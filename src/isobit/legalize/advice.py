@@ -178,7 +178,7 @@ def _nothing(plans: Sequence[Plan]) -> str:
 def _cards(plan: Plan) -> str:
     """How many such cards hold a model together, where one does not; isobit runs it on one."""
     memory = plan.memory
-    beside = memory.runtime + memory.activations + memory.tower  # which each of them has
+    beside = memory.runtime + memory.activations + memory.recorded + memory.tower  # which each of them has
     if not plan.target.is_gpu or memory.capacity <= beside:
         return ""
     cards = -(-(memory.weights + memory.kv) // (memory.capacity - beside))

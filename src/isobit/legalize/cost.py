@@ -12,7 +12,8 @@ from isobit.legalize.mixtures import Experts, nearest, tiles
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.pace import EXPECTED, pace
 from isobit.legalize.pace_rows import AROUND, EXPERTS, PACES
-from isobit.targets.prefill import RECORDED, prompt_tokens
+from isobit.targets.prefill import prompt_tokens
+from isobit.targets.recorded import TOKENS
 from isobit.targets.spec import Board, Target
 
 _BY_CHANCE = (
@@ -115,7 +116,7 @@ def cost(
     whole = sum(part.prompt for part in parts) + choosing * AROUND.at(prompt)
     whole += layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
     whole += engine.prompt_step + engine.prompt_sequence * prompt / context
-    if not (target.is_gpu and prompt <= RECORDED):
+    if not (target.is_gpu and prompt <= TOKENS[-1]):
         rounded = sum(item.op.calls for item in work if item.op.activations is not None)
         whole = max(whole, layers * engine.python_layer + rounded * engine.python_rounding)
     rows = {row for part in parts for row in part.rows}

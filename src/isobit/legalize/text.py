@@ -24,6 +24,8 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
     towers = dict.fromkeys(f"{plan.memory.tower / GIB:.2f} GiB" for plan in plans if plan.memory.tower)
     if towers:
         lines += ["", *_wrapped(f"What encodes media takes {' or '.join(towers)} besides, which `all` has in it.")]
+    if graphs := [plan.memory.recorded for plan in plans if plan.memory.recorded]:
+        lines += ["", *_wrapped(f"Steps that are recorded (as graphs of the GPU) take {_span(graphs)} of `all`.")]
     notes = dict.fromkeys(note for plan in plans for note in plan.notes)
     if notes:
         lines += ["", "Mind:"]
@@ -34,6 +36,12 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
             lines += ["", f"{plan.scheme}, op by op:", *_ops(plan), *_sources(plan)]
     lines += ["", *_wrapped(recommendation(plans))]
     return lines
+
+
+def _span(sizes: Iterable[int]) -> str:
+    """One size in GiB, or the least and the most of several."""
+    shown = list(dict.fromkeys(f"{size / GIB:.2f}" for size in sorted(sizes)))
+    return f"{shown[0]} GiB" if len(shown) == 1 else f"{shown[0]} to {shown[-1]} GiB"
 
 
 def _machine(plan: Plan) -> str:
@@ -151,6 +159,7 @@ def _sources(plan: Plan) -> list[str]:
     tower = f"{memory.tower} of what encodes media, " if memory.tower else ""
     lines = _wrapped(
         f"memory: {memory.weights} bytes of weights, {tower}{memory.kv} of cache, {memory.activations} of activations,"
+        f"{f' {memory.recorded} of recorded steps,' * bool(memory.recorded)}"
         f" {memory.runtime} of the runtime; {memory.capacity} can be used"
     )
     if cost:
@@ -230,6 +239,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "kv_per_token": memory.kv_per_token,
             "kv": memory.kv,
             "activations": memory.activations,
+            **({"recorded": memory.recorded} if memory.recorded else {}),
             "runtime": memory.runtime,
             "total": memory.total,
             "capacity": memory.capacity,

@@ -11,17 +11,13 @@ from pathlib import Path
 from isobit.errors import CapacityError, IsobitError
 from isobit.formats.caches import CacheFormat
 from isobit.formats.schemes import scheme as scheme_named
-from isobit.kernels.gpu.latent_tiles import arena
-from isobit.legalize.memory import USABLE, Memory
+from isobit.legalize.memory import USABLE, Memory, recorded_bytes
 from isobit.legalize.plan import Plan, Request, plan
+from isobit.legalize.workload import Workload
 from isobit.models.planning import described, locate
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
 
-# Of a recorded step, whatever the model. All of them compute in the same memory, half of what a pass is planned to take
-# with operations that keep their operands: 72 steps of 256 sequences of a 7B with 8 of its layers held 326 MiB on an
-# H200, which this makes 353 MiB.
-GRAPH_BYTES = 3 << 20
 LEAST_TOKENS = 256  # of a cache that is worth starting with; fewer where a model's context is shorter
 
 
@@ -122,7 +118,7 @@ def room(
         cache: what keys and values are stored as.
         sequences: that take part in a step at most.
         machine: what runs it; None to look for that, which starts other programs.
-        graphs: recorded steps, each of which takes :data:`GRAPH_BYTES`, and all of them memory to compute in.
+        graphs: how many steps are recorded; see :func:`isobit.legalize.memory.recorded_bytes`.
 
     Returns:
         None where nothing can be planned: loading will say what is wrong with the checkpoint.
@@ -136,26 +132,19 @@ def room(
     target, board = machine
     limit = free if given is None else given
     try:
-        found, context, vocab = _planned(folder, target, replace(board, memory=limit), cache)
+        found, work = _planned(folder, target, replace(board, memory=limit), cache)
     except IsobitError:
         return None
-    logits = 4 * (sequences - 1) * vocab
-    parts = _parts(found, sequences, context)
-    recorded = graphs * GRAPH_BYTES + found.memory.activations // 2 + logits + parts if graphs else 0
-    answer = Room(found.memory, limit, given is not None, board.name, context, logits, recorded)
+    logits = 4 * (sequences - 1) * work.vocab
+    recorded = recorded_bytes(work, found.memory.activations, graphs, sequences, work.max_context)
+    answer = Room(found.memory, limit, given is not None, board.name, work.max_context, logits, recorded)
     if not answer.fits:
         raise answer.refusal(folder.name)
     return answer
 
 
-def _parts(found: Plan, sequences: int, context: int) -> int:
-    """Bytes of the parts of sequences that latent attention adds up: the largest of them, which layers share."""
-    latents = {(op.n, op.kept[0]) for op, _ in found.ops if op.kept and op.kept[0] != op.kept[1]}
-    return max((arena(heads, rank, sequences, context) for heads, rank in latents), default=0)
-
-
-def _planned(folder: Path, target: Target, board: Board, cache: CacheFormat) -> tuple[Plan, int, int]:
+def _planned(folder: Path, target: Target, board: Board, cache: CacheFormat) -> tuple[Plan, Workload]:
     work = described(*locate(folder))
     row = None if work.stored is not None else scheme_named("f16" if work.dtype == "float16" else "bf16")
     request = Request(work.max_context, 1, cache.kv or None)
-    return plan(work, row, target, board, request), work.max_context, work.vocab
+    return plan(work, row, target, board, request), work

@@ -43,10 +43,6 @@ def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
     return PREFILL["cpu" if target is None else target.vendor].tokens
 
 
-# Tokens of a step with prompts up to which GPUs run it as a recorded graph, from the second time on that as many come.
-RECORDED = 2048
-
-
 def prompt_tokens(target: Target, hidden: int, due: int) -> int:
     """Tokens of a step in which prompts are read.
 
