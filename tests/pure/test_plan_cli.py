@@ -22,6 +22,7 @@ from isobit.legalize.ops import Lowering
 from isobit.legalize.plan import Plan
 from isobit.models.planning import plans
 from isobit.targets.detect import Machine
+from isobit.targets.recorded import recorded_steps
 
 # DeepSeek-LLM-7B, whose owner has an RTX A6000.
 DEEPSEEK: dict[str, Any] = {
@@ -139,7 +140,10 @@ def test_the_cache_and_what_fits() -> None:
     plan = one("a6000", "int8", batch=4, context=2048)
     memory = plan.memory
     assert memory.kv_per_token == 2 * 30 * 32 * 128 * 2 and memory.kv == 4 * 2048 * memory.kv_per_token
-    assert memory.total == memory.weights + memory.kv + memory.activations + memory.runtime
+    assert memory.recorded > 3 * (1 << 20) * recorded_steps(4) and one("cpu-avx2", "int8").memory.recorded == 0
+    assert memory.total == memory.weights + memory.kv + memory.activations + memory.recorded + memory.runtime
+    # a step has no more tokens for having more sequences
+    assert one("a6000", "int8", batch=8, context=2048).memory.activations == memory.activations
     most = memory.largest_batch
     assert one("a6000", "int8", batch=most, context=2048).memory.fits
     assert not one("a6000", "int8", batch=most + 1, context=2048).memory.fits
