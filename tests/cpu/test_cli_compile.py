@@ -125,14 +125,22 @@ def test_a_page_of_nothing_has_no_tables() -> None:
     assert "###" not in page([], [TARGETS["sm_90"]], "3.9.0")
 
 
-@pytest.mark.parametrize("option", ["--variant", "--listings", "--support"])
+@pytest.mark.parametrize(
+    "option", [["--variant", "x"], ["--listings", "x"], ["--support", "x"], ["--json"], ["--check"]]
+)
 def test_a_pack_refuses_what_is_for_all_kernels(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compile", "bundled", "-o", str(tmp_path / "pack"), "--target", "sm_86", option, "x"]) == 2
-    assert f"{option} is for all kernels" in capsys.readouterr().err and not (tmp_path / "pack").exists()
+    assert main(["compile", "bundled", "-o", str(tmp_path / "pack"), "--target", "sm_86", *option]) == 2
+    assert f"{option[0]} is for all kernels" in capsys.readouterr().err and not (tmp_path / "pack").exists()
 
 
 def test_all_kernels_refuse_a_format_of_a_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "--target", "sm_86", "--kv-cache", "mxfp4"]) == 2
     assert "--kv-cache is of a pack's model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--dtype", "--revision"])
+def test_all_kernels_refuse_what_is_for_a_pack(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", "--target", "sm_86", option, "float16"]) == 2
+    assert f"{option} is for a kernel pack" in capsys.readouterr().err

@@ -129,6 +129,20 @@ def test_cases_that_need_a_larger_cache(model: Path) -> None:
         isobit.bench(model, memory=least(model) + (1 << 20), batches=[64], prompt=64, new=8)
 
 
+def test_benches_that_cannot_be_run_are_refused_before_a_tensor_is_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*args: object, **options: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    few = least(model) + (1 << 20)
+    monkeypatch.setattr(weights._Loader, "decoder", read)
+    with pytest.raises(UsageError, match="9000 tokens of prompt and 8 of answer: this model's context is 4096"):
+        isobit.bench(model, batches=[1], prompt=64, new=8, context=9000)
+    with pytest.raises(CapacityError, match="these cases need a cache of"):
+        isobit.bench(model, memory=few, batches=[64], prompt=64, new=8)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("20GiB", 20 << 30), ("20G", 20 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("4096", 4096), (7, 7),

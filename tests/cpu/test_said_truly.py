@@ -95,7 +95,12 @@ def settings(*options: str) -> tuple[argparse.Namespace, Any]:
 
 
 def test_a_request_has_room_for_the_largest_file() -> None:
-    for options, size in (((), 32 << 20), (("--media-bytes", "100000000"), 100_000_000), (("--media-bytes", "5"), 5)):
+    for options, size in (
+        ((), 32 << 20),
+        (("--media-bytes", "100000000"), 100_000_000),
+        (("--media-bytes", "64MiB"), 64 << 20),
+        (("--media-bytes", "5"), 5),
+    ):
         args, found = settings(*options)
         assert found.limits.body >= max(32 << 20, size * 4 / 3 + 1000) and not serve._unreachable(args, found)
     args, found = settings("--max-body", "4000000", "--media-bytes", "4000000")

@@ -124,6 +124,13 @@ def test_fast_machines_have_their_speed_in_figures(tmp_path: Path, capsys: pytes
     assert all(f" {speed} " in f"{out.split('Figures')[0]} ".replace("\n", " ") for speed in speeds), out
 
 
+@pytest.mark.parametrize("names", ["", " , "])
+def test_no_scheme_at_all_is_no_wish_for_all(names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "bundled", "--target", "sm_86", "--scheme", names]) == 2
+    said = capsys.readouterr().err
+    assert "--scheme names no scheme: say all, or some of" in said and "int4" in said
+
+
 # ---------------------------------------------------------------------- figures
 
 

@@ -65,12 +65,15 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) != (args.out is None):
         raise UsageError("a kernel pack is made of MODEL into -o PACK: name both, or neither to compile all kernels")
     if args.out is not None:
-        for option in ("variant", "listings", "support"):
-            if getattr(args, option) is not None:
+        for option in ("variant", "listings", "support", "json", "check"):
+            if getattr(args, option) not in (None, False):
                 raise UsageError(f"--{option} is for all kernels: a pack with -o has those that its model needs")
         return _pack(args)
     if args.kv_cache != "auto":
         raise UsageError("--kv-cache is of a pack's model: all kernels are compiled for caches of every format")
+    for option in ("dtype", "revision"):
+        if getattr(args, option) is not None:
+            raise UsageError(f"--{option} is for a kernel pack: name MODEL and -o PACK")
     if args.check and args.support is None:
         raise UsageError("--check compares a page with what was compiled: say which with --support docs/support.md")
     targets = gpu_targets(args.target)

@@ -46,13 +46,14 @@ def add_memory_argument(
     """--memory; ``what`` may take so much, and ``default`` where nothing is said."""
     parser.add_argument(
         "--memory",
-        type=_size,
+        type=byte_size,
         metavar="SIZE",
         help=f"what of the device {what} may take, e.g. 20GiB (default: {default})",
     )
 
 
-def _size(text: str) -> int:
+def byte_size(text: str) -> int:
+    """Bytes of an option, with a unit or without."""
     try:
         return arguments.size("it", text)
     except UsageError as error:

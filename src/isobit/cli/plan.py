@@ -33,7 +33,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--scheme",
         metavar="NAMES",
-        default="",
         help="schemes, comma-separated, or `all` (default: what the checkpoint holds if it is quantized, else all)",
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default: 4096 or the longest)")
@@ -67,13 +66,18 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plans; the status is 0 whatever they say."""
     from isobit import api
+    from isobit.errors import UsageError
+    from isobit.formats.schemes import SCHEMES
     from isobit.kernels.cpu import library as cpu_library
     from isobit.legalize import text
 
+    schemes = [] if args.scheme is None else _names(args.scheme)
+    if args.scheme is not None and not schemes:
+        raise UsageError(f"--scheme names no scheme: say all, or some of {', '.join(SCHEMES)}")
     work, found = api.plan(
         args.model,
         targets=_names(args.target),
-        schemes=_names(args.scheme),
+        schemes=schemes,
         context=args.context,
         batch=args.batch,
         kv=args.kv,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, slow_path, text_input
-from isobit.cli.parser import path
+from isobit.cli.parser import byte_size, path
 from isobit.cli.sampling_options import add_model_argument
 from isobit.errors import CapacityError, CheckpointWarning, Unsupported, UsageError, printable
 
@@ -67,8 +67,8 @@ def register(subparsers: Any) -> None:
     size.add_argument("--no-prefix-cache", action="store_true", help="compute every prompt from its beginning")
     size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
     size.add_argument(
-        "--max-body", type=int, metavar="BYTES",
-        help="of a request (default: what a file of --media-bytes takes in it, and 32 MiB at least)",
+        "--max-body", type=byte_size, metavar="SIZE",
+        help="of a request, e.g. 64MiB (default: what a file of --media-bytes takes in it, and 32 MiB at least)",
     )  # fmt: skip
     size.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers when it ends (30)")
     parser.add_argument(
@@ -84,7 +84,7 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "pictures, videos and sounds", "What they may cost; docs/media.md has the formats."
     )
-    group.add_argument("--media-bytes", type=int, metavar="N", help="of one file (default: 32 MiB)")
+    group.add_argument("--media-bytes", type=byte_size, metavar="SIZE", help="of one file, e.g. 64MiB (default: 32MiB)")
     group.add_argument(
         "--media-pixels", type=int, metavar="N", help="of one picture, or all frames of a video (default: 67,108,864)"
     )

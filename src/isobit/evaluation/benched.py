@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from isobit.legalize.workload import Workload
 from isobit.models.cache.paged import BLOCK
 from isobit.models.decoder import Decoder
 from isobit.models.planning import described, locate
+from isobit.models.room import Room
 from isobit.models.weights import load_model
 from isobit.targets.detect import detect
 from isobit.targets.here import here
@@ -137,6 +138,8 @@ def run(
     progress("loading")
     tokenizer = Tokenizer.from_folder(folder)
     left = require_room(folder, device, memory, kv_cache, max(batches))
+    if left is not None:  # what cannot be run is refused before a tensor is read
+        _cache_tokens(bench.cases(batches, prompt, new, context, left.context), left)
     model = load_model(folder, dtype=dtype, device=device, lowering=lowering, kv_cache=kv_cache)
     longest = int(model.config.max_context)
     cases = bench.cases(batches, prompt, new, context, longest)
@@ -147,12 +150,7 @@ def run(
         *(("decode", case) for case in cases),
         ("prefill", Case(1, chunk, bench.PROMPT_NEW)),
     ]
-    tokens = BLOCK * max(case.blocks for _, case in asked)
-    if left is not None and tokens > left.tokens:
-        raise CapacityError(
-            f"these cases need a cache of {tokens} tokens, and there is room for {left.tokens} ({left}): ask for fewer"
-            " sequences at once, or shorter ones"
-        )
+    tokens = _cache_tokens([case for _, case in asked], left)
     planner = _planner(folder, model, cache_format(kv_cache))
     reader = bench.reader(model)
     llm = LLM(
@@ -180,6 +178,21 @@ def run(
         measurements=kept,
         notes=tuple(llm.notes),
     )
+
+
+def _cache_tokens(cases: Iterable[Case], left: Room | None) -> int:
+    """Tokens of the cache that some cases need.
+
+    Raises:
+        CapacityError: there is no room for it.
+    """
+    tokens = BLOCK * max(case.blocks for case in cases)
+    if left is not None and tokens > left.tokens:
+        raise CapacityError(
+            f"these cases need a cache of {tokens} tokens, and there is room for {left.tokens} ({left}): ask for fewer"
+            " sequences at once, or shorter ones"
+        )
+    return tokens
 
 
 def _planner(folder: Path, model: Decoder, cache: CacheFormat) -> _Planner:
