@@ -11,6 +11,7 @@ import pytest
 
 from isobit.cli.main import main
 from isobit.errors import CapacityError
+from isobit.legalize.advice import choose
 from isobit.legalize.calibration import Measurement, formats_key, machine_key, software_key
 from isobit.legalize.plan import Plan
 from isobit.models import calibration
@@ -77,6 +78,22 @@ def test_a_case_like_it_is_scaled_and_another_is_not(tmp_path: Path) -> None:
     for options in ({"batch": 64}, {"scheme": "fp8"}, {"model": small}):
         other, alone = planned(path, **options), planned(False, **options)
         assert speed(other) == pytest.approx(speed(alone)) and not other.measured_here
+
+
+def test_schemes_that_were_not_measured_are_compared_as_if_they_were_as_far_off(tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False)
+    calibration.store(path, [measurement(before, 2.0)])
+    names = ["bf16", "int8", "fp8"]
+    asked = {"scheme_names": names, "context": 1024}
+    plain = plans(LLAMA, calibration=False, **asked)[1][-1]
+    found = plans(LLAMA, calibration=path, **asked)[1][-1]
+    assert [speed(b) / speed(a) for a, b in zip(plain, found, strict=True)] == pytest.approx([0.5, 0.5, 0.5])
+    assert found[1].measured_here == "speed measured here on 2026-11-28"
+    for one in (found[0], found[2]):
+        assert one.measured_here.startswith("not measured here: predicted, times 0.50 (1.00 for prompts) as int8 was")
+        assert one.cost is not None and not one.cost.measured
+    chosen = [choose(several) for several in (plain, found)]
+    assert chosen[0] is not None and chosen[1] is not None and chosen[0].scheme == chosen[1].scheme
 
 
 def test_the_measured_bandwidth_takes_the_place_of_an_estimate(tmp_path: Path) -> None:

@@ -181,6 +181,38 @@ def calibrated(plan: Plan, again: Callable[[Board], Plan], machine: str, found: 
     return replace(plan, cost=cost, measured_here=_said(plan, used))
 
 
+def alike(predicted: Sequence[Plan], found: Sequence[Plan]) -> list[Plan]:
+    """Plans of one machine, those without a measurement scaled by what predictions of the others were wrong by.
+
+    Else what was measured would be compared with what was predicted, and the better of two schemes would be the one
+    whose figure is not known.
+
+    Args:
+        predicted: plans of several schemes, before anything was measured.
+        found: the same with measurements, where there are any.
+    """
+    pairs = [(a, b) for a, b in zip(predicted, found, strict=True) if a.cost is not None and b.cost is not None]
+    ratios = [
+        (b.scheme, b.cost.decode / a.cost.decode, b.cost.prefill / a.cost.prefill)
+        for a, b in pairs if b.measured_here and a.cost is not None and b.cost is not None
+    ]  # fmt: skip
+    if not ratios:
+        return list(found)
+    names = ", ".join(dict.fromkeys(name for name, *_ in ratios))
+    decode, prefill = (math.exp(sum(math.log(ratio[at]) for ratio in ratios) / len(ratios)) for at in (1, 2))
+
+    def scaled(plan: Plan) -> Plan:
+        if plan.measured_here or plan.cost is None:
+            return plan
+        cost = replace(plan.cost, decode=plan.cost.decode * decode, prefill=plan.cost.prefill * prefill, measured=False)
+        said = (
+            f"not measured here: predicted, times {decode:.2f} ({prefill:.2f} for prompts) as {names} was found to be"
+        )
+        return replace(plan, cost=cost, measured_here=said)
+
+    return [scaled(plan) for plan in found]
+
+
 def nearest(plan: Plan, phase: Phase, found: Iterable[Measurement]) -> Measurement | None:
     """The measurement most like a plan's case; None where none is like it."""
     assert plan.cost is not None

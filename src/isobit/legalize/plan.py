@@ -47,7 +47,7 @@ class Plan:
         cost: how fast it will be; None when it is refused or the board's bandwidth is not known.
         notes: what changes besides, and a user should know.
         instead: the nearest scheme that works, when this one is refused; else empty.
-        measured_here: that the speed goes by measurements of this machine, and which; else empty.
+        measured_here: that the speed goes by measurements of this machine, and which, its own or of others; else empty.
     """
 
     scheme: str

@@ -24,7 +24,7 @@ from isobit.formats.caches import cache_format as cache_named
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
-from isobit.legalize.calibration import calibrated, machine_key, with_bandwidth
+from isobit.legalize.calibration import alike, calibrated, machine_key, with_bandwidth
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models.archs import is_within, model_config
@@ -329,8 +329,10 @@ def _planned(
         return [plan(work, row, target, board, request) for row in asked]
     key, note = machine_key(target, whole), held.about(target, whole)
     known = with_bandwidth(key, board, held.found)
-    found = []
+    predicted, measured = [], []
     for row in asked:
         again = partial(_on, work, row, target, request)
-        found.append(calibrated(again(known), again, key, held.found))
+        predicted.append(again(known))
+        measured.append(calibrated(predicted[-1], again, key, held.found))
+    found = alike(predicted, measured)
     return [replace(one, notes=(*one.notes, note)) for one in found] if note is not None else found
