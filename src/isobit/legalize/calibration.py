@@ -191,23 +191,21 @@ def alike(predicted: Sequence[Plan], found: Sequence[Plan]) -> list[Plan]:
         predicted: plans of several schemes, before anything was measured.
         found: the same with measurements, where there are any.
     """
-    pairs = [(a, b) for a, b in zip(predicted, found, strict=True) if a.cost is not None and b.cost is not None]
-    ratios = [
-        (b.scheme, b.cost.decode / a.cost.decode, b.cost.prefill / a.cost.prefill)
-        for a, b in pairs if b.measured_here and a.cost is not None and b.cost is not None
-    ]  # fmt: skip
-    if not ratios:
+    names, decodes, prefills = [], [], []
+    for a, b in zip(predicted, found, strict=True):
+        if b.measured_here and a.cost is not None and b.cost is not None:
+            names.append(b.scheme)
+            decodes.append(math.log(b.cost.decode / a.cost.decode))
+            prefills.append(math.log(b.cost.prefill / a.cost.prefill))
+    if not names:
         return list(found)
-    names = ", ".join(dict.fromkeys(name for name, *_ in ratios))
-    decode, prefill = (math.exp(sum(math.log(ratio[at]) for ratio in ratios) / len(ratios)) for at in (1, 2))
+    decode, prefill = (math.exp(sum(logs) / len(logs)) for logs in (decodes, prefills))
 
     def scaled(plan: Plan) -> Plan:
         if plan.measured_here or plan.cost is None:
             return plan
         cost = replace(plan.cost, decode=plan.cost.decode * decode, prefill=plan.cost.prefill * prefill, measured=False)
-        said = (
-            f"not measured here: predicted, times {decode:.2f} ({prefill:.2f} for prompts) as {names} was found to be"
-        )
+        said = f"not measured here: predicted, times {decode:.2f} ({prefill:.2f} for prompts) as {', '.join(names)} was found to be"
         return replace(plan, cost=cost, measured_here=said)
 
     return [scaled(plan) for plan in found]
