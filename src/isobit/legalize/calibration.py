@@ -205,7 +205,10 @@ def alike(predicted: Sequence[Plan], found: Sequence[Plan]) -> list[Plan]:
         if plan.measured_here or plan.cost is None:
             return plan
         cost = replace(plan.cost, decode=plan.cost.decode * decode, prefill=plan.cost.prefill * prefill, measured=False)
-        said = f"not measured here: predicted, times {decode:.2f} ({prefill:.2f} for prompts) as {', '.join(names)} was found to be"
+        said = (
+            f"not measured here: predicted, times {decode:.2f} ({prefill:.2f} for prompts) as {', '.join(names)} was"
+            " found to be"
+        )
         return replace(plan, cost=cost, measured_here=said)
 
     return [scaled(plan) for plan in found]
