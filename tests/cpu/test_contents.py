@@ -40,7 +40,7 @@ TWO = "lm_head holds another matrix"
 @cache
 def tied(architecture: str) -> Any:
     """A random transformers model whose output projection is its embedding."""
-    dense = {"first_k_dense_replace": 9} if architecture.startswith("Deepseek") else {}  # experts have their own tests
+    dense = {"first_k_dense_replace": 3} if architecture.startswith("Deepseek") else {}  # experts have their own tests
     return make_model(architecture, tie_word_embeddings=True, **dense)
 
 
