@@ -232,7 +232,9 @@ def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
     if target.shared_memory > _LARGE_SHARED:
         return _Tile(64, 64, 4, 3) if size <= 256 else _Tile(64, 32, 4, 2)
     if is_grouped(shape.element):  # in larger tiles registers spill (``isobit compile``)
-        return _Tile(32, 32, 4 if size <= 256 else 8, 2)
+        if size <= 256:
+            return _Tile(32, 32, 4, 2)
+        return _Tile(32, 32, 8, 2) if is_cuda(target) else _Tile(32, 16, 8, 2)
     return _Tile(64, 32, 4, 2) if size <= 256 else _Tile(32, 32, 4, 2)
 
 

@@ -121,74 +121,88 @@ inline void take_cached(int32_t format, const uint8_t *from, int64_t count, int6
     else take_with<1>(from, count, ahead, out, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::int8(p); });
 }
 
-// The scale of a group. NaN where a code says so.
-ISOBIT_INLINE float scale_of_group(int32_t format, uint32_t code) {
-    if (format == ISOBIT_E8M0) return code == 0xff ? __builtin_nanf("") : from_e8m0(code);
-    return (code & 0x7fu) == 0x7f ? __builtin_nanf("") : from_e4m3(code);
-}
+constexpr int64_t RUN = 16;                          // numbers of a head of which groups are made: vectors of W are within one
+constexpr int64_t MOST_RUNS = LARGEST_HEAD / RUN;
 
-constexpr int64_t RUN = 16;  // numbers of a head of which groups are made: vectors of W are within one
-
-// Scales of a head for each RUN of its numbers, groups of `per` of them.
-inline void scales_of_runs(const Kept &of, const uint8_t *codes, int64_t runs, float *scales) {
-    const int64_t per = of.group / RUN;
-    for (int64_t run = 0; run < runs; ++codes) {
-        const float scale = scale_of_group(of.group_format, *codes);
-        for (const int64_t end = smaller(run + per, runs); run < end; ++run) scales[run] = scale;
-    }
-}
-
-// One head of 8-bit codes, each by the scale of its group.
-inline void take_row_e4m3(const uint8_t *from, const float *scales, int64_t dim, float *out) {
-    int64_t d = 0;
-    for (; d + W <= dim; d += W) store(out + d, Stored::e4m3(from + d) * splat(scales[d / RUN]));
-    if (d == dim) return;
-    take_with<1>(from + d, dim - d, 0, out + d, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::e4m3(p); });
-    for (; d < dim; ++d) out[d] *= scales[d / RUN];
-}
-
-// One head of codes that share bytes.
-inline void take_row_e2m1(const uint8_t *from, const float *scales, int64_t dim, float *out) {
-    const int64_t half = dim / 2;
-    if (half % RUN == 0) {
-        for (int64_t at = 0; at < half; at += W) {
-            F low, high;
-            Stored::e2m1(from + at, low, high);
-            store(out + at, low * splat(scales[at / RUN]));
-            store(out + half + at, high * splat(scales[(half + at) / RUN]));
+// Scales of groups; NaN where a code says so. Loops that become vectors.
+inline void take_scales(int32_t format, const uint8_t *codes, int64_t count, float *scales) {
+    if (format == ISOBIT_E8M0) {
+        for (int64_t i = 0; i < count; ++i) {
+            const uint32_t code = codes[i];
+            scales[i] = from_bits(code == 0 ? 0x00400000u : code == 0xff ? 0x7fc00000u : code << 23);
         }
         return;
     }
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t code = codes[i], size = code & 0x7fu;
+        scales[i] = from_bits((code & 0x80u) << 24 | (size == 0x7f ? 0x7fc00000u : size << 20)) * 0x1p120f;
+    }
+}
+
+// The scale of each RUN of a head's numbers.
+struct Runs {
+    const float *scales;  // of its groups
+    const uint8_t *group; // that a run belongs to
+
+    ISOBIT_INLINE float at(int64_t number) const { return scales[group[number / RUN]]; }
+};
+
+// One head of 8-bit codes, each by the scale of its group.
+inline void take_row_e4m3(const uint8_t *from, const Runs &runs, int64_t dim, float *out) {
+    int64_t d = 0;
+    for (; d + W <= dim; d += W) store(out + d, Stored::e4m3(from + d) * splat(runs.at(d)));
+    if (d == dim) return;
+    take_with<1>(from + d, dim - d, 0, out + d, [](const uint8_t *p) ISOBIT_LAMBDA { return Stored::e4m3(p); });
+    for (; d < dim; ++d) out[d] *= runs.at(d);
+}
+
+// One head of codes that share bytes, in whole runs of both its halves, or in any number.
+inline void take_row_e2m1(const uint8_t *from, const Runs &runs, int64_t dim, float *out) {
+    const int64_t half = dim / 2;
+    for (int64_t at = 0; at < half; at += W) {
+        F low, high;
+        Stored::e2m1(from + at, low, high);
+        store(out + at, low * splat(runs.at(at)));
+        store(out + half + at, high * splat(runs.at(half + at)));
+    }
+}
+
+inline void take_odd_row_e2m1(const uint8_t *from, const Runs &runs, int64_t dim, float *out) {
+    const int64_t half = dim / 2;
     for (int64_t at = 0; at < half; at += W) {
         const int64_t count = smaller(W, half - at);
-        uint8_t bytes[W];
+        uint8_t bytes[W] = {};
         float low[W], high[W];
         __builtin_memcpy(bytes, from + at, static_cast<size_t>(count));
-        for (int64_t i = count; i < W; ++i) bytes[i] = 0;
         F first, second;
         Stored::e2m1(bytes, first, second);
         store(low, first), store(high, second);
         for (int64_t i = 0; i < count; ++i) {
-            out[at + i] = low[i] * scales[(at + i) / RUN];
-            out[half + at + i] = high[i] * scales[(half + at + i) / RUN];
+            out[at + i] = low[i] * runs.at(at + i);
+            out[half + at + i] = high[i] * runs.at(half + at + i);
         }
     }
 }
 
-// `count` rows with scales of groups, exact but for what stands above those. What lies so many rows `ahead` is prefetched.
+// `count` rows, at most KEYS, with scales of groups, exact but for what stands above those. What lies so many rows `ahead` is prefetched.
 inline void take_grouped(const Kept &of, int64_t row, int64_t count, int64_t dim, int64_t ahead, float *out) {
-    const int64_t bytes = of.row_bytes(dim), groups = of.groups_of(dim), runs = (dim + RUN - 1) / RUN;
-    const uint8_t *from = of.row(row, dim), *codes = of.groups_at(row, dim);
-    for (int64_t j = 0; j < count; ++j, from += bytes, codes += groups, out += dim) {
-        if (ahead) {
-            __builtin_prefetch(codes + ahead * groups);
-            for (int64_t at = 0; at < bytes; at += 4 * LINE) __builtin_prefetch(from + ahead * bytes + at);
-        }
-        float scales[LARGEST_HEAD / RUN];
-        scales_of_runs(of, codes, runs, scales);
-        if (of.format == ISOBIT_E2M1) take_row_e2m1(from, scales, dim, out);
-        else take_row_e4m3(from, scales, dim, out);
+    const int64_t bytes = of.row_bytes(dim), groups = of.groups_of(dim);
+    const uint8_t *const from = of.row(row, dim), *const codes = of.groups_at(row, dim);
+    float scales[KEYS * MOST_RUNS];
+    uint8_t group[MOST_RUNS];
+    for (int64_t g = 0, run = 0; run < (dim + RUN - 1) / RUN; ++g)
+        for (int64_t end = run + of.group / RUN; run < smaller(end, MOST_RUNS); ++run) group[run] = static_cast<uint8_t>(g);
+    if (ahead) {
+        for (int64_t at = 0; at < count * bytes; at += 4 * LINE) __builtin_prefetch(from + ahead * bytes + at);
+        for (int64_t at = 0; at < count * groups; at += 4 * LINE) __builtin_prefetch(codes + ahead * groups + at);
     }
+    take_scales(of.group_format, codes, count * groups, scales);
+    const auto each = [&](auto take) ISOBIT_LAMBDA {
+        for (int64_t j = 0; j < count; ++j) take(from + j * bytes, Runs{scales + j * groups, group}, dim, out + j * dim);
+    };
+    if (of.format == ISOBIT_E4M3FN) each([](auto... a) ISOBIT_LAMBDA { take_row_e4m3(a...); });
+    else if (dim % (2 * RUN) == 0) each([](auto... a) ISOBIT_LAMBDA { take_row_e2m1(a...); });
+    else each([](auto... a) ISOBIT_LAMBDA { take_odd_row_e2m1(a...); });
 }
 
 // Rows of a cache as floats, without the scales that each of them has: where they lie, or taken from what is stored to `memory`.
