@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from isobit.formats.caches import kv_bytes
+from isobit.formats.caches import known_by, kv_bytes
 from isobit.kernels.held import given
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, Efficiency, efficiency
 from isobit.legalize.mixtures import Experts, nearest, tiles
@@ -19,6 +19,9 @@ from isobit.targets.spec import Board, Target
 _BY_CHANCE = (
     "tokens are taken to choose their experts by themselves, each of them as likely as any other; those that choose"
     " alike read fewer"
+)
+_UNTIMED = (
+    "formats with scales of few bits (MX, NVFP4) are taken to be as fast as others of their width; no GPU was timed"
 )
 _AS_OTHERS = "experts are taken to be read as fast as other linears; that is not measured"
 
@@ -175,7 +178,15 @@ def _assumed(
     if any(given(*pair, gpu=target.is_gpu) != pair for pair in formats):
         said.append("formats that are held as others are taken to be as fast as those; that is not measured")
         guessed = True
+    if target.is_gpu and any(_few_bit_scales(item.op) for item in work):
+        said.append(_UNTIMED)
+        guessed = True
     return said, guessed
+
+
+def _few_bit_scales(op: Op) -> bool:
+    """Whether an op reads scales of few bits: of its weights, or of the keys and values that it attends to."""
+    return bool(op.weights and op.weights.scale) or known_by(op.kv).group is not None
 
 
 def _widest(work: Iterable[Work]) -> Op:
