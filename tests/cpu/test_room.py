@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,40 @@ def test_what_does_not_fit_is_refused_with_numbers_before_it_is_read(
         with pytest.raises(CapacityError, match="does not fit") as error:
             call(model, memory="100MiB")
         said = str(error.value)
-        for part in ("weights 8.81 MiB", "runtime 274 MiB", "2 KiB a token", "100 MiB were given", "no context fits",
-                     "--kv-cache int8", "isobit plan"):  # fmt: skip
+        for part in ("weights 8.81 MiB", "runtime 274 MiB", "256 tokens 512 KiB", "100 MiB were given",
+                     "no context fits. Allow more"):  # fmt: skip
             assert part in said, said
+        assert "--kv-cache" not in said and "isobit plan" not in said, "neither would help"
     for command in (["generate", str(model), "a"], ["chat", str(model)], ["eval", str(model)], ["bench", str(model)]):
         if command[0] != "chat":  # a model without a template is refused before
             assert main([*command, "--memory", "100MiB"]) == 2
             assert "100 MiB were given" in capsys.readouterr().err
     with pytest.raises(CapacityError, match="of model|model does not fit"):
         isobit.compare([model], memory="100MiB")
+
+
+@pytest.mark.parametrize("cache", ["auto", "int8", "mxfp4"])
+def test_a_refusal_names_what_suffices_and_what_helps(model: Path, cache: str) -> None:
+    """The least that it names is enough, and each of the caches that it advises: not the one that was asked for."""
+    with pytest.raises(CapacityError, match="are needed at least") as error:
+        asked(model, 285 << 20, cache)
+    needed = re.search(r"([0-9.]+ MiB) are needed at least", str(error.value))
+    assert needed is not None
+    enough = arguments.size("memory", needed[1])
+    assert asked(model, enough, cache).fits and enough - (1 << 18) < int(USABLE * enough) / USABLE
+    few = enough - (160 << 10)
+    with pytest.raises(CapacityError) as error:
+        asked(model, few, cache)
+    advised = re.search(r"--kv-cache ([^)]*)\)", str(error.value))
+    names = advised[1].split(" or ") if advised else []
+    assert cache not in names and ("int8" in names) == (cache == "auto")
+    assert all(asked(model, few, name).fits for name in names)
+    longest = re.search("longest context that fits is ([0-9]+) tokens", str(error.value))
+    assert longest is not None
+    short = room(
+        model, gpu=False, free=1 << 40, given=few, cache=cache_format(cache), sequences=1, context=int(longest[1])
+    )
+    assert short is not None and short.fits and short.context == int(longest[1])
 
 
 def test_what_is_free_counts_where_nobody_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,12 +100,13 @@ def require_room(
     kv_cache: str = "auto",
     sequences: int = 1,
     target: str | None = None,
+    context: int | None = None,
 ) -> Room | None:
     """That a checkpoint fits its device, as it is planned; what that leaves. See :func:`isobit.models.room.room`.
 
     Args:
         target: whose lowering is to run there; None for the device's own.
-        folder, device, memory, kv_cache, sequences: as of :func:`load_llm`.
+        folder, device, memory, kv_cache, sequences, context: as of :func:`load_llm`.
 
     Raises:
         CapacityError: it does not fit.
@@ -117,6 +118,7 @@ def require_room(
         folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences,
         machine=_card(where) if gpu else cpu_machine(detect.detect(programs=False)),
         graphs=recorded_steps(sequences) if gpu and memory is not None else 0,
+        context=context,
     )  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def load_llm(
         path if tokenizer is None else tokenizer
     )  # first: it fails in milliseconds where the weights take long
     sequences = options.get("sequences", SEQUENCES)
-    left = require_room(Path(path), device, memory, kv_cache, sequences)
+    left = require_room(Path(path), device, memory, kv_cache, sequences, context=context)
     if memory is not None and left is not None and options.get("cache_tokens") is None:
         options["cache_tokens"] = left.cache_tokens(at_once or sequences)
     ck = Checkpoint.open(path)

@@ -63,7 +63,7 @@ _HEADER = (
 
 def _row(plan: Plan) -> tuple[str, ...]:
     memory, cost = plan.memory, plan.cost
-    left = f"{memory.spare / GIB:.1f}" if memory.fits else f"lacks {-memory.spare / GIB:.1f}"
+    left = f"{memory.spare / GIB:.1f}" if memory.fits else f"lacks {max(0.1, -memory.spare / GIB):.1f}"  # never 0
     sign = _sign(plan)
     speeds = (f"{sign}{figure(cost.decode)}", f"{sign}{figure(cost.prefill)}") if cost else ("-", "-")
     return (

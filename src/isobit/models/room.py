@@ -5,11 +5,12 @@ Needs no torch: whoever knows how much memory is free says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isobit.errors import CapacityError, IsobitError
-from isobit.formats.caches import CacheFormat
+from isobit.formats.caches import CACHE_FORMATS, CacheFormat
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.legalize.memory import USABLE, Memory, recorded_bytes
 from isobit.legalize.plan import Plan, Request, plan
@@ -73,27 +74,44 @@ class Room:
             f" a pass {_size(one.activations + self.logits)},{graphs} cache {_size(one.kv_per_token)} a token"
         )
 
-    def refusal(self, model: str) -> CapacityError:
-        """The error of a model that does not fit."""
-        least = min(LEAST_TOKENS, self.context)
-        need = int(
-            (self.memory.weights + self.memory.tower + self.memory.runtime + least * self.memory.kv_per_token) / USABLE
-        )
+    def refusal(self, model: str, least: Memory, narrower: tuple[str, ...]) -> CapacityError:
+        """The error of a model that does not fit.
+
+        Args:
+            model: what it is called.
+            least: as planned for a context that is worth starting with, which ``least.capacity`` does not hold.
+            narrower: formats of a cache with which it would fit.
+        """
+        tokens = min(LEAST_TOKENS, self.context)
+        tower = f"tower {_size(least.tower)}, " if least.tower else ""
+        recorded = f", recorded steps {_size(least.recorded)}" if least.recorded else ""
         where = f"{_size(self.limit)} were given" if self.given else f"{self.device} has {_size(self.limit)} free"
         longest = f"the longest context that fits is {self.tokens} tokens" if self.tokens else "no context fits"
-        instead = "allow more with --memory (memory=)" if self.given else "close what uses it, or take a larger machine"
+        ways = ["quantize it further (`isobit plan` shows what fits)"] if least.weights > -least.spare else []
+        ways += [f"store the cache in fewer bits (--kv-cache {' or '.join(narrower)})"] if narrower else []
+        ways.append(
+            "allow more with --memory (memory=)" if self.given else "close what uses it, or take a larger machine"
+        )
+        advice = ", or ".join(ways)
         return CapacityError(
-            f"{model} does not fit: {self}; that and a cache of {least} tokens are {_size(need)} or more, {where}, and"
-            f" {longest}. Quantize it further (`isobit plan` shows what fits), store the cache in fewer bits"
-            f" (--kv-cache int8), or {instead}"
+            f"{model} does not fit: weights {_size(least.weights)}, {tower}runtime {_size(least.runtime)}, a pass"
+            f" {_size(least.activations)}{recorded} and a cache of {tokens} tokens {_size(least.kv)} are"
+            f" {_size(least.total)}; with {1 - USABLE:.0%} that stay free, {_size(_needed(least), up=True)} are needed"
+            f" at least, {where}, and {longest}. {advice[0].upper()}{advice[1:]}"
         )
 
 
-def _size(count: float) -> str:
-    """Bytes for people."""
+def _needed(memory: Memory) -> int:
+    """Bytes that a device must have, so that what may be used of them holds a plan."""
+    return math.ceil(memory.total / USABLE)
+
+
+def _size(count: float, *, up: bool = False) -> str:
+    """Bytes for people, with four figures; rounded up where fewer would not do."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
-            return f"{count / size:.4g} {unit}"
+            step = 10.0 ** (math.floor(math.log10(count / size)) - 3)
+            return f"{math.ceil(count / size / step) * step if up else count / size:.4g} {unit}"
     return f"{count:.0f} bytes"
 
 
@@ -107,6 +125,7 @@ def room(
     sequences: int,
     machine: tuple[Target, Board] | None = None,
     graphs: int = 0,
+    context: int | None = None,
 ) -> Room | None:
     """What a checkpoint takes of this machine.
 
@@ -119,6 +138,7 @@ def room(
         sequences: that take part in a step at most.
         machine: what runs it; None to look for that, which starts other programs.
         graphs: how many steps are recorded; see :func:`isobit.legalize.memory.recorded_bytes`.
+        context: tokens of prompt and answer at most; None for as many as the model reads.
 
     Returns:
         None where nothing can be planned: loading will say what is wrong with the checkpoint.
@@ -131,20 +151,36 @@ def room(
         return None
     target, board = machine
     limit = free if given is None else given
+    board = replace(board, memory=limit)
     try:
-        found, work = _planned(folder, target, replace(board, memory=limit), cache)
+        work = described(*locate(folder))
+        longest = min(context or work.max_context, work.max_context)
+        found = _planned(work, target, board, cache, longest)
     except IsobitError:
         return None
     logits = 4 * (sequences - 1) * work.vocab
-    recorded = recorded_bytes(work, found.memory.activations, graphs, sequences, work.max_context)
-    answer = Room(found.memory, limit, given is not None, board.name, work.max_context, logits, recorded)
+    recorded = recorded_bytes(work, found.memory.activations, graphs, sequences, longest)
+    answer = Room(found.memory, limit, given is not None, board.name, longest, logits, recorded)
     if not answer.fits:
-        raise answer.refusal(folder.name)
+        tokens = min(LEAST_TOKENS, longest)
+        least = _planned(work, target, board, cache, tokens).memory
+        raise answer.refusal(folder.name, least, _narrower(work, target, board, tokens, least))
     return answer
 
 
-def _planned(folder: Path, target: Target, board: Board, cache: CacheFormat) -> tuple[Plan, Workload]:
-    work = described(*locate(folder))
+def _narrower(work: Workload, target: Target, board: Board, tokens: int, least: Memory) -> tuple[str, ...]:
+    """Formats of a cache that take less than a plan's, run here, and let a model fit that does not fit so."""
+    names = []
+    for row in CACHE_FORMATS.values():
+        try:
+            found = _planned(work, target, board, row, tokens)
+        except IsobitError:
+            continue
+        if found.memory.kv < least.kv and found.memory.fits and found.action != "refused":
+            names.append(row.name)
+    return tuple(names)
+
+
+def _planned(work: Workload, target: Target, board: Board, cache: CacheFormat, context: int) -> Plan:
     row = None if work.stored is not None else scheme_named("f16" if work.dtype == "float16" else "bf16")
-    request = Request(work.max_context, 1, cache.kv or None)
-    return plan(work, row, target, board, request), work
+    return plan(work, row, target, board, Request(context, 1, cache.kv or None))
