@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_what_quantize_says_to_do_next_can_be_done(
     assert words == ["eval", str(tmp_path / "an int8"), "--against", str(named)]
     assert main([*words, "--text", str(text), "--ctx", "64", "--tokens", "200", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fidelity"]
+
+
+def test_nothing_is_said_to_be_next_that_needs_a_tokenizer_where_there_is_none(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    out = tmp_path / "int8"
+    assert main(["quantize", str(bare), "--scheme", "int8", "--out", str(out), "-q"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"Next: isobit plan {out}; with a tokenizer.json in it") and "--against" not in line
+    assert main(line.removeprefix("Next: isobit ").split(";")[0].split()) == 0
 
 
 def test_against_its_source_a_quantized_model_loses_something(

@@ -14,7 +14,7 @@ import pytest
 
 from isobit.cli import doctor
 from isobit.cli.main import main
-from isobit.errors import FormatError, IsobitError, ModelError, SourceError, UsageError
+from isobit.errors import IsobitError, ModelError, SourceError, UsageError
 from isobit.kernels.status import CpuKernels
 from isobit.legalize import text
 from isobit.legalize.advice import choose
@@ -192,6 +192,8 @@ def test_a_cache_that_no_kernel_reads_is_refused_but_sized() -> None:
     plan = one("h200", "fp8", kv="int4")
     assert plan.action == "refused" and plan.cost is None
     assert any("no attention kernel" in reason for reason in plan.reasons)
+    said = " ".join(one("cpu-avx2", "int8", kv="int4").reasons)
+    assert "dtype (f32), or as bf16, f16, fp8, " in said and "nvfp4" in said
 
 
 def test_nothing_that_fits_says_what_is_lacking() -> None:
@@ -227,7 +229,8 @@ def test_a_quantized_checkpoint_is_planned_as_it_is() -> None:
         ({}, {"targets": ["gfx1030"]}, IsobitError, "RDNA 2"),
         ({}, {"targets": []}, UsageError, "at least one target"),
         ({}, {"scheme_names": ["int5"]}, IsobitError, "Did you mean"),
-        ({}, {"kv": "fp5"}, FormatError, "unknown element format"),
+        ({}, {"kv": "fp5"}, UsageError, "unknown format of a key-value cache 'fp5'; there are auto, .*fp8,.*nvfp4"),
+        ({}, {"kv": "fp4"}, UsageError, "cache 'fp4'; there are .*mxfp4, nvfp4"),  # of either
         ({}, {"batch": 0}, UsageError, "above 0"),
         ({}, {"batch": 10**400}, UsageError, "batch up to"),
         ({}, {"context": 10**400}, UsageError, "longest is 4096"),

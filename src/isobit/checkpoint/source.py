@@ -54,7 +54,7 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
         raise SourceError(message)
     if not _HUB_ID.fullmatch(name):
         raise SourceError(
-            f"there is no folder {_short(name)}, and it is no Hugging Face id either (those look like owner/name)"
+            f"{_missing(_short(name))}, and it is no Hugging Face id either (those look like owner/name)"
         )
     return _from_hub(name, revision, token, weights)
 
@@ -69,6 +69,11 @@ def expanded(model: str | Path) -> Path:
         return Path(model).expanduser()
     except RuntimeError:
         raise SourceError(f"there is no folder {model}: nobody of that name has a home folder here") from None
+
+
+def _missing(model: str) -> str:
+    """That it is not there, as what it is called."""
+    return f"there is no {'file' if model.lower().endswith('.gguf') else 'folder'} {model}"
 
 
 def _bundled() -> Path:
@@ -111,7 +116,7 @@ def _from_cache(model: str, revision: str | None, weights: bool, reason: Excepti
         shown = f" ({_first_line(reason)})" if str(reason) else ""
         at = f" at revision {revision}" if revision else ""
         raise SourceError(
-            f"there is no folder {model}, the hub cannot be reached{shown}, and the cache holds no complete copy of"
+            f"{_missing(model)}, the hub cannot be reached{shown}, and the cache holds no complete copy of"
             f" {model}{at}: connect to the network (or unset HF_HUB_OFFLINE), or name a local folder"
         ) from error
 
@@ -166,7 +171,7 @@ def _explain(error: Exception, model: str, revision: str | None) -> NoReturn:
         raise SourceError(f"{model} has no revision {revision!r}: name a branch, tag or commit of it") from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise SourceError(
-            f"there is no folder {model}, and the hub has no such model or will not show it:"
+            f"{_missing(model)}, and the hub has no such model or will not show it:"
             " check the spelling; if it is private, set HF_TOKEN or run 'hf auth login'"
         ) from error
     if status in (401, 403):

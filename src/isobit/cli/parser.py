@@ -10,7 +10,7 @@ from isobit import arguments
 from isobit.errors import UsageError, printable
 from isobit.formats.caches import CACHE_FORMATS
 
-_NARROW = (name for name in CACHE_FORMATS if name not in ("auto", "f32"))
+_NARROW = (name for name in CACHE_FORMATS if name != "auto")
 CACHE_NAMES = f"auto (default: as activations), {', '.join(_NARROW)}"  # for --help
 
 

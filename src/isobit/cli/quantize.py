@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
@@ -75,7 +76,8 @@ def register(subparsers: Any) -> None:
         "--calibration",
         type=path,
         metavar="FILE",
-        help="text to calibrate static activation scales on (fp8-static; default: the bundled held-out Python code)",
+        help="text to calibrate static activation scales on (fp8-static, nvfp4; default: the bundled held-out Python "
+        "code)",
     )
     add_device_arguments(parser, "what runs the model to calibrate (default: cpu); all else is computed on the CPU")
     parser.add_argument(
@@ -187,6 +189,7 @@ def foresight(prediction: Prediction) -> str:
 
 def summary(report: QuantizeReport, source: str, *, notes: bool = True) -> str:
     """The report in a few lines of plain text; the last one can be run as it is, with the ``source`` that was given."""
+    from isobit.checkpoint.text.fast import has_tokenizer
     from isobit.quantizer.progress import format_bytes, format_seconds
 
     quantized = sum(module.quantized for module in report.modules)
@@ -203,5 +206,9 @@ def summary(report: QuantizeReport, source: str, *, notes: bool = True) -> str:
         lines.append(f"  resumed   {report.resumed_from} tensors had been done before the interruption")
     lines += [f"  note      {note}" for note in report.notes if notes]
     out = shlex.quote(report.out)
+    if not has_tokenizer(Path(report.out)):  # of a file by itself, or a folder that came without
+        return "\n".join(
+            [*lines, f"Next: isobit plan {out}; with a tokenizer.json in it, isobit eval and isobit generate"]
+        )
     lines.append(f"Next: isobit eval {out} --against {shlex.quote(source)}, or isobit generate {out} 'a prompt'")
     return "\n".join(lines)

@@ -103,7 +103,7 @@ def _unread(op: Op, parts: tuple[int, int], target: Target, latent: bool) -> str
     rows = [row for row in ATTENTION_KERNELS if target.vendor in row.vendors and row.latent == latent]
     read = [
         one.name for one in CACHE_FORMATS.values()
-        if one.element and any(one.kv in row.cache and row.unread(one.kv, parts, target) is None for row in rows)
+        if one.kv != op.dtype and any(one.kv in row.cache and row.unread(one.kv, parts, target) is None for row in rows)
     ]  # fmt: skip
     others = f", or as {', '.join(read[:-1])} or {read[-1]}" if read else ""
     return (

@@ -19,7 +19,8 @@ from isobit.checkpoint.mlcinfo import tensors as mlc_tensors
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
 from isobit.checkpoint.source import expanded, resolve
-from isobit.errors import CheckpointError, ModelError, SourceError, UsageError
+from isobit.errors import CheckpointError, FormatError, ModelError, SourceError, UsageError
+from isobit.formats.caches import CACHE_FORMATS
 from isobit.formats.caches import cache_format as cache_named
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
@@ -252,17 +253,24 @@ def schemes(names: Iterable[str]) -> list[Scheme]:
 
 
 def cache_format(name: str | None) -> str | None:
-    """The format of a key-value cache: an element format, or a 16- or 32-bit float.
+    """The format of a key-value cache, or an element format that none has: what it would take is planned, and refused.
 
     Raises:
-        FormatError: there is no such format.
+        UsageError: there is no such format, or several have these elements and differ in their scales.
     """
     if name is None:
         return None
     try:
         found = cache_named(name)
-    except UsageError:
-        return element(name.lower()).name  # one that no cache has: the plan says so, and what it would take
+    except UsageError as error:
+        try:
+            alone = element(name.lower()).name
+        except FormatError:
+            raise error from None
+        rows = [row for row in CACHE_FORMATS.values() if row.element == alone]
+        if rows and all(row.group for row in rows):
+            raise
+        return alone
     return found.kv or None
 
 

@@ -37,8 +37,9 @@ def check_not_quantized(ck: Checkpoint) -> None:
         " (Python: from_quantized=True), which takes it as the numbers it stands for"
     )
     if ck.quantization is not None:
+        kinds = ", ".join(dict.fromkeys((ck.quantization.method, ck.quantization.format)))
         raise CheckpointError(
-            f"this checkpoint is quantized already ({ck.quantization.method}, {ck.quantization.format}); {advice}",
+            f"this checkpoint is quantized already ({kinds}); {advice}",
             file=ck.path / "config.json",
         )
     for info in ck.tensors.values():

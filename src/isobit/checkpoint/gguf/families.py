@@ -131,7 +131,7 @@ def family_of(gguf: Gguf) -> tuple[str, Family]:
     if named not in FAMILIES or named in _ROWS_ONLY:
         known = ", ".join(name for name in FAMILIES if name not in _ROWS_ONLY)
         raise Unsupported(
-            f"GGUF files of the architecture {bare(named)} ({gguf.path.name})",
+            f"a GGUF file of the architecture {bare(named)} ({gguf.path.name})",
             [f"isobit reads those of {known}", "the model's own folder of safetensors may be one that isobit runs"],
         )
     other, applies = _OTHER.get(named, (named, None))
