@@ -158,3 +158,9 @@ def test_offline_does_not_ask_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pyt
     hub.cached = False
     with pytest.raises(SourceError, match="unset HF_HUB_OFFLINE"):
         source.resolve("o/n", revision="v1")
+
+
+def test_a_file_that_is_not_there_is_called_a_file(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"^there is no file nothere\.gguf, and"):
+        source.resolve("nothere.gguf")

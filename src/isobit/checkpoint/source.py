@@ -53,9 +53,7 @@ def resolve(model: str | Path, *, revision: str | None = None, token: str | None
         message = f"{name} is no folder and no GGUF file; name the one that holds the model's config.json and weights"
         raise SourceError(message)
     if not _HUB_ID.fullmatch(name):
-        raise SourceError(
-            f"{_missing(_short(name))}, and it is no Hugging Face id either (those look like owner/name)"
-        )
+        raise SourceError(f"{_missing(_short(name))}, and it is no Hugging Face id either (those look like owner/name)")
     return _from_hub(name, revision, token, weights)
 
 
