@@ -40,7 +40,7 @@ def test_a_plan_counts_the_tower_in_the_dtype_of_activations(folder: Path) -> No
     assert work.tower == numbers(folder) > 100_000 and "and a tower of 0.1 million" in work.title
     assert (cpu.memory.tower, gpu.memory.tower) == (4 * work.tower, 2 * work.tower)
     one = gpu.memory
-    assert one.total == one.weights + one.tower + one.kv + one.activations + one.runtime
+    assert one.total == one.weights + one.tower + one.kv + one.activations + one.runtime + one.recorded
     left = room(folder, gpu=False, free=1 << 40, given=1 << 30, cache=cache_format("auto"), sequences=1)
     assert left is not None and left.held >= left.memory.weights + left.memory.tower + left.memory.runtime
     assert "tower " in str(left)

@@ -103,6 +103,7 @@ def test_a_tool_gives_a_picture() -> None:
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": result}]},
     ]
     template = (
+        "{% for m in messages if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% endfor %}"
         "{% for m in messages if m.role == 'tool' %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}"
     )
     template += "{% else %}<|endoftext|>{% endif %}{% endfor %}{% endfor %}"
@@ -309,7 +310,7 @@ def test_options_of_the_command_are_the_limits() -> None:
     shown = re.sub(r"\s+", " ", told.format_help())
     default = Limits()
     for value in (
-        f"{default.bytes >> 20} MiB",
+        f"{default.bytes >> 20}MiB",
         f"{default.pixels:,}",
         default.frames,
         f"{default.seconds:g}",
