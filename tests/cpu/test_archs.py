@@ -196,7 +196,7 @@ def test_every_scheme_loads(saved_as, architecture, name, tmp_path) -> None:
 def test_a_family_is_one_file_and_one_line() -> None:
     files = {path.stem for path in Path(archs.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == {*ARCHS.values(), *LLAMAS.values(), *WITHIN.values(), *UNSEEN.values()}
-    for name in files - {*UNSEEN.values(), *LLAMAS.values()}:  # of which there is nothing of their own to make a model of
+    for name in files - {*UNSEEN.values(), *LLAMAS.values()}:  # models of these are others'
         assert callable(family(name).from_hf) and isinstance(family(name).tiny(), dict)
 
 
