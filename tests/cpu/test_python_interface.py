@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 
 import isobit
 from isobit import api
+from isobit.cli import serve
 from isobit.errors import LONGEST_MESSAGE, CapacityError, IsobitError, UsageError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -232,6 +234,20 @@ def test_many_prompts_at_once(source: Path, model: api.Model) -> None:
     answers = llm.generate(prompts, params)
     assert [one.token_ids for one in answers] == [model.generate(one, max_tokens=5).token_ids for one in prompts]
     assert llm.engine.pool.count == 64
+
+
+@pytest.mark.parametrize(("asked", "got"), [(100, 64), (10, 64), (128, 128)])
+def test_a_cache_of_other_than_whole_blocks_is_said(source: Path, asked: int, got: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        llm = isobit.LLM(source, cache_tokens=asked)
+    said = [note for note in llm.notes if "whole blocks of 64" in note]
+    assert llm.engine.longest == got and [str(one.message) for one in caught if "blocks" in str(one.message)] == said
+    rounded = f"a cache of {asked} tokens was asked for, and it has {got}: whole blocks of 64"
+    assert said == ([] if asked == got else [rounded])
+    limit = f"prompt and answer have {got} tokens at most, not {llm.context_length}: the cache holds no more"
+    assert serve._shortened(llm) == ((limit,) if got < llm.context_length else ())
+    assert serve._shortened(isobit.LLM(source)) == ()
 
 
 @pytest.mark.parametrize(

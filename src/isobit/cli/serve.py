@@ -144,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
                 context=args.context,
                 batch_invariant=args.batch_invariant,
             )
+        llm.notes += _shortened(llm)
         _prepare(llm, args)
         notes.show((*llm.notes, *_unreachable(args, settings)))
         slow_path.warn(llm.model)
@@ -196,6 +197,14 @@ def _prepare(llm: LLM, args: argparse.Namespace) -> None:
         print(told, file=sys.stderr, flush=True)
     gc.collect()
     gc.freeze()
+
+
+def _shortened(llm: LLM) -> tuple[str, ...]:
+    """What is said where the cache holds less than one answer of the model's context."""
+    longest = llm.engine.longest
+    if longest is None or longest >= llm.context_length:
+        return ()
+    return (f"prompt and answer have {longest} tokens at most, not {llm.context_length}: the cache holds no more",)
 
 
 def _as_text(size: int) -> int:

@@ -172,7 +172,8 @@ def load_llm(
     )  # first: it fails in milliseconds where the weights take long
     sequences = options.get("sequences", SEQUENCES)
     left = require_room(Path(path), device, memory, kv_cache, sequences, context=context)
-    if memory is not None and left is not None and options.get("cache_tokens") is None:
+    asked = options.get("cache_tokens")
+    if memory is not None and left is not None and asked is None:
         options["cache_tokens"] = left.cache_tokens(at_once or sequences)
     ck = Checkpoint.open(path)
     model = load_model(
@@ -182,4 +183,10 @@ def load_llm(
     if model.place.tensors.type == "cuda":  # what loading took besides the weights goes back
         gc.collect()
         torch.cuda.empty_cache()
-    return LLM(model, own, tower=tower, **options)
+    llm = LLM(model, own, tower=tower, **options)
+    if asked is not None and llm.engine.longest != asked:
+        llm.notes += (
+            f"a cache of {asked} tokens was asked for, and it has {llm.engine.longest}: whole blocks of"
+            f" {llm.engine.pool.size}",
+        )
+    return llm
