@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from isobit.formats.schemes import Scheme, scheme
+from isobit.formats.schemes import SCHEMES, Scheme, scheme
+from isobit.legalize.ops import Lowering, Refusal
 from isobit.legalize.plan import Plan
 
 GIB = 1 << 30
@@ -21,6 +22,8 @@ _DIVERGENCE = {
 }  # fmt: skip
 _WORST = 9.0
 _NEAR_LOSSLESS, _ACCEPTABLE = 0.01, 0.2
+_FAITHFUL = 0.05  # of what is said to give the model that was evaluated, without a word on what it loses
+_AS_FAST = 0.97  # of another's speed: less is a difference
 _WORTH_IT = 1.15  # how much faster a smaller format must be to be preferred to 16 bits that fit
 
 
@@ -95,19 +98,63 @@ def recommendation(plans: Sequence[Plan]) -> str:
         parts.append(
             f"{faster.scheme} would be faster still (about {_speed(faster):.0f} tokens/s) but {_lost(faster)}."
         )
-    # On CPUs nothing is native, and what is widened there is not slower for it.
-    widened = [p.scheme for p in plans if p.action == "legalized" and p.main[0].activations is not None]
-    if chosen.target.is_gpu and widened and chosen.scheme not in widened:
-        parts.append(
-            f"{_list(widened)} {'give' if len(widened) > 1 else 'gives'} exactly the model that was evaluated, too,"
-            " but must be widened in registers here, which costs speed."
-        )
+    parts += _native_besides(chosen, faster, plans)
+    parts += _widened_besides(chosen, plans)
     refused = [p for p in plans if p.action == "refused"]
     if refused:
         parts.append(
             "Not here: " + ", ".join(f"{p.scheme}{f' (use {p.instead})' if p.instead else ''}" for p in refused) + "."
         )
     return " ".join(parts)
+
+
+def _native_besides(chosen: Plan, named: Plan | None, plans: Sequence[Plan]) -> list[str]:
+    """The fastest native scheme that loses too much to be recommended, where that is faster than what is named."""
+    if not chosen.target.is_gpu:
+        return []
+    native = [
+        p for p in plans if p.action == "native" and p.memory.fits and p.scheme != "as stored" and p is not chosen
+    ]
+    lossy = [p for p in native if divergence(scheme(p.scheme)) > _ACCEPTABLE]
+    best = max(lossy, key=_speed, default=None)
+    rival = max(_speed(chosen), _speed(named) if named is not None else 0.0)
+    if best is None or _speed(best) <= 1.1 * rival:
+        return []
+    return [f"{best.scheme} runs natively, too, and faster (about {_speed(best):.0f} tokens/s), but {_lost(best)}."]
+
+
+def _widened_besides(chosen: Plan, plans: Sequence[Plan]) -> list[str]:
+    """What is said of schemes of rounded activations that are widened where the recommended one is not."""
+    # On CPUs nothing is native, and what is widened there is not slower for it.
+    widened = [p for p in plans if p.action == "legalized" and p.main[0].activations is not None]
+    if not chosen.target.is_gpu or chosen in widened:
+        return []
+    alike: dict[tuple[str, str], list[str]] = {}
+    for plan in widened:
+        lost = "" if divergence(scheme(plan.scheme)) <= _FAITHFUL else loss_in_words(scheme(plan.scheme))
+        alike.setdefault((lost, _cost_of_widening(plan, chosen)), []).append(plan.scheme)
+    parts = []
+    for (lost, price), names in alike.items():
+        many = len(names) > 1
+        if lost:
+            parts.append(
+                f"{_list(names)} must be widened in registers here, {price}; {'each' if many else 'it'} {lost}."
+            )
+        else:
+            parts.append(
+                f"{_list(names)} {'give' if many else 'gives'} exactly the model that was evaluated, too,"
+                f" but must be widened in registers here, {price}."
+            )
+    return parts
+
+
+def _cost_of_widening(plan: Plan, chosen: Plan) -> str:
+    """What widening costs beside the recommended plan, as the table has it."""
+    if plan.cost is None or chosen.cost is None or plan.cost.decode < _AS_FAST * chosen.cost.decode:
+        return "which costs speed"
+    return (
+        "which costs speed in prompts" if plan.cost.prefill < _AS_FAST * chosen.cost.prefill else "which costs no speed"
+    )
 
 
 def _is_alternative(plan: Plan) -> bool:
@@ -127,7 +174,7 @@ def in_short(plans: Sequence[Plan]) -> str:
     """What to do on one machine, in one line."""
     chosen = choose(plans)
     if chosen is None:
-        return _nothing(plans)
+        return _nothing(plans, brief=True)
     speed = f", about {figure(chosen.cost.decode)} tokens/s" if chosen.cost else ""
     return f"{chosen.scheme}: {chosen.action}{speed}, {chosen.memory.spare / GIB:.1f} GiB free"
 
@@ -136,6 +183,9 @@ def _praise(plan: Plan, plans: Sequence[Plan]) -> str:
     how = {"native": "it runs natively", "legalized": "it runs exactly, widened in registers"}.get(
         plan.action, "it runs"
     )
+    decision = plan.main[1]
+    if plan.action == "native" and isinstance(decision, Lowering) and decision.native_from > 1:
+        how += f" from {decision.native_from} tokens in a call on (fewer are widened in registers)"
     facts = [how, f"leaves {plan.memory.spare / GIB:.1f} GiB free"]
     if plan.cost:
         facts.append(f"writes about {plan.cost.decode:.0f} tokens/s{_compared(plan, plans)}")
@@ -157,8 +207,11 @@ def _compared(plan: Plan, plans: Sequence[Plan]) -> str:
     return f" ({ratio:.1f} times as many as {best.scheme})" if ratio > 1.05 else ""
 
 
-def _nothing(plans: Sequence[Plan]) -> str:
+def _nothing(plans: Sequence[Plan], *, brief: bool = False) -> str:
+    """Why there is nothing to use; ``brief`` where nothing else is said of the machine, so no reasons either."""
     running = [p for p in plans if p.action != "refused"]
+    if not running and brief:
+        return f"Nothing that was asked for runs here: {_refusals(plans)}."
     if not running:
         return "Nothing that was asked for runs here; the reasons are above."
     smallest = min(running, key=lambda p: p.memory.total)
@@ -170,9 +223,42 @@ def _nothing(plans: Sequence[Plan]) -> str:
             f" {request.context} tokens, but has room for {smallest.memory.longest_context} tokens of context."
         )
     return (
-        f"Nothing fits: even {smallest.scheme} lacks {short_by:.1f} GiB. Use a machine with more memory, or a smaller"
-        f" model.{_cards(smallest)}"
+        f"Nothing fits: even {smallest.scheme} lacks {short_by:.1f} GiB. Use {_fewer_bits(smallest)}a machine with more"
+        f" memory, or a smaller model.{_cards(smallest)}"
     )
+
+
+def _refusal(plan: Plan) -> str:
+    """Why a plan is refused: of a linear the last reason, which has those before it behind it."""
+    op, decision = plan.main
+    reasons = decision.reasons if isinstance(decision, Refusal) else plan.reasons
+    return "; ".join(reasons if op.kind == "attention" else reasons[-1:])
+
+
+def _fewer_bits(plan: Plan) -> str:
+    """The most faithful scheme of weights alone that takes fewer bits and may fit; empty if there is none."""
+    if plan.scheme == "as stored":
+        return ""
+    bits, memory = scheme(plan.scheme).bits_per_weight(), plan.memory
+
+    def may_fit(row: Scheme) -> bool:
+        fewer = row.bits_per_weight() / bits
+        return fewer < 1 and memory.total - memory.weights * (1 - fewer) <= memory.capacity
+
+    found = [row for row in SCHEMES.values() if row.activations is None and row.weights is not None and may_fit(row)]
+    best = min(found, key=divergence, default=None)
+    return f"{best.name}, which may fit (it {loss_in_words(best)}), " if best is not None else ""
+
+
+def _refusals(plans: Sequence[Plan]) -> str:
+    """Why plans are refused, each reason once; of no more than two that differ."""
+    first: dict[str, list[str]] = {}
+    for plan in plans:
+        first.setdefault(_refusal(plan), []).append(plan.scheme)
+    if len(first) == 1:
+        return next(iter(first))
+    more = "; and more, which a plan of this target alone has" if len(first) > 2 else ""
+    return "; ".join(f"{_list(names)}: {reason}" for reason, names in list(first.items())[:2]) + more
 
 
 def _cards(plan: Plan) -> str:

@@ -55,11 +55,19 @@ class Found:
         kernels: for one token and for many; PyTorch's products are not among them.
         reasons: why there are no others.
         by_tokens: (tokens from which on, what is chosen), PyTorch's products included.
+        not_native: why the weight does not suit kernels that multiply the formats themselves; empty where it does, or
+            there are none.
     """
 
     kernels: tuple[Kernel, ...]
     reasons: tuple[str, ...]
     by_tokens: tuple[tuple[int, Variant], ...] = ()
+    not_native: str = ""
+
+    @property
+    def native_from(self) -> int:
+        """Tokens of a call from which on the formats themselves are multiplied; 1 where that is not told apart."""
+        return next((first for first, row in self.by_tokens if row.compute == NATIVE), 1)
 
     @property
     def large(self) -> Variant | None:
@@ -91,7 +99,8 @@ def find(op: Op, target: Target) -> Found:
     matrix = _matrix(op)
     one, reasons = _chosen(op, target, 1, matrix)
     many, more = _chosen(op, target, _MANY, matrix)
-    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))), _by_tokens(op, target, matrix))
+    refused = _not_native(op, target, matrix)
+    return Found((*one, *many), tuple(dict.fromkeys((*reasons, *more))), _by_tokens(op, target, matrix), refused)
 
 
 def _as_given(op: Op, target: Target) -> tuple[Op, str | None]:
@@ -125,6 +134,13 @@ def _chosen(op: Op, target: Target, tokens: int, matrix: Matrix) -> tuple[list[K
         refusals = ((row, misfit(row, matrix, target)) for row in rows if not row.library)
         return [], (*told, *(refusal for _, refusal in refusals if refusal))
     return [Kernel(ours.name, _COMPUTE[ours.compute], tokens == 1, ours.promises(target))], told
+
+
+def _not_native(op: Op, target: Target, matrix: Matrix) -> str:
+    """Why the weight does not suit the kernels of many tokens that multiply the formats themselves."""
+    rows, _ = selection.choose(op.weights, op.activations, op.dtype, _MANY, target)
+    refusals = (misfit(row, matrix, target) for row in rows if row.compute == NATIVE and not row.library)
+    return next((refusal for refusal in refusals if refusal), "")
 
 
 def _by_tokens(op: Op, target: Target, matrix: Matrix) -> tuple[tuple[int, Variant], ...]:

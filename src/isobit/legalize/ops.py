@@ -112,6 +112,7 @@ class Lowering:
         rounds: the rounding points that this lowering keeps.
         workspace: bytes that a call with very many tokens (``kernels.gpu.tiles.LARGE``) takes for a widened weight.
         narrowed: whether such a call takes activations in another dtype, too.
+        native_from: of what is native: tokens of a call from which on it is; fewer are widened in registers.
     """
 
     action: Action
@@ -128,6 +129,7 @@ class Lowering:
     workspace: int = 0
     narrowed: bool = False
     sizes: tuple[tuple[int, str], ...] = ()
+    native_from: int = 1
 
 
 @dataclass(frozen=True)

@@ -174,8 +174,12 @@ def _notes(
         notes.append(
             f"prompts run at {plain:g} TFLOP/s instead of the {peak:g} of the matrix units: {unit.unreachable}"
         )
-    for _, decision in found:
-        notes += decision.notes if isinstance(decision, Lowering) else ()
+    found = tuple(found)
+    quantized = any(op.kind == "linear" and op.weights is not None for op, _ in found)
+    for op, decision in found:
+        plain = "linears that are not quantized: " if quantized and op.kind == "linear" and op.weights is None else ""
+        told = decision.notes if isinstance(decision, Lowering) else ()
+        notes += [f"{plain}{note}" if note.startswith("from ") else note for note in told]
     if scheme is not None:
         notes += refitted(scheme, _widths(workload))
     return tuple(dict.fromkeys(notes))

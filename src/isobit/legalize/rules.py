@@ -55,11 +55,16 @@ def native(op: Op, target: Target, found: Found) -> Lowering | str:
         return _no_unit(op, target)
     kernel = found.computing(NATIVE) if op.weights else found.computing(op.dtype)
     if kernel is None:
-        return f"{target.name}: its {unit.instruction} takes {_pair(op)}, but no kernel of isobit's does that"
+        takes = f"{target.name}: its {unit.instruction} takes {_pair(op)}"
+        if found.not_native:
+            return f"{takes}, but isobit's kernel for that does not take this shape: {found.not_native}"
+        return f"{takes}, but no kernel of isobit's does that"
     where = "the matrix unit" if target.is_gpu else "integer dot products"
     how = f"{_pair(op)} in {where} ({unit.instruction})"
     if unit.promote_every:
         how += f", sums moved to f32 every {unit.promote_every}"
+    if op.scales and found.native_from > 1:
+        how += f", from {found.native_from} tokens in a call on (fewer: widened in registers)"
     return _lowering("native", "native", op, target, found, kernel, how, unit)
 
 
@@ -93,7 +98,8 @@ def widened(op: Op, target: Target, found: Found) -> Lowering | str:
             reason = (
                 f"{unit.instruction} could take {_pair(op)} as {short(compute)}, but no kernel of isobit's does that"
             )
-            unused.append(reason)
+            if bits(compute) < 16:  # another format of 16 bits would gain nothing
+                unused.append(reason)
         if reason is None and kernel is not None:
             assert unit is not None
             how = f"{_changed(op, compute)} in registers, {short(compute)} matrix unit ({unit.instruction})"
@@ -276,6 +282,7 @@ def _lowering(
         workspace=2 * op.n * op.k if widened_first else 0,
         narrowed=found.large is not None and found.large.narrow is not None,
         sizes=tuple((first, row.name) for first, row in found.by_tokens),
+        native_from=found.native_from if op.scales and kernel.compute == NATIVE else 1,
     )
 
 

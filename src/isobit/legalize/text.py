@@ -26,11 +26,15 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
         lines += ["", *_wrapped(f"What encodes media takes {' or '.join(towers)} besides, which `all` has in it.")]
     if graphs := [plan.memory.recorded for plan in plans if plan.memory.recorded]:
         lines += ["", *_wrapped(f"Steps that are recorded (as graphs of the GPU) take {_span(graphs)} of `all`.")]
-    notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    notes: dict[str, list[str]] = {}
+    for plan in plans:
+        for note in plan.notes:
+            notes.setdefault(note, []).append(plan.scheme)
     if notes:
         lines += ["", "Mind:"]
-        for note in notes:
-            lines += _wrapped(note, "  - ", "    ")
+        for note, schemes in notes.items():
+            whose = f"{', '.join(schemes)}: " if len(schemes) < len(plans) else ""
+            lines += _wrapped(f"{whose}{note}", "  - ", "    ")
     if verbose:
         for plan in plans:
             lines += ["", f"{plan.scheme}, op by op:", *_ops(plan), *_sources(plan)]
@@ -70,13 +74,19 @@ def _row(plan: Plan) -> tuple[str, ...]:
         plan.scheme,
         plan.action,
         f"{memory.weights / GIB:.2f}",
-        f"{memory.kv_per_token / 1024:g}",
+        _kib(memory.kv_per_token),
         f"{memory.total / GIB:.2f}",
         left,
         str(memory.longest_context),
         str(memory.largest_batch),
         *speeds,
     )
+
+
+def _kib(size: float) -> str:
+    """Bytes in KiB, with the figures that mean something."""
+    kib = size / 1024
+    return f"{kib:.4g}" if kib < 1000 else f"{kib:.0f}"
 
 
 def _sign(plan: Plan) -> str:
@@ -198,6 +208,8 @@ def overview(by_machine: Sequence[Sequence[Plan]]) -> list[str]:
             rows.append((plans[0].target.name, board.name, *map(_cell, plans[begin : begin + _COLUMNS])))
         lines += [*_table((("target", "board", *names),), rows, [[]] * len(rows)), ""]
     lines.append("Figures are tokens/s decoded, or what is lacking. What to use:")
+    if any(plan.action == "refused" for plans in by_machine for plan in plans):
+        lines[-1:] = ["Why something is refused: -v, or that target alone.", lines[-1]]
     width = max(len(plans[0].board.name) for plans in by_machine)
     for plans in by_machine:
         label = plans[0].board.name
