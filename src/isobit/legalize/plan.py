@@ -177,9 +177,9 @@ def _notes(
     found = tuple(found)
     quantized = any(op.kind == "linear" and op.weights is not None for op, _ in found)
     for op, decision in found:
-        plain = "linears that are not quantized: " if quantized and op.kind == "linear" and op.weights is None else ""
+        whose = "linears that are not quantized: " if quantized and op.kind == "linear" and op.weights is None else ""
         told = decision.notes if isinstance(decision, Lowering) else ()
-        notes += [f"{plain}{note}" if note.startswith("from ") else note for note in told]
+        notes += [f"{whose}{note}" if note.startswith("from ") else note for note in told]
     if scheme is not None:
         notes += refitted(scheme, _widths(workload))
     return tuple(dict.fromkeys(notes))
