@@ -185,8 +185,9 @@ def test_every_scheme_loads(saved_as, architecture, name, tmp_path) -> None:
     if row.activations is None:
         assert relative <= 1e-5
     else:
-        chooses = any(isinstance(layer.mlp, Experts) for layer in config.layers)  # now and then another expert
-        wider = (2 if chooses else 1) * (3 if row.needs_calibration else 1)  # squares go beyond what such scales hold
+        if any(isinstance(layer.mlp, Experts) for layer in config.layers):  # who takes another is far off
+            relative = float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
+        wider = 3 if row.needs_calibration else 1  # squares go beyond what such scales hold
         assert 0 < relative <= ROUNDED[row.activations.element] * wider
     # Decoding codes anew at every call is the same function as keeping their values.
     again = run(load_model(quantized, keep_values=False), ids)
