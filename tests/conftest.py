@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import tempfile
@@ -12,4 +13,5 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # What somebody measured on this machine is no part of a test.
 _DATA = tempfile.TemporaryDirectory(prefix="isobit-tests-")
+atexit.register(_DATA.cleanup)  # else Python warns at the end, after pytest's last line
 os.environ["ISOBIT_DATA"] = os.path.join(_DATA.name, "data")

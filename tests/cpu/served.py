@@ -68,7 +68,7 @@ def listening(served: Serving) -> Iterator[str]:
         sock.close()
 
 
-def until(true: Any, seconds: float = 60) -> None:
+def until(true: Any, seconds: float = 300) -> None:
     """Waits for something that must come."""
     end = time.monotonic() + seconds
     while not true():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -206,16 +207,16 @@ def test_a_full_queue_says_when_to_come_again(tokenizer):
     with listening(served) as address:
         held = [connected(address, body) for _ in range(2)]
         until(lambda: served.sequences == 2)
-        reply = httpx2.post(f"{address}/v1/completions", json=body)
+        reply = httpx2.post(f"{address}/v1/completions", json=body, timeout=60)
         assert (reply.status_code, reply.headers["retry-after"], reply.json()["error"]["code"]) == (
             503,
             "1",
             "queue_full",
         )
         assert "x-should-retry" not in reply.headers
-        too_many = httpx2.post(f"{address}/v1/completions", json=body | {"n": 3})
+        too_many = httpx2.post(f"{address}/v1/completions", json=body | {"n": 3}, timeout=60)
         assert too_many.status_code == 400, "it would never fit"
-        assert httpx2.get(f"{address}/health").status_code == 200
+        assert httpx2.get(f"{address}/health", timeout=60).status_code == 200
         gate.set()
         assert [sock.recv(12) for sock in held] == [b"HTTP/1.1 200"] * 2
         for sock in held:
@@ -227,7 +228,7 @@ def test_silence_is_broken_for_proxies(tokenizer):
     served = serving(failing(tokenizer, 1, gate), limits=Limits(ping=0.02))
     with listening(served) as address:
         body = {"prompt": [5], "max_tokens": 3, "ignore_eos": True, "stream": True}
-        with httpx2.stream("POST", f"{address}/v1/completions", json=body) as reply:
+        with httpx2.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as reply:
             lines = reply.iter_lines()
             assert next(lines).startswith(":")
             gate.set()
@@ -247,30 +248,41 @@ def test_who_comes_while_it_ends_is_told(tokenizer):
     assert http.get("/ready").status_code == 503 and http.get("/health").status_code == 200
 
 
+def test_a_body_that_is_too_large_is_told():
+    with listening(serving(limits=Limits(body=1000))) as address:
+        with contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc)) as connection:
+            # Twice the limit is read and half of it dropped, so that the answer arrives whoever is faster.
+            parts = iter([b"x" * 600] * 3)
+            kind = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/completions", parts, kind, encode_chunked=True)
+            reply = connection.getresponse()
+            assert (reply.status, reply.getheader("connection")) == (413, "close")
+            assert "larger than 1,000 bytes" in reply.read().decode()
+        assert httpx2.get(f"{address}/health", timeout=60).status_code == 200
+
+
 def test_a_body_that_never_ends_is_cut():
     with listening(serving(limits=Limits(body=1000))) as address:
         url = urlsplit(address)
-        connection = http.client.HTTPConnection(url.hostname, url.port)
-        connection.request(
-            "POST", "/v1/completions", iter([b"x" * 600] * 3), {"Content-Type": "application/json"}, encode_chunked=True
-        )
-        assert connection.getresponse().status == 413
-        connection.close()
-        assert httpx2.get(f"{address}/health").status_code == 200
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((url.hostname, url.port)) as sock:
+            sock.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                while True:
+                    sock.sendall(b"258\r\n" + b"x" * 600 + b"\r\n")
+        assert httpx2.get(f"{address}/health", timeout=60).status_code == 200
 
 
 def test_a_body_that_does_not_come_is_not_waited_for():
     with listening(serving(limits=Limits(silence=0.1))) as address:
-        url = urlsplit(address)
-        connection = http.client.HTTPConnection(url.hostname, url.port)
-        connection.putrequest("POST", "/v1/completions")
-        connection.putheader("Content-Type", "application/json")
-        connection.putheader("Content-Length", "100")
-        connection.endheaders(b'{"prompt":')
-        reply = connection.getresponse()
-        assert (reply.status, reply.getheader("connection")) == (408, "close")
-        assert "nothing of the body" in reply.read().decode()
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc)) as connection:
+            connection.putrequest("POST", "/v1/completions")
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", "100")
+            connection.endheaders(b'{"prompt":')
+            reply = connection.getresponse()
+            assert (reply.status, reply.getheader("connection")) == (408, "close")
+            assert "nothing of the body" in reply.read().decode()
 
 
 def test_a_cache_that_is_smaller_than_the_context_is_the_limit(tokenizer):

@@ -35,7 +35,7 @@ def test_the_plan_comes_first_and_a_signal_lets_answers_end():
         plan = next(place for place, line in enumerate(lines) if line.startswith("Use bf16"))
         assert plan < next(place for place, line in enumerate(lines) if served.search(line))
         until(lambda: _alive(address))
-        body = {"prompt": "import os", "max_tokens": 900, "ignore_eos": True, "temperature": 0, "stream": True}
+        body = {"prompt": "import os", "max_tokens": 300, "ignore_eos": True, "temperature": 0, "stream": True}
         with httpx2.stream("POST", f"{address}/v1/completions", json=body, timeout=120) as reply:
             events = reply.iter_lines()
             assert next(events).startswith("data: ")
@@ -54,7 +54,7 @@ def test_the_plan_comes_first_and_a_signal_lets_answers_end():
 
 def _alive(address: str) -> bool:
     try:
-        return httpx2.get(f"{address}/ready").status_code == 200
+        return httpx2.get(f"{address}/ready", timeout=60).status_code == 200
     except httpx2.HTTPError:
         return False
 

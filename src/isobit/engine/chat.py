@@ -1,7 +1,7 @@
 """Chat templates: messages to the prompt text a model was trained on, as transformers renders it.
 
 The template is a program by a stranger. It runs in Jinja's immutable sandbox inside a helper process with limits on
-wall time, memory and output (:mod:`isobit.engine.template_worker` says why a process).
+processor time, memory and output (:mod:`isobit.engine.template_worker` says why a process).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isobit.errors import TemplateError, UsageError
 class Limits:
     """What one rendering may cost."""
 
-    seconds: float = 5.0  # wall time
+    seconds: float = 5.0  # of processor time
     memory: int = 512 << 20  # bytes of address space of the rendering process, about 30 MB of which it needs itself
     template: int = 1 << 20  # characters
     output: int = 4 << 20  # characters

@@ -36,7 +36,7 @@ PARSER = {
 class Limits:
     """What grammars may cost."""
 
-    seconds: float = 5.0  # to compile one
+    seconds: float = 5.0  # of processor time to compile one
     memory: int = 4 << 30  # bytes of address space of the compiling process
     kept: int = 64 << 20  # bytes of compiled grammars, as estimated
 

@@ -24,8 +24,8 @@ class Helper:
     """One helper process: started at the first request, and again after a request broke it.
 
     Args:
-        script: beside this file; it writes a line when it is ready, ends itself with SIGALRM when a request takes too
-            long, and answers a line with a line.
+        script: beside this file; it writes a line when it is ready, ends itself with SIGPROF or SIGALRM when a request
+            takes too long, and answers a line with a line.
         arguments: of its command line.
         greeting: a line that it is told first, or None.
         failure: makes the error of a process that does not start, out of the reason.
@@ -108,7 +108,7 @@ class Helper:
     def _died(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         self._process = None
         status = _collect(process)
-        if status == -signal.SIGALRM:
+        if status in (-signal.SIGPROF, -signal.SIGALRM):
             return {"error": "time"}
         return {"error": "crashed", "message": f"exit status {status}"}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ from isobit.server.settings import Limits
 
 T = TypeVar("T")
 _LISTED = 8  # unknown fields that are named
+_LINGER = 30.0  # seconds in which what is left of a refused body is dropped, as nginx's lingering_time
 
 
 async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
@@ -47,7 +49,7 @@ async def arriving(request: Request, most: int, silence: float) -> AsyncGenerato
 
     Args:
         request: whose body it is.
-        most: bytes of all of them.
+        most: bytes of all of them; where more come, as many again are read and dropped before the refusal.
         silence: seconds that the next one may take.
 
     Raises:
@@ -63,6 +65,7 @@ async def arriving(request: Request, most: int, silence: float) -> AsyncGenerato
                 return
             size += len(part)
             if size > most:
+                await _drop(stream, most)
                 raise Refusal(413, f"the body is larger than {most:,} bytes", headers={"connection": "close"})
             yield part
     except TimeoutError:
@@ -71,6 +74,20 @@ async def arriving(request: Request, most: int, silence: float) -> AsyncGenerato
         ) from None
     except ClientDisconnect:
         raise wrong("the body ends before it is whole") from None
+
+
+async def _drop(stream: AsyncIterator[bytes], most: int) -> None:
+    """Lets at most so many more bytes of a refused body come.
+
+    Who still sends when a connection closes is reset, and has no chance to read why: the answer waits for the end of a
+    body that is not far off.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            async for part in stream:
+                most -= len(part)
+                if most < 0:
+                    return
 
 
 def _name(value: object) -> str:
