@@ -18,9 +18,9 @@ from isobit.api.quantizing import predict
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import SchemeError
-from isobit.formats.fitting import fitted, refitted
+from isobit.formats.fitting import check_shape, fitted, refitted
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import SCHEMES, check_shape, scheme
+from isobit.formats.schemes import SCHEMES, scheme
 from isobit.models.planning import plans
 from isobit.models.weights import load_model
 

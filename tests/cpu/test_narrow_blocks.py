@@ -14,8 +14,9 @@ from torch import Tensor
 
 from isobit.errors import SchemeError, Unsupported
 from isobit.formats import codec
+from isobit.formats.fitting import check_shape
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import check_shape, scheme
+from isobit.formats.schemes import scheme
 from isobit.kernels import backends
 from isobit.kernels.cpu import library
 from isobit.kernels.cpu.linear import quantize_activations

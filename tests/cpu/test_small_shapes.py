@@ -15,9 +15,10 @@ from isobit.checkpoint import ctrender
 from isobit.checkpoint.linear import module_tensors, read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import SchemeError
+from isobit.formats.fitting import check_shape
 from isobit.formats.qtensor import QTensor
 from isobit.formats.rules import Policy
-from isobit.formats.schemes import GROUPED, SCHEMES, check_shape, scheme
+from isobit.formats.schemes import GROUPED, SCHEMES, scheme
 from isobit.kernels import backends, reference
 from isobit.models.archs import model_config
 from isobit.models.blueprint import expected_tensors

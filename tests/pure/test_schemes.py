@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from isobit.errors import SchemeError
+from isobit.formats.fitting import check_shape, group_sizes_that_divide
 from isobit.formats.scales import POWERS, UNDER_ONE
 from isobit.formats.schemes import (
     GROUPED,
@@ -16,8 +17,6 @@ from isobit.formats.schemes import (
     ActSpec,
     Scheme,
     WeightSpec,
-    check_shape,
-    group_sizes_that_divide,
     scheme,
 )
 

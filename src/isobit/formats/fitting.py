@@ -1,14 +1,72 @@
-"""Schemes on widths that their groups or blocks do not divide: what a weight gets instead, and how to say so."""
+"""Schemes on shapes: what one cannot store, what a weight gets instead, and how to say so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from isobit.formats.schemes import GROUPED, SCHEMES, Scheme, WeightSpec, group_sizes_that_divide, scheme
+from isobit.errors import SchemeError
+from isobit.formats.schemes import GROUP_STEP, GROUPED, SCHEMES, ActSpec, Scheme, WeightSpec, name_of, scheme
+from isobit.formats.table import element
 
 COMMON_GROUPS = (128, 64, 32)  # what other engines have kernels for
+_LARGEST_SUGGESTED_GROUP = 256
 _LISTED = 3
+
+
+def group_sizes_that_divide(k: int) -> tuple[int, ...]:
+    """Group sizes up to 256 that divide ``k`` weights, ascending."""
+    return tuple(size for size in range(GROUP_STEP, _LARGEST_SUGGESTED_GROUP + 1, GROUP_STEP) if k % size == 0)
+
+
+def check_shape(spec: WeightSpec, n: int, k: int, module: str, activations: ActSpec | None = None) -> None:
+    """Checks that an ``[n, k]`` weight can be stored as ``spec`` says.
+
+    ``activations`` is how its inputs are rounded: schemes are named for both.
+
+    N need not be a multiple of a block's rows: the last block is smaller, as compressed-tensors and vLLM have it.
+
+    Raises:
+        SchemeError: it cannot; names ``module``, the group sizes that would do, and a scheme that works: with a
+            group size that other engines know, if one divides K.
+    """
+    if n < 1 or k < 1:
+        raise SchemeError(f"{module}: a weight of shape [{n}, {k}] is empty")
+    if spec.block is not None and k % spec.block[1]:
+        raise SchemeError(
+            f"{module}: K = {k} is not a multiple of the block width {spec.block[1]};"
+            " use a scheme with a scale per channel instead, for example fp8"
+        )
+    if spec.group is None or k % spec.group == 0:
+        return
+    sizes = group_sizes_that_divide(k)
+    if spec.scale is not None:
+        raise SchemeError(
+            f"{module}: K = {k} is not a multiple of {name_of(spec, activations)}'s groups of {spec.group}, which are"
+            " part of the format; keep this module (--rule NAME=keep) or give it another scheme, for example"
+            f" {'int4' if element(spec.element).bits == 4 else 'fp8'}"
+        )
+    if not sizes:
+        raise SchemeError(
+            f"{module}: K = {k} is not a multiple of the group size {spec.group}, and no multiple of {GROUP_STEP}"
+            " divides it; keep this module or use a scheme with a scale per channel, for example"
+            f" {'int8-w8a16' if activations is None else 'int8'}"
+        )
+    common = [size for size in COMMON_GROUPS if k % size == 0]
+    nearest = max((size for size in common or sizes if size <= spec.group), default=min(common or sizes))
+    raise SchemeError(
+        f"{module}: K = {k} is not a multiple of the group size {spec.group}; sizes that divide it:"
+        f" {', '.join(map(str, sizes))}. Use {_grouped_name(spec, activations, nearest)} instead"
+    )
+
+
+def _grouped_name(spec: WeightSpec, activations: ActSpec | None, group: int) -> str:
+    """Name of the scheme with this spec's element, groups of ``group`` and these activations."""
+    wanted = replace(spec, group=group)
+    for candidate in (scheme(f"{name}-g{group}") for name in GROUPED):
+        if candidate.weights == wanted and candidate.activations == activations:
+            return candidate.name
+    return f"a group size of {group}"
 
 
 def fitted(row: Scheme, k: int) -> Scheme:

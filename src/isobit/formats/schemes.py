@@ -15,9 +15,7 @@ from isobit.formats.table import element
 WeightGranularity = Literal["tensor", "channel", "group", "block"]
 ActGranularity = Literal["token", "tensor", "group"]
 
-_GROUP_STEP = 8  # a group is a multiple of this many weights
-_LARGEST_SUGGESTED_GROUP = 256
-_COMMON_GROUPS = (32, 64, 128)
+GROUP_STEP = 8  # a group is a multiple of this many weights
 
 
 def _require(holds: bool, message: str) -> None:
@@ -28,8 +26,8 @@ def _require(holds: bool, message: str) -> None:
 def _require_group(granularity: str, group: int | None) -> None:
     _require((granularity == "group") == (group is not None), "'group' is given for group granularity, and only then")
     _require(
-        group is None or (group > 0 and group % _GROUP_STEP == 0),
-        f"group size {group}: a group is a positive multiple of {_GROUP_STEP} weights",
+        group is None or (group > 0 and group % GROUP_STEP == 0),
+        f"group size {group}: a group is a positive multiple of {GROUP_STEP} weights",
     )
 
 
@@ -409,62 +407,3 @@ def _unknown(name: str, key: str) -> str:
         f"unknown scheme {name!r}. Known schemes: {', '.join(SCHEMES)};"
         f" a group size may follow {', '.join(GROUPED)} (for example int4-g64).{hint}"
     )
-
-
-# ---------------------------------------------------------------------- schemes against shapes
-
-
-def group_sizes_that_divide(k: int) -> tuple[int, ...]:
-    """Group sizes up to 256 that divide ``k`` weights, ascending."""
-    return tuple(size for size in range(_GROUP_STEP, _LARGEST_SUGGESTED_GROUP + 1, _GROUP_STEP) if k % size == 0)
-
-
-def check_shape(spec: WeightSpec, n: int, k: int, module: str, activations: ActSpec | None = None) -> None:
-    """Checks that an ``[n, k]`` weight can be stored as ``spec`` says.
-
-    ``activations`` is how its inputs are rounded: schemes are named for both.
-
-    N need not be a multiple of a block's rows: the last block is smaller, as compressed-tensors and vLLM have it.
-
-    Raises:
-        SchemeError: it cannot; names ``module``, the group sizes that would do, and a scheme that works: with a
-            group size that other engines know, if one divides K.
-    """
-    if n < 1 or k < 1:
-        raise SchemeError(f"{module}: a weight of shape [{n}, {k}] is empty")
-    if spec.block is not None and k % spec.block[1]:
-        raise SchemeError(
-            f"{module}: K = {k} is not a multiple of the block width {spec.block[1]};"
-            " use a scheme with a scale per channel instead, for example fp8"
-        )
-    if spec.group is None or k % spec.group == 0:
-        return
-    sizes = group_sizes_that_divide(k)
-    if spec.scale is not None:
-        raise SchemeError(
-            f"{module}: K = {k} is not a multiple of {name_of(spec, activations)}'s groups of {spec.group}, which are"
-            " part of the format; keep this module (--rule NAME=keep) or give it another scheme, for example"
-            f" {'int4' if element(spec.element).bits == 4 else 'fp8'}"
-        )
-    if not sizes:
-        raise SchemeError(
-            f"{module}: K = {k} is not a multiple of the group size {spec.group}, and no multiple of {_GROUP_STEP}"
-            " divides it; keep this module or use a scheme with a scale per channel, for example"
-            f" {'int8-w8a16' if activations is None else 'int8'}"
-        )
-    common = [size for size in _COMMON_GROUPS if k % size == 0]  # what other engines have kernels for
-    nearest = max((size for size in common or sizes if size <= spec.group), default=(common or sizes)[0])
-    raise SchemeError(
-        f"{module}: K = {k} is not a multiple of the group size {spec.group}; sizes that divide it:"
-        f" {', '.join(map(str, sizes))}. Use {_grouped_name(spec, activations, nearest)} instead"
-    )
-
-
-def _grouped_name(spec: WeightSpec, activations: ActSpec | None, group: int) -> str:
-    """Name of the scheme with this spec's element, groups of ``group`` and these activations."""
-    wanted = replace(spec, group=group)
-    for name in GROUPED:
-        candidate = _with_group(SCHEMES[name], group)
-        if candidate.weights == wanted and candidate.activations == activations:
-            return candidate.name
-    return f"a group size of {group}"

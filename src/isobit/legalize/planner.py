@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from isobit.errors import SchemeError
 from isobit.formats.caches import CACHE_FORMATS
-from isobit.formats.schemes import GROUPED, SCHEMES, Scheme, check_shape, scheme
+from isobit.formats.fitting import check_shape
+from isobit.formats.schemes import GROUPED, SCHEMES, Scheme, scheme
 from isobit.formats.table import ELEMENTS
 from isobit.legalize.exact import FLOATS, bits
 from isobit.legalize.kernels import ATTENTION_KERNELS, activation_dtype, find

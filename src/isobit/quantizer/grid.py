@@ -15,8 +15,9 @@ from torch import Tensor
 
 from isobit.errors import FormatError
 from isobit.formats import codec, pack
+from isobit.formats.fitting import check_shape
 from isobit.formats.qtensor import QTensor
-from isobit.formats.schemes import WeightSpec, check_shape
+from isobit.formats.schemes import WeightSpec
 from isobit.formats.spec import Element
 from isobit.formats.table import element
 from isobit.quantizer import few_bit_scales

@@ -9,9 +9,9 @@ from isobit.checkpoint.cttargets import fused_conflicts
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import WIDE, TensorInfo
 from isobit.errors import CheckpointError, SchemeError, UsageError
-from isobit.formats.fitting import refitted
+from isobit.formats.fitting import check_shape, refitted
 from isobit.formats.rules import QUANTIZABLE_KINDS, ModuleKind, Policy
-from isobit.formats.schemes import Scheme, check_shape
+from isobit.formats.schemes import Scheme
 from isobit.models.contents import listing
 from isobit.quantizer.jobs import FLOATS, is_weight, module_of, scheme_of
 
