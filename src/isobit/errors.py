@@ -18,7 +18,7 @@ calls an internal error (status 70, ISOBIT_TRACEBACK=1 shows where).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 
 LONGEST_MESSAGE = 6000
@@ -65,6 +65,10 @@ class IsobitError(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
 
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Says the same in other words; ``change`` makes them of the message, and of what parts of it are kept."""
+        self.args = (printable(change(str(self))),)
+
 
 class UsageError(IsobitError):
     """An option or argument cannot be used as given."""
@@ -96,6 +100,11 @@ class CheckpointError(IsobitError):
         self.tensor = tensor
         where = ": ".join(part for part in (self.file, None if tensor is None else f"tensor {tensor!r}") if part)
         super().__init__(f"{where}: {message}" if where else message)
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """See :meth:`IsobitError.reword`."""
+        super().reword(change)
+        self.tensor = None if self.tensor is None else change(self.tensor)
 
 
 class DamagedWeights(CheckpointError):
@@ -135,3 +144,9 @@ class Unsupported(IsobitError):
         if instead:
             lines.append(f"  instead: {instead}")
         super().__init__("\n".join(lines))
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """See :meth:`IsobitError.reword`."""
+        super().reword(change)
+        self.what, self.reasons = change(self.what), tuple(map(change, self.reasons))
+        self.instead = None if self.instead is None else change(self.instead)

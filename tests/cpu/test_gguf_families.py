@@ -17,7 +17,9 @@ from gguf_writer import Raw, gguf, write
 from running import run
 
 import isobit
+from isobit.checkpoint.gguf.families import FAMILIES
 from isobit.checkpoint.gguf.rope import llama3_factors
+from isobit.checkpoint.gguf.wording import KEYS
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import CheckpointError, IsobitError, Unsupported
@@ -162,6 +164,15 @@ CASES: dict[str, Rules] = {
 }  # fmt: skip
 
 
+# Keys of config.json that no key of a file's metadata says: they are the family's, or follow from tensors.
+OF_NO_KEY = {
+    "architectures", "model_type", "dtype", "tie_word_embeddings", "vocab_size", "rope_parameters", "rope_scaling",
+    "full_attention", "sliding_attention", "hidden_act", "attention_bias", "mlp_bias", "use_bias", "use_qkv_bias",
+    "use_qk_norm", "qk_layernorm", "use_parallel_residual", "use_sliding_window", "decoder_sparse_step",
+    "mlp_only_layers", *(row.eps[0] for row in FAMILIES.values()),
+}  # fmt: skip
+
+
 def made(name: str) -> Any:
     rules = CASES[name]
     return make_model(rules.architecture, **rules.changes)
@@ -177,6 +188,9 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
     assert config["architectures"] == [CASES[name].architecture]
     for key in ("hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "tie_word_embeddings"):
         assert config[key] == own[key], key
+    sections = [config, config.get("rope_scaling") or {}, config.get("rope_parameters") or {}]
+    unnamed = {key for section in sections for key in section} - KEYS.keys() - OF_NO_KEY
+    assert not unnamed, f"what is said of {unnamed} names no key of the file (checkpoint/gguf/wording.py)"
 
 
 @pytest.mark.parametrize("name", ["deepseek3", "llama4", "ernie4_5-moe"])
@@ -283,8 +297,8 @@ def test_factors_of_llama_4(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "why"),
     [
-        ("deepseek3", {"expert_gating_func": None}, "expert_gating_func is None: routers have a correction"),
-        ("deepseek3", {"rope.scaling.yarn_log_multiplier": None}, "yarn_log_multiplier is None: is missing"),
+        ("deepseek3", {"expert_gating_func": None}, "expert_gating_func is missing: routers have a correction"),
+        ("deepseek3", {"rope.scaling.yarn_log_multiplier": None}, "yarn_log_multiplier is missing"),
         ("deepseek2", {"expert_weights_norm": True}, "expert_weights_norm is True: transformers leaves"),
         ("glm4moe", {"expert_gating_func": 1}, r"expert_gating_func is 1: isobit runs this family with a sigmoid"),
         ("glm4moe", {"nextn_predict_layers": 3}, "nextn_predict_layers is 3: there are 3 blocks"),

@@ -258,4 +258,4 @@ def test_a_tensor_is_missing_or_surplus(tmp_path: Path) -> None:
     write(path, data.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
     with pytest.raises(IsobitError) as caught:
         load_model(path)
-    assert "model.layers.1.mlp.up_proj.weight" in str(caught.value) and "blk.1.ffn_xx.weight" in str(caught.value)
+    assert "'blk.1.ffn_up.weight' is missing" in str(caught.value) and "blk.1.ffn_xx.weight" in str(caught.value)

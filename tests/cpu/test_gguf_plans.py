@@ -82,12 +82,12 @@ def test_info_names_weights_as_what_they_are(tmp_path: Path, name: str, scheme: 
 @pytest.mark.parametrize(
     ("left_out", "key", "value", "said"),
     [
-        ("blk.0.ffn_down.weight", None, 0, "mlp.down_proj.weight"),
-        ("output_norm.weight", None, 0, "model.norm.weight"),
-        (None, "feed_forward_length", F + 256, "mlp.gate_proj.weight"),
-        (None, "attention.head_count_kv", 4, "self_attn.k_proj.weight"),
-        (None, "attention.key_length", 32, "self_attn.q_proj.weight"),
-        (None, "block_count", 2, "model.layers.1."),
+        ("blk.0.ffn_down.weight", None, 0, "blk.0.ffn_down.weight"),
+        ("output_norm.weight", None, 0, "output_norm.weight"),
+        (None, "feed_forward_length", F + 256, "blk.0.ffn_gate.weight"),
+        (None, "attention.head_count_kv", 4, "blk.0.attn_k.weight"),
+        (None, "attention.key_length", 32, "blk.0.attn_q.weight"),
+        (None, "block_count", 2, "blk.1."),
     ],
 )
 def test_a_file_that_does_not_load_is_not_planned(

@@ -138,7 +138,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"model": "t5"}, "of the kind t5"),
     "another way of cutting": ({"pre": "whatever"}, "in the way whatever, which isobit does not know"),
     "no way of cutting": ({"pre": None}, "does not say how text is cut"),
-    "no merges": ({"merges": None}, "merges is None: is missing"),
+    "no merges": ({"merges": None}, "merges is missing"),
     "a merge of nothing": ({"merges": ["ab"]}, "does not join two tokens"),
     "a merge of strangers": ({"merges": ["ж ж"]}, "does not join two tokens"),
     "a token twice": ({"tokens": ["a", "a"], "token_type": [1, 1]}, "'a' is there twice"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from isobit.checkpoint.gguf.wording import in_its_words
 from isobit.checkpoint.text.fast import ENCODING_BYTES, SPARE_BYTES, Fast, flag, guarded, read_fast, some
 from isobit.checkpoint.text.generation import Defaults, eos_ids, read_defaults
 from isobit.checkpoint.text.templates import chat_templates
@@ -84,7 +85,11 @@ class Tokenizer:
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        folder = Path(path)
+        with in_its_words(Path(path)):
+            return cls._read(Path(path))
+
+    @classmethod
+    def _read(cls, folder: Path) -> Tokenizer:
         read = read_fast(folder)
         defaults = read_defaults(folder)
         config = optional_json(folder / "config.json")

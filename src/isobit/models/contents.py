@@ -14,6 +14,7 @@ import torch
 
 from isobit.checkpoint import kvscales
 from isobit.checkpoint.ctconfig import KV_CACHE
+from isobit.checkpoint.gguf.wording import in_its_words, notes_in_its_words
 from isobit.checkpoint.layouts import table as layouts
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.safetensors import PLAIN_DTYPES
@@ -88,11 +89,18 @@ def require_all(found: Contents) -> None:
     """
     wrong = _problems(found)
     if wrong:
-        raise listed(found.ck, wrong)
+        with in_its_words(found.ck.path):
+            raise listed(found.ck, wrong)
 
 
 def resolve(ck: Checkpoint) -> Contents:
     """The same without the check that every tensor is there and fits; see :func:`contents`."""
+    with in_its_words(ck.path):
+        found = _resolved(ck)
+    return replace(found, notes=notes_in_its_words(ck.path, found.notes))
+
+
+def _resolved(ck: Checkpoint) -> Contents:
     ck.require_readable()  # what nobody can read is refused first: its tensors have names of their own
     config = model_config(ck.config, ck.tensors)
     notes: list[str] = []

@@ -13,6 +13,7 @@ from isobit.checkpoint import methods
 from isobit.checkpoint.files import is_folder, is_there
 from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.gguf.header import is_gguf
+from isobit.checkpoint.gguf.wording import in_its_words, notes_in_its_words
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.mlcinfo import tensors as mlc_tensors
@@ -77,7 +78,8 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[dict[str, An
     folder = resolve(model, revision=revision, weights=False)
     if not is_there(folder / "config.json"):
         raise SourceError(f"{folder} has no config.json: it is not a transformers model")
-    return adopted(read_json(folder / "config.json", LARGEST_CONFIG), folder), folder
+    with in_its_words(folder):
+        return adopted(read_json(folder / "config.json", LARGEST_CONFIG), folder), folder
 
 
 def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str], str]:
@@ -121,9 +123,10 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     Raises:
         CheckpointError: whole weights are there, and tensors of them do not fit, as on loading.
     """
-    infos, dtypes, damage = headers(folder)
-    work = _described(config, folder, infos, dtypes)
-    return replace(work, notes=(*work.notes, damage)) if damage else work
+    with in_its_words(folder):
+        infos, dtypes, damage = headers(folder)
+        work = _described(config, folder, infos, dtypes)
+    return replace(work, notes=notes_in_its_words(folder, (*work.notes, *([damage] if damage else []))))
 
 
 def _described(

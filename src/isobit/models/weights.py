@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from isobit.checkpoint.gguf.wording import in_its_words
 from isobit.checkpoint.kvscales import KvScales, read_kv_scales
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
@@ -92,7 +93,8 @@ def load_model(
     if context is not None and not 1 <= context <= found.config.own_context:
         raise UsageError(f"a context of {context} tokens: this model's longest is {found.config.own_context}")
     found = replace(found, config=replace(found.config, context=context))
-    return _Loader(found, chosen, keep_values, where, stored).decoder()
+    with in_its_words(ck.path):
+        return _Loader(found, chosen, keep_values, where, stored).decoder()
 
 
 class _Loader:

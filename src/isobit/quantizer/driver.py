@@ -20,6 +20,7 @@ import torch
 
 from isobit.checkpoint import ctrender, engines
 from isobit.checkpoint.files import size_of
+from isobit.checkpoint.gguf.wording import in_its_words
 from isobit.checkpoint.occupant import CONFIG, REPORT, require_name
 from isobit.checkpoint.reader import Checkpoint
 from isobit.checkpoint.shards import INDEX, PlannedShard, index_json, plan_shards
@@ -118,8 +119,9 @@ def quantize(
             return from_json((Path(out) / REPORT).read_bytes(), str(out), time.monotonic() - begin)
         resumed_from = len(output.done)
         _compare(plan, output, workers, shown)
-        jobs = _with_input_scales(plan, settings, output, workers, shown)
-        read, written = _stream(plan.ck, jobs, output, workers, shown)
+        with in_its_words(plan.ck.path):
+            jobs = _with_input_scales(plan, settings, output, workers, shown)
+            read, written = _stream(plan.ck, jobs, output, workers, shown)
         return _finish(
             plan,
             settings,

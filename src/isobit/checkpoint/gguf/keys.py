@@ -13,6 +13,8 @@ from isobit.checkpoint.shown import short
 from isobit.errors import CheckpointError
 
 LARGEST = 1 << 24  # of any width or count
+_MISSING = "is missing"
+_SHOWN = 9  # numbers of a list in a message: the rest is left out there
 
 
 class Keys:
@@ -34,8 +36,12 @@ class Keys:
 
     def fail(self, key: str, why: str) -> NoReturn:
         """Raises what is wrong with a key."""
-        found = short(self._gguf.metadata.get(self._prefix + key))
-        raise CheckpointError(f"{self._prefix}{key} is {found}: {why}", file=self._gguf.path)
+        found = self._gguf.metadata.get(self._prefix + key)
+        if found is None:
+            state = _MISSING if why == _MISSING else f"{_MISSING}: {why}"
+        else:
+            state = f"is {short([*found[:_SHOWN]] if _is_list(found) else found)}: {why}"  # type: ignore[index,misc]
+        raise CheckpointError(f"{self._prefix}{key} {state}", file=self._gguf.path)
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = LARGEST) -> int:
         """A whole number; of a list with one for each layer, the number that all of them are."""
@@ -46,7 +52,7 @@ class Keys:
             value = value[0]  # type: ignore[index]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             what = "expected the same in every layer" if _is_list(value) else "expected a whole number"
-            self.fail(key, f"{what}, from {low} to {high}" if value is not None else "is missing")
+            self.fail(key, f"{what}, from {low} to {high}" if value is not None else _MISSING)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -55,7 +61,7 @@ class Keys:
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self.fail(key, "expected a number" if value is not None else "is missing")
+            self.fail(key, "expected a number" if value is not None else _MISSING)
         return shortest(float(value))
 
     def flag(self, key: str, default: bool) -> bool:
@@ -71,7 +77,7 @@ class Keys:
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            self.fail(key, "expected a text" if value is not None else "is missing")
+            self.fail(key, "expected a text" if value is not None else _MISSING)
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:

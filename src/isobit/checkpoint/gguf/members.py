@@ -24,6 +24,7 @@ _TEXT: dict[str, Callable[[Gguf], dict[str, Any]]] = {
     TOKENIZER: tokenizer.tokenizer_of,
     "tokenizer_config.json": tokenizer.config_of,
 }
+NAMES = (CONFIG, *_TEXT)
 
 
 def contains(path: Path) -> bool:
