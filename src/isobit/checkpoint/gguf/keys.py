@@ -40,7 +40,7 @@ class Keys:
         if found is None:
             state = _MISSING if why == _MISSING else f"{_MISSING}: {why}"
         else:
-            state = f"is {short([*found[:_SHOWN]] if _is_list(found) else found)}: {why}"  # type: ignore[index,misc]
+            state = f"is {short([*found[:_SHOWN]] if _is_list(found) else found)}: {why}"  # type: ignore[index]
         raise CheckpointError(f"{self._prefix}{key} {state}", file=self._gguf.path)
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = LARGEST) -> int:

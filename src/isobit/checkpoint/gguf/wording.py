@@ -80,6 +80,8 @@ KEYS: Mapping[str, str] = {
     "v_head_dim": "attention.value_length_mla",
 }
 _IDS = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
+# Families of whose folders intermediate_size is the width of experts.
+_WIDTH_OF_EXPERTS = frozenset({"gpt-oss", "hunyuan-moe", "llama4", "minimax-m2"})
 _TABLE_ROWS = "rows of token_embd.weight"
 _SECTIONS = re.compile(r"\b(rope_parameters|rope_scaling|full_attention|sliding_attention): ")
 _BEGINNING = re.compile(r"^config\.json(?=: | asks)")
@@ -169,7 +171,9 @@ def _keys(row: Family, arch: str) -> tuple[re.Pattern[str], dict[str, str]]:
 
     What may be a word like others counts where a value follows.
     """
-    found = {ours: f"{arch}.{key.format(arch)}" for ours, key in (KEYS | {row.eps[0]: row.eps[1]}).items()}
+    found = {ours: f"{arch}.{key.format(arch)}" for ours, key in {**KEYS, row.eps[0]: row.eps[1]}.items()}
+    if arch in _WIDTH_OF_EXPERTS:
+        found["intermediate_size"] = f"{arch}.{KEYS['moe_intermediate_size']}"
     found |= _IDS | {"vocab_size": _TABLE_ROWS}
     words = sorted(found, key=len, reverse=True)
     listed = "|".join(re.escape(name) + ("" if "_" in name else "(?= = )") for name in words)
