@@ -202,12 +202,14 @@ def fitted() -> tuple[tuple[Experts, ...], Around]:
         parts = {name: products(found[name], launch, board, unit) for name, unit in UNITS.items()}
         eight = (*parts["fp8"], (128, wide))
         return (
-            Experts(VENDORS, "e4m3fn", True, reading, 0.0, eight, launch, where, source),
-            Experts(VENDORS, "int4", False, reading, unpacking, parts["int4"], launch, where, source),
+            Experts(VENDORS, "e4m3fn", True, "channel", 0, reading, 0.0, eight, launch, where, source),
+            Experts(VENDORS, "int4", False, "group", 128, reading, unpacking, parts["int4"], launch, where, source),
             Experts(
                 VENDORS,
                 "bfloat16",
                 False,
+                "",
+                0,
                 reading,
                 0.0,
                 parts["int4"],

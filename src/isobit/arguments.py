@@ -15,6 +15,7 @@ from typing import Any
 from isobit.errors import UsageError
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes: what Linux has
+_LEAST_MEMORY = 1 << 20  # bytes
 
 
 def flag(name: str, value: object) -> bool:
@@ -114,6 +115,16 @@ def size(name: str, value: object) -> int:
 def optional_size(name: str, value: object) -> int | None:
     """As :func:`size`, or None."""
     return None if value is None else size(name, value)
+
+
+def optional_memory(name: str, value: object) -> int | None:
+    """As :func:`optional_size`, of what a model may take; so few bytes that a unit was forgotten are refused."""
+    found = optional_size(name, value)
+    if found is not None and found < _LEAST_MEMORY:
+        raise UsageError(
+            f"{name} must be a size like 20GiB, of 1MiB at least, not {found} bytes (a number without a unit is bytes)"
+        )
+    return found
 
 
 def sequence(name: str, value: object) -> list[Any]:

@@ -22,6 +22,7 @@ from isobit.models import weights
 from isobit.models.cache.paged import BLOCK
 from isobit.models.room import LEAST_TOKENS, Room, room
 from isobit.models.weights import load_model
+from isobit.server import run as running
 from isobit.targets import detect
 from isobit.targets.recorded import GRAPH_BYTES, recorded_steps
 from isobit.targets.table import lookup
@@ -232,6 +233,31 @@ def test_loading_starts_no_program(model: Path, monkeypatch: pytest.MonkeyPatch)
         raise AssertionError(f"started {args}")
 
     monkeypatch.setattr(detect.subprocess, "run", started)
-    left = generate.require_room(model, memory=1 << 33)
+    left = generate.require_room(model, memory=1 << 31)
     assert left is not None and left.fits
     assert detect.detect(programs=False).compiler is None
+
+
+def test_more_than_there_is_is_refused_with_numbers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "memory", lambda: (4 << 30, 3 << 30))
+    for call in (isobit.load, isobit.LLM, isobit.evaluate, isobit.bench):
+        with pytest.raises(CapacityError, match=r"allows 4.50 GiB, and this machine has 4.00 GiB, 3.00 of them free"):
+            call(model, memory="4.5GiB")
+    assert generate.require_room(model, memory=4 << 30) is not None
+
+
+def test_what_is_printed_before_serving_names_the_cache_s_context(model: Path) -> None:
+    def said(**options: int | str) -> str:
+        found = running.planned(model, "cpu", sequences=2, **options)
+        line, table = found["text"][:2]
+        assert table.endswith(f"for {found['plan'][0]['context']} tokens")
+        return f"{line.partition('context up to ')[2]}, {found['plan'][0]['context']}"
+
+    assert said() == "4096 tokens, 4096" and said(context=1000) == "1000 tokens, 1000"
+    told = "256 tokens, which is what the cache holds (the model reads 4096), 256"
+    assert said(cache_tokens=300) == told.replace("256", str(300 // BLOCK * BLOCK))
+    assert said(cache_tokens=100_000) == said(memory="1GiB") == "4096 tokens, 4096"
+    few = least(model) + (1 << 20)
+    held = isobit.LLM(model, memory=few, sequences=2).engine.longest
+    assert held is not None and said(memory=few).startswith(f"{held} tokens, which is what the cache holds")
+    assert said(memory="100MiB").startswith("4096 tokens"), "loading says that it does not fit"

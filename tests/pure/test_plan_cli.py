@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import isobit
 from isobit.cli import doctor
 from isobit.cli.main import main
 from isobit.errors import IsobitError, ModelError, SourceError, UsageError
@@ -286,3 +287,45 @@ def test_what_does_not_fit_never_lacks_nothing(capsys: pytest.CaptureFixture[str
         )
         out = capsys.readouterr().out
         assert "GiB" in out and "lacks 0.0" not in out and "-0 GiB" not in out
+
+
+# ---------------------------------------------------------------------- --memory
+
+
+def test_memory_without_its_unit_is_refused_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["plan", "bundled"], ["serve", "bundled"], ["bench", "bundled"], ["generate", "bundled", "a"],
+                    ["chat", "bundled"], ["eval", "bundled"], ["certify", "bundled"]):  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--memory", "20"])
+        assert stopped.value.code == 2
+        assert "like 20GiB, of 1MiB at least, not 20 bytes (a number without a unit" in capsys.readouterr().err
+    for few in (20, "1023KiB"):
+        with pytest.raises(UsageError, match="memory must be a size like 20GiB, of 1MiB at least, not"):
+            isobit.plan("bundled", targets=["a6000"], memory=few)
+
+
+def test_a_part_of_a_machine_is_said_beside_the_whole_and_more_than_that_is_not_planned_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def said(memory: str, targets: str) -> str:
+        assert main(["plan", "bundled", "--scheme", "int4", "--target", targets, "--memory", memory]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    few = said("20GiB", "a6000")
+    assert "RTX A6000 (sm_86, Ampere), 20.0 of its 48.0 GiB, 768 GB/s" in few and "were allowed" not in few
+    much = said("60GiB", "a6000")
+    assert "60.0 GiB were allowed, and RTX A6000 has 48.0 GiB: this is planned with those" in much
+    assert "Ampere), 48.0 GiB, 768" in much
+    many = said("60GiB", "a6000,t4,h200")
+    assert "60.0 GiB were allowed; planned with what they have, which is less: RTX A6000, T4." in many
+    _, (whole, capped) = plans(DEEPSEEK, targets=["a6000", "t4"], scheme_names=["int4"], memory=1 << 40)
+    alone = [plans(DEEPSEEK, targets=[name], scheme_names=["int4"])[1][0][0].memory for name in ("a6000", "t4")]
+    assert [whole[0].memory, capped[0].memory] == alone
+
+
+def test_refused_plans_have_no_notes_on_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    _, ((refused, runs),) = plans(DEEPSEEK, targets=["v100"], scheme_names=["w4a8", "int3"])
+    assert refused.action == "refused" and any("no bf16 arithmetic" in note for note in runs.notes)
+    assert refused.notes == runs.target.notes and len(runs.notes) > len(refused.notes)
+    lines = "\n".join(text.describe([refused, runs]))
+    assert "  - int3: groups of 40" in lines and "int3: int3" not in lines

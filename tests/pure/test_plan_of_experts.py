@@ -165,3 +165,16 @@ def test_experts_of_a_layer_in_two_formats_are_refused_before_anything_is_loaded
 def test_integers_of_few_bits_with_zero_points_are_said_to_take_four() -> None:
     said = {"quantization_config": GPTQ_ORDER | {"bits": 2, "sym": False, "desc_act": False}}
     assert "integers of 2 bits with zero points take 4 bits each in memory" in workload(SMALL | said).notes
+
+
+@pytest.mark.parametrize(
+    ("name", "timed"),
+    [("fp8", True), ("fp8-block", False), ("int4", True), ("int4-g32", False), ("int4-g64", False), ("bf16", False)],
+)
+def test_only_the_scales_that_were_timed_are_called_measured(name: str, timed: bool) -> None:
+    found = plans(QWEN, targets=["h200"], scheme_names=[name], calibration=False)[1][0][0].cost
+    assert found is not None and found.measured == timed
+    row = scheme(name)
+    op = Op("linear", "up", 768, 2048, row.weights, row.activations, experts=128, active=8)
+    near = nearest(op, target_named("sm_90"), EXPERTS)
+    assert near is not None and near.is_of(op) == (timed or name == "bf16")

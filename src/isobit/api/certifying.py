@@ -57,7 +57,7 @@ def certify(
     from isobit.evaluation.asking import TextSettings
 
     settings = TextSettings.checked(text, ctx, stride, tokens, seed, command, progress)
-    most = arguments.optional_size("memory", memory)
+    most = arguments.optional_memory("memory", memory)
     alike = arguments.optional_flag("batch_invariant", batch_invariant)
     cache_format(kv_cache)
     where = device_and_target(device, target)
@@ -93,7 +93,7 @@ def check_certificate(
     """
     names = model_named("model", model), model_named("against", against)
     file = arguments.optional_path("text", text)
-    most = arguments.optional_size("memory", memory)
+    most = arguments.optional_memory("memory", memory)
     folder, origin = _own(names[0]), find(against)
     from isobit.evaluation import certify as measuring
     from isobit.evaluation import corpus as texts

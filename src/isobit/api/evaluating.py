@@ -69,7 +69,7 @@ def evaluate(
     from isobit.evaluation.asking import TextSettings
 
     settings = TextSettings.checked(text, ctx, stride, tokens, seed, command, progress)
-    most = arguments.optional_size("memory", memory)
+    most = arguments.optional_memory("memory", memory)
     alike = arguments.optional_flag("batch_invariant", batch_invariant)
     where = device_and_target(device, target)
 
@@ -154,7 +154,7 @@ def compare(
     settings = asking.TextSettings.checked(text, ctx, stride, tokens, own or 0, command, progress)
     measured = on_text if on_text is not None else setup is None or text is not None
     folder = arguments.optional_path("work", work)
-    most = arguments.optional_size("memory", memory)
+    most = arguments.optional_memory("memory", memory)
     where = device_and_target(device, target)
     if setup is not None:
         from isobit.evaluation.tasks.run import require_harness
@@ -226,7 +226,7 @@ def bench(
     arguments.optional_whole("context", context, 1)
     arguments.whole("rounds", rounds, 1, 1000)
     cache_format(kv_cache)
-    most = arguments.optional_size("memory", memory)
+    most = arguments.optional_memory("memory", memory)
     where = device_and_target(device, target)
     folder = find(model, revision=revision)
     from isobit.evaluation import benched

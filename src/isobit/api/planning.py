@@ -57,7 +57,7 @@ def plan(
         batch=arguments.whole("batch", batch, 1),
         kv=arguments.optional_text("kv", kv),
         allow_relaxed=arguments.flag("allow_relaxed", allow_relaxed),
-        memory=arguments.optional_size("memory", memory),
+        memory=arguments.optional_memory("memory", memory),
         revision=revision,
         calibration=_calibration(calibration),
     )

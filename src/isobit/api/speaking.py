@@ -48,7 +48,7 @@ def talker(
     folder = folder_of(model)
     arguments.optional_choice("dtype", dtype, DTYPES)
     cache_format(kv_cache)
-    most = arguments.optional_size("memory", memory)
+    most = arguments.optional_memory("memory", memory)
     device_and_target(device, None)
     from isobit.speech.talker import load_talker
 

@@ -46,10 +46,18 @@ def add_memory_argument(
     """--memory; ``what`` may take so much, and ``default`` where nothing is said."""
     parser.add_argument(
         "--memory",
-        type=byte_size,
+        type=memory_size,
         metavar="SIZE",
         help=f"what of the device {what} may take, e.g. 20GiB (default: {default})",
     )
+
+
+def memory_size(text: str) -> int | None:
+    """Bytes that a model may take, with a unit or without."""
+    try:
+        return arguments.optional_memory("it", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def byte_size(text: str) -> int:

@@ -127,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
     with running.listener(args.host, args.port) as sock:
         kv = None if args.kv_cache == "auto" else args.kv_cache
         folder = api.find(args.model, revision=args.revision, weights=False)
-        about = running.planned(folder, args.device, kv, args.memory, args.context)
+        about = running.planned(
+            folder, args.device, kv, args.memory, args.context, args.cache_tokens, args.sequences
+        )  # fmt: skip
         print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below
@@ -166,7 +168,7 @@ def _serve_speech(args: argparse.Namespace, settings: Settings) -> int:
     kv = None if args.kv_cache == "auto" else args.kv_cache
     model = folder / "llm"
     with running.listener(args.host, args.port) as sock:
-        about = running.planned(model, args.device, kv, args.memory, args.context)
+        about = running.planned(model, args.device, kv, args.memory, args.context, None, args.sequences)
         print("\n".join(about.pop("text")), file=sys.stderr, flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # its notes are shown below

@@ -17,6 +17,7 @@ from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.engine.prepare import Prompt
 from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import CapacityError
 from isobit.formats.caches import cache_format
 from isobit.models.place import place
 from isobit.models.room import Room, room
@@ -109,11 +110,16 @@ def require_room(
         folder, device, memory, kv_cache, sequences, context: as of :func:`load_llm`.
 
     Raises:
-        CapacityError: it does not fit.
+        CapacityError: it does not fit, or more is allowed than there is.
     """
     where = place(device, target).tensors
     gpu = where.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if gpu else detect.memory()[1]
+    free, whole = torch.cuda.mem_get_info() if gpu else detect.memory()[::-1]
+    if memory is not None and 0 < whole < memory:
+        raise CapacityError(
+            f"--memory (memory=) allows {memory / (1 << 30):.2f} GiB, and this {'GPU' if gpu else 'machine'} has"
+            f" {whole / (1 << 30):.2f} GiB, {free / (1 << 30):.2f} of them free: allow no more than it has"
+        )
     return room(
         folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences,
         machine=_card(where) if gpu else cpu_machine(detect.detect(programs=False)),

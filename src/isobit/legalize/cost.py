@@ -169,8 +169,10 @@ def _assumed(
     said, guessed = [], False
     if mixed is not None:
         op = _widest(item for item in work if item.op.experts)
-        same = (mixed.weights, mixed.rounded) == (op.w, op.activations is not None)
-        guessed = not (same and target.name in mixed.measured_on and target.name in AROUND.measured_on) or batch > 1
+        guessed = (
+            not (mixed.is_of(op) and target.name in mixed.measured_on and target.name in AROUND.measured_on)
+            or batch > 1
+        )
         said = [mixed.source, AROUND.source, *([_BY_CHANCE] if batch > 1 else [])]
     elif _mixes(work):
         said, guessed = [_AS_OTHERS], True

@@ -31,6 +31,8 @@ class Experts:
         vendors: whose devices.
         weights: element format of the weights.
         rounded: whether activations are.
+        granularity: what shares a scale of the weights; empty for those that have none.
+        group: weights that share one, of ``group``; else 0.
         reading: part of the memory's bandwidth at which weights are read.
         unpacking: weights that are decoded in registers, for each multiplication or addition that the board can do in
             float32 meanwhile; 0 where units take them as they are.
@@ -43,12 +45,20 @@ class Experts:
     vendors: tuple[str, ...]
     weights: str
     rounded: bool
+    granularity: str
+    group: int
     reading: float
     unpacking: float
     multiplying: tuple[tuple[int, float], ...]
     launch: float
     measured_on: tuple[str, ...]
     source: str
+
+    def is_of(self, op: Op) -> bool:
+        """Whether just such weights and activations were measured, and not only their width."""
+        spec = op.weights
+        scales = (spec.granularity, spec.group or 0) if spec is not None else ("", 0)
+        return (self.weights, self.rounded, self.granularity, self.group) == (op.w, op.activations is not None, *scales)
 
     def seconds(self, op: Op, weight_bytes: float, tiles: Tiles, rate: float, board: Board) -> float:
         """For all layers.

@@ -26,12 +26,22 @@ class Request:
         batch: sequences at once.
         kv: format of the cache; None for the dtype of activations.
         allow_relaxed: whether a rounding point may be dropped.
+        memory: bytes of a machine that may be taken; None for all.
     """
 
     context: int
     batch: int = 1
     kv: str | None = None
     allow_relaxed: bool = False
+    memory: int | None = None
+
+    def allowed(self, board: Board) -> int:
+        """Bytes that may be taken of a board; 0 where nobody knows how many it has, and nobody said."""
+        return min(self.memory or board.memory, board.memory or self.memory or 0)
+
+    def beyond(self, board: Board) -> bool:
+        """Whether more may be taken than there is."""
+        return self.memory is not None and 0 < board.memory < self.memory
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,8 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
     )
     lowered = [decision for _, decision in found if isinstance(decision, Lowering)]
     need = memory(
-        workload, scheme, target, capacity=board.memory, context=request.context, batch=request.batch, kv=request.kv,
+        workload, scheme, target, capacity=request.allowed(board),
+        context=request.context, batch=request.batch, kv=request.kv,
         workspace=max((decision.workspace for decision in lowered), default=0),
         narrowed=any(decision.narrowed for decision in lowered),
     )  # fmt: skip
@@ -123,7 +134,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         ops=found,
         memory=need,
         cost=speed,
-        notes=_notes(workload, scheme, target, board, found),
+        notes=(*_of_memory(request, board), *_notes(workload, scheme, target, board, found)),
         instead=instead,
     )
 
@@ -149,6 +160,14 @@ def _widths(workload: Workload) -> list[tuple[str, int]]:
     return [(tensor.module.rpartition(".*.")[2], tensor.shape[1]) for tensor in matrices]
 
 
+def _of_memory(request: Request, board: Board) -> tuple[str, ...]:
+    """That less can be taken than may be."""
+    if not request.beyond(board) or request.memory is None:
+        return ()
+    asked, there = (f"{size / (1 << 30):.1f} GiB" for size in (request.memory, board.memory))
+    return (f"{asked} were allowed, and {board.name} has {there}: this is planned with those",)
+
+
 def _notes(
     workload: Workload,
     scheme: Scheme | None,
@@ -157,7 +176,9 @@ def _notes(
     found: Iterable[tuple[Op, Decision]],
 ) -> tuple[str, ...]:
     """What a user should know besides the action."""
-    notes = list(target.notes)
+    notes, found = list(target.notes), tuple(found)
+    if any(isinstance(decision, Refusal) for _, decision in found):
+        return tuple(notes)  # nothing of it happens
     wanted = model_dtype(workload, scheme)
     dtype = activation_dtype(target, wanted)
     if target.is_gpu and dtype != wanted and (scheme is None or scheme.dtype is None):
@@ -174,7 +195,6 @@ def _notes(
         notes.append(
             f"prompts run at {plain:g} TFLOP/s instead of the {peak:g} of the matrix units: {unit.unreachable}"
         )
-    found = tuple(found)
     quantized = any(op.kind == "linear" and op.weights is not None for op, _ in found)
     for op, decision in found:
         whose = "linears that are not quantized: " if quantized and op.kind == "linear" and op.weights is None else ""

@@ -33,7 +33,7 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
     if notes:
         lines += ["", "Mind:"]
         for note, schemes in notes.items():
-            whose = f"{', '.join(schemes)}: " if len(schemes) < len(plans) else ""
+            whose = f"{', '.join(schemes)}: " if len(schemes) < len(plans) and [note.split(":")[0]] != schemes else ""
             lines += _wrapped(f"{whose}{note}", "  - ", "    ")
     if verbose:
         for plan in plans:
@@ -55,7 +55,8 @@ def _machine(plan: Plan) -> str:
         f"{request.batch} sequences of {request.context} tokens" if request.batch > 1 else f"{request.context} tokens"
     )
     cache = f", {short(request.kv)} cache" if request.kv else ""
-    title = f"{board.name} ({plan.target.name}, {plan.target.title}), {board.memory / GIB:.1f} GiB{speed}"
+    part = f"{request.allowed(board) / GIB:.1f} of its " if request.allowed(board) < board.memory else ""
+    title = f"{board.name} ({plan.target.name}, {plan.target.title}), {part}{board.memory / GIB:.1f} GiB{speed}"
     return f"{title}, for {many}{cache}"
 
 
@@ -192,7 +193,7 @@ def legend() -> list[str]:
     return _wrapped(
         "native: the matrix unit takes the formats. legalized: operands are widened exactly in registers, or"
         " multiplied outside the matrix unit, and every rounding point is kept. relaxed: a rounding point is dropped."
-        " ~: estimated from other machines' figures."
+        " ~: an estimate, by figures of other machines, formats or choices."
     )
 
 
@@ -210,6 +211,10 @@ def overview(by_machine: Sequence[Sequence[Plan]]) -> list[str]:
     lines.append("Figures are tokens/s decoded, or what is lacking. What to use:")
     if any(plan.action == "refused" for plans in by_machine for plan in plans):
         lines[-1:] = ["Why something is refused: -v, or that target alone.", lines[-1]]
+    if smaller := [plans[0].board.name for plans in by_machine if plans[0].request.beyond(plans[0].board)]:
+        asked = (by_machine[0][0].request.memory or 0) / GIB
+        said = f"{asked:.1f} GiB were allowed; planned with what they have, which is less: {', '.join(smaller)}."
+        lines[-1:] = [*_wrapped(said), lines[-1]]
     width = max(len(plans[0].board.name) for plans in by_machine)
     for plans in by_machine:
         label = plans[0].board.name

@@ -316,29 +316,28 @@ def plans(
         raise UsageError(f"context and batch are whole numbers above 0, batch up to {LARGEST_BATCH}")
     if context is not None and context > work.max_context:
         raise UsageError(f"a context of {context} tokens: this model's longest is {work.max_context}")
-    request = Request(context or min(DEFAULT_CONTEXT, work.max_context), batch, cache_format(kv), allow_relaxed)
+    longest = context or min(DEFAULT_CONTEXT, work.max_context)
+    request = Request(longest, batch, cache_format(kv), allow_relaxed, memory)
     asked: list[Scheme | None] = [*schemes(scheme_names)]
     if not asked:
         asked = [None] if work.stored is not None else [*SCHEMES.values()]
     path = calibration if isinstance(calibration, Path) else usual_path() if calibration else None
     held = load(path)
-    return work, [_planned(work, asked, machine, memory, request, held) for machine in machines(targets)]
+    return work, [_planned(work, asked, machine, request, held) for machine in machines(targets)]
 
 
 def _planned(
     work: Workload,
     asked: Sequence[Scheme | None],
     machine: Machine,
-    memory: int | None,
     request: Request,
     held: Calibration,
 ) -> list[Plan]:
     """The plans for one machine; for one of those that are here, with what was measured there."""
-    target, whole = machine
-    board = whole if memory is None else replace(whole, memory=memory)
+    target, board = machine
     if not board.here or held == Calibration(held.path):
         return [plan(work, row, target, board, request) for row in asked]
-    key, note = machine_key(target, whole), held.about(target, whole)
+    key, note = machine_key(target, board), held.about(target, board)
     known = with_bandwidth(key, board, held.found)
     predicted, measured = [], []
     for row in asked:

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from isobit import api
+from isobit import api, arguments
+from isobit.engine.generate import require_room
 from isobit.engine.llm import LLM
 from isobit.errors import CapacityError, Unsupported, UsageError
 from isobit.evaluation import certificate
 from isobit.legalize import text
 from isobit.legalize.ops import Refusal
 from isobit.legalize.plan import Plan
+from isobit.models.cache.paged import BLOCK
 from isobit.models.place import place
+from isobit.models.planning import DEFAULT_CONTEXT
 from isobit.server import logs
 from isobit.server.app import create_app
 from isobit.server.serving import Serving
@@ -40,8 +43,13 @@ def planned(
     kv: str | None = None,
     memory: int | str | None = None,
     context: int | None = None,
+    cache_tokens: int | None = None,
+    sequences: int = 1,
 ) -> dict[str, Any]:
     """What will happen to a model on this machine; needs its configuration alone.
+
+    Args:
+        folder, device, kv, memory, context, cache_tokens, sequences: what it will be loaded with.
 
     Returns:
         ``text``, lines for people; ``title`` of the model and ``plan``, for programs.
@@ -53,11 +61,17 @@ def planned(
     if device != "cpu":
         place(device, None)
     work, machines = api.plan(str(folder), targets=["here"], kv=kv, memory=memory)
-    if work.stored is None:  # not quantized: of all that could be made of it only what it is
-        own = ["f16" if work.dtype == "float16" else "bf16"]
-        work, machines = api.plan(str(folder), targets=["here"], schemes=own, kv=kv, memory=memory)
+    own = ["f16" if work.dtype == "float16" else "bf16"] if work.stored is None else []  # as it is
+    longest = min(context or work.max_context, work.max_context)
+    held = cache_tokens if cache_tokens is not None else _held(folder, device, kv, memory, context, sequences)
+    held = longest if held is None else max(BLOCK, held // BLOCK * BLOCK)
+    less = f", which is what the cache holds (the model reads {work.max_context})" if held < longest else ""
+    longest = min(longest, held)
+    work, machines = api.plan(
+        str(folder), targets=["here"], schemes=own, kv=kv, memory=memory, context=min(longest, DEFAULT_CONTEXT)
+    )  # fmt: skip
     kept = [found for found in machines if found and found[0].target.is_gpu == (device != "cpu")]
-    lines = [f"{work.title}, context up to {min(context or work.max_context, work.max_context)} tokens"]
+    lines = [f"{work.title}, context up to {longest} tokens{less}"]
     for plans in kept:
         lines += text.describe(plans)
     for plan in kept[0] if kept else []:
@@ -66,6 +80,20 @@ def planned(
     for one in shown:
         del one["ops"]
     return {"text": lines, "title": work.title, "plan": shown}
+
+
+def _held(
+    folder: Path, device: str, kv: str | None, memory: int | str | None, context: int | None, sequences: int
+) -> int | None:
+    """Tokens that a cache will hold which is made at once of what the weights leave; None where that is not known."""
+    most = arguments.optional_memory("memory", memory)
+    if most is None:
+        return None
+    try:
+        left = require_room(folder, device, most, kv or "auto", sequences, context=context)
+    except CapacityError:
+        return None  # loading says so, behind the plan
+    return None if left is None else left.cache_tokens(sequences)
 
 
 def _require(plan: Plan) -> None:
