@@ -283,6 +283,22 @@ def test_an_outlier_in_front_of_zero_weights_costs_the_others_nothing(name: str,
         assert torch.equal(run(x[at : at + 1]), run(x)[at : at + 1])
 
 
+@pytest.mark.parametrize("name", ["int4", "int4-g32", "int4-g256", "int4-asym", "int4-asym-g32"])
+@pytest.mark.parametrize("m", [5, 13, 18, 40, 70])
+def test_rows_that_digits_hold_and_others_leave_each_other_alone(name: str, m: int) -> None:
+    row = scheme(name)
+    assert row.weights is not None
+    run = bound(quantize_weight(normal(75, 1024), row.weights, search="absmax", scale_dtype=torch.bfloat16), row)
+    plain, mixed = normal(m, 1024, seed=2), normal(m, 1024, seed=2)
+    spoilt = plain.clone()
+    spoilt[:, ::97] = 3e6
+    which = torch.arange(m) % 3 == 1
+    mixed[which] = spoilt[which]
+    found = run(mixed)
+    assert torch.equal(found[~which], run(plain)[~which])
+    assert torch.equal(found[which], run(spoilt)[which])
+
+
 @pytest.mark.parametrize("name", ["int4", "int4-g32", "int4-asym"])
 def test_float_activations_of_every_size_by_int4(name: str) -> None:
     row = scheme(name)

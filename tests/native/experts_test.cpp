@@ -157,6 +157,46 @@ bool every_format() {
     return true;
 }
 
+// Where it is not asked that a row be the same alone, those of one expert give what its linears give for all of them in one call, whether they
+// can be written in digits or not.
+bool many_of_one_expert() {
+    for (const Case &of : CASES) {
+        const Case c = for_experts(of);
+        if (c.activation_group && INNER % c.activation_group) continue;
+        if (!fits(c, HIDDEN) || !fits(c, INNER)) continue;
+        Mixture m(c, 2, c.input_scale > 0);
+        m.e.gate.of.alike = m.e.up.of.alike = m.e.down.of.alike = 0;
+        const Tokens t(every() > 1 ? 30 : 70, 1, 2);
+        Values<float> y(t.count * HIDDEN), inner(t.count * INNER);
+        if (isobit_cpu_experts(&m.e, t.x.data(), t.count, HIDDEN, t.ids.data(), t.weights.data(), 1, y.data(), inner.data())) return false;
+        int64_t before = 0;
+        for (int32_t expert = 0; expert < 2; ++expert) {
+            std::vector<int64_t> tokens;
+            for (int64_t i = 0; i < t.count; ++i)
+                if (t.ids[i] == expert) tokens.push_back(i);
+            const int64_t count = static_cast<int64_t>(tokens.size());
+            Values<float> x(count * HIDDEN), gates(count * INNER), ups(count * INNER), rows(count * INNER), out(count * HIDDEN);
+            for (int64_t i = 0; i < count; ++i) std::memcpy(x.bytes() + 4 * i * HIDDEN, t.x.bytes() + 4 * tokens[static_cast<size_t>(i)] * HIDDEN, 4 * HIDDEN);
+            isobit_linear linears[] = {m.gate.expert(expert), m.up.expert(expert), m.down.expert(expert)};
+            for (isobit_linear &one : linears) one.alike = 0;
+            if (isobit_cpu_linear(&linears[0], x.data(), count, HIDDEN, gates.data(), INNER) || isobit_cpu_linear(&linears[1], x.data(), count, HIDDEN, ups.data(), INNER) ||
+                isobit_cpu_gate(m.e.activation, 0, gates.data(), ups.data(), count, INNER, INNER, rows.data()) ||
+                isobit_cpu_linear(&linears[2], rows.data(), count, INNER, out.data(), HIDDEN))
+                return false;
+            if (std::memcmp(rows.bytes(), inner.bytes() + 4 * before * INNER, static_cast<size_t>(4 * count * INNER)))
+                return std::printf("%s: what goes into down of %d rows\n", c.name, int(count)), false;
+            before += count;
+            for (int64_t i = 0; i < count; ++i) {
+                std::vector<double> exact(HIDDEN);
+                const int64_t token = tokens[static_cast<size_t>(i)];
+                for (int64_t k = 0; k < HIDDEN; ++k) exact[static_cast<size_t>(k)] = static_cast<double>(out[i * HIDDEN + k]) * t.weights[token];
+                if (!near(y, token * HIDDEN, exact)) return std::printf("%s: token %d of %d rows\n", c.name, int(token), int(count)), false;
+            }
+        }
+    }
+    return true;
+}
+
 bool one_and_all() {
     const Case &c = case_of(ISOBIT_INT8, ISOBIT_ACT_INT8), &plain = case_of(ISOBIT_BF16, ISOBIT_ACT_NONE);
     Mixture one(c, 1, false), many(plain, 9, false);
@@ -374,7 +414,7 @@ bool refused_routers() {
 }
 
 const Check CHECKS[] = {
-    {"every format", every_format}, {"one expert and all", one_and_all}, {"routers", routers}, {"ties", ties}, {"gates", gates},
+    {"every format", every_format}, {"many rows of one expert", many_of_one_expert}, {"one expert and all", one_and_all}, {"routers", routers}, {"ties", ties}, {"gates", gates},
     {"refusals", refusals}, {"refused routers", refused_routers},
 };
 

@@ -59,6 +59,7 @@ ISOBIT_INLINE F paired_scales(const float *values, std::integer_sequence<int, la
 // Vectors of codes in a block: as many as the instruction set takes at once, where they belong to one group.
 template <class Int4>
 inline int vectors_of_block(const Layout &l) {
+    if (l.many) return 1;
     if constexpr (HasDigits<Int4>::value) return l.paired ? 2 : l.one_scale || l.group % (8 * W * Int4::VECTORS) == 0 ? Int4::VECTORS : 1;
     return 1;
 }
@@ -126,29 +127,36 @@ ISOBIT_INLINE void put_digits(I multiples, int8_t *to, int64_t apart) {
     });
 }
 
+// The digits of 8 W activations: `to` and `apart` bytes on, those at even places first. factor: 2^-8 over their unit; sums(i, lanes): what
+// two neighbours come to, pairs of them from i on.
+template <class Sums>
+ISOBIT_INLINE void put_multiples(const float *values, F factor, int8_t *to, int64_t apart, Sums sums) {
+    const auto lanes = std::make_integer_sequence<int, W>{};
+    const F magic = splat(12582912.0f);
+    for (int part = 0; part < 4; ++part) {
+        I both[2];
+        for (int v = 0; v < 2; ++v) {
+            // Nearest multiple: in two steps, because the sum with `magic` holds 22 bits only.
+            const F scaled = load(values + (2 * part + v) * W) * factor, high = (scaled + magic) - magic;
+            const F low = ((scaled - high) * splat(256.0f) + magic) - magic;
+            both[v] = __builtin_convertvector(high, I) * 256 + __builtin_convertvector(low, I);
+        }
+        const I evens = every_second<0>(both[0], both[1], lanes), odds = every_second<1>(both[0], both[1], lanes);
+        put_digits(evens, to + part * W, apart);
+        put_digits(odds, to + 4 * W + part * W, apart);
+        sums(part * W, evens + odds);
+    }
+}
+
 // One block of `codes` activations; returns its unit.
 inline float arrange_digit_block(const float *values, int64_t codes, int32_t offset, int8_t *to) {
     float inverse;
     const float unit = unit_of(absmax(values, codes), inverse);
-    const auto lanes = std::make_integer_sequence<int, W>{};
-    const F magic = splat(12582912.0f), factor = splat(inverse * 0x1p-8f);
+    const F factor = splat(inverse * 0x1p-8f);
     int32_t starts[W] = {};
     for (int64_t at = 0; at < codes; at += 8 * W) {
         int32_t pairs[4 * W];
-        for (int part = 0; part < 4; ++part) {
-            I both[2];
-            for (int v = 0; v < 2; ++v) {
-                // Nearest multiple: in two steps, because the sum with `magic` holds 22 bits only.
-                const F scaled = load(values + at + (2 * part + v) * W) * factor, high = (scaled + magic) - magic;
-                const F low = ((scaled - high) * splat(256.0f) + magic) - magic;
-                both[v] = __builtin_convertvector(high, I) * 256 + __builtin_convertvector(low, I);
-            }
-            const I evens = every_second<0>(both[0], both[1], lanes), odds = every_second<1>(both[0], both[1], lanes);
-            put_digits(evens, to + at + part * W, codes);
-            put_digits(odds, to + at + 4 * W + part * W, codes);
-            const I sums = evens + odds;
-            __builtin_memcpy(pairs + part * W, &sums, sizeof sums);
-        }
+        put_multiples(values + at, factor, to + at, codes, [&](int i, I sums) ISOBIT_LAMBDA { __builtin_memcpy(pairs + i, &sums, sizeof sums); });
         for (int lane = 0; lane < W; ++lane)
             starts[lane] -= offset * (pairs[4 * lane] + pairs[4 * lane + 1] + pairs[4 * lane + 2] + pairs[4 * lane + 3]);
     }

@@ -64,38 +64,6 @@ int fail(const char *why) {
     return -1;
 }
 
-const char *problem(const isobit_linear &w, const float *x, int64_t m, int64_t ldx, const float *y, int64_t ldy) {
-    const int bits = bits_of(w.format);
-    if (!bits) return "unknown format";
-    if (w.n < 1 || w.k < 1 || m < 0) return "sizes must be positive";
-    if (w.n > LARGEST / w.k || m > LARGEST / w.k || m > LARGEST / w.n || w.group > LARGEST) return "sizes overflow";
-    if (!w.codes || !x || !y) return "a null pointer";
-    if (ldx < w.k || ldy < w.n) return "rows overlap: a stride is shorter than a row";
-    if (w.row_bytes < (w.k * bits + 7) / 8) return "row_bytes is shorter than a row of codes";
-    if (w.row_bytes > FARTHEST / w.n || (m && (ldx > FARTHEST / m || ldy > FARTHEST / m))) return "sizes overflow";
-    if (w.group < 0 || (w.group && w.group * bits % 8)) return "a group does not end at a byte";
-    if (w.block_rows < 0) return "block_rows is negative";
-    if (bits > 8 && w.scales) return "weights of 16 and 32 bits have no scales";
-    if (w.scales && !scale_bytes(w.scale_format)) return "scales are float32, bfloat16, float16, e8m0 or e4m3fn";
-    if (w.scales && scale_bytes(w.scale_format) == 1 && !(w.group && w.block_rows == 1)) return "scales of 8 bits belong to groups";
-    if (w.format == ISOBIT_E2M1 && w.group && w.group % 128 && !(w.group >= 8 && 128 % w.group == 0))
-        return "groups of e2m1 are of 8, 16, 32 or 64 codes, or of a multiple of 128";
-    if (w.over_rule < ISOBIT_ALONE || w.over_rule > ISOBIT_DIVIDES || (w.over_rule != ISOBIT_ALONE) != (w.over != nullptr))
-        return "what stands above the scales needs a rule, and a rule something above";
-    if (w.over && !(w.scales && w.group && w.block_rows == 1)) return "what stands above scales belongs to those of groups";
-    if (bits <= 8 && !w.scales) return "the scales are missing";
-    if ((w.format == ISOBIT_UINT4) != (w.zeros != nullptr)) return "zero points belong to uint4, and to nothing else";
-    if (w.activations < ISOBIT_ACT_NONE || w.activations > ISOBIT_ACT_E2M1) return "unknown activation format";
-    if (w.activation_scales < ISOBIT_SCALES_FLOAT || w.activation_scales > ISOBIT_SCALES_UNDER) return "unknown scales of activations";
-    if (w.activation_scales && !(w.activations && w.activation_group)) return "scales of few bits belong to groups of activations";
-    if (w.activations != ISOBIT_ACT_NONE && bits > 8) return "activations are rounded only together with weights";
-    if (w.activation_group && w.activation_group != w.group) return "activation groups must be those of the weights";
-    const bool stands_above = w.activation_scales == ISOBIT_SCALES_UNDER;
-    if (!(w.input_scale >= 0) || !std::isfinite(w.input_scale) || (w.input_scale && w.activation_group && !stands_above) || (!w.input_scale && stands_above))
-        return "a static scale is one positive number";
-    return nullptr;
-}
-
 namespace {
 
 constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
@@ -200,21 +168,11 @@ struct Piece {
     int64_t ldy;
 };
 
-// Rows `first` .. first + m - 1 of a matrix.
+// m rows, ldx apart.
 struct Input {
     const float *x;
-    int64_t ldx, first, m;
+    int64_t ldx, m;
 };
-
-// Whether the first row can be written in digits; `in` becomes as many rows as are alike.
-bool rows_alike(const Isa &isa, const isobit_linear &w, const Layout &l, Input &in) {
-    const auto even = [&](int64_t row) { return isa.even(l, in.x + (in.first + row) * in.ldx, w.k); };
-    const bool digits = even(0);
-    int64_t count = 1;
-    while (count < in.m && even(count) == digits) ++count;
-    in.m = count;
-    return digits;
-}
 
 }  // namespace
 
@@ -229,7 +187,7 @@ namespace {
 void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, const Layout &l, const Input &in, float *const *y,
               const int64_t *ldy) {
     static thread_local std::vector<Piece> kept;
-    const Rows rows = lay_out(isa, *w[0], l, in.x + in.first * in.ldx, in.m, in.ldx);
+    const Rows rows = lay_out(isa, *w[0], l, in.x, in.m, in.ldx);
     std::vector<Piece> &pieces = kept;
     pieces.clear();
     int64_t left = 0;
@@ -239,7 +197,7 @@ void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, cons
             step = l.many ? isa.panel : rows_at_once(left, w[i]->row_bytes, l.rows);
             step = std::min(step, w[i]->n - n);
             left -= step * w[i]->row_bytes;
-            pieces.push_back({w[i], n, n + step, y[i] + in.first * ldy[i], ldy[i]});
+            pieces.push_back({w[i], n, n + step, y[i], ldy[i]});
         }
     parallel(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; ++at) {
@@ -249,6 +207,43 @@ void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, cons
     });
 }
 
+// The same for some of the rows: brought together, and what comes out is put where it belongs.
+void run_some(const Isa &isa, const isobit_linear *const *w, int64_t count, const Layout &l, const Input &in, const std::vector<int64_t> &rows,
+              float *const *y, const int64_t *ldy) {
+    const int64_t k = w[0]->k, m = static_cast<int64_t>(rows.size());
+    std::vector<float *> apart;
+    std::vector<int64_t> widths;
+    int64_t size = m * k;
+    for (int64_t i = 0; i < count; ++i) size += m * w[i]->n;
+    Buffer memory;
+    float *const x = memory.floats(size);
+    float *next = x + m * k;
+    for (int64_t i = 0; i < count; ++i) apart.push_back(next), widths.push_back(w[i]->n), next += m * w[i]->n;
+    for (int64_t at = 0; at < m; ++at) std::memcpy(x + at * k, in.x + rows[static_cast<size_t>(at)] * in.ldx, static_cast<size_t>(k) * 4);
+    run_rows(isa, w, count, l, {x, k, m}, apart.data(), widths.data());
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t n = w[i]->n;
+        for (int64_t at = 0; at < m; ++at)
+            std::memcpy(y[i] + rows[static_cast<size_t>(at)] * ldy[i], apart[static_cast<size_t>(i)] + at * n, static_cast<size_t>(n) * 4);
+    }
+}
+
+// Rows that can be written in digits go so, and the others by floats. How a row goes, and in which order it is added up, depends on the row
+// and on how many there are, never on what the others hold.
+void run_digits(const Isa &isa, const isobit_linear *const *w, int64_t count, const Layout &l, const Input &in, float *const *y, const int64_t *ldy) {
+    std::vector<uint8_t> even(static_cast<size_t>(in.m));
+    parallel(in.m, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) even[static_cast<size_t>(row)] = isa.even(l, in.x + row * in.ldx, w[0]->k);
+    });
+    std::vector<int64_t> rows[2];
+    for (int64_t row = 0; row < in.m; ++row) rows[even[static_cast<size_t>(row)]].push_back(row);
+    if (rows[0].empty()) return run_rows(isa, w, count, l, in, y, ldy);
+    const Layout floats = isa.layout(*w[0], in.m, false);
+    if (rows[1].empty()) return run_rows(isa, w, count, floats, in, y, ldy);
+    run_some(isa, w, count, floats, in, rows[0], y, ldy);
+    run_some(isa, w, count, l, in, rows[1], y, ldy);
+}
+
 void run_linears(const isobit_linear *const *w, int64_t count, const float *x, int64_t m, int64_t ldx, float *const *y,
                  const int64_t *ldy) {
     const Isa &wanted = *current().load();
@@ -256,12 +251,7 @@ void run_linears(const isobit_linear *const *w, int64_t count, const float *x, i
         for (last = first + 1; last < count && alike(*w[first], *w[last]);) ++last;
         const Isa &isa = isa_for(wanted, *w[first]);
         const Layout l = isa.layout(*w[first], m, true);
-        for (Input in{x, ldx, 0, m}; in.first < m; in = {x, ldx, in.first + in.m, m - in.first - in.m}) {
-            if (l.kind == Kind::DIGITS && !rows_alike(isa, *w[first], l, in))
-                run_rows(isa, w + first, last - first, isa.layout(*w[first], in.m, false), in, y + first, ldy + first);
-            else
-                run_rows(isa, w + first, last - first, l, in, y + first, ldy + first);
-        }
+        (l.kind == Kind::DIGITS ? run_digits : run_rows)(isa, w + first, last - first, l, {x, ldx, m}, y + first, ldy + first);
     }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <utility>
 
 #include "grouped.h"
 #include "layer.h"
@@ -46,7 +48,7 @@ isobit_linear linear_of(const isobit_grouped &w, int64_t expert) {
 namespace {
 
 // How rows can be laid out.
-enum Form { EVEN, UNEVEN, MANY, FORMS };
+enum Form { EVEN, UNEVEN, MANY, MANY_UNEVEN, FORMS };
 
 // Rows of one expert that are laid out alike.
 struct Run {
@@ -59,12 +61,14 @@ struct Run {
 struct Work {
     const isobit_linear &w;
     const Isa &isa;
-    const Rows &rows;
+    Rows rows;
     Layout layouts[FORMS];
     std::vector<Run> runs;
+    std::vector<int64_t> moved;  // where rows stood before those of a group that are laid out alike were brought together; empty: nowhere else
 
     Work(const isobit_linear &of, const Rows &given)
-        : w(of), isa(isa_for(of)), rows(given), layouts{isa.layout(of, 1, true), isa.layout(of, 1, false), isa.layout(of, LARGEST, true)} {}
+        : w(of), isa(isa_for(of)), rows(given),
+          layouts{isa.layout(of, 1, true), isa.layout(of, 1, false), isa.layout(of, LARGEST, true), isa.layout(of, LARGEST, false)} {}
 
     const float *row(int64_t at) const { return rows.x + (rows.row ? rows.row[at] : at) * rows.ldx; }
 
@@ -78,23 +82,38 @@ struct Work {
         return found;
     }
 
-    void find_runs(const std::vector<Group> &groups) {
+    // How a row is laid out depends on itself and on how many its expert takes, not on what the others hold.
+    void find_runs(const std::vector<Group> &groups, int64_t total) {
         const std::vector<uint8_t> even = find_even();
-        const auto form_of = [&](int64_t at) { return even.empty() || even[static_cast<size_t>(rows.row ? rows.row[at] : at)] ? EVEN : UNEVEN; };
+        const auto is_even = [&](int64_t at) { return even.empty() || even[static_cast<size_t>(rows.row ? rows.row[at] : at)]; };
+        std::vector<int64_t> order(static_cast<size_t>(total));
+        std::iota(order.begin(), order.end(), 0);
+        bool mixed = false;
         for (const Group &g : groups) {
-            if (isa.layout(w, g.count, true).many) {
-                runs.push_back({g.expert, g.first, g.count, MANY, nullptr});
-                continue;
+            const bool many = isa.layout(w, g.count, true).many;
+            int64_t digits = g.count;
+            if (layouts[many ? MANY : EVEN].kind == Kind::DIGITS) {
+                const auto first = order.begin() + g.first;
+                digits = std::stable_partition(first, first + g.count, is_even) - first;
+                mixed |= digits && digits < g.count;
             }
-            for (int64_t at = g.first, next; at < g.first + g.count; at = next) {
-                const Form form = form_of(at);
-                for (next = at + 1; next < g.first + g.count && form_of(next) == form;) ++next;
-                runs.push_back({g.expert, at, next - at, form, nullptr});
-            }
+            if (digits) runs.push_back({g.expert, g.first, digits, many ? MANY : EVEN, nullptr});
+            if (digits < g.count) runs.push_back({g.expert, g.first + digits, g.count - digits, isa.layout(w, g.count, false).many ? MANY_UNEVEN : UNEVEN, nullptr});
         }
+        if (mixed) move(std::move(order));
     }
 
     int64_t size(const Run &run) const { return run.count * layouts[run.form].row_size; }
+
+  private:
+    void move(std::vector<int64_t> &&order) {
+        sources_.reserve(order.size());
+        for (const int64_t at : order) sources_.push_back(rows.row ? rows.row[at] : static_cast<int32_t>(at));
+        rows.row = sources_.data();
+        moved = std::move(order);
+    }
+
+    std::vector<int32_t> sources_;
 };
 
 // Rows that are each of one expert, or that experts round each in its own way: laid out where they are read.
@@ -188,17 +207,42 @@ std::vector<Part> parts_of(const Work &work, const isobit_grouped *const *w, int
     return parts;
 }
 
+// Where results of rows that have been moved are made, and from where they are brought to where they belong.
+class Apart {
+  public:
+    std::vector<float *> y;
+    std::vector<int64_t> ldy;
+
+    Apart(const isobit_grouped *const *w, int64_t count, int64_t rows) {
+        int64_t size = 0;
+        for (int64_t i = 0; i < count; ++i) size += rows * w[i]->of.n;
+        float *next = memory_.floats(size);
+        for (int64_t i = 0; i < count; ++i) y.push_back(next), ldy.push_back(w[i]->of.n), next += rows * w[i]->of.n;
+    }
+
+    void put(const std::vector<int64_t> &places, float *const *to, const int64_t *to_ldy) const {
+        for (size_t i = 0; i < y.size(); ++i)
+            for (size_t at = 0; at < places.size(); ++at)
+                std::memcpy(to[i] + places[at] * to_ldy[i], y[i] + static_cast<int64_t>(at) * ldy[i], static_cast<size_t>(ldy[i]) * 4);
+    }
+
+  private:
+    Buffer memory_;
+};
+
 // Linears that take their rows laid out alike.
 void run_alike(const isobit_grouped *const *w, int64_t count, const std::vector<Group> &groups, const Rows &rows, float *const *y,
                const int64_t *ldy) {
     static thread_local Buffer kept, kept_scales;
     Work work(w[0]->of, rows);
-    work.find_runs(groups);
     const int64_t total = groups.back().first + groups.back().count;
+    work.find_runs(groups, total);
     float *const scales = scaled_apart(work.w) ? kept_scales.floats(total) : nullptr;
     if (rows.row && !w[0]->input_scales && total > rows.count) lay_out_shared(work, kept, scales);
     else lay_out_each(work, *w[0], total, kept, scales);
-    const std::vector<Part> parts = parts_of(work, w, count, y, ldy);
+    const bool moved = !work.moved.empty();
+    const Apart apart(w, moved ? count : 0, total);
+    const std::vector<Part> parts = parts_of(work, w, count, moved ? apart.y.data() : y, moved ? apart.ldy.data() : ldy);
     parallel(static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; ++at) {
             const Part &p = parts[static_cast<size_t>(at)];
@@ -207,6 +251,7 @@ void run_alike(const isobit_grouped *const *w, int64_t count, const std::vector<
                                                     p.end, p.y, p.ldy);
         }
     });
+    if (moved) apart.put(work.moved, y, ldy);
 }
 
 }  // namespace

@@ -21,6 +21,7 @@
 #include "dot.inc.h"
 #include "digits.inc.h"
 #include "many.inc.h"
+#include "many_digits.inc.h"
 #include "chains.inc.h"
 #include "pairs.inc.h"
 
@@ -56,7 +57,7 @@ inline bool is_wide(const isobit_linear &w) {
 inline Kind kind_of(const isobit_linear &w, bool many, bool wide, bool digits) {
     if (by_pairs<Int8>(w)) return Kind::PAIRS;
     const bool as_floats = w.activations == ISOBIT_ACT_NONE || w.activation_scales;
-    if (digits && !many && wide && as_floats && HasDigits<Int4>::value) return Kind::DIGITS;
+    if (digits && wide && as_floats && HasDigits<Int4>::value && (!many || by_many_digits(w))) return Kind::DIGITS;
     if (w.activations != ISOBIT_ACT_INT8 || w.activation_group) return Kind::FLOATS;
     if (w.format == ISOBIT_INT8 && !w.group) return Kind::INT8;
     // Within a group the sums must fit in 32 bits.
@@ -72,7 +73,7 @@ inline int64_t few_rows(const isobit_linear &w, Kind few) {
     switch (few) {
         case Kind::INT8: return w.k > LONGEST_OF_MANY ? INT64_MAX : W >= 16 ? 8 : 16;
         case Kind::INT4_INT8: return W >= 16 ? 24 : 64;
-        case Kind::DIGITS: return W >= 16 ? 64 : W >= 8 ? 40 : 20;
+        case Kind::DIGITS: return by_many_digits(w) ? 12 : W >= 16 ? 64 : W >= 8 ? 40 : 20;
         case Kind::PAIRS: return 32;
         default: break;
     }
@@ -98,7 +99,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
     l.groups = (w.k + l.group - 1) / l.group;
     l.one_scale = l.groups == 1;
     with_decoder(w.format, l, [&](auto d) {
-        l.paired = l.kind == Kind::DIGITS ? paired_lanes(l) : 0;
+        l.paired = l.kind == Kind::DIGITS && !l.many ? paired_lanes(l) : 0;
         l.block = d.codes * (l.kind != Kind::DIGITS ? 1 : w.format == ISOBIT_E2M1 ? vectors_of_block<E2m1>(l) : vectors_of_block<Int4>(l));
         l.shifted = w.zeros || d.offset;
         constexpr int of_lane = d.codes / W;
@@ -115,7 +116,7 @@ Layout layout(const isobit_linear &w, int64_t m, bool digits) {
         case Kind::FLOATS: l.row_size = l.width * 4; break;
         case Kind::INT8: l.row_size = int8_row_size(w.k, l.many); break;
         case Kind::INT4_INT8: l.row_size = int4_row_size(l); break;
-        case Kind::DIGITS: l.row_size = digits_row_size(l); break;
+        case Kind::DIGITS: l.row_size = l.many ? many_digits_row_size(l) : digits_row_size(l); break;
         case Kind::PAIRS: l.row_size = pairs_row_size(l); break;
     }
     l.row_size = round_up(l.row_size, 64);
@@ -132,7 +133,12 @@ void arrange(const isobit_linear &w, const Layout &l, const float *values, const
             });
         case Kind::INT8: return arrange_int8(l, values, w.k, out);
         case Kind::INT4_INT8: return arrange_int4(l, values, w.k, out);
-        case Kind::DIGITS: return arrange_digits(l, values, w.k, w.zeros ? 1 : w.format == ISOBIT_E2M1 ? E2m1::offset : Int4::offset, out);
+        case Kind::DIGITS: {
+            const int32_t offset = w.zeros ? 1 : w.format == ISOBIT_E2M1 ? E2m1::offset : Int4::offset;
+            if (!l.many) return arrange_digits(l, values, w.k, offset, out);
+            if (w.format == ISOBIT_E2M1) return arrange_many_digits<E2m1>(l, values, w.k, offset, out);
+            return arrange_many_digits<Int4>(l, values, w.k, offset, out);
+        }
         case Kind::PAIRS: return arrange_pairs(l, values, w.k, group_scales, out);
     }
 }
@@ -168,6 +174,8 @@ void many(const isobit_linear &w, const Layout &l, const void *rows, const float
         case Kind::INT8: return many_rows<Int8Panels>(w, l, rows, m, begin, end, out);
         case Kind::INT4_INT8: return many_rows<Int4Panels>(w, l, rows, m, begin, end, out);
         case Kind::PAIRS: return many_pairs<Int8>(w, l, rows, m, begin, end, out);
-        case Kind::DIGITS: return;  // for few rows only
+        case Kind::DIGITS:
+            if (w.format == ISOBIT_E2M1) return many_digits<E2m1>(w, l, rows, m, begin, end, out);
+            return many_digits<Int4>(w, l, rows, m, begin, end, out);
     }
 }
