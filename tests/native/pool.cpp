@@ -24,6 +24,29 @@ bool counts(int64_t count, int64_t grain) {
     return true;
 }
 
+// The same by shares, some of them empty, or long where others are short.
+bool shares_count(const std::vector<int64_t> &ends) {
+    std::vector<int> seen(static_cast<size_t>(ends.back()), 0);
+    isobit::parallel_shares(ends, [&](int64_t at) { ++seen[static_cast<size_t>(at)]; });
+    for (int times : seen)
+        if (times != 1) return false;
+    return true;
+}
+
+bool all_shares() {
+    for (const std::vector<int64_t> &ends : {std::vector<int64_t>{0}, {1}, {0, 5}, {5, 5}, {1, 1000}, {999, 1000}, {3, 3, 4, 500, 500, 2000}})
+        for (int round = 0; round < 20; ++round)
+            if (!shares_count(ends)) return false;
+    try {
+        isobit::parallel_shares({500, 1000}, [](int64_t at) {
+            if (at == 400) throw std::runtime_error("expected");
+        });
+    } catch (const std::runtime_error &caught) {
+        return !std::strcmp(caught.what(), "expected");
+    }
+    return false;
+}
+
 bool throws(int threads) {
     isobit::set_threads(threads);
     try {
@@ -57,7 +80,7 @@ bool callers_at_once() {
             fine[i] = 1;
             for (int round = 0; round < 100; ++round) {
                 if (round % 20 == 0) isobit::set_threads(1 + static_cast<int>(i) % 4);
-                if (!counts(500 + round, 7)) fine[i] = 0;
+                if (!counts(500 + round, 7) || !shares_count({100 + round, 150 + round, 400})) fine[i] = 0;
             }
         });
     for (auto &caller : callers) caller.join();
@@ -87,6 +110,7 @@ int main(int argc, char **) {
         for (int64_t count : {0, 1, 2, 5, 1000})
             for (int64_t grain : {0, 1, 3, 2000})
                 if (!counts(count, grain)) return std::printf("%d threads, %d by %d\n", threads, int(count), int(grain)), 1;
+        if (!all_shares()) return std::printf("shares on %d threads\n", threads), 1;
         if (!throws(threads)) return std::printf("an exception on %d threads is lost\n", threads), 1;
     }
     if (!nested()) return std::puts("loops in loops"), 1;

@@ -66,7 +66,7 @@ int fail(const char *why) {
 
 namespace {
 
-constexpr int64_t PIECE = 1 << 18, SMALL_PIECE = 1 << 14;  // most and least bytes of codes a thread takes at a time
+constexpr int64_t LEAST_SHARE = 1 << 14, LEAST_PIECE = 1 << 16;  // bytes of codes: of a thread's share, and of what it takes at a time
 
 // How activations that share a scale are rounded.
 struct Rounding {
@@ -176,9 +176,20 @@ struct Input {
 
 }  // namespace
 
-int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes, int64_t together) {
-    const int64_t piece = std::max(SMALL_PIECE, std::min(PIECE, bytes_left / (3 * threads())));
-    return std::max(together, piece / row_bytes / together * together);
+Shares::Shares(int64_t bytes) : bytes_(bytes), count_(std::max<int64_t>(1, std::min<int64_t>(threads(), bytes / LEAST_SHARE))) {}
+
+int64_t Shares::rows(int64_t left, int64_t row_bytes, int64_t together) {
+    const auto end_of_share = [&] { return bytes_ / count_ * (static_cast<int64_t>(ends_.size()) + 1); };
+    const int64_t bytes = end_of_share() - done_, piece = std::min(bytes, std::max(LEAST_PIECE, bytes / 2));
+    const int64_t rows = std::min(left, std::max(together, piece / row_bytes / together * together));
+    ++pieces_, done_ += rows * row_bytes;
+    while (static_cast<int64_t>(ends_.size()) + 1 < count_ && done_ + together * row_bytes / 2 >= end_of_share()) ends_.push_back(pieces_);
+    return rows;
+}
+
+const std::vector<int64_t> &Shares::ends() {
+    ends_.push_back(pieces_);
+    return ends_;
 }
 
 namespace {
@@ -190,20 +201,21 @@ void run_rows(const Isa &isa, const isobit_linear *const *w, int64_t count, cons
     const Rows rows = lay_out(isa, *w[0], l, in.x, in.m, in.ldx);
     std::vector<Piece> &pieces = kept;
     pieces.clear();
-    int64_t left = 0;
-    for (int64_t i = 0; i < count; ++i) left += w[i]->n * w[i]->row_bytes;
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < count; ++i) bytes += w[i]->n * w[i]->row_bytes;
+    Shares shares(bytes);
     for (int64_t i = 0; i < count; ++i)
         for (int64_t n = 0, step; n < w[i]->n; n += step) {
-            step = l.many ? isa.panel : rows_at_once(left, w[i]->row_bytes, l.rows);
-            step = std::min(step, w[i]->n - n);
-            left -= step * w[i]->row_bytes;
+            step = l.many ? std::min(isa.panel, w[i]->n - n) : shares.rows(w[i]->n - n, w[i]->row_bytes, l.rows);
             pieces.push_back({w[i], n, n + step, y[i], ldy[i]});
         }
+    const auto run = [&](int64_t at) {
+        const Piece &piece = pieces[static_cast<size_t>(at)];
+        (l.many ? isa.many : isa.few)(*piece.w, l, rows.laid, rows.scales, in.m, piece.begin, piece.end, piece.y, piece.ldy);
+    };
+    if (!l.many) return parallel_shares(shares.ends(), run);
     parallel(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; ++at) {
-            const Piece &piece = pieces[static_cast<size_t>(at)];
-            (l.many ? isa.many : isa.few)(*piece.w, l, rows.laid, rows.scales, in.m, piece.begin, piece.end, piece.y, piece.ldy);
-        }
+        for (int64_t at = begin; at < end; ++at) run(at);
     });
 }
 

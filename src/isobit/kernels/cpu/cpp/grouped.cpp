@@ -183,27 +183,32 @@ struct Part {
     int64_t ldy;
 };
 
-// What threads take: rows of weights of one expert, for all of its rows that are laid out alike; what takes longest comes first.
-std::vector<Part> parts_of(const Work &work, const isobit_grouped *const *w, int64_t count, float *const *y, const int64_t *ldy) {
+// What threads take: rows of weights of one expert, for all of its rows that are laid out alike; what takes longest comes first. `ends`: of the
+// threads' shares; none where a part has many rows, and each thread takes the next one.
+std::vector<Part> parts_of(const Work &work, const isobit_grouped *const *w, int64_t count, float *const *y, const int64_t *ldy, std::vector<int64_t> &ends) {
     std::vector<const Run *> order;
     for (const Run &run : work.runs) order.push_back(&run);
     std::stable_sort(order.begin(), order.end(), [](const Run *a, const Run *b) { return a->count > b->count; });
     const auto cost = [](const isobit_linear &of, const Run &run) { return of.row_bytes * ((run.count + 3) / 4); };
-    int64_t left = 0;
-    for (const Run *run : order)
-        for (int64_t i = 0; i < count; ++i) left += w[i]->of.n * cost(w[i]->of, *run);
+    int64_t bytes = 0;
+    bool many = false;
+    for (const Run *run : order) {
+        many |= work.layouts[run->form].many;
+        for (int64_t i = 0; i < count; ++i) bytes += w[i]->of.n * cost(w[i]->of, *run);
+    }
+    Shares shares(bytes);
     std::vector<Part> parts;
     for (const Run *run : order) {
         const Layout &l = work.layouts[run->form];
         for (int64_t i = 0; i < count; ++i) {
             const isobit_linear one = linear_of(*w[i], run->expert);
             for (int64_t n = 0, step; n < one.n; n += step) {
-                step = l.many ? work.isa.panel : rows_at_once(left, cost(one, *run), l.rows);
-                step = std::min(step, one.n - n), left -= step * cost(one, *run);
+                step = l.many ? std::min(work.isa.panel, one.n - n) : shares.rows(one.n - n, cost(one, *run), l.rows);
                 parts.push_back({one, run, n, n + step, y[i] + run->first * ldy[i], ldy[i]});
             }
         }
     }
+    if (!many) ends = shares.ends();
     return parts;
 }
 
@@ -242,15 +247,18 @@ void run_alike(const isobit_grouped *const *w, int64_t count, const std::vector<
     else lay_out_each(work, *w[0], total, kept, scales);
     const bool moved = !work.moved.empty();
     const Apart apart(w, moved ? count : 0, total);
-    const std::vector<Part> parts = parts_of(work, w, count, moved ? apart.y.data() : y, moved ? apart.ldy.data() : ldy);
-    parallel(static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; ++at) {
-            const Part &p = parts[static_cast<size_t>(at)];
-            const Layout &l = work.layouts[p.run->form];
-            (l.many ? work.isa.many : work.isa.few)(p.w, l, p.run->laid, scales ? scales + p.run->first : nullptr, p.run->count, p.begin,
-                                                    p.end, p.y, p.ldy);
-        }
-    });
+    std::vector<int64_t> ends;
+    const std::vector<Part> parts = parts_of(work, w, count, moved ? apart.y.data() : y, moved ? apart.ldy.data() : ldy, ends);
+    const auto run = [&](int64_t at) {
+        const Part &p = parts[static_cast<size_t>(at)];
+        const Layout &l = work.layouts[p.run->form];
+        (l.many ? work.isa.many : work.isa.few)(p.w, l, p.run->laid, scales ? scales + p.run->first : nullptr, p.run->count, p.begin, p.end, p.y, p.ldy);
+    };
+    if (ends.empty())
+        parallel(static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin; at < end; ++at) run(at);
+        });
+    else parallel_shares(ends, run);
     if (moved) apart.put(work.moved, y, ldy);
 }
 

@@ -1,6 +1,8 @@
 // What is made of linears: activations laid out for them, and rows of weights divided among threads.
 #pragma once
 
+#include <vector>
+
 #include "kernels.h"
 
 namespace isobit {
@@ -17,8 +19,19 @@ inline bool scaled_apart(const isobit_linear &w) { return w.activations && !w.ac
 // Rounds one row of activations and lays it out, [row_size]; its scale, if it is to be had.
 void lay_out_row(const Isa &isa, const isobit_linear &w, const Layout &l, const float *from, float *scale, void *out);
 
-// Rows of weights that a thread takes at a time when so many bytes are left: pieces become smaller towards the end, so that
-// the threads end together.
-int64_t rows_at_once(int64_t bytes_left, int64_t row_bytes, int64_t together);
+// Cuts rows of weights into pieces, and these into as many shares of neighbours as there are threads (pool.h): pieces become smaller towards the
+// end of a share, so that threads end together. A row is so many bytes.
+class Shares {
+  public:
+    explicit Shares(int64_t bytes);
+    // How many rows the next piece has, of `left` that follow; `together` are not parted.
+    int64_t rows(int64_t left, int64_t row_bytes, int64_t together);
+    // Behind the last piece: where shares end.
+    const std::vector<int64_t> &ends();
+
+  private:
+    int64_t bytes_, count_, done_ = 0, pieces_ = 0;
+    std::vector<int64_t> ends_;
+};
 
 }  // namespace isobit

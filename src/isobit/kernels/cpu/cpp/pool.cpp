@@ -170,4 +170,37 @@ void parallel(int64_t count, int64_t grain, const std::function<void(int64_t, in
     body(0, count);
 }
 
+namespace {
+
+// What of a share nobody has taken: its first index above, its end below. A line of its own.
+struct Share {
+    std::atomic<uint64_t> left{0};
+    char apart[56];
+
+    static uint64_t of(int64_t first, int64_t end) { return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(end); }
+
+    // The next one, or the last; -1 if there is none.
+    int64_t take(bool last) {
+        uint64_t now = left.load(std::memory_order_relaxed);
+        for (;;) {
+            const int64_t first = static_cast<int64_t>(now >> 32), end = static_cast<int64_t>(now & 0xffffffffu);
+            if (first >= end) return -1;
+            if (left.compare_exchange_weak(now, last ? of(first, end - 1) : of(first + 1, end), std::memory_order_relaxed)) return last ? end - 1 : first;
+        }
+    }
+};
+
+}  // namespace
+
+void parallel_shares(const std::vector<int64_t> &ends, const std::function<void(int64_t)> &body) {
+    std::vector<Share> shares(ends.size());
+    for (size_t i = 0; i < ends.size(); ++i) shares[i].left.store(Share::of(i ? ends[i - 1] : 0, ends[i]), std::memory_order_relaxed);
+    const int64_t count = static_cast<int64_t>(ends.size());
+    parallel(count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t own = begin; own < end; ++own)
+            for (int64_t other = 0; other < count; ++other)
+                for (int64_t at; (at = shares[static_cast<size_t>((own + other) % count)].take(other > 0)) >= 0;) body(at);
+    });
+}
+
 }  // namespace isobit
