@@ -31,6 +31,10 @@ _SCALES = {
 }  # fmt: skip
 
 
+def test_where_scales_lie() -> None:
+    assert {name: BY_NAME[name].halves for name in _SCALES} == _SCALES and set(_SCALES) == set(READ)
+
+
 def random_blocks(name: str, n: int, k: int, seed: int = 0) -> np.ndarray:
     """Rows of a type, every bit of them random, but scales that are finite: uint8 ``[n, bytes of a row]``."""
     row, source = BY_NAME[name], np.random.default_rng(seed)

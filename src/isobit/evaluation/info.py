@@ -21,7 +21,7 @@ from isobit.checkpoint.safetensors import TensorInfo
 from isobit.errors import CheckpointError, IsobitError, ModelError, printable
 from isobit.evaluation import certificate, wording
 from isobit.evaluation.modules import Module, find_modules
-from isobit.evaluation.scales import odd_scales
+from isobit.evaluation.scales import not_numbers, odd_scales
 from isobit.models.archs import is_unseen
 from isobit.models.contents import require_all, resolve
 from isobit.models.workload import workload
@@ -140,7 +140,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         file_bits_per_parameter=8 * file_bytes / max(1, parameters),
         schemes=_schemes(modules),
         dtypes=_dtypes(checkpoint.tensors.values()),
-        notes=(*notes, *odd_scales(checkpoint), *doubts),
+        notes=(*notes, *odd_scales(checkpoint), *not_numbers(checkpoint, unneeded), *doubts),
         tensors=tuple(
             TensorRow(info.name, info.dtype, tuple(info.shape), info.nbytes, info.file.name)
             for info in checkpoint.tensors.values()

@@ -143,6 +143,27 @@ def decode(codes: Tensor, element: Element | str, dtype: torch.dtype = torch.flo
     return values
 
 
+def any_not_finite(codes: Tensor, element: Element | str) -> bool:
+    """Whether codes of a format, one a byte ``[N, K]``, hold any that means NaN or infinity; of others none does."""
+    row = lookup(element)
+    strange = _not_finite(row)
+    if not strange or not codes.numel():
+        return False
+    if strange == (row.sign_bit,):
+        return bool((codes == row.sign_bit).any())
+    # They are the largest without their sign and with it: the largest of bytes read as signed, and as unsigned ones.
+    largest = codes.view(torch.int8).amax(-1).amax(), codes.view(torch.uint8).amax(-1).amax()
+    return any(int(found) & 0xFF in strange for found in largest)
+
+
+@lru_cache(maxsize=64)
+def _not_finite(row: Element) -> tuple[int, ...]:
+    """Codes of NaN and infinity, of formats with eight bits and a sign."""
+    if row.kind != "float" or row.bits != 8 or not row.sign_bit:
+        return ()
+    return tuple(code for code in row.codes if not math.isfinite(row.decode(code)))
+
+
 @lru_cache(maxsize=256)
 def widens_exactly(element: Element | str, dtype: torch.dtype) -> bool:
     """Whether ``dtype`` holds every value of the format exactly, found by converting all of them."""

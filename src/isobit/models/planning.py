@@ -11,11 +11,14 @@ from typing import Any
 
 from isobit.checkpoint import methods
 from isobit.checkpoint.files import is_folder, is_there
+from isobit.checkpoint.finite import LOOKED_AT, look, of_blocks, of_numbers
 from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.gguf.header import is_gguf
+from isobit.checkpoint.gguf.model import opened
 from isobit.checkpoint.gguf.wording import in_its_words, notes_in_its_words
 from isobit.checkpoint.ggufinfo import gguf_tensors
 from isobit.checkpoint.jsonfile import read_json
+from isobit.checkpoint.layouts.table import SCALES
 from isobit.checkpoint.mlcinfo import tensors as mlc_tensors
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, read_header
 from isobit.checkpoint.sidefiles import adopted
@@ -126,7 +129,8 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     with in_its_words(folder):
         infos, dtypes, damage = headers(folder)
         work = _described(config, folder, infos, dtypes)
-    return replace(work, notes=notes_in_its_words(folder, (*work.notes, *([damage] if damage else []))))
+        strange = _strange(folder, infos)
+    return replace(work, notes=notes_in_its_words(folder, (*work.notes, *strange, *([damage] if damage else []))))
 
 
 def _described(
@@ -159,6 +163,15 @@ def _described(
     return _with_tower(
         replace(work, notes=found.notes), [found.ck.tensors[name] for name in found.beside], config, True
     )
+
+
+def _strange(folder: Path | None, infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """What there is to say of NaN and infinity among the scales of weights that lie in a folder."""
+    if folder is not None and is_gguf(folder):
+        blocks = [entry for entry in opened(folder).tensors.values() if entry.type.halves]
+        return look(map(of_blocks, blocks), LOOKED_AT).said("scales and the codes between them")
+    scales = (info for name, info in infos.items() if name.endswith(SCALES) and info.strides is None)
+    return look(map(of_numbers, scales), LOOKED_AT).said("scales")
 
 
 def _with_tower(work: Workload, tensors: Iterable[TensorInfo], config: Mapping[str, Any], known: bool) -> Workload:

@@ -41,7 +41,7 @@ def _read(reader: Reader) -> LinearWeight:
         dtype = reader.info("weight").dtype
         raise reader.error(scales[0], f"there is a scale for a weight that is not quantized ({dtype})")
     rows, columns = reader.span(n, k)
-    return reader.linear(reader.take("weight", rows, columns), None, None, n)
+    return reader.linear(reader.finite("weight", reader.take("weight", rows, columns)), None, None, n)
 
 
 LAYOUT = Layout(

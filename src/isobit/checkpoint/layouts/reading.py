@@ -133,6 +133,17 @@ class Reader:
         self.used.append(self.name(part))
         return self.source.read(self.name(part), rows, columns, mmap=self._mmap)
 
+    def finite(self, part: str, numbers: Tensor) -> Tensor:
+        """Numbers of a part, as they are.
+
+        Raises:
+            CheckpointError: there are NaN or infinite ones among them, with which nothing can be computed.
+        """
+        low, high = torch.aminmax(numbers)  # one pass, and no copy
+        if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
+            raise self.error(part, "holds NaN or infinite numbers: this checkpoint is damaged")
+        return numbers
+
     def matrix(self, part: str) -> tuple[int, int]:
         """The sizes of a part.
 
@@ -299,9 +310,12 @@ class Reader:
             CheckpointError: the tensors do not fit together.
         """
         try:
-            return QTensor(spec, where.shape, codes, scale, zero, over)
+            found = QTensor(spec, where.shape, codes, scale, zero, over)
         except FormatError as error:
             raise self.error(part, str(error)) from None
+        if codec.any_not_finite(found.codes, spec.element):
+            raise self.error(part, f"holds codes of {spec.element} that mean NaN or infinity: it is damaged")
+        return found
 
     # ------------------------------------------------------------------ what goes with a weight
 
