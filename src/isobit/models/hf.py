@@ -186,6 +186,19 @@ def read_head_dim(config: Fields, common: Common) -> int:
     return config.integer("head_dim", common.head_dim or max(1, shared), high=4096)
 
 
+def require_shared_width(config: Fields, common: Common) -> Common:
+    """Of families whose heads share the model's width in transformers, whatever ``head_dim`` says: others are refused.
+
+    Returns:
+        ``common``.
+    """
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    width = read_head_dim(config, common)
+    if config.sound and width * heads != hidden:
+        config.problem("head_dim", f"{heads} heads of {width} are not the {hidden} numbers that they share here")
+    return common
+
+
 def _check_heads(config: Fields, values: dict[str, Any]) -> None:
     """The numbers of heads and their width, as :class:`ModelConfig` wants them."""
     if config.sound and values["num_heads"] % values["num_kv_heads"]:

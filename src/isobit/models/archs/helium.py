@@ -6,7 +6,7 @@ from typing import Any
 
 from isobit.models.config import ModelConfig
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common, without_windows
+from isobit.models.hf import Style, read_common, require_shared_width, without_windows
 from isobit.models.hf_rope import Common
 
 
@@ -17,7 +17,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     style = Style(
         qkv_bias=fields.flag("attention_bias", False), mlp_bias=fields.flag("mlp_bias", False), activation=None
     )
-    return read_common(fields, "helium", common, style)
+    return read_common(fields, "helium", require_shared_width(fields, common), style)
 
 
 def tiny() -> dict[str, Any]:

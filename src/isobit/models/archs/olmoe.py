@@ -7,7 +7,7 @@ from typing import Any
 from isobit.models.config import ModelConfig
 from isobit.models.feed_forward import Experts, GatedMlp, Router
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common, without_windows
+from isobit.models.hf import Style, read_common, require_shared_width, without_windows
 from isobit.models.hf_experts import read_counts, with_experts
 from isobit.models.hf_rope import Common
 
@@ -20,7 +20,8 @@ def from_hf(fields: Fields) -> ModelConfig:
     router = Router(experts, active, renormalize=fields.flag("norm_topk_prob", False))
     mixture = Experts(router, GatedMlp(fields.integer("intermediate_size", 2048)))
     style = Style(qkv_bias=bias, o_bias=bias, qk_norm="width", vary=with_experts(mixture))
-    return read_common(fields, "olmoe", Common(max_positions=4096, eps=1e-5), style)
+    common = require_shared_width(fields, Common(max_positions=4096, eps=1e-5))
+    return read_common(fields, "olmoe", common, style)
 
 
 def tiny() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from isobit.models.config import ModelConfig, Norms
 from isobit.models.fields import Fields
-from isobit.models.hf import Style, read_common, without_windows
+from isobit.models.hf import Style, read_common, require_shared_width, without_windows
 from isobit.models.hf_rope import Common
 
 
@@ -23,7 +23,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         parallel=parallel,
     )
     common = Common(kv_heads=32, max_positions=4096, norm_eps="layer_norm_eps", eps=1e-5, partial=0.25)
-    return read_common(fields, "stablelm", common, style)
+    return read_common(fields, "stablelm", require_shared_width(fields, common), style)
 
 
 def tiny() -> dict[str, Any]:
