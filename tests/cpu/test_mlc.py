@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from families import make_model
+from foreign_files import awq_gemm, random_codes
 from torch import Tensor
 
 import isobit
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
-from isobit.errors import IsobitError
+from isobit.errors import IsobitError, Unsupported
 from isobit.evaluation.info import describe
 from isobit.formats.qtensor import QTensor
+from isobit.formats.schemes import ActSpec
 from isobit.models.batch import Batch
 from isobit.models.contents import contents
 from isobit.models.planning import plans
@@ -30,7 +32,9 @@ DTYPES = {
     torch.bfloat16: "float32",
     torch.int32: "uint32",
     torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
 }
+OUTSIDE = ("e4m3_e4m3_f16", "e5m2_e5m2_f16", "q4f16_2", "q4f16_autoawq")  # which leave embeddings and the head
 SIZES = {
     "hidden_size": 128,
     "intermediate_size": 160,
@@ -62,6 +66,17 @@ def floats(n: int, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     )
 
 
+def floats_without_scales(n: int, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    codes = (torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * 0.05).to(torch.float8_e5m2)
+    return {"q_weight": codes}, codes.float()
+
+
+def awq(n: int, k: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """What AutoAWQ writes, as MLC takes it over."""
+    weight = random_codes(n, k, 4, 128, seed=seed)
+    return awq_gemm(weight), weight.values
+
+
 KINDS: dict[str, Callable[[int, int, int], tuple[dict[str, Tensor], Tensor]] | None] = {
     "q4f16_1": lambda n, k, seed: integers(n, k, 4, 32, seed),
     "q4f16_0": lambda n, k, seed: integers(n, k, 4, 32, seed),
@@ -69,6 +84,8 @@ KINDS: dict[str, Callable[[int, int, int], tuple[dict[str, Tensor], Tensor]] | N
     "q3f16_1": lambda n, k, seed: integers(n, k, 3, 40, seed),
     "q3f16_0": lambda n, k, seed: integers(n, k, 3, 40, seed),
     "e4m3_e4m3_f16": floats,
+    "e5m2_e5m2_f16": floats_without_scales,
+    "q4f16_autoawq": awq,
     "q0f16": None,
 }
 FAMILIES = {"llama": ("LlamaForCausalLM", "qkv_proj"), "mistral": ("MistralForCausalLM", "qkv_proj"),
@@ -93,7 +110,7 @@ def convert(folder: Path, model: Any, family: str, kind: str, cache: str = "tens
     make, turned = KINDS[kind], kind.endswith("_0")
     for seed, (name, tensor) in enumerate(state.items()):
         module = name.removesuffix(".weight")
-        outside = kind in ("e4m3_e4m3_f16", "q4f16_2") and module in ("lm_head", "model.embed_tokens")
+        outside = kind in OUTSIDE and module in ("lm_head", "model.embed_tokens")
         if make is None or tensor.dim() != 2 or outside:
             stored[name] = tensor
             continue
@@ -145,28 +162,34 @@ def write(folder: Path, tensors: dict[str, Tensor], config: Listed, cache: str =
     (folder / "mlc-chat-config.json").write_text(json.dumps(config))
 
 
-def tiny(family: str = "llama") -> Any:
+def tiny(family: str = "llama", kind: str = "") -> Any:
     more: dict[str, Any] = {
         "llama": {"attention_bias": False, "mlp_bias": False}, "qwen3": {"attention_bias": False},
         "mistral": {"sliding_window": 16}, "qwen2": {"use_sliding_window": False},
     }[family]  # fmt: skip
-    more |= SIZES | {"num_hidden_layers": 2, "tie_word_embeddings": False, "max_position_embeddings": 256}
+    more |= (
+        SIZES
+        | ({"intermediate_size": 256} if kind == "q4f16_autoawq" else {})
+        | {"num_hidden_layers": 2, "tie_word_embeddings": False, "max_position_embeddings": 256}
+    )
     return make_model(FAMILIES[family][0], rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_mlcs(tmp_path: Path, kind: str) -> None:
-    plain = convert(tmp_path, tiny(), "llama", kind)
+    plain = convert(tmp_path, tiny(kind=kind), "llama", kind)
     found = contents(Checkpoint.open(tmp_path))
     for name, values in plain.items():
         if values.dim() != 2:
             assert torch.equal(found.ck.read(name), values)
             continue
-        for rows, columns in ((None, None), (slice(3, 20), None if kind[1] == "3" else slice(32, 96))):
+        for rows, columns in ((None, None), (slice(3, 20), None if kind[1] == "3" or "awq" in kind else slice(32, 96))):
             read = read_linear(found.ck, name.removesuffix(".weight"), rows, columns)
             got = read.weight.dequantize() if isinstance(read.weight, QTensor) else read.weight
             wanted = values[rows or slice(None), columns or slice(None)]
             assert torch.equal(got.to(wanted.dtype), wanted), name
+            if kind == "e5m2_e5m2_f16" and "layers" in name:  # rounded as they are
+                assert read.activations == ActSpec("e5m2", "tensor", dynamic=False) and read.input_scale == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -184,13 +207,15 @@ def test_models_run_as_transformers_with_those_numbers(tmp_path: Path, family: s
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme"), [("q4f16_1", "int4-g32"), ("q3f16_1", "int3-g8"), ("e4m3_e4m3_f16", "fp8-static")]
-)
+    ("kind", "scheme"),
+    [("q4f16_1", "int4-g32"), ("q3f16_1", "int3-g8"), ("e4m3_e4m3_f16", "fp8-static"), ("q4f16_autoawq", "int4-asym"),
+     ("e5m2_e5m2_f16", "e5m2 per tensor with activations e5m2 per tensor")],
+)  # fmt: skip
 def test_planned_described_quantized(tmp_path: Path, kind: str, scheme: str) -> None:
     folder = tmp_path / "m"
-    convert(folder, tiny(), "llama", kind)
+    convert(folder, tiny(kind=kind), "llama", kind)
     info, (_, ((plan,),)) = describe(folder), plans(folder, targets=("cpu-avx2",))
-    assert info.quantization == "'mlc'" or info.quantization == "mlc"
+    assert str(info.quantization).strip("'") == ("awq" if "awq" in kind else "mlc")
     assert plan.action in ("native", "legalized") and not any("does not" in note for note in info.notes)
     use = next(use for use in info.schemes if use.kind == "linear")
     assert use.modules == 14 and (use.scheme == scheme or kind == "q3f16_1")
@@ -276,6 +301,17 @@ def test_what_lies_is_refused_by_name(tmp_path: Path, whole: Path, name: str) ->
     with pytest.raises(IsobitError):
         isobit.quantize(folder, tmp_path / "out", "int8", progress=False, from_quantized=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("q4f16_ft", "an order for CUTLASS"), ("e4m3_e4m3_f16_max_calibrate", "mlc_llm calibrate"),
+     ("fp8_e4m3fn_bf16_block_scale", "the folder that it was made of")],
+)  # fmt: skip
+def test_what_is_not_read_is_refused_with_the_reason(tmp_path: Path, whole: Path, kind: str, why: str) -> None:
+    folder = changed(whole, tmp_path / "m", lambda cache, config: config.update(quantization=kind))
+    with pytest.raises(Unsupported, match=f"quantization is '{kind}' \\(.*{why}.*; isobit reads .*q4f16_autoawq"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("file", ["params_shard_1.bin", "tensor-cache.json", "mlc-chat-config.json"])

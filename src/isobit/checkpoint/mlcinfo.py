@@ -27,6 +27,7 @@ _DTYPES = {
 }  # fmt: skip
 _NARROWED = "f32-to-bf16"  # of a record's format: numbers of float32 are stored as bfloat16
 _MOST_AXES = 4
+_AWQ = {"qweight": 8, "qzeros": 8, "scales": 1}  # of AutoAWQ's tensors: outputs in a word, by which matrices are joined
 CODES, SCALE, INPUT = "q_weight", "q_scale", "q_calibration_scale"
 
 
@@ -149,6 +150,9 @@ def _placed(info: TensorInfo, model: Said) -> Iterator[TensorInfo]:
         yield info
         return
     whole = info.numel == 1  # one scale of all
+    if model.kind.awq and part in _AWQ:
+        yield from _columns(info, parent, part, joined)
+        return
     if not whole and info.shape[:1] != (sum(rows for _, rows in joined),):
         message = f"has shape {short([*info.shape])}; {' and '.join(name for name, _ in joined)} have"
         raise CheckpointError(f"{message} {sum(rows for _, rows in joined)} rows", file=info.file, tensor=info.name)
@@ -157,3 +161,15 @@ def _placed(info: TensorInfo, model: Said) -> Iterator[TensorInfo]:
         cut = info if whole else views.narrowed(info, 0, begin, rows)
         yield replace(cut, name=f"{parent}.{name}.{part}")
         begin += rows
+
+
+def _columns(info: TensorInfo, parent: str, part: str, joined: tuple[tuple[str, int], ...]) -> Iterator[TensorInfo]:
+    """The same of tensors of AutoAWQ's, whose last axis is that of outputs."""
+    each, outputs = _AWQ[part], sum(rows for _, rows in joined)
+    if len(info.shape) != 2 or info.shape[1] * each != outputs or any(rows % each for _, rows in joined):
+        message = f"has shape {short([*info.shape])}; {' and '.join(name for name, _ in joined)} have {outputs} outputs"
+        raise CheckpointError(message, file=info.file, tensor=info.name)
+    begin = 0
+    for name, rows in joined:
+        yield replace(views.narrowed(info, 1, begin, rows // each), name=f"{parent}.{name}.{part}")
+        begin += rows // each

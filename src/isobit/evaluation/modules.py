@@ -72,7 +72,9 @@ def _modules_of(
     others = (
         info.name in owned for part, info in infos.items() if row is not None and part not in (row.codes, *COMMON)
     )
-    if row is None or (infos[row.codes].dtype in DTYPES and not any(others)):  # types of GGUF have their scales within
+    # Types of GGUF have their scales within, and codes by other names may have none.
+    bare = row is not None and row.codes == "weight" and infos[row.codes].dtype in DTYPES and not any(others)
+    if row is None or bare:
         return [_plain(prefix, part, info) for part, info in infos.items()]
     group = None if quantization is None else quantization.group_for(prefix)
     parts = Parts(prefix, infos, group, checkpoint.config, numbers=lambda part: _numbers(checkpoint, infos[part].name))

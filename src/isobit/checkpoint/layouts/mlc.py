@@ -3,6 +3,7 @@
     q_weight  32-bit words [N, words], eight codes of 4 bits or ten of 3, the first in the lowest bits; groups begin at
               words      q_scale  [N, groups], the last group of a row may be shorter
     q_weight  F8_E4M3 [N, K]      q_scale, q_calibration_scale  one number: of the weight, and of inputs
+    q_weight  F8_E5M2 [N, K]      without scales: weights and inputs are rounded as they are
 
 A weight is ``(code - 7) * scale`` (3 for codes of 3 bits); the largest code of all is never written. Files have other
 names and joined matrices: :mod:`isobit.checkpoint.mlcinfo` lists them as a model has them.
@@ -27,7 +28,12 @@ from isobit.formats.schemes import ActSpec, WeightSpec
 if TYPE_CHECKING:
     from isobit.checkpoint.layouts.reading import LinearWeight, Reader
 
-_FLOATS, _STATIC = WeightSpec("e4m3fn", "tensor"), ActSpec("e4m3fn", "tensor", dynamic=False)
+# Dtype of codes of floats -> how weights are stored, and inputs rounded.
+_FLOATS = {
+    dtype: (WeightSpec(name, "tensor"), ActSpec(name, "tensor", dynamic=False))
+    for dtype, name in (("F8_E4M3", "e4m3fn"), ("F8_E5M2", "e5m2"))
+}
+_WITHOUT_SCALES = "F8_E5M2"
 
 
 def _parse(section: dict[str, Any]) -> Quantization:
@@ -37,7 +43,7 @@ def _parse(section: dict[str, Any]) -> Quantization:
         raise CheckpointError(f"quantization_config: quantization {short(name)} is none of MLC's that isobit reads")
     targets = ("Linear", "Embedding")
     if kind.bits == 8:
-        group = Group(("Linear",), _FLOATS, _STATIC)
+        group = Group(("Linear",), *next(both for both in _FLOATS.values() if both[0].element == kind.element))
         return Quantization((group,), ("lm_head",), METHOD, str(name), ignores_parts=True)
     how = Integers(kind.bits, kind.group, symmetric=True)
     kept = ("lm_head", "model.embed_tokens") if name == "q4f16_2" else ()
@@ -53,8 +59,8 @@ def _describe(parts: Parts) -> Described:
     if len(info.shape) != 2:
         return Described(info.shape, info.numel, label="mlc")
     n, words = info.shape
-    if info.dtype == "F8_E4M3":
-        return Described((n, words), n * words, _FLOATS, _STATIC)
+    if info.dtype in _FLOATS:
+        return Described((n, words), n * words, *_FLOATS[info.dtype])
     if parts.group is None or how is None:
         return Described((n, -1), 8 * n * words, label="mlc")
     k = words * (32 // how.bits)
@@ -63,15 +69,16 @@ def _describe(parts: Parts) -> Described:
 
 def _needs(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
     how = None if parts.group is None else parts.group.integers
-    if parts.infos[CODES].dtype == "F8_E4M3" or how is None or how.group is None:
-        one = (Need(part, PLAIN_DTYPES, numel=1) for part in (SCALE, INPUT))
-        return (Need(CODES, ("F8_E4M3",), ((n, k),)), *one)
+    dtype = parts.infos[CODES].dtype
+    if dtype in _FLOATS or how is None or how.group is None:
+        scales = () if dtype == _WITHOUT_SCALES else (SCALE, INPUT)
+        return (Need(CODES, (*_FLOATS,), ((n, k),)), *(Need(part, PLAIN_DTYPES, numel=1) for part in scales))
     groups, each = -(-k // how.group), 32 // how.bits
     return Need(CODES, ("I32",), ((n, groups * how.group // each),)), Need(SCALE, PLAIN_DTYPES, ((n, groups),))
 
 
 def _read(reader: Reader) -> LinearWeight:
-    return _read_floats(reader) if reader.info(CODES).dtype == "F8_E4M3" else _read_integers(reader)
+    return _read_floats(reader) if reader.info(CODES).dtype in _FLOATS else _read_integers(reader)
 
 
 def _read_integers(reader: Reader) -> LinearWeight:
@@ -112,12 +119,15 @@ def _read_integers(reader: Reader) -> LinearWeight:
 def _read_floats(reader: Reader) -> LinearWeight:
     import torch
 
-    spec, activations = reader.configured(CODES)
-    if spec != _FLOATS:
-        raise reader.error(CODES, "is F8_E4M3, which is not what MLC's configuration says")
+    (spec, activations), dtype = reader.configured(CODES), reader.info(CODES).dtype
+    if spec != _FLOATS[dtype][0]:
+        raise reader.error(CODES, f"is {dtype}, which is not what MLC's configuration says")
     n, k = reader.matrix(CODES)
     where = reader.cut(CODES, spec, n, k)
     codes = reader.take(CODES, where.rows, where.columns).view(torch.uint8)
+    if dtype == _WITHOUT_SCALES:
+        one = torch.ones(1)
+        return reader.linear(reader.qtensor(CODES, spec, where, codes, one), activations, one, n)
     scale = reader.scale(SCALE, spec, n, k, where).float()
     weight = reader.qtensor(CODES, spec, where, codes, scale)
     if reader.info(INPUT).numel != 1:

@@ -27,11 +27,15 @@ class Kind:
         bits: of a code; 16 where nothing is quantized, 8 for floats.
         group: weights that share a scale.
         turned: whether matrices lie by their inputs, and outputs are the last axis.
+        element: of floats, which.
+        awq: whether tensors are AutoAWQ's, as they were, of matrices that are joined.
     """
 
     bits: int
     group: int = 0
     turned: bool = False
+    element: str = "e4m3fn"
+    awq: bool = False
 
 
 KINDS = {
@@ -39,8 +43,16 @@ KINDS = {
     "q3f16_0": Kind(3, 40, True), "q3f16_1": Kind(3, 40),
     "q4f16_0": Kind(4, 32, True), "q4bf16_0": Kind(4, 32, True),
     "q4f16_1": Kind(4, 32), "q4bf16_1": Kind(4, 32), "q4f32_1": Kind(4, 32), "q4f16_2": Kind(4, 32),
-    "e4m3_e4m3_f16": Kind(8),
+    "q4f16_autoawq": Kind(4, 128, awq=True),
+    "e4m3_e4m3_f16": Kind(8), "e5m2_e5m2_f16": Kind(8, element="e5m2"),
 }  # fmt: skip
+# Others that MLC has, and why they are not read.
+_NOT_READ = {
+    "q4f16_ft": "its words are put into an order for CUTLASS on one kind of GPU, which nothing describes",
+    "e4m3_e4m3_f16_max_calibrate": "it is to be calibrated first: `mlc_llm calibrate` makes e4m3_e4m3_f16 of it",
+    "fp8_e4m3fn_bf16_block_scale": "the folder that it was made of holds the same blocks, and isobit reads that",
+    "fp8_e4m3fn_bf16_block_scale_static_activation": "inputs are rounded in groups by scales that are stored",
+}
 # A family -> its architecture, and what it calls queries, keys and values in one matrix.
 FAMILIES = {
     "llama": ("LlamaForCausalLM", "qkv_proj"), "mistral": ("MistralForCausalLM", "qkv_proj"),
@@ -122,7 +134,8 @@ def said(folder: Path) -> Said:
     if not isinstance(family, str) or family not in FAMILIES:
         reasons.append(f"its model_type is {short(family)}; isobit reads {', '.join(FAMILIES)} of MLC's files")
     if not isinstance(name, str) or name not in KINDS:
-        reasons.append(f"its quantization is {short(name)}; isobit reads {', '.join(KINDS)}")
+        why = f" ({_NOT_READ[name]})" if isinstance(name, str) and name in _NOT_READ else ""
+        reasons.append(f"its quantization is {short(name)}{why}; isobit reads {', '.join(KINDS)}")
     left = sorted(key for key in model if key not in _SAME and key not in _INERT)
     if left and not reasons:
         reasons.append(f"model_config asks for what isobit does not read there: {', '.join(map(short, left[:6]))}")
@@ -156,6 +169,9 @@ def _config(found: Said) -> dict[str, Any]:
     for key in ("bos_token_id", "eos_token_id"):
         if found.whole.get(key) is not None:
             made[key] = found.whole[key]
-    if found.kind.bits < 16:
+    if found.kind.awq:
+        how = {"bits": 4, "group_size": found.kind.group, "zero_point": True, "modules_to_not_convert": ["lm_head"]}
+        made["quantization_config"] = {"quant_method": "awq", "version": "gemm", **how}
+    elif found.kind.bits < 16:
         made["quantization_config"] = {"quant_method": METHOD, "quantization": found.quantization}
     return made
