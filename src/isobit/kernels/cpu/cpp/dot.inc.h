@@ -43,8 +43,8 @@ void arrange_int8(const Layout &l, const Loose *values, int64_t k, void *out) {
     __builtin_memcpy(static_cast<uint8_t *>(out) + at, &shift, 8);
 }
 
-// The hardware follows one row of bytes nearly as fast as memory is.
-constexpr int64_t AHEAD_OF_BYTES = 512;
+// The hardware follows one row of bytes nearly as fast as memory is, on newer processors by itself.
+constexpr int64_t AHEAD_OF_BYTES = W >= 16 ? 0 : 512;
 
 template <int M>
 inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t *rows, int64_t row_size, int64_t out[M]) {
@@ -62,7 +62,7 @@ inline void int8_row(const isobit_linear &w, const int8_t *codes, const uint8_t 
         const int64_t end = smaller(begin + LONGEST, whole);
         int64_t k = begin;
         for (; k < end; k += Int8::codes) {
-            prefetch(codes + k + AHEAD_OF_BYTES);
+            if constexpr (AHEAD_OF_BYTES > 0) prefetch(codes + k + AHEAD_OF_BYTES);
             const Int8::V weights = Int8::weights(codes + k);
             for (int m = 0; m < M; ++m) acc[m] = Int8::dot(acc[m], weights, x(m) + k);
         }
@@ -190,12 +190,21 @@ class Int4Groups {
             for (int m = 0; m < M; ++m) out[n][m] = 0;
         int64_t span = 0;
         for (; (span + W) * l.span <= w.k; span += W)
-            add(fold<1>([&](int i) ISOBIT_LAMBDA { return whole(span + i); }, 0), scales, span, W);
-        if (span < l.spans) add(rest(span), scales, span, static_cast<int>(l.spans - span));
+            add(fold<1>([&](int i) ISOBIT_LAMBDA { return whole(span + mirrored(i)); }, 0), scales, span, W);
+        if (span == l.spans) return;
+        const int left = static_cast<int>(l.spans - span);
+        add(l.spans * l.span == w.k ? last(span, left) : rest(span), scales, span, left);
     }
 
   private:
     struct Sums { I of[N][M]; };
+
+    // fold() asks for parts by their lowest bits, and codes are read in order: which of W spans part i is, and which lane has the sum of span i.
+    static constexpr int mirrored(int i) {
+        int found = 0;
+        for (int bit = 1; bit < W; bit *= 2) found = 2 * found + (i / bit) % 2;
+        return found;
+    }
 
     // Sums of the lanes of what `part` gives for W numbers, one in each lane.
     template <int step, class Part>
@@ -231,7 +240,12 @@ class Int4Groups {
         return sums;
     }
 
-    // Fewer than W spans, or with a block that ends early.
+    // Fewer than W spans.
+    __attribute__((noinline)) Sums last(int64_t span, int left) const {
+        return fold<1>([&](int i) ISOBIT_LAMBDA { return mirrored(i) < left ? whole(span + mirrored(i)) : Sums{}; }, 0);
+    }
+
+    // The same where the last one ends early.
     __attribute__((noinline)) Sums rest(int64_t span) const {
         const int64_t whole_blocks = w_.k / l_.block;
         I parts[N][M][W] = {};
@@ -248,7 +262,7 @@ class Int4Groups {
                 step(copy[0], 4 * W, b, sums);
             }
             for (int n = 0; n < N; ++n)
-                for (int m = 0; m < M; ++m) parts[n][m][i] = sums.of[n][m];
+                for (int m = 0; m < M; ++m) parts[n][m][mirrored(static_cast<int>(i))] = sums.of[n][m];
         }
         Sums all;
         for (int n = 0; n < N; ++n)
@@ -261,7 +275,7 @@ class Int4Groups {
         unroll<N>([&](auto n) ISOBIT_LAMBDA { unroll<M>([&](auto m) ISOBIT_LAMBDA { store(values[n][m], to_floats(sums.of[n][m])); }); });
         for (int i = 0; i < count; ++i)
             for (int n = 0; n < N; ++n)
-                for (int m = 0; m < M; ++m) out[n][m] = multiply_add(values[n][m][i], scales[n][span + i], out[n][m]);
+                for (int m = 0; m < M; ++m) out[n][m] = multiply_add(values[n][m][mirrored(i)], scales[n][span + i], out[n][m]);
     }
 
     const isobit_linear &w_;
