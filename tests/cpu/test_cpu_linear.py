@@ -215,6 +215,27 @@ def test_a_row_is_the_same_beside_others_and_on_any_number_of_threads(name: str)
         cpu_library.set_threads(before)
 
 
+@pytest.mark.parametrize("name", ["int4", "int4-g32", "int4-asym", "w4a8", "w4a8-g32", "bf16"])
+@pytest.mark.parametrize("k", [5632, 9728])  # 76 groups of 128: whole sixteens and a rest
+def test_long_rows_take_other_numbers_of_rows_at_once(name: str, k: int) -> None:
+    """How many rows of weights go together depends on what the first cache holds; results do not."""
+    row = scheme(name)
+    weight = normal(7, k)
+    if row.weights is None:
+        run = cpu.bind(weight.bfloat16(), None, None, None)
+        x = normal(3, k, seed=2)
+        wanted = x.double() @ weight.bfloat16().double().T
+    else:
+        q = quantize_weight(weight, row.weights, search="absmax", scale_dtype=torch.bfloat16)
+        run = bound(q, row)
+        x = normal(3, k, seed=2)
+        wanted = expected(x, q, row, None)
+    together = run(x)
+    assert float((together.double() - wanted).norm() / wanted.norm()) <= 3e-6
+    for at in range(3):
+        assert torch.equal(run(x[at : at + 1])[0], together[at])
+
+
 def test_a_row_with_nan_is_nan_and_leaves_the_others_alone() -> None:
     for name in ("fp8", "int8", "int4", "w4a8", "fp8-block"):
         row = scheme(name)

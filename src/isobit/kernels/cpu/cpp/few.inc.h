@@ -155,18 +155,20 @@ inline void row_sums(const isobit_linear &w, const Layout &l, const uint8_t *cod
 // Rows of weights and of activations that are multiplied at once: as many as leave registers for the rest.
 constexpr int TILE = W >= 8 ? 4 : 2;
 
-// Of them the rows of weights that go with m rows of activations.
+// Of them the rows of weights that go with m rows of activations. Of 16 bits two, by one row that fills less than half of the first cache: it is in
+// the way of codes there, and read for two as fast as for four.
 template <class D>
-constexpr int weights_at_once(int m) {
+constexpr int weights_at_once(int m, bool small) {
     if (W < 8) return m == 1 && D::bits <= 8 && D::codes / W <= 4 ? 2 : 1;
-    if (m == 1 && D::bits > 8) return 2;
+    if (m == 1 && D::bits > 8) return small ? 2 : 4;
     return m == 4 && D::bits < 8 ? 2 : 4;
 }
 
-// The sums of M rows of activations from the `at`-th on by N rows of weights, as many at once as the tile has room for.
-template <class D, int N, int M, bool shifted>
-inline void put_sums(const isobit_linear &w, const Layout &l, int64_t row, const RowScales *s, const float *x, int64_t at, const Output &out) {
-    constexpr int together = N == 1 ? 1 : weights_at_once<D>(M);
+constexpr int64_t SMALL_ROW = 16384;
+
+// The sums of M rows of activations from the `at`-th on by N rows of weights, so many of these at once.
+template <class D, int N, int M, bool shifted, int together>
+inline void put_sums_by(const isobit_linear &w, const Layout &l, int64_t row, const RowScales *s, const float *x, int64_t at, const Output &out) {
     const int64_t ldx = l.row_size / 4;
     for (int n = 0; n < N; n += together) {
         float sums[together][M];
@@ -174,6 +176,15 @@ inline void put_sums(const isobit_linear &w, const Layout &l, int64_t row, const
         for (int i = 0; i < together; ++i)
             for (int m = 0; m < M; ++m) out.put(at + m, row + n + i, sums[i][m]);
     }
+}
+
+// The same, as many as the tile has room for.
+template <class D, int N, int M, bool shifted>
+inline void put_sums(const isobit_linear &w, const Layout &l, int64_t row, const RowScales *s, const float *x, int64_t at, const Output &out) {
+    constexpr int small = N == 1 ? 1 : weights_at_once<D>(M, true), large = N == 1 ? 1 : weights_at_once<D>(M, false);
+    if constexpr (small != large)
+        if (l.row_size > SMALL_ROW) return put_sums_by<D, N, M, shifted, large>(w, l, row, s, x, at, out);
+    put_sums_by<D, N, M, shifted, small>(w, l, row, s, x, at, out);
 }
 
 template <class D, int N, bool shifted>
