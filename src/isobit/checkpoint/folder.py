@@ -17,6 +17,7 @@ from isobit.errors import CheckpointError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+QMODEL = "qmodel.pt"  # of hqq
 _LISTED = 8
 
 # Files that a quantized copy of the model needs as they are. Never code (*.py), never weights, not the README: it
@@ -54,13 +55,13 @@ class WeightFiles:
     """The files that hold the weights.
 
     Attributes:
-        kind: ``safetensors``, ``bin``, ``gguf`` or ``mlc``.
+        kind: ``safetensors``, ``bin``, ``gguf``, ``mlc`` or ``hqq``.
         files: the files, each once, in the order of their names; of GGUF the first part.
         index: the index file, if there is one.
         weight_map: tensor name -> file, from the index; None without an index.
     """
 
-    kind: Literal["safetensors", "bin", "gguf", "mlc"]
+    kind: Literal["safetensors", "bin", "gguf", "mlc", "hqq"]
     files: tuple[Path, ...]
     index: Path | None = None
     weight_map: dict[str, Path] | None = None
@@ -84,6 +85,9 @@ def weight_files(folder: Path) -> WeightFiles:
         for shard in shards:
             _require_inside(shard, folder, f"{listed.name} names {short(shard.name)}, which")
         return WeightFiles("mlc", tuple(sorted(shards)), listed)
+    if is_there(folder / QMODEL):
+        _require_inside(folder / QMODEL, folder, QMODEL)
+        return WeightFiles("hqq", (folder / QMODEL,))
     raise CheckpointError(_no_weights(folder), file=folder)
 
 
@@ -95,7 +99,7 @@ def model_path(path: Path) -> Path:
     """
     if not is_folder(path):
         return first_part(path)
-    names = (SAFETENSORS, SAFETENSORS_INDEX, BIN, BIN_INDEX)
+    names = (SAFETENSORS, SAFETENSORS_INDEX, BIN, BIN_INDEX, QMODEL)
     if any(is_there(path / name) for name in names):
         return path
     found = [file for file in entries(path) if file.suffix.lower() == ".gguf" and not file.name.startswith("mmproj")]

@@ -11,7 +11,7 @@ import io
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -43,13 +43,16 @@ class _Extent:
     size: int
 
 
-def read_bin_header(path: Path, inside: str | None = None) -> dict[str, TensorInfo]:
+def read_bin_header(
+    path: Path, inside: str | None = None, take: Callable[[object], object] | None = None
+) -> dict[str, TensorInfo]:
     """Names, dtypes, shapes and places of the tensors of a ``.bin`` file.
 
     Args:
         path: of the file.
         inside: a key of its dictionary that may hold the tensors' own, as files that training writes have it; what is
             beside it is left alone.
+        take: makes the dictionary of tensors of what the file holds, where that is something else.
 
     Raises:
         CheckpointError: the file cannot be read, claims more than it holds, or holds anything but a dictionary of
@@ -62,6 +65,7 @@ def read_bin_header(path: Path, inside: str | None = None) -> dict[str, TensorIn
             value, extents = _read(file, size, path)
             if inside is not None and isinstance(value, dict) and isinstance(value.get(inside), dict):
                 value = value[inside]
+            value = value if take is None else take(value)
             return dict(_tensors(value, extents, size, path))
     except Refused as error:
         raise CheckpointError(

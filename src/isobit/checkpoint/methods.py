@@ -57,7 +57,7 @@ METHODS: tuple[Method, ...] = (
     Method("AutoRound", keys=(("packing_format",),), nearest="int4"),
     Method("MLX", ("mlx",), keys=(("bits", "group_size"), ("mode", "group_size")), top_keys=("quantization",),
            tensors=(".biases",), nearest="int4-g64"),
-    Method("HQQ in a pickle of its own (save_to_safetensors writes what isobit reads)", files=("qmodel.pt",),
+    Method("HQQ in a pickle of its own, which is read where there are no other weights", files=("qmodel.pt",),
            nearest="int4-g64"),
     Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
     Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),

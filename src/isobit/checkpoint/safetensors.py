@@ -66,6 +66,7 @@ class TensorInfo:
         begin: offset of its first byte in the file.
         end: offset behind its last byte in the file, if its elements lie in the order of its rows.
         strides: None if they do; otherwise (in ``.bin`` files) elements from one to the next along each axis.
+        data: what it holds, of a small one that the file says in another way, and that lies nowhere in it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class TensorInfo:
     begin: int
     end: int
     strides: tuple[int, ...] | None = None
+    data: bytes | None = None
 
     @property
     def nbytes(self) -> int:

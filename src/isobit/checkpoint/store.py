@@ -21,6 +21,7 @@ from torch import Tensor
 from isobit.checkpoint import mlcinfo
 from isobit.checkpoint.files import open_regular, why
 from isobit.checkpoint.folder import WeightFiles
+from isobit.checkpoint.hqqfile import read_qmodel
 from isobit.checkpoint.legacy import read_bin_header
 from isobit.checkpoint.safetensors import TensorInfo, read_header
 from isobit.errors import CheckpointError
@@ -33,7 +34,7 @@ _WORTH_SKIPPING = 1 << 15  # bytes
 _AT_ONCE = 4 << 20  # bytes of whole rows that narrow columns are picked from
 
 # A kind of weight file -> what reads its header: the tensors of one file by name.
-HEADERS = {"safetensors": lambda file: read_header(file)[0], "bin": read_bin_header}
+HEADERS = {"safetensors": lambda file: read_header(file)[0], "bin": read_bin_header, "hqq": read_qmodel}
 
 
 class Store(Protocol):
@@ -137,6 +138,9 @@ class FileStore:
             raise CheckpointError(f"has 0 columns; {left} to {right} were asked for", file=info.file, tensor=name)
         dtype, size = info.torch_dtype, info.torch_dtype.itemsize
         shape = (*(last - first, right - left)[: len(info.shape)], *info.shape[2:])
+        if info.data is not None:
+            whole = torch.frombuffer(bytearray(info.data), dtype=dtype).reshape(info.shape)
+            return whole[first:last, left:right].clone() if len(info.shape) > 1 else whole[first:last].clone()
         if info.strides is not None:
             skipped = sum(begin * stride for begin, stride in zip((first, left), info.strides, strict=False))
             return self._gathered(info, info.begin + skipped * size, shape, info.strides)

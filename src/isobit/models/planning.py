@@ -17,6 +17,7 @@ from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.gguf.model import opened
 from isobit.checkpoint.gguf.wording import in_its_words, notes_in_its_words
 from isobit.checkpoint.ggufinfo import gguf_tensors
+from isobit.checkpoint.hqqfile import read_qmodel
 from isobit.checkpoint.jsonfile import read_json
 from isobit.checkpoint.layouts.table import SCALES
 from isobit.checkpoint.mlcinfo import tensors as mlc_tensors
@@ -103,6 +104,9 @@ def headers(folder: Path | None) -> tuple[dict[str, TensorInfo], dict[str, str],
             return infos, {name: info.dtype for name, info in infos.items()}, ""
         if weights.kind == "mlc" and weights.index is not None:
             infos = mlc_tensors(weights.index)
+            return infos, {name: info.dtype for name, info in infos.items()}, ""
+        if weights.kind == "hqq":
+            infos = read_qmodel(weights.files[0])
             return infos, {name: info.dtype for name, info in infos.items()}, ""
         if weights.kind == "safetensors":
             infos = {name: info for file in weights.files for name, info in read_header(file)[0].items()}

@@ -17,9 +17,11 @@ def whole_numbers(info: TensorInfo) -> tuple[int, ...] | None:
     if info.dtype not in _FORMATS or not 0 < info.nbytes <= _LARGEST or info.strides is not None:
         return None
     try:
-        with open(open_regular(info.file), "rb") as file:
-            file.seek(info.begin)
-            data = file.read(info.nbytes)
+        data = info.data
+        if data is None:
+            with open(open_regular(info.file), "rb") as file:
+                file.seek(info.begin)
+                data = file.read(info.nbytes)
         return struct.unpack(f"<{info.numel}{_FORMATS[info.dtype]}", data)
     except (CheckpointError, OSError, struct.error):
         return None
