@@ -126,6 +126,13 @@ def test_a_compiler_that_does_not_work_is_named(copy: Copy, named: str, why: str
     assert isinstance(kernels, dict) and why in kernels["problem"] and "CXX" in kernels["remedy"]
 
 
+def test_no_more_files_are_compiled_at_a_time_than_memory_has_room_for() -> None:
+    gib = 1 << 30
+    wanted = {(8, 64 * gib): 8, (8, 16 * gib): 4, (8, 7 * gib): 1, (2, 1 * gib): 1, (8, None): 8}
+    assert {given: build._at_a_time(*given) for given in wanted} == wanted
+    assert build._available() is None or build._available() > 1 << 20
+
+
 def test_a_copy_that_was_never_built_says_so(copy: Copy) -> None:
     kernels = copy.doctor()["cpu_kernels"]
     assert isinstance(kernels, dict) and "this copy of the package was never built" in kernels["problem"]

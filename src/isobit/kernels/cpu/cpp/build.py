@@ -43,6 +43,8 @@ PORTABLE_LINK = (
     *(f"-Wl,--wrap={name}" for name in _WRAPPED),
 )
 
+MEMORY = 4 << 30  # bytes: what GCC 12 takes for the file of AVX-512, 3.7 GB, and a little more
+
 
 @dataclass(frozen=True)
 class Isa:
@@ -130,7 +132,7 @@ def build(
         compiler: a command; None for the one of this machine.
         machine: what it is compiled for, when that is not this machine.
         flags: further ones for every file and for linking.
-        jobs: files compiled at a time; None for one on each core.
+        jobs: files compiled at a time; None for one on each core, as far as there is memory.
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -152,7 +154,7 @@ def build(
             own = own_flags.get(source.name, ())
             _run([*command, *COMMON, *defines, *own, *flags, "-c", str(source), "-o", str(target)])
 
-        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(jobs or _at_a_time(os.cpu_count() or 1, _available())) as pool:
             list(pool.map(compile_one, sources, objects))
         linked = output.with_name(f"{output.name}.{os.getpid()}.new")  # beside it: a rename must not cross file systems
         try:
@@ -165,6 +167,26 @@ def build(
     built = Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
     write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=digest)
     return built
+
+
+def _at_a_time(cores: int, available: int | None) -> int:
+    """How many files are compiled at a time, with so many bytes of memory; None where nobody knows."""
+    return cores if available is None else max(1, min(cores, available // MEMORY))
+
+
+def _available() -> int | None:
+    """Bytes of memory that this process may still take, as the machine or its container says."""
+    found = [line.split()[1:2] for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    limits = [int(words[0]) << 10 for words in found if words]
+    limits += [int(line) for line in _lines("/sys/fs/cgroup/memory.max") if line.isdecimal()]
+    return min(limits, default=None)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
 
 
 def _link(command: list[str], objects: list[Path], output: Path) -> None:
