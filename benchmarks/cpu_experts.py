@@ -131,7 +131,7 @@ def make(shape: Shape, row: Scheme) -> Run:
     )  # fmt: skip
 
     def step() -> Tensor:
-        return stack.run(torch.randn(1, hidden), places, first, sequences, memory.keys.stride(0))
+        return stack.run(torch.randn(1, hidden), places, first, sequences, memory.keys.stride(0) // shape.dim)
 
     return Run(step, read)
 
