@@ -18,9 +18,11 @@ from gpu_experts import SHAPES, weight_bytes
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.kernels.gpu.expert_tiles import width_of
 from isobit.legalize import cost as costs
+from isobit.legalize import plan as plans
 from isobit.legalize.mixtures import Around, Experts, Tiles, tiles
 from isobit.legalize.plan import Request, plan
 from isobit.models.workload import workload
+from isobit.targets.prefill import prefill_chunk
 from isobit.targets.spec import Board, Target
 from isobit.targets.table import lookup
 
@@ -121,6 +123,7 @@ def planned(
 
     target, board = step.machine
     with (
+        patch.object(plans, "piece", lambda target, hidden, longest, **rest: prefill_chunk(target, hidden)),  # as then
         patch.object(costs, "EXPERTS", costs.EXPERTS if experts is None else experts),
         patch.object(costs, "AROUND", around or costs.AROUND),
         patch.object(costs, "tiles", lying),

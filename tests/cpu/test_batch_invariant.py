@@ -175,3 +175,26 @@ def test_gpu_products_of_pytorch_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         bound.variant(1, torch.float32)
     rows = {bound.variant(tokens, torch.float16) for tokens in (1, 8, 17, 5000)}
     assert len(rows) == 1 and not next(iter(rows)).library  # type: ignore[union-attr]
+
+
+def test_a_mixture_s_prompts_are_the_same_in_steps_of_any_length(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    if PROBLEM:
+        pytest.skip(PROBLEM)
+    made = make_model("Qwen3MoeForCausalLM", max_position_embeddings=1024)
+    source = save(made, tmp_path / "source")
+    quantize(source, tmp_path / "fp8", Policy(scheme("fp8")), progress=False)
+    model = load_model(tmp_path / "fp8", batch_invariant=True)
+    numbers = random.Random(3)
+    prompts = [[numbers.randrange(model.config.vocab_size) for _ in range(count)] for count in (240, 500, 130, 300)]
+    params = replace(PARAMS, max_tokens=4)
+    wanted = [essence(LLM(model, tokenizer).generate([ids], params)[0]) for ids in prompts]
+    for chunk, wide, longest in (
+        (31, None, 64),
+        (640, 2000, 640),
+        (None, 1000, 1000),
+        (None, 700, 700),
+        (None, None, 512),
+    ):
+        llm = LLM(model, tokenizer, chunk=chunk, wide=wide)
+        assert list(map(essence, llm.generate(prompts, params))) == wanted, (chunk, wide)
+        assert llm.engine.scheduler.wide == longest, "the steps that many tokens are fed in"

@@ -17,6 +17,7 @@ from isobit.engine import generate
 from isobit.errors import CapacityError, UsageError
 from isobit.formats.caches import cache_format
 from isobit.kernels.gpu.latent_tiles import arena, parts_of
+from isobit.legalize import plan as plans
 from isobit.legalize.memory import CPU_RUNTIME_BYTES, USABLE
 from isobit.models import weights
 from isobit.models.cache.paged import BLOCK
@@ -24,6 +25,7 @@ from isobit.models.room import LEAST_TOKENS, Room, room
 from isobit.models.weights import load_model
 from isobit.server import run as running
 from isobit.targets import detect
+from isobit.targets.prefill import MIXED
 from isobit.targets.recorded import GRAPH_BYTES, recorded_steps
 from isobit.targets.table import lookup
 
@@ -261,3 +263,28 @@ def test_what_is_printed_before_serving_names_the_cache_s_context(model: Path) -
     held = isobit.LLM(model, memory=few, sequences=2).engine.longest
     assert held is not None and said(memory=few).startswith(f"{held} tokens, which is what the cache holds")
     assert said(memory="100MiB").startswith("4096 tokens"), "loading says that it does not fit"
+
+
+def test_the_engine_takes_the_plan_s_steps_of_prompts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What steps of several prompts take is set aside; a model that is loaded is fed in them."""
+    target, board = lookup("H200")
+    assert board is not None
+    folder = save(make_model("Qwen3MoeForCausalLM", max_position_embeddings=4096), tmp_path / "mixture")
+
+    def on_a_card(size: int, sequences: int, folder: Path = folder) -> Room:
+        found = room(
+            folder, gpu=True, free=size, given=size, cache=cache_format("auto"), sequences=sequences,
+            machine=(target, board), graphs=1,
+        )  # fmt: skip
+        assert found is not None
+        return found
+
+    one, many = on_a_card(1 << 36, 1), on_a_card(1 << 36, 64)
+    assert one.piece == many.piece == MIXED and one.wider == 0 < many.wider, "8192 tokens are due of two of them"
+    assert many.held - one.held == many.wider + 4 * 63 * 320 * 2
+    assert many.tokens < one.tokens
+    assert isobit.LLM(model).engine.scheduler.wide == 512
+    monkeypatch.setattr(plans, "piece", lambda *args, **options: 640)
+    assert isobit.LLM(model).engine.scheduler.wide == 640

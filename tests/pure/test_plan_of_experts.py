@@ -11,14 +11,16 @@ import pytest
 
 from isobit.errors import CheckpointError
 from isobit.formats.schemes import scheme
+from isobit.legalize.memory import USABLE, activation_bytes
 from isobit.legalize.mixtures import Tiles, nearest, tiles
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.pace_rows import AROUND, EXPERTS
 from isobit.legalize.plan import Plan
-from isobit.legalize.text import overview
+from isobit.legalize.text import as_data, describe, overview
 from isobit.models.archs import family
 from isobit.models.planning import plans
 from isobit.models.workload import workload
+from isobit.targets.prefill import MIXED, experts_at_once
 from isobit.targets.table import lookup
 from isobit.targets.table import target as target_named
 
@@ -178,3 +180,51 @@ def test_only_the_scales_that_were_timed_are_called_measured(name: str, timed: b
     op = Op("linear", "up", 768, 2048, row.weights, row.activations, experts=128, active=8)
     near = nearest(op, target_named("sm_90"), EXPERTS)
     assert near is not None and near.is_of(op) == (timed or name == "bf16")
+
+
+def test_prompts_of_mixtures_go_in_longer_steps_where_that_pays_and_there_is_room() -> None:
+    def piece(config: dict[str, Any], target: str = "h200", memory: int | None = None, name: str = "fp8") -> int:
+        return plans(config, targets=[target], scheme_names=[name], memory=memory, calibration=False)[1][0][0].piece
+
+    assert piece(QWEN) == piece(QWEN, "a100 80gb", name="int4") == MIXED == 8192
+    assert piece(QWEN, "here") == 512 and piece(QWEN, "v100 32gb", name="w4a8") == 2048, "on a CPU; refused"
+    dense = {
+        key: value
+        for key, value in QWEN.items()
+        if "expert" not in key and key not in ("moe_intermediate_size", "norm_topk_prob")
+    }
+    dense |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    assert piece(dense) == 2048 and piece(dense | {"hidden_size": 4096}) == 8192, "as was measured of dense models"
+    found = planned(QWEN).memory
+    beside = found.total - found.kv
+    assert piece(QWEN, memory=int((beside + (1 << 30)) / USABLE)) == 2048, "the cache has a GiB"
+    assert piece(QWEN, memory=int((beside + (20 << 30)) / USABLE)) == 8192
+
+
+def test_longer_steps_are_said_and_take_their_memory_and_give_their_speed() -> None:
+    short, long = (planned(QWEN | {"max_position_embeddings": 8192}, batch) for batch in (1, 2))
+    assert short.piece == long.piece == 8192 and short.cost and long.cost
+    assert long.memory.activations - short.memory.activations > 512 << 20, "8192 tokens are due, and 4096 are not"
+    assert long.cost.prefill > 1.2 * short.cost.prefill
+    assert short.cost.measured and not long.cost.measured and any("not measured" in line for line in long.cost.sources)
+    for plan in (short, long):
+        said = "Prompts are read 8192 tokens at a time where so many are due, else 2048."
+        assert said in describe([plan]) and as_data(plan)["prompt_tokens_at_once"] == 8192
+    tight, wide = (
+        plans(QWEN, targets=["h200"], scheme_names=["fp8", "int4"], memory=size << 30, calibration=False)[1][0]
+        for size in (36, 100)
+    )
+    assert [plan.piece for plan in tight] == [2048, 8192]
+    assert "Prompts are read 8192 tokens at a time where so many are due (int4), else 2048." in describe(tight)
+    assert not any("(int4)" in line for line in describe(wide))
+
+
+def test_experts_run_in_turns_where_their_results_are_many() -> None:
+    assert experts_at_once(2048, 8) == 8192 and experts_at_once(7168, 8) < 2 * 2048 and experts_at_once(1 << 40, 8) == 1
+    work, target, board = workload(QWEN), target_named("sm_90"), lookup("h200")[1]
+    assert board is not None
+    sizes = [activation_bytes(work, "bfloat16", tokens, 1, target) for tokens in (2048, 8192, 16384)]
+    pairs = 8192 * 8 * (4 * 2048 + 3 * 768 * 2)
+    assert (
+        sizes[1] == pairs + 8192 * 5 * 2048 * 2 and sizes[2] == sizes[1] + 8192 * 5 * 2048 * 2 and sizes[0] < sizes[1]
+    )

@@ -181,6 +181,8 @@ def load_llm(
     asked = options.get("cache_tokens")
     if memory is not None and left is not None and asked is None:
         options["cache_tokens"] = left.cache_tokens(at_once or sequences)
+    if left is not None:
+        options.setdefault("wide", left.piece)
     ck = Checkpoint.open(path)
     model = load_model(
         ck, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant, context=context

@@ -43,6 +43,8 @@ class LLM(Waiting):
         runner: what computes; None for the model as it is.
         sequences: prompts that take part in a step at most; the others wait.
         chunk: tokens that a step feeds at most; None for what suits the machine.
+        wide: the same where so many are due, as a plan has it (:attr:`isobit.models.room.Room.piece`); None for what
+            is usual for models of that width. With ``chunk`` it has no effect.
         cache_tokens: tokens that the key-value cache holds; None for as many as the prompts at hand need.
         prefix_cache: whether prompts that begin alike are computed once.
         tower: what encodes pictures, videos and sounds for the model; or why it takes none, as a sentence.
@@ -65,6 +67,7 @@ class LLM(Waiting):
         *,
         sequences: int = SEQUENCES,
         chunk: int | None = None,
+        wide: int | None = None,
         cache_tokens: int | None = None,
         prefix_cache: bool = True,
         tower: Tower | str = "this model reads text alone: leave out the images, videos and sounds",
@@ -81,7 +84,7 @@ class LLM(Waiting):
             return Engine(
                 runner if runner is not None else runner_for(model, sequences, gallery),
                 tokens=chunk or prefill_chunk(model.place.target),
-                wide=0 if chunk else prefill_chunk(model.place.target, model.config.hidden_size),
+                wide=0 if chunk else wide or prefill_chunk(model.place.target, model.config.hidden_size),
                 sequences=sequences,
                 cache_tokens=cache_tokens,
                 prefix_cache=prefix_cache,

@@ -143,7 +143,8 @@ def run(
     model = load_model(folder, dtype=dtype, device=device, lowering=lowering, kv_cache=kv_cache)
     longest = int(model.config.max_context)
     cases = bench.cases(batches, prompt, new, context, longest)
-    chunk = min(prefill_chunk(model.place.target, model.config.hidden_size), longest - 2)
+    wide = None if left is None else left.piece
+    chunk = min(wide or prefill_chunk(model.place.target, model.config.hidden_size), longest - 2)
     if chunk < 1:
         raise UsageError(f"this model's context of {longest} tokens leaves nothing to measure")
     asked: list[tuple[Phase, Case]] = [
@@ -155,7 +156,7 @@ def run(
     reader = bench.reader(model)
     llm = LLM(
         model, tokenizer, sequences=max(case.batch for _, case in asked), prefix_cache=False,
-        cache_tokens=tokens,
+        cache_tokens=tokens, wide=wide,
     )  # fmt: skip
     figures = []
     for phase, case in asked:

@@ -12,7 +12,7 @@ from isobit.legalize.mixtures import Experts, nearest, tiles
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.pace import EXPECTED, pace
 from isobit.legalize.pace_rows import AROUND, EXPERTS, PACES
-from isobit.targets.prefill import prompt_tokens
+from isobit.targets.prefill import experts_at_once, prompt_tokens
 from isobit.targets.recorded import TOKENS
 from isobit.targets.spec import Board, Target
 
@@ -23,6 +23,7 @@ _BY_CHANCE = (
 _UNTIMED = (
     "formats with scales of few bits (MX, NVFP4) are taken to be as fast as others of their width; no GPU was timed"
 )
+_LONG_STEPS = "steps of prompts of more than 2048 tokens are taken to be as others in mixtures; that is not measured"
 _AS_OTHERS = "experts are taken to be read as fast as other linears; that is not measured"
 
 
@@ -90,8 +91,9 @@ class _Part:
 
 
 def cost(
-    work: Iterable[Work], target: Target, board: Board, *, batch: int, context: int, layers: int, hidden: int
-) -> Cost | None:
+    work: Iterable[Work], target: Target, board: Board, *, batch: int, context: int, layers: int, hidden: int,
+    piece: int = 0,
+) -> Cost | None:  # fmt: skip
     """Predicted speed; None where the board's bandwidth is not known.
 
     Args:
@@ -101,13 +103,14 @@ def cost(
         context: tokens that each attends to.
         layers: of the model.
         hidden: width of the residual stream.
+        piece: tokens of a step of prompts where so many are due; 0 for what is usual.
     """
     if board.bandwidth <= 0:
         return None
     work = [item for item in work if item.op.kind != "embedding"]  # one row of a table costs next to nothing
-    engine, prompt = ENGINES[target.vendor], prompt_tokens(target, hidden, batch * context)
+    engine, prompt = ENGINES[target.vendor], prompt_tokens(target, hidden, batch * context, piece)
     mixed = nearest(_widest(item for item in work if item.op.experts), target, EXPERTS) if _mixes(work) else None
-    parts = [_part(item, target, board, batch, context, prompt, mixed) for item in work]
+    parts = [_part(item, target, board, batch, context, prompt, hidden, mixed) for item in work]
     attention = sum(part.decode for part in parts if part.op.kind == "attention")
     linears = sum(part.decode for part in parts if part.op.kind != "attention" and not part.experts)
     choosing = max((part.op.calls for part in parts if part.experts), default=0)  # layers
@@ -123,7 +126,7 @@ def cost(
         rounded = sum(item.op.calls for item in work if item.op.activations is not None)
         whole = max(whole, layers * engine.python_layer + rounded * engine.python_rounding)
     rows = {row for part in parts for row in part.rows}
-    said, guessed = _assumed(work, target, batch, mixed)
+    said, guessed = _assumed(work, target, batch, prompt, mixed)
     where = [
         engine.measured_on,
         *(row.measured_on for row in rows),
@@ -139,17 +142,20 @@ def cost(
 
 
 def _part(
-    item: Work, target: Target, board: Board, batch: int, context: int, prompt: int, mixed: Experts | None
-) -> _Part:
+    item: Work, target: Target, board: Board, batch: int, context: int, prompt: int, hidden: int,
+    mixed: Experts | None,
+) -> _Part:  # fmt: skip
     """The part of one op."""
     op, lowering, launch = item.op, item.lowering, LAUNCHES[target.vendor]
     reads, adds = (efficiency(phase, op, lowering, target) for phase in ("decode", "prefill"))
     read, operations = item.weight_bytes * op.read(batch) + _cache_bytes(op, batch * context), _operations(op, context)
     if op.experts and mixed is not None:
+        turns = [-(-count // experts_at_once(hidden, op.active)) for count in (batch, prompt)]
         decode, many = (
-            mixed.seconds(op, item.weight_bytes, tiles(count, op.experts, op.active), _rate(lowering, board), board)
-            for count in (batch, prompt)
-        )
+            turn * mixed.seconds(op, item.weight_bytes, tiles(-(-count // turn), op.experts, op.active),
+                                 _rate(lowering, board), board)
+            for turn, count in zip(turns, (batch, prompt), strict=True)
+        )  # fmt: skip
         return _Part(op, decode, many, read, operations, (), True)
     bandwidth, rate = board.bandwidth * reads.fraction, _rate(lowering, board) * adds.fraction
     launches = op.calls * launch.kernels * launch.seconds
@@ -163,7 +169,7 @@ def _mixes(work: Iterable[Work]) -> bool:
 
 
 def _assumed(
-    work: Sequence[Work], target: Target, batch: int, mixed: Experts | None
+    work: Sequence[Work], target: Target, batch: int, prompt: int, mixed: Experts | None
 ) -> tuple[list[str], bool]:  # fmt: skip
     """What is assumed beside what was measured, or where experts were; and whether figures are guesses for it."""
     said, guessed = [], False
@@ -174,6 +180,8 @@ def _assumed(
             or batch > 1
         )
         said = [mixed.source, AROUND.source, *([_BY_CHANCE] if batch > 1 else [])]
+        if prompt > AROUND.points[-1][0]:
+            guessed, said = True, [*said, _LONG_STEPS]
     elif _mixes(work):
         said, guessed = [_AS_OTHERS], True
     formats = [(item.op.weights, item.op.activations) for item in work]

@@ -16,7 +16,7 @@ from isobit.kernels.held import given
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
-from isobit.targets.prefill import prompt_tokens
+from isobit.targets.prefill import experts_at_once, prompt_tokens
 from isobit.targets.recorded import GRAPH_BYTES, recorded_steps
 from isobit.targets.spec import Target
 
@@ -128,7 +128,8 @@ def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int
     The MLP holds the residual stream and its norm, and two intermediate rows; attention the residual stream, its norm,
     queries, rotated queries and the result; the logits are float32 and of the last token only. GPUs run what is beside
     the linears in PyTorch, whose operations keep their operands: five rows of the residual stream and four intermediate
-    ones are there at once (benchmarks/results/gpu_generate.csv: within 1 % for two shapes).
+    ones are there at once (benchmarks/results/gpu_generate.csv: within 1 % for two shapes). Beside the residual stream
+    they hold float32 results of each pair of a token and an expert, and three rows that are as wide as an expert.
 
     Args:
         workload: the model.
@@ -143,7 +144,17 @@ def activation_bytes(workload: Workload, dtype: str, tokens: int, sequences: int
     widest = max((one.heads * one.dim for one in workload.attentions), default=0)
     attention = tokens * (2 * workload.hidden + 3 * widest) * size
     logits = sequences * workload.vocab * 4
-    return max(mlp, attention, logits)
+    return max(mlp, attention, logits, _experts_bytes(workload, size, tokens, rows) if target.is_gpu else 0)
+
+
+def _experts_bytes(workload: Workload, size: int, tokens: int, rows: int) -> int:
+    """The same in a mixture of experts on a GPU, as far as they are launched together; 0 where there is none."""
+    parts = [tensor for tensor in workload.tensors if tensor.experts and tensor.is_matrix]
+    if not parts:
+        return 0
+    inner, active = max(min(part.shape) for part in parts), max(part.active for part in parts)
+    pairs = min(tokens, experts_at_once(workload.hidden, active)) * active
+    return tokens * rows * workload.hidden * size + pairs * (4 * workload.hidden + 3 * inner * size)
 
 
 def memory(
@@ -157,6 +168,7 @@ def memory(
     kv: str | None = None,
     workspace: int = 0,
     narrowed: bool = False,
+    piece: int = 0,
 ) -> Memory:
     """What a model takes on a device.
 
@@ -170,6 +182,7 @@ def memory(
         kv: format of the cache; None for the dtype of activations.
         workspace: bytes that calls with very many tokens take besides.
         narrowed: whether those calls hold activations in another dtype besides.
+        piece: tokens of a step of prompts where so many are due; 0 for what is usual.
     """
     dtype = activation_dtype(target, model_dtype(workload, scheme))
     weights = weight_bytes(workload, scheme, target)
@@ -180,7 +193,7 @@ def memory(
     mask = bits(dtype) // 8 if target.is_gpu else 0  # for each token of a chunk and each that it may see
 
     def passing(sequences: int, context: int) -> int:
-        tokens = max(prompt_tokens(target, workload.hidden, sequences * context), sequences)
+        tokens = max(prompt_tokens(target, workload.hidden, sequences * context, piece), sequences)
         large = workspace + narrowed * tokens * workload.hidden * 2 if tokens >= LARGE else 0
         seen = mask * min(context, tokens) * context
         return activation_bytes(workload, dtype, tokens, sequences, target) + large + seen

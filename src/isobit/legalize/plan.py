@@ -11,6 +11,7 @@ from isobit.legalize.cost import Cost, Work, cost
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.memory import Memory, memory, tensor_bytes
 from isobit.legalize.ops import Action, Decision, Lowering, Op, Refusal, worst
+from isobit.legalize.pieces import piece
 from isobit.legalize.planner import decide, nearest
 from isobit.legalize.rules import short
 from isobit.legalize.workload import Tensor, Workload, model_dtype, ops
@@ -57,6 +58,7 @@ class Plan:
         cost: how fast it will be; None when it is refused or the board's bandwidth is not known.
         notes: what changes besides, and a user should know.
         instead: the nearest scheme that works, when this one is refused; else empty.
+        piece: tokens of a step of prompts where so many are due.
         measured_here: that the speed goes by measurements of this machine, and which, its own or of others; else empty.
     """
 
@@ -70,6 +72,7 @@ class Plan:
     notes: tuple[str, ...]
     instead: str = ""
     measured_here: str = ""
+    piece: int = 0
 
     @property
     def action(self) -> Action:
@@ -110,19 +113,30 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         for op in ops(workload, scheme, target, request.kv)
     )
     lowered = [decision for _, decision in found if isinstance(decision, Lowering)]
-    need = memory(
-        workload, scheme, target, capacity=request.allowed(board),
-        context=request.context, batch=request.batch, kv=request.kv,
-        workspace=max((decision.workspace for decision in lowered), default=0),
-        narrowed=any(decision.narrowed for decision in lowered),
-    )  # fmt: skip
+    workspace = max((decision.workspace for decision in lowered), default=0)
+    narrowed = any(decision.narrowed for decision in lowered)
     refused = [op for op, decision in found if isinstance(decision, Refusal)]
-    speed = None
-    if not refused:
-        speed = cost(
-            _work(workload, scheme, found, gpu=target.is_gpu), target, board, batch=request.batch,
-            context=request.context, layers=workload.layers, hidden=workload.hidden,
+    work = [] if refused else _work(workload, scheme, found, gpu=target.is_gpu)
+
+    def need(context: int, batch: int, tokens: int) -> Memory:
+        return memory(
+            workload, scheme, target, capacity=request.allowed(board), context=context, batch=batch, kv=request.kv,
+            workspace=workspace, narrowed=narrowed, piece=tokens,
         )  # fmt: skip
+
+    def speed(context: int, batch: int, tokens: int) -> Cost | None:
+        return cost(
+            work, target, board, batch=batch, context=context, layers=workload.layers, hidden=workload.hidden,
+            piece=tokens,
+        )  # fmt: skip
+
+    def pace(context: int, batch: int, tokens: int) -> float:
+        predicted = speed(context, batch, tokens)
+        return predicted.prefill if predicted else 0.0
+
+    tokens = piece(
+        target, workload.hidden, workload.max_context, mixed=any(item.op.experts for item in work), need=need, pace=pace
+    )
     instead = ""
     if scheme is not None and any(op.kind == "linear" for op in refused):
         instead = nearest(scheme, [op for op, _ in found if op.kind == "linear" and op.weights], target)
@@ -132,10 +146,11 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         board=board,
         request=request,
         ops=found,
-        memory=need,
-        cost=speed,
+        memory=need(request.context, request.batch, tokens),
+        cost=None if refused else speed(request.context, request.batch, tokens),
         notes=(*_of_memory(request, board), *_notes(workload, scheme, target, board, found)),
         instead=instead,
+        piece=tokens,
     )
 
 

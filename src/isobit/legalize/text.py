@@ -11,6 +11,7 @@ from isobit.legalize.cost import Cost
 from isobit.legalize.ops import Decision, Lowering, Op, Refusal
 from isobit.legalize.plan import Plan
 from isobit.legalize.rules import short
+from isobit.targets.prefill import prefill_chunk
 
 WIDTH = 110
 _COLUMNS = 7  # schemes beside each other in the overview
@@ -26,6 +27,7 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
         lines += ["", *_wrapped(f"What encodes media takes {' or '.join(towers)} besides, which `all` has in it.")]
     if graphs := [plan.memory.recorded for plan in plans if plan.memory.recorded]:
         lines += ["", *_wrapped(f"Steps that are recorded (as graphs of the GPU) take {_span(graphs)} of `all`.")]
+    lines += _pieces(plans)
     notes: dict[str, list[str]] = {}
     for plan in plans:
         for note in plan.notes:
@@ -40,6 +42,19 @@ def describe(plans: Sequence[Plan], *, verbose: bool = False) -> list[str]:
             lines += ["", f"{plan.scheme}, op by op:", *_ops(plan), *_sources(plan)]
     lines += ["", *_wrapped(recommendation(plans))]
     return lines
+
+
+def _pieces(plans: Sequence[Plan]) -> list[str]:
+    """In how large steps prompts are read, where these are larger than usual when much is due."""
+    usual = prefill_chunk(plans[0].target)
+    wide = [plan for plan in plans if plan.piece > usual and plan.action != "refused"]
+    if not wide:
+        return []
+    running = [plan for plan in plans if plan.action != "refused"]
+    whose = f" ({', '.join(plan.scheme for plan in wide)})" if len(wide) < len(running) else ""
+    many = wide[0].piece
+    said = f"Prompts are read {many} tokens at a time where so many are due{whose}, else {usual}."
+    return ["", *_wrapped(said)]
 
 
 def _span(sizes: Iterable[int]) -> str:
@@ -249,6 +264,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "decode_how": lowered.decode if lowered else None,
         "reasons": list(plan.reasons),
         "instead": plan.instead or None,
+        "prompt_tokens_at_once": plan.piece,
         "notes": list(plan.notes),
         "memory": {
             "weights": memory.weights,

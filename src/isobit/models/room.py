@@ -34,6 +34,8 @@ class Room:
         context: the model's longest, in tokens.
         logits: bytes for the results of all sequences of a step.
         graphs: bytes for steps that are recorded before the first one.
+        piece: tokens of a step of prompts where so many are due.
+        wider: bytes that such a step of several sequences takes more than one of one.
     """
 
     memory: Memory
@@ -43,12 +45,14 @@ class Room:
     context: int
     logits: int
     graphs: int = 0
+    piece: int = 0
+    wider: int = 0
 
     @property
     def held(self) -> int:
         """Bytes of all but the cache, a whole chunk of a prompt under way."""
         one = self.memory
-        return one.weights + one.tower + one.runtime + one.activations + self.logits + self.graphs
+        return one.weights + one.tower + one.runtime + one.activations + self.wider + self.logits + self.graphs
 
     @property
     def tokens(self) -> int:
@@ -71,7 +75,8 @@ class Room:
         graphs = f" recorded steps {_size(self.graphs)}," if self.graphs else ""
         return (
             f"weights {_size(one.weights)}, {tower}runtime {_size(one.runtime)},"
-            f" a pass {_size(one.activations + self.logits)},{graphs} cache {_size(one.kv_per_token)} a token"
+            f" a pass {_size(one.activations + self.wider + self.logits)},{graphs}"
+            f" cache {_size(one.kv_per_token)} a token"
         )
 
     def refusal(self, model: str, least: Memory, narrower: tuple[str, ...]) -> CapacityError:
@@ -160,7 +165,12 @@ def room(
         return None
     logits = 4 * (sequences - 1) * work.vocab
     recorded = recorded_bytes(work, found.memory.activations, graphs, sequences, longest)
-    answer = Room(found.memory, limit, given is not None, board.name, longest, logits, recorded)
+    several = min(sequences, -(-found.piece // longest))
+    wider = 0 if several == 1 else _planned(work, target, board, cache, longest, several).memory.activations
+    answer = Room(
+        found.memory, limit, given is not None, board.name, longest, logits, recorded, found.piece,
+        max(0, wider - found.memory.activations),
+    )  # fmt: skip
     if not answer.fits:
         tokens = min(LEAST_TOKENS, longest)
         least = _planned(work, target, board, cache, tokens).memory
@@ -181,6 +191,8 @@ def _narrower(work: Workload, target: Target, board: Board, tokens: int, least: 
     return tuple(names)
 
 
-def _planned(work: Workload, target: Target, board: Board, cache: CacheFormat, context: int) -> Plan:
+def _planned(
+    work: Workload, target: Target, board: Board, cache: CacheFormat, context: int, sequences: int = 1
+) -> Plan:  # fmt: skip
     row = None if work.stored is not None else scheme_named("f16" if work.dtype == "float16" else "bf16")
-    return plan(work, row, target, board, Request(context, 1, cache.kv or None))
+    return plan(work, row, target, board, Request(context, sequences, cache.kv or None))

@@ -29,6 +29,20 @@ WIDE_FROM = 3072
 WIDE: Mapping[str, PrefillChunk] = {
     "sm_90": PrefillChunk(8192, "8 prompts of 2048 of a 7B take 4 to 8 % less time than in pieces of 2048"),
 }
+# Of mixtures of experts, where a plan says that it pays and the memory is there (legalize/pieces.py): a piece of 2048
+# tokens chooses all of 128 experts, so that four of them read what one of 8192 reads once. Not measured yet.
+MIXED = 8192
+RESULTS = 512 << 20  # bytes of experts' results (float32) that a GPU holds before they are added up
+
+
+def experts_at_once(hidden: int, active: int) -> int:
+    """Tokens whose experts a GPU runs at once, of a step that has more.
+
+    Args:
+        hidden: width of the model.
+        active: experts of a token.
+    """
+    return max(1, RESULTS // (4 * hidden * active))
 
 
 def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
@@ -43,13 +57,14 @@ def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
     return PREFILL["cpu" if target is None else target.vendor].tokens
 
 
-def prompt_tokens(target: Target, hidden: int, due: int) -> int:
+def prompt_tokens(target: Target, hidden: int, due: int, wide: int = 0) -> int:
     """Tokens of a step in which prompts are read.
 
     Args:
         target: what runs it.
         hidden: width of the model.
         due: tokens of all prompts together.
+        wide: tokens of a step where so many are due; 0 for what is usual for such a model.
     """
-    wide, usual = prefill_chunk(target, hidden), prefill_chunk(target)
+    wide, usual = wide or prefill_chunk(target, hidden), prefill_chunk(target)
     return wide if due >= wide else min(due, usual)

@@ -30,8 +30,7 @@ from isobit.kernels.gpu.variant import HALVES, Variant, has_bf16
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Grouped, Listener, Mixture, Routes
 from isobit.kernels.rounded import Rounded
-
-AT_ONCE = 256 << 20  # bytes of the experts' results that are held before they are added up
+from isobit.targets.prefill import experts_at_once
 
 
 def bind(
@@ -108,7 +107,7 @@ class GpuMixture:
 
     def _at_once(self, active: int) -> int:
         """Tokens whose results are held at once."""
-        return max(1, AT_ONCE // (4 * self.down.rows * active))
+        return experts_at_once(self.down.rows, active)
 
     def _after(self) -> str:
         """What the linears in front of down do with their results, where their kernel can."""
