@@ -101,6 +101,12 @@ def test_a_file_that_does_not_load_is_not_planned(
     assert str(planning.value) == str(loading.value)
 
 
+def test_quantizing_it_again_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf", "Q8_0")
+    with pytest.raises(CheckpointError, match=r"m\.gguf: this checkpoint is quantized already \(gguf, Q8_0\)"):
+        isobit.quantize(path, tmp_path / "out", "int8", progress=False)
+
+
 def test_a_file_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no tokenizer in this file: use one with tokenizer\.ggml"):
         Tokenizer.from_folder(model(tmp_path / "m.gguf", "F16"))

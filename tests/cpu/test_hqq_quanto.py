@@ -291,7 +291,7 @@ def test_what_lies_is_refused_by_name(
 
 
 SECTIONS = {
-    "rounded activations": ({"a": {"weights": "qint8", "activations": "qint8"}}, "inputs and outputs are rounded"),
+    "rounded activations": ({"a": {"weights": "qint8", "activations": "qint8"}}, "inputs are rounded with input_scale"),
     "a type nobody knows": ({"a": {"weights": "qint5", "activations": "none"}}, "qint5"),
     "no map": ({"a": "qint8"}, "JSON object of modules"),
     "another type": (dict.fromkeys([MODULE], {"weights": "qint8", "activations": "none"}), MODULE),

@@ -226,7 +226,8 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     validate.check_paths(source, out)
     ck = Checkpoint.open(source)
     if not settings.from_quantized:
-        validate.check_not_quantized(ck)
+        with in_its_words(ck.path):
+            validate.check_not_quantized(ck)
     found, companions = contents(ck), tuple(ck.companions)
     twice = validate.twice_quantized(found.ck)
     if twice:

@@ -74,7 +74,10 @@ def _modules(listed: Any) -> tuple[Group, ...]:
 def _group(targets: tuple[str, ...], weights: Any, activations: Any) -> Group:
     kind, rounded = text(weights, "", "weights"), text(activations, "none", "activations")
     if rounded != "none":
-        why = f"activations = {short(activations)}: inputs and outputs are rounded with one scale each"
+        why = (
+            f"activations = {short(activations)}: inputs are rounded with input_scale, and what linears give with"
+            " output_scale, which no scheme of isobit does"
+        )
         raise Unsupported("this checkpoint of quanto", [why, "isobit reads those whose activations stay"], INSTEAD)
     if kind in _BYTES:
         return Group(targets, WeightSpec(_BYTES[kind], "channel"), None)
