@@ -315,15 +315,16 @@ class DigitTile {
 };
 
 constexpr int DIGIT_ROWS = 2, MOST_DIGIT_ROWS = W >= 16 ? 4 : DIGIT_ROWS;  // of weights at a time; for one row of activations
-constexpr int64_t IN_FIRST_CACHE = 32768;
+constexpr int64_t SHORT_ROW = 4096, IN_FIRST_CACHE = 32768;  // bytes of a row of activations
 
 // How many rows of weights are multiplied with one row of activations at a time. Activations are seven times the bytes of codes, so where they do not stay
-// in the first cache the more the better. Where they do: products take them from memory as fast as from registers, of which two rows need
-// all that AVX2 has; with AVX-512 four rows have room but where lanes are exchanged. Measured on Zen 5.
+// in the first cache the more the better. Where they do: products take them from memory as fast as from registers, and one row of
+// codes is followed better; of short rows four share what each costs beside its codes. Two rows need all registers of AVX2. Measured on Zen 5.
 template <int groups>
 inline int rows_by_one(const Layout &l) {
     if (l.row_size > IN_FIRST_CACHE) return MOST_DIGIT_ROWS;
-    return W == 8 ? 1 : groups < 0 ? DIGIT_ROWS : MOST_DIGIT_ROWS;
+    if (W == 8) return 1;
+    return groups < 0 ? DIGIT_ROWS : W < 16 || l.row_size <= SHORT_ROW ? MOST_DIGIT_ROWS : 1;
 }
 
 template <class Int4, int B, int N, bool zero_points, int groups>
