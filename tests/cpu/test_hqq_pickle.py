@@ -77,6 +77,20 @@ def test_every_number_is_read(tmp_path: Path, early: bool) -> None:
     assert float((one - two).norm() / one.norm()) < 0.3
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("early", [False, True])
+def test_groups_of_no_size_are_whole_rows_or_columns(tmp_path: Path, axis: int, early: bool) -> None:
+    """As hqq 0.2.2 writes them; later versions write the size."""
+    stored, _ = modules(early)
+    n, k = tiny_model(torch.float16).get_parameter(f"{FIRST}.weight").shape
+    parts, numbers = hqq(n, k, bits=8, group=(n, k)[axis], axis=axis)
+    module = as_said(parts, early)
+    (module["meta"] if early else module)["group_size"] = None
+    stored[FIRST] = module
+    found = contents(Checkpoint.open(save(tmp_path / "m", stored)))
+    assert torch.equal(read_linear(found.ck, FIRST).weight, numbers)  # type: ignore[arg-type]
+
+
 def test_beside_other_weights_nothing_says_which_are_meant(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", modules()[0])
     tiny_model(torch.float16).save_pretrained(folder)

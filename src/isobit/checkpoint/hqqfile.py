@@ -53,12 +53,20 @@ def read_qmodel(path: Path) -> dict[str, TensorInfo]:
 
 
 def _flat(parts: dict[object, object]) -> Iterator[tuple[str, object]]:
-    """The parts of a module, those that it says in a dictionary of their own among them; what is None is left out."""
-    for part, value in parts.items():
-        inner = value.items() if part == _META and isinstance(value, dict) else [(part, value)]
-        for name, one in inner:
-            if isinstance(name, str) and one is not None:
-                yield name, one
+    """The parts of a module, those that it says in a dictionary of their own among them; what is None is left out.
+
+    Groups of no size are whole rows, or columns: their size is then that of the shape.
+    """
+    inner = parts.get(_META)
+    meta: dict[object, object] = inner if isinstance(inner, dict) else {}
+    for name, one in (*((part, value) for part, value in parts.items() if value is not meta), *meta.items()):
+        if isinstance(name, str) and one is not None:
+            yield name, one
+    said = {**parts, **meta}
+    axis, shape = said.get("axis"), said.get("shape")
+    unsized = "group_size" in said and said["group_size"] is None
+    if unsized and axis in (0, 1) and isinstance(shape, tuple | list) and len(shape) == 2:
+        yield "group_size", shape[1] if axis == 1 else shape[0]
 
 
 def _small(path: Path, name: str, value: object) -> TensorInfo:
