@@ -320,6 +320,36 @@ def test_rows_that_digits_hold_and_others_leave_each_other_alone(name: str, m: i
     assert torch.equal(found[which], run(spoilt)[which])
 
 
+# Scales for more columns than a panel has, and no multiple of them: panels that begin in one group end in others.
+GROUPS = [(element, size) for element in ("int4", "uint4", "int8") for size in (192, 320, 384)]
+BLOCKS = [(element, size) for element in ("e4m3fn", "int8") for size in ((128, 192), (128, 384), (64, 320))]
+AMID = [
+    *(WeightSpec(element, "group", group=size, symmetric=element != "uint4") for element, size in GROUPS),
+    *(WeightSpec(element, "block", block=size) for element, size in BLOCKS),
+]
+
+
+@pytest.mark.parametrize("spec", AMID, ids=repr)
+def test_panels_have_the_scales_of_all_their_columns(spec: WeightSpec) -> None:
+    k = 4 * (spec.group or (spec.block or (0, 0))[1])
+    before = cpu_library.threads()
+    cpu_library.set_threads(1)
+    try:
+        for activations in (None, ActSpec("int8", "token")) if spec.element == "int4" else (None,):
+            row = Scheme("row", spec, activations)
+            for n in (1, 65, 129, 256, 257):
+                q = quantize_weight(normal(n, k), spec, search="absmax", scale_dtype=torch.float32)
+                other = quantize_weight(50 * normal(4, k), spec, search="absmax", scale_dtype=torch.float32)
+                bound(other, row)(normal(1, k))  # leaves its scales where a thread keeps them
+                x = normal(300, k, seed=1)
+                wanted = expected(x, q, row, None)
+                for m in (13, 70, 300):
+                    error = bound(q, row)(x[:m]).double() - wanted[:m]
+                    assert bool((error.norm(dim=0) <= 1e-5 * wanted[:m].norm(dim=0)).all()), (n, m)
+    finally:
+        cpu_library.set_threads(before)
+
+
 @pytest.mark.parametrize("name", ["int4", "int4-g32", "int4-asym"])
 def test_float_activations_of_every_size_by_int4(name: str) -> None:
     row = scheme(name)

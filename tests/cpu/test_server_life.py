@@ -261,6 +261,18 @@ def test_a_body_that_is_too_large_is_told():
         assert httpx2.get(f"{address}/health", timeout=60).status_code == 200
 
 
+@pytest.mark.parametrize("fields", ["Content-Length: 99999999999999", "Content-Length: 1001\r\nExpect: 100-continue"])
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(fields):
+    with listening(serving(limits=Limits(body=1000))) as address:
+        url = urlsplit(address)
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n{fields}\r\n\r\n"
+        )
+        with socket.create_connection((url.hostname, url.port)) as sock:
+            sock.sendall(head.encode())
+            assert sock.recv(12) == b"HTTP/1.1 413"
+
+
 def test_a_body_that_never_ends_is_cut():
     with listening(serving(limits=Limits(body=1000))) as address:
         url = urlsplit(address)

@@ -55,6 +55,10 @@ async def arriving(request: Request, most: int, silence: float) -> AsyncGenerato
     Raises:
         Refusal: there are more, or nothing comes.
     """
+    declared = request.headers.get("content-length", "")
+    length = int(declared) if declared.isdecimal() and len(declared) < 20 else 0
+    if length > 2 * most or (length > most and "expect" in request.headers):  # nobody reads it, or it is not sent yet
+        raise _too_large(most)
     size = 0
     stream = request.stream()
     try:
@@ -66,7 +70,7 @@ async def arriving(request: Request, most: int, silence: float) -> AsyncGenerato
             size += len(part)
             if size > most:
                 await _drop(stream, most)
-                raise Refusal(413, f"the body is larger than {most:,} bytes", headers={"connection": "close"})
+                raise _too_large(most)
             yield part
     except TimeoutError:
         raise Refusal(
@@ -74,6 +78,10 @@ async def arriving(request: Request, most: int, silence: float) -> AsyncGenerato
         ) from None
     except ClientDisconnect:
         raise wrong("the body ends before it is whole") from None
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"the body is larger than {most:,} bytes", headers={"connection": "close"})
 
 
 async def _drop(stream: AsyncIterator[bytes], most: int) -> None:

@@ -161,8 +161,8 @@ class ScaleReader {
     float zero_at(int64_t at) const { return w_.zeros ? static_cast<float>(w_.zeros[at]) : offset_; }
 
     void fill(int64_t at, int64_t first, int64_t last, int64_t row) {
-        if (at == at_ && first == first_) return;  // rows of a block share their scales
-        at_ = at, first_ = first;
+        if (at == at_ && first_ <= first && last <= last_) return;  // rows of a block share their scales
+        at_ = at, first_ = first, last_ = last;
         float *scales = space_, *zeros = space_ + entries_;
         const uint8_t *const from = static_cast<const uint8_t *>(w_.scales) + scale_bytes(w_.scale_format) * at;
         const int64_t size = scale_bytes(w_.scale_format);
@@ -202,7 +202,7 @@ class ScaleReader {
     const isobit_linear &w_;
     const Layout &l_;
     float offset_, factor_;
-    int64_t entries_, at_ = -1, first_ = -1;
+    int64_t entries_, at_ = -1, first_ = 0, last_ = 0;  // what has been read: the groups of a row from first_ to last_ - 1
     float *space_ = nullptr;
     MantissaScales mantissas_;
 };
