@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,24 @@ def test_what_lies_is_refused_by_name(tmp_path: Path, whole: Path, name: str) ->
     with pytest.raises(IsobitError):
         isobit.quantize(folder, tmp_path / "out", "int8", progress=False, from_quantized=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("e5m2_e5m2_f16", "e4m3_e4m3_f16"), ("e5m2_e5m2_f16", "q4f16_autoawq"), ("e4m3_e4m3_f16", "e5m2_e5m2_f16"),
+     ("e4m3_e4m3_f16", "q4f16_autoawq")],
+)  # fmt: skip
+def test_what_is_said_to_be_of_another_kind_is_refused_by_all(tmp_path: Path, kind: str, said: str) -> None:
+    folder = tmp_path / "m"
+    convert(folder, tiny(kind=kind), "llama", kind)
+    config = json.loads((folder / "mlc-chat-config.json").read_text())
+    (folder / "mlc-chat-config.json").write_text(json.dumps(config | {"quantization": said}))
+    why = r"q_proj\.q_weight' \(params_shard_1\.bin\) is F8_E\dM\d .*; it should be"
+    with pytest.raises(IsobitError, match=why):
+        plans(folder, targets=("cpu-avx2",))
+    with pytest.raises(IsobitError, match=why):
+        load_model(folder)
+    assert any(re.search(why, note) for note in describe(folder).notes)
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,26 @@ def test_notes_name_their_schemes_and_figures_have_few_digits() -> None:
     assert "  - linears that are not quantized: from 17 tokens in a call on" in lines
     assert "but no kernel of isobit's does that" not in lines  # as f16 beside bf16 gains nothing
     assert text._kib(34.7891 * 1024) == "34.79" and text._kib(136) == "0.1328" and text._kib(1234 * 1024) == "1234"
+
+
+def test_what_does_not_fit_is_not_advised() -> None:
+    large = LLAMA | {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
+    _, found = plans(large, targets=["MI210"])
+    too_large = [plan.scheme for plan in found[0] if plan.action == "legalized" and not plan.memory.fits]
+    assert "fp8" in too_large and "fp8" not in recommendation(found[0]).partition("Not here")[0]
+
+
+def test_what_is_allowed_can_be_raised() -> None:
+    _, found = plans(LLAMA, targets=["H200"], scheme_names=["fp8", "int4"], memory=3 << 30)
+    said = recommendation(found[0])
+    assert "Nothing fits of the 3.0 GiB allowed: even int4 lacks" in said and "Allow more with --memory" in said
+    assert "such cards" not in said
+    _, found = plans(LLAMA, targets=["H200"], scheme_names=["fp8"], memory=20 << 30)
+    assert in_short(found[0]).endswith("GiB free of the 20.0 GiB allowed")
+    _, found = plans(LLAMA, targets=["H200"], scheme_names=["fp8"])
+    assert in_short(found[0]).endswith("GiB free")

@@ -250,7 +250,8 @@ def bench(
 def info(model: str | Path, *, revision: str | None = None) -> CheckpointInfo:
     """What is in a checkpoint, by any tool: schemes, bytes, bits per weight.
 
-    Reads headers, and scales that are tensors of their own (not the blocks of GGUF files); loads no weights.
+    Reads headers, scales that are tensors of their own, and of all else the first 256 MiB, where NaN and infinity are
+    looked for (a note says what was left); loads no weights.
     """
     folder = find(model, revision=revision)
     from isobit.evaluation.info import describe

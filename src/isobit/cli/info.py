@@ -16,8 +16,9 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="what is in a checkpoint: schemes, bytes, bits per weight",
-        description="Describe a checkpoint, quantized or not, by any tool. Reads headers, and scales that are"
-        " tensors of their own (not the blocks of GGUF files); loads no weights.",
+        description="Describe a checkpoint, quantized or not, by any tool. Reads headers, scales that are"
+        " tensors of their own, and the first 256 MiB of all else, where NaN and infinity are looked for; loads no"
+        " weights.",
     )
     parser.add_argument("model", metavar="MODEL", help="a local folder, a GGUF file, a Hugging Face id, or `bundled`")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")

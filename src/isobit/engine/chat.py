@@ -38,7 +38,7 @@ FAILURES: dict[str, str] = {
     "output": "the chat template writes more than the limit of {limits.output} characters",
     "recursion": "the chat template calls itself deeper than the recursion limit",
     "failed": "the chat template failed: {message}",
-    "time": "the chat template ran longer than the limit of {limits.seconds:g} seconds",
+    "time": "the chat template ran longer than the limit of {limits.seconds:g} seconds of the processor",
     "crashed": "the chat template crashed its rendering process ({message})",
 }
 

@@ -46,7 +46,7 @@ _LEAST, _FOR_EACH = 256 << 10, 64  # bytes of a compiled grammar: at least, and 
 
 _FAILURES = {
     "wrong": "{kind} cannot be used: {message}",
-    "time": "{kind} takes longer than {limits.seconds:g} seconds to compile: make it simpler",
+    "time": "{kind} takes longer than {limits.seconds:g} seconds of the processor to compile: make it simpler",
     "crashed": "{kind} needs more memory or a deeper stack than compiling has ({message}): make it simpler",
 }
 _KINDS = {

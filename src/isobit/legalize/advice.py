@@ -126,7 +126,7 @@ def _native_besides(chosen: Plan, named: Plan | None, plans: Sequence[Plan]) -> 
 def _widened_besides(chosen: Plan, plans: Sequence[Plan]) -> list[str]:
     """What is said of schemes of rounded activations that are widened where the recommended one is not."""
     # On CPUs nothing is native, and what is widened there is not slower for it.
-    widened = [p for p in plans if p.action == "legalized" and p.main[0].activations is not None]
+    widened = [p for p in plans if p.action == "legalized" and p.memory.fits and p.main[0].activations is not None]
     if not chosen.target.is_gpu or chosen in widened:
         return []
     alike: dict[tuple[str, str], list[str]] = {}
@@ -176,7 +176,7 @@ def in_short(plans: Sequence[Plan]) -> str:
     if chosen is None:
         return _nothing(plans, brief=True)
     speed = f", about {figure(chosen.cost.decode)} tokens/s" if chosen.cost else ""
-    return f"{chosen.scheme}: {chosen.action}{speed}, {chosen.memory.spare / GIB:.1f} GiB free"
+    return f"{chosen.scheme}: {chosen.action}{speed}, {chosen.memory.spare / GIB:.1f} GiB free{_allowed(chosen)}"
 
 
 def _praise(plan: Plan, plans: Sequence[Plan]) -> str:
@@ -222,10 +222,16 @@ def _nothing(plans: Sequence[Plan], *, brief: bool = False) -> str:
             f"Nothing fits at this length: {smallest.scheme} lacks {short_by:.1f} GiB for {request.batch} x"
             f" {request.context} tokens, but has room for {smallest.memory.longest_context} tokens of context."
         )
-    return (
-        f"Nothing fits: even {smallest.scheme} lacks {short_by:.1f} GiB. Use {_fewer_bits(smallest)}a machine with more"
-        f" memory, or a smaller model.{_cards(smallest)}"
-    )
+    lacks = f"Nothing fits{_allowed(smallest)}: even {smallest.scheme} lacks {short_by:.1f} GiB."
+    if _allowed(smallest):
+        return f"{lacks} Allow more with --memory, or use {_fewer_bits(smallest)}a smaller model."
+    return f"{lacks} Use {_fewer_bits(smallest)}a machine with more memory, or a smaller model.{_cards(smallest)}"
+
+
+def _allowed(plan: Plan) -> str:
+    """What may be taken of a machine's memory, where that is not all of it."""
+    board, allowed = plan.board, plan.request.allowed(plan.board)
+    return f" of the {allowed / GIB:.1f} GiB allowed" if allowed < board.memory else ""
 
 
 def _refusal(plan: Plan) -> str:

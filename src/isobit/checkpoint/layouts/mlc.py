@@ -68,13 +68,15 @@ def _describe(parts: Parts) -> Described:
 
 
 def _needs(parts: Parts, n: int, k: int) -> tuple[Need, ...]:
-    how = None if parts.group is None else parts.group.integers
-    dtype = parts.infos[CODES].dtype
-    if dtype in _FLOATS or how is None or how.group is None:
-        scales = () if dtype == _WITHOUT_SCALES else (SCALE, INPUT)
-        return (Need(CODES, (*_FLOATS,), ((n, k),)), *(Need(part, PLAIN_DTYPES, numel=1) for part in scales))
-    groups, each = -(-k // how.group), 32 // how.bits
-    return Need(CODES, ("I32",), ((n, groups * how.group // each),)), Need(SCALE, PLAIN_DTYPES, ((n, groups),))
+    group, how = parts.group, None if parts.group is None else parts.group.integers
+    if how is not None and how.group is not None:
+        groups, each = -(-k // how.group), 32 // how.bits
+        codes = Need(CODES, ("I32",), ((n, groups * how.group // each),))
+        return codes, Need(SCALE, PLAIN_DTYPES, ((n, groups),))
+    said = tuple(dtype for dtype, (spec, _) in _FLOATS.items() if group is not None and spec == group.weights)
+    scales = () if parts.infos[CODES].dtype == _WITHOUT_SCALES else (SCALE, INPUT)
+    codes = Need(CODES, said or (*_FLOATS,), ((n, k),))
+    return codes, *(Need(part, PLAIN_DTYPES, numel=1) for part in scales)
 
 
 def _read(reader: Reader) -> LinearWeight:
