@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import families
 import pytest
 import torch
 from families import FEW, make_model, token_ids, walked
@@ -49,7 +51,11 @@ def notes_of(folder: Path) -> tuple[str, ...]:
     return model_config(json.loads((folder / "config.json").read_text())).notes
 
 
-@pytest.fixture(params=walked())
+# The head of these has a bias, and cannot be the embedding alone.
+UNTIED = ("PhiForCausalLM",)
+
+
+@pytest.fixture(params=[one for one in walked() if one.id not in UNTIED])
 def model(request: pytest.FixtureRequest) -> Any:
     return tied(request.param)
 
@@ -59,9 +65,16 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@cache
+def written(model: Any) -> dict[str, Tensor]:
+    """A model's tensors by the names that they have in files, which are not those of its modules in every family."""
+    with TemporaryDirectory() as folder:
+        return load_file(families.save(model, Path(folder)) / "model.safetensors")
+
+
 def save(model: Any, folder: Path, kind: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
     """The model's folder with its tensors changed."""
-    tensors = {name: value.clone() for name, value in model.state_dict().items() if name != HEAD}
+    tensors = {name: value.clone() for name, value in written(model).items() if name != HEAD}
     return store(folder, kind, change(tensors), model.config.to_dict() | {"architectures": [type(model).__name__]})
 
 
@@ -129,7 +142,8 @@ def test_two_different_matrices_stay_two(model: Any, kind: str, tmp_path: Path) 
     assert out["tie_word_embeddings"] is False
     kept = load_file(tmp_path / "out/model.safetensors")
     assert torch.equal(kept[HEAD], another_head({TABLE: model.state_dict()[TABLE]})[HEAD])
-    assert (logits(tmp_path / "out") - found).norm() < 0.1 * found.norm()  # other experts may be chosen
+    moved = (logits(tmp_path / "out") - found).norm(dim=-1) / found.norm(dim=-1)
+    assert moved.median() < 0.1, "of the token in the middle: one that takes another expert is far off"
     assert load_model(tmp_path / "out").notes == notes_of(folder)
 
 
