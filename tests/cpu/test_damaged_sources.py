@@ -143,4 +143,4 @@ def test_of_llama_cpp(tmp_path: Path, kind: str, size: int) -> None:
     last = entry.begin + entry.nbytes - size  # its scale comes first
     data[last : last + 2] = b"\x00\x7e"
     source.write_bytes(data)
-    assert_refused(source, tmp_path / "out", "model.layers.1.mlp.up_proj")
+    assert_refused(source, tmp_path / "out", "blk.1.ffn_up.weight")
