@@ -53,7 +53,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 
 def soon(page: Any, expression: str) -> None:
     """Waits for something that must come. (Playwright's own waiting needs eval, which this page forbids.)"""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"it never came: {expression}"
         page.wait_for_timeout(20)
