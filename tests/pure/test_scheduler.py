@@ -16,6 +16,7 @@ from played_cache import History, Looks, Played, alone, looked, looks, seen
 from isobit.engine.blocks import BEGIN, BlockPool, key_after
 from isobit.engine.request import PATIENCE, Request, Schedule
 from isobit.engine.scheduler import Scheduler
+from isobit.targets.prefill import beside
 from isobit.errors import CapacityError, UsageError
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
@@ -176,6 +177,20 @@ def test_a_step_is_wide_where_so_much_is_due() -> None:
     assert fed((10, 10, 10)) == [24, 6]
     assert fed((40, 20)) == [24, 24, 8, 4]
     assert fed((10, 10, 10), sequences=2) == [8, 8, 8, 6]  # a third does not take part, and does not count
+
+
+def test_those_that_decode_go_beside_a_wide_step_of_prompts() -> None:
+    scheduler = Scheduler(BlockPool(400, 4), tokens=16, sequences=8, wide=128)
+    for id in range(8):
+        scheduler.add(Request(id, (id + 1,) * 64, most=8))
+    counts = []
+    for _ in range(5):
+        schedule = scheduler.schedule()
+        assert schedule is not None
+        counts.append([len(part.tokens) for part in schedule.parts])
+        scheduler.commit(schedule, [5] * len(schedule.choosers))
+    assert counts[:4] == [[64, 64], [1, 1, 64, 64], [1, 1, 1, 1, 64, 62], [1, 1, 1, 1, 1, 2, 64, 59]]
+    assert beside(128) == 2, "more than two that decode leave prompts less than their room"
 
 
 def test_a_schedule_says_what_a_flat_batch_needs() -> None:

@@ -2,7 +2,7 @@
 
 Every request has a rank, given at its arrival: its priority and when it came. The first in rank is served first, its
 blocks are never taken from it, and whatever it needs is taken from the last in rank: so it ends, and then the next is
-first. What a request whose blocks were taken had computed is computed again when there is room.
+first. What had been computed of a request whose blocks were taken is computed again when there is room.
 
 A step feeds every decoding request its one token, and what is left of the step's tokens to prompts, in pieces.
 
@@ -25,6 +25,7 @@ from isobit.engine.course import Course, Onward, steady
 from isobit.engine.holding import give_back, keys_to, publish, require_room
 from isobit.engine.request import ONE_UNKNOWN, PATIENCE, UNKNOWN, Part, Request, Running, Schedule, made
 from isobit.errors import UsageError
+from isobit.targets.prefill import beside
 
 _NONE = range(0)
 
@@ -42,7 +43,7 @@ class Scheduler:
         sequences: the most that take part in a step, at most ``tokens``.
         ahead: steps that may be under way when another is scheduled.
         window: latest tokens that a token attends to, in all layers of the model; None where one attends to all.
-        wide: tokens of a step where so many are due, if that is more.
+        wide: tokens of prompts in a step where so many are due, if that is more.
 
     Attributes:
         steps: schedules made so far.
@@ -198,8 +199,8 @@ class Scheduler:
         size = self.pool.size
         parts: list[Part] = []
         preempted: list[int] = []
-        budget = self._most(sum(lefts))
         decoding = lefts.count(1)  # from here on; each has its token for certain
+        budget = self._most(sum(lefts), decoding)
         place = 0
         while place < len(self._running):
             state, left = self._running[place], lefts[place]
@@ -226,14 +227,16 @@ class Scheduler:
                 decoding = lefts[place : len(self._running)].count(1)  # what they would have fed is left for this one
         return parts, preempted, budget
 
-    def _most(self, due: int) -> int:
-        """Tokens of the next step at most; ``due`` are those of the running requests."""
-        free = max(0, self.sequences - len(self._running)) if self.wide > self.tokens else 0
-        for state in self._waiting[:free]:
-            due += state.left
-            if due >= self.wide:
-                break
-        return self.wide if due >= self.wide else self.tokens
+    def _most(self, due: int, decoding: int) -> int:
+        """Tokens of the next step at most; ``due`` are those of the running requests, of which so many decode.
+
+        Those are fed beside a wide step of prompts: in it, they would leave a prompt's last tokens for another.
+        """
+        if self.wide <= self.tokens:
+            return self.tokens
+        free = max(0, self.sequences - len(self._running))
+        due += sum([state.left for state in self._waiting[:free]]) - decoding
+        return self.wide + min(decoding, beside(self.wide)) if due >= self.wide else self.tokens
 
     def _lacks(self, state: Running, count: int) -> int:
         """Blocks that so many more tokens of a request need beside its own."""

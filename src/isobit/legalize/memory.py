@@ -16,7 +16,7 @@ from isobit.kernels.held import given
 from isobit.legalize.exact import bits
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.workload import Tensor, Workload, model_dtype
-from isobit.targets.prefill import experts_at_once, prompt_tokens
+from isobit.targets.prefill import experts_at_once, step_tokens
 from isobit.targets.recorded import GRAPH_BYTES, recorded_steps
 from isobit.targets.spec import Target
 
@@ -193,7 +193,7 @@ def memory(
     mask = bits(dtype) // 8 if target.is_gpu else 0  # for each token of a chunk and each that it may see
 
     def passing(sequences: int, context: int) -> int:
-        tokens = max(prompt_tokens(target, workload.hidden, sequences * context, piece), sequences)
+        tokens = max(step_tokens(target, workload.hidden, sequences * context, piece), sequences)
         large = workspace + narrowed * tokens * workload.hidden * 2 if tokens >= LARGE else 0
         seen = mask * min(context, tokens) * context
         return activation_bytes(workload, dtype, tokens, sequences, target) + large + seen

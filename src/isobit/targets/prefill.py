@@ -32,6 +32,7 @@ WIDE: Mapping[str, PrefillChunk] = {
 # Of mixtures of experts, where a plan says that it pays and the memory is there (legalize/pieces.py): a piece of 2048
 # tokens chooses all of 128 experts, so that four of them read what one of 8192 reads once. Not measured yet.
 MIXED = 8192
+BESIDE = 64  # a wide step takes one token more for each so many, of requests that decode: prompts keep their whole room
 RESULTS = 512 << 20  # bytes of experts' results (float32) that a GPU holds before they are added up
 
 
@@ -57,6 +58,11 @@ def prefill_chunk(target: Target | None, hidden: int = 0) -> int:
     return PREFILL["cpu" if target is None else target.vendor].tokens
 
 
+def beside(wide: int) -> int:
+    """Tokens of requests that decode which a step of so many tokens of prompts takes besides, at most."""
+    return wide // BESIDE
+
+
 def prompt_tokens(target: Target, hidden: int, due: int, wide: int = 0) -> int:
     """Tokens of a step in which prompts are read.
 
@@ -68,3 +74,9 @@ def prompt_tokens(target: Target, hidden: int, due: int, wide: int = 0) -> int:
     """
     wide, usual = wide or prefill_chunk(target, hidden), prefill_chunk(target)
     return wide if due >= wide else min(due, usual)
+
+
+def step_tokens(target: Target, hidden: int, due: int, wide: int = 0) -> int:
+    """Tokens of such a step at most, those of requests that decode beside it included; arguments as above."""
+    tokens = prompt_tokens(target, hidden, due, wide)
+    return tokens + beside(tokens) if tokens > prefill_chunk(target) else tokens
