@@ -16,8 +16,8 @@ from played_cache import History, Looks, Played, alone, looked, looks, seen
 from isobit.engine.blocks import BEGIN, BlockPool, key_after
 from isobit.engine.request import PATIENCE, Request, Schedule
 from isobit.engine.scheduler import Scheduler
-from isobit.targets.prefill import beside
 from isobit.errors import CapacityError, UsageError
+from isobit.targets.prefill import beside
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
 
