@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +79,64 @@ def test_the_python_interface() -> None:
     found = isobit.bench("bundled", batches=[1], prompt=4, new=4, rounds=1, progress=done.append)
     assert len(found.figures) == len(found.measurements) == 2 and done[0] == "loading" and len(done) == 3
     assert found.figures[0].speed == pytest.approx(1 / found.figures[0].measured.step)
+
+
+def _machine_gives(monkeypatch: pytest.MonkeyPatch, seconds: list[float], readings: list[float]) -> None:
+    """Rounds and readings as given, in the place of those of this machine."""
+    steps, memory = itertools.cycle(seconds), itertools.cycle(readings)
+    monkeypatch.setattr(bench.Reader, "memory", lambda self: next(memory))
+
+    def run(llm: Any, prompts: list[list[int]], new: int, counts: bool = True) -> bench.Round:
+        step = next(steps) if counts else 1.0
+        return bench.Round((step,), None, step, step, step)
+
+    monkeypatch.setattr(bench, "_run", run)
+
+
+def _kept(path: Path) -> list[bool]:
+    """Of what is kept, whether its bandwidth is for other models."""
+    return [one["steady"] for one in json.loads(path.read_text())["measurements"]]
+
+
+def test_a_small_model_keeps_its_figures_and_no_bandwidth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _machine_gives(monkeypatch, [0.01], [20e9])
+    path = tmp_path / "calibration.json"
+    assert main(["bench", "bundled", *OPTIONS[:-1], "3", "-q", "--calibration", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert _kept(path) == [False] * 4 and f"kept in {path}: 4 cases; plans" in said
+    assert re.search(r"not kept: the memory's bandwidth, for plans of other models: a step reads \d\d.* MB", said)
+
+
+def test_a_large_step_keeps_the_bandwidth_unless_the_machine_was_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("isobit.legalize.calibration.ENOUGH_BYTES", 1 << 20)
+    words = ["bench", "bundled", *OPTIONS[:-1], "3", "-q", "--calibration"]
+    for readings, steady, said in (
+        ([20e9], True, "4 cases and, for other models, too, the memory's bandwidth of 20.0 GB/s; plans"),
+        ([20e9, 9e9], False, "memory gave 9 to 20 GB/s: something else was running"),
+    ):
+        path = tmp_path / f"{steady}.json"
+        _machine_gives(monkeypatch, [0.01], readings)
+        assert main([*words, str(path)]) == 0
+        assert _kept(path) == [steady] * 4 and said in capsys.readouterr().out
+
+
+def test_rounds_that_differ_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _machine_gives(monkeypatch, [0.01, 0.02, 0.01], [20e9])
+    path = tmp_path / "calibration.json"
+    out = tmp_path / "bench.json"
+    assert main(["bench", "bundled", "--rounds", "3", "-q", "--calibration", str(path), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert not path.exists() and "kept in" not in said
+    assert "not kept: 8 behind 64 tokens: its 3 rounds took 10 to 20 ms: something else was running" in said
+    assert "not kept: a prompt of 512: its 3 rounds" in said
+    found = json.loads(out.read_text())
+    assert found["kept_in"] is None and len(found["not_kept"]) == 3 and all(one["not_kept"] for one in found["cases"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ import pytest
 from isobit.cli.main import main
 from isobit.errors import CapacityError
 from isobit.legalize.advice import choose
-from isobit.legalize.calibration import Measurement, formats_key, machine_key, software_key
+from isobit.legalize.calibration import (
+    Measurement,
+    doubt_of_bandwidth,
+    doubt_of_rounds,
+    formats_key,
+    machine_key,
+    software_key,
+)
 from isobit.legalize.plan import Plan
 from isobit.models import calibration
 from isobit.models.planning import plans
@@ -99,12 +106,56 @@ def test_schemes_that_were_not_measured_are_compared_as_if_they_were_as_far_off(
 def test_the_measured_bandwidth_takes_the_place_of_an_estimate(tmp_path: Path) -> None:
     path, before = tmp_path / "calibration.json", planned(False, "fp8")
     usual = measurement(planned(False), 2.0)
-    calibration.store(path, [replace(usual, bandwidth=4 * usual.bandwidth, predicted=usual.predicted / 4)])
+    calibration.store(path, [replace(usual, bandwidth=4 * usual.bandwidth, predicted=usual.predicted / 4, steady=True)])
     after = planned(path, "fp8")
     assert after.board.bandwidth == 4 * before.board.bandwidth and speed(after) > 2 * speed(before)
     # int8 itself was measured: its figure is not faster for it than when it was measured beside that bandwidth
     board = after.board
     assert speed(planned(path)) < speed(planned(False)) and board.estimated
+
+
+@pytest.mark.parametrize("changes", [{"steady": False}, {"steady": True, "software": "other threads"}])
+def test_a_bandwidth_that_is_not_to_be_trusted_is_for_no_other_model(changes: dict[str, Any], tmp_path: Path) -> None:
+    path, before = tmp_path / "calibration.json", planned(False, "fp8")
+    usual = measurement(planned(False), 2.0)
+    calibration.store(path, [replace(usual, bandwidth=usual.bandwidth / 4, **changes)])
+    after = planned(path, "fp8")
+    assert after.board.bandwidth == before.board.bandwidth and speed(after) == speed(before)
+
+
+def test_a_file_of_before_is_read_and_its_bandwidth_is_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.store(path, [measurement(planned(False), 2.0, steady=True)])
+    data = json.loads(path.read_text())
+    assert data["measurements"][0].pop("steady") is True
+    path.write_text(json.dumps(data))
+    held = calibration.load(path)
+    assert held.problem is None and [one.steady for one in held.found] == [False]
+
+
+@pytest.mark.parametrize(
+    ("readings", "rounds", "step_bytes", "share", "said"),
+    [
+        ([30e9, 33e9], 3, 1 << 30, 0.9, None),
+        ([30e9, 33e9], 3, 1 << 30, None, None),
+        ([30e9, 33e9], 3, 23_000_000, 0.9, "a step reads 23 MB, less than 67.1, which caches may hold"),
+        ([30e9, 33e9], 1, 1 << 30, 0.9, "1 round is fewer than 3"),
+        ([30e9, 33e9], 2, 1 << 30, 0.9, "2 rounds are fewer than 3"),
+        ([10e9, 33e9], 3, 1 << 30, 0.9, "memory gave 10 to 33 GB/s: something else was running"),
+        ([30e9, 33e9], 3, 1 << 30, 1.4, "steps read 1.40 times what memory gave"),
+    ],
+)
+def test_what_speaks_against_a_bandwidth(
+    readings: list[float], rounds: int, step_bytes: float, share: float | None, said: str | None
+) -> None:
+    found = doubt_of_bandwidth(readings, rounds, step_bytes, share)
+    assert found == said if said is None or found is None else found.startswith(said)
+
+
+def test_what_speaks_against_rounds() -> None:
+    assert doubt_of_rounds([0.010]) is None and doubt_of_rounds([0.010, 0.014, 0.012]) is None
+    said = doubt_of_rounds([0.010, 0.016, 0.012])
+    assert said == "its 3 rounds took 10 to 16 ms: something else was running"
 
 
 def test_the_newest_of_the_same_stays(tmp_path: Path) -> None:

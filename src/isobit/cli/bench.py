@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(document, sys.stdout, indent=2)
         print()
     else:
-        output.write("\n".join(lines(found, kept)))
+        output.write("\n".join(lines(found, kept, stores=not args.no_store)))
     return 0
 
 
@@ -125,8 +125,8 @@ def _progress(what: str) -> None:
 _HEADER = ("sequences", "behind", "tok/s", "ms/step", "bandwidth", "host ms", "first ms", "planned", "of planned")
 
 
-def lines(found: Bench, kept: Path | None) -> list[str]:
-    """What was measured, for people."""
+def lines(found: Bench, kept: Path | None, stores: bool) -> list[str]:
+    """What was measured, and what is kept of it and why not more, where something was to be: for people."""
     threads = f", {found.threads} threads" if found.threads else ""
     said = [
         f"{found.model}: {found.title}",
@@ -147,9 +147,21 @@ def lines(found: Bench, kept: Path | None) -> list[str]:
                 f" {1e3 * one.measured.first_token:.1f} ms; planned {_figure(one.predicted, '.0f')} tok/s"
                 f" ({_figure(_ratio(one), '.2f')} of it)"
             )
+    said.append("")
     if kept is not None:
-        said += ["", f"kept in {kept}: plans for this machine use it from now on"]
-    return said
+        said.append(f"kept in {kept}: {_what_is_kept(found)}; plans for this machine use it from now on")
+    if stores:
+        said += [f"not kept: {reason}" for reason in found.unkept]
+    return said if said[-1] else said[:-1]
+
+
+def _what_is_kept(found: Bench) -> str:
+    count = len(found.measurements)
+    cases = f"{count} case{'s' if count > 1 else ''}"
+    last = found.measurements[-1]
+    if not (found.estimated and last.steady):
+        return cases
+    return f"{cases} and, for other models, too, the memory's bandwidth of {last.bandwidth / 1e9:.1f} GB/s"
 
 
 def _row(one: Figure) -> tuple[str, ...]:
@@ -203,10 +215,12 @@ def as_json(found: Bench, kept: Path | None) -> dict[str, Any]:
                 "bandwidth_bytes_per_second": one.measured.bandwidth,
                 "planned_tokens_per_second": one.predicted,
                 "of_planned": _ratio(one),
-                "rounds": one.measured.rounds,
+                "rounds": len(one.measured.rounds),
+                "not_kept": one.doubt,
             }
             for one in found.figures
         ],
         "kept_in": None if kept is None else str(kept),
+        "not_kept": list(found.unkept),
         "notes": list(found.notes),
     }

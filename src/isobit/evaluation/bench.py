@@ -79,7 +79,9 @@ class Measured:
         prefill: tokens per second of the prompts together, until each has its first token.
         whole: tokens of answers per second of the whole run, prompts included.
         bandwidth: bytes per second that the device read in the same run when it did nothing else.
-        rounds: runs.
+        rounds: seconds of each run's median step.
+        prompts: seconds of each run until all prompts had their first token.
+        readings: bytes per second that the device read, before each run and behind the last.
     """
 
     case: Case
@@ -89,7 +91,9 @@ class Measured:
     prefill: float
     whole: float
     bandwidth: float
-    rounds: int
+    rounds: tuple[float, ...]
+    prompts: tuple[float, ...]
+    readings: tuple[float, ...]
 
     @property
     def decode(self) -> float:
@@ -216,7 +220,9 @@ def measure(llm: LLM, case: Case, read: Callable[[], float], *, rounds: int = 3,
         prefill=case.batch * case.prompt / prefill,
         whole=case.batch * case.new / statistics.median(one.whole for one in found),
         bandwidth=statistics.median(ceilings),
-        rounds=rounds,
+        rounds=tuple(statistics.median(one.steps) for one in found),
+        prompts=tuple(one.prefill for one in found),
+        readings=tuple(ceilings),
     )
 
 

@@ -20,7 +20,15 @@ from isobit.formats.caches import CacheFormat, cache_format
 from isobit.formats.schemes import Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.kernels.cpu import library as cpu_library
-from isobit.legalize.calibration import Measurement, Phase, formats_key, machine_key, software_key
+from isobit.legalize.calibration import (
+    Measurement,
+    Phase,
+    doubt_of_bandwidth,
+    doubt_of_rounds,
+    formats_key,
+    machine_key,
+    software_key,
+)
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models.cache.paged import BLOCK
@@ -66,6 +74,19 @@ class Figure:
         cost = self.planned.cost
         return None if cost is None else cost.step_bytes / self.measured.step / self.measured.bandwidth
 
+    @property
+    def doubt(self) -> str | None:
+        """Why later plans do not use it; None where they may."""
+        if self.planned.cost is None:
+            return "no plan has figures for it"
+        return doubt_of_rounds(self.measured.rounds if self.phase == "decode" else self.measured.prompts)
+
+    @property
+    def title(self) -> str:
+        """What was run, for people."""
+        case = self.measured.case
+        return f"{case.batch} behind {case.prompt} tokens" if self.phase == "decode" else f"a prompt of {case.prompt}"
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -82,6 +103,8 @@ class Bench:
         bandwidth: bytes per second that memory gave in the same run.
         figures: by case.
         measurements: what later plans of this machine may use; none where another card's lowering ran.
+        unkept: why figures are not among them, for people.
+        estimated: whether plans of this machine guess its bandwidth where none was measured.
         notes: of the model.
     """
 
@@ -95,6 +118,8 @@ class Bench:
     bandwidth: float
     figures: tuple[Figure, ...]
     measurements: tuple[Measurement, ...]
+    unkept: tuple[str, ...]
+    estimated: bool
     notes: tuple[str, ...]
 
 
@@ -165,7 +190,7 @@ def run(
         figures.append(Figure(phase, measured, planner(case, phase)))
     machine = detect()
     on_cpu = model.place.tensors.type == "cpu"
-    kept = () if lowering is not None else tuple(_kept(one, planner, name) for one in figures if one.planned.cost)
+    kept, unkept = _kept_and_not(figures, planner, name) if lowering is None else ((), (_OTHER_CARD,))
     return Bench(
         model=name,
         title=planner.work.title,
@@ -177,6 +202,8 @@ def run(
         bandwidth=max(one.measured.bandwidth for one in figures),
         figures=tuple(figures),
         measurements=kept,
+        unkept=unkept,
+        estimated=planner.board.estimated,
         notes=tuple(llm.notes),
     )
 
@@ -213,7 +240,29 @@ def _half(model: Decoder, work: Workload) -> bool:
     return work.dtype == "float16"
 
 
-def _kept(figure: Figure, planner: _Planner, name: str) -> Measurement:
+_OTHER_CARD = "nothing is kept for plans: another card's lowering ran"
+
+
+def _kept_and_not(
+    figures: Sequence[Figure], planner: _Planner, name: str
+) -> tuple[tuple[Measurement, ...], tuple[str, ...]]:
+    """What later plans may use, and why they may not use the rest."""
+    unkept = [f"{one.title}: {one.doubt}" for one in figures if one.doubt is not None]
+    trusted = [one for one in figures if one.doubt is None]
+    doubt = None
+    if trusted and planner.board.estimated:
+        doubt = doubt_of_bandwidth(
+            [one for figure in figures for one in figure.measured.readings],
+            len(trusted[0].measured.rounds),
+            max(one.planned.cost.step_bytes for one in figures if one.planned.cost is not None),
+            max((one.share for one in trusted if one.phase == "decode" and one.share is not None), default=None),
+        )
+        if doubt is not None:
+            unkept.append(f"the memory's bandwidth, for plans of other models: {doubt}")
+    return tuple(_kept(one, planner, name, doubt is None) for one in trusted), tuple(unkept)
+
+
+def _kept(figure: Figure, planner: _Planner, name: str, steady: bool) -> Measurement:
     """What a later plan needs to know of a figure."""
     measured, case = figure.measured, figure.measured.case
     board = planner.board
@@ -235,4 +284,5 @@ def _kept(figure: Figure, planner: _Planner, name: str) -> Measurement:
         seconds=measured.step if decode else 1 / measured.prefill,
         predicted=case.batch / cost.decode if decode else 1 / cost.prefill,
         bandwidth=measured.bandwidth,
+        steady=steady,
     )

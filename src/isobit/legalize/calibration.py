@@ -31,6 +31,11 @@ Phase = Literal["decode", "prefill"]
 
 MOST_APART = 4.0  # how many times larger or smaller a model, a batch or a context may be than what was measured
 _SAME = 1.001
+# What others than a measured case go by. A step of fewer bytes may be read from caches, and no step then shows whether
+# the bandwidth measured beside it is what memory gives; two rounds may both be slow; and where rounds or readings are
+# farther apart than these, something else was running.
+ENOUGH_BYTES, ENOUGH_ROUNDS = 64 << 20, 3
+ROUNDS_APART, READINGS_APART, ABOVE_MEMORY = 1.5, 1.25, 1.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Measurement:
         seconds: of a step; or for a token of a prompt.
         predicted: the same, as the plan had it with ``bandwidth`` in place of an estimated one.
         bandwidth: bytes per second that the machine read in the same run.
+        steady: whether ``bandwidth`` may be taken for other models, too: :func:`doubt_of_bandwidth` found nothing.
     """
 
     machine: str
@@ -66,6 +72,7 @@ class Measurement:
     seconds: float
     predicted: float
     bandwidth: float
+    steady: bool = False
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -84,8 +91,11 @@ class Measurement:
             ValueError: it is none.
         """
         names: dict[str, Any] = {field.name: field.type for field in fields(Measurement)}
-        if not isinstance(data, dict) or data.keys() != names.keys():
+        del names["steady"]  # older files do not say it
+        if not isinstance(data, dict) or data.keys() - {"steady"} != names.keys():
             raise ValueError(f"a measurement has {', '.join(names)}")
+        if not isinstance(data.get("steady", False), bool):
+            raise ValueError(f"steady is {data['steady']!r:.80}")
         for name, kind in names.items():
             value: Any = data[name]
             number = not isinstance(value, bool) and isinstance(value, (int, float) if kind == "float" else int)
@@ -139,9 +149,45 @@ def _weights(op: Op) -> str:
     return f"{spec.element} {spec.granularity}{shared}{'' if spec.symmetric else ' asymmetric'}"
 
 
-def with_bandwidth(machine: str, board: Board, found: Sequence[Measurement]) -> Board:
-    """The board of a machine whose bandwidth is only estimated, with the one measured there last."""
-    last = next((one for one in reversed(found) if one.machine == machine), None)
+def doubt_of_rounds(seconds: Sequence[float]) -> str | None:
+    """Why a case's figure says nothing of the next run of it: for people; None where nothing speaks against it.
+
+    Args:
+        seconds: of each round, in the order in which they ran.
+    """
+    if max(seconds) <= ROUNDS_APART * min(seconds):
+        return None
+    return (
+        f"its {len(seconds)} rounds took {1e3 * min(seconds):.3g} to {1e3 * max(seconds):.3g} ms: something else was"
+        " running"
+    )
+
+
+def doubt_of_bandwidth(readings: Sequence[float], rounds: int, step_bytes: float, share: float | None) -> str | None:
+    """Why a measured bandwidth says nothing of other models: for people; None where nothing speaks against it.
+
+    Args:
+        readings: bytes per second, all of a run.
+        rounds: of each case.
+        step_bytes: that the largest step read.
+        share: of what memory gave in a step's time, how much a step read, at most; None where no step was planned.
+    """
+    if step_bytes < ENOUGH_BYTES:
+        return f"a step reads {step_bytes / 1e6:.3g} MB, less than {ENOUGH_BYTES / 1e6:.3g}, which caches may hold"
+    if rounds < ENOUGH_ROUNDS:
+        return f"{rounds} {'round is' if rounds == 1 else 'rounds are'} fewer than {ENOUGH_ROUNDS}"
+    low, high = min(readings), max(readings)
+    if high > READINGS_APART * low:
+        return f"memory gave {low / 1e9:.3g} to {high / 1e9:.3g} GB/s: something else was running"
+    if share is not None and share > ABOVE_MEMORY:
+        return f"steps read {share:.2f} times what memory gave: one of the two was measured in a slow moment"
+    return None
+
+
+def with_bandwidth(machine: str, software: str, board: Board, found: Sequence[Measurement]) -> Board:
+    """The board of a machine whose bandwidth is only estimated, with the one measured there last by what runs now."""
+    mine = (one for one in reversed(found) if one.steady and (one.machine, one.software) == (machine, software))
+    last = next(mine, None)
     if not board.estimated or last is None:
         return board
     return replace(board, bandwidth=last.bandwidth)

@@ -30,7 +30,7 @@ from isobit.formats.caches import cache_format as cache_named
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
-from isobit.legalize.calibration import alike, calibrated, machine_key, with_bandwidth
+from isobit.legalize.calibration import alike, calibrated, machine_key, software_key, with_bandwidth
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models.archs import is_within, model_config
@@ -355,7 +355,7 @@ def _planned(
     if not board.here or held == Calibration(held.path):
         return [plan(work, row, target, board, request) for row in asked]
     key, note = machine_key(target, board), held.about(target, board)
-    known = with_bandwidth(key, board, held.found)
+    known = with_bandwidth(key, software_key(target.is_gpu), board, held.found)
     predicted, measured = [], []
     for row in asked:
         again = partial(_on, work, row, target, request)
