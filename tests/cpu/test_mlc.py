@@ -18,7 +18,8 @@ from torch import Tensor
 import isobit
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
-from isobit.errors import IsobitError, Unsupported
+from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import CheckpointError, IsobitError, Unsupported
 from isobit.evaluation.info import describe
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec
@@ -320,6 +321,28 @@ def test_what_is_said_to_be_of_another_kind_is_refused_by_all(tmp_path: Path, ki
     with pytest.raises(IsobitError, match=why):
         load_model(folder)
     assert any(re.search(why, note) for note in describe(folder).notes)
+
+
+@pytest.mark.parametrize("kind", ["q4f16_1", "q3f16_1", "e4m3_e4m3_f16"])
+def test_codes_that_are_said_to_be_plain_weights_are_mlcs(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "m"
+    convert(folder, tiny(kind=kind), "llama", kind)
+    config = json.loads((folder / "mlc-chat-config.json").read_text())
+    (folder / "mlc-chat-config.json").write_text(json.dumps(config | {"quantization": "q0f16"}))
+    why = r"q_weight': is quantized \(\w+\) as MLC does it, but no quantization is named: .*mlc-chat-config\.json"
+    with pytest.raises(CheckpointError, match=why):
+        plans(folder, targets=("cpu-avx2",))
+    with pytest.raises(CheckpointError, match=why):
+        load_model(folder)
+    with pytest.raises(CheckpointError, match=why):
+        isobit.quantize(folder, tmp_path / "out", "int8", progress=False)
+    assert any(re.search(why, note) for note in describe(folder).notes)
+
+
+def test_a_folder_without_a_tokenizer_says_where_one_is(whole: Path) -> None:
+    """MLC's converter copies it; there is nothing to convert where nothing was copied."""
+    with pytest.raises(CheckpointError, match=r"copy tokenizer\.json, .* from the model that this one was made of"):
+        Tokenizer.from_folder(whole)
 
 
 @pytest.mark.parametrize(

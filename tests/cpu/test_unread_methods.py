@@ -67,6 +67,7 @@ def changed(plain: Path, folder: Path, change: Change) -> Path:
             prefix = name.removesuffix("weight")
             tensors[f"{prefix}q_weight"] = torch.zeros(k // 8, n, dtype=torch.int32)
             tensors[f"{prefix}q_scale"] = torch.zeros(k // 128, n // 8, dtype=torch.int32)
+            tensors[f"{prefix}q_groups"] = torch.zeros(2 * (k // 128), dtype=torch.int16)
             tensors[f"{prefix}q_scale_max"] = torch.ones(k // 128, dtype=torch.float16)
         (folder / "model.safetensors").unlink()
         if change.get("bin"):

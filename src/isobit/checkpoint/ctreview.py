@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from isobit.checkpoint import methods
+from isobit.checkpoint import methods, mlcinfo
 from isobit.checkpoint.ctconfig import rounds_inputs_only
 from isobit.checkpoint.cttargets import fused_conflicts, module_class
 from isobit.checkpoint.jsonfile import bare
@@ -89,6 +89,14 @@ def _refuse(quantization: Quantization, modules: list[str], tensors: Mapping[str
         )
 
 
+_UNSAID = "but config.json has no quantization_config, so that nothing says how its activations are rounded"
+_MLC = f".{mlcinfo.CODES}"
+_UNSAID_OF_MLC = (
+    "as MLC does it, but no quantization is named: in MLC's folders mlc-chat-config.json does, and q0f16, q0bf16 and"
+    " q0f32 are names of plain weights. Put the name there that the folder was made with, or download it again"
+)
+
+
 def _require_agreement(quantization: Quantization | None, modules: list[str], tensors: Mapping[str, str]) -> None:
     """What is stored quantized, the config must call quantized: it alone says how inputs are rounded."""
     for module in modules:
@@ -103,8 +111,7 @@ def _require_agreement(quantization: Quantization | None, modules: list[str], te
             )
         stored = f"is quantized{f' ({tensors[shown]})' if tensors.get(shown) else ''}"
         if quantization is None:
-            why = "but config.json has no quantization_config, so that nothing says how its activations are rounded"
-            raise CheckpointError(f"{stored} {why}", tensor=shown)
+            raise CheckpointError(f"{stored} {_UNSAID_OF_MLC if part == _MLC else _UNSAID}", tensor=shown)
         group = quantization.group_for(module)
         if group is None or not (group.weights or group.widened or group.inputs_only):
             raise CheckpointError(f"{stored}, but quantization_config says that this module is not", tensor=shown)

@@ -59,7 +59,7 @@ METHODS: tuple[Method, ...] = (
            tensors=(".biases",), nearest="int4-g64"),
     Method("HQQ in a pickle of its own, which is read where there are no other weights", files=("qmodel.pt",),
            nearest="int4-g64"),
-    Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_weight", ".trellis"), nearest="int4"),
+    Method("ExLlamaV2 and V3", ("exl2", "exl3"), tensors=(".q_groups", ".trellis"), nearest="int4"),
     Method("GGUF (llama.cpp)", ("gguf",), files=("*.gguf",), nearest="int8-w8a16-g32 or int4-g32"),
     Method("BitNet", ("bitnet",)),
     Method("relatives of MXFP4", ("mxfp6", "mxfp8", "nvfp4")),

@@ -173,9 +173,13 @@ def _missing(folder: Path) -> str:
     if not is_folder(folder):  # a GGUF file, which holds its own
         return "there is no tokenizer in this file: use one with tokenizer.ggml.model and its vocabulary"
     others = [name for name in OTHER_TOKENIZERS if is_there(folder / name)]
-    found = f"no tokenizer.json but only {', '.join(others)}" if others else "no tokenizer file at all"
+    if not others:
+        return (
+            "there is no tokenizer file at all: copy tokenizer.json, and tokenizer_config.json where there is one, from"
+            " the model that this one was made of into this folder"
+        )
     return (
-        f"there is {found}. Convert once with transformers: "
+        f"there is no tokenizer.json but only {', '.join(others)}. Convert once with transformers: "
         "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
     )
 
