@@ -69,6 +69,15 @@ def test_groups_that_are_part_of_a_format_stay(name: str) -> None:
         check_shape(row.weights, 8, k, "m", row.activations)
 
 
+@pytest.mark.parametrize(("k", "other"), [(2056, "int4"), (2052, "int8-w8a16")])
+def test_what_is_named_instead_of_a_fixed_group_fits(k: int, other: str) -> None:
+    with pytest.raises(SchemeError, match=f"for example {other}$"):
+        check_shape(SCHEMES["mxfp4-w16"].weights, 8, k, "m")  # type: ignore[arg-type]
+    found = fitted(SCHEMES[other], k)
+    assert found.weights is not None
+    check_shape(found.weights, 8, k, "m", found.activations)
+
+
 def test_what_nothing_divides_is_refused_as_ever() -> None:
     found = fitted(SCHEMES["int4"], 100)
     assert found == SCHEMES["int4"] and found.weights is not None

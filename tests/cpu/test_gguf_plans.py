@@ -19,6 +19,7 @@ from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
+from isobit.legalize.advice import recommendation
 from isobit.models.contents import contents
 
 H, F, VOCAB = 512, 768, 40
@@ -66,6 +67,25 @@ def test_bytes_of_weights(tmp_path: Path, name: str) -> None:
     assert planned["cpu-avx2"] == pytest.approx(held, abs=beside)
     # What is widened is rounded to the model's dtype on a GPU: a note says so.
     assert planned["a100"] == pytest.approx(held if row.held else 2 * COUNT, abs=beside)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_held_as_float32_is_not_said_to_be_widened(tmp_path: Path, tied: bool) -> None:
+    """Q4_K is made float32 on a CPU, table and head included, whether the head is the table or not."""
+    row, shapes = BY_NAME["Q4_K"], {"token_embd": (VOCAB, H)} | ({} if tied else {"output": (VOCAB, H)})
+    shapes |= {f"blk.0.{part}": shape for part, shape in MATRICES.items()}
+    tensors = [
+        Raw(f"{one}.weight", 0, (H,), bytes(4 * H)) for one in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")
+    ]
+    for part, shape in shapes.items():
+        size = math.prod(shape) // row.weights * row.nbytes
+        tensors.append(Raw(f"{part}.weight", row.number, shape[::-1], bytes(size)))
+    path = write(tmp_path / "m.gguf", gguf(LLAMA | {f"llama.{key}": value for key, value in KEYS.items()}, tensors))
+    _, ((plan,),) = isobit.plan(path, targets=["cpu-avx2"])
+    held = {op.name: op.w for op, _ in plan.ops if op.kind != "attention"}
+    assert len(held) == 9 and set(held.values()) == {"float32"}
+    assert not any("in registers" in getattr(decision, "how", "") for _, decision in plan.ops)
+    assert "widened in registers" not in recommendation([plan])
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("MXFP4", "mxfp4-w16"), ("Q4_K", "q4_k"), ("NVFP4", "nvfp4-w16")])

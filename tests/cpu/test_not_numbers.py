@@ -22,6 +22,7 @@ from isobit.formats import codec
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
 from isobit.formats.table import ELEMENTS
+from isobit.legalize.advice import recommendation
 from isobit.models.planning import plans
 from isobit.models.weights import load_model
 from isobit.quantizer.driver import quantize
@@ -91,7 +92,10 @@ def test_plans_of_what_lies_here_look_at_scales(tmp_path: Path, name: str) -> No
     config = (tmp_path / "model/config.json").read_text()
 
     def notes() -> str:
-        work, _ = plans(tmp_path / "model", targets=["cpu-avx2"])
+        work, ((plan,),) = plans(tmp_path / "model", targets=["cpu-avx2"])
+        said = recommendation([plan])
+        assert said.endswith("is what the checkpoint holds.")
+        assert said.startswith("The weights that lie here are not loaded as they are") == ("NaN" in str(work.notes))
         return "\n".join(work.notes)
 
     assert "NaN" not in notes()

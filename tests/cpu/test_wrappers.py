@@ -193,7 +193,9 @@ def test_quantized_it_loads_here_and_in_transformers(saved, architecture: str, t
 def test_plans_say_that_text_is_run(saved, architecture: str) -> None:
     _, folder = saved(architecture)
     work, _ = plans(folder, targets=["cpu-avx512"], scheme_names=["fp8"])
-    said = f"the vision tower of {WRAPPERS[architecture].called} is not run here; text is"
+    said = (
+        f"the vision tower of {WRAPPERS[architecture].called} is not run here: isobit runs the text of this model alone"
+    )
     assert (said in work.notes) == (not WRAPPERS[architecture].tower)
 
 
@@ -234,7 +236,7 @@ def test_scales_are_calibrated_and_text_is_generated(saved, tmp_path: Path) -> N
     ids = [*range(10, 30)]
     theirs = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     params = isobit.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-    with pytest.warns(CheckpointWarning, match="the vision tower of Qwen3-VL is not run here; text is"):
+    with pytest.warns(CheckpointWarning, match="the vision tower of Qwen3-VL is not run here: isobit runs the text"):
         mine = isobit.LLM(source, device="cpu", dtype="float32")
     (answer,) = mine.generate([ids], params)
     with pytest.raises(UsageError, match="takes images and videos, and isobit runs its decoder alone, on text"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from isobit.legalize import text
 from isobit.legalize.advice import in_short, recommendation
 from isobit.models.planning import plans
@@ -88,3 +90,19 @@ def test_what_is_allowed_can_be_raised() -> None:
     assert in_short(found[0]).endswith("GiB free of the 20.0 GiB allowed")
     _, found = plans(LLAMA, targets=["H200"], scheme_names=["fp8"])
     assert in_short(found[0]).endswith("GiB free")
+
+
+@pytest.mark.parametrize("hidden", [2080, 2064, 2056])
+def test_the_nearest_scheme_is_used_in_groups_that_divide(hidden: int) -> None:
+    """As the table has int4 beside it, which is legalized in groups that do."""
+    odd = LLAMA | {"hidden_size": hidden, "intermediate_size": hidden, "head_dim": 64}
+    _, ((first, int4),) = plans(odd, targets=["RTX A6000"], scheme_names=["w4a8", "int4"])
+    assert first.action == "refused" and int4.action == "legalized" and first.instead == "int4"
+    _, ((mx,),) = plans(odd | {"hidden_size": 2052}, targets=["RTX A6000"], scheme_names=["mxfp4-w16"])
+    assert "for example int8-w8a16" in mx.reasons[0]
+
+
+def test_only_what_is_widened_in_registers_is_said_to_be() -> None:
+    _, (cpu,) = plans(LLAMA, targets=["cpu-avx2"], scheme_names=["int8", "bf16"])
+    assert "it runs exactly, leaves" in recommendation(cpu[:1])
+    assert "it runs exactly, widened in registers, leaves" in recommendation(cpu[1:])

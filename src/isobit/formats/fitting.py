@@ -41,10 +41,10 @@ def check_shape(spec: WeightSpec, n: int, k: int, module: str, activations: ActS
         return
     sizes = group_sizes_that_divide(k)
     if spec.scale is not None:
+        other = "fp8" if element(spec.element).bits > 4 else "int4" if sizes else "int8-w8a16"
         raise SchemeError(
             f"{module}: K = {k} is not a multiple of {name_of(spec, activations)}'s groups of {spec.group}, which are"
-            " part of the format; keep this module (--rule NAME=keep) or give it another scheme, for example"
-            f" {'int4' if element(spec.element).bits == 4 else 'fp8'}"
+            f" part of the format; keep this module (--rule NAME=keep) or give it another scheme, for example {other}"
         )
     if not sizes:
         raise SchemeError(

@@ -87,12 +87,19 @@ def _speed(plan: Plan) -> float:
     return plan.cost.decode if plan.cost else 0.0
 
 
+_UNLOADED = (
+    "The weights that lie here are not loaded as they are: a note says why; mend them or download them again. Of whole"
+    " ones:"
+)
+
+
 def recommendation(plans: Sequence[Plan]) -> str:
     """What to do on one machine, in a few sentences."""
     chosen = choose(plans)
     if chosen is None:
         return _nothing(plans)
-    parts = [f"Use {chosen.scheme}: {_praise(chosen, plans)}."]
+    parts = [_UNLOADED] if chosen.unloaded else []
+    parts.append(f"Use {chosen.scheme}: {_praise(chosen, plans)}.")
     faster = max((p for p in plans if _is_alternative(p) and p is not chosen), key=_speed, default=None)
     if faster is not None and _speed(faster) > 1.1 * _speed(chosen):
         parts.append(
@@ -180,10 +187,10 @@ def in_short(plans: Sequence[Plan]) -> str:
 
 
 def _praise(plan: Plan, plans: Sequence[Plan]) -> str:
-    how = {"native": "it runs natively", "legalized": "it runs exactly, widened in registers"}.get(
-        plan.action, "it runs"
-    )
+    how = {"native": "it runs natively", "legalized": "it runs exactly"}.get(plan.action, "it runs")
     decision = plan.main[1]
+    if plan.action == "legalized" and isinstance(decision, Lowering) and "in registers" in decision.how:
+        how += ", widened in registers"
     if plan.action == "native" and isinstance(decision, Lowering) and decision.native_from > 1:
         how += f" from {decision.native_from} tokens in a call on (fewer are widened in registers)"
     facts = [how, f"leaves {plan.memory.spare / GIB:.1f} GiB free"]

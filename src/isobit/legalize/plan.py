@@ -60,6 +60,7 @@ class Plan:
         instead: the nearest scheme that works, when this one is refused; else empty.
         piece: tokens of a step of prompts where so many are due.
         measured_here: that the speed goes by measurements of this machine, and which, its own or of others; else empty.
+        unloaded: whether weights lie there that loading refuses.
     """
 
     scheme: str
@@ -73,6 +74,7 @@ class Plan:
     instead: str = ""
     measured_here: str = ""
     piece: int = 0
+    unloaded: bool = False
 
     @property
     def action(self) -> Action:
@@ -151,6 +153,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         notes=(*_of_memory(request, board), *_notes(workload, scheme, target, board, found)),
         instead=instead,
         piece=tokens,
+        unloaded=workload.unloaded,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from isobit.errors import SchemeError
 from isobit.formats.caches import CACHE_FORMATS
-from isobit.formats.fitting import check_shape
+from isobit.formats.fitting import check_shape, fitted
 from isobit.formats.schemes import GROUPED, SCHEMES, Scheme, scheme
 from isobit.formats.table import ELEMENTS
 from isobit.legalize.exact import FLOATS, bits
@@ -119,6 +119,8 @@ def _unread(op: Op, parts: tuple[int, int], target: Target, latent: bool) -> str
 def nearest(wanted: Scheme, ops: Iterable[Op], target: Target) -> str:
     """The scheme most like ``wanted`` under which all of ``ops`` run on a target; empty if there is none.
 
+    A scheme is held against each as it would be used on it, in other groups where its own do not divide the inputs.
+
     Args:
         wanted: the scheme that is refused.
         ops: linears that it was asked for.
@@ -128,7 +130,7 @@ def nearest(wanted: Scheme, ops: Iterable[Op], target: Target) -> str:
     grouped = (scheme(f"{name}-g{size}") for name in GROUPED for size in _GROUPS)
     rows = {row.name: row for row in (*SCHEMES.values(), *grouped) if row.name != wanted.name}
     for row in sorted(rows.values(), key=lambda row: distance(wanted, row)):
-        if all(isinstance(decide(under(op, row, target), target), Lowering) for op in ops):
+        if all(isinstance(decide(under(op, fitted(row, op.k), target), target), Lowering) for op in ops):
             return row.name
     return ""
 

@@ -87,6 +87,7 @@ class Workload:
         in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has.
         scales: dtype of the scales of modules, where it is known and may be another than the model's.
         notes: what people should know about the model and its checkpoint, whatever runs it.
+        unloaded: whether weights lie there that loading refuses; a note says why.
         tower: numbers of what encodes media for it, which no scheme quantizes; 0 where there is none, or nothing says
             how large it is.
     """
@@ -104,6 +105,7 @@ class Workload:
     in_float32: frozenset[str] = frozenset()
     scales: Mapping[str, str] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
+    unloaded: bool = False
     tower: int = 0
 
     @property
@@ -165,7 +167,9 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
     kept = stored if target.vendor == "cpu" else dtype
     scales = "float16" if workload.dtype == "float16" else "bfloat16"  # docs/numerics.md, section 2
     biased = {tensor.module for tensor in workload.tensors if tensor.part == "bias"}
-    found = [Op("embedding", "embed_tokens", workload.vocab, workload.hidden, dtype=dtype, stored=kept)]
+    table = next((tensor for tensor in workload.tensors if tensor.kind == "embedding" and tensor.is_matrix), None)
+    held = kept if table is None else workload.plain(table, scheme, cpu=not target.is_gpu) or kept
+    found = [Op("embedding", "embed_tokens", workload.vocab, workload.hidden, dtype=dtype, stored=held)]
     for tensor in workload.tensors:
         if tensor.is_matrix and tensor.kind != "embedding":
             n, k = tensor.shape
@@ -177,7 +181,7 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
                             given=scheme is None,
                             experts=tensor.experts, active=tensor.active))  # fmt: skip
     if workload.tied:
-        found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=kept))
+        found.append(Op("linear", "lm_head", workload.vocab, workload.hidden, dtype=dtype, stored=held))
     alike = Counter((one.heads, one.dim, one.kv_heads, one.parts) for one in workload.attentions)
     found[1:1] = [
         Op(

@@ -11,7 +11,7 @@ from typing import Any
 
 from isobit.checkpoint import methods
 from isobit.checkpoint.files import is_folder, is_there
-from isobit.checkpoint.finite import LOOKED_AT, look, of_blocks, of_numbers
+from isobit.checkpoint.finite import LOOKED_AT, Look, look, of_blocks, of_numbers
 from isobit.checkpoint.folder import weight_files
 from isobit.checkpoint.gguf.header import is_gguf
 from isobit.checkpoint.gguf.model import opened
@@ -133,8 +133,9 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
     with in_its_words(folder):
         infos, dtypes, damage = headers(folder)
         work = _described(config, folder, infos, dtypes)
-        strange = _strange(folder, infos)
-    return replace(work, notes=notes_in_its_words(folder, (*work.notes, *strange, *([damage] if damage else []))))
+        found, what = _strange(folder, infos)
+    said = (*work.notes, *found.said(what), *([damage] if damage else []))
+    return replace(work, notes=notes_in_its_words(folder, said), unloaded=bool(found.names or damage))
 
 
 def _described(
@@ -169,13 +170,13 @@ def _described(
     )
 
 
-def _strange(folder: Path | None, infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """What there is to say of NaN and infinity among the scales of weights that lie in a folder."""
+def _strange(folder: Path | None, infos: Mapping[str, TensorInfo]) -> tuple[Look, str]:
+    """NaN and infinity among the scales of weights that lie in a folder, and what was looked at."""
     if folder is not None and is_gguf(folder):
         blocks = [entry for entry in opened(folder).tensors.values() if entry.type.halves]
-        return look(map(of_blocks, blocks), LOOKED_AT).said("scales and the codes between them")
+        return look(map(of_blocks, blocks), LOOKED_AT), "scales and the codes between them"
     scales = (info for name, info in infos.items() if name.endswith(SCALES) and info.strides is None)
-    return look(map(of_numbers, scales), LOOKED_AT).said("scales")
+    return look(map(of_numbers, scales), LOOKED_AT), "scales"
 
 
 def _with_tower(work: Workload, tensors: Iterable[TensorInfo], config: Mapping[str, Any], known: bool) -> Workload:

@@ -60,7 +60,11 @@ class Wrapper:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know who loads it."""
-        return () if self.tower else (f"the vision tower of {self.called} is not run here; text is",)
+        return (
+            ()
+            if self.tower
+            else (f"the vision tower of {self.called} is not run here: isobit runs the text of this model alone",)
+        )
 
 
 _QWEN2 = {"rms_norm_eps": 1e-5, "max_window_layers": 80, "num_key_value_heads": 8, "max_position_embeddings": 32768}
