@@ -41,15 +41,17 @@ def candidates(name: str, tokens: int) -> Iterator[Tile]:
     """Tiles for a scheme and a number of tokens."""
     m = tokens if tokens <= 8 else max(16, tokens)
     if name == "int4":
-        shapes = [(n, 0, *rest) for n, *rest in ((64, 4, 3), (64, 4, 2), (128, 4, 2), (128, 8, 2), (128, 8, 3))]
+        shapes = [(64, 0, 4, 3), (64, 0, 4, 2), (128, 0, 4, 2), (128, 0, 8, 2), (128, 0, 8, 3)]
         widths = {min(m, wide) for wide in (16, 32, 64)} if tokens > 16 else {m}
+        if tokens > 64:
+            shapes, widths = [*shapes, (64, 0, 8, 2), (64, 0, 8, 3), (64, 0, 4, 4), (256, 0, 8, 2)], {64, 128}
     else:
         k = 64 if name == "bf16" else 128
         shapes = [(64, k, 4, 4), (64, k, 4, 6), (64, 2 * k, 4, 3), (128, k, 4, 4), (128, k, 8, 4)]
         widths = {min(m, wide) for wide in (64, 128)}
     for wide in sorted(widths):
         for n, step, warps, stages in shapes:
-            for splits in (1, 2, 4, 8) if name == "int4" else (1, 2, 4):
+            for splits in (1, 2, 4, 8) if name == "int4" and tokens <= 64 else (1, 2, 4):
                 yield n, wide, step, warps, stages, splits
 
 
