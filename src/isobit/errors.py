@@ -120,7 +120,15 @@ class ModelError(IsobitError):
 
 
 class TemplateError(IsobitError):
-    """A chat template is invalid, does something forbidden, or costs too much."""
+    """A chat template is invalid, does something forbidden, or costs too much; or refuses messages.
+
+    Attributes:
+        of_model: whether it is the template's fault, whatever the messages are.
+    """
+
+    def __init__(self, message: str, *, of_model: bool = False) -> None:
+        super().__init__(message)
+        self.of_model = of_model
 
 
 class CapacityError(IsobitError):

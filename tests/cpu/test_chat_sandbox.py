@@ -72,8 +72,9 @@ def test_internals_are_out_of_reach(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPENSIVE)
 def test_endless_work_is_stopped_by_the_clock(name: str) -> None:
-    with pytest.raises(TemplateError, match=r"longer than the limit of 0\.4 seconds"):
+    with pytest.raises(TemplateError, match=r"longer than the limit of 0\.4 seconds") as raised:
         chat.render(EXPENSIVE[name], MESSAGES, limits=SHORT)
+    assert raised.value.of_model
     assert chat.render(QWEN2, MESSAGES, limits=SHORT).startswith("<|im_start|>")
 
 
@@ -82,6 +83,23 @@ def test_blown_up_values_are_stopped(name: str) -> None:
     with pytest.raises(TemplateError, match="memory than the limit|longer than the limit|more than the limit"):
         chat.render(TOO_MUCH_MEMORY[name], MESSAGES, limits=SHORT)
     assert chat.render(QWEN2, MESSAGES).startswith("<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "of_model"),
+    [
+        ("{{ raise_exception('no') }}", MESSAGES, False),
+        ("{{ messages[0].content.missing.name }}", MESSAGES, False),
+        ("{{ messages", MESSAGES, True),
+        ("{{ messages[0].content * 1000 }}", [{"role": "user", "content": "x" * 100_000}], False),
+        ("{{ messages[0].content * 10000000 }}", MESSAGES, True),
+    ],
+)
+def test_whose_fault_it_is(template: str, messages: list[dict[str, str]], of_model: bool) -> None:
+    """A template that much is given to may be a good one; one that fails with little is not."""
+    with pytest.raises(TemplateError) as raised:
+        chat.render(template, messages)
+    assert raised.value.of_model == of_model
 
 
 def test_each_limit_is_named() -> None:

@@ -63,6 +63,9 @@ REWRITTEN = [
     ({"properties": {"a": {"enum": ["x"], "nullable": True}}}, [{"a": None}, {"a": "x"}], [{"a": 1}]),
     ({"type": "array", "uniqueItems": False}, [[1, 1]], ["a"]),
     (True, [1, "a", {}], []),
+    ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, [None], [1]),
+    ({"type": "object", "properties": {"a": {"$ref": "#"}}}, [{}, {"a": {"a": {}}}], [{"a": 1}]),
+    ({"type": "array", "items": {"$ref": "#"}}, [[], [[], [[]]]], [[1]]),
     ({"$ref": "#/properties/a", "properties": {"a": {"type": "object"}}}, [{}], [1]),
 ]
 
@@ -79,6 +82,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"$ref": "http://example.com/a"}, "example.com"),
     ({"$ref": "#/default/a", "default": {"a": {"not": {}}}}, "#/default/a"),
     ({"$ref": "#/$defs/b"}, "#/$defs/b"),
+    ({"$ref": "#"}, "$ref to '#', which leads back to itself"),
+    ({"anyOf": [{"$ref": "#"}]}, "(at #/anyOf/0)"),
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "(at #/$defs/b)"),
+    ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}, {"type": "object"}]}}}, "(at #/properties/a/allOf/0)"),
+    ({"oneOf": [{"$ref": "#"}, {"$ref": "#/oneOf/0"}]}, "(at #/oneOf/1)"),
     ({"properties": {"a": 1}}, "#/properties/a"),
     ({"properties": [1]}, "properties, which must be an object"),
     ({"required": "a"}, "required, which must be a list"),
@@ -129,6 +137,16 @@ def test_refused_by_name(given: Any, named: str) -> None:
     with pytest.raises(UsageError, match="cannot be enforced") as caught:
         Grammar.json_schema(given)
     assert named in str(caught.value)
+
+
+def test_long_chains_of_references_are_followed_at_once() -> None:
+    """To the end of a chain, and around one that has none."""
+    count = 4000
+    chain: dict[str, Any] = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(count)}
+    whole = {"$ref": "#/$defs/d0", "$defs": chain | {f"d{count}": {"type": "null"}}}
+    assert schema.enforceable(whole) == whole
+    with pytest.raises(UsageError, match=f"leads back to itself.*and {count + 2 - 8} more"):
+        schema.enforceable({"$ref": "#/$defs/d0", "$defs": chain | {f"d{count}": {"$ref": "#"}}})
 
 
 def test_all_reasons_are_listed_and_bounded() -> None:

@@ -9,6 +9,8 @@ import pytest
 from served import bundled, client, events, listening, serving
 
 from isobit import SamplingParams
+from isobit.checkpoint.source import resolve
+from isobit.engine.generate import load_llm
 
 ASK = [{"role": "user", "content": "def fib(n):"}]
 
@@ -112,6 +114,45 @@ def test_bytes_of_a_part_of_a_character():
 def test_what_cannot_be_answered_is_refused_by_name(http, body, param):
     reply = http.post("/v1/chat/completions", json={"messages": ASK} | body)
     assert reply.status_code == 400 and reply.json()["error"]["param"].startswith(param)
+
+
+NEVER = {"$ref": "#"}
+WORSE = {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}  # found out when it is compiled
+
+
+@pytest.mark.parametrize("schema", [NEVER, WORSE])
+@pytest.mark.parametrize(
+    ("field", "asking"),
+    [
+        ("response_format", lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+        ("structured_outputs", lambda schema: {"json": schema}),
+        ("guided_json", lambda schema: schema),
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+def test_a_schema_that_cannot_be_used_is_told_of_by_its_field(http, route, field, asking, schema):
+    body = {"messages": ASK} if "chat" in route else {"prompt": "x"}
+    reply = http.post(route, json=body | {field: asking(schema)})
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["param"] == field and error["message"].startswith(f"{field}: the JSON")
+    assert "NoExtension" not in error["message"] and "non-verbose" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for a in range(9999) %}{{ 'x' * 1000 }}{% endfor %}", "writes more than the limit"),
+        ("{{ messages", "is not valid Jinja"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_no_fault_of_the_request(template, said):
+    llm = load_llm(resolve("bundled"))
+    llm.tokenizer.chat_templates = {"default": template}
+    with client(serving(llm)) as own:
+        error = (reply := own.post("/v1/chat/completions", json={"messages": ASK})).json()["error"]
+        assert reply.status_code == 500 and error["code"] == "model_error" and said in error["message"]
+        llm.tokenizer.chat_templates = {"default": "{{ raise_exception('no') }}"}
+        assert own.post("/v1/chat/completions", json={"messages": ASK}).status_code == 400
 
 
 def test_openais_client_reads_answers(through_openai):

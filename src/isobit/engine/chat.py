@@ -42,6 +42,13 @@ FAILURES: dict[str, str] = {
     "crashed": "the chat template crashed its rendering process ({message})",
 }
 
+# Which of them are the template's own fault: some always, others where there is little to render.
+_ITS_OWN, _ITS_OWN_IF_SHORT = (
+    frozenset({"forbidden", "syntax"}),
+    frozenset({"time", "memory", "output", "recursion", "crashed"}),
+)
+_SHORT = 64 << 10  # characters of what is to be rendered, beside the template
+
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -79,7 +86,8 @@ def render(
     if not messages:
         raise UsageError("the conversation is empty: a chat template needs at least one message")
     if len(template) > limits.template:
-        raise TemplateError(f"the chat template has {len(template)} characters; the limit is {limits.template}")
+        message = f"the chat template has {len(template)} characters; the limit is {limits.template}"
+        raise TemplateError(message, of_model=True)
     _require_dicts("messages", messages)
     _require_dicts("tools", tools or ())
     _require_dicts("documents", documents or ())
@@ -92,10 +100,15 @@ def render(
         "add_generation_prompt": add_generation_prompt,
     }
     request = {"template": template, "variables": _plain(variables), "max_output": limits.output}
-    reply = _worker(limits).ask(json.dumps(request))
+    asked = json.dumps(request)
+    reply = _worker(limits).ask(asked)
     if "text" in reply:
         return _whole_characters(str(reply["text"]))
-    raise TemplateError(FAILURES[reply["error"]].format(message=reply.get("message", ""), limits=limits))
+    kind, short = reply["error"], len(asked) - len(json.dumps(template)) <= _SHORT
+    raise TemplateError(
+        FAILURES[kind].format(message=reply.get("message", ""), limits=limits),
+        of_model=kind in _ITS_OWN or (kind in _ITS_OWN_IF_SHORT and short),
+    )
 
 
 def _whole_characters(text: str) -> str:
@@ -159,4 +172,4 @@ def _worker(limits: Limits) -> Helper:
 
 
 def _no_start(reason: str) -> TemplateError:
-    return TemplateError(f"the process that renders chat templates does not start: {reason}")
+    return TemplateError(f"the process that renders chat templates does not start: {reason}", of_model=True)

@@ -56,7 +56,14 @@ _KINDS = {
     "grammar": "the grammar",
     "tools": "a tool's parameters",
 }
-_HINTS = {"oneOf constraints": "its oneOf has branches that overlap: use anyOf, or branches of different types"}
+_HINTS = {
+    "oneOf constraints": "its oneOf has branches that overlap: use anyOf, or branches of different types",
+    "circular references with sibling keys": (
+        "a $ref that leads back to itself has other keywords beside it: put them into the schema that it names"
+    ),
+    "Schema intersection stack level": "its allOf are too deep in each other: write out what they say together",
+    "NoExtensionBias": "no text that ends is right by it: something in it leads back to itself",
+}
 
 
 class Grammars:

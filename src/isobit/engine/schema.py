@@ -80,8 +80,14 @@ def enforceable(schema: Any, called: str = "the JSON schema") -> Any:
     reasons: list[str] = []
     found = [*_schemas(schema)]
     places = {pointer for pointer, _ in found}
+    endless = _endless(dict(found))
     for pointer, part in found:
         reasons += [f"{reason} (at #{pointer})" for reason in _problems(part, places)]
+        if pointer in endless and isinstance(part.get("$ref"), str):
+            named = str(part["$ref"])[:80]
+            reasons.append(
+                f"$ref to {named!r}, which leads back to itself, and nothing on the way ends it (at #{pointer})"
+            )
     if reasons:
         more = "" if len(reasons) <= _SHOWN else f"; and {len(reasons) - _SHOWN} more"
         listed = "; ".join(printable(reason, 300) for reason in reasons[:_SHOWN])
@@ -128,6 +134,42 @@ def _schemas(schema: Any) -> Iterator[tuple[str, Any]]:
                 waiting += [(f"{here}/{number}", one) for number, one in enumerate(value)]
             elif key in _SINGLE:
                 waiting.append((here, value))
+
+
+def _endless(schemas: Mapping[str, Any]) -> set[str]:
+    """The places of schemas that are, by ``$ref``, ``allOf`` and every branch they offer, themselves again for ever.
+
+    What stands below properties and items is not asked: a text that is right may do without it, or end there.
+    """
+    waits: dict[str, list[set[str]]] = {}  # for each place: of each of these sets one must end
+    for place, part in schemas.items():
+        groups = []
+        if isinstance(part, Mapping):
+            target = part.get("$ref")
+            if isinstance(target, str) and target.startswith("#"):
+                groups.append({target[1:]})
+            for key in _LISTS - {"prefixItems"}:
+                branches = part.get(key)
+                if isinstance(branches, list) and branches:
+                    each = [f"{place}/{key}/{number}" for number in range(len(branches))]
+                    groups += [{one} for one in each] if key == "allOf" else [{*each}]
+        waits[place] = groups
+    asked: dict[str, list[tuple[str, int]]] = {}
+    left = {place: len(groups) for place, groups in waits.items()}
+    for place, groups in waits.items():
+        for number, group in enumerate(groups):
+            for one in group:
+                asked.setdefault(one, []).append((place, number))
+    done: set[tuple[str, int]] = set()
+    ending = [place for place, count in left.items() if not count] + [one for one in asked if one not in schemas]
+    while ending:
+        for place, number in asked.pop(ending.pop(), ()):
+            if (place, number) not in done:
+                done.add((place, number))
+                left[place] -= 1
+                if not left[place]:
+                    ending.append(place)
+    return {place for place, count in left.items() if count}
 
 
 def _escaped(key: Any) -> str:

@@ -18,7 +18,7 @@ from isobit.server.reading import News, Reader, Shape, shape_of
 from isobit.server.requests import require
 from isobit.server.schema.chat import ChatRequest
 from isobit.server.serving import Serving
-from isobit.server.shapes import grammar_of
+from isobit.server.shapes import grammar_of, require_usable
 from isobit.server.tools import asked as tools_asked
 from isobit.server.usage import Count
 
@@ -110,8 +110,8 @@ async def read_job(serving: Serving, body: ChatRequest) -> Job:
     shape = shape_of(serving.tokenizer, prompt.ids, grammar, tools)
     if shape.kept:
         params = replace(params, kept_special=shape.kept)
-    if shape.grammar is not None:  # what is wrong with it is told before anything is sent
-        await serving.aside(serving.llm.constraint, shape.grammar)
+    if shape.grammar is not None:
+        await require_usable(serving, body, shape.grammar)
     each = [sampling.seeded(params, seed) for seed in sampling.seeds(params.seed, n)]
     return Job(prompt, tuple(each), top, body.priority or 0, shape)
 

@@ -117,7 +117,7 @@ async def prompt_of(
         )
     except TemplateError as error:
         broken = _no_object(read)
-        if broken is None:
+        if broken is None or error.of_model:
             raise
         raise wrong(
             f"{broken} is no JSON object, and the template of this model wants one: {error}", "messages"

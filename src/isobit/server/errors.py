@@ -92,6 +92,8 @@ def refusal(error: BaseException, *, asked: bool = True) -> Refusal:
         if asked:
             return Refusal(400, str(error), code="context_length_exceeded")
         return Refusal(503, "there is not enough memory for this request now", code="out_of_memory")
+    if isinstance(error, TemplateError) and error.of_model:
+        return Refusal(500, f"this model cannot talk, which is no fault of the request: {error}", code="model_error")
     if isinstance(error, UsageError | TemplateError):
         return Refusal(400, str(error))
     if isinstance(error, IsobitError) and not asked:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from isobit.engine.grammar import Grammar
 from isobit.errors import UsageError
 from isobit.server.errors import wrong
+
+if TYPE_CHECKING:
+    from isobit.server.serving import Serving
 
 # Fields of vLLM's ``structured_outputs``, and of the older ``guided_...``.
 KINDS: dict[str, Callable[[Any], Grammar]] = {
@@ -48,6 +51,19 @@ def grammar_of(asked: Shaped) -> Grammar | None:
     if len(found) > 1:
         raise wrong(f"{found[0][0]} and {found[1][0]} ask for two forms of one answer: give one", found[1][0])
     return found[0][1] if found else None
+
+
+async def require_usable(serving: Serving, asked: Shaped, grammar: Grammar) -> None:
+    """Compiles the grammar of an answer: what is wrong with it is told before anything is sent.
+
+    Raises:
+        Refusal: it cannot be used; names the field that asked for it.
+    """
+    try:
+        await serving.aside(serving.llm.constraint, grammar)
+    except UsageError as error:
+        field = "tools" if grammar.kind == "tools" else next((name for name, make in _asked(asked) if make()), None)
+        raise wrong(str(error) if field is None else f"{field}: {error}", field) from None
 
 
 def _asked(asked: Shaped) -> list[tuple[str, Callable[[], Grammar | None]]]:

@@ -24,7 +24,7 @@ from isobit.server.requests import Head, require
 from isobit.server.schema.common import IDLE, StreamOptions
 from isobit.server.schema.completions import REFUSED, CompletionRequest
 from isobit.server.serving import Serving
-from isobit.server.shapes import grammar_of
+from isobit.server.shapes import grammar_of, require_usable
 from isobit.server.usage import Count
 
 DEFAULT_TOKENS = 16  # as OpenAI has it
@@ -117,8 +117,8 @@ async def read_job(serving: Serving, body: CompletionRequest) -> Job:
     each = [sampling.seeded(params, seed) for seed in sampling.seeds(params.seed, n)]
     whole = (tuple(prompts), n, tuple(each * len(prompts)), bool(body.echo), body.logprobs, body.priority or 0)
     grammar = grammar_of(body)
-    if grammar is not None:  # what is wrong with it is told before anything is sent
-        await serving.aside(serving.llm.constraint, grammar)
+    if grammar is not None:
+        await require_usable(serving, body, grammar)
     return Job(*whole, empty=empty, grammar=grammar)
 
 
