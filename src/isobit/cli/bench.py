@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import add_cache_argument, add_device_arguments, add_memory_argument, path
+from isobit.cli.parser import add_cache_argument, add_device_arguments, add_memory_argument, numbers, path
 
 if TYPE_CHECKING:
     from isobit.evaluation.benched import Bench, Figure
@@ -40,7 +40,7 @@ def register(subparsers: Any) -> None:
     add_device_arguments(parser, "what runs it (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what is computed in")
     parser.add_argument(
-        "--batch", metavar="NUMBERS", type=_numbers, help="sequences at once (default: 1,8; with a GPU 1,8,64)"
+        "--batch", metavar="NUMBERS", type=numbers, help="sequences at once (default: 1,8; with a GPU 1,8,64)"
     )
     parser.add_argument("--prompt", type=int, metavar="N", default=64, help="tokens of each prompt (default: 64)")
     parser.add_argument(
@@ -60,13 +60,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--out", type=path, metavar="FILE", help="write the JSON to this file, too")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r:.80} is no list of numbers like 1,8,64") from None
 
 
 def run(args: argparse.Namespace) -> int:

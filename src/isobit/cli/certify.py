@@ -61,6 +61,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
+    parser.hint = "the source is named by --against"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -72,6 +72,7 @@ def register(subparsers: Any) -> None:
     add_sampling_options(parser)
     parser.add_argument("--json", action="store_true", help="print the conversation as one JSON document at the end")
     parser.set_defaults(run=run)
+    parser.hint = "what you say is read from the terminal; isobit generate takes a prompt"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -51,6 +51,7 @@ def register(subparsers: Any) -> None:
     add_cache_argument(parser, " of the pack's model")
     parser.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     parser.set_defaults(run=run)
+    parser.hint = "what is written is named by -o"
 
 
 def _positive(text: str) -> int:

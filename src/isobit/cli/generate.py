@@ -64,6 +64,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--echo", action="store_true", help="print the prompt before the answer")
     parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
     parser.set_defaults(run=run)
+    parser.hint = "a prompt of several words stands in quotes: isobit generate MODEL 'The capital of'"
 
 
 def add_grammar_options(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from isobit import arguments
 from isobit.errors import UsageError, printable
 from isobit.formats.caches import CACHE_FORMATS
 
+SIZES = "GiB or G are 1024 MiB, GB 1000 MB, and so on; without a unit bytes"  # for --help
 _NARROW = (name for name in CACHE_FORMATS if name != "auto")
 CACHE_NAMES = f"auto (default: as activations), {', '.join(_NARROW)}"  # for --help
 
@@ -48,7 +50,7 @@ def add_memory_argument(
         "--memory",
         type=memory_size,
         metavar="SIZE",
-        help=f"what of the device {what} may take, e.g. 20GiB (default: {default})",
+        help=f"what of the device {what} may take, e.g. 20GiB (default: {default}); {SIZES}",
     )
 
 
@@ -58,6 +60,14 @@ def memory_size(text: str) -> int | None:
         return arguments.optional_memory("it", text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers, comma-separated."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no list of numbers like 1,8,64") from None
 
 
 def byte_size(text: str) -> int:
@@ -78,7 +88,40 @@ def add_batch_invariant_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Those of the commands are made of this class, too."""
+    """Those of the commands are made of this class, too.
+
+    Attributes:
+        hint: what an argument that has no place here may have been meant as.
+    """
+
+    hint = ""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments; what none of them is for is told of by the command that was named."""
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            self._named(found).refuse(left)
+        return found
+
+    def _named(self, found: argparse.Namespace) -> Parser:
+        """The parser of the command that was named; this one where there is none."""
+        groups = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        rows = [row for group in groups for row in group.choices.values()]
+        return next((row for row in rows if row.get_default("run") is getattr(found, "run", None)), self)
+
+    def refuse(self, left: list[str]) -> NoReturn:
+        """Say which arguments have no place here, what may have been meant, and what there is."""
+        option = next((one for one in left if one.startswith("-") and one != "-"), None)
+        if option is None:
+            takes = " ".join(str(one.metavar or one.dest) for one in self._get_positional_actions())
+            meant = self.hint or f"{self.prog} takes {takes or 'no names'}, and options"
+        else:
+            names = {one.lstrip("-"): one for one in self._option_string_actions}
+            given = option.partition("=")[0].lstrip("-")
+            near = [name for name in names if len(name) > 2 and given.startswith(name)]
+            near += get_close_matches(given, names, 1, 0.7)
+            meant = f"did you mean {names[near[0]]}?" if near else "--help lists its options"
+        self.error(f"unrecognized arguments: {' '.join(left)}; {meant}")
 
     def error(self, message: str) -> NoReturn:
         """Say what cannot be used, under the usage, and exit with status 2."""

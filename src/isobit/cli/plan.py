@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from isobit.cli import notes, output
-from isobit.cli.parser import CACHE_NAMES, add_memory_argument, path
+from isobit.cli.parser import CACHE_NAMES, add_memory_argument, numbers, path
 
 
 def register(subparsers: Any) -> None:
@@ -36,7 +36,13 @@ def register(subparsers: Any) -> None:
         help="schemes, comma-separated, or `all` (default: what the checkpoint holds if it is quantized, else all)",
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default: 4096 or the longest)")
-    parser.add_argument("--batch", type=int, metavar="B", default=1, help="sequences at once (default: 1)")
+    parser.add_argument(
+        "--batch",
+        type=numbers,
+        metavar="NUMBERS",
+        default=[1],
+        help="sequences at once, a plan for each, e.g. 1,64 (default: 1)",
+    )
     parser.add_argument(
         "--kv-cache",
         "--kv",
@@ -61,6 +67,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="every op, and where the figures come from")
     parser.set_defaults(run=run)
+    parser.hint = "targets and schemes are named by --target and --scheme, several of them comma-separated"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,18 +81,22 @@ def run(args: argparse.Namespace) -> int:
     schemes = [] if args.scheme is None else _names(args.scheme)
     if args.scheme is not None and not schemes:
         raise UsageError(f"--scheme names no scheme: say all, or some of {', '.join(SCHEMES)}")
-    work, found = api.plan(
-        args.model,
-        targets=_names(args.target),
-        schemes=schemes,
-        context=args.context,
-        batch=args.batch,
-        kv=args.kv,
-        allow_relaxed=args.allow == "relaxed",
-        memory=args.memory,
-        revision=args.revision,
-        calibration=args.calibration or not args.no_calibration,
-    )
+    each = [
+        api.plan(
+            args.model,
+            targets=_names(args.target),
+            schemes=schemes,
+            context=args.context,
+            batch=batch,
+            kv=args.kv,
+            allow_relaxed=args.allow == "relaxed",
+            memory=args.memory,
+            revision=args.revision,
+            calibration=args.calibration or not args.no_calibration,
+        )
+        for batch in dict.fromkeys(args.batch)
+    ]
+    work = each[0][0]
     if "here" in _names(args.target) and (problem := cpu_library.problem()):
         print(f"isobit: note: plans of this machine's CPU are those of the CPU kernels; but {problem}", file=sys.stderr)
     notes.show(work.notes)
@@ -96,16 +107,19 @@ def run(args: argparse.Namespace) -> int:
             "max_context": work.max_context,
             "notes": work.notes,
         }
-        machines = [text.as_data(plan) for plans in found for plan in plans]
+        machines = [text.as_data(plan) for _, found in each for plans in found for plan in plans]
         json.dump({"model": model, "plans": machines}, sys.stdout, indent=2)
         print()
         return 0
     output.write(f"{work.title}, context up to {work.max_context} tokens\n")
-    if len(found) > 2 and not args.verbose:
-        lines = text.overview(found)
-    else:
-        lines = [line for plans in found for line in (*text.describe(plans, verbose=args.verbose), "")][:-1]
-    output.write("\n".join([*lines, "", *text.legend()]))
+    lines = []
+    for _, found in each:
+        if len(found) > 2 and not args.verbose:
+            lines += [f"For {text.asked(found[0][0])}:", ""] if len(each) > 1 else []
+            lines += [*text.overview(found), ""]
+        else:
+            lines += [line for plans in found for line in (*text.describe(plans, verbose=args.verbose), "")]
+    output.write("\n".join([*lines, *text.legend()]))
     return 0
 
 

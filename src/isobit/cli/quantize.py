@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from isobit import arguments
 from isobit.cli import output
-from isobit.cli.parser import add_device_arguments, path
+from isobit.cli.parser import SIZES, add_device_arguments, byte_size, path
 from isobit.errors import UsageError
 from isobit.formats.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from isobit.quantizer.driver import Prediction
     from isobit.quantizer.report import QuantizeReport
-
-SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 EPILOG = """schemes:
 {schemes}
@@ -82,10 +80,10 @@ def register(subparsers: Any) -> None:
     add_device_arguments(parser, "what runs the model to calibrate (default: cpu); all else is computed on the CPU")
     parser.add_argument(
         "--max-shard-size",
-        type=parse_size,
+        type=byte_size,
         default=None,
         metavar="SIZE",
-        help="largest weight file, e.g. 5GB (the default)",
+        help=f"largest weight file, e.g. 5GB (the default); {SIZES}",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to use (default: every core this process may use)"
@@ -101,6 +99,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
+    parser.hint = "the folder to write is named by -o or --out"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -155,21 +154,6 @@ def parse_rule(text: str) -> tuple[str, str]:
     if not separator or not pattern or not action:
         raise UsageError(f"--rule {text!r}: expected REGEX=SCHEME or REGEX=keep, e.g. 'down_proj=keep'")
     return pattern, action
-
-
-def parse_size(text: str) -> int:
-    """A size in bytes from ``5GB``, ``500MB``, ``2GiB`` or a plain number."""
-    number = text.rstrip("BbGgIiKkMm ")
-    unit = text[len(number) :].strip().upper()
-    if unit not in SIZE_UNITS or not number.strip().replace(".", "", 1).isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")
-    bytes_ = float(number) * SIZE_UNITS[unit]
-    if bytes_ >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r}: no file is so large")
-    size = int(bytes_)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a shard needs at least one byte")
-    return size
 
 
 def foresight(prediction: Prediction) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, slow_path, text_input
-from isobit.cli.parser import byte_size, path
+from isobit.cli.parser import SIZES, byte_size, path
 from isobit.cli.sampling_options import add_model_argument
 from isobit.errors import CapacityError, CheckpointWarning, Unsupported, UsageError, printable
 
@@ -68,7 +68,8 @@ def register(subparsers: Any) -> None:
     size.add_argument("--max-waiting", type=int, default=1024, metavar="N", help="answers that wait (default: 1024)")
     size.add_argument(
         "--max-body", type=byte_size, metavar="SIZE",
-        help="of a request, e.g. 64MiB (default: what a file of --media-bytes takes in it, and 32 MiB at least)",
+        help="of a request, e.g. 64MiB (default: what a file of --media-bytes takes in it, and 32 MiB at least); "
+        f"{SIZES}",
     )  # fmt: skip
     size.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers when it ends (30)")
     parser.add_argument(
@@ -84,7 +85,9 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "pictures, videos and sounds", "What they may cost; docs/media.md has the formats."
     )
-    group.add_argument("--media-bytes", type=byte_size, metavar="SIZE", help="of one file, e.g. 64MiB (default: 32MiB)")
+    group.add_argument(
+        "--media-bytes", type=byte_size, metavar="SIZE", help=f"of one file, e.g. 64MiB (default: 32MiB); {SIZES}"
+    )
     group.add_argument(
         "--media-pixels", type=int, metavar="N", help="of one picture, or all frames of a video (default: 67,108,864)"
     )

@@ -60,6 +60,7 @@ def register(subparsers: Any) -> None:
     add_cache_argument(parser)
     add_memory_argument(parser, "the language model and its cache")
     parser.set_defaults(run=run)
+    parser.hint = "a text of several words stands in quotes"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -66,13 +66,18 @@ def _span(sizes: Iterable[int]) -> str:
 def _machine(plan: Plan) -> str:
     board, request = plan.board, plan.request
     speed = f", {board.bandwidth / 1e9:.0f} GB/s" if board.bandwidth > 0 else ""
-    many = (
-        f"{request.batch} sequences of {request.context} tokens" if request.batch > 1 else f"{request.context} tokens"
-    )
     cache = f", {short(request.kv)} cache" if request.kv else ""
     part = f"{request.allowed(board) / GIB:.1f} of its " if request.allowed(board) < board.memory else ""
     title = f"{board.name} ({plan.target.name}, {plan.target.title}), {part}{board.memory / GIB:.1f} GiB{speed}"
-    return f"{title}, for {many}{cache}"
+    return f"{title}, for {asked(plan)}{cache}"
+
+
+def asked(plan: Plan) -> str:
+    """How much is to be room for."""
+    request = plan.request
+    return (
+        f"{request.batch} sequences of {request.context} tokens" if request.batch > 1 else f"{request.context} tokens"
+    )
 
 
 _HEADER = (
