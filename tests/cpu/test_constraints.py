@@ -236,8 +236,10 @@ WRONG = [
     (lambda: Grammar.json_schema({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf has branches"),
     (lambda: Grammar.json_schema({"type": "string", "format": "bogus"}), "Unknown format"),
     (lambda: Grammar.json_schema({"enum": []}), "Unsatisfiable"),
-    (lambda: Grammar.json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), "cannot be used"),
+    (lambda: Grammar.json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), "back to itself"),
     (lambda: Grammar.json_schema({"const": "\ud800"}), "cannot be used"),
+    (lambda: Grammar.grammar('start: start "a"'), "the grammar cannot be used: no text is right by it"),
+    (lambda: Grammar.regex(r"[^\s\S]"), "the regular expression cannot be used: no text is right by it"),
 ]  # fmt: skip
 
 

@@ -194,12 +194,11 @@ def test_every_number_is_mlcs(tmp_path: Path, kind: str) -> None:
                 assert read.activations == ActSpec("e5m2", "tensor", dynamic=False) and read.input_scale == 1
 
 
+@pytest.mark.parametrize("kind", ["q4f16_1", "q4f16_autoawq"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_models_run_as_transformers_with_those_numbers(tmp_path: Path, family: str) -> None:
-    model = tiny(family)
-    plain = convert(
-        tmp_path, model, family, "q4f16_1", "ndarray-cache.json" if family == "qwen3" else "tensor-cache.json"
-    )
+def test_models_run_as_transformers_with_those_numbers(tmp_path: Path, family: str, kind: str) -> None:
+    model = tiny(family, kind)
+    plain = convert(tmp_path, model, family, kind, "ndarray-cache.json" if family == "qwen3" else "tensor-cache.json")
     model.load_state_dict({name: tensor.float() for name, tensor in plain.items()})
     ids = torch.arange(40)[None] * 7 % 320
     with torch.no_grad():

@@ -66,6 +66,13 @@ REWRITTEN = [
     ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, [None], [1]),
     ({"type": "object", "properties": {"a": {"$ref": "#"}}}, [{}, {"a": {"a": {}}}], [{"a": 1}]),
     ({"type": "array", "items": {"$ref": "#"}}, [[], [[], [[]]]], [[1]]),
+    (
+        {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["a"]},
+        [{"a": None}, {"a": {"a": None}}],
+        [{}, {"a": {}}],
+    ),
+    ({"type": ["object", "null"], "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, [None, {"a": None}], [{}]),
+    ({"type": "array", "prefixItems": [{"type": "null"}, {"$ref": "#"}], "minItems": 1}, [[None]], [[]]),
     ({"$ref": "#/properties/a", "properties": {"a": {"type": "object"}}}, [{}], [1]),
 ]
 
@@ -87,6 +94,9 @@ REFUSED: list[tuple[Any, str]] = [
     ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "(at #/$defs/b)"),
     ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}, {"type": "object"}]}}}, "(at #/properties/a/allOf/0)"),
     ({"oneOf": [{"$ref": "#"}, {"$ref": "#/oneOf/0"}]}, "(at #/oneOf/1)"),
+    ({"type": "object", "properties": {"a/b": {"$ref": "#"}}, "required": ["a/b"]}, "(at #/properties/a~1b)"),
+    ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "(at #/items)"),
+    ({"type": "array", "prefixItems": [{"type": "null"}, {"$ref": "#"}], "minItems": 2}, "(at #/prefixItems/1)"),
     ({"properties": {"a": 1}}, "#/properties/a"),
     ({"properties": [1]}, "properties, which must be an object"),
     ({"required": "a"}, "required, which must be a list"),

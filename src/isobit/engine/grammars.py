@@ -62,7 +62,7 @@ _HINTS = {
         "a $ref that leads back to itself has other keywords beside it: put them into the schema that it names"
     ),
     "Schema intersection stack level": "its allOf are too deep in each other: write out what they say together",
-    "NoExtensionBias": "no text that ends is right by it: something in it leads back to itself",
+    "NoExtensionBias": "no text is right by it, or none that ends: it asks for what cannot be, or leads back to itself",
 }
 
 

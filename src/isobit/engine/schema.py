@@ -137,9 +137,9 @@ def _schemas(schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _endless(schemas: Mapping[str, Any]) -> set[str]:
-    """The places of schemas that are, by ``$ref``, ``allOf`` and every branch they offer, themselves again for ever.
+    """The places of schemas that hold, by ``$ref`` and in every branch they offer, themselves again for ever.
 
-    What stands below properties and items is not asked: a text that is right may do without it, or end there.
+    Of what stands below properties and items, only what an object or a list cannot do without is asked.
     """
     waits: dict[str, list[set[str]]] = {}  # for each place: of each of these sets one must end
     for place, part in schemas.items():
@@ -153,6 +153,7 @@ def _endless(schemas: Mapping[str, Any]) -> set[str]:
                 if isinstance(branches, list) and branches:
                     each = [f"{place}/{key}/{number}" for number in range(len(branches))]
                     groups += [{one} for one in each] if key == "allOf" else [{*each}]
+            groups += [{f"{place}/{one}"} for one in _needed(part)]
         waits[place] = groups
     asked: dict[str, list[tuple[str, int]]] = {}
     left = {place: len(groups) for place, groups in waits.items()}
@@ -170,6 +171,21 @@ def _endless(schemas: Mapping[str, Any]) -> set[str]:
                 if not left[place]:
                     ending.append(place)
     return {place for place, count in left.items() if count}
+
+
+def _needed(part: Mapping[str, Any]) -> Iterator[str]:
+    """Where, below a schema of objects alone or of lists alone, the schemas stand of what each must have."""
+    if part.get("type") == "object":
+        own, required = part.get("properties"), part.get("required")
+        if isinstance(own, Mapping) and isinstance(required, list):
+            yield from (f"properties/{_escaped(name)}" for name in required if isinstance(name, str) and name in own)
+    elif part.get("type") == "array":
+        first, least = part.get("prefixItems"), part.get("minItems")
+        count = len(first) if isinstance(first, list) else 0
+        if isinstance(least, int):
+            yield from (f"prefixItems/{number}" for number in range(min(count, least)))
+            if least > count and isinstance(part.get("items"), Mapping):
+                yield "items"
 
 
 def _escaped(key: Any) -> str:
