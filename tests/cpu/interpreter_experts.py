@@ -160,24 +160,38 @@ ROUTINGS = {
     "best of groups": Routing(torch.empty(0), 2, groups=3, active_groups=1, renormalize=False, scale=16.0),
     "one": Routing(torch.empty(0), 1, scores="sigmoid", renormalize=False),
 }  # fmt: skip
+SPARSE = {
+    "sparsemixer": Routing(torch.empty(0), 2, scores="sparsemixer", renormalize=False, tolerance=0.02),
+    "sparsemixer below zero": Routing(
+        torch.empty(0), 3, bias=torch.linspace(-1, -2, 12), scores="sparsemixer", renormalize=False,
+        tolerance=0.25, scale=2.0,
+    ),
+}  # fmt: skip
 
 
-def routers() -> Iterator[tuple[str, float]]:
+def routers(
+    routings: dict[str, Routing] = ROUTINGS, generator: torch.Generator = GENERATOR
+) -> Iterator[tuple[str, float]]:
     """Choices and weights beside the law's, with ties, in tiles and one by one."""
-    for name, plain in ROUTINGS.items():
+    for name, plain in routings.items():
         for alike in (False, True):
             router = GpuRouter(MACHINE, Workspace(torch.device("cpu")), alike=alike)
             # Whole numbers, whose sums have no rounding: ties are ties in any order of the sums.
-            values = torch.randint(-1, 2, (12, 64), generator=GENERATOR).float()
+            values = torch.randint(-1, 2, (12, 64), generator=generator).float()
             values[7] = values[2]
             routing = replace(plain, weight=values / 4)
             for tokens in (1, 5, 40, 70):
-                x = torch.randint(-2, 3, (tokens, 64), generator=GENERATOR).half() / 8
+                x = torch.randint(-2, 3, (tokens, 64), generator=generator).half() / 8
                 x[0] = 0.0  # every score is the same
                 found, law = router.route(routing, x), reference_experts.route(routing, x)
                 label = f"{name} {tokens} {alike}"
                 yield f"same: experts {label}", 0.0 if torch.equal(found.ids, law.ids) else 1.0
                 yield f"router {label}", error(found.weights, law.weights.double())
+
+
+def sparse_routers() -> Iterator[tuple[str, float]]:
+    """The same of SparseMixer, with numbers of their own."""
+    yield from routers(SPARSE, torch.Generator().manual_seed(1))
 
 
 def places() -> Iterator[tuple[str, float]]:
@@ -249,6 +263,6 @@ def others() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    for case in (routers, places, on_the_way, others, linears, wholes):
+    for case in (routers, sparse_routers, places, on_the_way, others, linears, wholes):
         for result in case():
             print(json.dumps(result), flush=True)

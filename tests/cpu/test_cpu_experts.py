@@ -147,6 +147,11 @@ ROUTINGS = {
     ),
     "best-groups": Routing(normal(24, HIDDEN), 4, groups=6, active_groups=3),
     "one": Routing(normal(1, HIDDEN), 1, scores="sigmoid", renormalize=False),
+    "sparsemixer": Routing(normal(24, HIDDEN), 2, scores="sparsemixer", renormalize=False, tolerance=0.4),
+    "sparsemixer-equal": Routing(torch.zeros(6, HIDDEN), 2, scores="sparsemixer", renormalize=False, tolerance=0.02),
+    "sparsemixer-below": Routing(
+        normal(24, HIDDEN) / 9, 3, bias=normal(24).abs() / 9 - 2, scores="sparsemixer", renormalize=False, tolerance=0.1
+    ),
 }  # fmt: skip
 
 

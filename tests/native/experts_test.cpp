@@ -222,7 +222,7 @@ struct Routed {
     Routed(int64_t count, int32_t scores, int64_t active) : experts(count), linear(case_of(ISOBIT_F32, ISOBIT_ACT_NONE), count, HIDDEN), correction(count) {
         fill(correction, 0.3f);
         linear.w.alike = 1;
-        r.weight = &linear.w, r.active = active, r.groups = r.active_groups = 1, r.scale = 1, r.least_sum = 1e-20f, r.scores = scores;
+        r.weight = &linear.w, r.active = active, r.groups = r.active_groups = 1, r.scale = 1, r.least_sum = 1e-20f, r.scores = scores, r.tolerance = 0.4f;
     }
 
     // Of scores in float64: ids by the law, and their weights.
@@ -259,6 +259,16 @@ struct Routed {
         ids.assign(best.begin(), best.begin() + r.active);
         weights.clear();
         for (const int32_t id : ids) weights.push_back(r.scores == ISOBIT_SOFTMAX_BEHIND ? std::exp(scores[static_cast<size_t>(id)] - scores[static_cast<size_t>(ids[0])]) : scores[static_cast<size_t>(id)]);
+        for (size_t at = 0; r.scores == ISOBIT_SPARSEMIXER && at < ids.size(); ++at) {
+            const float own = logits[static_cast<size_t>(ids[at])];
+            double sum_near = 0;
+            for (int32_t i = 0; i < experts; ++i) {
+                const float other = logits[static_cast<size_t>(i)];
+                const bool before = std::find(ids.begin(), ids.begin() + static_cast<int64_t>(at), i) != ids.begin() + static_cast<int64_t>(at);
+                if (!before && !((own - other) / std::max(std::fabs(other), own) > r.tolerance)) sum_near += std::exp(double{other} - own);
+            }
+            weights[at] = 1 / sum_near;
+        }
         const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
         for (double &weight : weights) weight = weight / (r.renormalize || r.scores == ISOBIT_SOFTMAX_BEHIND ? sum : 1) * r.scale;
     }
@@ -286,7 +296,7 @@ struct Routed {
 };
 
 bool routers() {
-    for (const int32_t scores : {ISOBIT_SOFTMAX, ISOBIT_SIGMOID, ISOBIT_SOFTMAX_BEHIND})
+    for (const int32_t scores : {ISOBIT_SOFTMAX, ISOBIT_SIGMOID, ISOBIT_SOFTMAX_BEHIND, ISOBIT_SPARSEMIXER})
         for (const int64_t experts : {1, 8, 24, 128})
             for (const bool grouped : {false, true})
                 for (const bool corrected : {false, true}) {
@@ -407,7 +417,8 @@ bool refused_routers() {
     refused("groups that do not divide", [](isobit_router &r, isobit_linear &) { r.groups = 3; });
     refused("more groups than there are", [](isobit_router &r, isobit_linear &) { r.groups = 2, r.active_groups = 3; });
     refused("groups of too few", [](isobit_router &r, isobit_linear &) { r.groups = 8, r.active_groups = 1; });
-    refused("no such scores", [](isobit_router &r, isobit_linear &) { r.scores = 3; });
+    refused("no such scores", [](isobit_router &r, isobit_linear &) { r.scores = 4; });
+    refused("a tolerance that is no number", [](isobit_router &r, isobit_linear &) { r.scores = ISOBIT_SPARSEMIXER, r.tolerance = NAN; });
     refused("a scale that is no number", [](isobit_router &r, isobit_linear &) { r.scale = NAN; });
     refused("a sum that is no number", [](isobit_router &r, isobit_linear &) { r.least_sum = NAN; });
     return good;

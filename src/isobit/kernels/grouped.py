@@ -129,21 +129,22 @@ class Routing:
         bias: float32 ``[experts]`` of the logits, or None.
         correction: float32 ``[experts]`` that is added to the scores for the choice, not for the weight; or None.
         active: how many experts a token goes to.
-        scores, groups, active_groups, group_score, renormalize, scale, least_sum: as of
-            :class:`isobit.models.config.Router`.
+        scores, groups, active_groups, group_score, renormalize, scale, least_sum, tolerance: as of
+            :class:`isobit.models.feed_forward.Router`.
     """
 
     weight: Tensor
     active: int
     bias: Tensor | None = None
     correction: Tensor | None = None
-    scores: Literal["softmax", "sigmoid", "softmax-behind"] = "softmax"
+    scores: Literal["softmax", "sigmoid", "softmax-behind", "sparsemixer"] = "softmax"
     groups: int = 1
     active_groups: int = 1
     group_score: Literal["max", "two"] = "max"
     renormalize: bool = True
     scale: float = 1.0
     least_sum: float = 1e-20
+    tolerance: float = 0.0
 
     @property
     def experts(self) -> int:

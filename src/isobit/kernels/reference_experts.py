@@ -30,6 +30,7 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": partial(torch.softmax, dim=-1),
     "sigmoid": torch.sigmoid,
     "softmax-behind": lambda logits: logits,
+    "sparsemixer": lambda logits: logits,
 }
 
 
@@ -51,9 +52,24 @@ def route(routing: Routing, x: Tensor) -> Routes:
     weights = scores.gather(-1, ids)
     if routing.scores == "softmax-behind":
         weights = torch.softmax(weights, dim=-1)
+    if routing.scores == "sparsemixer":
+        weights = _sparsely_mixed(scores, ids, routing.tolerance)
     if routing.renormalize:
         weights = weights / _summed(weights).clamp(min=routing.least_sum)
     return Routes(ids.to(torch.int32), weights * routing.scale)
+
+
+def _sparsely_mixed(logits: Tensor, ids: Tensor, tolerance: float) -> Tensor:
+    """SparseMixer's weights of the chosen experts ``ids [T, active]``; see ``models/feed_forward.Router``."""
+    left, weights = logits, []
+    for slot in range(ids.shape[-1]):
+        own = ids[..., slot : slot + 1]
+        best = logits.gather(-1, own)
+        far = (best - logits) / logits.abs().clamp(min=best) > tolerance  # 0 / 0 is not
+        powers = (left.masked_fill(far, float("-inf")) - best).exp()
+        weights.append(1 / powers.sum(-1, keepdim=True))
+        left = left.scatter(-1, own, float("-inf"))
+    return torch.cat(weights, dim=-1)
 
 
 def _best(scores: Tensor, count: int) -> Tensor:

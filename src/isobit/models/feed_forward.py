@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
+Scores = Literal["softmax", "sigmoid", "softmax-behind", "sparsemixer"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class GatedMlp:
         limit: gpt-oss's gate: gate below the limit, up within it, ``(up + 1) * gate * sigmoid(1.702 * gate)``; None:
             the plain one.
         joined: whether checkpoints have gate and up as one matrix, the gate above.
+        names: what they then call that matrix, and down.
     """
 
     size: int
@@ -26,6 +28,7 @@ class GatedMlp:
     bias: bool = False
     limit: float | None = None
     joined: bool = False
+    names: tuple[str, str] = ("gate_up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Router:
 
     Attributes:
         experts, active: how many there are, and how many a token goes to.
-        scores: ``softmax`` or ``sigmoid`` of the router's logits; ``softmax-behind``: a softmax over those chosen.
+        scores: ``softmax`` or ``sigmoid`` of the router's logits; ``softmax-behind``: a softmax over those chosen;
+            ``sparsemixer`` (arXiv 2409.12136): the logits, and an expert weighs what a softmax gives it over those that
+            are not chosen in front of it, without any whose logit is too far below its own.
         bias: whether the router is a linear with a bias.
         correction: whether each expert has a number that is added to its score for the choice, not for its weight.
         groups, active_groups: experts are in so many groups, of which the best so many take part.
@@ -60,11 +65,13 @@ class Router:
         scale: what the weights are multiplied by.
         least_sum: what they are divided by at least.
         on_input: whether the weight multiplies what goes into an expert, not what comes out (Llama 4).
+        tolerance: of sparsemixer: how far below is too far, as a share of the larger of the own logit and the size of
+            the other.
     """
 
     experts: int
     active: int
-    scores: Literal["softmax", "sigmoid", "softmax-behind"] = "softmax"
+    scores: Scores = "softmax"
     bias: bool = False
     correction: bool = False
     groups: int = 1
@@ -74,6 +81,7 @@ class Router:
     scale: float = 1.0
     least_sum: float = 1e-20
     on_input: bool = False
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class ExpertNames:
         experts: what stands in front of an expert's number.
         gate, up, down: linears of an expert.
         shared, shared_gate: the expert of all tokens, and its gate.
+        beside: whether the expert of all tokens stands in the layer, not within its MLP.
         stacked: tensors of all experts together, as some checkpoints have them.
         one_by_one: whether transformers loads experts that have tensors of their own.
         also: beginnings of names within a layer as some checkpoints have them, and what they stand for here.
@@ -120,6 +129,7 @@ class ExpertNames:
     down: str = "down_proj"
     shared: str = "shared_experts"
     shared_gate: str = "shared_expert_gate"
+    beside: bool = False
     stacked: StackedNames = StackedNames()  # noqa: RUF009 - frozen
     one_by_one: bool = True
     also: tuple[tuple[str, str], ...] = ()

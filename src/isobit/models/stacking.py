@@ -22,7 +22,7 @@ def routing(router: Router, weight: Tensor, bias: Tensor | None = None, correcti
     """A router with its numbers, all float32."""
     return Routing(
         weight, router.active, bias, correction, router.scores, router.groups, router.active_groups,
-        router.group_score, router.renormalize, router.scale, router.least_sum,
+        router.group_score, router.renormalize, router.scale, router.least_sum, router.tolerance,
     )  # fmt: skip
 
 

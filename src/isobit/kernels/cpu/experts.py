@@ -18,7 +18,7 @@ from isobit.kernels.cpu import structs
 from isobit.kernels.cpu.library import check, library
 from isobit.kernels.grouped import Grouped, Listener, Mixture, Routes, Routing
 
-_SCORES = {"softmax": 0, "sigmoid": 1, "softmax-behind": 2}  # enum isobit_scores of isobit_cpu.h
+_SCORES = {"softmax": 0, "sigmoid": 1, "softmax-behind": 2, "sparsemixer": 3}  # enum isobit_scores of isobit_cpu.h
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -43,7 +43,7 @@ class CpuRouter:
         self.struct = structs.Router(
             self._linear.address, structs.pointer(routing.correction), routing.active, routing.groups,
             routing.active_groups, routing.scale, routing.least_sum, _SCORES[routing.scores],
-            int(routing.group_score == "two"), int(routing.renormalize),
+            int(routing.group_score == "two"), int(routing.renormalize), routing.tolerance,
         )  # fmt: skip
         self._call = library().isobit_cpu_route
         self._call.argtypes = (ctypes.POINTER(structs.Router), _POINTER, _SIZE, _SIZE, _POINTER, _POINTER)

@@ -82,6 +82,7 @@ class Router(ctypes.Structure):
         + [(name, SIZE) for name in ("active", "groups", "active_groups")]
         + [(name, FLOAT) for name in ("scale", "least_sum")]
         + [(name, CODE) for name in ("scores", "best_two", "renormalize")]
+        + [("tolerance", FLOAT)]
     )
 
 

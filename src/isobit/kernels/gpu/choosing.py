@@ -68,8 +68,8 @@ class Chooser(Starter):
         }  # fmt: skip
         self.kernel("choosing:choose_pairs", tiles.choose_pairs, choice)(
             (blocks,), logits=logits, correction=nothing if routing.correction is None else routing.correction,
-            ids=ids, weights=weights, least_sum=routing.least_sum, scale=routing.scale, tokens=tokens, tiles=room,
-            **places,
+            ids=ids, weights=weights, least_sum=routing.least_sum, scale=routing.scale,
+            tolerance=routing.tolerance, tokens=tokens, tiles=room, **places,
         )  # fmt: skip
         if later:
             self.kernel("choosing:place_ranked", tiles.place_ranked, choice)(

@@ -145,6 +145,7 @@ def choose_pairs(shape: ChoiceShape, target: Target) -> Config:
     router = shape.router
     types = {
         **dict.fromkeys(("logits", "correction", "weights"), "*fp32"), "least_sum": "fp32", "scale": "fp32",
+        "tolerance": "fp32",
         **dict.fromkeys(("ids", "ranks", "counts", "order", "experts"), "*i32"), "tokens": "i32", "tiles": "i32",
     }  # fmt: skip
     width = power_of_two(router.experts)

@@ -246,10 +246,11 @@ def _roundings(target: Target) -> Iterator[Config]:
 
 
 def _routers(target: Target) -> Iterator[tuple[RouterShape, int]]:
-    """Qwen3-MoE's, gpt-oss's and DeepSeek V3's routers, and K."""
+    """Qwen3-MoE's, gpt-oss's, Phi-3.5-MoE's and DeepSeek V3's routers, and K."""
     dtype = _usual(target)
     yield RouterShape(dtype, 128, 8), 2048
     yield RouterShape(dtype, 32, 4, "softmax-behind", renormalize=False, bias=True), 2880
+    yield RouterShape(dtype, 16, 2, "sparsemixer", renormalize=False), 4096
     yield RouterShape(dtype, 256, 8, "sigmoid", 8, 4, by_two=True, corrected=True), 7168
 
 

@@ -54,6 +54,7 @@ class GpuRouter(Chooser):
             self.kernel("routing:choose_experts", tiles.choose_experts, shape)(
                 (tokens,), logits=logits, correction=unused if routing.correction is None else routing.correction,
                 ids=ids, weights=weights, least_sum=routing.least_sum, scale=routing.scale,
+                tolerance=routing.tolerance,
             )  # fmt: skip
         return Placed(ids, weights)
 

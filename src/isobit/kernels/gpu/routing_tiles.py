@@ -75,7 +75,7 @@ def choose_experts(shape: RouterShape, target: Target) -> Config:
     """Configuration of ``choose_experts``."""
     types = {
         **dict.fromkeys(("logits", "correction", "weights"), "*fp32"), "ids": "*i32", "least_sum": "fp32",
-        "scale": "fp32",
+        "scale": "fp32", "tolerance": "fp32",
     }  # fmt: skip
     constants: dict[str, Constant] = {
         "EXPERTS": shape.experts, "WIDTH": power_of_two(shape.experts), "ACTIVE": shape.active,

@@ -31,8 +31,9 @@ const char *problem(const isobit_router &r, int64_t hidden) {
     if (r.active < 1 || r.active > experts) return "a token goes to no more experts than there are, and to one at least";
     if (r.groups < 1 || experts % r.groups || r.active_groups < 1 || r.active_groups > r.groups) return "experts are not in such groups";
     if (r.active_groups * (experts / r.groups) < r.active) return "the groups that take part have fewer experts than a token goes to";
-    if (r.scores < ISOBIT_SOFTMAX || r.scores > ISOBIT_SOFTMAX_BEHIND) return "unknown scores of a router";
+    if (r.scores < ISOBIT_SOFTMAX || r.scores > ISOBIT_SPARSEMIXER) return "unknown scores of a router";
     if (!std::isfinite(r.scale) || !(r.least_sum >= 0)) return "the scale of a router is not a number";
+    if (r.scores == ISOBIT_SPARSEMIXER && !(r.tolerance >= 0)) return "the tolerance of a router is not a number";
     return nullptr;
 }
 
@@ -85,6 +86,23 @@ void keep_good_groups(const isobit_router &r, float *values, std::vector<float> 
             std::fill_n(values + group * size, size, -std::numeric_limits<float>::infinity());
 }
 
+// SparseMixer's weights of the chosen experts `ids`, one after the other. `near`: memory, of as many floats as there are experts.
+void mix_sparsely(const isobit_router &r, const LayerIsa &isa, const float *logits, const int32_t *ids, std::vector<float> &near, float *weights) {
+    for (int64_t slot = 0; slot < r.active; ++slot) {
+        const float own = logits[ids[slot]];
+        int64_t count = 0;
+        for (int64_t i = 0; i < r.weight->n; ++i) {
+            if (std::find(ids, ids + slot, static_cast<int32_t>(i)) != ids + slot) continue;
+            if ((own - logits[i]) / std::max(std::fabs(logits[i]), own) > r.tolerance) continue;  // 0 / 0 is not
+            near[static_cast<size_t>(count++)] = logits[i] - own;
+        }
+        isa.exp(near.data(), count, near.data());
+        float total = 0;
+        for (int64_t i = 0; i < count; ++i) total += near[static_cast<size_t>(i)];
+        weights[slot] = 1 / total;
+    }
+}
+
 // One token: its logits become scores.
 void choose(const isobit_router &r, const LayerIsa &isa, float *logits, int32_t *ids, Loose *weights) {
     static thread_local std::vector<float> choice, quality, chosen;
@@ -104,6 +122,7 @@ void choose(const isobit_router &r, const LayerIsa &isa, float *logits, int32_t 
     chosen.resize(static_cast<size_t>(r.active));
     for (int64_t i = 0; i < r.active; ++i) chosen[static_cast<size_t>(i)] = logits[ids[i]];
     if (r.scores == ISOBIT_SOFTMAX_BEHIND) softmax(isa, chosen.data(), r.active);
+    if (r.scores == ISOBIT_SPARSEMIXER) mix_sparsely(r, isa, logits, ids, choice, chosen.data());
     float total = 0;
     for (const float weight : chosen) total += weight;
     const float by = r.renormalize ? std::max(total, r.least_sum) : 1;

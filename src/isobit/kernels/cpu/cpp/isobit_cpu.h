@@ -246,6 +246,7 @@ enum isobit_scores {
     ISOBIT_SOFTMAX = 0,
     ISOBIT_SIGMOID = 1,
     ISOBIT_SOFTMAX_BEHIND = 2,  // the logits; their softmax over the experts that were chosen is then what they weigh
+    ISOBIT_SPARSEMIXER = 3,     // the logits; an expert weighs its softmax over those not chosen in front of it and not too far below it
 };
 
 // Which experts a token goes to. Of equal scores the lower number is chosen, and stands in front.
@@ -259,6 +260,7 @@ typedef struct {
     int32_t scores;                 // enum isobit_scores
     int32_t best_two;               // 1: a group is as good as its two best experts together; 0: as its best
     int32_t renormalize;            // 1: weights are divided by their sum
+    float tolerance;                // sparsemixer: (own - other) / max(|other|, own) of logits above this is too far
 } isobit_router;
 
 // ids, weights: [m, active], the best expert first. x: [m, hidden], rows ldx apart.

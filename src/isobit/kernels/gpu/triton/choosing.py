@@ -11,6 +11,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.experts import NOTHING
 from isobit.kernels.gpu.triton.pdl import wait
+from isobit.kernels.gpu.triton.routing import sparsely_mixed
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _NONE = tl.constexpr(-0x80000000)  # below every key
@@ -108,6 +109,7 @@ def _tell(experts, needed, ends, tiles, begin, step, WIDTH: tl.constexpr):
 @triton.jit
 def choose_pairs(
     logits, correction, ids, weights, ranks, counts, order, experts, tokens, tiles, least_sum, scale,
+    tolerance,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, ACTIVE: tl.constexpr, SCORES: tl.constexpr,
     CORRECTED: tl.constexpr, GROUPS: tl.constexpr, BEST_GROUPS: tl.constexpr, BY_TWO: tl.constexpr,
     GROUP_PAD: tl.constexpr, RENORMALIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -117,7 +119,7 @@ def choose_pairs(
 
     Args:
         logits: float32 ``[SPLITS, T, EXPERTS]``, of which the parts are added.
-        correction, ids, weights, least_sum, scale, WIDTH, GROUP_PAD, SCORES, BEST_GROUPS, BY_TWO: see
+        correction, ids, weights, least_sum, scale, tolerance, WIDTH, GROUP_PAD, SCORES, BEST_GROUPS, BY_TWO: see
             ``routing.choose_experts``.
         order, experts, tiles: see ``routing.place_pairs``, if TILE; complete if ALL, and else places without a pair.
         ranks: int32 ``[T, ACTIVE]``: how many pairs of the block before have the same expert; TILE and not ALL only.
@@ -146,6 +148,7 @@ def choose_pairs(
     keys = tl.where(real, keys, _NONE)
     total = tl.zeros((BLOCK_T,), tl.float32)
     slots = tl.full((BLOCK_T, WIDTH), -1, tl.int32)  # of each expert of a token
+    mixed = tl.zeros((BLOCK_T, WIDTH), tl.float32)
     for at in range(ACTIVE):
         best, expert = _best(keys, number, EXPERTS - 1)
         hit = number == expert[:, None]
@@ -154,7 +157,14 @@ def choose_pairs(
             total += tl.sum(tl.where(hit, scores, 0.0), axis=1)
         else:
             total += _of_keys(best)
+        if SCORES == "sparsemixer":
+            logit = tl.sum(tl.where(hit, scores, 0.0), axis=1)[:, None]
+            weight = sparsely_mixed(scores, real & (slots < 0), logit, tolerance, 1)
+            mixed = tl.where(hit, weight[:, None], mixed)
         slots = tl.where(hit, at, slots)
+    if SCORES == "sparsemixer":
+        scores = mixed
+        total = tl.sum(mixed, axis=1)
     scores = _weights(scores, slots >= 0, total, least_sum, SCORES, RENORMALIZE)
     own = there & (slots >= 0)
     pair = token * ACTIVE + slots

@@ -80,8 +80,23 @@ def _in_good_groups(
 
 
 @triton.jit
+def sparsely_mixed(scores, left, own, tolerance, AXIS: tl.constexpr):
+    """SparseMixer's weight of an expert whose logit is ``own``, of a token, or of each of several.
+
+    Args:
+        scores: logits, experts along AXIS; left: those that count.
+        own: of a shape that they broadcast with.
+    """
+    logits = tl.where(left, scores, own)
+    size = tl.maximum(tl.abs(logits), own)
+    far = tl.div_rn(own - logits, tl.where(size == 0.0, 1.0, size)) > tolerance
+    powers = tl.where(left & (far == 0), tl.exp2((logits - own) * _LOG2_E), 0.0)
+    return 1.0 / tl.sum(powers, axis=AXIS)
+
+
+@triton.jit
 def choose_experts(
-    logits, correction, ids, weights, least_sum, scale,
+    logits, correction, ids, weights, least_sum, scale, tolerance,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, ACTIVE: tl.constexpr, SLOTS: tl.constexpr, SCORES: tl.constexpr,
     CORRECTED: tl.constexpr, GROUPS: tl.constexpr, BEST_GROUPS: tl.constexpr, BY_TWO: tl.constexpr,
     GROUP_PAD: tl.constexpr, RENORMALIZE: tl.constexpr, OVERLAP: tl.constexpr,
@@ -93,8 +108,9 @@ def choose_experts(
         correction: float32 ``[EXPERTS]``, if CORRECTED: added to the scores for the choice.
         ids, weights: int32 and float32 ``[T, ACTIVE]``.
         least_sum, scale: what weights are divided by at least (RENORMALIZE), and what they are multiplied by.
+        tolerance: of "sparsemixer".
         WIDTH, SLOTS, GROUP_PAD: EXPERTS, ACTIVE and GROUPS rounded up to powers of two.
-        SCORES: "softmax", "sigmoid", or "softmax-behind": a softmax over the logits of those chosen.
+        SCORES: as of ``models/feed_forward.Router``.
         BEST_GROUPS: groups that take part, of GROUPS; BY_TWO: by the two best of each.
     """
     token = tl.program_id(0).to(tl.int64)
@@ -120,8 +136,10 @@ def choose_experts(
     total = 0.0
     for at in range(ACTIVE):
         _, expert = _best(choice, number, left, EXPERTS - 1)
-        left = left & (number != expert)
         value = tl.sum(tl.where(number == expert, scores, 0.0), axis=0)
+        if SCORES == "sparsemixer":
+            value = sparsely_mixed(scores, left, value, tolerance, 0)
+        left = left & (number != expert)
         total += value
         found = tl.where(slot == at, value, found)
         tl.store(ids + token * ACTIVE + at, expert)
