@@ -110,7 +110,8 @@ def test_every_tensor_has_a_kind(saved) -> None:
     config = model_config(json.loads((folder / "config.json").read_text()))
     kinds = {name: classifier(config)(name) for name in expected_tensors(config)}
     assert "other" not in kinds.values()
-    matrices = {name for name in kinds if re.search(r"_proj|\.c_fc\.|\.w[123]\.|\.fc[12]\.|attn\.dense\.", name)}
+    linears = r"_proj|\.c_fc\.|\.w[123]\.|\.fc[12]\.|attn\.dense\.|shared_mlp\.(in|out)put_linear\."
+    matrices = {name for name in kinds if re.search(linears, name)}
     assert {name for name, kind in kinds.items() if kind in ("linear", "absorbed")} == matrices
     assert all("kv_b_proj" in name for name, kind in kinds.items() if kind == "absorbed")
 

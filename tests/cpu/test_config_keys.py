@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from isobit.errors import ModelError
-from isobit.models.archs import ARCHS, misspelt, model_config
+from isobit.models.archs import ARCHS, granitemoehybrid, misspelt, model_config
 from isobit.models.hf_keys import ELSEWHERE, INERT, INERT_ENDINGS
 
 WRONG = {"no": ["such", "value"]}  # of a type that no key has
@@ -33,6 +33,9 @@ def as_json(model_type: str) -> dict[str, Any]:
         content["num_experts_per_tok"] = content["num_experts_per_tok"] or 2
     if model_type == "dots1":  # likewise
         content |= {"n_routed_experts": 8, "n_shared_experts": 1}
+    if model_type == "granitemoehybrid":  # by itself it has a state in every layer
+        content = {key: value for key, value in content.items() if key not in granitemoehybrid.STATE}
+        content["layer_types"] = ["full_attention"] * content["num_hidden_layers"]
     if model_type == "glm4_moe":
         content["head_dim"] = 128  # without it there would be 42 and two thirds
     return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from running import run
 from safetensors.torch import load_file, save_file
 from tiny import save_tokenizer
 from torch import Tensor
+from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
@@ -89,6 +90,18 @@ def test_weights_of_every_kind_are_what_their_names_say() -> None:
     assert torch.allclose(sigmoid.weights[0], 1.5 * torch.sigmoid(torch.tensor([3.0, 2.0])))
     nothing = routing(torch.full((1, 4), -200.0), 2, scores="sigmoid")
     assert nothing.weights.tolist() == [[0.0, 0.0]]  # and no 0 / 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
+def test_sparsemixer_is_that_of_transformers(noise: float) -> None:
+    logits = random(200, 16) * torch.linspace(0.1, 8, 200)[:, None]
+    logits[50:100] -= 3  # below zero, where the size of the other logit counts
+    logits[100:130] = (2 * logits[100:130]).round() / 2  # with ties
+    logits[130], logits[131], logits[132, 3:9] = 0.0, -1.5, 0.0
+    weights, ids = sparsemixer(logits, noise, training=False)
+    found = routing(logits, 2, scores="sparsemixer", renormalize=False, tolerance=2 * noise)
+    assert torch.equal(found.ids.long(), ids) and torch.allclose(found.weights, weights, rtol=1e-6, atol=0)
+    assert (found.weights.sum(-1) > 1.5).any()  # weights of a token need not make one
 
 
 # ---------------------------------------------------------------------- what is computed

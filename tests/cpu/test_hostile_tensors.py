@@ -48,7 +48,7 @@ def bases(folder: Path, architecture: str) -> list[Path]:
     rope = config.get("rope_parameters", {})
     for name in ("short_factor", "long_factor"):  # one for each pair of these narrower heads
         if name in rope:
-            rope[name] = rope[name][: int(16 * rope["partial_rotary_factor"]) // 2]
+            rope[name] = rope[name][: int(16 * rope.get("partial_rotary_factor", 1.0)) // 2]
     (folder / "plain").mkdir()
     (folder / "plain/config.json").write_text(json.dumps(config))
     shapes = expected_tensors(model_config(config))

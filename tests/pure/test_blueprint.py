@@ -63,7 +63,7 @@ def test_what_is_fused_here_is_what_engines_fuse(name: str) -> None:
     joined = sum(one in found and other in found for found in roles for one, other in first.items())
     # of mixtures: the other experts, and the shared one
     joined += sum(
-        layer.mlp.router.experts - 1 + (layer.mlp.shared is not None)
+        layer.mlp.router.experts - 1 + (layer.mlp.shared is not None and not layer.mlp.shared.joined)
         for layer in model.layers
         if isinstance(layer.mlp, Experts)
     )

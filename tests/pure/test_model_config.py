@@ -165,9 +165,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Keys and defaults that others have not: their own tests.
 OWN_ROPE = {
-    "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "MellumForCausalLM",
-    "Ministral3ForCausalLM", "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM",
-    "StableLmForCausalLM",
+    "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "GlmForCausalLM", "GraniteMoeHybridForCausalLM",
+    "MellumForCausalLM", "Ministral3ForCausalLM", "NemotronForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
+    "PhiForCausalLM", "PhimoeForCausalLM", "StableLmForCausalLM",
 }  # fmt: skip
 
 

@@ -156,7 +156,8 @@ def test_windows_of_mistral() -> None:
 def test_where_model_type_and_architecture_disagree_the_latter_counts_and_it_is_said(architecture: str) -> None:
     for family in FAMILIES:
         keys = {key: value for key, value in LLAMA2.items() if key != "hidden_act"}  # each family has its own
-        if "kv_lora_rank" in (sizes := make(ARCHS[architecture]).tiny()):
+        sizes = make(ARCHS[architecture]).tiny()
+        if {"kv_lora_rank", "position_embedding_type"} & sizes.keys():
             keys = sizes
         config = model_config(keys | {"architectures": [architecture], "model_type": family})
         assert config.family == ARCHS[architecture]

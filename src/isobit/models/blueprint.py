@@ -155,11 +155,11 @@ def _gated(
     expert: int | None = None,
 ) -> list[Module]:  # fmt: skip
     """A gated MLP; ``role`` stands in front of the roles of one that is beside others."""
-    gate, up, down = (prefix + name for name in names)
+    gate, up, down = (prefix + name for name in (*names[:2], part.names[1] if part.joined else names[2]))
     last = Module(down, f"{role}down", "linear", (hidden, part.size), part.bias, "columns", expert=expert)
     if part.joined:
         sizes = ((f"{role}gate", part.size), (f"{role}up", part.size))
-        return [_joined(f"{prefix}gate_up_proj", f"{role}gate_up", sizes, hidden, part.bias), last]
+        return [_joined(prefix + part.names[0], f"{role}gate_up", sizes, hidden, part.bias), last]
     return [
         Module(gate, f"{role}gate", "linear", (part.size, hidden), part.bias, "rows", "gate_up", expert=expert),
         Module(up, f"{role}up", "linear", (part.size, hidden), part.bias, "rows", "gate_up", expert=expert),
@@ -175,7 +175,7 @@ def _experts(part: Experts, hidden: int, prefix: str) -> list[Module]:
         shape = (1, router.experts) if names.correction_rows else (router.experts,)
         found.append(Module(prefix + names.correction, "correction", "vector", shape))
     if part.shared is not None:
-        inside = f"{prefix}{names.shared}."
+        inside = f"{'' if names.beside else prefix}{names.shared}."
         found += _gated(part.shared, hidden, inside, role="shared_")
     if part.shared_gate:
         found.append(Module(prefix + names.shared_gate, "weight_of_shared", "router", (1, hidden)))
@@ -194,6 +194,12 @@ def by_input(found: tuple[Module, ...]) -> tuple[tuple[Module, ...], ...]:
         else:
             groups.append([module])
     return tuple(tuple(group) for group in groups)
+
+
+def is_behind(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor is of layers behind the last, which guess further tokens: by number, or by name (ERNIE)."""
+    behind = range(config.num_layers, config.num_layers + config.predicted_layers)
+    return bool(behind) and name.startswith(("model.mtp_", *(layer_prefix(number) for number in behind)))
 
 
 def layer_prefix(layer: int) -> str:

@@ -21,7 +21,7 @@ from isobit.checkpoint.safetensors import PLAIN_DTYPES
 from isobit.checkpoint.store import FileStore
 from isobit.errors import CheckpointError
 from isobit.models.archs import is_within, model_config
-from isobit.models.blueprint import Shapes, expected_tensors, layer_prefix
+from isobit.models.blueprint import Shapes, expected_tensors, is_behind
 from isobit.models.config import ModelConfig
 from isobit.models.fitting import IGNORED_SUFFIXES, Problem, problems
 from isobit.models.names import is_beside, renamed
@@ -125,8 +125,8 @@ def _resolved(ck: Checkpoint) -> Contents:
     if guessing:
         left_out = (*left_out, *(name for name in guessing if name not in left_out))
         notes.append(
-            f"{len(guessing)} tensors of layers that guess further tokens ({layer_prefix(config.num_layers)}*) are left"
-            " out: isobit decodes one token after the other"
+            f"{len(guessing)} tensors of layers that guess further tokens ({guessing[0]} and so on) are left out:"
+            " isobit decodes one token after the other"
         )
     expected = expected_tensors(config)
     ck = ck.of_model(expected)
@@ -158,9 +158,7 @@ def _by_expert(ck: Checkpoint, config: ModelConfig) -> tuple[Checkpoint, dict[st
 
 def _guessing(ck: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
     """Tensors of layers behind the last, which predict more than the next token."""
-    behind = range(config.num_layers, config.num_layers + config.predicted_layers)
-    begins = tuple(layer_prefix(number) for number in behind)
-    return tuple(name for name in ck.tensors if begins and name.startswith(begins))
+    return tuple(name for name in ck.tensors if is_behind(name, config))
 
 
 def _output_projection(

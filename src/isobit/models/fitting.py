@@ -10,7 +10,7 @@ from isobit.checkpoint.layouts.parts import Parts
 from isobit.checkpoint.quantization import Quantization
 from isobit.checkpoint.safetensors import PLAIN_DTYPES, TensorInfo, unreadable
 from isobit.checkpoint.shown import listed
-from isobit.models.blueprint import Shapes, is_matrix, layer_prefix
+from isobit.models.blueprint import Shapes, is_behind, is_matrix
 from isobit.models.config import ModelConfig
 from isobit.models.stacks import misfits
 
@@ -55,8 +55,7 @@ def problems(
 
 def _idle(name: str, config: ModelConfig) -> bool:
     """Whether a tensor is of no consequence: a buffer, or of a layer that guesses further tokens."""
-    behind = range(config.num_layers, config.num_layers + config.predicted_layers)
-    return name.endswith(IGNORED_SUFFIXES) or name.startswith(tuple(layer_prefix(number) for number in behind))
+    return name.endswith(IGNORED_SUFFIXES) or is_behind(name, config)
 
 
 def _of_vector(tensors: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...]) -> list[Problem]:

@@ -111,9 +111,14 @@ def _only_one(fields: Fields, keys: tuple[str, ...]) -> str:
     """The one of several names for the same number that the file has; all that it has must say the same."""
     there = [key for key in keys if fields.raw(key) is not None]
     for other in there[1:]:
-        if fields.raw(other) != fields.raw(there[0]):
+        if _of_all(fields.raw(other)) != _of_all(fields.raw(there[0])):
             fields.problem(other, f"{there[0]} says {shown(fields.raw(there[0]))}, and means the same")
     return there[0] if there else keys[0]
+
+
+def _of_all(found: object) -> object:
+    """A number of each layer, where a list has the same for all of them."""
+    return found[0] if isinstance(found, list) and found and all(one == found[0] for one in found) else found
 
 
 def with_experts(

@@ -28,8 +28,8 @@ INERT = frozenset(
     " use_cache attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset"
     " _experts_implementation _experts_implementation_internal _flash_attn_2_enabled use_flash_attn"
     " use_flash_attention use_flash_attention_2 use_flashattn flash_attn use_sdpa use_fused_rope use_fused_rms_norm"
-    " use_memory_efficient_attention use_xformers pretraining_tp tensor_parallel_degree virtual_pp_degree torchscript"
-    " use_bfloat16 chunk_size_feed_forward is_decoder attention_softmax_in_fp32"
+    " use_memory_efficient_attention use_grouped_mm use_xformers pretraining_tp tensor_parallel_degree"
+    " virtual_pp_degree torchscript use_bfloat16 chunk_size_feed_forward is_decoder attention_softmax_in_fp32"
     # what transformers returns besides logits
     " return_dict output_attentions output_hidden_states output_scores output_router_logits num_logits_to_keep"
     " logits_to_keep return_dict_in_generate tie_last_hidden_states"
@@ -37,7 +37,8 @@ INERT = frozenset(
     " initializer_range initializer_factor initializer_cutoff_factor init_std init_method init_device"
     " rescale_prenorm_residual gradient_checkpointing use_reentrant_checkpointing use_recompute neftune_noise_alpha"
     " label_smoothing aux_loss_coef router_aux_loss_coef z_loss_coefficient mtp_loss_scaling_factor"
-    " router_jitter_noise aux_loss_alpha seq_aux embedding_initializer_range"
+    " router_jitter_noise aux_loss_alpha seq_aux embedding_initializer_range load_balance_coeff"
+    " input_jitter_noise"
     # of layers that guess further tokens, which are left out
     " mtp_layer_types mtp_mlp_layer_types"
     # heads of other tasks, which a model for text has not
@@ -77,7 +78,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
         "embedding_multiplier residual_multiplier logits_scaling logit_scale lm_head_multiplier key_multiplier"
         " attention_in_multiplier attention_out_multiplier attention_value_scale scale_emb embedding_scale"
         " rope_scaling_factor logits_mup_width_multiplier rope_percent rope_pct rotary_pct rotary_percent"
-        " rope_ratio".split(),
+        " rope_ratio rotary_scaling_factor".split(),
         _ONE,
     ),
     "attention_multiplier": (),  # the scale of attention itself: see _attention_scale

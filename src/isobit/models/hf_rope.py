@@ -43,6 +43,8 @@ class Common:
         sections: of a family whose tokens have positions on several axes: how many pairs of dimensions each axis turns
             when the key is absent, empty where they then have one position; None: of a family that knows no axes.
         section_layout: which pairs these are; see :class:`isobit.models.config.Rope`.
+        mscales: whether longrope says itself what it multiplies cosines and sines by, of short and of longer sequences
+            (Phi-3.5-MoE). In transformers all other types but the default then do so, too: they are refused.
     """
 
     kv_heads: int | None = None
@@ -64,6 +66,7 @@ class Common:
     original: int | None = None
     sections: tuple[int, ...] | None = None
     section_layout: SectionLayout = "pairs"
+    mscales: bool = False
 
 
 def positions(config: Fields, common: Common) -> int:
@@ -166,6 +169,10 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
         section.only("factor", (1,), "factor of the default rope type")
         return plain
     plain = replace(plain, kind=kind)
+    if common.mscales and kind != "longrope":
+        section.complain(f"rope type {kind} is not implemented for this family; isobit knows default and longrope")
+        section.skip()
+        return plain
     if kind == "dynamic":
         return _dynamic(section, plain, context, original, dims)
     if kind == "linear":
@@ -181,7 +188,7 @@ def _rope(config: Fields, section: Fields, common: Common, head_dim: int) -> Rop
         factor = section.number("factor", None, TINY, HUGE)
         return replace(plain, factor=factor, low_freq_factor=low, high_freq_factor=high)
     if kind == "longrope":
-        return _longrope(section, plain, context, dims)
+        return _longrope(section, plain, context, dims, common)
     return _yarn(section, plain, context)
 
 
@@ -248,6 +255,9 @@ def _dims(config: Fields, section: Fields, common: Common, head_dim: int) -> int
     usual = common.partial or 1.0
     if said is not None:
         usual = said / head_dim
+    for other in ("rope_percent", "rotary_percent", "rotary_pct", "rope_pct"):  # older names, which are not read there
+        if other in config and config.raw(key) is not None:
+            config.only(other, (config.raw(key),), f"share beside {key}")
     share = _agreed(config, section, key, config.number(key, usual, high=1.0), section.number(key, usual, high=1.0))
     dims = int(head_dim * share)
     if said is not None and config.sound and dims != said:
@@ -288,11 +298,19 @@ def _agreed(
 
 def _yarn(section: Fields, plain: Rope, context: int) -> Rope:
     section.only("extrapolation_factor", (1,), "factor")  # two of its authors' own code,
-    section.only("attn_factor", (1,), "factor")
+    factor = section.number("factor", context / plain.original_context, TINY, HUGE)
+    given = _optional(section, "attn_factor")
+    if given not in (None, 1):
+        both = replace(plain, factor=factor).scale * given
+        section.problem(
+            "attn_factor",
+            f"vLLM multiplies cosines and sines by it, transformers does not look at it. For the former write"
+            f" attention_factor: {both:.6g} in its place, for the latter remove it",
+        )
     section.only("apply_yarn_scaling", (True,), "yarn without attention factor")  # and one of vLLM's
     return replace(
         plain,
-        factor=section.number("factor", context / plain.original_context, TINY, HUGE),
+        factor=factor,
         beta_fast=section.optional("beta_fast", TINY, HUGE) or 32.0,
         beta_slow=section.optional("beta_slow", TINY, HUGE) or 1.0,
         attention_factor=_optional(section, "attention_factor"),
@@ -302,13 +320,19 @@ def _yarn(section: Fields, plain: Rope, context: int) -> Rope:
     )
 
 
-def _longrope(section: Fields, plain: Rope, context: int, dims: int) -> Rope:
+def _longrope(section: Fields, plain: Rope, context: int, dims: int, common: Common) -> Rope:
     """Two sets of factors, one for each pair of dimensions."""
     short, long = (_factors(section, key, dims // 2) for key in ("short_factor", "long_factor"))
+    scale, long_scale = _optional(section, "attention_factor"), None
+    if common.mscales:
+        if scale is not None:
+            section.problem("attention_factor", "transformers takes short_mscale and long_mscale here: remove it")
+        scale, long_scale = (section.number(key, None, TINY, HUGE) for key in ("short_mscale", "long_mscale"))
     return replace(
         plain,
         factor=section.number("factor", context / plain.original_context, TINY, HUGE),
-        attention_factor=_optional(section, "attention_factor"),
+        attention_factor=scale,
+        long_attention_factor=long_scale,
         short_factors=short,
         long_factors=long,
     )

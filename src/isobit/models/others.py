@@ -34,6 +34,7 @@ _MAMBA2 = "layers with a recurrent state (Mamba 2)"
 _LIGHTNING = "layers with a recurrent state (lightning attention, which is linear in the tokens)"
 _SPARSE = "attention to tokens that an indexer chooses"
 _ALIBI = "ALiBi in place of rotary embeddings"
+_TOWER = "a tower that sees beside its decoder"
 _LEARNED = "learned positions in place of rotary embeddings"
 _WOVEN = "queries, keys and values of all heads woven into one matrix"
 VLLM = "vLLM runs it in bf16, llama.cpp in few bits"
@@ -55,7 +56,6 @@ OTHERS: tuple[Other, ...] = (
     Other("Codestral Mamba", ("MambaLMHeadModel",), _MAMBA2, nearest="MistralForCausalLM"),
     Other("Jamba", ("JambaForCausalLM",), _MAMBA, nearest="MixtralForCausalLM"),
     Other("Bamba", ("BambaForCausalLM",), _MAMBA2, nearest="LlamaForCausalLM"),
-    Other("Granite 4 (hybrid)", ("GraniteMoeHybridForCausalLM",), _MAMBA2, nearest="GraniteForCausalLM"),
     Other("Zamba", ("ZambaForCausalLM",), _MAMBA, BOTH),
     Other("Zamba 2", ("Zamba2ForCausalLM",), _MAMBA2, BOTH),
     Other("LFM2", ("Lfm2ForCausalLM",), "layers that are short convolutions with a state", nearest="Qwen3ForCausalLM"),
@@ -85,7 +85,7 @@ OTHERS: tuple[Other, ...] = (
           " rotated, in layers of two kinds", "SGLang and mlx-lm run it in bf16, llama.cpp in few bits"),
     # Layers without a state, which differ from a Llama's in what no flag of isobit's says.
     Other("GPT-NeoX and Pythia", ("GPTNeoXForCausalLM",), f"{_WOVEN}, under names of their own"),
-    Other("GPT-J", ("GPTJForCausalLM",), "a bias of the output projection, and tensors under names of its own", BOTH),
+    Other("GPT-J", ("GPTJForCausalLM",), "tensors under names of its own", BOTH, "PhiForCausalLM"),
     Other("GPT-2", ("GPT2LMHeadModel", "GPT2Model"), _LEARNED),
     Other("GPT-Neo", ("GPTNeoForCausalLM",), _LEARNED, ALONE),
     Other("StarCoder 1 and SantaCoder", ("GPTBigCodeForCausalLM",), _LEARNED, nearest="Starcoder2ForCausalLM"),
@@ -104,8 +104,6 @@ OTHERS: tuple[Other, ...] = (
     Other("InternLM2", ("InternLM2ForCausalLM",), f"{_WOVEN} (wqkv)", VLLM, "LlamaForCausalLM"),
     Other("Qwen 1", ("QWenLMHeadModel",), "tensors under names of its own", VLLM, "Qwen2ForCausalLM"),
     Other("OLMo 1", ("OlmoForCausalLM", "OLMoForCausalLM"), "norms without weights", nearest="Olmo2ForCausalLM"),
-    Other("Phi-3.5-MoE", ("PhimoeForCausalLM", "PhiMoEForCausalLM"),
-          "a router that leaves out experts far below the best (SparseMixer)", nearest="Phi3ForCausalLM"),
     Other("Phi-4 multimodal", ("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"),
           "adapters for what it sees and hears", BOTH,
           "Phi3ForCausalLM"),
@@ -125,9 +123,6 @@ OTHERS: tuple[Other, ...] = (
           nearest="YoutuForCausalLM"),
     Other("NanoChat", ("NanoChatForCausalLM",), "norms without weights", ALONE, "LlamaForCausalLM"),
     Other("Doge", ("DogeForCausalLM",), "masks of attention that are made of values, and scaled residuals", ALONE),
-    Other("Granite 3 with shared experts", ("GraniteMoeSharedForCausalLM",),
-          "a shared expert stored beside the mixture",
-          nearest="GraniteMoeForCausalLM"),
     Other("Trinity (AFM with experts)", ("AfmoeForCausalLM",), "a gate over what attention gives",
           nearest="ArceeForCausalLM"),
     Other("LongCat-Flash", ("LongcatFlashForCausalLM", "LongcatCausalLM"),
@@ -168,6 +163,35 @@ OTHERS: tuple[Other, ...] = (
           "DeepseekV3ForCausalLM"),
     Other("ERNIE 4.5 VL", ("Ernie4_5_VLMoeForConditionalGeneration", "Ernie4_5_VLMoeForCausalLM"),
           "experts for what it sees beside those for text", BOTH, "Ernie4_5_MoeForCausalLM"),
+    Other("LLaVA", ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
+          "LlavaOnevisionForConditionalGeneration", "LlavaLlamaForCausalLM", "LlavaQwenForCausalLM"), _TOWER),
+    Other("InternVL", ("InternVLChatModel", "InternVLForConditionalGeneration"), _TOWER, VLLM),
+    Other("SmolVLM and Idefics", ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration",
+          "Idefics2ForConditionalGeneration"), _TOWER),
+    Other("PaliGemma", ("PaliGemmaForConditionalGeneration",), f"{_TOWER}, and attention to later tokens", BOTH,
+          "Gemma2ForCausalLM"),
+    Other("Phi-3 vision", ("Phi3VForCausalLM",), _TOWER, "vLLM runs it in bf16", "Phi3ForCausalLM"),
+    Other("MiniCPM-V and MiniCPM-o", ("MiniCPMV", "MiniCPMO"), _TOWER, VLLM),
+    Other("Kimi-VL", ("KimiVLForConditionalGeneration",), _TOWER, VLLM, "DeepseekV3ForCausalLM"),
+    Other("Molmo", ("MolmoForCausalLM",), _TOWER, "vLLM runs it in bf16"),
+    Other("Qwen2-Audio", ("Qwen2AudioForConditionalGeneration",), "an encoder that hears beside its decoder",
+          nearest="Qwen2ForCausalLM"),
+    Other("Voxtral", ("VoxtralForConditionalGeneration",), "an encoder that hears beside its decoder",
+          nearest="MistralForCausalLM"),
+    Other("Whisper", ("WhisperForConditionalGeneration",), "an encoder that its decoder attends to",
+          "transformers runs it, whisper.cpp in few bits"),
+    Other("LLaDA and Dream", ("LLaDAModelLM", "LLaDAMoEModelLM", "DreamModel"),
+          "attention to later tokens, for texts that are filled in and not continued", "their own code runs them"),
+    Other("BERT and its like", ("BertModel", "BertForMaskedLM", "RobertaModel", "RobertaForMaskedLM", "XLMRobertaModel",
+          "XLMRobertaForMaskedLM", "ModernBertModel", "ModernBertForMaskedLM"),
+          "attention to later tokens, and writes no text", "transformers and vLLM run it"),
+    Other("EmbeddingGemma", ("Gemma3TextModel",), "attention to later tokens, and writes no text", BOTH,
+          "Gemma3ForCausalLM"),
+    Other("Solar Pro", ("SolarForCausalLM",), "layers whose results are added again further behind",
+          "vLLM runs it in bf16", "LlamaForCausalLM"),
+    Other("XVERSE", ("XverseForCausalLM",), "code of its own", VLLM, "LlamaForCausalLM"),
+    Other("TeleChat 1 and 2", ("TelechatForCausalLM", "TeleChat2ForCausalLM"),
+          "keys and values stored as one matrix, under names of its own", "vLLM runs it in bf16", "LlamaForCausalLM"),
     Other("T5, FLAN and other encoder-decoders", ("T5ForConditionalGeneration", "BartForConditionalGeneration",
           "MT5ForConditionalGeneration", "T5GemmaForConditionalGeneration"), "an encoder in front of its decoder",
           ALONE),
@@ -179,6 +203,10 @@ OLDER: dict[str, str] = {
         "GlmasrModel is the older layout of GLM-ASR (whisper_config and lm_config, with code of its own), which isobit"
         " does not read: download the model again (zai-org/GLM-ASR-Nano-2512 has had the newer layout,"
         " GlmAsrForConditionalGeneration, since the end of December 2025), without --revision"
+    ),
+    "StableLMEpochForCausalLM": (
+        "StableLMEpochForCausalLM is StableLM by code of its own: download the model again (stabilityai has had"
+        " StableLmForCausalLM in its place since 2024), without --revision"
     ),
 }
 

@@ -33,7 +33,8 @@ def frequencies(rope: Rope, head_dim: int, *, long: bool = False, length: int = 
         return _yarn(rope, rotated, wavelengths)
     if rope.kind == "longrope":
         factors = torch.tensor(rope.long_factors if long else rope.short_factors, dtype=torch.float32)
-        return 1.0 / (factors * wavelengths), rope.scale
+        scale = rope.long_attention_factor if long and rope.long_attention_factor is not None else rope.scale
+        return 1.0 / (factors * wavelengths), scale
     plain = 1.0 / wavelengths
     if rope.kind == "linear":
         return plain / rope.factor, 1.0

@@ -26,6 +26,7 @@ class Rope:
         low_freq_factor, high_freq_factor: the band that llama3 interpolates in.
         beta_fast, beta_slow: rotations that bound yarn's band.
         attention_factor: what yarn and longrope multiply cosines and sines by; None to derive it from ``factor``.
+        long_attention_factor: the same of longrope's longer sequences; None: it is the same.
         mscale, mscale_all_dim: yarn's other way to derive the attention factor.
         truncate: whether yarn's band is rounded to whole dimensions.
         short_factors, long_factors: longrope's, one for each pair of dimensions: of contexts up to the original one,
@@ -47,6 +48,7 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    long_attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True

@@ -146,10 +146,8 @@ class _Loader:
                 by_turns = any(role.endswith("gate") for role in reads)
                 linears = dict(zip(reads, self._bind([*reads.values()], by_turns=by_turns), strict=True))
                 for module, name in zip(group, names, strict=True):
-                    for role, _ in module.parts:
+                    for role in module.roles:  # of one name here, whatever checkpoints call it
                         linears[role].stored = name
-                    if module.role == "o":  # of one name here, whatever checkpoints call it
-                        linears["o"].stored = name
                 parts |= linears
         if isinstance(spec.mlp, Experts):
             parts["experts"] = self._experts(spec.mlp, layer_prefix(number), modules, parts)

@@ -44,6 +44,8 @@ ARCHS: dict[str, str] = {
     "GptOssForCausalLM": "gpt_oss",
     "GraniteForCausalLM": "granite",
     "GraniteMoeForCausalLM": "granitemoe",
+    "GraniteMoeHybridForCausalLM": "granitemoehybrid",
+    "GraniteMoeSharedForCausalLM": "granitemoeshared",
     "HYV3ForCausalLM": "hy_v3",
     "HeliumForCausalLM": "helium",
     "HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense",
@@ -64,6 +66,7 @@ ARCHS: dict[str, str] = {
     "OlmoeForCausalLM": "olmoe",
     "Phi3ForCausalLM": "phi3",
     "PhiForCausalLM": "phi",
+    "PhimoeForCausalLM": "phimoe",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen2MoeForCausalLM": "qwen2_moe",
     "Qwen3ForCausalLM": "qwen3",
@@ -93,10 +96,13 @@ UNSEEN: dict[str, str] = {
 }
 # Llamas by other names: transformers has no class for them and saves them as LlamaForCausalLM, with their model_type.
 LLAMAS: dict[str, str] = {"IQuestCoderForCausalLM": "iquestcoder", "InternLM3ForCausalLM": "internlm3"}
+# Names that models are published under, of classes that transformers calls otherwise.
+PUBLISHED: dict[str, str] = {"PhiMoEForCausalLM": "phimoe"}
 # What model_type says where a model is one of a family and goes by a name of its own.
 ALSO = {"glm46v": "glm4v", "iflytekspark": "spark", "kimi_k2": "deepseek_v3"}
 
 _KNOWN = ARCHS | LLAMAS | WITHIN | {architecture: row.model_type for architecture, row in WRAPPERS.items()}
+_KNOWN |= PUBLISHED
 _CAUSAL, _WHOLE = "ForCausalLM", "ForConditionalGeneration"
 _END = _CAUSAL.lower()
 

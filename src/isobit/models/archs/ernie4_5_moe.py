@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from isobit.models.archs import glm4_moe
 from isobit.models.config import ModelConfig
 from isobit.models.feed_forward import ExpertNames, Experts, GatedMlp, Router
 from isobit.models.fields import Fields
@@ -37,11 +38,13 @@ def from_hf(fields: Fields) -> ModelConfig:
     first, end, every = *_range(fields), fields.integer("moe_layer_interval", 1)
     for key, known in _AS_ALWAYS.items():
         fields.only(key, known, "ERNIE 4.5")
+    fields.raw("moe_capacity")  # of training: no token is left out
+    guessing = glm4_moe.read_guessing(fields)
     style = Style(
         qkv_bias=bias, o_bias=bias, mlp_bias=bias,
         vary=with_experts(mixture, lambda layer: first <= layer <= end and (layer + 1) % every == 0),
     )  # fmt: skip
-    return replace(read_common(fields, "ernie4_5_moe", COMMON, style), head_bias=bias)
+    return replace(read_common(fields, "ernie4_5_moe", COMMON, style), head_bias=bias, predicted_layers=guessing)
 
 
 def _range(fields: Fields) -> tuple[int, int]:
@@ -63,6 +66,7 @@ _AS_ALWAYS: dict[str, tuple[Any, ...]] = {
     "moe_gate_act": ("softmax",),
     "moe_use_hard_gate": (False,),
     "compression_ratio": (1.0,),
+    "use_rmsnorm": (True,),
 }
 
 

@@ -27,12 +27,17 @@ NAMES = ExpertNames(
 def from_hf(fields: Fields) -> ModelConfig:
     """Reads a GraniteMoeForCausalLM configuration."""
     without_windows(fields)
+    mixture = read_mixture(fields)
+    style = replace(granite_style(fields), activation="silu", vary=with_experts(mixture, name=PLACE))
+    return read_common(fields, "granitemoe", style=style)
+
+
+def read_mixture(fields: Fields) -> Experts:
+    """The experts of every layer."""
     experts, active = read_counts(fields, 8, 2)
     fields.only("hidden_act", ACTIVATIONS["silu"], "activation")
     size = fields.integer("intermediate_size", 11008)
-    mixture = Experts(Router(experts, active, "softmax-behind", renormalize=False), GatedMlp(size), names=NAMES)
-    style = replace(granite_style(fields), activation="silu", vary=with_experts(mixture, name=PLACE))
-    return read_common(fields, "granitemoe", style=style)
+    return Experts(Router(experts, active, "softmax-behind", renormalize=False), GatedMlp(size), names=NAMES)
 
 
 def tiny() -> dict[str, Any]:

@@ -16,13 +16,18 @@ def from_hf(fields: Fields) -> ModelConfig:
     bias = fields.flag("attention_bias", False)
     for key in ("use_qk_norm", "use_rotary_pos_emb"):  # what its own code read, and transformers always has
         fields.only(key, (True,), "Hunyuan without it")
+    read_unused(fields)
+    style = Style(qkv_bias=bias, o_bias=bias, qk_norm="head-behind", qk_names=("query_layernorm", "key_layernorm"))
+    return read_common(fields, "hunyuan_v1_dense", Common(alpha=("dynamic",)), style)
+
+
+def read_unused(fields: Fields) -> None:
+    """Reads what its own code reads, and what has to be as it always is in transformers."""
     fields.only("attention_head_dim", (fields.raw("head_dim"),), "width of a head beside head_dim")
     fields.only("norm_type", ("rms", "rmsnorm"), "norm")
     for key in ("cla_share_factor", "dense_list", "pool_type", "org_vocab_size"):
         fields.raw(key)  # of layers that share keys and values, which use_cla says there are none of; of classifiers
     fields.only("use_cla", (False,), "Hunyuan, whose layers share keys and values")
-    style = Style(qkv_bias=bias, o_bias=bias, qk_norm="head-behind", qk_names=("query_layernorm", "key_layernorm"))
-    return read_common(fields, "hunyuan_v1_dense", Common(alpha=("dynamic",)), style)
 
 
 def tiny() -> dict[str, Any]:

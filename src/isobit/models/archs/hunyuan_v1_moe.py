@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from isobit.models.archs import hunyuan_v1_dense
 from isobit.models.config import ModelConfig
 from isobit.models.feed_forward import ExpertNames, Experts, GatedMlp, Router
 from isobit.models.fields import Fields
@@ -12,6 +13,10 @@ from isobit.models.hf_experts import read_alike, read_counts, with_experts
 from isobit.models.hf_rope import Common
 
 NAMES = ExpertNames(router="gate.wg", shared="shared_mlp")
+# Numbers of tokens, by names that say so only to people.
+_IDS = (
+    "im_start_id im_end_id im_newline_id text_start_id text_end_id video_start_id video_end_id mask_init_id pad_id"
+).split()
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -20,7 +25,11 @@ def from_hf(fields: Fields) -> ModelConfig:
     bias = fields.flag("attention_bias", False)
     for key in ("use_qk_norm", "use_rotary_pos_emb"):  # what its own code read, and transformers always has
         fields.only(key, (True,), "Hunyuan without it")
-    fields.only("use_cla", (False,), "Hunyuan, whose layers share keys and values")
+    hunyuan_v1_dense.read_unused(fields)
+    for key in ("num_media_embeds", *_IDS):
+        fields.raw(key)
+    fields.only("norm_topk_prob", (True,), "Hunyuan whose weights of experts are not divided by their sum")
+    fields.only("routed_scaling_factor", (1,), "factor of experts")
     size = fields.integer("intermediate_size", 11008)
     # Its own code read sizes of experts and the number of shared ones; transformers has one shared, all of one size.
     read_alike(fields, "moe_intermediate_size", size)

@@ -31,8 +31,11 @@ def from_hf(fields: Fields) -> ModelConfig:
     style = Style(qk_norm="width", vary=with_experts(mixture, name="block_sparse_moe"))
     common = Common(kv_heads=8, head_dim=128, max_positions=196608, theta=5e6, partial=1.0, dims_key="rotary_dim")
     guessing = fields.integer("num_mtp_modules", 0, low=0, high=MOST_LAYERS)
-    for key in ("mtp_transformer_layers", "use_mtp"):
-        fields.raw(key)
+    for key in ("mtp_transformer_layers", "use_mtp", "mlp_intermediate_size", "shared_moe_mode"):
+        fields.raw(key)  # of what is left out, and of an MLP and an expert of all tokens that there are none of
+    kinds = fields.raw("attn_type_list")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != 1 for kind in kinds)):
+        fields.problem("attn_type_list", "isobit knows 1, attention to all tokens, in every layer")
     return replace(read_common(fields, "minimax_m2", common, style), predicted_layers=guessing)
 
 
@@ -44,7 +47,9 @@ _AS_ALWAYS: dict[str, tuple[Any, ...]] = {
     "scoring_func": ("sigmoid",),
     "shared_intermediate_size": (0,),
     "use_grouped_topk": (True,),
-    "attn_type_list": (),
+    "layernorm_full_attention_beta": (1,),
+    "layernorm_linear_attention_beta": (1,),
+    "layernorm_mlp_beta": (1,),
 }
 
 

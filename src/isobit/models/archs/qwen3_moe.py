@@ -19,6 +19,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     experts, active = read_counts(fields, 128, 8)
     router = Router(experts, active, renormalize=fields.flag("norm_topk_prob", False))
     mixture = Experts(router, GatedMlp(fields.integer("moe_intermediate_size", 768)))
+    fields.only("use_qk_norm", (True,), "Qwen3 without norms of queries and keys")
     bias = fields.flag("attention_bias", False)
     style = Style(qkv_bias=bias, o_bias=bias, qk_norm="head", vary=with_experts(mixture, qwen_layers(fields)))
     return read_common(fields, "qwen3_moe", Common(kv_heads=4, max_positions=32768), style, windows)
