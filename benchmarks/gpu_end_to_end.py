@@ -42,6 +42,7 @@ MODELS: dict[str, tuple[Shape, torch.dtype]] = {
 SCHEMES = "fp8,fp8-e5m2,int8,int4"
 STEPS = ("plan", "quantize", "eval", "bench", "serve")
 SHARD_LAYERS = 16  # layers of a file
+CHAT = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 
 def parse() -> argparse.Namespace:
@@ -69,31 +70,37 @@ def make_bin(folder: Path, shape: Shape, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     pool = (torch.randn(1 << 24, generator=generator) * 0.02).to(dtype)
-    parts: dict[int, dict[str, torch.Tensor]] = {}
-    for number, (name, size) in enumerate(shape.tensors().items()):
+    parts: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name, size in shape.tensors().items():
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else 0
         last = name in ("model.norm.weight", "lm_head.weight")
         part = (shape.layers - 1 if last else layer) // SHARD_LAYERS
-        parts.setdefault(part, {})[name] = weight(pool, size, number)
+        parts.setdefault(part, {})[name] = size
     index: dict[str, Any] = {"metadata": {"total_size": 0}, "weight_map": {}}
-    for part, tensors in parts.items():
+    for part, sizes in parts.items():
         file = f"pytorch_model-{part + 1:05d}-of-{len(parts):05d}.bin"
+        tensors = {name: weight(pool, size, number) for number, (name, size) in enumerate(sizes.items(), start=part)}
         torch.save(tensors, folder / file)
         index["weight_map"] |= dict.fromkeys(tensors, file)
         index["metadata"]["total_size"] += sum(t.nbytes for t in tensors.values())
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     write_tokenizer(folder, shape.vocab)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
     config = shape.config() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def weight(pool: torch.Tensor, size: tuple[int, ...], number: int) -> torch.Tensor:
-    """A stretch of the random numbers, from another place for every tensor."""
+    """The random numbers over and over, begun at another place for every tensor of a file."""
     if len(size) == 1:
         return torch.ones(size, dtype=pool.dtype)
-    count = size[0] * size[1]
-    whole = pool.roll(number * 7919).repeat(-(-count // pool.numel()))[:count]
-    return whole.reshape(size).clone()
+    made = torch.empty(size, dtype=pool.dtype)
+    into, place, at = made.view(-1), number * 7919 % pool.numel(), 0
+    while at < into.numel():
+        part = pool[place : place + into.numel() - at]
+        into[at : at + part.numel()] = part
+        place, at = 0, at + part.numel()
+    return made
 
 
 def write_text(path: Path, shape: Shape, words: int) -> None:
@@ -184,28 +191,30 @@ def benched(out: Path, batch: str, device: str, new: int) -> dict[str, object]:
 
 
 def served(out: Path, device: str, more: list[str]) -> dict[str, object]:
-    """Starts a server, asks it once alone and eight times at once, and ends it."""
+    """Starts a server, asks for its health, for completions and for a streamed chat, and ends it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     begin = time.perf_counter()
     words = ["serve", str(out), "--device", device, "--port", str(port), *more]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "isobit", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        name = waited(port, server)
-        ready = time.perf_counter() - begin
-        first, count = asked(port, name, 1)
-        many, counts = asked(port, name, 8)
-        said = f"ready after {ready:.1f} s; {count} tokens in {first:.2f} s; 8 at once {counts} in {many:.2f} s"
-        status = 0
-    except (OSError, RuntimeError) as error:
-        said, status = str(error)[:200], 1
-    finally:
-        server.terminate()
-        server.wait()
-    return row("serve", time.perf_counter() - begin, status, said)
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen([sys.executable, "-m", "isobit", *words], stdout=log, stderr=log)
+        try:
+            name = waited(port, server)
+            said = [f"ready after {time.perf_counter() - begin:.1f} s, health {healthy(port)}"]
+            for count in (1, 8, 64):
+                seconds, tokens = asked(port, name, count)
+                said.append(f"{count} at once: {tokens} tokens in {seconds:.2f} s")
+            said.append(chatted(port, name))
+            status = 0
+        except (OSError, RuntimeError, ValueError) as error:
+            log.seek(0)
+            said, status = [str(error)[:200], *log.read().strip().splitlines()[-1:]], 1
+        finally:
+            server.terminate()
+            ended = server.wait()
+    said.append(f"ended with {ended}")
+    return row("serve", time.perf_counter() - begin, status, "; ".join(said))
 
 
 def waited(port: int, server: subprocess.Popen[bytes]) -> str:
@@ -221,17 +230,40 @@ def waited(port: int, server: subprocess.Popen[bytes]) -> str:
     raise RuntimeError("no server after two minutes")
 
 
+def healthy(port: int) -> int:
+    """The status of /health."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+        return int(answer.status)
+
+
+def post(port: int, route: str, body: dict[str, object]) -> Any:
+    """The open answer of a request."""
+    url, kind = f"http://127.0.0.1:{port}/v1/{route}", {"Content-Type": "application/json"}
+    return urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), kind), timeout=300)
+
+
 def asked(port: int, name: str, count: int) -> tuple[float, int]:
     """Seconds and tokens of as many completions as one request asks for."""
     prompt = " ".join(f"w{number}" for number in range(3, 67))
     body = {"model": name, "prompt": [prompt] * count, "max_tokens": 64, "temperature": 0, "ignore_eos": True}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
     begin = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=300) as answer:
+    with post(port, "completions", body) as answer:
         found = json.load(answer)
     return time.perf_counter() - begin, int(found["usage"]["completion_tokens"])
+
+
+def chatted(port: int, name: str) -> str:
+    """What came of a chat whose answer is streamed."""
+    messages = [{"role": "user", "content": "w5 w6 w7 w8"}]
+    body = {"model": name, "messages": messages, "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+    begin, first, pieces, last = time.perf_counter(), 0.0, 0, ""
+    with post(port, "chat/completions", body | {"stream": True}) as answer:
+        for line in answer:
+            if line.startswith(b"data: "):
+                first, pieces, last = first or time.perf_counter() - begin, pieces + 1, line.decode().strip()
+    if last != "data: [DONE]":
+        raise RuntimeError(f"the streamed chat ended with {last[:100]!r}")
+    return f"chat: first piece after {1e3 * first:.0f} ms, {pieces} in {time.perf_counter() - begin:.2f} s"
 
 
 # ---------------------------------------------------------------------- all of it
