@@ -182,7 +182,7 @@ def test_commands_that_compute_tell_openmp_and_doctor_does_not() -> None:
     code = """if True:
         import os, sys
         from isobit.cli import main
-        main.build_parser = lambda: type("P", (), {"parse_args": lambda self, argv: argv_of})()
+        main.build_parser = lambda *name: type("P", (), {"parse_args": lambda self, argv: argv_of})()
         for module in ("isobit.cli.doctor", "isobit.cli.info"):
             argv_of = type("A", (), {"run": type("R", (), {"__module__": module, "__call__": lambda self, a: 0})()})()
             assert main.main() == 0

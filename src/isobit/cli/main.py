@@ -27,6 +27,8 @@ COMMANDS = (
     "compile", "plan", "bench",
 )  # fmt: skip
 
+_MODULE_OF = {("eval" if module == "evaluate" else module): module for module in COMMANDS}  # by what people type
+
 _WITHOUT_TORCH = ("isobit.cli.doctor", "isobit.cli.plan")  # these report what the environment says, and compute nothing
 
 EXIT_ERROR = 2
@@ -34,8 +36,13 @@ EXIT_BUG = 70
 TRACEBACK = "ISOBIT_TRACEBACK"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The argument parser of `isobit`, with every command registered."""
+def build_parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The argument parser of `isobit`.
+
+    Args:
+        name: of the one command to register, as people type it, without the modules of others; None for all of them,
+            and all of them where no command is called so.
+    """
     import importlib
 
     from isobit.cli.parser import Parser
@@ -49,8 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"isobit {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"isobit.cli.{name}").register(subparsers)
+    only = _MODULE_OF.get(name) if name else None
+    for module in COMMANDS if only is None else (only,):
+        importlib.import_module(f"isobit.cli.{module}").register(subparsers)
     return parser
 
 
@@ -95,7 +103,8 @@ def _guarded(argv: Sequence[str] | None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words[0] if words else None).parse_args(words)
     if argv is None and args.run.__module__ not in _WITHOUT_TORCH:
         from isobit.cli import early, openmp
         from isobit.shortage import require_address_space
