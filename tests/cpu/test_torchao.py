@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
-from isobit.errors import IsobitError, Unsupported
+from isobit.errors import CheckpointError, IsobitError, Unsupported
 from isobit.evaluation.info import describe
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import name_of
@@ -102,6 +102,21 @@ def test_models_compute_what_the_same_plain_numbers_do(tmp_path: Path, kind: str
     assert info.quantization == "torchao" and not info.notes and plan.action == "legalized"
     assert {use.scheme for use in info.schemes if use.kind == "linear"} == {KINDS[kind][1]}
     assert info.parameters == describe(theirs).parameters
+
+
+def test_rows_of_zeros_that_torchao_makes_nan_are_named(tmp_path: Path) -> None:
+    """torchao 0.18.0 divides zeros by zero (findings/torchao_float8_rows_of_zeros.sh): such a model answers nothing."""
+    state = tiny_model(torch.bfloat16).state_dict()
+    for number, name in enumerate(linears()):
+        parts, _ = parts_of("float8wo", *state.pop(f"{name}.weight").shape, seed=number)
+        if number == 3:
+            parts["_weight_qdata"][5], parts["_weight_scale"][5] = float("nan"), 0.0
+            tensor = f"{name}._weight_qdata"
+        state |= {f"{name}.{part}": value for part, value in parts.items()}
+    folder = write(tmp_path, CONFIG | {"quantization_config": KINDS["float8wo"][0]}, state)
+    with pytest.raises(CheckpointError, match=f"{tensor}'.*mean NaN or infinity"):
+        load_model(folder, dtype="float32")
+    assert f"NaN or infinite weights in {tensor}: isobit does not load this" in describe(folder).notes
 
 
 def intx(bits: int, **fields: Any) -> dict[str, Any]:
