@@ -164,6 +164,31 @@ def large() -> None:
     print(json.dumps(["large int4 bfloat16 of any size", 0.0 if right else 1.0]), flush=True)
 
 
+def by_tma() -> None:
+    """Tiles that TMA copies have the bits of those that threads ask for: parts of tiles, more of them than programs."""
+    generator = torch.Generator().manual_seed(9)
+    spec, acts, _ = LINEARS["int8"]
+    packed, bias = weight(spec, 272, 144, generator), torch.randn(272, generator=generator)
+    x = torch.randn(150, 144, generator=generator).half()
+    machine = Machine.imagined(target("sm_90"), multiprocessors=2)
+    for out in (torch.float16, torch.float32):
+        residual = torch.randn(150, 272, generator=generator).to(out)
+        results = []
+        for way in ("tma", "matrix"):
+            selection.VARIANTS = tuple(
+                replace(row, tokens=(2, None)) if row.way == "tma" else row
+                for row in VARIANTS
+                if row.way != "tma" or way == "tma"
+            )
+            bound = bind(packed, acts, None, bias, machine=machine, out_dtype=out)
+            row = bound.variant(len(x), x.dtype)
+            assert row is not None and row.way == way
+            results.append((bound(x), bound(x, residual)))
+        same = all(torch.equal(found, wanted) for found, wanted in zip(*results, strict=True))
+        print(json.dumps([f"tma {out}", 0.0 if same else 1.0]), flush=True)
+    selection.VARIANTS = VARIANTS
+
+
 def lanes(shapes: dict[str, tuple[tuple[int, int], ...]], kind: str) -> None:
     """One token by ``linear_lanes``."""
     generator = torch.Generator().manual_seed(4)
@@ -266,6 +291,7 @@ if __name__ == "__main__":
     linears()
     few_bit_scales()
     large()
+    by_tma()
     lanes(LANES, "lanes")
     lanes_of_floats(((5, 512), (9, 1312)), "lanes")
     assembly.emulate()

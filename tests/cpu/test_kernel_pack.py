@@ -390,8 +390,9 @@ def test_parameter_sizes() -> None:
     .reqntid 128
     """
     assert parameter_sizes(text) == (8, 4, 4)
+    assert parameter_sizes(text.replace(".param .u32 k_param_1", ".param .align 64 .b8 k_param_1[128]")) == (8, 128, 4)
     with pytest.raises(IsobitError, match="unknown size"):
-        parameter_sizes(text.replace(".param .u32 k_param_1", ".param .align 64 .b8 k_param_1[128]"))
+        parameter_sizes(text.replace(".param .u32 k_param_1", ".param .align 64 .b8 k_param_1[]"))
     with pytest.raises(IsobitError, match="no entry point"):
         parameter_sizes("")
 

@@ -43,6 +43,10 @@ def test_weights_widened_once_per_call_are_within_the_tolerance(results) -> None
     assert all("large-" in name for name in results if name.startswith("large") and "x" in name)
 
 
+def test_tiles_that_tma_copies_have_the_bits_of_those_that_threads_ask_for(results) -> None:
+    assert not _failures(results, "tma", 0.0)
+
+
 def test_one_token_by_lanes_is_within_the_tolerance(results) -> None:
     assert not _failures(results, "lanes", TOLERANCE)
     assert all("-lanes" in name for name in results if name.startswith("lanes"))

@@ -288,7 +288,7 @@ def _lowering(
 
 def _large_notes(large: Variant | None) -> tuple[str, ...]:
     """What changes for calls of very many tokens."""
-    if large is None:
+    if large is None or not (large.library or large.widen):
         return ()
     first = large.tokens[0]
     if large.library:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from isobit.formats.table import ELEMENTS
-from isobit.kernels.gpu import alike_tiles, group_tiles, lane_tiles, micro_tiles
+from isobit.kernels.gpu import alike_tiles, group_tiles, lane_tiles, micro_tiles, tma_tiles
 from isobit.kernels.gpu.before_tiles import by_instructions, whole_token
 from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
@@ -145,6 +145,12 @@ def _lanes(row: Variant, call: Call, machine: Machine, config: Config) -> Config
     return replace(tiled, signature=_types(row, call, config), constexprs=constants)
 
 
+def _tma(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    types = _types(row, call, config)
+    known = replace(config, signature=types, constexprs=_common(row, call, machine, config))
+    return tma_tiles.for_results(known, types["x"], types["y"])
+
+
 def _stream(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     assert call.matrix.spec is not None
     constants = _common(row, call, machine, config)
@@ -166,7 +172,7 @@ def _prepare(row: Variant, call: Call, machine: Machine, config: Config) -> Conf
 
 
 _FINISH: Mapping[str, Callable[[Variant, Call, Machine, Config], Config]] = {
-    "scalar": _scalar, "matrix": _matrix, "lanes": _lanes, "stream": _stream, "prepare": _prepare
+    "scalar": _scalar, "matrix": _matrix, "tma": _tma, "lanes": _lanes, "stream": _stream, "prepare": _prepare
 }  # fmt: skip
 
 
@@ -175,7 +181,9 @@ def _common(row: Variant, call: Call, machine: Machine, config: Config) -> dict[
     known, matrix = config.constexprs, call.matrix
     constants: dict[str, Constant] = {**known, "HAS_BIAS": matrix.bias}
     if "AFTER" in known:
-        constants |= {"AFTER": call.after, "EXPERTS": call.experts, "SHARE": call.share}
+        constants["AFTER"] = call.after
+    if "EXPERTS" in known:
+        constants |= {"EXPERTS": call.experts, "SHARE": call.share}
     if "UNIT" in known:
         constants |= {"UNIT": unit(row, matrix, machine.target), "GROUP": matrix.group}
     elif row.scales and matrix.spec is not None and matrix.spec.scale is not None:

@@ -14,13 +14,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from isobit.errors import Unsupported
-from isobit.kernels.gpu.compile.request import Request, arguments_of, specialize
+from isobit.kernels.gpu.compile.request import Request, arguments_of, block_of, specialize
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs import loaded
 from isobit.kernels.gpu.packs.record import begins_aligned
@@ -48,6 +49,7 @@ class Kernel:
         shape = (*grid, 1, 1)[:3]
         if interpreting():
             given = {name: value for name, value in arguments.items() if name in self._names}
+            given |= {name: _described(given[name], self.config.block_of(name)) for name in self.config.copied}
             _function(self.entry)[shape](**given, **_interpretable(self.config))
             return
         aligned = tuple(name for name, value in arguments.items() if self._is_aligned(name, value))
@@ -97,8 +99,40 @@ def _prepared(request: Request, names: tuple[str, ...]) -> Any:
         return packed
     key = (request.name(), _capability())
     if key not in _PREPARED:
-        _PREPARED[key] = _compiled(request, key[1])
+        kernel = _compiled(request, key[1])
+        blocks = {place: block[1] for place, name in enumerate(names) if (block := _block(request, name)) is not None}
+        _PREPARED[key] = _Describing(kernel, blocks) if blocks else kernel
     return _PREPARED[key]
+
+
+def _block(request: Request, name: str) -> tuple[str, tuple[int, int]] | None:
+    return None if name in request.constants else block_of(request.signature[name])
+
+
+class _Describing:
+    """A kernel that Triton has compiled, in whose launches descriptors of matrices stand for the matrices.
+
+    Args:
+        kernel: it.
+        blocks: the places of the arguments that are descriptors, each with rows and columns of a block.
+    """
+
+    def __init__(self, kernel: Any, blocks: dict[int, tuple[int, int]]) -> None:
+        self.kernel, self.blocks = kernel, blocks
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        launch, blocks = self.kernel[grid], self.blocks
+
+        def described(*arguments: Any) -> None:
+            launch(*(_described(one, blocks[at]) if at in blocks else one for at, one in enumerate(arguments)))
+
+        return described
+
+
+def _described(matrix: torch.Tensor, block: tuple[int, int]) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), list(block))
 
 
 def _compiled(request: Request, device: int) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from isobit.kernels.gpu import before_tiles, lane_tiles, micro_rows, tiles
+from isobit.kernels.gpu import before_tiles, lane_tiles, micro_rows, tiles, tma_tiles
 from isobit.kernels.gpu.group_tiles import grouped, halves
 from isobit.kernels.gpu.tiles import FEW, LARGE, LIBRARY_MEASURED, Family, is_cuda
 from isobit.kernels.gpu.variant import (
@@ -38,9 +38,10 @@ from isobit.targets.spec import Target
 
 _MODULES = "isobit.kernels.gpu.triton"
 _MATRIX = f"{_MODULES}.linear_matrix:linear_matrix"
+_TMA = f"{_MODULES}.linear_tma:linear_tma"
 _NIBBLES, _HALVES = f"{_MATRIX}_nibbles", f"{_MODULES}.linear_halves:linear_matrix_halves"
 
-_LANES, _LANES_WIDENED, _LIBRARY, _WIDENED_ONCE, _SCALAR = 0, 1, 10, 15, 20
+_LANES, _LANES_WIDENED, _LIBRARY, _BY_TMA, _WIDENED_ONCE, _SCALAR = 0, 1, 10, 12, 15, 20
 _NATIVE, _ONCE_IF_NOT_NATIVE, _WIDENED, _WIDENED_BF16, _PLAIN_ARITHMETIC, _STREAM = 30, 35, 40, 45, 50, 60
 
 _ONE = (1, 1)
@@ -331,6 +332,15 @@ def _large_rows() -> Iterator[Variant]:
         )  # fmt: skip
 
 
+def _tma_rows() -> Iterator[Variant]:
+    """For very many tokens where TMA copies the tiles."""
+    yield Variant(
+        "large-int8-native-tma", "large", "tma", _TMA, "int8", "row", "int8", "native", "*i8",
+        tma_tiles.copies_tiles("int8"), tma_tiles.tiled("*i8"), _VERY_MANY, _BY_TMA,
+        promises=shows_unit("int8"), optional=True,
+    )  # fmt: skip
+
+
 def _all_rows() -> Iterator[Variant]:
     yield from _rounding_rows()
     yield from micro_rows.rounding()
@@ -347,6 +357,7 @@ def _all_rows() -> Iterator[Variant]:
     yield from _stream_rows()
     yield from _PREPARE.values()
     yield from _large_rows()
+    yield from _tma_rows()
 
 
 VARIANTS: tuple[Variant, ...] = tuple(_all_rows())

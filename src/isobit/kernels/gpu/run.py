@@ -120,8 +120,9 @@ class Run:
     def _launch(self, kernel: Kernel, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> None:
         tokens, constants = x.shape[0], self.config.constexprs
         if self.config.signature["x"] == "*i32":
-            aligned = x.storage_offset() * x.element_size() % 16 == 0
-            x = (x if aligned else x.clone()).view(torch.int32)
+            x = _aligned(x).view(torch.int32)
+        elif self.config.copied:
+            x = _aligned(x)
         arguments |= {"x": x, "y": y, "N": self.held.n, "K": self.held.k // self.row.layout.per_word}
         block_n, block_m = int(constants["BLOCK_N"] or 1), int(constants.get("BLOCK_M") or 1)
         rows = -(-self.held.n // block_n)
@@ -133,7 +134,13 @@ class Run:
             dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
             arguments["partials"] = self.room.take((tiles * self.split_k * block_n * block_m,), dtype)
             arguments["counters"] = self.room.counters(tiles)
-        kernel((tiles * self.split_k,), M=tokens, **arguments)
+        at_once = self.machine.multiprocessors * self.config.resident or tiles * self.split_k
+        kernel((min(tiles * self.split_k, at_once),), M=tokens, **arguments)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Activations that begin at a multiple of 16 bytes: a copy of those that do not, as parts of others may."""
+    return x if x.storage_offset() * x.element_size() % 16 == 0 else x.clone()
 
 
 def rounding_of(held: Held, row: Variant, machine: Machine) -> Rounding | None:

@@ -121,6 +121,8 @@ def not_of_experts(row: Variant) -> str | None:
     """Why a row does not multiply the weights of experts, or None."""
     if row.library:
         return "PyTorch's product has one weight for all tokens"
+    if row.way == "tma":
+        return "TMA copies the tokens of an expert only where they lie side by side"
     return "the weights of all experts would be widened for a few of them" if row.widen is not None else None
 
 

@@ -9,7 +9,7 @@ measured": it is chosen to fit the shared memory and the registers of the target
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from isobit.targets.spec import Target
@@ -60,6 +60,9 @@ class Config:
         num_warps, num_stages: warps of a program; depth of the software pipeline.
         divisible: integer arguments that are multiples of 16.
         between: pointers that are not; the others are.
+        copied: pointers to matrices whose blocks TMA copies, which the kernel takes as descriptors: names of the
+            constants that are the rows and the columns of a block.
+        resident: programs of a multiprocessor that stay there and walk over all tiles; 0 where each tile has its own.
     """
 
     signature: Mapping[str, str]
@@ -68,6 +71,13 @@ class Config:
     num_stages: int
     divisible: tuple[str, ...] = ("N", "K")
     between: tuple[str, ...] = ()
+    copied: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    resident: int = 0
+
+    def block_of(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a block of a matrix that TMA copies."""
+        rows, columns = (int(self.constexprs[constant] or 0) for constant in self.copied[name])
+        return rows, columns
 
     def with_constants(self, **constants: Constant) -> Config:
         """The same with some constants replaced or added."""

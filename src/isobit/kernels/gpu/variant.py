@@ -23,9 +23,10 @@ DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 HALVES = ("float16", "bfloat16")
 FLOATS = (*HALVES, "float32")
 
-# How a kernel multiplies: in ordinary arithmetic; on tiles of the matrix units; on ``mma`` with what a lane has read
-# itself; codes of any width as they are packed; by PyTorch. Or what is no product: it rounds activations, or prepares.
-Way = Literal["scalar", "matrix", "lanes", "stream", "library", "rounding", "prepare"]
+# How a kernel multiplies: in ordinary arithmetic; on tiles of matrix units, which the warps that multiply ask for, or
+# one that does nothing else has TMA copy; on ``mma`` with what a lane has read itself; codes of any width as they are
+# packed; by PyTorch. Or what is no product: it rounds activations, or prepares.
+Way = Literal["scalar", "matrix", "tma", "lanes", "stream", "library", "rounding", "prepare"]
 
 
 @dataclass(frozen=True)

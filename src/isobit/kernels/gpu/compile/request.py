@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -19,6 +20,8 @@ from isobit.targets.spec import Target
 # A value of a compile-time argument; `dtype:fp16` stands for Triton's float16, in Triton's own short names.
 Constant = str | int | float | bool | None
 
+_DESCRIPTOR = re.compile(r"tensordesc<(\w+)\[(\d+),(\d+)\]>")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -27,7 +30,8 @@ class Request:
     Attributes:
         entry: ``module:function`` of the kernel.
         backend: Triton's backend (``cuda``, ``hip``), architecture (86, ``gfx942``) and threads of a warp.
-        signature: run-time argument to Triton's type (``*fp16``, ``i32``); may name more than the kernel takes.
+        signature: run-time argument to Triton's type (``*fp16``, ``i32``, and ``tensordesc<fp16[128,64]>`` for the
+            descriptor of a matrix that TMA copies in such blocks); may name more than the kernel takes.
         constants: compile-time argument to value.
         aligned: run-time arguments that are multiples of 16 (addresses: of 16 bytes).
         options: Triton's compiler options: num_warps, num_stages, ...
@@ -62,7 +66,20 @@ def specialize(entry: str, config: Config, target: Target, aligned: tuple[str, .
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     if config.constexprs.get("OVERLAP") and overlaps(target):
         options["launch_pdl"] = True
-    return Request(entry, target.backend, config.signature, config.constexprs, tuple(sorted(aligned)), options)
+    types = {**config.signature, **{name: _descriptor(config, name) for name in config.copied}}
+    aligned = tuple(sorted(name for name in aligned if name not in config.copied))
+    return Request(entry, target.backend, types, config.constexprs, aligned, options)
+
+
+def _descriptor(config: Config, name: str) -> str:
+    rows, columns = config.block_of(name)
+    return f"tensordesc<{config.signature[name].removeprefix('*')}[{rows},{columns}]>"
+
+
+def block_of(kind: str) -> tuple[str, tuple[int, int]] | None:
+    """What a descriptor describes: Triton's name of the dtype, rows and columns of a block; None for other types."""
+    found = _DESCRIPTOR.fullmatch(kind)
+    return None if found is None else (found[1], (int(found[2]), int(found[3])))
 
 
 def _hash(parts: Any) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from isobit.errors import IsobitError
-from isobit.kernels.gpu.packs.manifest import PackedKernel
+from isobit.kernels.gpu.compile.request import block_of
+from isobit.kernels.gpu.packs.manifest import PackedKernel, TiledCopy
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -34,6 +35,10 @@ class _Launch(ctypes.Structure):
         ("count", ctypes.c_uint),
     ]
 
+
+_MAP_BYTES, _MAP_ALIGNMENT = 128, 64  # of CUtensorMap
+_ELEMENTS = {"i8": (0, 1), "u8": (0, 1), "fp16": (6, 2), "fp32": (7, 4), "bf16": (9, 2)}  # CUtensorMapDataType, bytes
+_PLAIN, _PROMOTION, _ZEROS = 0, 2, 0  # not interleaved, cached by 128 bytes, zeros outside of the matrix
 
 _SCALARS: dict[str, Any] = {
     "i32": ctypes.c_int32, "u32": ctypes.c_uint32, "i64": ctypes.c_int64, "u64": ctypes.c_uint64,
@@ -73,11 +78,11 @@ class Launcher:
     def __init__(self, kernel: PackedKernel, code: bytes, names: tuple[str, ...]) -> None:
         self.kernel, self._code = kernel, code
         signature, constants = kernel.request.signature, kernel.request.constants
-        kinds = [None if name in constants else signature[name] for name in names]
-        self._kinds: list[Any] = [
-            None if kind is None else ctypes.c_void_p if kind.startswith("*") else _SCALARS[kind] for kind in kinds
+        copies = iter(kernel.copies)
+        self._kinds: list[_Pass | None] = [
+            None if name in constants else _how(signature[name], copies, kernel.file) for name in names
         ]
-        sizes = [ctypes.sizeof(kind) for kind in self._kinds if kind is not None]
+        sizes = [size for kind in self._kinds if kind is not None for size in kind.sizes]
         scratch = kernel.parameters[len(sizes) :]
         if list(kernel.parameters[: len(sizes)]) != sizes or any(size != 8 for size in scratch):
             raise IsobitError(
@@ -92,8 +97,8 @@ class Launcher:
         return lambda *arguments: self._launch(grid, arguments)
 
     def _launch(self, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
-        values = [_value(kind, one) for kind, one in zip(self._kinds, arguments, strict=True) if kind is not None]
-        values += self._scratch
+        passed = (kind(one) for kind, one in zip(self._kinds, arguments, strict=True) if kind is not None)
+        values = [value for several in passed for value in several] + self._scratch
         addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         attribute = _Attribute(id=_OVERLAP, value=1)
         launch = _Launch(
@@ -122,8 +127,56 @@ class Launcher:
         return self._functions[device]
 
 
-def _value(kind: Any, argument: Any) -> Any:
-    """An argument as the driver takes it: the address of a tensor, or a number."""
-    if isinstance(argument, torch.Tensor):
-        argument = argument.data_ptr()
-    return kind(argument)
+class _Pass(Protocol):
+    """How an argument is passed: as parameters of so many bytes."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    def __call__(self, argument: Any) -> list[Any]: ...
+
+
+class _Plain:
+    """The address of a tensor, or a number."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind, self.sizes = kind, (ctypes.sizeof(kind),)
+
+    def __call__(self, argument: Any) -> list[Any]:
+        return [self.kind(argument.data_ptr() if isinstance(argument, torch.Tensor) else argument)]
+
+
+class _Described:
+    """The descriptor of a matrix that TMA copies, with its shape and strides behind it."""
+
+    sizes = (_MAP_BYTES, 4, 4, 8, 8)
+
+    def __init__(self, copy: TiledCopy) -> None:
+        self.copy = copy
+        self.kind, self.bytes = _ELEMENTS[copy.dtype]
+
+    def __call__(self, argument: Any) -> list[Any]:
+        rows, columns = argument.shape
+        room = (ctypes.c_ubyte * (_MAP_BYTES + _MAP_ALIGNMENT))()
+        described = (ctypes.c_ubyte * _MAP_BYTES).from_buffer(room, -ctypes.addressof(room) % _MAP_ALIGNMENT)
+        box = self.copy.box
+        status = _driver().cuTensorMapEncodeTiled(
+            ctypes.byref(described), self.kind, 2, ctypes.c_void_p(argument.data_ptr()),
+            (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint64 * 1)(argument.stride(0) * self.bytes),
+            (ctypes.c_uint32 * 2)(box[1], box[0]), (ctypes.c_uint32 * 2)(1, 1), _PLAIN, self.copy.swizzle, _PROMOTION,
+            _ZEROS,
+        )  # fmt: skip
+        _check(status, f"describe a matrix of {rows} by {columns} elements")
+        return [
+            described, ctypes.c_int32(rows), ctypes.c_int32(columns), ctypes.c_int64(argument.stride(0)),
+            ctypes.c_int64(1),
+        ]  # fmt: skip
+
+
+def _how(kind: str, copies: Iterator[TiledCopy], file: str) -> _Pass:
+    if block_of(kind) is None:
+        return _Plain(ctypes.c_void_p if kind.startswith("*") else _SCALARS[kind])
+    copy = next(copies, None)
+    if copy is None:
+        raise IsobitError(f"{file}: nothing is said of a descriptor that its signature has: make the pack again")
+    return _Described(copy)

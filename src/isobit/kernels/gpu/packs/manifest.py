@@ -13,8 +13,23 @@ from isobit.errors import CheckpointError
 from isobit.kernels.gpu.compile.request import Request
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 _MOST_BYTES = 64 << 20  # of a manifest; a larger one is not ours
+
+
+@dataclass(frozen=True)
+class TiledCopy:
+    """How TMA copies blocks of a matrix, as a descriptor says it.
+
+    Attributes:
+        dtype: of the elements, as Triton calls it.
+        box: rows and columns of one copy; a block is as many as it takes.
+        swizzle: how it lies in shared memory, as the driver counts that (``CUtensorMapSwizzle``).
+    """
+
+    dtype: str
+    box: tuple[int, int]
+    swizzle: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,9 @@ class PackedKernel:
         shared: bytes of dynamic shared memory of a block.
         overlaps: whether it may start before its predecessor on the stream has ended.
         parameters: bytes of every parameter of the machine code, in order: the kernel's run-time arguments, and then
-            addresses of scratch memory, which none of our kernels uses.
+            addresses of scratch memory, which none of our kernels uses. A descriptor is five: itself, rows and
+            columns, and the strides of both.
+        copies: of each descriptor, in the order of the arguments.
     """
 
     request: Request
@@ -43,6 +60,7 @@ class PackedKernel:
     shared: int
     overlaps: bool
     parameters: tuple[int, ...]
+    copies: tuple[TiledCopy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +125,8 @@ def _kernel(fields: Mapping[str, Any]) -> PackedKernel:
     if not isinstance(name, str) or Path(name).name != name:
         raise ValueError(f"the file name {name!r} leads out of the pack")
     parameters = tuple(int(size) for size in _sequence(fields["parameters"]))
-    return PackedKernel(**{**fields, "request": Request(**request), "parameters": parameters})
+    copies = tuple(TiledCopy(**{**one, "box": tuple(_sequence(one["box"]))}) for one in _sequence(fields["copies"]))
+    return PackedKernel(**{**fields, "request": Request(**request), "parameters": parameters, "copies": copies})
 
 
 def _sequence(value: Any) -> Sequence[Any]:

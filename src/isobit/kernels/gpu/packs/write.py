@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from isobit.checkpoint.durable import sync_folder, write_file
 from isobit.checkpoint.files import is_file, is_there
@@ -19,12 +20,12 @@ from isobit.checkpoint.occupant import require_name
 from isobit.checkpoint.room import cannot_write
 from isobit.errors import IsobitError, Unsupported, UsageError
 from isobit.kernels.gpu.compile.processes import compilers, triton_version
-from isobit.kernels.gpu.compile.request import Request
-from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest, PackedKernel, digest
+from isobit.kernels.gpu.compile.request import Request, arguments_of, block_of
+from isobit.kernels.gpu.packs.manifest import MANIFEST, Manifest, PackedKernel, TiledCopy, digest
 from isobit.targets.spec import Target
 from isobit.version import __version__
 
-_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.[bfus](\d+)\b[^\[]*$")
+_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.[bfus](\d+)\b[^\[]*(?:\[(\d+)\]\s*)?$")
 
 
 def write_pack(
@@ -98,15 +99,26 @@ def compile_one(request: Request, version: str) -> tuple[PackedKernel, bytes]:
         shared=metadata.shared,
         overlaps=bool(getattr(metadata, "launch_pdl", False)),
         parameters=parameter_sizes(kernel.asm["ptx"]),
+        copies=_copies(request, getattr(metadata, "tensordesc_meta", None) or ()),
     )
     return found, code
+
+
+def _copies(request: Request, described: Sequence[Mapping[str, Any]]) -> tuple[TiledCopy, ...]:
+    """What the compiler says of each descriptor, in the order of the kernel's arguments."""
+    types = (request.signature.get(name, "") for name in arguments_of(request.entry) if name not in request.constants)
+    blocks = [block for kind in types if (block := block_of(kind)) is not None]
+    return tuple(
+        TiledCopy(dtype, (int(one["block_size"][0]), int(one["block_size"][1])), int(one["swizzle"]))
+        for (dtype, _), one in zip(blocks, described, strict=True)
+    )
 
 
 def parameter_sizes(ptx: str) -> tuple[int, ...]:
     """Bytes of each parameter of the entry point of a PTX text.
 
     Raises:
-        IsobitError: it has none, or an aggregate one.
+        IsobitError: it has none, or one that is neither a number nor an array of them.
     """
     entry = re.search(r"\.visible\s+\.entry\s+\w+\s*\((.*?)\)", ptx, re.DOTALL)
     if entry is None:
@@ -115,7 +127,7 @@ def parameter_sizes(ptx: str) -> tuple[int, ...]:
     sizes = [_PARAMETER.search(line) for line in lines]
     if not lines or any(size is None for size in sizes):
         raise IsobitError(f"the portable assembly has parameters of unknown size: {entry[1]}")
-    return tuple(int(size[1]) // 8 for size in sizes if size is not None)
+    return tuple(int(size[1]) // 8 * int(size[2] or 1) for size in sizes if size is not None)
 
 
 def _publish(folder: Path, manifest: Manifest, codes: Mapping[str, bytes]) -> None:
