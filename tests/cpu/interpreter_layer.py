@@ -16,14 +16,18 @@ import torch.nn.functional as F
 from interpreter_cases import LINEARS, weight
 from torch import Tensor
 
-from isobit.formats.schemes import ActSpec
+from isobit.formats.schemes import SCHEMES, ActSpec
 from isobit.kernels.cached import rounded as as_cached
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu import one_tiles
 from isobit.kernels.gpu.bind import BoundLinear, bind
+from isobit.kernels.gpu.configure import Call
+from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.prepare import Narrowing
 from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.rows import variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.rounded import Rounded
@@ -277,6 +281,46 @@ def rounded(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> Itera
                     yield f"{what} {spec} {operand}", same
 
 
+def narrowed() -> Iterator[tuple[str, float]]:
+    """What is narrowed where it is made, beside what is narrowed later, and that beside its law."""
+    for dtype in (torch.float32, torch.float16):
+        for k in (320, 1100, 17000):
+            matrix = Matrix(64, k, SCHEMES["int4"].weights)
+            narrowing = Narrowing(variant("narrow-bf16"), Call(matrix, "bfloat16", 1024), MACHINE)
+            x, delta = (torch.randn(18, k, generator=GENERATOR).to(dtype) for _ in range(2))
+            x[1], x[2], x[3, 5], x[4, 6], x[5] = 1e-7, 0.0, float("inf"), float("nan"), x[5] * 1000
+            peak = x.float().abs().view(torch.int32).amax(-1, keepdim=True)  # infinity and NaN are the largest
+            power = ((peak >> 23) - 14).clamp(min=1)
+            scale, down = (power << 23).view(torch.float32), ((254 - power) << 23).view(torch.float32)
+            later = narrowing(x)
+            same = torch.equal(later.scales, scale) and _equal(later.codes, (x.float() * down).half())
+            yield f"same: narrowed by the law {dtype} {k}", 0.0 if same else 1.0
+            weight, bias, both = _weight(k), _weight(k), torch.cat((x, delta), dim=-1)
+            turns = both.view(18, 2, k).transpose(1, 2).reshape(18, 2 * k)
+            made: dict[str, tuple[object, object]] = {
+                "norm": tuple(LAYER.norm(x, weight, 1e-5, how) for how in (narrowing, None)),
+                "LayerNorm": tuple(
+                    LAYER.norm(x, weight, 1e-5, how, bias=bias, centred=True) for how in (narrowing, None)
+                ),
+                "sum": tuple(LAYER.add_norm(x, delta, weight, 1e-5, how)[1] for how in (narrowing, None)),
+                "gate": tuple(LAYER.gate(x, delta, "silu", how) for how in (narrowing, None)),
+                "gate by turns": tuple(
+                    LAYER.gate(turns[:, ::2], turns[:, 1::2], "silu", how) for how in (narrowing, None)
+                ),
+                "gate of few": tuple(LAYER.gate(x[:3], delta[:3], "silu", how) for how in (narrowing, None)),
+            }
+            for name, (found, plain) in made.items():
+                assert isinstance(found, Rounded) and isinstance(plain, Tensor)
+                wanted = narrowing(plain)
+                same = found.key == wanted.key and torch.equal(found.scales, wanted.scales)
+                yield f"same: narrowed {name} {dtype} {k}", 0.0 if same and _equal(found.codes, wanted.codes) else 1.0
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """The same numbers, and none in the same places."""
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(7e4, posinf=8e4), other.nan_to_num(7e4, posinf=8e4))
+
+
 def finished() -> Iterator[tuple[str, float]]:
     """Residuals and gates in a linear's own launch, beside launches of their own."""
     for name in ("f16", "fp8", "fp8-e5m2", "int8", "int4", "int4-asym", "int3", "fp8-block"):
@@ -325,6 +369,6 @@ def in_parts() -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    for case in (attentions, coded, alone, prompts, spreads, alike, rows, finished, in_parts):
+    for case in (attentions, coded, alone, prompts, spreads, alike, rows, narrowed, finished, in_parts):
         for result in case():
             print(json.dumps(result), flush=True)

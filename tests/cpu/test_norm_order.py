@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from isobit.kernels.gpu import row_tiles
+from isobit.kernels.gpu.before_tiles import RANGE
 from isobit.kernels.gpu.row_tiles import RowShape
 from isobit.targets.table import target
 
@@ -34,7 +35,14 @@ def order_of_the_sum(shape: RowShape) -> str:
 def test_the_squares_of_a_norm_are_added_up_in_one_order() -> None:
     plain = RowShape("bfloat16", 4096, late=True)
     rounded = replace(plain, element="int8", codes="*i8")
-    found = {
-        order_of_the_sum(shape) for shape in (plain, rounded, replace(rounded, parts=8), replace(rounded, add=True))
-    }
+    narrowed = replace(plain, element=RANGE, codes="*fp16")
+    shapes = (
+        plain,
+        rounded,
+        replace(rounded, parts=8),
+        replace(rounded, add=True),
+        narrowed,
+        replace(narrowed, add=True),
+    )
+    found = {order_of_the_sum(shape) for shape in shapes}
     assert len(found) == 1

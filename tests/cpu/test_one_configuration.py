@@ -15,14 +15,17 @@ from isobit.formats.schemes import ActSpec, scheme
 from isobit.formats.table import element
 from isobit.kernels.cached import Cached
 from isobit.kernels.gpu.bind import bind
+from isobit.kernels.gpu.configure import Call
+from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.latent import GpuLatent
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.layer_rows import LAYER_ROWS
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
+from isobit.kernels.gpu.prepare import Narrowing
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
-from isobit.kernels.gpu.rows import VARIANTS
+from isobit.kernels.gpu.rows import VARIANTS, variant
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Routing
 from isobit.kernels.heads import AttentionSpec
@@ -181,7 +184,7 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
         q, k, v, cos, sin = (torch.zeros(new, width * 128, dtype=dtype) for width in (32, kv_heads, kv_heads, 1, 1))
         keys, values = (torch.zeros(3, kv_heads, 256, 128, dtype=dtype) for _ in "kv")
         layer.attention(spec, q, k, v, cos, sin, Cached(keys, values), sequences)
-    rounding = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine)
+    rounding, narrows = Rounding(ActSpec("int8", "token"), None, "*i8", layer.machine), name in ("sm_86", "sm_90")
     for tokens in (1, 3, 20):
         x, both = torch.zeros(tokens, 4096, dtype=dtype), torch.zeros(tokens, 2 * 11008, dtype=dtype)
         layer.norm(x, torch.ones(4096), 1e-5)
@@ -190,6 +193,13 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
         layer.add_norm(x, x, torch.ones(4096), 1e-5, rounding)
         if tokens < 20:  # more are rounded as those of other linears are
             layer.round(both[:, :11008], rounding)
+        if tokens == 20 and narrows:  # as prompts of int4 are
+            matrix = Matrix(64, 4096, scheme("int4").weights)
+            narrowing = Narrowing(variant("narrow-bf16"), Call(matrix, "bfloat16", 1024), layer.machine)
+            layer.norm(x, torch.ones(4096), 1e-5, narrowing)
+            layer.add_norm(x, x, torch.ones(4096), 1e-5, narrowing)
+            layer.gate(both[:, :11008], both[:, 11008:], "silu", narrowing)
+            layer.gate(both[:, ::2], both[:, 1::2], "silu", narrowing)
         if tokens > 1:
             for gates, ups in ((both[:, :11008], both[:, 11008:]), (both[:, ::2], both[:, 1::2])):
                 layer.gate(gates, ups)
@@ -201,4 +211,4 @@ def test_every_launch_of_a_usual_layer_is_proved(name: str) -> None:
     families = "few", "one", ahead
     beside = "attention-merge", "rope-append", "norm", "gate", "gate-token", "quantize-parts", "quantize-int8"
     assert launched == {*beside, *(f"attention-{family}-{short}" for family in families)}
-    assert len(recorder.requests) == 27
+    assert len(recorder.requests) == (31 if narrows else 27)

@@ -246,6 +246,36 @@ def test_what_is_rounded_where_it_is_made_has_the_bits_of_rounding_it_later() ->
                         assert torch.equal(made.scales.nan_to_num(7e8), later.scales.nan_to_num(7e8))
 
 
+def test_what_is_narrowed_where_it_is_made_has_the_bits_of_narrowing_it_later() -> None:
+    from test_triton_linear import _cuda, _weight
+
+    from isobit.kernels.gpu.bind import bind
+    from isobit.kernels.gpu.prepare import Narrowing
+
+    layer, generator = layers(), torch.Generator().manual_seed(10)
+    for k in (1024, 11008, 20480):
+        linear = bind(_cuda(_weight("int4", 256, k, generator)), None, None, None)
+        narrowing = linear.rounding(1100, torch.bfloat16)
+        if not isinstance(narrowing, Narrowing):
+            pytest.skip("int4 is not widened once for prompts here")
+        weight = torch.rand(k, generator=generator).cuda() + 0.5
+        x, delta = (torch.randn(1100, k, generator=generator).to("cuda", torch.bfloat16) for _ in range(2))
+        x[3, 7], x[4, 8], x[5], x[6] = float("inf"), float("nan"), 0.0, 1e-30
+        turns = torch.stack((x, delta), dim=2).view(1100, 2 * k)
+        for found, plain in (
+            (layer.norm(x, weight, 1e-5, narrowing), layer.norm(x, weight, 1e-5)),
+            (layer.add_norm(x, delta, weight, 1e-5, narrowing)[1], layer.add_norm(x, delta, weight, 1e-5)[1]),
+            (layer.gate(x, delta, "silu", narrowing), layer.gate(x, delta)),
+            (layer.gate(turns[:, ::2], turns[:, 1::2], "silu", narrowing), layer.gate(x, delta)),
+        ):
+            wanted = narrowing(plain)
+            assert isinstance(found, Rounded) and found.key == wanted.key
+            assert torch.equal(found.scales, wanted.scales)
+            assert torch.equal(found.codes.isnan(), wanted.codes.isnan())
+            assert torch.equal(found.codes.nan_to_num(7.0), wanted.codes.nan_to_num(7.0))
+            assert torch.equal(linear(found).nan_to_num(7.0), linear(plain).nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("scheme", ["fp8", "fp8-block", "int8", "int4"])
 def test_linears_of_one_input_round_it_once_with_the_same_bits(scheme: str) -> None:
     from test_triton_linear import _cuda, _weight

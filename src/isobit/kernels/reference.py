@@ -155,6 +155,7 @@ def _add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 def _of_rounded(x: Rounded, matrix: _Matrix, bias: Tensor | None) -> Tensor:
     activations, scale = x.key.spec, x.scales
+    assert activations is not None, "numbers that are narrowed are a GPU's"
     values = decode(x.codes, activations.element)
     run = _run_length(matrix.weight, activations)
     if run is None:

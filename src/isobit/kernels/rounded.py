@@ -20,13 +20,14 @@ class RoundingKey:
     """What decides the bits of rounded activations: two linears that name the same can share them.
 
     Attributes:
-        spec: element format, and what shares a scale.
+        spec: element format, and what shares a scale; None for numbers that are not rounded but multiplied by a power
+            of two per token, so that ``form`` holds them.
         form: ``codes``, or the dtype in which values of the codes are held for kernels that multiply those.
         static: the given scale of static activations, else None.
         unit: values stand in units of so many, not as they came (``triton/quantize_micro.py``); 0: they do not.
     """
 
-    spec: ActSpec
+    spec: ActSpec | None
     form: Form
     static: float | None
     unit: int = 0

@@ -8,6 +8,9 @@ from isobit.kernels.gpu.grouped_tiles import is_grouped
 from isobit.kernels.gpu.tiles import BLOCK, Config, Constant, is_cuda, overlaps, unit_of_nibbles
 from isobit.targets.spec import Target
 
+# ELEMENT of what is not rounded but narrowed to float16, under a power of two for each token (``triton/law.py``).
+RANGE = "range"
+
 
 def widening(codes: str, values: str, element: str) -> Callable[[Target], Config]:
     """Configuration of ``widen_codes``. BLOCK and warps: not measured; the widening is 12 of 232 us at 4096 cubed."""
@@ -53,6 +56,8 @@ def by_instructions(element: str, target: Target) -> dict[str, Constant]:
     """By what a kernel computes the law of rounding to ``element``, if any; see ``triton/law.py``."""
     if is_grouped(element):  # scales of groups are divided by as they are
         return {"RECIPROCAL": False, "CONVERTS": is_cuda(target) and target.converts("float32", "e4m3fn")}
+    if element == RANGE:
+        return {"RECIPROCAL": False, "CONVERTS": is_cuda(target)}
     cuda = is_cuda(target) and element != ""
     return {"RECIPROCAL": cuda, "CONVERTS": cuda and (element == "int8" or target.converts("float32", element))}
 

@@ -16,7 +16,7 @@ from isobit.kernels.gpu.configure import Call, workspace_needs
 from isobit.kernels.gpu.fits import Matrix, narrow_block
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.machine import Machine
-from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.rounding import Preparing
 from isobit.kernels.gpu.run import Float32Product, LibraryProduct, Run
 from isobit.kernels.gpu.tiles import FEW
 from isobit.kernels.gpu.variant import FLOATS, HALVES, Variant
@@ -109,8 +109,8 @@ class BoundLinear:
         if row is not None:
             operands.arrange(self.held.unit(row, self.machine.target))
 
-    def rounding(self, tokens: int, dtype: torch.dtype) -> Rounding | None:
-        """What rounds so many tokens for it; None where its kernel takes them as they are."""
+    def rounding(self, tokens: int, dtype: torch.dtype) -> Preparing | None:
+        """What prepares so many tokens for it; None where its kernel takes them as they are."""
         return self._run(tokens, dtype).rounding
 
     def __call__(self, x: Tensor | Rounded, residual: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import WeightSpec
 from isobit.kernels.gpu.bind import BoundLinear
-from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.rounding import Preparing
 from isobit.kernels.rounded import Rounded
 
 
@@ -44,7 +44,7 @@ class Part:
         zero = None if part.zero is None else part.zero[:1, 0]
         return replace(part, spec=self._spec, scale=part.scale[:1, 0], zero=zero)
 
-    def rounding(self, tokens: int, dtype: torch.dtype) -> Rounding | None:
+    def rounding(self, tokens: int, dtype: torch.dtype) -> Preparing | None:
         """As the whole's."""
         return self.whole.rounding(tokens, dtype)
 

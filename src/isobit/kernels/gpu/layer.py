@@ -15,8 +15,9 @@ from torch import Tensor
 from isobit.errors import FormatError
 from isobit.kernels.gpu import row_tiles as tiles
 from isobit.kernels.gpu.attending import GpuAttention
+from isobit.kernels.gpu.before_tiles import RANGE
 from isobit.kernels.gpu.layer_tiles import late
-from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.rounding import Preparing
 from isobit.kernels.gpu.row_tiles import RowShape
 from isobit.kernels.gpu.starter import name_of, rows_of
 from isobit.kernels.norm import NormSpec
@@ -38,7 +39,7 @@ class GpuLayer(GpuAttention):
     # ------------------------------------------------------------------ norms and gates
 
     def norm(
-        self, x: Tensor, weight: Tensor, eps: float, rounding: Rounding | None = None, *, bias: Tensor | None = None,
+        self, x: Tensor, weight: Tensor, eps: float, rounding: Preparing | None = None, *, bias: Tensor | None = None,
         centred: bool = False,
     ) -> Tensor | Rounded:  # fmt: skip
         """RMS norm of the rows of ``x [..., K]``, rounded if a linear's ``rounding`` is given.
@@ -50,7 +51,7 @@ class GpuLayer(GpuAttention):
         return self._norm(x, None, NormSpec(weight, eps, bias, centred), rounding)[1]
 
     def add_norm(
-        self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, rounding: Rounding | None = None, *,
+        self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, rounding: Preparing | None = None, *,
         bias: Tensor | None = None, centred: bool = False,
     ) -> tuple[Tensor, Tensor | Rounded]:  # fmt: skip
         """``x + delta`` in their dtype, and its norm as :meth:`norm` gives it."""
@@ -59,7 +60,7 @@ class GpuLayer(GpuAttention):
         return self._norm(x, delta, NormSpec(weight, eps, bias, centred), rounding)
 
     def _norm(
-        self, x: Tensor, delta: Tensor | None, spec: NormSpec, rounding: Rounding | None
+        self, x: Tensor, delta: Tensor | None, spec: NormSpec, rounding: Preparing | None
     ) -> tuple[Tensor, Tensor | Rounded]:
         k = x.shape[-1]
         for part in (spec.weight, *(() if spec.bias is None else (spec.bias,))):
@@ -84,7 +85,7 @@ class GpuLayer(GpuAttention):
         return total, result
 
     def gate(
-        self, gate: Tensor, up: Tensor | None, activation: str = "silu", rounding: Rounding | None = None, *,
+        self, gate: Tensor, up: Tensor | None, activation: str = "silu", rounding: Preparing | None = None, *,
         limit: float | None = None,
     ) -> Tensor | Rounded:  # fmt: skip
         """``activation(gate) * up`` of ``[..., K]``, rounded if a linear's ``rounding`` is given.
@@ -105,14 +106,17 @@ class GpuLayer(GpuAttention):
         shape = self._row_shape(gate, rounding, activation=activation if limit is None else "limited")
         shape = replace(shape, form=form, limit=limit or 0.0)
         given = {"gate": gates, "up": ups, "K": k, "stride_gate": gates.stride(0), "stride_up": ups.stride(0)}
-        if rounding is not None and shape.element and tiles.gates_whole(k, tokens):
+        whole = tiles.gates_whole(k, tokens)
+        if shape.element == RANGE and not whole:
+            shape = replace(shape, element="", codes="*u8")  # what is narrowed is so as a whole, or later
+        if rounding is not None and shape.element and whole:
             rounded, arguments = rounding.room(gate)
             self.kernel("gate:gate_token", tiles.gate_token, shape)((tokens,), **given, **arguments)
             return rounded
         return self._gate_in_parts(gate, given, shape, rounding)
 
     def _gate_in_parts(
-        self, like: Tensor, given: dict[str, Any], shape: RowShape, rounding: Rounding | None
+        self, like: Tensor, given: dict[str, Any], shape: RowShape, rounding: Preparing | None
     ) -> Tensor | Rounded:
         """A gate by programs of a part of a token each, and its rounding, if any, by as many more."""
         y = torch.empty(like.shape, dtype=like.dtype, device=like.device)
@@ -131,11 +135,11 @@ class GpuLayer(GpuAttention):
             kernel((tokens, parts), x=y, peaks=peaks, K=k, **arguments)
         return rounded
 
-    def round(self, x: Tensor, rounding: Rounding) -> Rounded:
+    def round(self, x: Tensor, rounding: Preparing) -> Rounded:
         """Rounds ``[..., K]`` in a launch of its own."""
         return rounding(x)
 
-    def _result(self, x: Tensor, rounding: Rounding | None) -> tuple[Tensor | Rounded, dict[str, Any]]:
+    def _result(self, x: Tensor, rounding: Preparing | None) -> tuple[Tensor | Rounded, dict[str, Any]]:
         """What activations like ``x`` leave, and the arguments of a kernel that say so."""
         if rounding is not None:
             rounded, arguments = rounding.room(x)
@@ -146,15 +150,15 @@ class GpuLayer(GpuAttention):
         return y, {"y": y, "codes": codes, "scales": unused, "static_scale": unused, "qmax": 0.0}
 
     def _row_shape(
-        self, x: Tensor, rounding: Rounding | None, *, add: bool = False, activation: str = "silu"
+        self, x: Tensor, rounding: Preparing | None, *, add: bool = False, activation: str = "silu"
     ) -> RowShape:
         dtype, k = name_of(x.dtype), x.shape[-1]
-        integers = rounding is not None and rounding.spec.element == "int8"  # whose linears are the usual ones
+        integers = rounding is not None and rounding.ending == "int8"  # whose linears are the usual ones
         behind = late(x.numel() // k, alike=self.alike and not integers)
-        if rounding is None or rounding.spec.group is not None:
+        if rounding is None or not rounding.ending:
             return RowShape(dtype, k, add, activation=activation, late=behind)
         static = rounding.static_scale is not None
-        return RowShape(dtype, k, add, rounding.spec.element, rounding.pointer, static, activation, late=behind)
+        return RowShape(dtype, k, add, rounding.ending, rounding.pointer, static, activation, late=behind)
 
 
 def _gates(gate: Tensor, up: Tensor, *, alone: bool) -> tuple[tiles.Form, Tensor, Tensor]:

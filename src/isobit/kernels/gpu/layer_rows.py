@@ -12,6 +12,7 @@ from isobit.kernels.gpu import attention_alike_tiles as alike
 from isobit.kernels.gpu import choosing_tiles, grouped_rows, latent_tiles, one_tiles, routing_tiles, row_tiles
 from isobit.kernels.gpu import layer_tiles as tiles
 from isobit.kernels.gpu.ahead_tiles import attention_ahead, misfit_ahead
+from isobit.kernels.gpu.before_tiles import RANGE
 from isobit.kernels.gpu.choosing_tiles import ChoiceShape, LogitsShape, Rounds
 from isobit.kernels.gpu.latent_tiles import LatentShape, ProductShape
 from isobit.kernels.gpu.layer_tiles import AttentionShape, RareRope, RopeShape
@@ -19,7 +20,7 @@ from isobit.kernels.gpu.one_tiles import OneShape
 from isobit.kernels.gpu.routing_tiles import PlacesShape, RouterShape, SumShape
 from isobit.kernels.gpu.row_tiles import RowShape
 from isobit.kernels.gpu.tiles import CODES, Config
-from isobit.kernels.gpu.variant import Requires, compiles, has_bf16
+from isobit.kernels.gpu.variant import Requires, compiles, has_bf16, has_unit, widens_first
 from isobit.targets.spec import Target
 
 
@@ -213,6 +214,14 @@ def _norms(target: Target) -> Iterator[Config]:
     for bias in (False, True):
         centred = RowShape(dtype, 4096, True, late=True, centred=True, bias=bias)
         yield row_tiles.norm_token(centred, target)
+    if _narrows(target):
+        for add in (False, True):
+            yield row_tiles.norm_token(RowShape(dtype, 4096, add, RANGE, "*fp16", late=True), target)
+
+
+def _narrows(target: Target) -> bool:
+    """Whether a linear of very many tokens of bfloat16 takes them in float16."""
+    return widens_first("bfloat16")(target) is None and has_unit("float16")(target) is None
 
 
 def _gates(target: Target) -> Iterator[Config]:
@@ -227,8 +236,9 @@ def _gates(target: Target) -> Iterator[Config]:
 
 def _gates_of_tokens(target: Target) -> Iterator[Config]:
     """Of what has experts or not, in each format; gates of words, and of linears that are apart."""
+    narrowed = ((RANGE, "*fp16"),) if _narrows(target) else ()
     for k in (4096, 11008):
-        for element, codes in CODES.items():
+        for element, codes in (*CODES.items(), *narrowed):
             shape = RowShape(_usual(target), k, element=element, codes=codes, form="words", late=True)
             yield row_tiles.gate_token(shape, target)
             if k > 4096:

@@ -44,6 +44,7 @@ class MicroRounding(Rounding):
         self.element = element(spec.element)
         self.values = row.operand in _VALUES
         self.pointer = row.operand if self.values else "*u8"
+        self.ending, self._view = "", None
         self.dtype = _VALUES.get(row.operand, torch.uint8)
         units = self.values and row.weights == "e2m1"
         self.unit = (micro_tiles.step("e2m1", k, machine.target) or 0) if units else 0
@@ -76,10 +77,6 @@ class MicroRounding(Rounding):
         over = one if self.static_scale is None else self.static_scale
         arguments = {"codes": codes, "scales": scales, "over": over, "qmax": self.element.max}
         return Rounded(codes, scales, x.dtype, self.key), arguments
-
-    def operand(self, rounded: Rounded) -> Tensor:
-        """The codes, or values, as rows ``[M, ...]``."""
-        return rounded.codes.reshape(rounded.tokens, -1)
 
     def _for(self, dtype: torch.dtype) -> Kernel:
         if dtype not in self._made:

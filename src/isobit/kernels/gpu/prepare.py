@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isobit.kernels.gpu.before_tiles import RANGE
 from isobit.kernels.gpu.configure import Call, configure
 from isobit.kernels.gpu.held import Held
 from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.rounding import Preparing
 from isobit.kernels.gpu.variant import Variant
 from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.rounded import Rounded, RoundingKey
 
 _DTYPES = {"*fp16": torch.float16, "*bf16": torch.bfloat16}
 
@@ -43,16 +46,25 @@ class Widened:
         return values
 
 
-class Narrowed:
-    """bfloat16 activations as float16 with a power of two per token."""
+class Narrowing(Preparing):
+    """bfloat16 activations ``[..., K]`` as float16 with a power of two per token."""
 
     def __init__(self, row: Variant, call: Call, machine: Machine) -> None:
         self.kernel = Kernel(row.entry, configure(row, call, machine), machine)
+        self.machine, self.key = machine, RoundingKey(None, "float16", None)
+        self.pointer, self.ending = "*fp16", RANGE
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[M, K]`` to float16 ``[M, K]`` and float32 ``[M]``."""
-        tokens, k = x.shape
+    def __call__(self, x: Tensor) -> Rounded:
+        """float16 ``[..., K]`` and float32 ``[..., 1]``."""
+        narrowed, _ = self.room(x)
+        self.kernel(
+            (narrowed.tokens,), x=x.contiguous(), values=narrowed.codes, scales=narrowed.scales, K=x.shape[-1]
+        )  # fmt: skip
+        return narrowed
+
+    def room(self, x: Tensor) -> tuple[Rounded, dict[str, Any]]:
+        """What activations like ``x`` are narrowed into, and what a kernel is told that does so."""
         values = torch.empty(x.shape, dtype=torch.float16, device=x.device)
-        scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
-        self.kernel((tokens,), x=x, values=values, scales=scales, K=k)
-        return values, scales
+        scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+        arguments = {"codes": values, "scales": scales, "static_scale": scales, "qmax": 0.0}
+        return Rounded(values, scales, x.dtype, self.key), arguments

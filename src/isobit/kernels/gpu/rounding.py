@@ -1,7 +1,9 @@
-"""The rounding of activations on a GPU: the kernels of ``triton/quantize.py`` bound to a scheme."""
+"""What is done to activations before a linear on a GPU multiplies them, which kernels in front of it can do as well;
+and their rounding: the kernels of ``triton/quantize.py`` bound to a scheme."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -27,7 +29,37 @@ _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8",
 _LATE = range(2, 17)
 
 
-class Rounding:
+class Preparing(ABC):
+    """Makes of ``[..., K]`` activations what a kernel multiplies, and a number for each token or group.
+
+    Attributes:
+        machine: what runs it.
+        key: what decides the bits that come out.
+        pointer: what they are to Triton.
+        ending: ELEMENT of a kernel that makes the activations and ends with this; empty where none does.
+        static_scale: float32 ``[1]``: the given scale of all tokens, if there is one.
+    """
+
+    machine: Machine
+    key: RoundingKey
+    pointer: str
+    ending: str
+    static_scale: Tensor | None = None
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Rounded:
+        """Does it in a launch of its own."""
+
+    @abstractmethod
+    def room(self, x: Tensor) -> tuple[Rounded, dict[str, Any]]:
+        """What activations like ``x`` are made into, and what a kernel is told that does so."""
+
+    def operand(self, rounded: Rounded) -> Tensor:
+        """What is multiplied, as rows ``[M, ...]``."""
+        return rounded.codes.reshape(rounded.tokens, -1)
+
+
+class Rounding(Preparing):
     """Rounds ``[..., K]`` activations to codes in the form that a kernel multiplies, with scales per token or group.
 
     Args:
@@ -35,10 +67,6 @@ class Rounding:
         static_scale: float32 ``[1]``, of static schemes.
         operand: the kernel's operand type: ``*fp16`` and ``*bf16`` ask for values of the codes.
         machine: what runs it.
-
-    Attributes:
-        key: what decides the bits that come out.
-        pointer: what the codes are to Triton.
     """
 
     def __init__(self, spec: ActSpec, static_scale: Tensor | None, operand: str, machine: Machine) -> None:
@@ -48,6 +76,7 @@ class Rounding:
         self.element = element(spec.element)
         self.dtype = _WIDE.get(operand, code_dtype(self.element))
         self.pointer = _POINTERS[self.dtype]
+        self.ending = spec.element if spec.group is None else ""
         self.key = RoundingKey(
             spec, _FORMS.get(operand, "codes"), None if static_scale is None else float(static_scale)
         )

@@ -29,7 +29,7 @@ class RowShape:
         dtype: of the activations.
         k: values of a token.
         add: whether something is added before the norm.
-        element: format that the result is rounded to, if any.
+        element: format that the result is rounded to, if any; or ``before_tiles.RANGE``.
         codes: pointer of the codes, or of values of them.
         static: whether the scale is given.
         activation: of a gate; ``limited``: gpt-oss's, with a ``limit``.

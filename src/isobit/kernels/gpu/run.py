@@ -16,8 +16,8 @@ from isobit.kernels.gpu.launch import Kernel
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.micro_rounding import MicroRounding
 from isobit.kernels.gpu.operands import Operands
-from isobit.kernels.gpu.prepare import Narrowed, Widened
-from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.prepare import Narrowing, Widened
+from isobit.kernels.gpu.rounding import Preparing, Rounding
 from isobit.kernels.gpu.tiles import FEW, NATIVE
 from isobit.kernels.gpu.variant import Variant
 from isobit.kernels.gpu.workspace import Workspace
@@ -30,7 +30,7 @@ _GAINS = {"e4m3fn": 256.0}  # what the float16 decoder leaves; see triton/decode
 class Float32Product:
     """PyTorch's product of floats, for float32 activations."""
 
-    rounding: Rounding | None = None
+    rounding: Preparing | None = None
 
     def __init__(self, held: Held) -> None:
         self.held = held
@@ -50,7 +50,7 @@ class LibraryProduct:
     """A linear on a product of PyTorch's."""
 
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine) -> None:
-        self.rounding = rounding_of(held, row, machine)
+        self.rounding: Preparing | None = rounding_of(held, row, machine)
         self.arguments = weight_arguments(held, row, call, machine)
 
     def finishes(self, after: str) -> bool:
@@ -74,10 +74,11 @@ class Run:
 
     def __init__(self, held: Held, row: Variant, call: Call, machine: Machine, room: Workspace) -> None:
         self.held, self.row, self.room, self.call, self.machine = held, row, room, call, machine
-        self.rounding = rounding_of(held, row, machine)
+        self.rounding: Preparing | None = rounding_of(held, row, machine)
+        if row.narrow is not None:
+            self.rounding = Narrowing(row.narrow, call, machine)
         self.arguments = weight_arguments(held, row, call, machine)
         self.widened = None if row.widen is None else Widened(held, row.widen, row.operand, call, machine, room)
-        self.narrowed = None if row.narrow is None else Narrowed(row.narrow, call, machine)
         self.config = configure(row, call, machine)
         self.kernels = {"": Kernel(row.entry, self.config, machine)}  # by what is done with the result
         self.split_k = int(self.config.constexprs.get("SPLIT_K") or 1)
@@ -99,8 +100,6 @@ class Run:
             rounded = x if isinstance(x, Rounded) else self.rounding(x)
             x, arguments["token_scale"] = self.rounding.operand(rounded), rounded.scales
         assert not isinstance(x, Rounded)
-        if self.narrowed is not None:
-            x, arguments["token_scale"] = self.narrowed(x)
         if self.widened is not None:
             arguments["w"] = self.widened()
         if after not in self.kernels:

@@ -19,7 +19,7 @@ from isobit.kernels.gpu.latent_tiles import unsupported
 from isobit.kernels.gpu.layer import ACTIVATIONS, GpuLayer
 from isobit.kernels.gpu.layer_tiles import LARGEST_HEAD, POINTERS
 from isobit.kernels.gpu.mixture import GpuMixture
-from isobit.kernels.gpu.rounding import Rounding
+from isobit.kernels.gpu.rounding import Preparing
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.heads import AttentionSpec
 from isobit.kernels.latent import LatentSpec
@@ -161,11 +161,11 @@ def _bound(linears: Readers) -> list[BoundLinear | Part]:
     return found if len(found) == len(linears) else []
 
 
-def _rounding(readers: Readers, x: Tensor) -> Rounding | None:
+def _rounding(readers: Readers, x: Tensor) -> Preparing | None:
     """How activations like ``x`` are rounded for all of their readers; None where they are not, or not alike."""
     bound = _bound(readers)
     asked = rounded.shared(bound, len(x), x.dtype) if bound and len(x) else None
-    return asked if isinstance(asked, Rounding) else None
+    return asked if isinstance(asked, Preparing) else None
 
 
 def _project(linears: Readers, x: Activations) -> list[Tensor]:

@@ -6,7 +6,15 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.gpu.triton.after import activated, gated
-from isobit.kernels.gpu.triton.law import as_values_of, magnitudes, scale_of_token, store_rounded
+from isobit.kernels.gpu.triton.law import (
+    as_values_of,
+    magnitudes,
+    range_of_token,
+    scale_of_token,
+    store_narrowed,
+    store_range,
+    store_rounded,
+)
 from isobit.kernels.gpu.triton.pdl import wait
 
 
@@ -85,7 +93,7 @@ def gate_token(
     WIDE: tl.constexpr, STATIC: tl.constexpr, RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, OVERLAP: tl.constexpr,
     HALVES: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
-    """``gate`` and its rounding, a token in registers. Grid: (M,).
+    """``gate`` and its rounding, or narrowing (ELEMENT "range"), a token in registers. Grid: (M,).
 
     Args:
         gate, up, ACTIVATION, LIMIT, FORM, LATE: as for ``gate``.
@@ -107,9 +115,16 @@ def gate_token(
         after = FIRST + tl.arange(0, REST)
         others = _results(gate, up, after, K, dtype, ACTIVATION, LIMIT, FORM, HALVES)
         peak = tl.maximum(peak, tl.max(magnitudes(others), axis=0))
-    scale = scale_of_token(peak, static_scale, qmax, STATIC)
-    tl.store(scales + m, scale)
     codes += m * K
-    store_rounded(codes, k, values, scale, qmax, k < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS)
-    if REST > 0:
-        store_rounded(codes, after, others, scale, qmax, after < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS)
+    if ELEMENT == "range":
+        power = range_of_token(peak)
+        store_range(scales, m, power)
+        store_narrowed(codes, k, values, power, k < K, CONVERTS)
+        if REST > 0:
+            store_narrowed(codes, after, others, power, after < K, CONVERTS)
+    else:
+        scale = scale_of_token(peak, static_scale, qmax, STATIC)
+        tl.store(scales + m, scale)
+        store_rounded(codes, k, values, scale, qmax, k < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS)
+        if REST > 0:
+            store_rounded(codes, after, others, scale, qmax, after < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS)

@@ -1,4 +1,5 @@
-"""The law of rounding activations, bit for bit as docs/numerics.md, section 3, says, on every target, for all kernels.
+"""The law of rounding activations, bit for bit as docs/numerics.md, section 3, says, on every target, for all kernels;
+and that of narrowing those that are not rounded, for products in float16.
 
 Plainly it is a division and integer arithmetic on the bits of float32. With RECIPROCAL the same quotients come by way
 of the scale's reciprocal, found once for all values that share a scale (``_quotient`` says why they are the same); with
@@ -33,6 +34,9 @@ _INT8 = tl.constexpr(
 _NEGATED = tl.constexpr("neg.f32 $0, $1;")
 # Two floats rounded to bfloat16, as floats: the conversion of two at once is four times as fast as that of one.
 _BF16 = tl.constexpr("{\n.reg .b32 t;\ncvt.rn.bf16x2.f32 t, $3, $2;\nshl.b32 $0, t, 16;\nand.b32 $1, t, 0xffff0000;\n}")
+
+# Two floats rounded to float16.
+_F16 = tl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
 
 
 @triton.jit
@@ -190,3 +194,31 @@ def store_rounded(
     if STATIC or not RECIPROCAL:
         quotient = tl.minimum(tl.maximum(quotient, -qmax), qmax)
     _store_codes(codes, place, quotient, mask, ELEMENT, WIDE, CONVERTS)
+
+
+@triton.jit
+def range_of_token(peak):
+    """The power of two, as the exponent of a float32, that a token is narrowed by whose largest magnitude has the bits
+    ``peak``: no value is 2**15 times as large."""
+    return tl.maximum((peak >> 23) - 14, 1)
+
+
+@triton.jit
+def store_range(scales, m, power):
+    """Stores a token's power of two, as float32."""
+    tl.store(scales + m, (power << 23).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def store_narrowed(codes, place, values, power, mask, CONVERTS: tl.constexpr):
+    """Stores values less a power of two, as float16.
+
+    The eight significant bits of a bfloat16 fit; what is below 2**-32 of the token's largest value loses bits below
+    2**-41 of it, far under those that the float32 sum rounds. NaN and infinities stay.
+    """
+    down = ((254 - power) << 23).to(tl.float32, bitcast=True)
+    wide = values.to(tl.float32) * down
+    if CONVERTS:
+        tl.store(codes + place, tl.inline_asm_elementwise(_F16, "=r,f,f", [wide], tl.float16, True, 2), mask=mask)
+    else:
+        tl.store(codes + place, wide.to(tl.float16), mask=mask)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.law import as_values_of, magnitudes, scale_of_token, store_rounded
+from isobit.kernels.gpu.triton.law import (
+    as_values_of,
+    magnitudes,
+    range_of_token,
+    scale_of_token,
+    store_narrowed,
+    store_range,
+    store_rounded,
+)
 from isobit.kernels.gpu.triton.pdl import wait
 from isobit.kernels.gpu.triton.quantize import round_token
 
@@ -61,7 +69,7 @@ def norm_token(
     ONCE: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, LATE: tl.constexpr, CENTRED: tl.constexpr,
     HAS_BIAS: tl.constexpr, RECIPROCAL: tl.constexpr, CONVERTS: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """The norm of ``x``, or of ``x + delta``; rounded if there is an ELEMENT. Grid: (M, PARTS).
+    """The norm of ``x``, or of ``x + delta``; rounded (narrowed: "range") if there is an ELEMENT. Grid: (M, PARTS).
 
     The sum and the norm are values of the dtype of x, whatever follows: a rounded norm is the rounding of a norm.
 
@@ -111,6 +119,10 @@ def norm_token(
             own, mean, factor, tl.load(weight + k, mask=k < K, other=0.0), own_bias, CENTRED, HAS_BIAS, HALVES
         )  # fmt: skip
         store_rounded(codes + m * K, k, own, scale, qmax, k < K, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS)
+    elif ELEMENT == "range":
+        power = range_of_token(tl.max(magnitudes(normed), axis=0))
+        store_range(scales, m, power)
+        store_narrowed(codes + m * K, column, normed, power, column < K, CONVERTS)
     elif ELEMENT != "":
         round_token(
             normed, codes, scales, static_scale, m, K, qmax, ELEMENT, WIDE, STATIC, RECIPROCAL, CONVERTS, BLOCK_K

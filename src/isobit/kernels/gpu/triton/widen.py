@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from isobit.kernels.gpu.triton.decode import nibbles, to_bf16, to_f16
+from isobit.kernels.gpu.triton.law import magnitudes, range_of_token, store_narrowed, store_range
 from isobit.kernels.gpu.triton.pdl import let_next_start, wait, wait_for_last
 
 
@@ -83,10 +84,7 @@ def fold_nibbles(
 
 @triton.jit
 def narrow_range(x, values, scales, K, OVERLAP: tl.constexpr, ONCE: tl.constexpr, BLOCK_K: tl.constexpr):
-    """bfloat16 activations as float16, less a power of two per token. Grid: (M,).
-
-    The eight significant bits fit; what is below 2**-32 of the token's largest value loses bits below 2**-41 of it, far
-    under those that the float32 sum rounds. NaN and infinities stay.
+    """bfloat16 activations as float16, less a power of two per token: ``law.store_narrowed``. Grid: (M,).
 
     Args:
         x: ``[M, K]`` bfloat16.
@@ -98,19 +96,17 @@ def narrow_range(x, values, scales, K, OVERLAP: tl.constexpr, ONCE: tl.constexpr
         wait()
     m = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_K)
-    first = tl.load(x + m * K + column, mask=column < K, other=0.0).to(tl.float32)
-    peaks = first.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    first = tl.load(x + m * K + column, mask=column < K, other=0.0)
+    peaks = magnitudes(first)
     if not ONCE:
         for begin in range(BLOCK_K, K, BLOCK_K):
             k = begin + column
-            read = tl.load(x + m * K + k, mask=k < K, other=0.0).to(tl.float32)
-            peaks = tl.maximum(peaks, read.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    power = tl.maximum((tl.max(peaks, axis=0) >> 23) - 14, 1)  # biased: the largest value is below 2**15 times this
-    tl.store(scales + m, (power << 23).to(tl.float32, bitcast=True))
-    down = ((254 - power) << 23).to(tl.float32, bitcast=True)
-    tl.store(values + m * K + column, (first * down).to(tl.float16), mask=column < K)
+            peaks = tl.maximum(peaks, magnitudes(tl.load(x + m * K + k, mask=k < K, other=0.0)))
+    power = range_of_token(tl.max(peaks, axis=0))
+    store_range(scales, m, power)
+    store_narrowed(values + m * K, column, first, power, column < K, False)
     if not ONCE:
         for begin in range(BLOCK_K, K, BLOCK_K):
             k = begin + column
-            read = tl.load(x + m * K + k, mask=k < K, other=0.0).to(tl.float32)
-            tl.store(values + m * K + k, (read * down).to(tl.float16), mask=k < K)
+            read = tl.load(x + m * K + k, mask=k < K, other=0.0)
+            store_narrowed(values + m * K, k, read, power, k < K, False)
