@@ -27,3 +27,15 @@ def expert_of(experts, pair, OVERLAP: tl.constexpr):
     if OVERLAP:
         wait()
     return tl.load(experts + pair).to(tl.int64)
+
+
+@triton.jit
+def pairs_of(order, experts, tile, m, OVERLAP: tl.constexpr):
+    """The pairs at places ``m`` of a tile, and its expert, int64: read together, as neither tells where the other is.
+
+    Of an empty tile the pairs are anything.
+    """
+    if OVERLAP:
+        wait()
+    pairs = tl.load(order + m)
+    return pairs, tl.load(experts + tile).to(tl.int64)

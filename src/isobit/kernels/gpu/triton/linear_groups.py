@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.experts import expert_of
+from isobit.kernels.gpu.triton.experts import pairs_of
 from isobit.kernels.gpu.triton.linear_matrix import _epilogue, _operand, _reduce_split_k, _tile
 from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait_for_last
 
@@ -36,10 +36,10 @@ def linear_matrix_groups(
     groups = K // GROUP
     of = m
     if EXPERTS > 0:
-        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        pairs, expert = pairs_of(order, experts, tile_m, m, OVERLAP > 0)
         if expert < 0:
             return
-        m = tl.load(order + m)
+        m = pairs
         of = m // SHARE
         w, bias, scale = w + expert * N * K, bias + expert * N, scale + expert * N * groups
     column = tl.arange(0, BLOCK_K)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from isobit.kernels.gpu.triton.experts import expert_of
+from isobit.kernels.gpu.triton.experts import pairs_of
 from isobit.kernels.gpu.triton.linear_matrix import _add_quarter, _epilogue, _reduce_split_k, _tile
 from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait_for_last
 
@@ -139,10 +139,10 @@ def linear_matrix_halves(
     across = N
     of = m
     if EXPERTS > 0:
-        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        pairs, expert = pairs_of(order, experts, tile_m, m, OVERLAP > 0)
         if expert < 0:
             return
-        m = tl.load(order + m)
+        m = pairs
         of = m // SHARE
         across = N * EXPERTS
         w, bias = w + expert * N * (K // 4), bias + expert * N

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from isobit.kernels.gpu.triton.after import store_tile
 from isobit.kernels.gpu.triton.decode import nibbles, stream, to_bf16, to_f16
-from isobit.kernels.gpu.triton.experts import expert_of
+from isobit.kernels.gpu.triton.experts import pairs_of
 from isobit.kernels.gpu.triton.pdl import let_next_start, prefetch, wait_for_last
 
 
@@ -63,14 +63,30 @@ def _reduce_split_k(total, partials, counters, tile, split, SPLIT_K: tl.constexp
 
 
 @triton.jit
+def _factors(token_scale, scale, n, of, real, N, gain, HAS_TOKEN_SCALE: tl.constexpr, HAS_SCALE: tl.constexpr):
+    """What the sums of rows ``n`` and of tokens ``of`` are multiplied by, those that are ``real``; 1 for nothing."""
+    of_row = tl.load(scale + n, mask=n < N, other=0.0) * gain if HAS_SCALE else 1.0
+    of_token = tl.load(token_scale + of, mask=real, other=0.0) if HAS_TOKEN_SCALE else 1.0
+    return of_row, of_token
+
+
+@triton.jit
 def _epilogue(total, y, residual, token_scale, scale, bias, n, m, of, N, M, gain, HAS_TOKEN_SCALE: tl.constexpr,
               HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
     """The epilogue: scales, bias, and what ``store_tile`` does with a tile ``[BLOCK_N, BLOCK_M]``."""
+    of_row, of_token = _factors(token_scale, scale, n, of, m < M, N, gain, HAS_TOKEN_SCALE, HAS_SCALE)
+    _finish(total, y, residual, of_row, of_token, bias, n, m, N, M, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS, AFTER)
+
+
+@triton.jit
+def _finish(total, y, residual, of_row, of_token, bias, n, m, N, M, HAS_TOKEN_SCALE: tl.constexpr,
+            HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
+    """The epilogue behind ``_factors``."""
     y_tile = total.to(tl.float32)
     if HAS_SCALE:
-        y_tile = y_tile * (tl.load(scale + n, mask=n < N, other=0.0) * gain)[:, None]
+        y_tile = y_tile * of_row[:, None]
     if HAS_TOKEN_SCALE:
-        y_tile = y_tile * tl.load(token_scale + of, mask=m < M, other=0.0)[None, :]
+        y_tile = y_tile * of_token[None, :]
     if HAS_BIAS:
         y_tile += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     store_tile(y, residual, y_tile, n, m, N, M, AFTER)
@@ -109,10 +125,10 @@ def linear_matrix(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     of = m
     if EXPERTS > 0:
-        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        pairs, expert = pairs_of(order, experts, tile_m, m, OVERLAP > 0)
         if expert < 0:
             return
-        m = tl.load(order + m)
+        m = pairs
         of = m // SHARE
         w, scale, bias = w + expert * N * K, scale + expert * N, bias + expert * N
     column = tl.arange(0, BLOCK_K)
@@ -129,6 +145,8 @@ def linear_matrix(
     elif OVERLAP < 0:
         wait_for_last()
     real = (m < M)[None, :]
+    if EXPERTS > 0:  # rows of K are short: scales that are asked for behind them are waited for
+        of_row, of_token = _factors(token_scale, scale, n, of, m < M, N, gain, HAS_TOKEN_SCALE, HAS_SCALE)
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for at in range(begin, end, BLOCK_K):
         k = at + column
@@ -149,7 +167,9 @@ def linear_matrix(
     last = True
     if SPLIT_K > 1:
         last, total = _reduce_split_k(total, partials, counters, tile, split, SPLIT_K, BLOCK_N, BLOCK_M)
-    if last:
+    if EXPERTS > 0:
+        _finish(total, y, residual, of_row, of_token, bias, n, m, N, M, HAS_TOKEN_SCALE, HAS_SCALE, HAS_BIAS, AFTER)
+    elif last:
         _epilogue(total, y, residual, token_scale, scale, bias, n, m, of, N, M, gain, HAS_TOKEN_SCALE, HAS_SCALE,
                   HAS_BIAS, AFTER)  # fmt: skip
 
@@ -182,10 +202,10 @@ def linear_matrix_block(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     of = m
     if EXPERTS > 0:
-        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        pairs, expert = pairs_of(order, experts, tile_m, m, OVERLAP > 0)
         if expert < 0:
             return
-        m = tl.load(order + m)
+        m = pairs
         of = m // SHARE
         high = tl.cdiv(N, GROUP)  # blocks of an expert, which begins with a row of them
         w, bias = w + expert * (high * GROUP) * K, bias + expert * N
@@ -267,10 +287,10 @@ def linear_matrix_nibbles(
     across = N
     of = m
     if EXPERTS > 0:
-        expert = expert_of(experts, tile_m, OVERLAP > 0)
+        pairs, expert = pairs_of(order, experts, tile_m, m, OVERLAP > 0)
         if expert < 0:
             return
-        m = tl.load(order + m)
+        m = pairs
         of = m // SHARE
         across = N * EXPERTS
         w, bias = w + expert * N * (K // 4), bias + expert * N
@@ -343,10 +363,10 @@ def linear_matrix_stream(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     of = m
     if EXPERTS > 0:
-        expert = expert_of(experts, tile_m, False)
+        pairs, expert = pairs_of(order, experts, tile_m, m, False)
         if expert < 0:
             return
-        m = tl.load(order + m)
+        m = pairs
         of = m // SHARE
         bias += expert * N
     column = tl.arange(0, BLOCK_K)
