@@ -93,13 +93,15 @@ def _matrix(row: Variant, call: Call, machine: Machine, config: Config) -> Confi
         config = for_some(config, machine.target, lambda one: _at_once(one, machine), call.matrix.n, call.tokens)
         constants = dict(config.constexprs)
     if call.experts and "SPLIT_K" in constants:
-        config = for_experts(replace(config, constexprs=constants), machine.target, call.tokens, call.matrix.k)
-        constants = dict(config.constexprs)
-        constants["SPLIT_K"] = 1  # there are tiles enough
         if "UNIT" in constants and int(constants["BLOCK_M"] or 1) > FEW:  # with four warps registers spill on sm_120
             config = replace(config, num_warps=max(8, config.num_warps))
             if not takes_narrow_tiles(machine.target) and machine.target.registers <= 256:  # and on gfx1100
                 constants["BLOCK_M"] = FEW
+        element = "" if call.matrix.spec is None else call.matrix.spec.element
+        config = for_experts(
+            replace(config, constexprs=constants), machine.target, call.tokens, call.matrix.k, element
+        )  # fmt: skip
+        constants = {**config.constexprs, "SPLIT_K": 1}  # there are tiles enough
     elif some and call.tokens <= SOME_MORE or constants.get("SPLIT_K", 1) != 1:
         constants["SPLIT_K"] = _split_k(call, machine, config, most)
     finished = replace(config, signature=_types(row, call, config), constexprs=constants)

@@ -208,16 +208,17 @@ def place_ranked(
     row = tl.arange(0, AT_ONCE)[:, None]
     if OVERLAP:
         wait()
-    every = tl.zeros((WIDTH,), tl.int32)
-    before = tl.zeros((WIDTH,), tl.int32)
+    every = tl.zeros((AT_ONCE, WIDTH), tl.int32)  # added up once, behind the loop: that goes through shared memory
+    mine = tl.zeros((AT_ONCE, WIDTH), tl.int32)
     for begin in range(0, blocks, AT_ONCE):
         other = begin + row
         found = tl.load(
             counts + other * EXPERTS + number[None, :], mask=(other < blocks) & (number < EXPERTS)[None, :], other=0
         )  # fmt: skip
-        every += tl.sum(found, axis=0)
-        before += tl.sum(tl.where(other < block, found, 0), axis=0)
-    needed = (every + (TILE - 1)) // TILE
+        every += found
+        mine += tl.where(other < block, found, 0)
+    before = tl.sum(mine, axis=0)
+    needed = (tl.sum(every, axis=0) + (TILE - 1)) // TILE
     ends = tl.cumsum(needed, axis=0)
     tl.store(bases + block * EXPERTS + number, (ends - needed) * TILE + before, mask=number < EXPERTS)
     _tell(experts, needed, ends, tiles, block, blocks, WIDTH)
