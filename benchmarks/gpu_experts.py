@@ -7,7 +7,8 @@ and prompts; each beside its floor, the weights that a step reads over 4.5 TB/s.
     python benchmarks/gpu_experts.py --quick                                 # tiny, on the CPU, not recorded
 
 Weights are random and made on the device, so that nothing is read from a disk; each (shape, scheme) runs in this
-process, one after the other. Figures are medians, as `isobit bench` takes them. "all" is tokens of answers over
+process, one after the other. Figures are medians, as `isobit bench` takes them. Prompts
+go in pieces of 8192 tokens, as plans have it for such models (legalize/pieces.py). "all" is tokens of answers over
 the time of a run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a
 layer, where each token chooses A of E at random, as tokens of random weights do that have no mean (expert_choices.py).
 
@@ -49,6 +50,7 @@ from isobit.models.norms import Norm
 from isobit.models.place import Place, place
 from isobit.models.roles import by_role
 from isobit.models.stacking import routing
+from isobit.targets.prefill import MIXED
 
 BANDWIDTH = 4.5e12  # bytes a second that an H200 reads
 QWEN = {
@@ -246,7 +248,7 @@ def measured(args: argparse.Namespace, shape: str, name: str, config: ModelConfi
     bundled = Path(__file__).parents[1] / "src" / "isobit" / "bundled" / "model"
     llm = LLM(
         made, Tokenizer.from_folder(bundled), sequences=max(case.batch for case in cases),
-        cache_tokens=BLOCK * max(case.blocks for case in cases), prefix_cache=False,
+        cache_tokens=BLOCK * max(case.blocks for case in cases), prefix_cache=False, wide=None if args.quick else MIXED,
     )  # fmt: skip
     read = bench.reader(made)
     for case in cases:
