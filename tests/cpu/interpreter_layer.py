@@ -75,6 +75,8 @@ ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     ),
     "one each, in one piece": (AttentionSpec(2, 2, 20), [(1, 257), (1, 30), (1, 1)], 300),
     "one each, long": (AttentionSpec(2, 2, 16, window=600), [(1, 1100), (1, 513)], 256),
+    "one each, parts of 512": (AttentionSpec(64, 64, 4), [(1, 1100), (1, 1025)], 64),
+    "one each, no whole words of codes": (AttentionSpec(2, 2, 18), [(1, 70), (1, 1)], 64),
     "partial rope": (AttentionSpec(4, 2, 24, rope_dims=12), [(1, 30), (20, 40), (1, 0)], 16),
     "neighbours, sinks, window": (
         AttentionSpec(6, 2, 16, rope_dims=8, interleaved=True, sinks=torch.tensor([0.3, -2.0, 4.0, 0.0, -50.0, 1.0]),
@@ -120,7 +122,7 @@ def coded() -> Iterator[tuple[str, float]]:
     names = {
         "e4m3fn": ("decoding", "mixture", "norm of all heads", "one each", "one each, norms, window, cap"),
         "e5m2": ("one prompt", "one each, sinks, chunks", "one each, in one piece"),
-        "int8": ("window, cap, scale", "chunks", "one each, long"),
+        "int8": ("window, cap, scale", "chunks", "one each, long", "one each, no whole words of codes"),
     }  # fmt: skip
     for element, cases in names.items():
         for name in cases:

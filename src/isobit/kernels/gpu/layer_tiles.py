@@ -84,7 +84,7 @@ class AttentionShape:
     @property
     def width(self) -> int:
         """The head's width as tiles have it."""
-        return _power_of_two(self.dim)
+        return power_of_two(self.dim)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class RareRope:
     scaled: bool = False
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
@@ -162,7 +162,7 @@ def _attention(shape: AttentionShape, target: Target, tile: _Tile, signature: di
 
 def attention_few(shape: AttentionShape, target: Target) -> Config:
     """Configuration of ``attention_few``."""
-    rows = max(_TILE_ROWS, _power_of_two(shape.group * shape.few))
+    rows = max(_TILE_ROWS, power_of_two(shape.group * shape.few))
     config = _attention(
         shape, target, _few_tile(shape, target, rows),
         {"work": "*fp32", "stats": "*fp32", "room": "i32", "queries": "i32"},
@@ -238,9 +238,9 @@ def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
     return _Tile(64, 32, 4, 2) if size <= 256 else _Tile(32, 32, 4, 2)
 
 
-def parts_of(most: int) -> int:
-    """Parts of a sequence of up to ``most`` tokens that there must be room for."""
-    return 1 if most <= ONE_PART else min(MOST_PARTS, max(1, -(-most // PART)))
+def parts_of(most: int, parts: int = MOST_PARTS) -> int:
+    """Parts of a sequence of up to ``most`` tokens that there must be room for, of up to so many."""
+    return 1 if most <= ONE_PART else min(parts, max(1, -(-most // PART)))
 
 
 def programs_of(parts: int, others: int, multiprocessors: int) -> int:
@@ -262,7 +262,7 @@ def rope_append(shape: RopeShape, target: Target) -> Config:
         **dict.fromkeys(("stride_q", "stride_k", "stride_v", "block"), "i32"), "eps": "fp32",
     }  # fmt: skip
     constants: dict[str, Constant] = {
-        "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "HALF": _power_of_two(shape.dim // 2),
+        "HEADS": shape.heads, "KV_HEADS": shape.kv_heads, "DIM": shape.dim, "HALF": power_of_two(shape.dim // 2),
         "BATCH": HEADS_AT_ONCE, "NORM": shape.norm, "ELEMENT": shape.element, "OVERLAP": overlaps(target),
         "LATE": shape.late, **by_instructions(shape.element, target),
     }  # fmt: skip
@@ -276,7 +276,7 @@ def rope_append_any(shape: RareRope, target: Target) -> Config:
     constants = {name: value for name, value in plain.constexprs.items() if name != "HALF"}
     constants |= groups.constants
     constants |= {
-        "WIDTH": _power_of_two(shape.plain.dim), "NORM": shape.norm, "ROTATED": shape.rotated,
+        "WIDTH": power_of_two(shape.plain.dim), "NORM": shape.norm, "ROTATED": shape.rotated,
         "INTERLEAVED": shape.interleaved, "SCALED": shape.scaled,
     }  # fmt: skip
     return replace(plain, signature={**plain.signature, "q_scale": "*fp32", **groups.types}, constexprs=constants)

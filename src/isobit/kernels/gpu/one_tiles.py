@@ -12,8 +12,13 @@ from isobit.targets.spec import Target
 # Keys of a tile, for four warps, or eight where a thread has few registers. Bits depend on both, so they are the same
 # for any number of sequences. Whole steps of a 7B in fp8 on an H200 (dev/LOG.md, 2026-11-28), behind 192 and 4032
 # tokens, and 64 behind 72 and 512: 2.36, 2.77, 3.96 and 7.22 ms; with eight warps 2.35, 2.98, 4.54 and 8.01; with tiles
-# of 32 2.45, 2.82, 3.87 and 7.43.
-_KEYS = 64
+# of 32 2.45, 2.82, 3.87 and 7.43. Keys of more than 256 bytes come in half as many, one tile ahead: there are no
+# registers for more.
+_KEYS, _WIDE_KEYS, _WIDE = 64, 32, 256
+# Programs of a long sequence, two for each of an H200's 132 multiprocessors: one more would wait until all others have
+# ended. Steps of eight layers of a 7B behind 4040 tokens took 598 us with 512 programs, and 540 with 256 whose loads
+# are asked for two tiles ahead (dev/LOG.md, 2026-11-29). Bits depend on it, so no machine has another number.
+_PROGRAMS = 256
 _ROOMY = 2  # programs of a multiprocessor up to which each may have registers for two tiles
 
 
@@ -54,6 +59,16 @@ def spread(attention: AttentionShape, rope: RopeShape, parts: int, sequences: in
     return OneShape(attention, rope, 2 if few else 1, parts > 1)
 
 
+def most_parts(heads: int) -> int:
+    """Parts of a sequence at most, a power of two: with all heads about two programs for each multiprocessor."""
+    return max(1, min(tiles.MOST_PARTS, tiles.power_of_two(-(-_PROGRAMS // heads))))
+
+
+def _is_packed(shape: AttentionShape) -> bool:
+    """Whether a head's keys are whole words."""
+    return shape.dim * (1 if shape.element else shape.key_bytes // shape.width) % 4 == 0
+
+
 def attention_one(shape: OneShape, target: Target) -> Config:
     """Configuration of ``attention_one``."""
     plain = shape.attention
@@ -61,15 +76,16 @@ def attention_one(shape: OneShape, target: Target) -> Config:
     warps = tiles.warps_of(target)
     lanes = target.backend[2] if target.backend is not None else 32
     bytes_of_key = plain.width if plain.element else plain.key_bytes
-    slots = min(_KEYS, max(1, 16 * lanes * warps // bytes_of_key))  # rows that all threads read with one load each
+    keys, ahead = (_KEYS, shape.ahead) if bytes_of_key <= _WIDE else (_WIDE_KEYS, 1)
+    slots = min(keys, max(1, 16 * lanes * warps // bytes_of_key))  # rows that all threads read with one load each
     shared = (
-        "HEADS", "DIM", "WIDTH", "PART", "ONE", "MOST", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
+        "HEADS", "DIM", "WIDTH", "PART", "ONE", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
         "ASM", "OVERLAP",
     )  # fmt: skip
     constants: dict[str, Constant] = {name: few.constexprs[name] for name in shared} | {
         "ROWS": max(1, lanes * warps // plain.width) if plain.element else slots, "SLOTS": slots,
-        "DEEP": _KEYS // slots, "AHEAD": shape.ahead, "SPLIT": shape.split, "NORM": shape.rope.norm,
-        "BLOCK": 0 if plain.columns == 1 else plain.block,
+        "DEEP": keys // slots, "AHEAD": ahead, "PACKED": _is_packed(plain), "SPLIT": shape.split,
+        "NORM": shape.rope.norm, "BLOCK": 0 if plain.columns == 1 else plain.block, "MOST": most_parts(plain.heads),
     }  # fmt: skip
     types = {**few.signature, **rope.signature, "counters": "*i32"}
     del types["rotated"], types["queries"]

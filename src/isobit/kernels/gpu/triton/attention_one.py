@@ -21,14 +21,46 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _words(place, PACKED: tl.constexpr):
+    """The words at ``place``, if they are read so."""
+    return place.to(tl.pointer_type(tl.int32), bitcast=True) if PACKED else place
+
+
+@triton.jit
+def _numbers(read, DTYPE: tl.constexpr, PACKED: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr):
+    """What ``_tile`` read of keys or values, as ``numbers_of`` has them.
+
+    Args:
+        DTYPE: what the cache has.
+    """
+    if not PACKED:
+        return numbers_of(read, ELEMENT, ASM)
+    elif DTYPE == tl.float32:
+        return read.to(tl.float32, bitcast=True)
+    elif DTYPE == tl.bfloat16:  # the upper half of a float32
+        low, high = (read << 16).to(tl.float32, bitcast=True), (read & -65536).to(tl.float32, bitcast=True)
+        return tl.reshape(tl.join(low, high), (read.shape[0], 2 * read.shape[1]))
+    elif DTYPE == tl.float16:
+        low, high = read.to(tl.int16).to(DTYPE, bitcast=True), (read >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+        return tl.reshape(tl.join(low, high), (read.shape[0], 2 * read.shape[1])).to(tl.float32)
+    else:
+        first, second = read.to(tl.int8), (read >> 8).to(tl.int8)
+        third, fourth = (read >> 16).to(tl.int8), (read >> 24).to(tl.int8)
+        codes = tl.join(tl.join(first, third), tl.join(second, fourth))
+        codes = tl.reshape(codes, (read.shape[0], 4 * read.shape[1])).to(DTYPE, bitcast=True)
+        return numbers_of(codes, ELEMENT, ASM)
+
+
+@triton.jit
 def _tile(
     cache, table, at, end, block, head,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, DEEP: tl.constexpr,
-    BLOCK: tl.constexpr, ELEMENT: tl.constexpr,
+    BLOCK: tl.constexpr, PACKED: tl.constexpr, ELEMENT: tl.constexpr,
 ):  # fmt: skip
     """Keys and values ``[DEEP * SLOTS, WIDTH]`` of positions ``at`` and on, and the scales of codes ``[DEEP * SLOTS]``.
 
-    From ``end`` on they are zeros, and nothing is read.
+    From ``end`` on they are zeros, and nothing is read. PACKED, they are int32 words of the cache's numbers, which are
+    taken apart where they are used: a number of 16 or 8 bits has a register of its own while it waits for its turn.
     """
     keys, values, key_scales, value_scales = cache
     n = tl.arange(0, DEEP * SLOTS)
@@ -41,13 +73,14 @@ def _tile(
     else:
         held = tl.load(table + (at + n) // BLOCK, mask=there, other=0).to(tl.int64)
         base, rows = tl.full((), 0, tl.int64), (held * HEADS + head) * BLOCK + (at + n) % BLOCK
-    d = tl.arange(0, WIDTH)[None, :]
+    EACH: tl.constexpr = 32 // keys.dtype.element_ty.primitive_bitwidth if PACKED else 1
+    d = tl.arange(0, WIDTH // EACH)[None, :]
     mask = there[:, None]
     if DIM != WIDTH:
-        mask = mask & (d < DIM)
-    place = rows[:, None] * DIM + d
-    key = tl.load(keys + base * DIM + place, mask=mask, other=0)
-    value = tl.load(values + base * DIM + place, mask=mask, other=0)
+        mask = mask & (d < DIM // EACH)
+    place = rows[:, None] * (DIM // EACH) + d
+    key = tl.load(_words(keys + base * DIM, PACKED) + place, mask=mask, other=0)
+    value = tl.load(_words(values + base * DIM, PACKED) + place, mask=mask, other=0)
     if ELEMENT == "":
         return key, value, 1.0, 1.0
     else:
@@ -58,8 +91,8 @@ def _tile(
 @triton.jit
 def _add(
     query, tile, at, begin, end, gain, factor, sums,
-    SLOTS: tl.constexpr, DEEP: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr,
-    ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    DTYPE: tl.constexpr, SLOTS: tl.constexpr, DEEP: tl.constexpr, PACKED: tl.constexpr, WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """One more tile in the sums of SLOTS sums of exponents, each of which has DEEP of its keys.
 
@@ -72,7 +105,7 @@ def _add(
     key, value, key_scale, value_scale = tile
     peak, weight, total = sums
     # Rows that are SLOTS apart are one thread's, one behind the other.
-    numbers = tl.reshape(numbers_of(key, ELEMENT, ASM), (DEEP, SLOTS, total.shape[1]))
+    numbers = tl.reshape(_numbers(key, DTYPE, PACKED, ELEMENT, ASM), (DEEP, SLOTS, total.shape[1]))
     products = tl.sum(numbers * query[None, :, :], axis=2)
     if ELEMENT != "":
         products = products * tl.reshape(gain_of(key_scale, ELEMENT), (DEEP, SLOTS))
@@ -89,7 +122,7 @@ def _add(
     weight = tl.fma(weight, less, tl.sum(weights, axis=0))
     if ELEMENT != "":
         weights = weights * tl.reshape(gain_of(value_scale, ELEMENT), (DEEP, SLOTS))
-    numbers = tl.reshape(numbers_of(value, ELEMENT, ASM), (DEEP, SLOTS, total.shape[1]))
+    numbers = tl.reshape(_numbers(value, DTYPE, PACKED, ELEMENT, ASM), (DEEP, SLOTS, total.shape[1]))
     added = tl.sum(numbers * weights[:, :, None], axis=0)
     return higher, weight, tl.fma(total, tl.broadcast_to(less[:, None], total.shape), added)
 
@@ -157,8 +190,9 @@ def _merged(work, stats, first, last, WIDTH: tl.constexpr, MOST: tl.constexpr):
 def _sums(
     fixed, token, head, at, seen, end, is_last,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
-    DEEP: tl.constexpr, AHEAD: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """What one part of the keys gives: old ones from ``at`` to ``end - 1``, and the newest if it ``is_last``.
 
@@ -167,9 +201,12 @@ def _sums(
     """
     q, k, v, cos, sin, norms, strides, cache, table, block, eps, gain, factor = fixed
     TILE: tl.constexpr = SLOTS * DEEP
+    DTYPE: tl.constexpr = k.dtype.element_ty if ELEMENT == "" else cache[0].dtype.element_ty
     ahead = ()
     for i in tl.static_range(AHEAD):
-        tile = _tile(cache, table, at + i * TILE, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, ELEMENT)
+        tile = _tile(
+            cache, table, at + i * TILE, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, PACKED, ELEMENT
+        )  # fmt: skip
         ahead = ahead + (tile,)  # type: ignore[assignment]  # as many as AHEAD
     if OVERLAP:  # in further parts nothing is left to wait for
         wait_for_last()
@@ -177,14 +214,15 @@ def _sums(
         q, k, v, cos, sin, norms, strides, token, head, eps, gain, factor, is_last, cache[0], cache[1], ROWS, SLOTS,
         NORM, DIM, WIDTH, SOFTCAP, ELEMENT,
     )  # fmt: skip
-    for i in tl.static_range(AHEAD):
-        sums = _add(
-            query, ahead[i], at + i * TILE, seen, end, gain, factor, sums, SLOTS, DEEP, WINDOW, CHUNK, SOFTCAP, ELEMENT,
-            ASM,
+    for now in range(at, end, TILE):
+        tile = _tile(
+            cache, table, now + AHEAD * TILE, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, PACKED, ELEMENT
         )  # fmt: skip
-    for now in range(at + AHEAD * TILE, end, TILE):
-        tile = _tile(cache, table, now, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, ELEMENT)
-        sums = _add(query, tile, now, seen, end, gain, factor, sums, SLOTS, DEEP, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM)
+        sums = _add(
+            query, ahead[0], now, seen, end, gain, factor, sums, DTYPE, SLOTS, DEEP, PACKED, WINDOW, CHUNK, SOFTCAP,
+            ELEMENT, ASM,
+        )  # fmt: skip
+        ahead = (tile,) if AHEAD == 1 else (ahead[1], tile)  # type: ignore[assignment]
     peak, weight, total = _together(sums)
     return peak, weight, total, new
 
@@ -194,9 +232,10 @@ def attention_one(
     q, k, v, cos, sin, q_norm, k_norm, slots, keys, values, key_scales, value_scales, sinks, starts, lengths, table,
     out, work, stats, counters, stride_q, stride_k, stride_v, columns, room, block, window, eps, gain, factor,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
-    DEEP: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr, PART: tl.constexpr, ONE: tl.constexpr,
-    MOST: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
-    SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr, OVERLAP: tl.constexpr,
+    DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, PART: tl.constexpr,
+    ONE: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of one new token; the others are left alone. Grid: (programs, HEADS, B).
 
@@ -216,7 +255,8 @@ def attention_one(
         ROWS: rows that a new key or value is read as: SLOTS, so that every thread has what it multiplies; of codes no
             more than threads have a number each: it is rounded once, and goes from there to all.
         SLOTS, DEEP: keys of a tile: so many sums, each of so many; their product divides PART.
-        AHEAD: tiles that are asked for ahead.
+        AHEAD: tiles that are asked for ahead, one or two.
+        PACKED: whether a head's keys are whole words of 32 bits, and are read so.
         SPLIT: whether a sequence may have more than one part.
     """
     head, b = tl.program_id(1), tl.program_id(2)
@@ -243,7 +283,7 @@ def attention_one(
                 is_last = (part == parts - 1) & (length > 0)
                 peak, weight, total, news = _sums(
                     fixed, token, head, at, seen, tl.minimum(at + size, length - 1), is_last, HEADS, DIM, WIDTH, ROWS,
-                    SLOTS, DEEP, AHEAD, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
+                    SLOTS, DEEP, AHEAD, PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
                 )  # fmt: skip
                 first = (b * HEADS + head).to(tl.int64) * room
                 if parts == 1:
@@ -261,7 +301,7 @@ def attention_one(
             is_last = length > 0
             peak, weight, total, news = _sums(
                 fixed, token, head, oldest, seen, length - 1, is_last, HEADS, DIM, WIDTH, ROWS, SLOTS, DEEP, AHEAD,
-                BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
+                PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
             )  # fmt: skip
             _leave(out + (token * HEADS + head) * DIM, peak, weight, total, sinks + head, DIM, SINKS)
             if is_last & (slot >= 0):
