@@ -72,7 +72,7 @@ def inner(config: dict[str, Any]) -> int:
 
 
 def measured(path: Path = RESULTS / "gpu_experts.csv") -> list[Step]:
-    """The newest figure of each step, and of the larger prompts."""
+    """The newest figure of each step, and of the larger prompts in pieces of 2048 tokens."""
     found: dict[tuple[object, ...], Step] = {}
     with open(path, newline="") as file:
         for row in sorted(csv.DictReader(file), key=lambda row: row["date"]):
@@ -82,7 +82,8 @@ def measured(path: Path = RESULTS / "gpu_experts.csv") -> list[Step]:
             if row["step_ms"]:
                 found[*one, "step"] = Step(*one, prompt + new // 2, float(row["step_ms"]) / 1e3, False, where)
             seconds = batch * prompt / float(row["prefill_tok_s"])
-            if (batch, prompt) in PROMPTS:
+            longer = 2048 < int(row["piece"] or 0) <= batch * prompt
+            if (batch, prompt) in PROMPTS and not longer:
                 found[*one, prompt] = Step(*one, prompt, seconds, True, where)
     return list(found.values())
 

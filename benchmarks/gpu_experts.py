@@ -7,10 +7,11 @@ and prompts; each beside its floor, the weights that a step reads over 4.5 TB/s.
     python benchmarks/gpu_experts.py --quick                                 # tiny, on the CPU, not recorded
 
 Weights are random and made on the device, so that nothing is read from a disk; each (shape, scheme) runs in this
-process, one after the other. Figures are medians, as `isobit bench` takes them. Prompts
-go in pieces of 8192 tokens, as plans have it for such models (legalize/pieces.py). "all" is tokens of answers over
-the time of a run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B) experts of a
-layer, where each token chooses A of E at random, as tokens of random weights do that have no mean (expert_choices.py).
+process, one after the other. Figures are medians, as `isobit bench` takes them. Prompts go in pieces of 8192 tokens, as
+plans have it for such models (legalize/pieces.py); rows that name no piece were in pieces of 2048. "all" is tokens of
+answers over the time of a run, as other engines' throughput is given. A step of B tokens reads E (1 - (1 - A / E)^B)
+experts of a layer, where each token chooses A of E at random, as tokens of random weights do that have no mean
+(expert_choices.py).
 
 The peer is vLLM with dummy weights, 64 tokens in, 128 out (`--load-format dummy`), at the same batches.
 """
@@ -262,7 +263,7 @@ def measured(args: argparse.Namespace, shape: str, name: str, config: ModelConfi
             "step_ms": round(1e3 * found.step, 4) if decodes else "",
             "floor_ms": round(1e3 * least, 4) if decodes else "",
             "share": round(least / found.step, 3) if decodes else "", "all_tok_s": round(found.whole, 1),
-            "prefill_tok_s": round(found.prefill, 1),
+            "prefill_tok_s": round(found.prefill, 1), "piece": "" if args.quick else MIXED,
         }  # fmt: skip
 
 

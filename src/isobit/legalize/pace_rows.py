@@ -8,39 +8,39 @@ from isobit.legalize.pace import Pace
 PACES: tuple[Pace, ...] = (
     Pace(
         ("nvidia", "amd"),
-        "e4m3fn",
-        True,
-        ((1, 0.748), (8, 0.804), (64, 0.933), (256, 0.88)),
-        1.124,
-        ("sm_90",),
-        "NVIDIA H200, 2026-11-28, commit e499e69: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
-    ),
-    Pace(
-        ("nvidia", "amd"),
-        "int4",
-        False,
-        ((1, 0.709), (8, 0.954), (64, 1.43), (256, 1.192)),
-        1.135,
-        ("sm_90",),
-        "NVIDIA H200, 2026-11-28, commit e499e69: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
-    ),
-    Pace(
-        ("nvidia", "amd"),
         "bfloat16",
         False,
-        ((1, 0.846), (8, 0.937), (64, 1.007), (256, 1.051)),
-        1.089,
+        ((1, 0.846), (8, 0.934), (64, 0.989), (256, 1.065)),
+        1.094,
         ("sm_90",),
-        "NVIDIA H200, 2026-11-28, commit e499e69: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
+        "NVIDIA H200, 2026-11-29, commit 18296d9: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
+    ),
+    Pace(
+        ("nvidia", "amd"),
+        "e4m3fn",
+        True,
+        ((1, 0.748), (8, 0.806), (64, 0.942), (256, 0.856)),
+        1.11,
+        ("sm_90",),
+        "NVIDIA H200, 2026-11-29, commit 18296d9: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
     ),
     Pace(
         ("nvidia", "amd"),
         "int8",
         True,
-        ((1, 0.732), (8, 0.779), (64, 0.858), (256, 0.883)),
-        1.194,
+        ((1, 0.735), (8, 0.78), (64, 0.861), (256, 0.916)),
+        1.192,
         ("sm_90",),
-        "NVIDIA H200, 2026-11-28, commit e499e69: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
+        "NVIDIA H200, 2026-11-29, commit 18296d9: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
+    ),
+    Pace(
+        ("nvidia", "amd"),
+        "int4",
+        False,
+        ((1, 0.707), (8, 0.948), (64, 1.47), (256, 1.18)),
+        1.12,
+        ("sm_90",),
+        "NVIDIA H200, 2026-11-29, commit 18296d9: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)",
     ),
 )
 
@@ -65,7 +65,7 @@ EXPERTS: tuple[Experts, ...] = (
         "group",
         128,
         0.924,
-        0.0957,
+        0.0958,
         ((64, 0.339),),
         5.77e-06,
         ("sm_90",),
@@ -87,7 +87,7 @@ EXPERTS: tuple[Experts, ...] = (
 )
 
 AROUND = Around(
-    ((1, 3.3e-07), (8, 4.7e-06), (64, 1.661e-05), (2048, 1.683e-05)),
+    ((1, 3.8e-07), (8, 4.11e-06), (64, 1.601e-05), (2048, 1.683e-05)),
     ("sm_90",),
     "NVIDIA H200, 2026-11-28: steps of two mixtures (benchmarks/results/gpu_experts.csv)",
 )

@@ -28,7 +28,7 @@ from isobit.targets.detect import find_compiler
 
 LIBRARY = Path(__file__).with_name("_cpu.so")
 NOTE = LIBRARY.with_suffix(".json")  # how the build went, written by cpp/build.py
-ABI = 8  # ISOBIT_CPU_ABI of cpp/isobit_cpu.h
+ABI = 9  # ISOBIT_CPU_ABI of cpp/isobit_cpu.h
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
