@@ -24,6 +24,7 @@ from shapes import SHAPES
 
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.legalize.mixtures import Around, Experts
+from isobit.legalize.ops import Op
 from isobit.legalize.pace import Pace
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.models.workload import workload
@@ -101,11 +102,11 @@ def fitted(steps: list[Step]) -> Pace:
         points.append((one.batch, round(max(0.1, (one.seconds - attention * mine) / rest), 3)))
     row = scheme_named(steps[0].scheme)
     element = row.weights.element if row.weights else {"bf16": "bfloat16", "f16": "float16"}[row.name]
+    op = Op("linear", "any", 1, 1, row.weights, row.activations, dtype=element)
     target, _ = lookup(steps[0].where.split(",")[0].removeprefix("NVIDIA "))
     source = f"{steps[0].where}: whole steps of a Llama-2-7B (benchmarks/results/engine_decode.csv)"
     return Pace(
-        ("nvidia", "amd"), element, row.activations is not None, tuple(points), round(attention, 3),
-        (target.name,), source,
+        ("nvidia", "amd"), *op.timed_as, tuple(points), round(attention, 3), (target.name,), source,
     )  # fmt: skip
 
 

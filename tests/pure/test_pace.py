@@ -10,12 +10,14 @@ import pytest
 from isobit.legalize.ops import Op
 from isobit.legalize.pace import EXPECTED, Pace, pace
 from isobit.legalize.pace_rows import PACES
+from isobit.legalize.text import describe
+from isobit.models.planning import plans
 from isobit.targets.prefill import prompt_tokens
 from isobit.targets.table import target
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-FP8 = Pace(("nvidia",), "e4m3fn", True, ((1, 1.0), (8, 2.0), (64, 4.0)), 0.5, ("sm_90",), "measured")
-INT4 = Pace(("nvidia",), "int4", False, ((1, 3.0),), 1.0, ("sm_90",), "measured")
+FP8 = Pace(("nvidia",), "e4m3fn", True, "channel", 0, ((1, 1.0), (8, 2.0), (64, 4.0)), 0.5, ("sm_90",), "measured")
+INT4 = Pace(("nvidia",), "int4", False, "group", 128, ((1, 3.0),), 1.0, ("sm_90",), "measured")
 
 
 @pytest.fixture
@@ -76,3 +78,26 @@ def test_the_nearest_row_is_taken() -> None:
     assert pace(op("fp8"), hopper, rows) is FP8 and pace(op("int8"), hopper, rows) is FP8
     assert pace(op("int4"), hopper, rows) is INT4 and pace(op("int3"), hopper, rows) is INT4
     assert pace(op("fp8"), target("cpu-avx2"), rows) is EXPECTED and pace(op("fp8"), hopper, ()) is EXPECTED
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4"])
+def test_whole_steps_that_were_timed_are_called_measured(name: str) -> None:
+    assert said_of(name) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "name", ["f16", "fp8-e5m2", "fp8-static", "fp8-block", "fp8-w8a16", "int8-w8a16", "int4-g32", "int4-asym", "int3"]
+)
+def test_other_formats_are_estimates_and_say_why(name: str) -> None:
+    assert said_of(name) == (False, True)
+
+
+def said_of(name: str) -> tuple[bool, bool]:
+    """Whether a 7B's plan for an H200 has measured figures, and whether it says that no such step was timed."""
+    sizes = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    sizes |= {"num_attention_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes}
+    found = plans(config, targets=["h200"], scheme_names=[name], calibration=False)[1][0][0]
+    assert found.cost is not None
+    assert any("~" in line for line in describe([found])[:6]) != found.cost.measured, "the table marks it"
+    return found.cost.measured, any("were not timed" in line for line in found.cost.sources)

@@ -23,6 +23,9 @@ _BY_CHANCE = (
 _UNTIMED = (
     "formats with scales of few bits (MX, NVFP4) are taken to be as fast as others of their width; no GPU was timed"
 )
+_OTHER_STEPS = (
+    "whole steps in just this format were not timed: they are taken to be as those of the nearest one that was"
+)
 _LONG_STEPS = "steps of prompts of more than 2048 tokens are taken to be as others in mixtures; that is not measured"
 _AS_OTHERS = "experts are taken to be read as fast as other linears; that is not measured"
 
@@ -127,6 +130,8 @@ def cost(
         whole = max(whole, layers * engine.python_layer + rounded * engine.python_rounding)
     rows = {row for part in parts for row in part.rows}
     said, guessed = _assumed(work, target, batch, prompt, mixed)
+    if paced is not EXPECTED and not paced.is_of(_widest(work)):
+        said, guessed = [*said, _OTHER_STEPS], True
     where = [
         engine.measured_on,
         *(row.measured_on for row in rows),

@@ -56,9 +56,7 @@ class Experts:
 
     def is_of(self, op: Op) -> bool:
         """Whether just such weights and activations were measured, and not only their width."""
-        spec = op.weights
-        scales = (spec.granularity, spec.group or 0) if spec is not None else ("", 0)
-        return (self.weights, self.rounded, self.granularity, self.group) == (op.w, op.activations is not None, *scales)
+        return (self.weights, self.rounded, self.granularity, self.group) == op.timed_as
 
     def seconds(self, op: Op, weight_bytes: float, tiles: Tiles, rate: float, board: Board) -> float:
         """For all layers.

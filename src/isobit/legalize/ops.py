@@ -80,6 +80,13 @@ class Op:
         return self.weights.element if self.weights else self.stored or self.dtype
 
     @property
+    def timed_as(self) -> tuple[str, bool, str, int]:
+        """What a measured time is of: format of the weights, whether activations are rounded, what shares a scale of
+        the weights (empty where they have none), and weights that share one, of a group (else 0)."""
+        scales = (self.weights.granularity, self.weights.group or 0) if self.weights is not None else ("", 0)
+        return (self.w, self.activations is not None, *scales)
+
+    @property
     def scales(self) -> str:
         """Format of the scales of groups of both weights and activations, if it is one of few bits; else empty."""
         both = self.weights, self.activations

@@ -24,6 +24,8 @@ class Pace:
         vendors: whose devices.
         weights: element format of the weights.
         rounded: whether activations are.
+        granularity: what shares a scale of the weights; empty for those that have none.
+        group: weights that share one, of ``group``; else 0.
         points: (sequences, how many times as long as predicted everything but attention takes), by sequences.
         attention: how many times as long attention takes.
         measured_on: names of targets.
@@ -33,10 +35,16 @@ class Pace:
     vendors: tuple[str, ...]
     weights: str
     rounded: bool
+    granularity: str
+    group: int
     points: tuple[tuple[int, float], ...]
     attention: float
     measured_on: tuple[str, ...]
     source: str
+
+    def is_of(self, op: Op) -> bool:
+        """Whether just such weights and activations were measured, and not only their width."""
+        return (self.weights, self.rounded, self.granularity, self.group) == op.timed_as
 
     def at(self, sequences: int) -> float:
         """The factor for so many sequences: between points by the logarithm of their number, beyond them the last."""
@@ -48,7 +56,7 @@ class Pace:
         return a + (b - a) * math.log(sequences / first) / math.log(last / first)
 
 
-EXPECTED = Pace((), "", False, ((1, 1.0),), 1.0, (), "")  # as it is predicted
+EXPECTED = Pace((), "", False, "", 0, ((1, 1.0),), 1.0, (), "")  # as it is predicted
 
 
 def pace(op: Op, target: Target, rows: Sequence[Pace]) -> Pace:
