@@ -5,6 +5,7 @@ unset PYTHONPATH PYTHONHOME
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+export TMPDIR=$folder  # what is made there (by torch.compile) goes away with it
 cd "$folder"
 cp "$findings"/tiny.py .
 
