@@ -63,7 +63,8 @@ def test_the_figures_are_the_plan_s(model: Path) -> None:
     plan = isobit.plan(str(model), schemes=["bf16"], context=4096, memory="1GiB")[1][-1][0]
     assert found.memory == plan.memory and plan.memory.capacity == int(USABLE * (1 << 30))
     assert plan.memory.kv_per_token == PER_TOKEN
-    assert found.tokens == (plan.memory.capacity - found.held) // PER_TOKEN and found.fits
+    blocks = (plan.memory.capacity - found.held) // PER_TOKEN // BLOCK
+    assert found.tokens == blocks * BLOCK and found.fits
     assert asked(model, 1 << 30, sequences=65).held - found.held == 64 * 4 * tiny.VOCAB
     assert found.cache_tokens(2) == 2 * 4097 and found.cache_tokens(1 << 20) == found.tokens
 
@@ -263,6 +264,25 @@ def test_what_is_printed_before_serving_names_the_cache_s_context(model: Path) -
     held = isobit.LLM(model, memory=few, sequences=2).engine.longest
     assert held is not None and said(memory=few).startswith(f"{held} tokens, which is what the cache holds")
     assert said(memory="100MiB").startswith("4096 tokens"), "loading says that it does not fit"
+
+
+@pytest.mark.parametrize("more", [0, 60 << 10, 300 << 10])
+def test_plans_and_the_server_name_the_same_longest_context(model: Path, more: int) -> None:
+    """A cache has whole blocks, so a plan does not promise tokens of a block that there is no room for."""
+    few = least(model) + more
+    shown = running.planned(model, "cpu", memory=few)["plan"][0]
+    context = isobit.LLM(model, memory=few, sequences=1).engine.longest
+    assert shown["context"] == shown["memory"]["longest_context"] == context
+    plan = isobit.plan(str(model), schemes=["bf16"], memory=few)[1][-1][0]
+    assert plan.memory.longest_context == context and context % BLOCK == 0
+
+
+def test_a_sequence_takes_whole_blocks_of_a_plan_s_cache(model: Path) -> None:
+    short, long = (
+        isobit.plan(str(model), schemes=["bf16"], context=context, memory="1GiB")[1][-1][0].memory
+        for context in (1, BLOCK + 1)
+    )
+    assert short.kv == BLOCK * PER_TOKEN and long.kv == 2 * BLOCK * PER_TOKEN
 
 
 def test_the_engine_takes_the_plan_s_steps_of_prompts(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from isobit.engine.gallery import Gallery
 from isobit.engine.request import Part, Schedule
+from isobit.formats.caches import BLOCK
 from isobit.models.batch import Batch, lay_out
-from isobit.models.cache.paged import BLOCK, PagedCache
+from isobit.models.cache.paged import PagedCache
 from isobit.models.decoder import Decoder
 from isobit.targets.detect import memory
 

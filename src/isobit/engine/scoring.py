@@ -18,7 +18,7 @@ from isobit.engine.runner import ModelRunner
 from isobit.engine.sampler import scores
 from isobit.engine.scheduler import Scheduler
 from isobit.errors import IsobitError
-from isobit.models.cache.paged import BLOCK
+from isobit.formats.caches import BLOCK
 from isobit.targets.prefill import prefill_chunk
 
 

@@ -19,7 +19,7 @@ from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
 from isobit.errors import CapacityError, UsageError
 from isobit.evaluation.speed import Reader
-from isobit.models.cache.paged import BLOCK
+from isobit.formats.caches import BLOCK
 from isobit.models.decoder import Decoder
 
 GPU_BUFFER_BYTES = 4 << 30

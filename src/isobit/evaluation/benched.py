@@ -16,7 +16,7 @@ from isobit.errors import CapacityError, UsageError
 from isobit.evaluation import bench
 from isobit.evaluation.bench import Case, Measured
 from isobit.evaluation.paths import hardware, layer_kernels, linear_kernels
-from isobit.formats.caches import CacheFormat, cache_format
+from isobit.formats.caches import BLOCK, CacheFormat, cache_format
 from isobit.formats.schemes import Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.kernels.cpu import library as cpu_library
@@ -31,7 +31,6 @@ from isobit.legalize.calibration import (
 )
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
-from isobit.models.cache.paged import BLOCK
 from isobit.models.decoder import Decoder
 from isobit.models.planning import described, locate
 from isobit.models.room import Room

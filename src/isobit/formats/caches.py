@@ -9,6 +9,7 @@ from isobit.formats.scales import FLOAT_BITS, POWERS, ScaleSpec
 from isobit.formats.table import ELEMENTS, element
 
 PLAIN = ScaleSpec("float32")  # one for the keys and one for the values of each token and head
+BLOCK = 64  # tokens of a shared cache: a multiple of what the CPU kernels' attention (KEYS in layer.h) reads at once
 UNDER_HEADS = ScaleSpec("e4m3fn", "multiplies")  # of groups, under such a one
 
 

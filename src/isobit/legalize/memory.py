@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.checkpoint.layouts.table import nbytes
-from isobit.formats.caches import kv_bytes
+from isobit.formats.caches import BLOCK, kv_bytes
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
 from isobit.kernels.gpu.latent_tiles import arena
@@ -35,11 +35,12 @@ class Memory:
     Attributes:
         weights: codes, scales and zero points, and what is not quantized.
         kv_per_token: keys and values of one token of one sequence.
-        kv: the cache of ``batch`` sequences of ``context`` tokens.
+        kv: the cache of ``batch`` sequences of ``context`` tokens, each in whole blocks.
         activations: what one pass of the model holds at once.
         runtime: what the process holds besides.
         capacity: what the device can give; 0 when it is not known.
-        longest_context: tokens that fit with ``batch`` sequences, at most the model's own longest.
+        longest_context: tokens that fit with ``batch`` sequences, in whole blocks of a cache, at most the model's own
+            longest.
         largest_batch: sequences of ``context`` tokens that fit.
         tower: weights of what encodes media, in the dtype of activations.
         recorded: steps that a GPU runs as graphs, all that may come, and what they compute in.
@@ -208,12 +209,12 @@ def memory(
     return Memory(
         weights=weights,
         kv_per_token=per_token,
-        kv=per_token * context * batch,
+        kv=per_token * _held(context) * batch,
         activations=passing(batch, context),
         runtime=runtime,
         capacity=usable,
         longest_context=_longest_context(workload, left, per_token * batch, batch),
-        largest_batch=_largest_batch(left, per_token * context, context),
+        largest_batch=_largest_batch(left, per_token * _held(context), context),
         tower=tower,
         recorded=recorded(batch, context),
     )
@@ -240,9 +241,16 @@ def recorded_bytes(workload: Workload, activations: int, steps: int, sequences: 
     return steps * GRAPH_BYTES + activations // 2 + 4 * (sequences - 1) * workload.vocab + parts
 
 
+def _held(context: int) -> int:
+    """Tokens of a cache that a sequence takes: whole blocks."""
+    return -(-context // BLOCK) * BLOCK
+
+
 def _longest_context(workload: Workload, left: Callable[[int, int], int], per_token: int, batch: int) -> int:
-    """The most tokens whose caches fit, up to the model's own longest."""
-    return _most(lambda context: left(batch, context) >= context * per_token, workload.max_context)
+    """The most tokens whose caches fit, up to the model's own longest; whole blocks, which is what a cache has."""
+    most = workload.max_context
+    found = _most(lambda context: left(batch, context) >= _held(context) * per_token, most)
+    return found if found == most else found // BLOCK * BLOCK
 
 
 def _largest_batch(left: Callable[[int, int], int], per_sequence: int, context: int) -> int:

@@ -16,7 +16,7 @@ from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
-from isobit.formats.caches import AUTO, CacheFormat
+from isobit.formats.caches import AUTO, BLOCK, CacheFormat
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu.compile.request import Request
 from isobit.kernels.gpu.layer_tiles import ONE_PART
@@ -29,7 +29,6 @@ from isobit.models import pack_experts
 from isobit.models.batch import Batch
 from isobit.models.blueprint import HEAD, by_input, layer_modules, layer_prefix
 from isobit.models.cache.memory import new_layers
-from isobit.models.cache.paged import BLOCK
 from isobit.models.config import LayerSpec, ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.experts import ExpertsMLP

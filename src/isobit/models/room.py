@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isobit.errors import CapacityError, IsobitError
-from isobit.formats.caches import CACHE_FORMATS, CacheFormat
+from isobit.formats.caches import BLOCK, CACHE_FORMATS, CacheFormat
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.legalize.memory import USABLE, Memory, recorded_bytes
 from isobit.legalize.plan import Plan, Request, plan
@@ -56,9 +56,9 @@ class Room:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the cache can hold."""
+        """Tokens that the cache can hold, in whole blocks; or the longest context, if that has no more."""
         left = (self.memory.capacity - self.held) // max(1, self.memory.kv_per_token)
-        return max(0, left, self.memory.longest_context)
+        return max(0, left // BLOCK * BLOCK, self.memory.longest_context)
 
     @property
     def fits(self) -> bool:

@@ -19,10 +19,10 @@ from isobit.engine.generate import require_room
 from isobit.engine.llm import LLM
 from isobit.errors import CapacityError, Unsupported, UsageError
 from isobit.evaluation import certificate
+from isobit.formats.caches import BLOCK
 from isobit.legalize import text
 from isobit.legalize.ops import Refusal
 from isobit.legalize.plan import Plan
-from isobit.models.cache.paged import BLOCK
 from isobit.models.place import place
 from isobit.models.planning import DEFAULT_CONTEXT
 from isobit.server import logs

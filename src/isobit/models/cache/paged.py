@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from isobit.formats.caches import AUTO, CacheFormat
+from isobit.formats.caches import AUTO, BLOCK, CacheFormat
 from isobit.models.batch import Batch
 from isobit.models.cache.memory import Memory
 from isobit.models.config import ModelConfig
-
-BLOCK = 64  # tokens: a multiple of what the attention of the CPU kernels (KEYS in layer.h) reads at once
 
 
 class PagedCache(Memory):
