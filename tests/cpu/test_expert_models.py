@@ -18,6 +18,7 @@ from tiny import save_tokenizer
 from torch import Tensor
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
+import isobit
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
 from isobit.checkpoint.reader import Checkpoint
@@ -392,6 +393,29 @@ def test_static_scales_that_differ_round_each_expert_by_its_own() -> None:
         ids = torch.tensor([[expert]], dtype=torch.int32)
         alone = mixtures.bind(Mixture(**one), device="cpu").run(x, Routes(ids, weights))
         assert torch.equal(whole.run(x, Routes(ids, weights)), alone)
+
+
+def test_static_scales_that_differ_are_refused_on_gpus_by_plans_and_loading(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    quantize(source, folder, Policy(scheme("fp8-static")), progress=False)
+    assert isobit.plan(str(folder), targets=["h200"])[1][0][0].action == "native"
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.experts.4.down_proj"
+    tensors[f"{name}.input_scale"] = tensors[f"{name}.input_scale"] * 2
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (gpu, cpu) = isobit.plan(str(folder), targets=["h200", "laptop"])[1]
+    assert gpu[0].action == "refused" and cpu[0].action == "legalized"
+    (said,) = gpu[0].reasons
+    first, parts = name.replace("4", "0"), ("differ from expert to expert", "by one", "--device cpu", "isobit quantize")
+    for part in (f"{first}.input_scale is", f"{name}.input_scale", *parts):
+        assert part in said, said
+    isobit.load(folder)  # the CPU rounds each by its own
+    files = [f"{name.replace('4', str(number))}" for number in range(6)]
+    reads = [LinearWeight(random(8, 8), None, torch.tensor([1.0 + (number == 4)])) for number in range(6)]
+    stack(iter(reads), files, Path("x"), Place())
+    with pytest.raises(Unsupported, match="input_scale is 1, .*4.down_proj.input_scale 2") as error:
+        stack(iter(reads), files, Path("x"), Place("cuda"))
+    assert error.value.instead and "--device cpu" in error.value.instead
 
 
 def test_experts_that_are_there_twice_are_refused(tmp_path: Path) -> None:

@@ -111,8 +111,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         request: what for.
     """
     found = tuple(
-        (op, decide(op, target, allow_relaxed=request.allow_relaxed))
-        for op in ops(workload, scheme, target, request.kv)
+        (op, _decided(workload, scheme, op, target, request)) for op in ops(workload, scheme, target, request.kv)
     )
     lowered = [decision for _, decision in found if isinstance(decision, Lowering)]
     workspace = max((decision.workspace for decision in lowered), default=0)
@@ -155,6 +154,13 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         piece=tokens,
         unloaded=workload.unloaded,
     )
+
+
+def _decided(workload: Workload, scheme: Scheme | None, op: Op, target: Target, request: Request) -> Decision:
+    """How an op runs; or why not, where it is not for its format."""
+    if workload.uneven and scheme is None and op.experts and target.is_gpu:
+        return Refusal((workload.uneven,))
+    return decide(op, target, allow_relaxed=request.allow_relaxed)
 
 
 def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, Decision]], *, gpu: bool) -> list[Work]:

@@ -90,6 +90,7 @@ class Workload:
         unloaded: whether weights lie there that loading refuses; a note says why.
         tower: numbers of what encodes media for it, which no scheme quantizes; 0 where there is none, or nothing says
             how large it is.
+        uneven: why GPUs do not run its experts as they are stored, and what to do instead; empty where they may.
     """
 
     title: str
@@ -107,6 +108,7 @@ class Workload:
     notes: tuple[str, ...] = ()
     unloaded: bool = False
     tower: int = 0
+    uneven: str = ""
 
     @property
     def layers(self) -> int:

@@ -33,6 +33,7 @@ from isobit.formats.table import element
 from isobit.legalize.calibration import alike, calibrated, machine_key, software_key, with_bandwidth
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
+from isobit.models import uneven
 from isobit.models.archs import is_within, model_config
 from isobit.models.blueprint import expected_tensors
 from isobit.models.calibration import Calibration, load, usual_path
@@ -134,8 +135,10 @@ def described(config: Mapping[str, Any], folder: Path | None) -> Workload:
         infos, dtypes, damage = headers(folder)
         work = _described(config, folder, infos, dtypes)
         found, what = _strange(folder, infos)
+        own = "" if work.stored is None else uneven.in_files(infos)
     said = (*work.notes, *found.said(what), *([damage] if damage else []))
-    return replace(work, notes=notes_in_its_words(folder, said), unloaded=bool(found.names or damage))
+    return replace(work, notes=notes_in_its_words(folder, said), unloaded=bool(found.names or damage),
+                   uneven=f"{own}: {uneven.INSTEAD}" if own else "")  # fmt: skip
 
 
 def _described(

@@ -14,6 +14,7 @@ from isobit.errors import CheckpointError
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.grouped import Grouped, Routing
 from isobit.kernels.widened import for_gpu
+from isobit.models import uneven
 from isobit.models.feed_forward import Router
 from isobit.models.place import Place
 
@@ -37,6 +38,7 @@ def stack(reads: Iterable[LinearWeight], names: Sequence[str], file: Path, place
 
     Raises:
         CheckpointError: they are stored in different ways.
+        Unsupported: their static scales differ, and a GPU is to run them.
     """
     filled: _Filled | None = None
     scales: list[Tensor | None] = []
@@ -56,6 +58,10 @@ def stack(reads: Iterable[LinearWeight], names: Sequence[str], file: Path, place
         filled.put(number, read)
         scales.append(read.input_scale)
     assert filled is not None
+    if place.device != "cpu" and all(scale is not None for scale in scales):
+        values = [float(scale) for scale in scales if scale is not None]
+        if (reason := uneven.differing(names, values)) is not None:
+            raise uneven.refusal(reason)
     return filled.grouped(_one_scale(scales, place))
 
 
