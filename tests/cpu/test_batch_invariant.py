@@ -18,6 +18,7 @@ from tokenizers_for_tests import byte_level, write_folder
 
 import isobit
 from isobit.cli.main import main
+from isobit.engine import scoring
 from isobit.engine.answer import Completion
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
@@ -198,3 +199,22 @@ def test_a_mixture_s_prompts_are_the_same_in_steps_of_any_length(tmp_path: Path,
         llm = LLM(model, tokenizer, chunk=chunk, wide=wide)
         assert list(map(essence, llm.generate(prompts, params))) == wanted, (chunk, wide)
         assert llm.engine.scheduler.wide == longest, "the steps that many tokens are fed in"
+
+
+def test_a_mixture_s_scores_are_the_same_in_pieces_of_any_length(tmp_path: Path) -> None:
+    """`isobit eval` reads in pieces of the usual size and a server in the plan's: that moves no bit of a score."""
+    folder = save(make_model("Qwen3MoeForCausalLM", max_position_embeddings=512), tmp_path / "m")
+    model = load_model(folder, batch_invariant=True)
+    texts = [([(7 * place + 3 * text) % 300 for place in range(200)], 1) for text in range(4)]
+
+    def scored(chunk: int) -> dict[tuple[int, int], torch.Tensor]:
+        found = {}
+        for rows in scoring.read([model], texts, longest=200, chunk=chunk):
+            for number, place, logits in zip(rows.sequences, rows.places, rows.logits[0], strict=True):
+                found[int(number), int(place)] = logits.clone()
+        return found
+
+    wanted = scored(1000)
+    assert len(wanted) == 4 * 199
+    for chunk in (37, 256):
+        assert all(torch.equal(logits, wanted[place]) for place, logits in scored(chunk).items()), chunk

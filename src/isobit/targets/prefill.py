@@ -30,7 +30,8 @@ WIDE: Mapping[str, PrefillChunk] = {
     "sm_90": PrefillChunk(8192, "8 prompts of 2048 of a 7B take 4 to 8 % less time than in pieces of 2048"),
 }
 # Of mixtures of experts, where a plan says that it pays and the memory is there (legalize/pieces.py): a piece of 2048
-# tokens chooses all of 128 experts, so that four of them read what one of 8192 reads once. Not measured yet.
+# tokens chooses all of 128 experts, so that four of them read what one of 8192 reads once.
+# Scoring keeps the usual pieces (docs/plan.md).
 MIXED = 8192
 BESIDE = 64  # a wide step takes one token more for each so many, of requests that decode: prompts keep their whole room
 RESULTS = 512 << 20  # bytes of experts' results (float32) that a GPU holds before they are added up
