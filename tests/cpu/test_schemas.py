@@ -74,7 +74,27 @@ REWRITTEN = [
     ({"type": ["object", "null"], "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, [None, {"a": None}], [{}]),
     ({"type": "array", "prefixItems": [{"type": "null"}, {"$ref": "#"}], "minItems": 1}, [[None]], [[]]),
     ({"$ref": "#/properties/a", "properties": {"a": {"type": "object"}}}, [{}], [1]),
-]
+    (
+        {"type": "object", "nullable": True, "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+        [None, {"a": None}, {"a": {"a": None}}],
+        [{}, {"a": {}}, {"a": 1}],
+    ),
+    (  # references that lead through what is written otherwise
+        {
+            "nullable": True, "type": "object", "required": ["b"],
+            "properties": {"b": {"$ref": "#/$defs/c/properties/i~1j/items"}},
+            "$defs": {"c": {"nullable": True, "properties": {"i/j": {"type": "array", "items": {"type": "null"}}}}},
+        },
+        [None, {"b": None}],
+        [{}, {"b": 1}, 5],
+    ),
+    (
+        {"$ref": "#/$defs/n/$defs/m", "$defs": {"n": {"type": "integer", "format": "int8", "nullable": True,
+                                                        "$defs": {"m": {"const": "a"}}}}},
+        ["a"],
+        ["b", 1, None],
+    ),
+]  # fmt: skip
 
 REFUSED: list[tuple[Any, str]] = [
     *(({"items": {keyword: {}}}, keyword) for keyword in sorted(schema._INSTEAD)),

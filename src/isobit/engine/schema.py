@@ -92,7 +92,7 @@ def enforceable(schema: Any, called: str = "the JSON schema") -> Any:
         more = "" if len(reasons) <= _SHOWN else f"; and {len(reasons) - _SHOWN} more"
         listed = "; ".join(printable(reason, 300) for reason in reasons[:_SHOWN])
         raise UsageError(f"{called} has what cannot be enforced: {listed}{more}")
-    return _rewritten(schema)
+    return _rewritten(schema, "", {place: deeper for place, part in found if (deeper := _deeper(part))})
 
 
 def _require_size(schema: Any, called: str) -> None:
@@ -144,7 +144,7 @@ def _endless(schemas: Mapping[str, Any]) -> set[str]:
     waits: dict[str, list[set[str]]] = {}  # for each place: of each of these sets one must end
     for place, part in schemas.items():
         groups = []
-        if isinstance(part, Mapping):
+        if isinstance(part, Mapping) and not _nullable(part):
             target = part.get("$ref")
             if isinstance(target, str) and target.startswith("#"):
                 groups.append({target[1:]})
@@ -218,22 +218,55 @@ def _problems(part: Any, places: set[str]) -> Iterator[str]:
             yield f"{key[:80]!r}, which is no keyword that is known here"
 
 
-def _rewritten(part: Any) -> Any:
+def _nullable(part: Any) -> bool:
+    """Whether a schema is OpenAPI's way to say: this, or null."""
+    return isinstance(part, Mapping) and part.get("nullable") is True
+
+
+def _ranged(part: Any) -> bool:
+    """Whether a schema's format becomes a range of numbers."""
+    return isinstance(part, Mapping) and part.get("type") in ("integer", "number") and part.get("format") in _NUMBERS
+
+
+def _deeper(part: Any) -> str:
+    """By how much deeper what is in a schema stands once it is rewritten, as a JSON pointer."""
+    ranged = _ranged(part) and any(bound is not None for bound in _NUMBERS[part["format"]])
+    return "/anyOf/0" * _nullable(part) + "/allOf/0" * ranged
+
+
+def _led(target: str, moved: Mapping[str, str]) -> str:
+    """Where a ``$ref`` leads once what it passes through stands elsewhere."""
+    names, place, there = target[1:].split("/")[1:], "", "#"
+    for name in names:
+        there += f"{moved.get(place, '')}/{name}"
+        place += f"/{name}"
+    return there
+
+
+def _rewritten(part: Any, place: str, moved: Mapping[str, str]) -> Any:
+    """A schema as the library takes it.
+
+    Args:
+        part: it.
+        place: where it stood, as a JSON pointer.
+        moved: by how much deeper the parts of schemas stand that are rewritten, by their places.
+    """
     if not isinstance(part, Mapping):
         return part
     found: dict[str, Any] = {}
     for key, value in part.items():
+        here = f"{place}/{_escaped(key)}"
         if key in _MAPS and isinstance(value, Mapping):
-            found[key] = {name: _rewritten(one) for name, one in value.items()}
+            found[key] = {name: _rewritten(one, f"{here}/{_escaped(name)}", moved) for name, one in value.items()}
         elif key in _LISTS | {"items"} and isinstance(value, list):
-            found[key] = [_rewritten(one) for one in value]
+            found[key] = [_rewritten(one, f"{here}/{number}", moved) for number, one in enumerate(value)]
         elif key in _SINGLE:
-            found[key] = _rewritten(value)
+            found[key] = _rewritten(value, here, moved)
         elif key in ENFORCED or key == "$schema":
-            found[key] = value
-    if found.get("format") in _NUMBERS and found.get("type") in ("integer", "number"):
+            found[key] = _led(value, moved) if key == "$ref" else value
+    if _ranged(part):
         found = _in_range(found, *_NUMBERS[found.pop("format")])
-    return {"anyOf": [found, {"type": "null"}]} if part.get("nullable") is True else found
+    return {"anyOf": [found, {"type": "null"}]} if _nullable(part) else found
 
 
 def _in_range(schema: dict[str, Any], least: int | None, most: int | None) -> dict[str, Any]:
