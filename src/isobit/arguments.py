@@ -38,7 +38,7 @@ def whole(name: str, value: object, least: int, most: int = 2**63 - 1) -> int:
     except TypeError:
         raise _wrong(name, wanted, value) from None
     if isinstance(value, bool) or not least <= number <= most:
-        raise _wrong(name, wanted, value)
+        raise _wrong(name, f"a whole number from {least} to {most}" if number > most else wanted, value)
     return number
 
 

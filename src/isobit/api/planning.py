@@ -47,14 +47,14 @@ def plan(
     Raises:
         IsobitError: something named does not exist, or the model is not one that isobit runs.
     """
-    from isobit.models.planning import plans
+    from isobit.models.planning import LARGEST_BATCH, plans
 
     return plans(
         model if isinstance(model, Mapping) else model_named("model", model, revision),
         targets=arguments.texts("targets", targets),
         scheme_names=arguments.texts("schemes", schemes),
         context=arguments.optional_whole("context", context, 1),
-        batch=arguments.whole("batch", batch, 1),
+        batch=arguments.whole("batch", batch, 1, LARGEST_BATCH),
         kv=arguments.optional_text("kv", kv),
         allow_relaxed=arguments.flag("allow_relaxed", allow_relaxed),
         memory=arguments.optional_memory("memory", memory),
