@@ -171,6 +171,19 @@ def test_equal_scores_go_to_the_lower_number() -> None:
     assert found.ids.tolist() == [[5, 10, 0]] * 2 == reference_experts.route(routing, normal(2, HIDDEN)).ids.tolist()
 
 
+@pytest.mark.parametrize(("experts", "k"), [(3, 1), (5, 256), (6, 96), (7, 33), (33, 100), (128, 512)])
+def test_experts_whose_routers_have_equal_rows_tie_wherever_these_stand(experts: int, k: int, isa: str) -> None:
+    """Also where the last rows are computed by themselves: by another order of sums these would differ in a bit."""
+    weight, active = normal(experts, k, seed=1), min(experts, 4)
+    alike = sorted({0, 1, experts // 2, experts - 1})
+    weight[alike] = weight[0].clone()
+    route = CpuRouter(Routing(weight, active))
+    for tokens in (1, 2, 65):
+        for ids in route(normal(tokens, k, seed=tokens)).ids.tolist():
+            chosen = [expert for expert in ids if expert in alike]
+            assert chosen == alike[: len(chosen)]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     row = scheme("int8")
     parts = [role(row, *shape, 0)[0] for shape in ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))]

@@ -101,7 +101,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("predict", {"allow_mixed_fused": 1}, "allow_mixed_fused must be True or False"),
     ("quantize", {"max_shard_bytes": -1}, "max_shard_bytes must be a whole number of at least 1, not -1"),
     ("quantize", {"max_shard_bytes": True}, "max_shard_bytes must be"),
-    ("quantize", {"max_shard_bytes": 2**63}, "max_shard_bytes must be a whole number from 1 to 9223372036854775807, not"),
+    ("quantize", {"max_shard_bytes": 2**63}, "max_shard_bytes must be a whole number from 1 to 9223372036854775807"),
     ("quantize", {"max_shard_bytes": 5e9}, "max_shard_bytes must be"),
     ("quantize", {"threads": 1.5}, "threads must be a whole number from 1 to 4096, not 1.5"),
     ("quantize", {"threads": 0}, "threads must be"),
