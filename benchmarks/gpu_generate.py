@@ -74,12 +74,12 @@ def main() -> None:
 
 
 def write_tokenizer(folder: Path, vocab: int) -> None:
-    """A tokenizer of as many words: only ids matter here."""
-    words = {f"w{index}": index for index in range(vocab)}
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+    """A tokenizer of as many words: ids alone matter here, and that they become text as those of models do."""
+    words = {f"\u2581w{index}": index for index in range(vocab)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "\u2581w0"}
+    spaces = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
     body = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
-            "model": model}  # fmt: skip
+            "pre_tokenizer": spaces, "post_processor": None, "decoder": spaces, "model": model}  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(body))
 
 

@@ -114,14 +114,11 @@ for number in streams:
 def test_the_host_s_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: it imports torch, and nothing of it is compiled."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from isobit.bundled import model_path
-    from isobit.engine.tokenizer import Tokenizer
-
     module = importlib.import_module("engine_host")
-    for rows in (1, 3):
-        before, beside = module.measure(rows, 24, Tokenizer.from_folder(model_path()))
+    for kind, rows in (("text", 1), ("random", 3), ("words", 2)):
+        before, beside = module.measure(rows, 24, *module.chosen(kind, rows))
         assert before > 0 and beside > 0
-    for name in ("engine_host", "common"):
+    for name in ("engine_host", "gpu_generate", "shapes", "common"):
         sys.modules.pop(name, None)
 
 

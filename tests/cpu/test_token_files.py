@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers_for_tests import byte_fallback, byte_level
 from transformers import AutoTokenizer
 
-from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.engine.detokenizer import DecodeStream
+from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CheckpointError
 
 LETTERS = [chr(code) for code in range(32, 127)]

@@ -11,7 +11,8 @@ from tokenizers import Regex, decoders
 from tokenizers_for_tests import HARD_TEXTS, KINDS, byte_fallback, byte_level, write_folder
 from transformers import AutoTokenizer
 
-from isobit.engine.tokenizer import DecodeStream, Tokenizer, by_itself
+from isobit.engine.detokenizer import DecodeStream
+from isobit.engine.tokenizer import Tokenizer, by_itself
 from isobit.errors import CheckpointError
 
 
@@ -185,7 +186,7 @@ DECODERS = {
     "a pattern": (decoders.Replace(Regex("a+"), "b"), False),
     "stripped at its end": (decoders.Strip(" ", 0, 1), False),
     "bytes behind a fuse": (decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()]), False),
-    "none": (None, False),
+    "none": (None, True),
 }  # fmt: skip
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from isobit.engine.asked import Output
 from isobit.engine.constraint import Constraint
+from isobit.engine.detokenizer import DecodeStream
 from isobit.engine.params import SamplingParams, TokenLogprob
 from isobit.engine.request import FinishReason, made
 from isobit.engine.stops import StopWatch
-from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.engine.tokenizer import Tokenizer
 from isobit.models.media import MediaPrompt
 
 
@@ -78,6 +80,32 @@ class Piece(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class _Pieces(dict[int, "Piece | None"]):
+    """Pieces of one token each behind a text that is complete; None where its text depends on what stands there.
+
+    They are the same in every answer, so each is made once.
+    """
+
+    def __init__(self, texts: Mapping[int, str | None]) -> None:
+        self._texts = texts
+
+    def __missing__(self, token: int) -> Piece | None:
+        text = self._texts[token]
+        piece = self[token] = made(Piece, (text, (token,), None, None, ())) if text else None
+        return piece
+
+
+_PIECES = WeakKeyDictionary[Tokenizer, dict[bool, _Pieces]]()
+
+
+def _pieces(tokenizer: Tokenizer, skip_special: bool) -> _Pieces:
+    every = _PIECES.get(tokenizer)
+    if every is None:
+        both = {skip: _Pieces(tokenizer.all_behind(skip)) for skip in (True, False)}
+        every = _PIECES.setdefault(tokenizer, both)
+    return every[skip_special]
+
+
 class Answer:
     """One answer while it is made.
 
@@ -109,9 +137,10 @@ class Answer:
         self.place = 0  # what whoever waits knows it by, which comes with each piece
         self.priority = 0
         self.whole = False  # whether only its end is waited for: then its text is made there
-        self._unsaid = 0  # tokens at the end whose text is not made yet
+        self._said = 0  # tokens whose text is in _text; where the others have been given in pieces, that was theirs
         self._notes = notes
         self._decoder = DecodeStream(tokenizer, kept=frozenset(params.kept_special))
+        self._pieces = _pieces(tokenizer, not params.kept_special)
         self._watch, self._watches = StopWatch(params.stop), bool(params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -136,9 +165,9 @@ class Answer:
         if choice.error is not None:
             return Piece("", error=choice.error)
         token = choice.token
-        if self._unsaid:
-            self._say()
+        self._say()
         self._tokens.append(token)
+        self._said += 1
         logprobs = () if choice.logprob is None else (choice.logprob,)
         if logprobs:
             self._logprobs += logprobs
@@ -160,11 +189,19 @@ class Answer:
 
     def go_on(self, token: int, seconds: float) -> Piece | None:
         """:meth:`push` of a token behind others, that neither ends the answer nor is scored; None if nobody asks."""
-        self._tokens.append(token)
         self._decode += seconds
-        if self.whole and not self._watches:
-            self._unsaid += 1
-            return None
+        if not self._watches:
+            if self.whole:
+                self._tokens.append(token)
+                return None
+            if self._decoder.complete:
+                piece = self._pieces[token]
+                if piece is not None:
+                    self._tokens.append(token)
+                    return piece
+        self._say()
+        self._tokens.append(token)
+        self._said += 1
         text = self._decoder.push(token)
         if self._watches:
             text = self._watch.push(text)
@@ -174,17 +211,17 @@ class Answer:
         return made(Piece, (text, (token,), None, None, ()))
 
     def _say(self) -> None:
-        """Makes the text of tokens that have none yet; there are some."""
-        self._text += [self._decoder.push(token) for token in self._tokens[-self._unsaid :]]
-        self._unsaid = 0
+        """Makes the text of tokens that have none yet."""
+        if self._said < len(self._tokens):
+            self._text.append(self._decoder.push_all(self._tokens[self._said :]))
+            self._said = len(self._tokens)
 
     def abort(self) -> Piece:
         """It ends here, from outside."""
         return self._last("", (), "abort", None)
 
     def _last(self, text: str, tokens: tuple[int, ...], reason: FinishReason, stop: str | int | None) -> Piece:
-        if self._unsaid:
-            self._say()
+        self._say()
         if self._watch.found is None:  # what was held back, up to a stop string in it
             text += self._watch.push(self._decoder.finish())
             text += self._watch.finish()

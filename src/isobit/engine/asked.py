@@ -103,6 +103,7 @@ class Voices:
         self._any_stop = frozenset[int]().union(*self._stops)
         self._remember = [(row, one) for row, one in enumerate(self.choosers) if one.remembers]
         self._asked = asked
+        self._cached: list[int] | None = None
 
     def stop(self, tokens: Sequence[int]) -> bool:
         """Whether one of them ends with these tokens."""
@@ -114,4 +115,6 @@ class Voices:
         """These tokens are theirs, and end nothing."""
         for row, chooser in self._remember:
             chooser.add(tokens[row])
-        return Outputs(self.course.ids, tokens, seconds, [one.cached or 0 for one in self._asked])
+        if self._cached is None:  # not before all of them have their first token
+            self._cached = [one.cached or 0 for one in self._asked]
+        return Outputs(self.course.ids, tokens, seconds, self._cached)

@@ -266,6 +266,8 @@ class Engine:
         voices = self._goes_on(flight)
         began = time.perf_counter()
         try:
+            flight.pending.wait()
+            self.waited += time.perf_counter() - began
             tokens = None if voices is None else flight.pending.tokens()
             if voices is not None and tokens is not None and voices.stop(tokens):
                 tokens = None
@@ -273,7 +275,6 @@ class Engine:
         except Exception:
             self._cancel()
             raise
-        self.waited += time.perf_counter() - began
         with uninterrupted():
             self._flights.popleft()
             self._lost = False

@@ -45,6 +45,9 @@ class Runner(Protocol):
 class Pending(Protocol):
     """What a device will have chosen."""
 
+    def wait(self) -> None:
+        """Until the device has chosen; nothing else is done in that time."""
+
     def choices(self) -> list[Choice]:
         """A choice for each chooser; waits for the device. The same when it is called again."""
 
@@ -84,6 +87,9 @@ class Known:
 
     found: list[Choice]
     took: float
+
+    def wait(self) -> None:
+        """Nobody has to."""
 
     def choices(self) -> list[Choice]:
         return self.found

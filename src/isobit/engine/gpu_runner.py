@@ -78,7 +78,7 @@ class GpuRunner(ModelRunner):
             wanted = self._wanted = Wanted(choosers, rows, logits)
         if wanted.quiet:
             turn.close(inputs.result)
-            return Launched(turn, rows)
+            return Launched(turn, rows, wanted.at)
         if isinstance(schedule, Onward):
             unread = [1] * len(rows)
         else:
@@ -86,7 +86,7 @@ class GpuRunner(ModelRunner):
         wanted.choose(logits, unread, inputs.chosen)
         logprobs = wanted.logprobs(logits, inputs.chosen)
         turn.close(inputs.result)
-        return Launched(turn, rows, wanted.asked, logprobs)
+        return Launched(turn, rows, wanted.at, wanted.asked, logprobs)
 
     @torch.inference_mode()
     def record(self, sequences: Iterable[int] = ()) -> None:
@@ -220,10 +220,14 @@ class Wanted:
         choosers: they.
         rows: of the logits, one for each.
         logits: of the first step.
+
+    Attributes:
+        at: the rows, as an array of all rows is asked for them.
     """
 
     def __init__(self, choosers: Sequence[Chooser], rows: list[int], logits: Tensor) -> None:
         self.choosers, self.rows = choosers, rows
+        self.at: Any = slice(len(rows)) if rows == [*range(len(rows))] else np.array(rows, np.int64)
         self.quiet = all([chooser.quiet for chooser in choosers])
         if self.quiet:
             return
@@ -255,30 +259,37 @@ class Launched:
     Args:
         turn: closed: what comes back of it.
         rows: of it, one for each chooser.
+        at: the same, as :attr:`Wanted.at`.
         asked: choosers whose log-probabilities are wanted.
         logprobs: these.
     """
 
     def __init__(
-        self, turn: Turn, rows: list[int], asked: Sequence[int] = (), logprobs: device_sampler.Logprobs | None = None
-    ) -> None:
-        self._turn, self._rows, self._asked, self._logprobs = turn, rows, asked, logprobs
+        self, turn: Turn, rows: list[int], at: Any, asked: Sequence[int] = (),
+        logprobs: device_sampler.Logprobs | None = None,
+    ) -> None:  # fmt: skip
+        self._turn, self._rows, self._at, self._asked, self._logprobs = turn, rows, at, asked, logprobs
+        self._waited = False
+
+    def wait(self) -> None:
+        """Until the device has chosen."""
+        if not self._waited:  # asking the driver again takes as long as reading what came
+            self._turn.wait()
+            self._waited = True
 
     def tokens(self) -> list[int] | None:
         """Their tokens; None where one has none or more than that. Waits for the device."""
-        self._turn.wait()
+        self.wait()
         if self._logprobs is not None:
             return None
-        rows = self._rows
-        at: Any = slice(len(rows)) if rows[-1:] == [len(rows) - 1] and rows == [*range(len(rows))] else rows
-        if not np.isfinite(self._turn.highest[at]).all():
+        if not np.isfinite(self._turn.highest[self._at]).all():
             return None
-        found: list[int] = self._turn.tokens[at].tolist()
+        found: list[int] = self._turn.tokens[self._at].tolist()
         return found
 
     def choices(self) -> list[Choice]:
         """A choice for each chooser; waits for the device."""
-        self._turn.wait()
+        self.wait()
         rows, tokens, finite = self._rows, self._turn.tokens.tolist(), np.isfinite(self._turn.highest)
         found = [made(Choice, (tokens[row], None, None)) for row in rows]
         if not finite.all() and not finite[rows].all():  # padding may be anything

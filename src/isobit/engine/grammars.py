@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.engine.constraint import Constraint
+from isobit.engine.detokenizer import DecodeStream
 from isobit.engine.grammar import Grammar, Section
 from isobit.engine.helper import Helper
-from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import IsobitError, Unsupported, UsageError
 
 # Of llguidance's own: about a second of compiling, some 20 ms for a token, 100 MB of a lexer's states.

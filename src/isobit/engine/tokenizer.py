@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _CLEANED = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
-_UNSETTLED = 4 * len(_CLEANED)  # characters at the end that what follows may still change: 4 for each replacement
+UNSETTLED = 4 * len(_CLEANED)  # characters at the end that what follows may still change: 4 for each replacement
 _CLEANS_ANYWAY = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
@@ -71,7 +72,7 @@ class Tokenizer:
         self.vocab_size: int = fast.get_vocab_size(with_added_tokens=True)
         self._special_ids = _special_ids(fast) if special_ids is None else special_ids
         self._alone: dict[tuple[int, bool], str] = {}  # texts of single tokens, as they were asked for
-        self._behind: dict[bool, dict[int, str]] = {True: {}, False: {}}  # texts of tokens behind others, likewise
+        self._behind = {skip: _Kept(partial(self._added_by, skip_special=skip)) for skip in (True, False)}
         self._byte_ids = frozenset(id for token, id in fast.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
 
     @classmethod
@@ -174,26 +175,29 @@ class Tokenizer:
 
         It is kept. Of most tokenizers it is the token's own text but for spaces at the begin of it.
         """
-        kept = self._behind[skip_special]
-        text = kept.get(id)
-        if text is None:
-            text = kept[id] = self._added_by(id, skip_special)
-        return text
+        return self._behind[skip_special][id] or ""
 
-    def _added_by(self, id: int, skip_special: bool) -> str:
+    def all_behind(self, skip_special: bool = True) -> Mapping[int, str | None]:
+        """:meth:`behind` of every id; None for one that may begin a character which others complete."""
+        return self._behind[skip_special]
+
+    def _added_by(self, id: int, skip_special: bool) -> str | None:
         front = self._front
-        if front is None or self.cleans_up or self.is_byte(id) or self.is_special(id):
+        if front is None or self.cleans_up or self.is_byte(id) or self.is_special(id) or self.name_of(id) is None:
             return ""
         before, text = self.decode([front], skip_special), self.decode([front, id], skip_special)
-        return "" if text.endswith(REPLACEMENT) or not text.startswith(before) else text[len(before) :]
+        if text.endswith(REPLACEMENT):
+            return None
+        return text[len(before) :] if text.startswith(before) else ""
 
     @cached_property
     def _front(self) -> int | None:
         """A token that others are decoded behind; None where what a token adds depends on which."""
         if not by_itself(self._fast.decoder):
             return None
-        found = (id for token in "aeinost" if (id := self._fast.token_to_id(token)) is not None)
-        return next((id for id in found if self.decode_one(id).isalpha() and not self.is_special(id)), None)
+        letters = (id for token in "aeinost" if (id := self._fast.token_to_id(token)) is not None)
+        found = (id for id in chain(letters, range(self.vocab_size)) if not (self.is_byte(id) or self.is_special(id)))
+        return next((id for id in found if self.decode_one(id).isalnum()), None)
 
     def as_json(self) -> str:
         """The whole tokenizer in the form of tokenizer.json."""
@@ -249,86 +253,30 @@ def _cleans_up(folder: Path, read: Fast) -> bool:
     return type(read.tokenizer.model).__name__ != "BPE" or flag(folder, read.files.config, _CLEANS_ANYWAY)
 
 
-class DecodeStream:
-    """Decodes tokens one by one into text that is final: characters are given out only when they are complete.
+class _Kept(dict[int, "str | None"]):
+    """What tokens add to a text, each found out when it is asked for the first time."""
 
-    The pieces, with that of :meth:`finish`, concatenate to exactly ``tokenizer.decode(ids)``. A decoder may treat the
-    begin of its input specially (SentencePiece strips a space), so every window that is decoded begins with tokens
-    whose text is out already. A run of byte-fallback tokens is decoded as a whole, and so held until it ends.
+    def __init__(self, make: Callable[[int], str | None]) -> None:
+        self._make = make
 
-    Args:
-        tokenizer: of the model.
-        skip_special: whether special tokens are left out.
-        kept: those that are not.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, kept: frozenset[int] = frozenset()) -> None:
-        self._tokenizer = tokenizer
-        self._kept = kept if skip_special else frozenset[int]()
-        self._skip_special = skip_special
-        self._skips = skip_special and not self._kept  # what the tokenizer is asked to leave out
-        self._ids: list[int] = []
-        self._window = 0  # where the decoded window begins
-        self._done = 0  # tokens before this one are given out
-        self._emitted = 0  # characters
-
-    def push(self, id: int) -> str:
-        """Add a token; returns the text that has become final, often that token's, sometimes nothing."""
-        if self._emitted and self._done == len(self._ids):  # all of it is out, and is not empty
-            text = self._tokenizer.behind(id, self._skips)
-            if text:
-                self._ids.append(id)
-                self._window = self._done
-                self._done += 1
-                self._emitted += len(text)
-                return text
-        if self._tokenizer.name_of(id) is None:
-            return ""  # of a vocabulary that is padded beyond the tokenizer's: nothing, wherever it stands
-        hidden = self._skip_special and self._tokenizer.is_special(id) and id not in self._kept
-        if hidden and self._kept:
-            return ""
-        self._ids.append(id)
-        if hidden or self._tokenizer.is_byte(id):
-            return ""  # a special token that is left out does not end a run of bytes
-        if self._tokenizer.cleans_up:
-            return self._settled()
-        before = self._decode(self._ids[self._window : self._done])
-        text = self._decode(self._ids[self._window :])
-        if text.endswith(REPLACEMENT) or not text.startswith(before) or len(text) == len(before):
-            return ""
-        self._window, self._done = self._done, len(self._ids)
-        self._emitted += len(text) - len(before)
-        return text[len(before) :]
-
-    def finish(self) -> str:
-        """What was held back; an incomplete character becomes U+FFFD. Call once, at the end."""
-        rest = self._decode(self._ids)[self._emitted :]
-        self._emitted += len(rest)
-        return rest
-
-    def _settled(self) -> str:
-        """With spaces cleaned up: what no later token can change."""
-        text = self._decode(self._ids)
-        final = "" if text.endswith(REPLACEMENT) else text[self._emitted : -_UNSETTLED]
-        self._emitted += len(final)
-        return final
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        if len(ids) == 1:
-            return self._tokenizer.decode_one(ids[0], self._skips)
-        return self._tokenizer.decode(ids, self._skips) if ids else ""
+    def __missing__(self, id: int) -> str | None:
+        text = self[id] = self._make(id)
+        return text
 
 
 def by_itself(decoder: Any) -> bool:
     """Whether a decoder of the tokenizers library makes a text of each token, whatever the others are.
 
-    Bytes that are part of a character, and runs of byte-fallback tokens, are another matter.
+    Bytes that are part of a character, and runs of byte-fallback tokens, are another matter. Where there is no decoder
+    the library puts a space between the tokens.
     """
+    if decoder is None:
+        return True
     try:
         read = json.loads(decoder.__getstate__())
         listed = read["decoders"] if read["type"] == "Sequence" else [read]
         return [one["type"] for one in listed] == ["ByteLevel"] or all(_by_itself(one) for one in listed)
-    except Exception:  # there is none, or one that says nothing of itself
+    except Exception:  # one that says nothing of itself
         return False
 
 

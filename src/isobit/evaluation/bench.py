@@ -54,7 +54,8 @@ class Round:
 
     Attributes:
         steps: seconds of each step in which every sequence got a token, behind the first few.
-        host: seconds of each of them in which nobody waited for the model; None where that cannot be told.
+        host: seconds of each of them in which the engine worked and did not wait for the model; None where that
+            cannot be told.
         first: seconds until the first token of the first prompt.
         prefill: seconds until all prompts had their first token.
         whole: seconds until the last token.
@@ -241,7 +242,7 @@ def _run(llm: LLM, prompts: list[list[int]], new: int, counts: bool = True) -> R
     assert isinstance(model, Decoder)
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     on_cpu, engine = model.place.tensors.type == "cpu", llm.engine
-    times: list[tuple[float, float, int]] = []  # (seconds, of them waited, tokens) of each step
+    times: list[tuple[float, float, int]] = []  # (seconds, of them the engine's own, tokens) of each step
     first = prefill = 0.0
     waiting_for = set[int]()
     with Waiting(model) as waiting:
@@ -250,6 +251,7 @@ def _run(llm: LLM, prompts: list[list[int]], new: int, counts: bool = True) -> R
             waiting_for.add(llm.add(prompt, params))
         while llm.unfinished:
             waited, before = waiting.seconds if on_cpu else engine.waited, now
+            asked = time.perf_counter()  # what is done here with the pieces is part of the step, and not the engine's
             pieces = llm.step()
             now = time.perf_counter()
             for id, piece in pieces:
@@ -262,11 +264,11 @@ def _run(llm: LLM, prompts: list[list[int]], new: int, counts: bool = True) -> R
                 prefill, times = now - begin, []
                 continue
             waited = (waiting.seconds if on_cpu else engine.waited) - waited
-            times.append((now - before, waited, len(pieces)))
-    whole = [(taken, waited) for taken, waited, tokens in times if tokens == len(prompts)]
+            times.append((now - before, now - asked - waited, len(pieces)))
+    whole = [(taken, own) for taken, own, tokens in times if tokens == len(prompts)]
     if counts and not whole and new > PROMPT_NEW:
         raise CapacityError(f"{len(prompts)} sequences never decoded together: their cache is too small")
-    counted = whole[SETTLE_STEPS:] or whole or [(now - begin, 0.0)]
+    counted = whole[SETTLE_STEPS:] or whole or [(now - begin, now - begin)]
     known = on_cpu or engine.scheduler.ahead > 0  # else the host's time and the device's are one
-    host = tuple(taken - waited for taken, waited in counted) if known else None
+    host = tuple(own for _, own in counted) if known else None
     return Round(tuple(taken for taken, _ in counted), host, first, prefill, now - begin)

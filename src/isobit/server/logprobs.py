@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from isobit.engine.detokenizer import DecodeStream
 from isobit.engine.params import TokenLogprob
-from isobit.engine.tokenizer import DecodeStream, Tokenizer
+from isobit.engine.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
