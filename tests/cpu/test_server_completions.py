@@ -179,7 +179,7 @@ def test_of_tokens_that_look_alike_the_best_counts():
     from isobit.engine.params import TokenLogprob
     from isobit.server.logprobs import LOWEST, Legacy
 
-    tokenizer = SimpleNamespace(token_text=lambda id: "\N{REPLACEMENT CHARACTER}")
+    tokenizer = SimpleNamespace(token_text=lambda id: "\N{REPLACEMENT CHARACTER}", all_behind=lambda skip_special: {})
     legacy = Legacy(tokenizer)
     entry = TokenLogprob(7, -2.0, ((5, -0.5), (6, -1.0)), False)
     assert legacy._top(entry) == {"\N{REPLACEMENT CHARACTER}": -0.5}
