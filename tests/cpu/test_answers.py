@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -99,9 +101,13 @@ def test_tokens_pushed_together_are_those_pushed_one_by_one(kind: str, skip_spec
         assert many.finish() == one.finish()
 
 
-def test_pieces_are_made_once() -> None:
+def test_pieces_are_made_once_and_go_with_their_tokenizer() -> None:
     tokenizer = Tokenizer(words())
+    alive = weakref.ref(tokenizer)
     answers = [Answer(tokenizer, [1], SamplingParams(), 9) for _ in range(2)]
     for answer in answers:
         answer.push(Output(0, Choice(3)))
     assert answers[0].go_on(4, 0.0) is answers[1].go_on(4, 0.0)
+    del tokenizer, answers, answer
+    gc.collect()
+    assert alive() is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from isobit.engine.asked import Output
 from isobit.engine.constraint import Constraint
@@ -95,15 +94,10 @@ class _Pieces(dict[int, "Piece | None"]):
         return piece
 
 
-_PIECES = WeakKeyDictionary[Tokenizer, dict[bool, _Pieces]]()
-
-
 def _pieces(tokenizer: Tokenizer, skip_special: bool) -> _Pieces:
-    every = _PIECES.get(tokenizer)
-    if every is None:
-        both = {skip: _Pieces(tokenizer.all_behind(skip)) for skip in (True, False)}
-        every = _PIECES.setdefault(tokenizer, both)
-    return every[skip_special]
+    key = _Pieces, skip_special
+    found: _Pieces | None = tokenizer.kept.get(key)
+    return tokenizer.kept.setdefault(key, _Pieces(tokenizer.all_behind(skip_special))) if found is None else found
 
 
 class Answer:

@@ -44,6 +44,7 @@ class Tokenizer:
         notes: what a person should know about these files, as sentences.
         id_notes: those of them that are about which ids a text has, which matter to measurements, too.
         cleans_up: whether spaces before punctuation go when text is decoded (``clean_up_tokenization_spaces``).
+        kept: what others make of its tokens, by their own keys, for as long as there is this tokenizer.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Tokenizer:
         self._special_ids = _special_ids(fast) if special_ids is None else special_ids
         self._alone: dict[tuple[int, bool], str] = {}  # texts of single tokens, as they were asked for
         self._behind = {skip: _Kept(partial(self._added_by, skip_special=skip)) for skip in (True, False)}
+        self.kept: dict[Any, Any] = {}
         self._byte_ids = frozenset(id for token, id in fast.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
 
     @classmethod
