@@ -71,7 +71,16 @@ class IsobitError(Exception):
 
 
 class UsageError(IsobitError):
-    """An option or argument cannot be used as given."""
+    """An option or argument cannot be used as given.
+
+    Args:
+        message: names it, the reason and what to do instead.
+        field: its name, where it is a field of what was asked for.
+    """
+
+    def __init__(self, message: object = "", field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class FormatError(IsobitError):

@@ -54,6 +54,21 @@ def test_every_command_says_the_same(
     assert not (tmp_path / "out").exists() and "\x1b" not in said["plan"]
 
 
+def test_a_family_is_refused_before_the_files_that_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}')
+    options = {**COMMANDS, "bench": [], "serve": ["--port", "0"], "certify": ["--against", str(folder)]}
+    del options["info"]  # which describes what lies there
+    for command, words in options.items():
+        words = [str(tmp_path / "out") if word == "OUT" else word for word in words]
+        assert main([command, str(folder), *words]) == 2
+        assert "isobit: error: config.json: Mamba (MambaForCausalLM) has layers" in capsys.readouterr().err
+
+
 def test_yarn_runs_to_its_stretched_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_model(tmp_path / "m", context=32)
     config = json.loads((folder / "config.json").read_text())

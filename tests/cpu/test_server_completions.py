@@ -84,6 +84,18 @@ def test_unknown_fields_are_ignored_and_named(http):
         ({"max_tokens": "4"}, "max_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999": 5}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"prompt": [99999]}, "prompt"),
+        ({"prompt": [[1], [99999]]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_by_name(http, body, param):

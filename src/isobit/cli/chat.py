@@ -91,8 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
     from isobit import api
     from isobit.engine.tokenizer import Tokenizer
+    from isobit.models.opening import require_family
 
     folder = api.find(args.model, revision=args.revision)
+    require_family(folder)
     template = own if own is not None else Tokenizer.from_folder(folder).chat_template
     if template is None:
         raise UsageError(

@@ -94,10 +94,10 @@ def _pack(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from isobit import api
-    from isobit.checkpoint.reader import Checkpoint
     from isobit.kernels.gpu.compile.processes import triton_version
     from isobit.kernels.gpu.packs.write import write_pack
     from isobit.models.contents import contents
+    from isobit.models.opening import runnable
     from isobit.models.pack import requests
     from isobit.targets.detect import usable_cores
 
@@ -105,7 +105,7 @@ def _pack(args: argparse.Namespace) -> int:
     if len(targets) != 1:
         raise UsageError("a kernel pack is for one target: name it, e.g. --target sm_86")
     triton_version()  # says how to get it, before anything large is read
-    held = contents(Checkpoint.open(api.find(args.model, revision=args.revision)))
+    held = contents(runnable(api.find(args.model, revision=args.revision)))
     stored = cache_format(args.kv_cache)
     wanted, dtype = requests(held, targets[0], args.dtype, stored)
     notes.show(held.notes)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from isobit.checkpoint.reader import Checkpoint
 from isobit.engine.answer import Completion, Piece
 from isobit.engine.engine import SEQUENCES
 from isobit.engine.grammar import Grammar
@@ -19,6 +18,7 @@ from isobit.engine.prepare import Prompt
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError
 from isobit.formats.caches import cache_format
+from isobit.models.opening import runnable
 from isobit.models.place import place
 from isobit.models.room import Room, room
 from isobit.shortage import shortages
@@ -173,6 +173,7 @@ def load_llm(
     from isobit.models.encoders.table import open_tower
     from isobit.models.weights import load_model
 
+    ck = runnable(path)
     own = Tokenizer.from_folder(
         path if tokenizer is None else tokenizer
     )  # first: it fails in milliseconds where the weights take long
@@ -183,7 +184,6 @@ def load_llm(
         options["cache_tokens"] = left.cache_tokens(at_once or sequences)
     if left is not None:
         options.setdefault("wide", left.piece)
-    ck = Checkpoint.open(path)
     model = load_model(
         ck, dtype=dtype, device=device, kv_cache=kv_cache, batch_invariant=batch_invariant, context=context
     )  # fmt: skip

@@ -89,11 +89,11 @@ class SamplingParams:
             left_out = (value is None and name in _OPTIONAL) or (name == "max_tokens" and self._reads_only)
             reason = None if left_out else problem(name, value)
             if reason is not None:
-                raise UsageError(reason)
+                raise UsageError(reason, name)
         if not isinstance(self.repetition_aware, Repetition | None):
             raise UsageError(f"repetition_aware must be a Repetition or None, not {short(self.repetition_aware)}")
         if not isinstance(self.ignore_eos, bool):
-            raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+            raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}", "ignore_eos")
 
     @property
     def _reads_only(self) -> bool:
@@ -104,9 +104,9 @@ class SamplingParams:
 def _stop_strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
     if not isinstance(strings, (tuple, list)) or not all(isinstance(text, str) and text for text in strings):
-        raise UsageError(f"stop must be texts that are not empty, not {stop!r}")
+        raise UsageError(f"stop must be texts that are not empty, not {stop!r}", "stop")
     if len(strings) > MAX_STOP_STRINGS:
-        raise UsageError(f"stop has {len(strings)} texts; at most {MAX_STOP_STRINGS} are possible")
+        raise UsageError(f"stop has {len(strings)} texts; at most {MAX_STOP_STRINGS} are possible", "stop")
     return tuple(strings)
 
 
@@ -122,7 +122,8 @@ def _biases(given: object) -> tuple[tuple[int, float], ...]:
     except (TypeError, ValueError):
         raise UsageError(
             f"logit_bias must be token ids and numbers between -{MAX_LOGIT_BIAS:g} and {MAX_LOGIT_BIAS:g}, like "
-            f"{{17: -100}}, not {short(given)}"
+            f"{{17: -100}}, not {short(given)}",
+            "logit_bias",
         ) from None
     return tuple(sorted(found.items()))
 

@@ -58,7 +58,7 @@ def prepared(
     require_known(ids, vocabulary, tokenizer)
     beyond = next((id for id, _ in params.logit_bias if id >= vocabulary), None)
     if beyond is not None:
-        raise UsageError(f"logit_bias names token {beyond}; the model has {vocabulary} tokens, from 0 on")
+        raise UsageError(f"logit_bias names token {beyond}; the model has {vocabulary} tokens, from 0 on", "logit_bias")
     most = room(ids, params.max_tokens, int(model.config.max_context), tokenizer.defaults)
     if media is not None:
         require_sound(media, most, model.config)

@@ -33,8 +33,14 @@ def given_ids(prompt: Iterable[int]) -> list[int]:
     raise UsageError(f"a prompt is a text or a list of token ids (integers); {type(wrong).__name__} given")
 
 
-def require_known(ids: Sequence[int], vocabulary: int, tokenizer: Tokenizer) -> None:
+def require_known(ids: Sequence[int], vocabulary: int, tokenizer: Tokenizer, field: str = "prompt") -> None:
     """The model must have every token of a prompt: what lies beyond its embedding is no memory of it.
+
+    Args:
+        ids: of the tokens.
+        vocabulary: how many tokens the model has.
+        tokenizer: which may know more.
+        field: where the ids were given.
 
     Raises:
         UsageError: one is outside the model's vocabulary; names the token.
@@ -43,7 +49,9 @@ def require_known(ids: Sequence[int], vocabulary: int, tokenizer: Tokenizer) -> 
     if wrong is not None:
         name = tokenizer.name_of(wrong)
         called = "" if name is None else f" ({name!r}, which the tokenizer knows and the model does not)"
-        raise UsageError(f"token id {wrong}{called} is outside the model's vocabulary of {vocabulary} tokens")
+        raise UsageError(
+            f"{field}: token id {wrong}{called} is outside the model's vocabulary of {vocabulary} tokens", field
+        )
 
 
 def room(ids: Sequence[int], max_tokens: int | None, context: int, defaults: Defaults) -> int:

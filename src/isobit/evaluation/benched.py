@@ -32,6 +32,7 @@ from isobit.legalize.calibration import (
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models.decoder import Decoder
+from isobit.models.opening import require_family
 from isobit.models.planning import described, locate
 from isobit.models.room import Room
 from isobit.models.weights import load_model
@@ -160,6 +161,7 @@ def run(
         IsobitError: it cannot be loaded, or its context is too short for what is asked.
     """
     progress("loading")
+    require_family(folder)
     tokenizer = Tokenizer.from_folder(folder)
     left = require_room(folder, device, memory, kv_cache, max(batches))
     if left is not None:  # what cannot be run is refused before a tensor is read

@@ -17,6 +17,7 @@ from isobit.evaluation.measure import Asked, Source, evaluate_asked
 from isobit.evaluation.statistics import Estimate
 from isobit.evaluation.work import text_digest
 from isobit.formats.caches import AUTO, cache_format
+from isobit.models.opening import require_family
 
 Verdict = Literal["same", "within", "differs", "not measured"]
 
@@ -57,6 +58,8 @@ def certify(folder: Path, name: str, source: Source, asked: Asked) -> tuple[Cert
     Raises:
         IsobitError: bad input, models that cannot be compared, or a folder that cannot be written.
     """
+    for path in (folder, source.path):
+        require_family(path)
     files, origin = certificate.marks(folder), certificate.marks(source.path)
     if _content(files) == _content(origin):
         raise UsageError(f"{name} and {source.name} are the same checkpoint: there is nothing that it lost")

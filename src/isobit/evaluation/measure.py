@@ -24,6 +24,7 @@ from isobit.evaluation.statistics import RESAMPLES
 from isobit.evaluation.windows import DEFAULT_CTX, DEFAULT_TOKENS
 from isobit.models.contents import TABLE, contents
 from isobit.models.decoder import Decoder
+from isobit.models.opening import require_family, runnable
 from isobit.models.place import place
 from isobit.shortage import shortages
 from isobit.targets.detect import detect
@@ -86,7 +87,7 @@ def load_subject(
         kv_cache: what it stores keys and values as.
         batch_invariant: see :func:`isobit.evaluation.loading.load_measured`.
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = runnable(path)
     model = load_measured(
         checkpoint, device=device, lowering=lowering, kv_cache=kv_cache, batch_invariant=batch_invariant
     )
@@ -174,6 +175,7 @@ class Source:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        require_family(self.path)
         return Tokenizer.from_folder(self.path)
 
     @cached_property
@@ -203,6 +205,7 @@ class Asked:
 def measured(path: Path, name: str, source: Source | None, asked: Asked, keep: Keep | None = None) -> Evaluation:
     """One model on a text, against its source if there is one."""
     corpus = asked.corpus
+    require_family(path)
     tokenizer = Tokenizer.from_folder(path)
     if source is not None:
         require_same_tokens(corpus, tokenizer, source.tokenizer, (name, source.name))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from isobit.checkpoint.kvscales import KvScales
 from isobit.checkpoint.layouts.reading import LinearWeight
 from isobit.checkpoint.linear import read_linear
-from isobit.checkpoint.reader import Checkpoint
 from isobit.errors import UsageError
 from isobit.formats.caches import AUTO, BLOCK, CacheFormat
 from isobit.formats.qtensor import QTensor
@@ -38,6 +37,7 @@ from isobit.models.latent import Absorbed
 from isobit.models.layers import Layer
 from isobit.models.linear import Linear
 from isobit.models.norms import Norm
+from isobit.models.opening import runnable
 from isobit.models.ops.gpu import GATES
 from isobit.models.ops.table import choose
 from isobit.models.parts import Vector
@@ -76,7 +76,7 @@ def requests(
     """
     from isobit.kernels.gpu.bind import bind
 
-    held = contents(Checkpoint.open(source)) if isinstance(source, Path) else source
+    held = contents(runnable(source)) if isinstance(source, Path) else source
     name = dtype or _stored_dtype(held.config)
     if name not in _DTYPES:
         raise UsageError(f"--dtype {name}: activations are in {', '.join(_DTYPES)}")

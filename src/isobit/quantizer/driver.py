@@ -34,6 +34,7 @@ from isobit.models.archs import is_within
 from isobit.models.blueprint import HEAD, classifier
 from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
+from isobit.models.opening import runnable
 from isobit.quantizer import beside, calibrate, experts, grid, validate
 from isobit.quantizer.jobs import InputScales, Job, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
@@ -224,7 +225,7 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     policy = settings.policy
     require_name(out, INDEX)
     validate.check_paths(source, out)
-    ck = Checkpoint.open(source)
+    ck = runnable(source)
     if not settings.from_quantized:
         with in_its_words(ck.path):
             validate.check_not_quantized(ck)

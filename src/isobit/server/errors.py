@@ -94,7 +94,9 @@ def refusal(error: BaseException, *, asked: bool = True) -> Refusal:
         return Refusal(503, "there is not enough memory for this request now", code="out_of_memory")
     if isinstance(error, TemplateError) and error.of_model:
         return Refusal(500, f"this model cannot talk, which is no fault of the request: {error}", code="model_error")
-    if isinstance(error, UsageError | TemplateError):
+    if isinstance(error, UsageError):
+        return Refusal(400, str(error), param=error.field)
+    if isinstance(error, TemplateError):
         return Refusal(400, str(error))
     if isinstance(error, IsobitError) and not asked:
         return Refusal(500, f"the model gave no answer: {error}", code="model_error")

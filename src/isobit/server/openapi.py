@@ -57,7 +57,7 @@ _SAMPLED: dict[str, Schema] = _NUMBERS | {
     "model": TEXT,
     "top_k": whole(-1, INTEGERS["top_k"][1]),
     "seed": whole(*INTEGERS["seed"]),
-    "stop": either({"type": "null"}, {"type": "string"}, _STOP),
+    "stop": either({"type": "null"}, {"type": "string", "minLength": 1}, _STOP),
     "logit_bias": OBJECT
     | {
         "propertyNames": {"pattern": "^[0-9]+$"},

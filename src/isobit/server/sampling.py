@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from isobit.engine.params import SamplingParams
 from isobit.engine.tokenizer import Tokenizer
+from isobit.errors import UsageError
 from isobit.server.errors import wrong
 
 LARGEST_SEED = 2**64 - 1
@@ -47,14 +48,19 @@ def params(asked: Asked, tokenizer: Tokenizer, most: int | None, **further: Any)
     given = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
     if given.get("top_k") == -1:  # as other servers say "all of them"
         given["top_k"] = 0
-    if asked.stop:
+    if asked.stop is not None:
         given["stop"] = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop)
     if asked.logit_bias:
         given["logit_bias"] = _biases(asked.logit_bias)
     if most is not None:
         given["max_tokens"] = most
     chosen = tokenizer.defaults.choose(given).settings
-    return SamplingParams(**chosen, ignore_eos=bool(asked.ignore_eos), **further)
+    try:
+        return SamplingParams(**chosen, ignore_eos=bool(asked.ignore_eos), **further)
+    except UsageError as error:
+        if error.field not in given:  # the request has it under another name
+            error.field = None
+        raise
 
 
 def _biases(given: dict[str, float]) -> dict[int, float]:

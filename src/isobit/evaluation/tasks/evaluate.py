@@ -17,6 +17,7 @@ from isobit.evaluation.tasks.results import TaskRun, TaskSetup
 from isobit.evaluation.tasks.run import Harness
 from isobit.evaluation.work import Work, checkpoint_digest, own_digest
 from isobit.formats.caches import AUTO
+from isobit.models.opening import require_family
 from isobit.models.place import place
 from isobit.shortage import shortages
 from isobit.targets.detect import detect
@@ -104,6 +105,7 @@ class _Loaded:
         from isobit.evaluation.tasks.adapter import IsobitLM
 
         setup = self.setup
+        require_family(self.path)
         tokenizer = Tokenizer.from_folder(self.path)
         model = load_measured(
             self.path, device=self.device, lowering=self.lowering, kv_cache=self.kv_cache,

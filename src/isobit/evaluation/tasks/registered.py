@@ -12,6 +12,7 @@ from isobit.engine.llm import LLM
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import UsageError
 from isobit.evaluation.tasks.adapter import IsobitLM
+from isobit.models.opening import require_family
 from isobit.models.weights import load_model
 from isobit.shortage import shortages
 
@@ -104,6 +105,7 @@ def _load(
 ) -> LLM:
     where = _device(device)
     folder = resolve(str(name), revision=revision)
+    require_family(folder)
     tokenizer = Tokenizer.from_folder(folder)
     return LLM(
         load_model(folder, dtype=dtype, device=where, lowering=target, kv_cache=kv_cache), tokenizer, sequences=batch

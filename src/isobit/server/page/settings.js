@@ -15,7 +15,7 @@ const ROWS = [
   { name: "presence_penalty", title: "Presence penalty", kind: "number", min: -2, max: 2, step: 0.1, help: "Above 0 discourages what the answer has said already." },
   { name: "frequency_penalty", title: "Frequency penalty", kind: "number", min: -2, max: 2, step: 0.1, help: "The same, for each time it was said." },
   { name: "seed", kind: "whole", min: 0, max: 2 ** 53 - 1, step: 1, help: "The same seed gives the same answer, whatever else the server does." },
-  { name: "stop", title: "Stop at", kind: "lines", help: "Texts that end the answer, one a line; at most 16." },
+  { name: "stop", title: "Stop at", kind: "lines", help: "Texts that end the answer, one a line; at most 64." },
   { name: "schema", title: "JSON schema", kind: "json", help: "The answer is JSON that this schema allows." },
   { name: "logprobs", title: "Show how probable each token was", kind: "check", help: "Colours tokens; point at one to see what stood beside it." },
 ];
@@ -34,7 +34,7 @@ function load() {
 /** Why a value cannot be used, or null. */
 function problem(row, text) {
   if (text === "" || row.kind === "text" || row.kind === "check") return null;
-  if (row.kind === "lines") return text.split("\n").filter(Boolean).length > 16 ? "At most 16 texts." : null;
+  if (row.kind === "lines") return text.split("\n").filter(Boolean).length > 64 ? "At most 64 texts." : null;
   if (row.kind === "json") {
     try {
       const made = JSON.parse(text);

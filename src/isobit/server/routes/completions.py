@@ -230,7 +230,7 @@ def _echoed(job: Job, place: int) -> str:
 def _choice(
     place: int, text: str, reason: str | None, logprobs: dict[str, Any] | None, done: Completion | None = None
 ) -> dict[str, Any]:
-    stop = {} if done is None else {"stop_reason": done.stop}
+    stop = {} if reason is None else {"stop_reason": None if done is None else done.stop}
     return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": reason} | stop
 
 

@@ -66,7 +66,7 @@ async def _texts(serving: Serving, body: EmbeddingsRequest) -> list[list[int]]:
         if not isinstance(one, str | list):
             raise wrong("input must be a text, token ids, or a list of either", "input")
         ids = await serving.encode(one, special) if isinstance(one, str) else given_ids(one)
-        require_known(ids, int(serving.llm.model.config.vocab_size), serving.tokenizer)
+        require_known(ids, int(serving.llm.model.config.vocab_size), serving.tokenizer, "input")
         if not ids:
             raise wrong("a text is empty", "input")
         if len(ids) > serving.capacity:

@@ -33,7 +33,7 @@ def routes(serving: Serving) -> list[Route]:
     async def detokenize(request: Request) -> Response:
         body, unknown = read_as(await read_object(request, limits), DetokenizeRequest, {})
         serving.require_model(body.model)
-        require_known(body.tokens, serving.tokenizer.vocab_size, serving.tokenizer)
+        require_known(body.tokens, serving.tokenizer.vocab_size, serving.tokenizer, "tokens")
         text = await serving.aside(serving.tokenizer.decode, body.tokens, False)
         return json_reply({"prompt": text, "content": text}, headers=warning(unknown))
 
