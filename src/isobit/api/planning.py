@@ -32,7 +32,8 @@ def plan(
     Args:
         model: a ``config.json``, its contents, a folder with one, a Hugging Face id, or ``"bundled"``.
         targets: names of targets and boards, ``"all"``, ``"here"``.
-        schemes: names of schemes, or ``"all"``; none for what the checkpoint holds if it is quantized, else all.
+        schemes: names of schemes, ``"as stored"``, or ``"all"``; none for what the checkpoint holds if it is quantized,
+            else all.
         context: tokens of a sequence; by default 4096, or the model's longest context if that is shorter.
         batch: sequences at once.
         kv: format of the cache; by default that of the activations.

@@ -33,7 +33,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--scheme",
         metavar="NAMES",
-        help="schemes, comma-separated, or `all` (default: what the checkpoint holds if it is quantized, else all)",
+        help="schemes, comma-separated, `as stored`, or `all` (default: what the checkpoint holds if it is quantized,"
+        " else all)",
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default: 4096 or the longest)")
     parser.add_argument(

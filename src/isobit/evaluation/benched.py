@@ -30,7 +30,7 @@ from isobit.legalize.calibration import (
     software_key,
 )
 from isobit.legalize.plan import Plan, Request, plan
-from isobit.legalize.workload import Workload
+from isobit.legalize.workload import Workload, as_loaded
 from isobit.models.decoder import Decoder
 from isobit.models.opening import require_family
 from isobit.models.planning import described, locate
@@ -125,18 +125,20 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Planner:
-    """Plans of one model for the machine that ran it."""
+    """Plans of one model for the machine that ran it; not ``timed`` where none counts what it reads."""
 
     work: Workload
     row: Scheme | None
     target: Target
     board: Board
     kv: str | None
+    timed: bool = True
 
     def __call__(self, case: Case, phase: Phase, board: Board | None = None) -> Plan:
         context = case.context if phase == "decode" else case.prompt
         request = Request(min(context, self.work.max_context), case.batch if phase == "decode" else 1, self.kv)
-        return plan(self.work, self.row, self.target, board or self.board, request)
+        found = plan(self.work, self.row, self.target, board or self.board, request)
+        return found if self.timed else replace(found, cost=None)
 
 
 def run(
@@ -230,15 +232,11 @@ def _planner(folder: Path, model: Decoder, cache: CacheFormat) -> _Planner:
     target, board = next(pair for pair in here() if pair[0].is_gpu == (model.place.target is not None))
     if model.place.target is not None and model.place.target.name != target.name:
         target = target_named(model.place.target.name)
-    row = None if work.stored is not None else scheme_named("f16" if _half(model, work) else "bf16")
-    return _Planner(work, row, target, board, cache.kv or None)
-
-
-def _half(model: Decoder, work: Workload) -> bool:
-    """Whether the weights of an unquantized model are float16."""
-    if model.place.target is not None:
-        return model.dtype == torch.float16
-    return work.dtype == "float16"
+    row, on_gpu = as_loaded(work, target), model.place.target is not None
+    if on_gpu and row is not None:  # in the dtype that was asked for
+        row = scheme_named("f16" if model.dtype == torch.float16 else "bf16")
+    wide = on_gpu and model.dtype == torch.float32  # which plans do not have there
+    return _Planner(work, row, target, board, cache.kv or None, timed=not wide)
 
 
 _OTHER_CARD = "nothing is kept for plans: another card's lowering ran"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from isobit.formats.schemes import SCHEMES, Scheme, scheme
 from isobit.legalize.ops import Lowering, Refusal
-from isobit.legalize.plan import Plan
+from isobit.legalize.plan import AS_STORED, Plan
 
 GIB = 1 << 30
 
@@ -60,9 +60,9 @@ def choose(plans: Sequence[Plan]) -> Plan | None:
     The most faithful class that fits wins: 16 bits and near-lossless 8 bits are one class, in which speed decides (and
     16 bits are kept unless the other is clearly faster); below that the loss decides.
     """
-    usable = [p for p in plans if p.action in ("native", "legalized") and p.memory.fits and p.scheme != "as stored"]
+    usable = [p for p in plans if p.action in ("native", "legalized") and p.memory.fits and p.scheme != AS_STORED]
     if not usable:
-        return next((p for p in plans if p.scheme == "as stored" and p.action != "refused" and p.memory.fits), None)
+        return next((p for p in plans if p.scheme == AS_STORED and p.action != "refused" and p.memory.fits), None)
     faithful = [p for p in usable if divergence(scheme(p.scheme)) <= _NEAR_LOSSLESS]
     if not faithful:
         return min(
@@ -119,9 +119,7 @@ def _native_besides(chosen: Plan, named: Plan | None, plans: Sequence[Plan]) -> 
     """The fastest native scheme that loses too much to be recommended, where that is faster than what is named."""
     if not chosen.target.is_gpu:
         return []
-    native = [
-        p for p in plans if p.action == "native" and p.memory.fits and p.scheme != "as stored" and p is not chosen
-    ]
+    native = [p for p in plans if p.action == "native" and p.memory.fits and p.scheme != AS_STORED and p is not chosen]
     lossy = [p for p in native if divergence(scheme(p.scheme)) > _ACCEPTABLE]
     best = max(lossy, key=_speed, default=None)
     rival = max(_speed(chosen), _speed(named) if named is not None else 0.0)
@@ -166,7 +164,7 @@ def _cost_of_widening(plan: Plan, chosen: Plan) -> str:
 
 def _is_alternative(plan: Plan) -> bool:
     """Whether a plan is worth naming beside the recommended one: it runs exactly, fits, and does not lose too much."""
-    runs = plan.action in ("native", "legalized") and plan.memory.fits and plan.scheme != "as stored"
+    runs = plan.action in ("native", "legalized") and plan.memory.fits and plan.scheme != AS_STORED
     return runs and divergence(scheme(plan.scheme)) <= _ACCEPTABLE
 
 
@@ -201,7 +199,7 @@ def _praise(plan: Plan, plans: Sequence[Plan]) -> str:
 
 
 def _lost(plan: Plan) -> str:
-    return loss_in_words(scheme(plan.scheme)) if plan.scheme != "as stored" else "is what the checkpoint holds"
+    return loss_in_words(scheme(plan.scheme)) if plan.scheme != AS_STORED else "is what the checkpoint holds"
 
 
 def _compared(plan: Plan, plans: Sequence[Plan]) -> str:
@@ -250,7 +248,7 @@ def _refusal(plan: Plan) -> str:
 
 def _fewer_bits(plan: Plan) -> str:
     """The most faithful scheme of weights alone that takes fewer bits and may fit; empty if there is none."""
-    if plan.scheme == "as stored":
+    if plan.scheme == AS_STORED:
         return ""
     bits, memory = scheme(plan.scheme).bits_per_weight(), plan.memory
 

@@ -103,12 +103,13 @@ def weight_bytes(workload: Workload, scheme: Scheme | None, target: Target | Non
     """Bytes of all weights under a scheme, or (None) as the checkpoint has them; on a target, as kernels get them."""
     dtype, cpu = model_dtype(workload, scheme), target is not None and not target.is_gpu
     gpu = None if target is None else target.is_gpu
+    in_file = target is None and workload.stored is None
     return sum(
         tensor.count
         * tensor_bytes(
             tensor,
             *workload.formats(tensor, scheme),
-            workload.plain(tensor, scheme, cpu=cpu) or dtype,
+            workload.plain(tensor, scheme, cpu=cpu or in_file) or dtype,
             gpu=gpu,
             scales=workload.scale(tensor, scheme, dtype),
         )

@@ -17,6 +17,8 @@ from isobit.legalize.rules import short
 from isobit.legalize.workload import Tensor, Workload, model_dtype, ops
 from isobit.targets.spec import Board, Target
 
+AS_STORED = "as stored"  # the name of no scheme: what a checkpoint holds
+
 
 @dataclass(frozen=True)
 class Request:
@@ -50,7 +52,7 @@ class Plan:
     """The answer for one scheme on one target.
 
     Attributes:
-        scheme: its name, or ``as stored`` for the way a quantized checkpoint is.
+        scheme: its name, or ``as stored`` for the way a checkpoint is.
         target, board: where; the board gives memory, bandwidth and rates.
         request: what it was made for.
         ops: every op with what becomes of it.
@@ -142,7 +144,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
     if scheme is not None and any(op.kind == "linear" for op in refused):
         instead = nearest(scheme, [op for op, _ in found if op.kind == "linear" and op.weights], target)
     return Plan(
-        scheme=scheme.name if scheme is not None else "as stored",
+        scheme=scheme.name if scheme is not None else AS_STORED,
         target=target,
         board=board,
         request=request,

@@ -76,6 +76,8 @@ def _no_unit(op: Op, target: Target) -> str:
     hardware = target.hardware_unit(op.w, op.a, op.scales)
     if hardware is not None:
         return f"{target.name} has a matrix unit for {_pair(op)} ({hardware.instruction}), but {hardware.unreachable}"
+    if not target.is_gpu and op.w == op.a == "float32":
+        return f"{target.name} multiplies f32 by its vector units: it has no matrix unit for that"
     unit = "matrix unit" if target.is_gpu else "instruction"
     under = f" under scales in {op.scales}" if op.scales else ""
     return f"{target.name} has no {unit} for {_pair(op)}{under}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from isobit.formats.fitting import fitted
 from isobit.formats.rules import ModuleKind
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
+from isobit.formats.schemes import scheme as scheme_named
 from isobit.legalize.kernels import activation_dtype
 from isobit.legalize.ops import Op
 from isobit.targets.spec import Target
@@ -84,7 +85,8 @@ class Workload:
         max_context: the longest context in tokens.
         tied: whether the output projection is the embedding.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
-        in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has.
+        in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has: such as lie so in
+            the checkpoint, and such as are made so when they are read.
         scales: dtype of the scales of modules, where it is known and may be another than the model's.
         notes: what people should know about the model and its checkpoint, whatever runs it.
         unloaded: whether weights lie there that loading refuses; a note says why.
@@ -129,9 +131,13 @@ class Workload:
         )
 
     def plain(self, tensor: Tensor, scheme: Scheme | None, *, cpu: bool) -> str | None:
-        """The dtype of a weight that is not quantized where it is another than the model's; else None."""
-        wide = scheme is None and cpu and (tensor.first or tensor.module) in self.in_float32
-        return "float32" if wide and tensor.is_matrix else None
+        """The dtype of a weight that is not quantized where it is another than the model's; else None.
+
+        A CPU runs weights as they are stored, and a scheme keeps what it does not quantize; a dtype casts it.
+        """
+        kept = scheme is None or (self.stored is None and scheme.dtype is None)
+        wide = kept and cpu and (tensor.first or tensor.module) in self.in_float32
+        return "float32" if wide and (tensor.is_matrix or tensor.kind == "norm" or self.stored is None) else None
 
     def scale(self, tensor: Tensor, scheme: Scheme | None, usual: str) -> str:
         """The dtype of a weight's scales: under a scheme the usual one, or as the checkpoint has them."""
@@ -150,9 +156,22 @@ class Workload:
 
 
 def model_dtype(workload: Workload, scheme: Scheme | None) -> str:
-    """The dtype of what a scheme does not quantize: its own, or the source's (float32 sources are run as bfloat16)."""
+    """The dtype of what a scheme does not quantize: its own, or the source's. Instead of float32 that is bfloat16, as
+    GPUs have it; what a CPU has in float32 :meth:`Workload.plain` says."""
     own = scheme.dtype if scheme is not None else None
     return own or (workload.dtype if workload.dtype != "float32" else "bfloat16")
+
+
+def as_loaded(workload: Workload, target: Target) -> Scheme | None:
+    """The scheme under which a checkpoint runs that is loaded as it lies there; None: the way its tensors are stored.
+
+    A CPU runs weights of every dtype as they are stored; GPUs have what is not quantized in the dtype of activations.
+    """
+    if workload.stored is not None or (workload.in_float32 and not target.is_gpu):
+        return None
+    wanted = model_dtype(workload, None)
+    dtype = activation_dtype(target, wanted) if target.is_gpu else wanted
+    return scheme_named("f16" if dtype == "float16" else "bf16")
 
 
 def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | None = None) -> tuple[Op, ...]:

@@ -31,7 +31,7 @@ from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
 from isobit.legalize.calibration import alike, calibrated, machine_key, software_key, with_bandwidth
-from isobit.legalize.plan import Plan, Request, plan
+from isobit.legalize.plan import AS_STORED, Plan, Request, plan
 from isobit.legalize.workload import Workload
 from isobit.models import uneven
 from isobit.models.archs import is_within, model_config
@@ -316,7 +316,8 @@ def plans(
     Args:
         model: see :func:`read_config`; or the contents of a ``config.json``.
         targets: names of targets and boards, ``all``, ``here``.
-        scheme_names: names of schemes, or ``all``; none for what the checkpoint holds if it is quantized, else all.
+        scheme_names: names of schemes, ``as stored``, or ``all``; none for what the checkpoint holds if it is
+            quantized, else all.
         context: tokens of a sequence; by default 4096, or the model's longest context if that is shorter.
         batch: sequences at once.
         kv: format of the cache; by default that of the activations.
@@ -339,7 +340,8 @@ def plans(
         raise UsageError(f"a context of {context} tokens: this model's longest is {work.max_context}")
     longest = context or min(DEFAULT_CONTEXT, work.max_context)
     request = Request(longest, batch, cache_format(kv), allow_relaxed, memory)
-    asked: list[Scheme | None] = [*schemes(scheme_names)]
+    asked: list[Scheme | None] = [None] if AS_STORED in scheme_names else []
+    asked += schemes(name for name in scheme_names if name != AS_STORED)
     if not asked:
         asked = [None] if work.stored is not None else [*SCHEMES.values()]
     path = calibration if isinstance(calibration, Path) else usual_path() if calibration else None

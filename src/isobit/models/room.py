@@ -11,10 +11,9 @@ from pathlib import Path
 
 from isobit.errors import CapacityError, IsobitError
 from isobit.formats.caches import BLOCK, CACHE_FORMATS, CacheFormat
-from isobit.formats.schemes import scheme as scheme_named
 from isobit.legalize.memory import USABLE, Memory, recorded_bytes
 from isobit.legalize.plan import Plan, Request, plan
-from isobit.legalize.workload import Workload
+from isobit.legalize.workload import Workload, as_loaded
 from isobit.models.planning import described, locate
 from isobit.targets.here import here
 from isobit.targets.spec import Board, Target
@@ -194,5 +193,4 @@ def _narrower(work: Workload, target: Target, board: Board, tokens: int, least: 
 def _planned(
     work: Workload, target: Target, board: Board, cache: CacheFormat, context: int, sequences: int = 1
 ) -> Plan:  # fmt: skip
-    row = None if work.stored is not None else scheme_named("f16" if work.dtype == "float16" else "bf16")
-    return plan(work, row, target, board, Request(context, sequences, cache.kv or None))
+    return plan(work, as_loaded(work, target), target, board, Request(context, sequences, cache.kv or None))

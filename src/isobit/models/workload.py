@@ -64,7 +64,8 @@ def workload(
 
     if quantization is not None:
         _require_alike(model, stored)
-    tensors = _tensors(model, stored if quantization is not None else None)
+    wide = _in_float32(model, stored if quantization is not None else None, dtypes, in_files)
+    tensors = _tensors(model, stored if quantization is not None else None, wide)
     size = sum(_numbers(tensor) for tensor in tensors)
     active = sum(_numbers(one) * (one.active if one.experts else 1) // (one.experts or 1) for one in tensors)
     chosen = "" if active == size else f", {counted(active)} of them for a token"
@@ -82,10 +83,34 @@ def workload(
         max_context=model.max_context,
         tied=model.tie_word_embeddings,
         stored=stored if quantization is not None else None,
-        in_float32=frozenset() if quantization is None else quantization.in_float32,
+        in_float32=wide if quantization is None else wide | quantization.in_float32,
         scales={} if quantization is None else quantization.scales,
         notes=(*model.notes, *_left_out(model), *(quantization.notes if quantization is not None else ())),
     )
+
+
+def _in_float32(
+    model: ModelConfig,
+    stored: Callable[[str], Stored] | None,
+    dtypes: Mapping[str, str],
+    in_files: Mapping[str, str],
+) -> frozenset[str]:
+    """Modules that are not quantized and lie in float32: by the tensors, or where those are not known, by config.json.
+
+    Routers, norms and vectors alone are no reason to tell modules apart: in memory these are float32 however they lie.
+    """
+    classify = classifier(model)
+    found: set[str] = set()
+    besides: set[str] = set()
+    for name in expected_tensors(model):
+        module, _, part = name.rpartition(".")
+        kind = classify(name)
+        if kind not in ("norm", "vector") and stored is not None and stored(module) != (None, None):
+            continue
+        dtype = dtypes.get(name) or dtypes.get(f"{in_files.get(module, module)}.{part}")
+        if dtype == "F32" or (not dtype and model.dtype == "float32"):
+            (found if kind not in ("router", "norm", "vector") else besides).add(module)
+    return frozenset(found | besides if found else ())
 
 
 def _left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -159,15 +184,18 @@ def _choices(model: ModelConfig) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _tensors(model: ModelConfig, stored: Callable[[str], Stored] | None) -> tuple[Tensor, ...]:
+def _tensors(
+    model: ModelConfig, stored: Callable[[str], Stored] | None, wide: frozenset[str]
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Every tensor, those of all layers that agree in name, shape and the way they are stored as one."""
-    alike: dict[tuple[str, tuple[int, ...], Stored], list[str]] = {}
+    alike: dict[tuple[str, tuple[int, ...], Stored, bool], list[str]] = {}
     classify, choices = classifier(model), _choices(model)
     for name, shape in expected_tensors(model).items():
-        formats = stored(name.rpartition(".")[0]) if stored is not None else (None, None)
-        alike.setdefault((_NUMBERED.sub(r".\1.*", name), shape, formats), []).append(name)
+        module = name.rpartition(".")[0]
+        formats = stored(module) if stored is not None else (None, None)
+        alike.setdefault((_NUMBERED.sub(r".\1.*", name), shape, formats, module in wide), []).append(name)
     found = []
-    for (name, shape, _), members in alike.items():
+    for (name, shape, *_), members in alike.items():
         module, _, part = name.rpartition(".")
         first = members[0].rpartition(".")[0]
         experts, active = choices.get(first, (0, 0))

@@ -22,7 +22,8 @@ from isobit.evaluation import certificate
 from isobit.formats.caches import BLOCK
 from isobit.legalize import text
 from isobit.legalize.ops import Refusal
-from isobit.legalize.plan import Plan
+from isobit.legalize.plan import AS_STORED, Plan
+from isobit.legalize.workload import as_loaded
 from isobit.models.place import place
 from isobit.models.planning import DEFAULT_CONTEXT
 from isobit.server import logs
@@ -61,14 +62,16 @@ def planned(
     if device != "cpu":
         place(device, None)
     work, machines = api.plan(str(folder), targets=["here"], kv=kv, memory=memory)
-    own = ["f16" if work.dtype == "float16" else "bf16"] if work.stored is None else []  # as it is
+    here = next((found[0].target for found in machines if found[0].target.is_gpu == (device != "cpu")), None)
+    own = None if here is None else as_loaded(work, here)
     longest = min(context or work.max_context, work.max_context)
     held = cache_tokens if cache_tokens is not None else _held(folder, device, kv, memory, context, sequences)
     held = longest if held is None else max(BLOCK, held // BLOCK * BLOCK)
     less = f", which is what the cache holds (the model reads {work.max_context})" if held < longest else ""
     longest = min(longest, held)
     work, machines = api.plan(
-        str(folder), targets=["here"], schemes=own, kv=kv, memory=memory, context=min(longest, DEFAULT_CONTEXT)
+        str(folder), targets=["here"], schemes=[AS_STORED if own is None else own.name], kv=kv, memory=memory,
+        context=min(longest, DEFAULT_CONTEXT),
     )  # fmt: skip
     kept = [found for found in machines if found and found[0].target.is_gpu == (device != "cpu")]
     lines = [f"{work.title}, context up to {longest} tokens{less}"]
