@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 
 from isobit.formats.schemes import SCHEMES, Scheme, scheme
+from isobit.legalize.exact import widen
 from isobit.legalize.ops import Lowering, Refusal
-from isobit.legalize.plan import AS_STORED, Plan
+from isobit.legalize.plan import AS_STORED, CODES, Plan
+from isobit.legalize.rules import short
 
 GIB = 1 << 30
 
@@ -40,11 +42,31 @@ def divergence(row: Scheme) -> float:
     return next((_DIVERGENCE[key] for key in keys if key in _DIVERGENCE), _WORST)
 
 
-def loss_in_words(row: Scheme) -> str:
-    """What a scheme loses, in words."""
+def rounding(dtype: str, source: Sequence[str]) -> str:
+    """What of weights in some dtypes is rounded in another one, in words; empty where that holds every number.
+
+    Args:
+        dtype: the one that they get.
+        source: as of :class:`Plan`.
+    """
+    said = []
+    for own in source:
+        if own == CODES:
+            said.append(f"the numbers that codes stand for are rounded to {short(dtype)}")
+        elif widen(own, dtype) is None:
+            small = " below 2^-17" if (own, dtype) == ("bfloat16", "float16") else ""
+            said.append(f"{short(own)} weights{small} are rounded to {short(dtype)}")
+    if said and dtype == "float16":
+        said.append("none may be beyond 65504")
+    return ", ".join(said)
+
+
+def loss_in_words(row: Scheme, source: Sequence[str] = ()) -> str:
+    """What a scheme loses of a source, in words."""
     lost = divergence(row)
     if lost == 0:
-        return "loses nothing"
+        rounded = rounding(row.dtype, source) if row.dtype is not None else ""
+        return f"loses almost nothing ({rounded})" if rounded else "loses nothing"
     if lost <= _NEAR_LOSSLESS:
         return "loses almost nothing"
     if lost <= 0.05:
@@ -70,10 +92,16 @@ def choose(plans: Sequence[Plan]) -> Plan | None:
         )
     fastest = max(faithful, key=_merit)
     plain = [p for p in faithful if divergence(scheme(p.scheme)) == 0]
-    best_plain = max(plain, key=_speed, default=None)
+    best_plain = max(plain, key=lambda p: (_speed(p), not _rounds(p)), default=None)
     if best_plain is not None and _speed(fastest) < _WORTH_IT * _speed(best_plain):
         return best_plain
     return fastest
+
+
+def _rounds(plan: Plan) -> bool:
+    """Whether a plan that quantizes nothing rounds weights."""
+    dtype = scheme(plan.scheme).dtype
+    return dtype is not None and bool(rounding(dtype, plan.source))
 
 
 def _merit(plan: Plan) -> tuple[float, ...]:
@@ -199,7 +227,11 @@ def _praise(plan: Plan, plans: Sequence[Plan]) -> str:
 
 
 def _lost(plan: Plan) -> str:
-    return loss_in_words(scheme(plan.scheme)) if plan.scheme != AS_STORED else "is what the checkpoint holds"
+    if plan.scheme != AS_STORED:
+        return loss_in_words(scheme(plan.scheme), plan.source)
+    op = plan.main[0]
+    rounded = rounding(op.w, plan.source) if plan.target.is_gpu and op.weights is None else ""
+    return f"is what the checkpoint holds{f', of which {rounded}' if rounded else ''}"
 
 
 def _compared(plan: Plan, plans: Sequence[Plan]) -> str:

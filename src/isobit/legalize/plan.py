@@ -18,6 +18,7 @@ from isobit.legalize.workload import Tensor, Workload, model_dtype, ops
 from isobit.targets.spec import Board, Target
 
 AS_STORED = "as stored"  # the name of no scheme: what a checkpoint holds
+CODES = "codes"  # of a source that is quantized
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Plan:
         piece: tokens of a step of prompts where so many are due.
         measured_here: that the speed goes by measurements of this machine, and which, its own or of others; else empty.
         unloaded: whether weights lie there that loading refuses.
+        source: what schemes are held against: the dtypes of the source's weights, or ``codes`` where it is quantized.
     """
 
     scheme: str
@@ -77,6 +79,7 @@ class Plan:
     measured_here: str = ""
     piece: int = 0
     unloaded: bool = False
+    source: tuple[str, ...] = ()
 
     @property
     def action(self) -> Action:
@@ -155,6 +158,7 @@ def plan(workload: Workload, scheme: Scheme | None, target: Target, board: Board
         instead=instead,
         piece=tokens,
         unloaded=workload.unloaded,
+        source=workload.dtypes if workload.stored is None else (CODES,),
     )
 
 

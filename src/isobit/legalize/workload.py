@@ -85,6 +85,7 @@ class Workload:
         max_context: the longest context in tokens.
         tied: whether the output projection is the embedding.
         stored: how an already quantized checkpoint stores a module; None when the source is not quantized.
+        dtypes: that the matrices lie in where nothing is quantized; () where something is, or nobody knows.
         in_float32: modules whose weights are float32 in memory on a CPU, whatever dtype the rest has: such as lie so in
             the checkpoint, and such as are made so when they are read.
         scales: dtype of the scales of modules, where it is known and may be another than the model's.
@@ -105,6 +106,7 @@ class Workload:
     max_context: int
     tied: bool
     stored: Callable[[str], Stored] | None = None
+    dtypes: tuple[str, ...] = ()
     in_float32: frozenset[str] = frozenset()
     scales: Mapping[str, str] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()

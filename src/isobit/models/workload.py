@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from isobit.checkpoint import ctreview, methods
+from isobit.checkpoint.safetensors import DTYPES, PLAIN_DTYPES
 from isobit.errors import CheckpointError
 from isobit.legalize.workload import Attention, Stored, Tensor, Workload
 from isobit.models.archs import is_within, model_config
@@ -83,6 +84,7 @@ def workload(
         max_context=model.max_context,
         tied=model.tie_word_embeddings,
         stored=stored if quantization is not None else None,
+        dtypes=_dtypes(model, dtypes, in_files) if quantization is None else (),
         in_float32=wide if quantization is None else wide | quantization.in_float32,
         scales={} if quantization is None else quantization.scales,
         notes=(*model.notes, *_left_out(model), *(quantization.notes if quantization is not None else ())),
@@ -111,6 +113,18 @@ def _in_float32(
         if dtype == "F32" or (not dtype and model.dtype == "float32"):
             (found if kind not in ("router", "norm", "vector") else besides).add(module)
     return frozenset(found | besides if found else ())
+
+
+def _dtypes(model: ModelConfig, dtypes: Mapping[str, str], in_files: Mapping[str, str]) -> tuple[str, ...]:
+    """The dtypes that the matrices of a model that is not quantized lie in, routers apart; config.json's if unknown."""
+    classify = classifier(model)
+    found: set[str] = set()
+    for name, shape in expected_tensors(model).items():
+        if is_matrix(name, shape) and classify(name) != "router":
+            module, _, part = name.rpartition(".")
+            dtype = dtypes.get(name) or dtypes.get(f"{in_files.get(module, module)}.{part}")
+            found.add((DTYPES[dtype][1] if dtype in PLAIN_DTYPES else None) or model.dtype)
+    return tuple(sorted(found))
 
 
 def _left_out(model: ModelConfig) -> tuple[str, ...]:
