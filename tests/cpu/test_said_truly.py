@@ -44,7 +44,8 @@ EXPERT, DENSE = "model.layers.1.mlp.experts.0.up_proj", "model.layers.0.mlp.up_p
         ("gpt_oss", "int4", EXPERT, GARBAGE, SOME), ("llama4", "int8", EXPERT, LOADS, SOME),
         ("qwen3_vl_moe", "int4-g32", EXPERT, GARBAGE, SOME),
         ("glm4v_moe", "int8", EXPERT, REFUSES, SOME), ("glm4v_moe", "int4", EXPERT, LOADS, SOME),
-        ("qwen3_moe", "mxfp8", EXPERT, SOME, SOME),
+        ("qwen3_moe", "mxfp8", EXPERT, REFUSES, SOME), ("phimoe", "int4", EXPERT, LOADS, SOME),
+        ("qwen3_moe", "nvfp4-w16", EXPERT, GARBAGE, SOME), ("lfm2_moe", "int4", EXPERT, SOME, SOME),
     ],
 )  # fmt: skip
 def test_engines_are_spoken_of_as_they_were_run(

@@ -7,7 +7,7 @@ from typing import Any
 
 from isobit.checkpoint.ctargs import ACT_ELEMENTS, WEIGHT_ELEMENTS
 from isobit.checkpoint.ctconfig import METHOD
-from isobit.checkpoint.cttargets import compact, module_class
+from isobit.checkpoint.cttargets import compact, is_routed, module_class
 from isobit.formats.schemes import ActSpec, Scheme, WeightSpec
 from isobit.formats.table import element
 
@@ -26,7 +26,8 @@ def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
 
     One scheme for all linears is written as the class target ``Linear``; lm_head and embeddings are always named. With
     several schemes every module is named (or matched by a pattern), because vLLM looks at class names before it looks
-    at the parts of a fused layer.
+    at the parts of a fused layer. Groups of routed experts come first: transformers reads all experts of a checkpoint
+    by the first group whose patterns name ``experts``, and those of ``shared_experts`` do, too.
 
     compressed-tensors has no e5m2: its "float, 8 bits" means e4m3fn, and its loaders would convert e5m2 weights to
     that, which overflows above 448. An e5m2 group is therefore written with the type ``float8_e5m2``, which
@@ -41,7 +42,8 @@ def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
     if not by_format:
         return {}
     groups, formats = {}, []
-    for number, ((weights, activations), modules) in enumerate(by_format.items()):
+    routed_first = sorted(by_format.items(), key=lambda one: not any(is_routed(module) for module in one[1]))
+    for number, ((weights, activations), modules) in enumerate(routed_first):
         if len(by_format) == 1:
             named = [module for module in modules if module_class(module) != "Linear" or module.endswith("lm_head")]
             targets = (["Linear"] if len(named) < len(modules) else []) + sorted(named)
@@ -50,7 +52,7 @@ def render(assignments: Mapping[str, Scheme | None]) -> dict[str, Any]:
         formats.append(compression_format(weights, activations))
         groups[f"group_{number}"] = {
             "targets": targets,
-            "weights": _weights(weights),
+            "weights": weight_args(weights),
             "input_activations": None if activations is None else _activations(activations),
             "output_activations": None,
             "format": formats[-1],
@@ -117,7 +119,8 @@ def _kind(table: Mapping[tuple[str, int, bool], str], spec: WeightSpec | ActSpec
     return next((key for key in keys if (key[0] == "float") == (spec.scale is not None)), keys[0])
 
 
-def _weights(spec: WeightSpec) -> dict[str, Any]:
+def weight_args(spec: WeightSpec) -> dict[str, Any]:
+    """Weights as a config group has them."""
     block = None if spec.block is None else list(spec.block)
     return _rendered(WEIGHT_ELEMENTS, spec, block=block, dynamic=False)
 

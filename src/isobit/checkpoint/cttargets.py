@@ -21,6 +21,11 @@ def module_class(module: str) -> str:
     return "Embedding" if "embed" in module.rpartition(".")[2] else "Linear"
 
 
+def is_routed(module: str) -> bool:
+    """Whether a module of this name is in one of a mixture's experts that a router chooses among."""
+    return ".experts." in module
+
+
 def classes(module: str) -> tuple[str, ...]:
     """The class names that reach a module: its class and what that is derived from, in the order of their letters."""
     return (module_class(module), "Module")

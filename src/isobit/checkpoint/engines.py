@@ -7,30 +7,28 @@ docs/interop.md says it in words, and what is known about GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from isobit.checkpoint.cttargets import fused_conflicts, module_class
+from isobit.checkpoint.ctrender import render
+from isobit.checkpoint.cttargets import fused_conflicts, is_routed, module_class
+from isobit.checkpoint.engine_experts import NOT_RUN, Shapes, experts_there
+from isobit.checkpoint.verdicts import DIFFERS, GARBAGE, LOADS, REFUSES, SOME, VERDICTS
 from isobit.formats.schemes import Scheme
 from isobit.formats.table import element
 
-# What can become of a checkpoint, from best to worst; who refuses computes nothing wrong.
-LOADS, DIFFERS, GARBAGE, REFUSES = VERDICTS = ("loads", "activations not rounded", "garbage", "refuses")
-SOME = "some were run"  # of other families, or of mixtures of experts: docs/interop.md names them
 # Families whose checkpoints an engine was seen to load: tiny random ones, in int8 and, of experts, in int4 and fp8.
 RUN: dict[str, frozenset[str]] = {
     "transformers": frozenset(
         "arcee cohere cohere2 cwm deepseek_v2 deepseek_v3 ernie4_5 ernie4_5_moe exaone4 gemma gemma2 gemma3_text glm"
         " glm4 glm4_moe glm4_moe_lite gpt_oss granite granitemoe helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax"
-        " llama llama4_text ministral ministral3 mistral mixtral nemotron olmo2 olmo3 olmoe phi3 qwen2 qwen2_moe"
+        " llama llama4_text ministral ministral3 mistral mixtral nemotron olmo2 olmo3 olmoe phi3 phimoe qwen2 qwen2_moe"
         " qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2"
         " gemma3 glm4v_moe llama4 mistral3 qwen2_5_vl qwen2_vl qwen3_vl qwen3_vl_moe".split()  # that see
     ),
     "vllm": frozenset(("llama",)),
 }
-_RANDOM = frozenset(("gpt_oss", "granitemoe", "qwen3_vl_moe"))  # whose experts transformers does not look for
-_LINEARS = frozenset(("llama4", "llama4_text"))  # whose experts it loads as linears
-
 ENGINES = {
     "transformers": "transformers 5.23.0 with compressed-tensors 0.20.0",
     "vllm": "vLLM 0.32.0 on a CPU",
@@ -147,48 +145,47 @@ class Answer:
         return f"{name} {says[self.verdict]} {'; '.join(self.reasons)} (docs/interop.md)"
 
 
-_MIXTURES = {
-    "transformers": "which mixtures of experts it loads depends on family and scheme, and this one was not run",
-    "vllm": "mixtures of experts were not run there",
-}
+_MIXTURES = {"transformers": NOT_RUN, "vllm": "mixtures of experts were not run there"}
 
 
-def answers(assigned: Assignments, family: str = "llama") -> tuple[Answer, ...]:
+def answers(
+    assigned: Assignments,
+    family: str = "llama",
+    *,
+    quantization: Mapping[str, Any] | None = None,
+    shapes: Shapes | None = None,
+) -> tuple[Answer, ...]:
     """What each engine does with a checkpoint whose modules are quantized as ``assigned`` says.
 
     Args:
         assigned: every linear, lm_head, router and embedding by module name, with its scheme; None (or a scheme that
             does not quantize) for those that are kept.
         family: of the model: the file in ``models/archs`` that reads it, or ``model_type`` of one that sees.
+        quantization: the ``quantization_config`` that is written; None for that of a plain decoder.
+        shapes: rows and columns of modules, where they are known.
     """
-    return tuple(_answer(engine, assigned, family) for engine in ENGINES)
+    written = render(assigned) if quantization is None else quantization
+    return tuple(_answer(engine, assigned, family, written, shapes or {}) for engine in ENGINES)
 
 
-def _answer(engine: str, assigned: Assignments, family: str) -> Answer:
+def _answer(engine: str, assigned: Assignments, family: str, written: Mapping[str, Any], shapes: Shapes) -> Answer:
     quantized = {module: chosen for module, chosen in assigned.items() if chosen is not None and chosen.weights}
     answer = _of_schemes(engine, assigned, quantized)
-    experts = {chosen.name for module, chosen in quantized.items() if ".experts." in module and chosen}
-    if experts and (answer.verdict != REFUSES or engine == "vllm"):
-        return _of_experts(engine, family, experts, answer)
+    if any(map(is_routed, quantized)) and (engine == "vllm" or family not in RUN[engine]):
+        return answer if engine != "vllm" and answer.verdict == REFUSES else Answer(engine, SOME, (_MIXTURES[engine],))
     if quantized and answer.verdict == LOADS and family not in RUN[engine]:
         return Answer(engine, SOME, (f"loads such checkpoints of Llama; none of {family} was run",))
+    if quantized and engine == "transformers" and family in RUN[engine] and answer.verdict != REFUSES:
+        return _with_experts(answer, dict.fromkeys(experts_there(family, assigned, written, shapes)))
     return answer
 
 
-def _of_experts(engine: str, family: str, experts: set[str], answer: Answer) -> Answer:
-    """Of a mixture, whose experts have these schemes."""
-    known = all(name in ("int4", "fp8", "int8") or name.startswith("int4-g") for name in experts)
-    if engine != "transformers" or family not in RUN[engine] or not known:
-        return Answer(engine, SOME, (_MIXTURES[engine],))
-    if family in _RANDOM:
-        return Answer(engine, GARBAGE, ("it makes experts up at random, and a warning says so",))
-    if family in _LINEARS:
-        return answer
-    if "int8" in experts:
-        return Answer(engine, REFUSES, ("its conversion of experts in int8 fails (use int4 or fp8)",))
-    if "fp8" in experts:
-        return Answer(engine, DIFFERS, ("it does not round the inputs of experts in fp8, which become plain floats",))
-    return answer
+def _with_experts(answer: Answer, found: Iterable[tuple[str, str]]) -> Answer:
+    """The worst of what schemes and experts bring; what was not run is worse than what loads."""
+    order = (LOADS, DIFFERS, SOME, GARBAGE, REFUSES)
+    told = [*((answer.verdict, words) for words in answer.reasons), *found]
+    worst = max((verdict for verdict, _ in told), key=order.index, default=LOADS)
+    return Answer(answer.engine, worst, tuple(words for verdict, words in told if verdict == worst))
 
 
 def _of_schemes(engine: str, assigned: Assignments, quantized: Mapping[str, Scheme]) -> Answer:

@@ -18,6 +18,7 @@ from isobit.formats.rules import Policy
 from isobit.models.blueprint import HEAD
 from isobit.models.contents import Contents
 from isobit.models.encoders.weights import by_tensors
+from isobit.models.feed_forward import Experts
 from isobit.models.names import BESIDE
 from isobit.quantizer.jobs import FLOATS, Job
 
@@ -82,6 +83,9 @@ def rendered(found: Contents, quantization: dict[str, Any]) -> dict[str, Any]:
 
     A decoder's names differ between both in checkpoints of some ages, so that they are written as patterns.
     """
+    if not quantization:
+        return quantization
+    quantization = quantization | {"ignore": [*quantization["ignore"], *_routers(found, quantization["ignore"])]}
     if not found.beside and not found.fronts:
         return quantization
     groups = {
@@ -89,6 +93,25 @@ def rendered(found: Contents, quantization: dict[str, Any]) -> dict[str, Any]:
     }
     towers = [f"{PATTERN}(model\\.)?{re.escape(front)}" for front in dict.fromkeys(_towers(found))]
     return quantization | {"config_groups": groups, "ignore": [*towers, *_anywhere(quantization["ignore"])]}
+
+
+def _routers(found: Contents, ignored: list[str]) -> Iterator[str]:
+    """Ignored routers under their names in transformers, where they are called otherwise in files.
+
+    Phi-3.5-MoE's is a linear there, ``mlp.router``: with ``block_sparse_moe.gate`` alone it falls under ``Linear``.
+    """
+    mixtures = ((layer.mlp_name, layer.mlp.names) for layer in found.config.layers if isinstance(layer.mlp, Experts))
+    pairs = {
+        (ours[:-1], theirs[:-1]): None
+        for place, names in mixtures
+        for theirs, ours in names.also
+        if ours == f"{place}.{names.router}."
+    }
+    for entry in ignored:
+        for ours, theirs in pairs:
+            for end, new in ((ours, theirs), (f"{re.escape(ours)}$", f"{re.escape(theirs)}$")):
+                if entry.endswith(f".{end}"):
+                    yield f"{entry.removesuffix(end)}{new}"
 
 
 def _groups(quantization: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:

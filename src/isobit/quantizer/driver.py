@@ -36,7 +36,7 @@ from isobit.models.config import ModelConfig
 from isobit.models.contents import Contents, contents
 from isobit.models.opening import runnable
 from isobit.quantizer import beside, calibrate, experts, grid, validate
-from isobit.quantizer.jobs import InputScales, Job, plan_jobs
+from isobit.quantizer.jobs import InputScales, Job, is_weight, module_of, plan_jobs
 from isobit.quantizer.progress import Progress, make_progress
 from isobit.quantizer.report import QuantizeReport, from_json, summarize, to_json
 from isobit.quantizer.stream import source_sums, stream
@@ -251,6 +251,9 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
     notes += [f"left out, as it leads out of the folder: {path.name}" for path in ck.strays]
     mixed = validate.mixed_fused(assigned, settings.allow_mixed_fused)
     calibrated = () if settings.calibration is None else settings.calibration.notes
+    quantization = beside.rendered(found, ctrender.render(assigned))
+    shapes = {module_of(info.name): info.shape for info in tensors if is_weight(info)}
+    told = engines.answers(assigned, _family(ck.config, model), quantization=quantization, shapes=shapes)
     notes += [
         *found.notes,
         *beside.about(found),
@@ -259,9 +262,9 @@ def _plan(source: Path, out: Path, settings: _Settings) -> _Plan:
         *mixed,
         *experts.about(model, assigned),
         *about_text,
-        *map(str, engines.answers(assigned, _family(ck.config, model))),
+        *map(str, told),
     ]
-    return _Plan(ck, model, jobs, shards, _config(found, policy, assigned), companions, tuple(notes))
+    return _Plan(ck, model, jobs, shards, _config(found, policy, quantization), companions, tuple(notes))
 
 
 def _family(config: Mapping[str, Any], model: ModelConfig) -> str:
@@ -269,7 +272,7 @@ def _family(config: Mapping[str, Any], model: ModelConfig) -> str:
     return str(config.get("model_type", model.family)) if is_within(config) else model.family
 
 
-def _config(found: Contents, policy: Policy, assigned: dict[str, Any]) -> bytes:
+def _config(found: Contents, policy: Policy, quantization: Mapping[str, Any]) -> bytes:
     """``config.json`` of the output: that of the source, with what changed, and tied only if the tensors are."""
     config = dict(found.ck.config)
     if config.get("tie_word_embeddings") and not found.config.tie_word_embeddings:
@@ -279,9 +282,8 @@ def _config(found: Contents, policy: Policy, assigned: dict[str, Any]) -> bytes:
     inner = config.get("text_config")
     if isinstance(inner, dict) and (changed := {key: config[key] for key in _BOTH if key in inner and key in config}):
         config["text_config"] = inner | changed
-    quantization = ctrender.render(assigned)
     if quantization:
-        config["quantization_config"] = beside.rendered(found, quantization)
+        config["quantization_config"] = quantization
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
