@@ -14,7 +14,7 @@ from isobit.legalize.ops import Action, Decision, Lowering, Op, Refusal, worst
 from isobit.legalize.pieces import piece
 from isobit.legalize.planner import decide, nearest
 from isobit.legalize.rules import short
-from isobit.legalize.workload import Tensor, Workload, model_dtype, ops
+from isobit.legalize.workload import Tensor, Workload, model_dtype, ops, short_name
 from isobit.targets.spec import Board, Target
 
 AS_STORED = "as stored"  # the name of no scheme: what a checkpoint holds
@@ -96,13 +96,18 @@ class Plan:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it is not native: of a refusal every reason."""
+        """Why it is not native: of a refusal every reason, else that of the main op, and of others that are worse."""
         found: list[str] = []
         for _, decision in self.ops:
             found += decision.reasons if isinstance(decision, Refusal) else []
-        decision = self.main[1]
-        if not found and isinstance(decision, Lowering) and decision.reason:
-            found.append(decision.reason)
+        main = self.main[1]
+        if not found and isinstance(main, Lowering):
+            found += [main.reason] if main.reason else []
+            found += [
+                f"{op.name}: {decision.reason}"
+                for op, decision in self.ops
+                if isinstance(decision, Lowering) and decision.action == self.action != main.action
+            ]
         return tuple(dict.fromkeys(found))
 
 
@@ -187,7 +192,7 @@ def _work(workload: Workload, scheme: Scheme | None, found: Iterable[tuple[Op, D
 def _widths(workload: Workload) -> list[tuple[str, int]]:
     """The linears that a scheme quantizes, with their inputs."""
     matrices = (tensor for tensor in workload.tensors if tensor.is_matrix and tensor.kind == "linear")
-    return [(tensor.module.rpartition(".*.")[2], tensor.shape[1]) for tensor in matrices]
+    return [(short_name(tensor.module), tensor.shape[1]) for tensor in matrices]
 
 
 def _of_memory(request: Request, board: Board) -> tuple[str, ...]:

@@ -123,8 +123,8 @@ def _remarks(plan: Plan) -> list[str]:
         if plan.instead:
             remarks.append(f"instead: {plan.instead}")
         return remarks
-    remarks = [decision.how, f"not native: {decision.reason}" if decision.reason else "", plan.measured_here]
-    return [remark for remark in remarks if remark]
+    why = [f"not native: {reason}" for reason in _merged(plan.reasons)]
+    return [remark for remark in (decision.how, *why, plan.measured_here) if remark]
 
 
 def _merged(reasons: Sequence[str]) -> Iterable[str]:

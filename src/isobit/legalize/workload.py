@@ -176,6 +176,11 @@ def as_loaded(workload: Workload, target: Target) -> Scheme | None:
     return scheme_named("f16" if dtype == "float16" else "bf16")
 
 
+def short_name(module: str) -> str:
+    """A module as plans name it: without what stands before it in a layer."""
+    return module.partition(".layers.*.")[2] or module
+
+
 def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | None = None) -> tuple[Op, ...]:
     """The work of one token, in the order in which it is done.
 
@@ -197,7 +202,7 @@ def ops(workload: Workload, scheme: Scheme | None, target: Target, kv: str | Non
         if tensor.is_matrix and tensor.kind != "embedding":
             n, k = tensor.shape
             weights, activations = workload.formats(tensor, scheme)
-            name = tensor.module.partition(".layers.*.")[2] or tensor.module
+            name = short_name(tensor.module)
             found.append(Op("linear", name, n, k, weights, activations, dtype,
                             workload.plain(tensor, scheme, cpu=not target.is_gpu) or kept, count=tensor.count,
                             bias=tensor.module in biased, scale_dtype=workload.scale(tensor, scheme, scales),
