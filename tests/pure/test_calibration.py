@@ -11,6 +11,8 @@ import pytest
 
 from isobit.cli.main import main
 from isobit.errors import CapacityError
+from isobit.kernels.cpu import library as cpu_library
+from isobit.kernels.cpu.threads import Threads
 from isobit.legalize.advice import choose
 from isobit.legalize.calibration import (
     Measurement,
@@ -23,6 +25,7 @@ from isobit.legalize.calibration import (
 from isobit.legalize.plan import Plan
 from isobit.models import calibration
 from isobit.models.planning import plans
+from isobit.targets.detect import detect
 from isobit.targets.here import here
 
 LLAMA: dict[str, Any] = {
@@ -48,7 +51,7 @@ def planned(path: Path | bool, scheme: str = "int8", **options: Any) -> Plan:
 
 def measurement(plan: Plan, slower: float, **changes: Any) -> Measurement:
     """That a plan's case took so many times as long as predicted."""
-    target, board = here()[-1]
+    target, board = here(cpu_library.wanted_threads())[-1]
     cost = plan.cost
     assert cost is not None
     step = plan.request.batch / cost.decode
@@ -62,6 +65,29 @@ def measurement(plan: Plan, slower: float, **changes: Any) -> Measurement:
 def speed(plan: Plan) -> float:
     assert plan.cost is not None
     return plan.cost.decode
+
+
+def test_figures_of_fewer_threads_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads' figures say nothing of one's; the machine is the same, so that a note says why they are not used."""
+
+    def run_on(threads: int) -> Plan:
+        monkeypatch.setattr(cpu_library, "wanted_threads", lambda: Threads(threads, "ISOBIT_THREADS"))
+        software_key.cache_clear()
+        return planned(path)
+
+    machine = replace(detect(programs=False), cores=2)
+    monkeypatch.setattr("isobit.targets.here.detect", lambda: machine)
+    monkeypatch.setattr("isobit.legalize.calibration.usable_cores", lambda: 2)
+    path = tmp_path / "calibration.json"
+    both = run_on(2)
+    calibration.store(path, [measurement(both, 2.0)])
+    assert speed(run_on(2)) == pytest.approx(speed(both) / 2)
+    one = run_on(1)
+    assert not one.measured_here and any("of other kernels, threads or versions" in note for note in one.notes)
+    assert one.board.name == "this CPU, 1 of 2 cores (ISOBIT_THREADS)" and one.board.bandwidth < both.board.bandwidth
+    calibration.store(path, [measurement(one, 2.0)])
+    assert speed(run_on(1)) == pytest.approx(speed(one) / 2)
+    software_key.cache_clear()
 
 
 def test_a_measured_case_has_its_figure_and_says_so(tmp_path: Path) -> None:

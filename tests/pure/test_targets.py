@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from isobit.errors import Unsupported, UsageError
 from isobit.formats.table import ELEMENTS
+from isobit.kernels.cpu.threads import Threads, choose
+from isobit.legalize.calibration import machine_key
 from isobit.targets.boards import BOARDS
+from isobit.targets.cores import Cores
 from isobit.targets.detect import Machine
 from isobit.targets.here import cpu_machine, gpu_machine, gpus, here
 from isobit.targets.spec import Board, MatrixUnit
@@ -80,6 +85,9 @@ def test_narrow_sums_must_be_promoted_and_full_ones_not() -> None:
     assert MatrixUnit("int8", "int8", "int32", "IMMA", accumulator_mantissa=13).promote_every is None
 
 
+FOUR = Threads(4, "the affinity mask")
+
+
 def _machine(features: tuple[str, ...], gpus: tuple[str, ...] = ()) -> Machine:
     return Machine("Linux", "3.11", "some CPU", features, 4, 32 << 30, 30 << 30, None, gpus, ())
 
@@ -96,8 +104,29 @@ def _machine(features: tuple[str, ...], gpus: tuple[str, ...] = ()) -> Machine:
     ],
 )
 def test_the_cpu_is_the_best_target_that_it_has_the_features_for(features: tuple[str, ...], name: str) -> None:
-    found, product = cpu_machine(_machine(features))
+    found, product = cpu_machine(_machine(features), FOUR)
     assert found.name == name and product.estimated and product.memory == 32 << 30
+
+
+@pytest.mark.parametrize(
+    ("environment", "used", "name"),
+    [
+        ({}, 4, "this CPU, 4 cores"),
+        ({"OMP_NUM_THREADS": "1"}, 1, "this CPU, 1 of 4 cores (OMP_NUM_THREADS)"),
+        ({"OMP_NUM_THREADS": "1", "ISOBIT_THREADS": "2"}, 2, "this CPU, 2 of 4 cores (ISOBIT_THREADS)"),
+        ({"OMP_NUM_THREADS": "64"}, 4, "this CPU, 4 cores"),
+        ({"ISOBIT_THREADS": "64"}, 4, "this CPU, 4 cores"),
+    ],
+)
+def test_a_cpu_is_planned_for_the_threads_that_run(environment: dict[str, str], used: int, name: str) -> None:
+    machine = _machine(())
+    target, product = cpu_machine(machine, choose(environment, Cores(machine.cores)))
+    _, whole = cpu_machine(machine, FOUR)
+    alone = cpu_machine(replace(machine, cores=1), FOUR)[1]
+    assert product.name == name
+    assert dict(product.rates) == {kind: pytest.approx(used * rate) for kind, rate in alone.rates}
+    assert product.bandwidth == pytest.approx(used * alone.bandwidth)
+    assert machine_key(target, product) == machine_key(target, whole), "what was measured belongs to the machine"
 
 
 def test_gpus_are_found_by_name_and_by_capability() -> None:
@@ -109,7 +138,7 @@ def test_gpus_are_found_by_name_and_by_capability() -> None:
         "NVIDIA Odd, [N/A], [N/A], 470.1",
     )
     machine = _machine(("avx2", "f16c", "fma"), lines)
-    found = [(row.name, product.name, product.estimated) for row, product in here(machine)]
+    found = [(row.name, product.name, product.estimated) for row, product in here(FOUR, machine)]
     assert found == [
         ("sm_86", "NVIDIA RTX A6000", False),
         ("sm_90", "NVIDIA H100 80GB HBM3", False),

@@ -120,7 +120,7 @@ _HEADER = ("sequences", "behind", "tok/s", "ms/step", "bandwidth", "host ms", "f
 
 def lines(found: Bench, kept: Path | None, stores: bool) -> list[str]:
     """What was measured, and what is kept of it and why not more, where something was to be: for people."""
-    threads = f", {found.threads} threads" if found.threads else ""
+    threads = f", {found.threads} thread{'s' if found.threads > 1 else ''}" if found.threads else ""
     said = [
         f"{found.model}: {found.title}",
         f"{found.hardware}; lowering {found.target}, activations {found.dtype}{threads}",

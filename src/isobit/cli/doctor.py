@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from isobit.cli import output
+from isobit.kernels.cpu.library import wanted_threads
 from isobit.kernels.status import CpuKernels, cpu_kernels
 from isobit.targets.detect import Machine, detect
 from isobit.targets.here import display_devices, gpu_machine, gpus, here
@@ -33,7 +34,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what was found; the status is 0 whether or not something is missing."""
     machine, kernels = detect(), cpu_kernels()
-    found = here(machine)
+    found = here(wanted_threads(), machine)
     missing = advice(machine, kernels)
     if args.json:
         targets = [{"target": row.name, "board": board.name, "schemes": answers(row)} for row, board in found]

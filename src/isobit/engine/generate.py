@@ -18,6 +18,7 @@ from isobit.engine.prepare import Prompt
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError
 from isobit.formats.caches import cache_format
+from isobit.kernels.cpu import library as cpu_library
 from isobit.models.opening import runnable
 from isobit.models.place import place
 from isobit.models.room import Room, room
@@ -122,7 +123,7 @@ def require_room(
         )
     return room(
         folder, gpu=gpu, free=free, given=memory, cache=cache_format(kv_cache), sequences=sequences,
-        machine=_card(where) if gpu else cpu_machine(detect.detect(programs=False)),
+        machine=_card(where) if gpu else cpu_machine(detect.detect(programs=False), cpu_library.wanted_threads()),
         graphs=recorded_steps(sequences) if gpu and memory is not None else 0,
         context=context,
     )  # fmt: skip

@@ -229,7 +229,8 @@ def _cache_tokens(cases: Iterable[Case], left: Room | None) -> int:
 def _planner(folder: Path, model: Decoder, cache: CacheFormat) -> _Planner:
     """What plans the model as it was loaded."""
     work = described(*locate(folder))
-    target, board = next(pair for pair in here() if pair[0].is_gpu == (model.place.target is not None))
+    found = here(cpu_library.wanted_threads())
+    target, board = next(pair for pair in found if pair[0].is_gpu == (model.place.target is not None))
     if model.place.target is not None and model.place.target.name != target.name:
         target = target_named(model.place.target.name)
     row, on_gpu = as_loaded(work, target), model.place.target is not None

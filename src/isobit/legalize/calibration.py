@@ -24,6 +24,7 @@ from isobit.legalize.cost import Cost
 from isobit.legalize.efficiency import EFFICIENCIES, ENGINES, LAUNCHES
 from isobit.legalize.ops import Op
 from isobit.legalize.plan import Plan
+from isobit.targets.detect import usable_cores
 from isobit.targets.spec import Board, Target
 from isobit.version import __version__
 
@@ -108,7 +109,7 @@ class Measurement:
 
 def machine_key(target: Target, board: Board) -> str:
     """A machine: what it is, how large, and of a CPU its cores; a fingerprint that says nothing else of it."""
-    told = (target.name, board.name, board.memory, board.source if target.vendor == "cpu" else "")
+    told = (target.name, board.machine or board.name, board.memory, board.source if target.vendor == "cpu" else "")
     return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 
 
@@ -121,7 +122,10 @@ def software_key(gpu: bool) -> str:
         folder = Path(gpu_kernels.__file__).parent
         told += [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
     else:
-        told += [cpu_library.built(), cpu_library.wanted_threads().count, backends.forced()]
+        threads = cpu_library.wanted_threads().count
+        told += [cpu_library.built(), threads, backends.forced()]
+        if threads < usable_cores():  # before, plans were made for all cores whatever ran
+            told.append("planned for its threads")
         told.append(os.environ.get("ISOBIT_ISA", ""))
     return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 

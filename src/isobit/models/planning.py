@@ -30,6 +30,7 @@ from isobit.formats.caches import cache_format as cache_named
 from isobit.formats.schemes import SCHEMES, Scheme
 from isobit.formats.schemes import scheme as scheme_named
 from isobit.formats.table import element
+from isobit.kernels.cpu import library as cpu_library
 from isobit.legalize.calibration import alike, calibrated, machine_key, software_key, with_bandwidth
 from isobit.legalize.plan import AS_STORED, Plan, Request, plan
 from isobit.legalize.workload import Workload
@@ -249,7 +250,7 @@ def machines(names: Iterable[str]) -> list[Machine]:
         if name == "all":
             found += [(row, board) for row in TARGETS.values() if (board := reference_board(row)) is not None]
         elif name == "here":
-            found += here()
+            found += here(cpu_library.wanted_threads())
         else:
             target, board = lookup(name)
             if board is None:

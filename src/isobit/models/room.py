@@ -11,6 +11,7 @@ from pathlib import Path
 
 from isobit.errors import CapacityError, IsobitError
 from isobit.formats.caches import BLOCK, CACHE_FORMATS, CacheFormat
+from isobit.kernels.cpu import library as cpu_library
 from isobit.legalize.memory import USABLE, Memory, recorded_bytes
 from isobit.legalize.plan import Plan, Request, plan
 from isobit.legalize.workload import Workload, as_loaded
@@ -150,7 +151,7 @@ def room(
     Raises:
         CapacityError: it does not fit.
     """
-    machine = machine or next((pair for pair in here() if pair[0].is_gpu == gpu), None)
+    machine = machine or next((pair for pair in here(cpu_library.wanted_threads()) if pair[0].is_gpu == gpu), None)
     if machine is None:
         return None
     target, board = machine

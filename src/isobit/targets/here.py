@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from isobit.errors import UsageError
 from isobit.targets.detect import Machine, detect
@@ -49,15 +50,26 @@ def gpus(machine: Machine) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def here(machine: Machine | None = None) -> list[tuple[Target, Board]]:
+class Threads(Protocol):
+    """How many threads the CPU kernels run on, and what says so."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+def here(threads: Threads | None = None, machine: Machine | None = None) -> list[tuple[Target, Board]]:
     """The targets of this machine, GPUs first.
 
     Args:
+        threads: of the CPU kernels; see :func:`cpu_machine`.
         machine: what was found; None to look.
     """
     machine = machine or detect()
     found = [pair for gpu in gpus(machine) if (pair := gpu_machine(gpu)) is not None]
-    return [*found, cpu_machine(machine)]
+    return [*found, cpu_machine(machine, threads)]
 
 
 def gpu_machine(gpu: Gpu) -> tuple[Target, Board] | None:
@@ -95,17 +107,27 @@ def cpu_target(machine: Machine) -> Target:
     return TARGETS[name]
 
 
-def cpu_machine(machine: Machine) -> tuple[Target, Board]:
-    """A machine's CPU as a target and a board of estimated speed."""
+def cpu_machine(machine: Machine, threads: Threads | None = None) -> tuple[Target, Board]:
+    """A machine's CPU as a target and a board of estimated speed: that of the cores that its kernels' threads run on.
+
+    Args:
+        machine: what was found.
+        threads: of the CPU kernels: ``isobit.kernels.cpu.library.wanted_threads()``. None for all
+            cores, which are as many as count.
+    """
     target = cpu_target(machine)
+    used = machine.cores if threads is None else min(threads.count, machine.cores)
+    name = f"this CPU, {machine.cores} cores"
     flops, int8 = _PER_CLOCK.get(target.name, (8, 8))
-    f32, i8 = (machine.cores * _CLOCK * per_clock / 1e12 for per_clock in (flops, int8))
+    f32, i8 = (used * _CLOCK * per_clock / 1e12 for per_clock in (flops, int8))
     like = reference_board(target)
-    bandwidth = machine.cores * _CORE_BANDWIDTH
+    bandwidth = used * _CORE_BANDWIDTH
     if like is not None:
         bandwidth = min(bandwidth, like.bandwidth)
     return target, Board(
-        name=f"this CPU, {machine.cores} cores",
+        name=name
+        if threads is None or used == machine.cores
+        else f"this CPU, {used} of {machine.cores} cores ({threads.reason})",
         target=target.name,
         memory=machine.memory,
         bandwidth=bandwidth,
@@ -114,6 +136,7 @@ def cpu_machine(machine: Machine) -> tuple[Target, Board]:
         source=f"{machine.cpu}: estimated from its cores and instruction sets",
         estimated=True,
         here=True,
+        machine=name,
     )
 
 

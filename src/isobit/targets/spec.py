@@ -131,6 +131,7 @@ class Board:
         aliases: other names, lower case, without spaces.
         estimated: whether its figures are guesses from what can be seen of the machine.
         here: whether it is a device of this machine.
+        machine: of a CPU of which only some cores are used, what it is called with all of them; else as ``name``.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Board:
     aliases: tuple[str, ...] = ()
     estimated: bool = False
     here: bool = False
+    machine: str = ""
 
     def __post_init__(self) -> None:
         if "f32" not in dict(self.rates):
