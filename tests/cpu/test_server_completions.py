@@ -150,7 +150,7 @@ def test_zero_tokens_without_scores_give_the_prompt_back(http, stream):
     body = {"prompt": PROMPT, "max_tokens": 0, "echo": True, "stream": stream}
     reply = http.post("/v1/completions", json=body)
     choice = (events(reply.text)[0] if stream else reply.json())["choices"][0]
-    assert (choice["text"], choice["finish_reason"]) == (PROMPT, "length")
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (PROMPT, "length", None)
 
 
 def test_the_end_of_text_token_has_its_entry(http):
