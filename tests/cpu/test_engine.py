@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +178,51 @@ def test_streams_in_turns_and_threads(model: Decoder, tokenizer: Tokenizer, alon
         thread.join()
     assert [found[place] for place in range(len(prompts))] == alone
     assert llm.engine.scheduler.steps < sum(len(one[0]) for one in alone)  # type: ignore[index]
+
+
+def test_a_slow_reader_gets_what_came_meanwhile_at_once(
+    model: Decoder, tokenizer: Tokenizer, alone: list[object]
+) -> None:
+    llm = LLM(model, tokenizer)
+    prompts, params = prompts_for(model)[:3], params_for(3)
+    pieces: dict[int, list[Piece]] = {place: [] for place in range(3)}
+
+    async def read() -> None:
+        async with aclosing(llm.stream_all_async(prompts, params)) as every:
+            async for place, piece in every:
+                pieces[place].append(piece)
+                while llm._answers:  # nothing else happens on this loop until all are made
+                    time.sleep(0.001)
+
+    asyncio.run(read())
+    assert sum(len(one) for one in pieces.values()) <= 2 * len(prompts)  # the first may have come before the others
+    for place, came in pieces.items():
+        done = came[-1].completion
+        assert done is not None and essence(done) == alone[place]
+        assert "".join(piece.text for piece in came) == done.text
+        assert tuple(id for piece in came for id in piece.token_ids) == done.token_ids
+        if done.logprobs is not None:
+            assert tuple(entry for piece in came for entry in piece.logprobs) == done.logprobs
+
+
+def test_an_error_comes_behind_what_was_made_before_it(model: Decoder, tokenizer: Tokenizer) -> None:
+    llm = LLM(model, tokenizer)
+    prompts, params = prompts_for(model)[:2], [SamplingParams(max_tokens=800, ignore_eos=True)] * 2
+    made: list[int] = []
+
+    async def read() -> None:
+        async with aclosing(llm.stream_all_async(prompts, params)) as every:
+            async for _, piece in every:
+                made.extend(piece.token_ids)
+                if len(made) == len(piece.token_ids):  # the first piece
+                    while llm.engine.scheduler.steps < 25:
+                        time.sleep(0.001)
+                    with llm._lock:  # between two steps
+                        llm._fail(next(iter(llm._answers)), MemoryError("of one"))
+
+    with pytest.raises(MemoryError, match="of one"):
+        asyncio.run(read())
+    assert len(made) >= 20 and not llm.unfinished
 
 
 def test_asynchronous_streams(model: Decoder, tokenizer: Tokenizer, alone: list[object]) -> None:

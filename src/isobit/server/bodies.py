@@ -128,7 +128,7 @@ def read_as(
     for name, why in refused.items():
         if found.get(name) not in (None, False, [], {}, ""):
             raise wrong(f"{name}: {why}", name, "unsupported_parameter")
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
+    known = kind.__struct_encode_fields__  # type: ignore[attr-defined]
     unknown = [name for name in found if name not in known and name not in refused and name not in idle]
     try:
         value = msgspec.convert(found, kind, strict=not texts)
