@@ -222,7 +222,7 @@ def test_an_error_comes_behind_what_was_made_before_it(model: Decoder, tokenizer
 
     with pytest.raises(MemoryError, match="of one"):
         asyncio.run(read())
-    assert len(made) >= 20 and not llm.unfinished
+    assert len(made) >= 20 and not llm._answers
 
 
 def test_asynchronous_streams(model: Decoder, tokenizer: Tokenizer, alone: list[object]) -> None:
