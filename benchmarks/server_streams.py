@@ -7,7 +7,7 @@ The engine decodes on the runner of GPUs, on which nothing is computed: a step i
 another, have a connection each and count the tokens of the usage that ends their streams. ``share`` is tokens a second
 over streams / step, the time in which requests arrive included; ``loop_us`` the processor time of the event loop's
 thread for a token and ``process_us`` that of all threads, in microseconds; ``events`` is how many a stream had for each
-of its tokens: fewer than one where the loop was behind, and gave several at once.
+of its tokens.
 """
 
 from __future__ import annotations

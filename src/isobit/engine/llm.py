@@ -304,13 +304,28 @@ class LLM(Waiting):
 
         The error of one ends all. Cancelling the task, or closing the iterator, ends the answers.
         """
+        every = self.stream_batches_async(prompts, params, priority=priority, constraint=constraint)
+        async with aclosing(every) as batches:
+            async for batch in batches:
+                for one in batch:
+                    yield one
+
+    async def stream_batches_async(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams | None],
+        *,
+        priority: int = 0,
+        constraint: Grammar | None = None,
+    ) -> AsyncGenerator[list[tuple[int, Piece]]]:
+        """The same, all pieces at once that have come while the reader was busy with those before."""
         rules: list[Constraint | None] = [None] * len(prompts)
         if constraint is not None:  # compiling takes longer than the event loop may wait
             rules = [await asyncio.to_thread(self.constraint, constraint) for _ in prompts]
         answers = [self._prepared(*one) for one in zip(prompts, params, rules, strict=True)]
-        async with aclosing(self._pieces_async(answers, priority)) as pieces:
-            async for one in pieces:
-                yield one
+        async with aclosing(self._pieces_async(answers, priority)) as batches:
+            async for batch in batches:
+                yield batch
 
     # Step by step
 

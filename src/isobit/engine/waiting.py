@@ -64,8 +64,11 @@ class Waiting(Desk):
             for id in ids:
                 self._drop(id)
 
-    async def _pieces_async(self, answers: Sequence[Answer], priority: int) -> AsyncGenerator[tuple[int, Piece]]:
-        """The same on an event loop: a thread takes the steps."""
+    async def _pieces_async(self, answers: Sequence[Answer], priority: int) -> AsyncGenerator[list[tuple[int, Piece]]]:
+        """The same on an event loop, where a thread takes the steps: all that came while the reader was busy at once.
+
+        An error comes by itself, behind what was made before it.
+        """
         came = asyncio.Queue[tuple[int, Piece]]()
         office = self._office()
         ids: list[int] = []
@@ -75,45 +78,19 @@ class Waiting(Desk):
             self._driver.drive()
             left = len(answers)
             while left:
-                first = await came.get()
-                for place, piece in (first,) if came.empty() else _joined(first, came):
+                found = [await came.get()]
+                while not came.empty():
+                    found.append(came.get_nowait())
+                sound = [one for one in found if one[1].error is None]
+                left -= sum([piece.completion is not None for _, piece in sound])
+                if sound:
+                    yield sound
+                for _, piece in found:
                     if piece.error is not None:
                         raise piece.error
-                    left -= piece.completion is not None
-                    yield place, piece
         finally:
             for id in ids:
                 self._drop(id)
-
-
-def _joined(first: tuple[int, Piece], came: asyncio.Queue[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
-    """What came while the reader was busy: one piece for each answer, and behind those an error.
-
-    Whoever reads more slowly than tokens come so has fewer pieces to work on, and is never further behind than one of
-    each answer.
-    """
-    place, piece = first
-    parts: dict[int, list[Piece]] = {}
-    errors: list[tuple[int, Piece]] = []
-    while True:
-        if piece.error is not None:
-            errors.append((place, piece))
-        else:
-            parts.setdefault(place, []).append(piece)
-        if came.empty():
-            break
-        place, piece = came.get_nowait()
-    return [(place, pieces[0] if len(pieces) == 1 else _one(pieces)) for place, pieces in parts.items()] + errors
-
-
-def _one(pieces: Sequence[Piece]) -> Piece:
-    """Pieces of an answer that follow each other, as one."""
-    return Piece(
-        "".join([piece.text for piece in pieces]),
-        tuple([token for piece in pieces for token in piece.token_ids]),
-        pieces[-1].completion,
-        logprobs=tuple([entry for piece in pieces for entry in piece.logprobs]),
-    )
 
 
 def _completion(piece: Piece) -> Completion:

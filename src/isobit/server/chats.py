@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -182,10 +182,13 @@ async def whole(
     return [Answered(*pair) for pair in zip(made, reading.parts, strict=True)], count
 
 
-async def follow(serving: Serving, job: Job, count: Count) -> AsyncGenerator[Event, None]:
-    """The answers as they come; what they cost is counted before it is given out."""
+async def follow(serving: Serving, job: Job, count: Count) -> AsyncGenerator[Iterator[Event], None]:
+    """The answers as they come, several events where they came at once; what each costs is counted before it is given.
+
+    Each batch must be read to its end.
+    """
     reading = _Reading(job, count)
     every = serving.follow(job.prompts, job.params, priority=job.priority, grammar=job.shape.grammar)
-    async with aclosing(every) as pieces:
-        async for place, piece in pieces:
-            yield reading.see(place, piece)
+    async with aclosing(every) as batches:
+        async for batch in batches:
+            yield (reading.see(place, piece) for place, piece in batch)

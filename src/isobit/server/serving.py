@@ -137,8 +137,11 @@ class Serving:
         *,
         priority: int = 0,
         grammar: Grammar | None = None,
-    ) -> AsyncGenerator[tuple[int, Piece], None]:
+    ) -> AsyncGenerator[list[tuple[int, Piece]], None]:
         """Answers to prompts beside each other: pieces as they come, each with the place of its prompt.
+
+        With hundreds of streams more may come than can be sent one by one: what came meanwhile is given out at once, to
+        be sent at once.
 
         Closing the generator ends the answers within one step of the engine.
 
@@ -150,12 +153,13 @@ class Serving:
             watches = [self.metrics.watch(time.perf_counter()) for _ in prompts]
             left = len(prompts)
             try:
-                every = self.llm.stream_all_async(prompts, params, priority=priority, constraint=grammar)
-                async with aclosing(every) as pieces:
-                    async for place, piece in pieces:
-                        watches[place].see(piece)
-                        left -= piece.completion is not None
-                        yield place, piece
+                every = self.llm.stream_batches_async(prompts, params, priority=priority, constraint=grammar)
+                async with aclosing(every) as batches:
+                    async for batch in batches:
+                        for place, piece in batch:
+                            watches[place].see(piece)
+                            left -= piece.completion is not None
+                        yield batch
             finally:
                 self.metrics.aborted.inc(left)
 
@@ -171,11 +175,12 @@ class Serving:
         """The same as whole answers, in the order of the prompts; ``see`` is called with every piece."""
         found: dict[int, Completion] = {}
         try:
-            async with aclosing(self.follow(prompts, params, priority=priority, grammar=grammar)) as pieces:
-                async for place, piece in pieces:
-                    see(place, piece)
-                    if piece.completion is not None:
-                        found[place] = piece.completion
+            async with aclosing(self.follow(prompts, params, priority=priority, grammar=grammar)) as batches:
+                async for batch in batches:
+                    for place, piece in batch:
+                        see(place, piece)
+                        if piece.completion is not None:
+                            found[place] = piece.completion
         except UsageError as error:
             raise refusal(error) from error
         except IsobitError as error:

@@ -154,10 +154,11 @@ async def _in_pieces(serving: Serving, job: Job) -> AsyncIterator[bytes]:
     """Events by the names of OpenAI: the texts of all deltas are the text of the last event."""
     progress = Progress(job.asked, job.most)
     every = serving.follow(job.prompts, job.params, priority=job.priority)
-    async with aclosing(every) as pieces:
-        async for place, piece in pieces:
-            if new := progress.push(place, piece.text, piece.completion):
-                yield event({"type": "transcript.text.delta", "delta": new})
+    async with aclosing(every) as batches:
+        async for batch in batches:
+            new = [progress.push(place, piece.text, piece.completion) for place, piece in batch]
+            if any(new):
+                yield b"".join(event({"type": "transcript.text.delta", "delta": text}) for text in new if text)
     done = progress.transcript()
     notes = {"notes": list(done.notes)} if done.notes else {}
     yield event({"type": "transcript.text.done", "text": done.text, "usage": job.usage(done), **notes})

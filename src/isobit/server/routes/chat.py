@@ -66,10 +66,14 @@ async def _in_pieces(serving: Serving, job: Job, head: Head, options: StreamOpti
     usage = {"usage": None} if options.include_usage else {}
     begun = [False] * len(job.params)
     async with aclosing(chats.follow(serving, job, count)) as came:
-        async for one in came:
-            now = {"usage": count.now()} if options.continuous_usage_stats else usage
-            for choice in _choices(serving, job, one, begun):
-                yield event(_reply(head, "chat.completion.chunk", [choice]) | now)
+        async for batch in came:
+            told = b""
+            for one in batch:
+                now = {"usage": count.now()} if options.continuous_usage_stats else usage
+                for choice in _choices(serving, job, one, begun):
+                    told += event(_reply(head, "chat.completion.chunk", [choice]) | now)
+            if told:
+                yield told
     if options.include_usage:
         yield event(_reply(head, "chat.completion.chunk", []) | {"usage": count.now()})
     yield DONE

@@ -174,15 +174,19 @@ async def _in_pieces(serving: Serving, job: Job, head: Head, options: StreamOpti
     else:
         parts = [Parts(serving, job, place) for place in range(len(job.ids))]
         every = serving.follow(job.ids, job.params, priority=job.priority, grammar=job.grammar)
-        async with aclosing(every) as pieces:
-            async for place, piece in pieces:
-                count.completion += len(piece.token_ids)
-                if piece.completion is not None:
-                    count.cached += piece.completion.usage.cached_tokens
-                choice = parts[place].push(piece)
-                if choice is not None:
-                    now = {"usage": count.now()} if options.continuous_usage_stats else usage
-                    yield event(_reply(head, [choice]) | now)
+        async with aclosing(every) as batches:
+            async for batch in batches:
+                told = b""
+                for place, piece in batch:
+                    count.completion += len(piece.token_ids)
+                    if piece.completion is not None:
+                        count.cached += piece.completion.usage.cached_tokens
+                    choice = parts[place].push(piece)
+                    if choice is not None:
+                        now = {"usage": count.now()} if options.continuous_usage_stats else usage
+                        told += event(_reply(head, [choice]) | now)
+                if told:
+                    yield told
     if options.include_usage:
         yield event(_reply(head, []) | {"usage": count.now()})
     yield DONE

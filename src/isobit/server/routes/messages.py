@@ -160,21 +160,20 @@ async def _in_events(serving: Serving, job: Job, request: Request) -> AsyncItera
     made, begun = Blocks(), False
     try:
         async with aclosing(chats.follow(serving, job, count)) as came:
-            async for one in came:
-                if not begun:
-                    begun = True
-                    start = _message(serving, [], job.count())
-                    yield named_event({"type": "message_start", "message": start})
-                for event in made.add(one.news):
-                    yield named_event(event)
-                done = one.piece.completion
-                if done is not None and one.reason is not None:
-                    for event in made.close():
-                        yield named_event(event)
-                    yield named_event(
-                        {"type": "message_delta", "delta": _ended(one.reason, done), "usage": _usage(count)}
-                    )
-                    yield named_event({"type": "message_stop"})
+            async for batch in came:
+                events: list[dict[str, Any]] = []
+                for one in batch:
+                    if not begun:
+                        begun = True
+                        events.append({"type": "message_start", "message": _message(serving, [], job.count())})
+                    events += made.add(one.news)
+                    done = one.piece.completion
+                    if done is not None and one.reason is not None:
+                        events += made.close()
+                        ended = {"type": "message_delta", "delta": _ended(one.reason, done), "usage": _usage(count)}
+                        events += [ended, {"type": "message_stop"}]
+                if events:
+                    yield b"".join(map(named_event, events))
     except Exception as error:
         if not begun:
             raise

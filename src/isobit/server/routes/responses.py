@@ -146,12 +146,16 @@ async def _in_events(serving: Serving, job: Job, head: dict[str, Any]) -> AsyncI
         return named_event(event | {"sequence_number": number - 1})
 
     async with aclosing(chats.follow(serving, job, count)) as came:
-        async for one in came:
-            if number == 0:
-                yield told({"type": "response.created", "response": head})
-                yield told({"type": "response.in_progress", "response": head})
-            for event in _told(serving, job, made, one):
-                yield told(event)
-            if one.reason is not None:
-                done = _finished(head, made.output, count, one.reason)
-                yield told({"type": f"response.{done['status']}", "response": done})
+        async for batch in came:
+            found = b""
+            for one in batch:
+                if number == 0:
+                    found += told({"type": "response.created", "response": head})
+                    found += told({"type": "response.in_progress", "response": head})
+                for event in _told(serving, job, made, one):
+                    found += told(event)
+                if one.reason is not None:
+                    done = _finished(head, made.output, count, one.reason)
+                    found += told({"type": f"response.{done['status']}", "response": done})
+            if found:
+                yield found
