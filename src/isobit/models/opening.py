@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from isobit.checkpoint import methods
 from isobit.checkpoint.files import is_there
 from isobit.checkpoint.gguf.wording import in_its_words
 from isobit.checkpoint.reader import Checkpoint
@@ -18,9 +19,12 @@ def require_family(folder: Path) -> None:
     Raises:
         ModelError: the family does not run, or config.json asks for what isobit does not implement.
         CheckpointError: config.json is damaged.
+        Unsupported: the weights are quantized by a method that isobit does not run.
     """
     if is_there(folder / "config.json"):
-        model_config(read_config(folder))
+        config = read_config(folder)
+        methods.refuse_unread(config, folder)  # a method that nobody reads is said before the family, as by plans
+        model_config(config)
 
 
 def runnable(folder: str | Path) -> Checkpoint:
