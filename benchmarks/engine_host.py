@@ -20,10 +20,10 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from common import RESULTS, provenance, save
@@ -85,6 +85,9 @@ class Instant(GpuRunner):
         return launched
 
 
+Device = TypeVar("Device", bound=Instant)
+
+
 def drawn(tokens: list[int], rows: int) -> torch.Tensor:
     """int64 ``[997, rows]``: for each row the tokens by turns, from another one on than for its neighbours."""
     return torch.tensor([[tokens[(step + 7 * row) % len(tokens)] for row in range(rows)] for step in range(997)])
@@ -104,13 +107,18 @@ def chosen(kind: str, rows: int) -> tuple[Tokenizer, torch.Tensor]:
     return tokenizer, drawn([draw.randrange(tokenizer.vocab_size) for _ in range(9973)], rows)
 
 
-def measure(rows: int, steps: int, tokenizer: Tokenizer, tokens: torch.Tensor) -> tuple[float, float]:
-    """Medians of microseconds a step: before its launch, and beside it."""
+def engine(rows: int, tokenizer: Tokenizer, device: Callable[[Any], Device]) -> tuple[LLM, Device]:
+    """An engine of so many sequences at once, on a device that is made for its model; and that device."""
     place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
     config = SimpleNamespace(vocab_size=tokenizer.vocab_size, max_context=4096, hidden_size=4096)
     model: Any = SimpleNamespace(place=place, config=config, notes=())
-    runner = Instant(model, rows, tokens)
-    llm = LLM(model, tokenizer, runner, sequences=rows, cache_tokens=rows * 1024, prefix_cache=False)  # type: ignore[arg-type]
+    runner = device(model)
+    return LLM(model, tokenizer, runner, sequences=rows, cache_tokens=rows * 1024, prefix_cache=False), runner  # type: ignore[arg-type]
+
+
+def measure(rows: int, steps: int, tokenizer: Tokenizer, tokens: torch.Tensor) -> tuple[float, float]:
+    """Medians of microseconds a step: before its launch, and beside it."""
+    llm, runner = engine(rows, tokenizer, lambda model: Instant(model, rows, tokens))
     params = SamplingParams(max_tokens=steps, ignore_eos=True)
     for token in tokens.unique().tolist():
         tokenizer.behind(token)

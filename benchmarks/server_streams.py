@@ -23,12 +23,11 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from common import RESULTS, provenance, save
-from engine_host import Instant, chosen
+from engine_host import Instant, chosen, engine
 
 from isobit.engine.llm import LLM
 from isobit.engine.request import Schedule
@@ -65,15 +64,11 @@ class Device(Instant):
         return Paced(pending, self._free)
 
 
-def engine(sequences: int, seconds: float) -> LLM:
-    """One with such a device."""
+def paced(sequences: int, seconds: float) -> LLM:
+    """An engine with such a device."""
     tokenizer, tokens = chosen("words", sequences)
     tokenizer.chat_templates = {"default": "{% for one in messages %}{{ one.content }}{% endfor %}"}
-    place = SimpleNamespace(target=None, tensors=torch.device("cpu"))
-    config = SimpleNamespace(vocab_size=tokenizer.vocab_size, max_context=4096, hidden_size=4096)
-    model: Any = SimpleNamespace(place=place, config=config, notes=())
-    runner = Device(model, sequences, tokens, seconds)
-    return LLM(model, tokenizer, runner, sequences=sequences, cache_tokens=sequences * 1024, prefix_cache=False)  # type: ignore[arg-type]
+    return engine(sequences, tokenizer, lambda model: Device(model, sequences, tokens, seconds))[0]
 
 
 # ---------------------------------------------------------------------- clients, in a process of their own
@@ -167,7 +162,7 @@ def main() -> None:
 
     asking = threading.Thread(target=ask, name="asking")
     asking.start()
-    serve(engine(max(counts), step), Settings(names=("words",)), {}, sock)
+    serve(paced(max(counts), step), Settings(names=("words",)), {}, sock)
     asking.join()
     save([provenance() | row for row in rows], options.csv)
 
