@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from micro_oracle import over_of
 from test_triton_linear import LOWERINGS, ON_GPUS, TOLERANCE, _cuda, _expected, _weight
 
 from isobit.formats.qtensor import QTensor
@@ -30,11 +31,13 @@ def tall(scheme: str, rows: int, columns: int, draw: torch.Generator) -> tuple[G
         plain = (torch.randn(EXPERTS * rows, columns, generator=draw) / columns**0.5).bfloat16()
         return Grouped(plain.cuda(), EXPERTS, rows, rows), Grouped(plain, EXPERTS, rows, rows)
     weight = _weight(scheme, EXPERTS * rows, columns, draw)
-    largest = weight.values().abs().mean() * columns**0.5
-    weight = replace(weight, scale=(weight.scale.float() / largest).to(torch.bfloat16))
+    if weight.scale.is_floating_point():
+        largest = weight.values().abs().mean() * columns**0.5
+        weight = replace(weight, scale=(weight.scale.float() / largest).to(torch.bfloat16))
     acts = SCHEMES[scheme].activations
-    held = Grouped(_cuda(weight), EXPERTS, rows, rows, activations=acts)
-    return held, Grouped(weight, EXPERTS, rows, rows, activations=acts)
+    over = None if acts is None else over_of(acts)
+    held = Grouped(_cuda(weight), EXPERTS, rows, rows, None, acts, None if over is None else over.cuda())
+    return held, Grouped(weight, EXPERTS, rows, rows, None, acts, over)
 
 
 def choices(tokens: int, draw: torch.Generator) -> torch.Tensor:
@@ -89,7 +92,7 @@ def test_linears_of_experts_are_within_the_tolerance(scheme: str, lowering: str 
                 if len(token):
                     one = law.expert(expert)
                     exact = x[token].double() @ one.double().T if isinstance(one, torch.Tensor) else _expected(
-                        one, law.activations, None, x[token]
+                        one, law.activations, law.input_scale, x[token]
                     )  # fmt: skip
                     got = found.view(tokens, ACTIVE, INNER)[token, slot]
                     assert float((got - exact).norm() / exact.norm()) < TOLERANCE, (tokens, alike, expert, run.row.name)

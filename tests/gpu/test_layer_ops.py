@@ -155,7 +155,7 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once() -> None:
             lengths=torch.tensor([end]).int().cuda(), slots=whole.sequences.slots[own], most_new=end - begin, most=end,
         )  # fmt: skip
         parts = (part[own] for part in (whole.q, whole.k, whole.v, whole.cos, whole.sin))
-        assert torch.equal(layer.attention(spec, *parts, whole.keys, whole.values, chunk), wanted[own]), begin
+        assert torch.equal(layer.attention(spec, *parts, whole.cached, chunk), wanted[own]), begin
 
 
 def test_a_token_has_the_same_bits_in_a_prompt_and_alone_where_that_is_asked_for() -> None:

@@ -102,11 +102,32 @@ def test_experts_are_those_of_the_reference(name: str) -> None:
     sizes = ((128, 256), (128, 256), (256, 128))
     whole, law = (Mixture(*(tall(n, k, here=here) for n, k in sizes)) for here in (True, False))
     run = mixtures.bind(whole, device="cuda", machine=card.machine(), workspace=Workspace(torch.device("cuda"))).run
-    reference = mixtures.bind(law, device="cpu").run
     for tokens in (1, 7, 200):
-        x = 1e-3 * torch.randn(tokens, 256, generator=GENERATOR)
+        x = (1e-3 * torch.randn(tokens, 256, generator=GENERATOR)).bfloat16()
         ids = torch.rand(tokens, 8, generator=GENERATOR).argsort(1)[:, :2].int()
         weights = torch.rand(tokens, 2, generator=GENERATOR)
-        wanted = reference(x.bfloat16().float(), Routes(ids, weights)).double()
-        found = run(x.bfloat16().cuda(), Routes(ids.cuda(), weights.cuda())).cpu().double()
-        assert float((found - wanted).norm() / wanted.norm()) <= 5e-2, tokens  # bfloat16 between the parts
+        wanted = in_bfloat16(law, x, ids, weights)
+        found = run(x.cuda(), Routes(ids.cuda(), weights.cuda())).cpu().double()
+        # Another order of a sum moves a number across a midpoint now and then, and a code of four bits with it.
+        assert float((found - wanted).norm() / wanted.norm()) <= 1e-2, tokens
+
+
+def in_bfloat16(law: Mixture, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """What experts give whose linears give bfloat16, float64. Against float32 between the linears that alone makes
+    0.06 (mxfp4) and 0.02 (mxfp8, nvfp4): codes of what enters the last one are others."""
+    acts = law.down.activations
+    assert acts is not None
+
+    def linear(part: Grouped, expert: int, given: torch.Tensor) -> torch.Tensor:
+        held = part.expert(expert)
+        assert isinstance(held, QTensor)
+        return (entering(given, acts, part.input_scale) @ held.dequantize().double().T).bfloat16()
+
+    found = torch.zeros(len(x), law.down.rows, dtype=torch.float64)
+    for token, (chosen, share) in enumerate(zip(ids.tolist(), weights.double(), strict=True)):
+        for expert, weight_of in zip(chosen, share, strict=True):
+            given = x[token : token + 1]
+            gate, up = (linear(part, expert, given).float() for part in (law.gate, law.up))
+            inner = torch.nn.functional.silu(gate) * up
+            found[token] += weight_of * linear(law.down, expert, inner.bfloat16())[0].double()
+    return found

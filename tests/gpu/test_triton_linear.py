@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from micro_oracle import entering, over_of
+from micro_oracle import weight as micro_weight
 
-from isobit.formats import codec
 from isobit.formats.pack import pack
 from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import SCHEMES, ActSpec, WeightSpec
@@ -34,6 +35,8 @@ GIVEN = {
 def _weight(scheme: str, n: int, k: int, generator: torch.Generator) -> QTensor:
     spec = GIVEN[scheme] if scheme in GIVEN else SCHEMES[scheme].weights
     assert spec is not None
+    if spec.scale is not None and spec.scale.codes is not None:
+        return micro_weight(spec, n, k)
     row = element(spec.element)
     finite = torch.tensor([c for c, v in zip(row.codes, row.values, strict=True) if abs(v) < 1e300])
     codes = finite[torch.randint(0, len(finite), (n, k), generator=generator)]
@@ -46,15 +49,14 @@ def _weight(scheme: str, n: int, k: int, generator: torch.Generator) -> QTensor:
 
 def _cuda(weight: QTensor) -> QTensor:
     zero = None if weight.zero is None else weight.zero.cuda()
-    return QTensor(weight.spec, weight.shape, weight.codes.cuda(), weight.scale.cuda(), zero)
+    over = None if weight.over is None else weight.over.cuda()
+    return QTensor(weight.spec, weight.shape, weight.codes.cuda(), weight.scale.cuda(), zero, over)
 
 
 def _expected(weight: QTensor, acts: ActSpec | None, static: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    exact = x.double()
-    if acts is not None:
-        codes, scale = codec.quantize_activations(x, acts, static)
-        values = codec.decode(codes, acts.element).double()
-        exact = values * scale.double().repeat_interleave(values.shape[-1] // scale.shape[-1], dim=-1)
+    exact = x.double() if acts is None else entering(x, acts, static)
+    if weight.spec.scale is not None:
+        return exact @ weight.dequantize().double().T
     n, k = weight.shape
     scales = weight.scale.double()
     if weight.spec.block is not None:
@@ -73,7 +75,9 @@ def test_every_scheme_and_lowering_is_within_the_tolerance(scheme: str, lowering
 
     generator = torch.Generator().manual_seed(3)
     acts = None if scheme in GIVEN else SCHEMES[scheme].activations
-    static = torch.tensor([0.0234375]) if acts is not None and not acts.dynamic else None
+    static = (
+        None if acts is None else over_of(acts) if acts.dynamic else torch.tensor([0.0234375])
+    )  # a scale, above or not
     for n, k in ((200, 1280), (4100, 3840)):
         weight = _weight(scheme, n, k, generator)
         bound = bind(
