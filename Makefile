@@ -5,10 +5,12 @@
 #   make slow    its long runs of the GPU kernels in Triton's interpreter (3 minutes on 2 cores)
 #   make check   ruff, mypy --strict on the pure floors, import-linter
 #   make sanitize the CPU kernels under AddressSanitizer and UBSan, their threads under ThreadSanitizer, sizes beyond 32 bits, models (3 minutes on 2 cores)
-#   make proof   every GPU kernel compiled for every target without a GPU, its machine code read (about 8 minutes on 2 cores)
+#   make proof   that docs/support.md is what the GPU kernels are now; 100 of them, drawn at random, are compiled for their targets without
+#                a GPU and their machine code is read again (3 minutes on 2 cores)
 #   make page    the web page of `isobit serve` in a headless Chromium, which Debian calls chromium (1 minute)
 #   make emulate the CPU kernels on emulated machines: 64-bit Arm, x86 without AVX2 and with parts of it (2 minutes on 2 cores)
-#   make support the same, and writes what was found into docs/support.md
+#   make support every GPU kernel compiled for every target, its machine code read and what was found written into docs/support.md
+#                (hours on 2 cores, when nothing is cached)
 #   make wheel   the source distribution and the wheel in dist/, checked in an environment of its own (2 minutes on 2 cores)
 #   make bench   benchmarks that need no accelerator: about 15 minutes, 25 GB of disk (docs/benchmarks.md)
 
@@ -76,7 +78,7 @@ sanitize: $(VENV)/isobit-test
 	tests/native/sanitize.sh $(BIN)/python
 
 proof: $(VENV)/isobit-test
-	$(BIN)/isobit compile --target all --support docs/support.md --check
+	$(BIN)/isobit compile --target all --support docs/support.md --check --sample 100
 
 support: $(VENV)/isobit-test
 	$(BIN)/isobit compile --target all --support docs/support.md

@@ -70,6 +70,39 @@ def test_the_page_is_written_and_checked(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*asked, "--check"]) == 1
 
 
+def test_a_page_is_checked_by_what_is_recorded_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    support, recorded = tmp_path / "support.md", tmp_path / "support.evidence"
+    asked = ["compile", *SMALL, "--support", str(support)]
+    check = [*asked, "--check", "--sample", "1"]
+
+    def fails(*words: str) -> bool:
+        status, said = main(check), capsys.readouterr()
+        return status == 1 and all(word in said.err for word in ("make support", *words))
+
+    assert main(check) == 2 and "make support" in capsys.readouterr().err, "there is no page yet"
+    assert main(asked) == 0
+    page, lines = support.read_text(), recorded.read_text()
+    assert len(lines.splitlines()) == 2
+    assert main(check) == 0 and "1 of 1 claims hold" in capsys.readouterr().out
+    support.write_text(page.replace("| quantize-group |", "| quantize-something |"))
+    assert fails("recorded")
+    support.write_text(page)
+    recorded.write_text(lines.split("\n", 1)[1])
+    assert fails("1 kernels of now", "quantize-group")
+    recorded.write_text(lines + "0" * 16 + " 1 0 0+0\n")
+    assert fails("1 records are of kernels that are no more")
+    # Registers that are no kernel's, on the page as well: what is compiled again tells.
+    registers = {one.split()[1] for one in lines.splitlines()}
+    recorded.write_text("".join(f"{one.split()[0]} 9 {one.split(' ', 2)[2]}\n" for one in lines.splitlines()))
+    for number in registers:
+        page = page.replace(f"| {number} |", "| 9 |")
+    support.write_text(page)
+    assert fails("is recorded", "shows")
+    recorded.write_text("what\n")
+    assert main(check) == 2 and "line 1" in capsys.readouterr().err
+    assert main([*asked, "--check"]) == 1, "all of them, by compiling"
+
+
 def test_listings_are_written(tmp_path: Path) -> None:
     assert main(["compile", *SMALL, "--listings", str(tmp_path / "out")]) == 0
     written = list((tmp_path / "out").iterdir())
@@ -81,6 +114,7 @@ def test_listings_are_written(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--check"], "--support"),
+        (["--sample", "3", "--support", "x"], "--check"),
         (["--target", "sm_68"], "Did you mean sm_"),
         (["--target", "cpu-avx2"], "name a GPU target"),
         (["--target", ","], "names no target"),
@@ -126,7 +160,7 @@ def test_a_page_of_nothing_has_no_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [["--variant", "x"], ["--listings", "x"], ["--support", "x"], ["--json"], ["--check"]]
+    "option", [["--variant", "x"], ["--listings", "x"], ["--support", "x"], ["--json"], ["--check"], ["--sample", "1"]]
 )
 def test_a_pack_refuses_what_is_for_all_kernels(
     option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

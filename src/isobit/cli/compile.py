@@ -44,6 +44,13 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--listings", type=path, metavar="DIR", help="write every kernel's disassembly to this folder")
     parser.add_argument("--support", type=path, metavar="FILE", help="write the result as a page (docs/support.md)")
     parser.add_argument("--check", action="store_true", help="with --support: only check that the page is current")
+    parser.add_argument(
+        "--sample",
+        type=_positive,
+        metavar="N",
+        help="with --check: compile N kernels only, drawn at random; the others are compared by their keys and by what "
+        "the file beside the page (.evidence) says of them",
+    )
     parser.add_argument("-o", "--out", type=path, metavar="PACK", help="the kernel pack to write, a folder")
     parser.add_argument(
         "--dtype", help="of the pack's activations: bfloat16, float16, float32 (default: the checkpoint's)"
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) != (args.out is None):
         raise UsageError("a kernel pack is made of MODEL into -o PACK: name both, or neither to compile all kernels")
     if args.out is not None:
-        for option in ("variant", "listings", "support", "json", "check"):
+        for option in ("variant", "listings", "support", "json", "check", "sample"):
             if getattr(args, option) not in (None, False):
                 raise UsageError(f"--{option} is for all kernels: a pack with -o has those that its model needs")
         return _pack(args)
@@ -77,8 +84,13 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{option} is for a kernel pack: name MODEL and -o PACK")
     if args.check and args.support is None:
         raise UsageError("--check compares a page with what was compiled: say which with --support docs/support.md")
+    if args.sample is not None and not args.check:
+        raise UsageError("--sample is for --check, which compares a page: without it every kernel is compiled")
     targets = gpu_targets(args.target)
-    outcomes = _prove(_claims(args.variant, targets), args)
+    claims = _claims(args.variant, targets)
+    if args.sample is not None:
+        return _sampled(args, claims, targets)
+    outcomes = _prove(claims, args)
     if args.json:
         json.dump([_as_json(one) for one in outcomes], sys.stdout, indent=1)
         print()
@@ -173,17 +185,60 @@ def _prove(claims: list[Claim], args: argparse.Namespace) -> list[Outcome]:
 
 def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, check: bool) -> bool:
     from isobit.kernels.gpu.compile.processes import triton_version
+    from isobit.proof import recorded
+
+    texts = {path: _page(outcomes, targets), recorded.beside(path): recorded.record(outcomes, triton_version())}
+    if not check:
+        for file, text in texts.items():
+            file.write_text(text, encoding="utf-8")
+        return True
+    stale = [file for file, text in texts.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
+    for file in stale:
+        _say(f"{file} is not what the kernels are now: run `make support` and commit it")
+    return not stale
+
+
+def _sampled(args: argparse.Namespace, claims: list[Claim], targets: Sequence[Target]) -> int:
+    """Compare the page with what is recorded of every kernel, and that with some kernels that are compiled now."""
+    import random
+
+    from isobit.kernels.gpu.compile.processes import triton_version
+    from isobit.proof import recorded
+
+    version, file = triton_version(), recorded.beside(args.support)
+    for one in (args.support, file):
+        if not one.is_file():
+            raise UsageError(f"{one} is not there: `make support` writes it")
+    lines = recorded.read(file.read_text(encoding="utf-8"))
+    missing, old = recorded.strangers(claims, lines, version)
+    if missing or old:
+        some = f", the first {', '.join(missing[:3])}" if missing else ""
+        _say(f"{file}: {len(missing)} kernels of now (Triton {version}) are not recorded{some}; {old} records are of "
+             "kernels that are no more: run `make support` and commit it")  # fmt: skip
+        return 1
+    if _page(recorded.outcomes(claims, lines, version), targets) != args.support.read_text(encoding="utf-8"):
+        _say(
+            f"{args.support} is not what is recorded of kernels and answered by plans: run `make support` and commit it"
+        )
+        return 1
+    compiled = _prove(random.sample(claims, min(args.sample, len(claims))), args)
+    output.write("\n".join(table(compiled)))
+    wrong = recorded.differences(compiled, lines, version)
+    for one in wrong:
+        _say(f"{one}: run `make support` and commit it")
+    output.write(f"{len(claims)} claims are recorded as the kernels are now; {args.support} is current")
+    return 1 if wrong or any(one.problems for one in compiled) else 0
+
+
+def _say(problem: str) -> None:
+    print(f"isobit: error: {problem}", file=sys.stderr)
+
+
+def _page(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> str:
+    from isobit.kernels.gpu.compile.processes import triton_version
     from isobit.proof.page import page
 
-    text = page(outcomes, targets, triton_version(), formats(outcomes, targets), library(targets))
-    if not check:
-        path.write_text(text, encoding="utf-8")
-        return True
-    current = path.read_text(encoding="utf-8") if path.exists() else ""
-    if current == text:
-        return True
-    print(f"isobit: error: {path} is not what the kernels are now: run `make support` and commit it", file=sys.stderr)
-    return False
+    return page(outcomes, targets, triton_version(), formats(outcomes, targets), library(targets))
 
 
 def formats(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> dict[str, dict[str, str]]:

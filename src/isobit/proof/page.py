@@ -11,8 +11,8 @@ _HEAD = """# What runs where
 
 Generated from the tables in `targets/table.py`, `kernels/gpu/rows.py` and `kernels/gpu/layer_rows.py` and from machine
 code: every kernel below was compiled for every target below without that target (Triton {version}), disassembled and
-read. `isobit compile --target all` does it again; CI fails if a row claims what the code does not show. Do not edit
-this page: run `make support`.
+read. `isobit compile --target all` does it again; CI compares this page with what is recorded of every kernel
+(`support.evidence`) and compiles some of them again. Do not edit this page: run `make support`.
 """
 
 _FORMATS = """

@@ -1,0 +1,87 @@
+"""What every kernel showed when the page was made, a line each beside the page: compared without compiling all again.
+
+Compiling every kernel for every target takes hours of one core. The page is made from the evidence of all of them, and
+what it needs of that is written down beside it, under each kernel's key (which holds its sources, its configuration and
+Triton's version). So a page is known to be current when every kernel's key is there and the same page comes of the
+lines, and lines are held to the truth by kernels that are compiled again, drawn at random. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from isobit.errors import FormatError
+from isobit.proof.evidence import Evidence
+from isobit.proof.matrix import Claim, Outcome
+
+_DIGITS = 16  # of a key: two of ten thousand are the same with a chance of 3e-12
+
+
+def beside(page: Path) -> Path:
+    """The file of a page's evidence: ``support.evidence`` for ``support.md``."""
+    return page.with_suffix(".evidence")
+
+
+def line(evidence: Evidence) -> str:
+    """What the page shows of a kernel: registers, shared memory, spills in loops and elsewhere, matrix instructions."""
+    spills = f"{evidence.loop_spills}+{evidence.spills - evidence.loop_spills}"
+    return " ".join((str(evidence.registers), str(evidence.shared), spills, *evidence.matrix()))
+
+
+def record(outcomes: Iterable[Outcome], version: str) -> str:
+    """The file: a line for each kernel that has evidence and keeps its promises, in the order of their keys."""
+    held = {one.claim.request.key(version)[:_DIGITS]: one.evidence for one in outcomes if not one.problems}
+    return "".join(f"{key} {line(evidence)}\n" for key, evidence in sorted(held.items()) if evidence is not None)
+
+
+def read(text: str) -> dict[str, str]:
+    """The lines of a file by what stands for their keys.
+
+    Raises:
+        FormatError: a line is none.
+    """
+    found: dict[str, str] = {}
+    for number, one in enumerate(text.splitlines(), 1):
+        key, _, rest = one.partition(" ")
+        parts = rest.split(" ")
+        numbers = (*parts[:2], *parts[2].split("+")) if len(parts) >= 3 else ()
+        if len(key) != _DIGITS or len(numbers) != 4 or not all(part.isdecimal() for part in numbers):
+            raise FormatError(
+                f"line {number} is not a key, registers, shared memory, spills and instructions: {one[:80]!r}"
+            )
+        found[key] = rest
+    return found
+
+
+def strangers(claims: Sequence[Claim], lines: Mapping[str, str], version: str) -> tuple[list[str], int]:
+    """Names of the claims that have no line, and how many lines belong to no claim."""
+    keys = [claim.request.key(version)[:_DIGITS] for claim in claims]
+    missing = [
+        f"{claim.variant} on {claim.target}" for claim, key in zip(claims, keys, strict=True) if key not in lines
+    ]
+    return missing, len(lines.keys() - set(keys))
+
+
+def outcomes(claims: Sequence[Claim], lines: Mapping[str, str], version: str) -> list[Outcome]:
+    """The claims with as much evidence as their lines hold: what a page is made of."""
+    return [Outcome(claim, _evidence(lines[claim.request.key(version)[:_DIGITS]]), (), cached=True) for claim in claims]
+
+
+def differences(compiled: Iterable[Outcome], lines: Mapping[str, str], version: str) -> list[str]:
+    """What kernels that were compiled again show, where that is not what their lines say."""
+    found = []
+    for one in compiled:
+        said = lines[one.claim.request.key(version)[:_DIGITS]]
+        if one.evidence is not None and line(one.evidence) != said:
+            found.append(f"{one.name} shows {line(one.evidence)!r}, and {said!r} is recorded")
+    return found
+
+
+def _evidence(text: str) -> Evidence:
+    registers, shared, spills, *matrix = text.split(" ")
+    inside, elsewhere = map(int, spills.split("+"))
+    return Evidence(
+        registers=int(registers), shared=int(shared), local=0, spills=inside + elsewhere, loop_spills=inside,
+        has_loop=True, opcodes=dict.fromkeys(matrix, 1), instructions=0, binary="", seconds=0.0,
+    )  # fmt: skip
