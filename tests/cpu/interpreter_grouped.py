@@ -28,7 +28,7 @@ from isobit.targets.table import target
 MACHINE = Machine.imagined(target("sm_86"))
 FORMATS = ("mxfp8", "mxfp4", "nvfp4")
 
-# Formats, sequences as (new tokens, length; 0: padding), tokens of a block. Parts of the few have 256 keys.
+# Formats, sequences as (new tokens, length; 0: padding), tokens of a block. Parts of the few have 128 keys.
 ATTENTIONS: dict[str, tuple[AttentionSpec, tuple[str, ...], list[tuple[int, int]], int]] = {
     "thin": (AttentionSpec(2, 1, 64), FORMATS, [(1, 40), (1, 0), (9, 12)], 32),
     "decoding": (AttentionSpec(4, 2, 64), FORMATS, [(1, 600), (1, 5), (1, 0), (2, 257)], 32),

@@ -51,7 +51,7 @@ def _weight(size: int) -> torch.Tensor:
 
 _RISING = torch.linspace(0.5, 1.5, 24)  # no weights at random: what is drawn behind them stays the same
 
-# Sequences as (new tokens, length); a length of 0 is padding. Parts of the few have 256 keys.
+# Sequences as (new tokens, length); a length of 0 is padding. Parts of the few have 128 keys, and of one each 256.
 ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     "decoding": (AttentionSpec(4, 2, 16), [(1, 600), (1, 5), (1, 0), (2, 257)], 32),
     "mixture": (

@@ -282,9 +282,9 @@ class GpuAttention(Starter):
 
 def _room(shape: AttentionShape, most: int, most_new: int, window: int) -> tuple[int, int]:
     """Parts of a sequence of few new tokens, and queries of each, at most."""
-    seen = min(most, window + shape.few + tiles.PART) if window else most
-    most = one_tiles.most_parts(shape.heads) if shape.fused else tiles.MOST_PARTS
-    return tiles.parts_of(seen, most), shape.group * min(shape.few, max(1, most_new))
+    part, parts = (one_tiles.PART, one_tiles.most_parts(shape.heads)) if shape.fused else (tiles.PART, tiles.MOST_PARTS)
+    seen = min(most, window + shape.few + part) if window else most
+    return tiles.parts_of(seen, parts, part), shape.group * min(shape.few, max(1, most_new))
 
 
 def _alike_room(shape: AttentionShape, few: int, most: int, most_new: int, window: int) -> tuple[int, int]:

@@ -16,11 +16,11 @@ _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _LARGE_SHARED, _MIDDLE_SHARED = 200 << 10, 80 << 10
 
 # Keys of a part in the attention of few new tokens, and the most parts of a sequence, from which on parts are longer.
-# On an H200 (gpu_layer_ops.csv, the tuning in dev/LOG.md) parts of 256 were the fastest of 64 to 512: one sequence of
-# 4032 tokens wants short ones (25 us with 128, 23 with 256, 31 with 512), 64 of 512 long ones (147, 137, 128). What
-# suits the batch is not taken: a token's bits would depend on its neighbours.
+# On an H200 (dev/LOG.md, 2026-11-29) 4040 tokens of 8 heads with four queries each took 7.6 us a layer more than 100 do
+# with parts of 128 and three stages, 12.2 with parts of 256 and four; 8 and 64 sequences of 1000 26.7 for 29.1 and
+# 136.1 for 137.3. What suits the batch is not taken: a token's bits would depend on its neighbours.
 # A sequence of up to ONE_PART keys is one part all the same: it needs no merging.
-PART, ONE_PART, MOST_PARTS = 256, 512, 32
+PART, ONE_PART, MOST_PARTS = 128, 512, 32
 _MOST_NEW, _TILE_ROWS = 4, 16  # tokens that are few; rows of the smallest tile of a matrix unit
 _PROGRAMS_EACH = 8  # of a multiprocessor: with more sequences and heads than that, programs take several parts
 LARGEST_HEAD = 256
@@ -190,9 +190,8 @@ def _few_tile(shape: AttentionShape, target: Target, rows: int) -> _Tile:
         return _Tile(rows, 16 if _few_registers(target) else 32, warps_of(target), 1)
     if target.shared_memory <= _LARGE_SHARED:
         return _Tile(rows, 64 if size <= 256 else 32, 4, 2)
-    # On an H200 (dev/LOG.md, 2026-11-28) four stages took 10.7 us for 4096 keys of 8 heads with four queries each,
-    # where three took 13.0; for 8 sequences of 1024 with 32 heads of their own 51.7 and 46.5.
-    return _Tile(rows, 64 if size <= 256 else 32, 4, 4 if shape.group > 1 and size <= 256 else 3)
+    # With three stages an H200's multiprocessor has three programs at once, with four two: see PART.
+    return _Tile(rows, 64 if size <= 256 else 32, 4, 3)
 
 
 def _without_unit(shape: AttentionShape, target: Target) -> bool:
@@ -238,9 +237,9 @@ def _many_tile(shape: AttentionShape, target: Target) -> _Tile:
     return _Tile(64, 32, 4, 2) if size <= 256 else _Tile(32, 32, 4, 2)
 
 
-def parts_of(most: int, parts: int = MOST_PARTS) -> int:
-    """Parts of a sequence of up to ``most`` tokens that there must be room for, of up to so many."""
-    return 1 if most <= ONE_PART else min(parts, max(1, -(-most // PART)))
+def parts_of(most: int, parts: int = MOST_PARTS, part: int = PART) -> int:
+    """Parts of a sequence of up to ``most`` tokens that there must be room for: ``parts`` at most, of ``part`` keys."""
+    return 1 if most <= ONE_PART else min(parts, max(1, -(-most // part)))
 
 
 def programs_of(parts: int, others: int, multiprocessors: int) -> int:

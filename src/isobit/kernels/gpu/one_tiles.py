@@ -19,6 +19,7 @@ _KEYS, _WIDE_KEYS, _WIDE = 64, 32, 256
 # ended. Steps of eight layers of a 7B behind 4040 tokens took 598 us with 512 programs, and 540 with 256 whose loads
 # are asked for two tiles ahead (dev/LOG.md, 2026-11-29). Bits depend on it, so no machine has another number.
 _PROGRAMS = 256
+PART = 256  # keys of a part at least
 _ROOMY = 2  # programs of a multiprocessor up to which each may have registers for two tiles
 
 
@@ -79,13 +80,14 @@ def attention_one(shape: OneShape, target: Target) -> Config:
     keys, ahead = (_KEYS, shape.ahead) if bytes_of_key <= _WIDE else (_WIDE_KEYS, 1)
     slots = min(keys, max(1, 16 * lanes * warps // bytes_of_key))  # rows that all threads read with one load each
     shared = (
-        "HEADS", "DIM", "WIDTH", "PART", "ONE", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
+        "HEADS", "DIM", "WIDTH", "ONE", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
         "ASM", "OVERLAP",
     )  # fmt: skip
     constants: dict[str, Constant] = {name: few.constexprs[name] for name in shared} | {
         "ROWS": max(1, lanes * warps // plain.width) if plain.element else slots, "SLOTS": slots,
         "DEEP": keys // slots, "AHEAD": ahead, "PACKED": _is_packed(plain), "SPLIT": shape.split,
         "NORM": shape.rope.norm, "BLOCK": 0 if plain.columns == 1 else plain.block, "MOST": most_parts(plain.heads),
+        "PART": PART,
     }  # fmt: skip
     types = {**few.signature, **rope.signature, "counters": "*i32"}
     del types["rotated"], types["queries"]
