@@ -28,6 +28,7 @@ from isobit.targets.table import lookup
 
 VENDORS = ("nvidia", "amd")
 PROMPTS = ((8, 1024), (64, 64))  # of those that were measured; shorter ones take as long for what is beside them
+WITHOUT_MEAN = "2026-11-29"  # since when
 UNITS = {"fp8": "e4m3fn", "int4": "float16"}  # what multiplies experts on an H200
 
 
@@ -42,6 +43,11 @@ class Step:
     seconds: float
     prompt: bool
     where: str
+
+    @property
+    def weights(self) -> str:
+        """Whether the mean of int4's random weights was zero: ``with`` or ``without`` one."""
+        return "with" if self.scheme == "int4" and self.where.split(", ")[1] < WITHOUT_MEAN else "without"
 
     @property
     def machine(self) -> tuple[Target, Board]:
@@ -100,15 +106,15 @@ def tuned(path: Path = RESULTS / "gpu_tune_experts.csv") -> list[Tuned]:
 
 
 @cache
-def counted(path: Path = RESULTS / "expert_choices.csv") -> dict[tuple[str, str, int], Tiles]:
-    """How the tokens of steps lay in tiles whose weights had a mean: (shape, scheme, tokens) -> that."""
+def counted(path: Path = RESULTS / "expert_choices.csv") -> dict[tuple[str, str, str, int], Tiles]:
+    """How the tokens of steps lay in tiles: (shape, scheme, with a mean of weights or without, tokens) -> that."""
     found = {}
     with open(path, newline="") as file:
-        for row in (row for row in csv.DictReader(file) if row["mean"] == "with"):
+        for row in csv.DictReader(file):
             tokens, experts, active = (int(row[name]) for name in ("batch", "experts", "active"))
             width, pairs = width_of(tokens, tokens * active, experts), tokens * active
             lie = Tiles(width, float(row["tiles"]), float(row["read"]), pairs)
-            found[row["shape"], row["scheme"], tokens] = lie
+            found[row["shape"], row["scheme"], row["mean"], tokens] = lie
     return found
 
 
@@ -117,7 +123,7 @@ def planned(
 ) -> float:
     """Seconds that a plan says for a step, with other rows than those in use; by chance, or as its tokens chose."""
     tokens = _tokens(step)
-    lie = None if chance else counted().get((step.shape, step.scheme, tokens))
+    lie = None if chance else counted().get((step.shape, step.scheme, step.weights, tokens))
 
     def lying(*sizes: int) -> Tiles:
         return lie if lie is not None and sizes[0] == tokens else tiles(*sizes)
@@ -138,7 +144,7 @@ def planned(
 
 def limit(step: Step) -> float:
     """How far a plan may be off: more of prompts, and of choices that were counted in another run."""
-    return 0.2 if step.prompt else 0.15 if (step.shape, step.scheme, _tokens(step)) in counted() else 0.1
+    return 0.2 if step.prompt else 0.15 if step.weights == "with" else 0.1
 
 
 def apart(step: Step, *, chance: bool = False) -> float:

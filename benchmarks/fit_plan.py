@@ -31,6 +31,7 @@ from isobit.models.workload import workload
 from isobit.targets.table import lookup
 
 ROWS = Path(__file__).parents[1] / "src" / "isobit" / "legalize" / "pace_rows.py"
+FITTED, CHECKED = ("7b",), ("8b",)  # shapes that rows are made of; that plans are compared with besides
 HEAD = '''"""How long whole steps take, by format and batch. Made by benchmarks/fit_plan.py; not to be edited."""
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ PACES: tuple[Pace, ...] = (
 
 @dataclass(frozen=True)
 class Step:
-    """A measured step: of which scheme, how many sequences, behind how many tokens, how long."""
+    """A measured step: of which shape and scheme, how many sequences, behind how many tokens, how long."""
 
+    shape: str
     scheme: str
     batch: int
     context: int
@@ -54,18 +56,18 @@ class Step:
 
 
 def measured(path: Path) -> list[Step]:
-    """The steps of the latest commit that measured each scheme."""
+    """The steps of the latest commit that measured each shape and scheme."""
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["device"] != "CPU" and row["part"] in ("batch", "behind")]
     rows = [row for row in rows if not row["target"]]
-    latest = {row["scheme"]: (row["date"], row["commit"]) for row in rows}
-    found: dict[tuple[str, int, int], Step] = {}
+    latest = {(row["shape"], row["scheme"]): (row["date"], row["commit"]) for row in rows}
+    found: dict[tuple[str, str, int, int], Step] = {}
     for row in rows:
-        if (row["date"], row["commit"]) == latest[row["scheme"]] and row["shape"] == "7b":
+        if (row["date"], row["commit"]) == latest[row["shape"], row["scheme"]] and row["shape"] in FITTED + CHECKED:
             context = int(row["prompt"]) + int(row["new"]) // 2
             where = f"{row['device']}, {row['date']}, commit {row['commit']}"
-            one = Step(row["scheme"], int(row["batch"]), context, float(row["step_ms"]) / 1e3, where)
-            found[one.scheme, one.batch, one.context] = one
+            one = Step(row["shape"], row["scheme"], int(row["batch"]), context, float(row["step_ms"]) / 1e3, where)
+            found[one.shape, one.scheme, one.batch, one.context] = one
     return list(found.values())
 
 
@@ -73,7 +75,7 @@ def planned(step: Step) -> Plan:
     """What the plan says of a step."""
     target, board = lookup(step.where.split(",")[0].removeprefix("NVIDIA "))
     assert board is not None
-    work = workload(SHAPES["7b"].config())
+    work = workload(SHAPES[step.shape].config())
     return plan(work, scheme_named(step.scheme), target, board, Request(step.context, step.batch))
 
 
@@ -138,8 +140,9 @@ def main() -> int:
     args = parser.parse_args()
     steps = measured(args.csv)
     if not args.check:
-        names = list(dict.fromkeys(one.scheme for one in steps))
-        paces = [fitted([one for one in steps if one.scheme == name]) for name in names]
+        fit = [one for one in steps if one.shape in FITTED]
+        names = list(dict.fromkeys(one.scheme for one in fit))
+        paces = [fitted([one for one in fit if one.scheme == name]) for name in names]
         ROWS.write_text(text(paces, *fit_mixtures.fitted()))
         print(f"{ROWS} is written; run this with --check")
         return 0
@@ -147,9 +150,8 @@ def main() -> int:
     for one in steps:
         ratio = apart(one)
         worst = max(worst, ratio, 1 / ratio)
-        print(
-            f"{one.scheme:<6} {one.batch:>4} x {one.context:<5} {1e3 * one.seconds:8.3f} ms  planned {ratio:.3f} of it"
-        )
+        what = f"{one.shape} {one.scheme:<6} {one.batch:>4} x {one.context:<5}"
+        print(f"{what} {1e3 * one.seconds:8.3f} ms  planned {ratio:.3f} of it")
     for mixed in fit_mixtures.measured():
         ratio, chance = (fit_mixtures.apart(mixed, chance=by_chance) for by_chance in (False, True))
         worst = max(worst, (max(ratio, 1 / ratio) - 1) / fit_mixtures.limit(mixed) * 0.1 + 1)

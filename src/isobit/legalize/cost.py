@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -118,9 +119,12 @@ def cost(
     linears = sum(part.decode for part in parts if part.op.kind != "attention" and not part.experts)
     choosing = max((part.op.calls for part in parts if part.experts), default=0)  # layers
     experts = sum(part.decode for part in parts if part.experts) + choosing * AROUND.at(batch)
-    paced = pace(_widest(work), target, PACES)
+    main = _widest(_of_main_format(work))
+    paced = pace(main, target, PACES)
     slower = paced.at(batch)
-    decode = attention * paced.attention + linears * slower + experts
+    # Whole steps of mixtures were measured with heads in groups, so what stands around experts has them.
+    grouped = sum(item.op.calls for item in work if _is_grouped(item.op)) if mixed is None else 0
+    decode = attention * paced.attention + linears * slower + experts + grouped * engine.grouped
     step = decode + (engine.step + layers * engine.layer) * slower
     whole = sum(part.prompt for part in parts) + choosing * AROUND.at(prompt)
     whole += layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth
@@ -130,7 +134,7 @@ def cost(
         whole = max(whole, layers * engine.python_layer + rounded * engine.python_rounding)
     rows = {row for part in parts for row in part.rows}
     said, guessed = _assumed(work, target, batch, prompt, mixed)
-    if paced is not EXPECTED and not paced.is_of(_widest(work)):
+    if paced is not EXPECTED and not paced.is_of(main):
         said, guessed = [*said, _OTHER_STEPS], True
     where = [
         engine.measured_on,
@@ -202,6 +206,20 @@ def _assumed(
 def _few_bit_scales(op: Op) -> bool:
     """Whether an op reads scales of few bits: of its weights, or of the keys and values that it attends to."""
     return bool(op.weights and op.weights.scale) or known_by(op.kv).group is not None
+
+
+def _of_main_format(work: Sequence[Work]) -> list[Work]:
+    """The linears of the format that most weights have: a table of a large vocabulary is larger than any one op."""
+    linears, held = [item for item in work if item.op.kind == "linear"], Counter[tuple[object, ...]]()
+    for item in linears:
+        held[item.op.timed_as] += item.weight_bytes
+    most = held.most_common(1)[0][0]
+    return [item for item in linears if item.op.timed_as == most]
+
+
+def _is_grouped(op: Op) -> bool:
+    """Whether several query heads attend to one head of keys (a latent is no such head)."""
+    return op.kind == "attention" and op.kept in ((), (op.k, op.k)) and op.kv_heads < op.n
 
 
 def _widest(work: Iterable[Work]) -> Op:
