@@ -35,6 +35,10 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         builder, library = load("build"), Path(self.get_ext_fullpath(ext.name))
         try:
+            if builder.stands():  # as with `pip install --editable` a second time, for another extra: minutes
+                for suffix in (".so", ".json"):
+                    self.copy_file(str(builder.LIBRARY.with_suffix(suffix)), str(library.with_suffix(suffix)))
+                return
             builder.build(library)
         except builder.BuildError as error:
             library.unlink(missing_ok=True)

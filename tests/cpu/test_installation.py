@@ -126,6 +126,66 @@ def test_a_compiler_that_does_not_work_is_named(copy: Copy, named: str, why: str
     assert isinstance(kernels, dict) and why in kernels["problem"] and "CXX" in kernels["remedy"]
 
 
+# ---------------------------------------------------------------------- a library that stands
+
+
+def test_a_library_stands_until_anything_that_it_is_made_of_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    sources, library = tmp_path / "cpp", tmp_path / "_cpu.so"
+    sources.mkdir()
+    shutil.copy(build.SOURCES.parent / "library_file.py", tmp_path)
+    (sources / "isa_portable.cpp").write_text('#include "one.h"\nextern "C" int one() { return ONE; }\n')
+    header = sources / "one.h"
+    header.write_text("#define ONE 1\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    assert not build.stands(library)
+    build.build(library)
+    assert build.stands(library)
+    header.write_text("#define ONE 2\n")
+    assert not build.stands(library)
+    header.write_text("#define ONE 1\n")
+    assert build.stands(library)
+    monkeypatch.setenv("CXX", f"{build.find_compiler()} -g")
+    assert not build.stands(library)
+    monkeypatch.delenv("CXX")
+    whole = library.read_bytes()
+    library.write_bytes(whole[:-1])
+    assert not build.stands(library)
+    library.write_bytes(whole)
+    assert build.stands(library)
+    build.build(library, flags=("-g",))
+    assert not build.stands(library), "sanitizers are not what is installed"
+
+
+@pytest.mark.skipif(not build.LIBRARY.exists() or not build.stands(), reason="the library here is of other sources")
+def test_installing_again_compiles_nothing(copy: Copy, tmp_path: Path) -> None:
+    shutil.copy(build.LIBRARY, copy.library)
+    shutil.copy(build.LIBRARY.with_suffix(".json"), copy.note)
+    compiler = tmp_path / "bin" / "c++"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\ncase " $* " in *" -c "*) exit 1 ;; esac\nexec {build.find_compiler()} "$@"\n')
+    compiler.chmod(0o755)
+    done = install(copy.folder, PATH=f"{compiler.parent}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    built = copy.folder / "built" / "isobit" / "kernels" / "cpu" / "_cpu.so"
+    assert built.read_bytes() == build.LIBRARY.read_bytes()
+    assert built.with_suffix(".json").read_bytes() == copy.note.read_bytes()
+    header = copy.folder / "isobit" / "kernels" / "cpu" / "cpp" / "pool.h"
+    changed = header.read_text() + "// \n"
+    header.unlink()
+    header.write_text(changed)
+    assert "are not built" in install_again(copy.folder, compiler.parent).stderr
+
+
+def install_again(folder: Path, first: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--force", "--build-lib", "built", "--build-temp", "made"]
+    clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    environment = clean | {"PATH": f"{first}:{os.environ['PATH']}"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+
+
 def test_no_more_files_are_compiled_at_a_time_than_memory_has_room_for() -> None:
     gib = 1 << 30
     wanted = {(8, 64 * gib): 8, (8, 16 * gib): 4, (8, 7 * gib): 1, (2, 1 * gib): 1, (8, None): 8}

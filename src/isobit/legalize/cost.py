@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from isobit.formats.caches import known_by, kv_bytes
+from isobit.kernels.gpu.layer_tiles import ONE_PART
 from isobit.kernels.held import given
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, Efficiency, efficiency
 from isobit.legalize.mixtures import Experts, nearest, tiles
@@ -124,7 +125,8 @@ def cost(
     slower = paced.at(batch)
     # Whole steps of mixtures were measured with heads in groups, so what stands around experts has them.
     grouped = sum(item.op.calls for item in work if _is_grouped(item.op)) if mixed is None else 0
-    decode = attention * paced.attention + linears * slower + experts + grouped * engine.grouped
+    apart = engine.grouped + (engine.merged if context > ONE_PART else 0.0)
+    decode = attention * paced.attention + linears * slower + experts + grouped * apart
     step = decode + (engine.step + layers * engine.layer) * slower
     whole = sum(part.prompt for part in parts) + choosing * AROUND.at(prompt)
     whole += layers * prompt * engine.prompt_rows * hidden * 2 / board.bandwidth

@@ -303,6 +303,7 @@ class Engine:
         layer: seconds for the small kernels of a layer when one token is decoded.
         grouped: seconds more for a layer of which several query heads share a head of keys: their attention is kernels
             of its own beside rotations.
+        merged: seconds more for such a layer when sequences are so long that their parts are merged by another one.
         prompt_rows: for each token of a prompt and layer, how often as much as a row of the residual stream is read or
             written, at the memory's bandwidth.
         python_layer, python_rounding: seconds in which Python starts the kernels of a layer for a chunk of a prompt,
@@ -316,6 +317,7 @@ class Engine:
     step: float = 0.0
     layer: float = 0.0
     grouped: float = 0.0
+    merged: float = 0.0
     prompt_rows: float = 0.0
     python_layer: float = 0.0
     python_rounding: float = 0.0
@@ -333,16 +335,27 @@ _BESIDE = (
     f" (benchmarks/results/gpu_generate.csv, commit {GPU_LAYERS_AT})"
 )
 # A layer of an 8B (4 query heads for each of keys) in int4 takes 50.6 us for one token, of a 7B 41: weights are 2 us
-# of that (engine_decode.csv, 2026-11-29; the same in steps of eight layers).
+# of that (engine_decode.csv, 2026-11-29; the same in steps of eight layers). Behind 4032 tokens 10 more, of which
+# reading keys and values is 6.
 # Prompts of 64 tokens, 1, 8 and 64 at once, take 1.2, 1.4 and 10 to 18 ms more than their kernels (engine_decode.csv).
 ENGINES: dict[str, Engine] = {
-    "nvidia": Engine(0.1e-3, 3e-6, 7e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, _HOPPER, _BESIDE),
+    "nvidia": Engine(0.1e-3, 3e-6, 7e-6, 3e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, _HOPPER, _BESIDE),
     "amd": Engine(
-        0.1e-3, 3e-6, 7e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, (), f"assumed to be as on NVIDIA GPUs: {_BESIDE}"
+        0.1e-3, 3e-6, 7e-6, 3e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, (), f"assumed to be as on NVIDIA GPUs: {_BESIDE}"
     ),
     # Its layers are kernels of isobit's own too; what Python and sampling take is 3 % of a step (dev/LOG.md).
     "cpu": Engine(
-        0.7e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, _MEASURED_CPUS, "2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)"
+        0.7e-3,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        _MEASURED_CPUS,
+        "2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)",
     ),
 }
 

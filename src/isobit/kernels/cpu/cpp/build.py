@@ -10,6 +10,7 @@ went, which the package reads when it loads the library, or finds none. By hand,
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -138,11 +139,8 @@ def build(
         BuildError: there is no compiler, or it fails.
     """
     command = _words(compiler or find_compiler())
-    version = (_run([*command, "--version"]).splitlines() or [command[0]])[0]
-    wanted = [
-        isa for isa in ISAS if (machine or platform.machine()) in isa.machines and (SOURCES / isa.source).exists()
-    ]
-    known = [isa for isa in wanted if _knows(command, isa.flags)]
+    version, wanted, known = _known(command, machine)
+    inputs = _inputs(command, version, known, machine, flags)
     defines = tuple(f"-D{isa.define}" for isa in known)
     own_flags = {isa.source: isa.flags for isa in known}
     sources = [path for path in sorted(SOURCES.glob("*.cpp")) if _belongs(path.name, known)]
@@ -165,8 +163,43 @@ def build(
             linked.unlink(missing_ok=True)
     known_names = tuple(isa.name for isa in known)
     built = Built(version, (*known_names, "portable"), tuple(isa.name for isa in wanted if isa not in known))
-    write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=digest)
+    write_note(output, compiler=version, isas=built.isas, left_out=built.left_out, digest=digest, inputs=inputs)
     return built
+
+
+def stands(library: Path = LIBRARY) -> bool:
+    """Whether a library is there that was built from just these sources by the compiler that would build it now.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+    command = _words(find_compiler())
+    version, _, known = _known(command, None)
+    try:
+        note = json.loads(library.with_suffix(".json").read_text(encoding="utf-8"))
+        digest = _digest(library)
+    except (OSError, ValueError):
+        return False
+    return (note.get("inputs"), note.get("digest")) == (_inputs(command, version, known, None, ()), digest)
+
+
+def _known(command: list[str], machine: str | None) -> tuple[str, list[Isa], list[Isa]]:
+    """First line of a compiler's version; instruction sets of the machine; those of them that the compiler knows."""
+    version = (_run([*command, "--version"]).splitlines() or [command[0]])[0]
+    wanted = [
+        isa for isa in ISAS if (machine or platform.machine()) in isa.machines and (SOURCES / isa.source).exists()
+    ]
+    return version, wanted, [isa for isa in wanted if _knows(command, isa.flags)]
+
+
+def _inputs(
+    command: list[str], version: str, known: list[Isa], machine: str | None, flags: tuple[str, ...]
+) -> str:  # fmt: skip
+    """SHA-256 of all that a library is made of: the folder's files, this one among them, and how they are compiled."""
+    files = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h", ".py"))
+    held = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    how = [command[1:], version, [isa.name for isa in known], machine or platform.machine(), flags]
+    return hashlib.sha256(json.dumps([held, how]).encode()).hexdigest()
 
 
 def _at_a_time(cores: int, available: int | None) -> int:
@@ -207,7 +240,7 @@ def _link(command: list[str], objects: list[Path], output: Path) -> None:
 def write_note(library: Path, **facts: object) -> None:
     """Writes how the build of a library went: what was built, or ``problem``, why it was not."""
     library.parent.mkdir(parents=True, exist_ok=True)
-    note = {"compiler": None, "isas": (), "left_out": (), "digest": None, "problem": None} | facts
+    note = {"compiler": None, "isas": (), "left_out": (), "digest": None, "inputs": None, "problem": None} | facts
     library.with_suffix(".json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
