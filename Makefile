@@ -65,7 +65,7 @@ page: $(VENV)/isobit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_page.py
 
 slow: $(VENV)/isobit-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow $(if $(SHARE),--share $(SHARE))
 
 check: $(VENV)/isobit-check
 	@! git grep --line-number --extended-regexp '^(<{7}|>{7}) '  # what a merge has left, in any file
@@ -84,7 +84,7 @@ support: $(VENV)/isobit-test
 	$(BIN)/isobit compile --target all --support docs/support.md
 
 emulate: $(VENV)/isobit
-	tests/native/emulate.sh $(BIN)/python
+	tests/native/emulate.sh $(BIN)/python $(MACHINES)
 
 wheel: $(VENV)/isobit-test
 	$(BIN)/python dev/check_wheel.py --out dist

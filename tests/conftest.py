@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import signal
 import tempfile
+import zlib
+
+import pytest
 
 # A shell gives its background jobs an ignored SIGINT, which processes that tests start would inherit: Ctrl-C is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -15,3 +19,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _DATA = tempfile.TemporaryDirectory(prefix="isobit-tests-")
 atexit.register(_DATA.cleanup)  # else Python warns at the end, after pytest's last line
 os.environ["ISOBIT_DATA"] = os.path.join(_DATA.name, "data")
+
+SHARE = "ISOBIT_TESTS_SHARE"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--share", metavar="N[:K]", help="one in N of the tests: those of share K, else of one drawn"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the share once, for the processes of pytest-xdist as well."""
+    asked = config.getoption("share")
+    if asked and SHARE not in os.environ:
+        count, _, which = asked.partition(":")
+        os.environ[SHARE] = f"{int(count)}:{int(which) if which else secrets.randbelow(int(count))}"
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"share: --share {os.environ[SHARE]}" if config.getoption("share") else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("share"):
+        return
+    count, which = map(int, os.environ[SHARE].split(":"))
+    mine = [item for item in items if zlib.crc32(item.nodeid.encode()) % count == which]
+    left = set(items) - set(mine)
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = mine

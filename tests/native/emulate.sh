@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The CPU kernels on machines that are not here: 64-bit Arm (NEON and portable), x86 without AVX2 (portable), x86 with AVX2 and with parts
 # of it.
-#     tests/native/emulate.sh PYTHON
+#     tests/native/emulate.sh PYTHON [arm|x86]    all, or those of one architecture
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/native/programs.sh
-python=$1 out=build/emulate installed=src/isobit/kernels/cpu/_cpu.so
+python=$1 machines=${2:-all} out=build/emulate installed=src/isobit/kernels/cpu/_cpu.so
 
 have() { for tool; do command -v "$tool" > /dev/null || return 1; done; }
 if ! have aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64; then
@@ -16,8 +16,11 @@ if ! have aarch64-linux-gnu-g++ qemu-aarch64 qemu-x86_64; then
     fi
 fi
 
-"$python" $cpp/build.py --machine aarch64 --compiler aarch64-linux-gnu-g++ --output $out/aarch64/_cpu.so
-compile $out/aarch64 $out/aarch64/_cpu.so aarch64-linux-gnu-g++ -O2
+case $machines in all | arm | x86) ;; *) echo "$machines: arm or x86, or nothing for all" >&2 && exit 2 ;; esac
+if [ "$machines" != x86 ]; then
+    "$python" $cpp/build.py --machine aarch64 --compiler aarch64-linux-gnu-g++ --output $out/aarch64/_cpu.so
+    compile $out/aarch64 $out/aarch64/_cpu.so aarch64-linux-gnu-g++ -O2
+fi
 arm="qemu-aarch64 -L /usr/aarch64-linux-gnu $out/aarch64"
 
 # Options of the programs: tests/native/isas.h. Every eleventh value against float64: a step that meets each column of small results.
@@ -53,9 +56,9 @@ on_x86() {
     echo "qemu-x86_64 -cpu Nehalem $python -c 'from isobit.kernels.cpu import library as c; assert c.isas() == (\"portable\",), c.isas()'"
 }
 
-if [ "$(uname -m)" = x86_64 ]; then
+if [ "$(uname -m)" = x86_64 ] && [ "$machines" != arm ]; then
     compile $out/x86_64 $installed "${CXX:-g++}" -O2
-    { on_arm; on_x86; } | together
+    { [ "$machines" = x86 ] || on_arm; on_x86; } | together
 else
     on_arm | together
 fi
