@@ -36,6 +36,7 @@ class BuildKernels(build_ext):
         builder, library = load("build"), Path(self.get_ext_fullpath(ext.name))
         try:
             if builder.stands():  # as with `pip install --editable` a second time, for another extra: minutes
+                library.parent.mkdir(parents=True, exist_ok=True)
                 for suffix in (".so", ".json"):
                     self.copy_file(str(builder.LIBRARY.with_suffix(suffix)), str(library.with_suffix(suffix)))
                 return
