@@ -75,7 +75,7 @@ check: $(VENV)/isobit-check
 	$(BIN)/lint-imports
 
 sanitize: $(VENV)/isobit-test
-	tests/native/sanitize.sh $(BIN)/python
+	tests/native/sanitize.sh $(BIN)/python $(ISA)
 
 proof: $(VENV)/isobit-test
 	$(BIN)/isobit compile --target all --support docs/support.md --check --sample 100

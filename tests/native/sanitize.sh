@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer, and, without those, sizes
 # beyond 32 bits; then models of the test suite on the first of these.
-#     tests/native/sanitize.sh PYTHON
+#     tests/native/sanitize.sh PYTHON [ISA]    with all instruction sets of this machine, or one and the portable one
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/native/programs.sh
-python=$1 out=build/sanitize installed=src/isobit/kernels/cpu/_cpu.so cxx=${CXX:-g++}
+python=$1 isa=${2:-} out=build/sanitize installed=src/isobit/kernels/cpu/_cpu.so cxx=${CXX:-g++}
 
 # Null and wrongly sized objects are left to AddressSanitizer, and its checks are calls: else compiling takes four minutes.
 sanitizers="-O1 -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=all"
@@ -13,7 +13,7 @@ calls=--param=asan-instrumentation-with-call-threshold=0
 case $("$cxx" --version) in *clang*) calls="-mllvm -asan-instrumentation-with-call-threshold=0" ;; esac
 flags=(); for flag in $sanitizers $calls; do flags+=("--flag=$flag"); done
 
-"$python" $cpp/build.py "${flags[@]}" --output $out/_cpu.so
+"$python" $cpp/build.py "${flags[@]}" ${isa:+--isa "$isa"} --output $out/_cpu.so
 compile $out $out/_cpu.so "$cxx" $sanitizers $calls
 pool="$cxx -std=c++17 -O1 -g -Wall -Wextra -I$cpp -pthread tests/native/pool.cpp $cpp/pool.cpp"
 together << END

@@ -125,6 +125,7 @@ def build(
     machine: str | None = None,
     flags: tuple[str, ...] = (),
     jobs: int | None = None,
+    only: str | None = None,
 ) -> Built:
     """Compiles and links the library, and writes the note beside it.
 
@@ -134,12 +135,17 @@ def build(
         machine: what it is compiled for, when that is not this machine.
         flags: further ones for every file and for linking.
         jobs: files compiled at a time; None for one on each core, as far as there is memory.
+        only: the one instruction set that the library has beside the portable one; None for all.
 
     Raises:
         BuildError: there is no compiler, or it fails.
     """
     command = _words(compiler or find_compiler())
     version, wanted, known = _known(command, machine)
+    if only is not None:
+        if only not in [isa.name for isa in wanted]:
+            raise BuildError(f"{only}: this machine has {', '.join(isa.name for isa in wanted) or 'none to name'}")
+        wanted, known = ([isa for isa in some if isa.name == only] for some in (wanted, known))
     inputs = _inputs(command, version, known, machine, flags)
     defines = tuple(f"-D{isa.define}" for isa in known)
     own_flags = {isa.source: isa.flags for isa in known}
@@ -299,10 +305,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=LIBRARY, help="the library (%(default)s)")
     parser.add_argument("--compiler", help="a C++ compiler, with flags if need be (CXX, or what is found)")
     parser.add_argument("--machine", help="what it is for, e.g. aarch64 with a cross compiler (this machine)")
+    parser.add_argument("--isa", help="the one instruction set that it has beside the portable one (all)")
     parser.add_argument("--flag", action="append", default=[], help="for every file and for linking; may be repeated")
     args = parser.parse_args()
     try:
-        built = build(args.output, compiler=args.compiler, machine=args.machine, flags=tuple(args.flag))
+        built = build(args.output, compiler=args.compiler, machine=args.machine, flags=tuple(args.flag), only=args.isa)
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
