@@ -24,9 +24,7 @@ SHARE = "ISOBIT_TESTS_SHARE"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--share", metavar="N[:K]", help="one in N of the tests: those of share K, else of one drawn"
-    )
+    parser.addoption("--share", metavar="N[:K]", help="one in N of the tests: those of share K, else of one drawn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
