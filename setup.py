@@ -29,6 +29,10 @@ def load(name):
 class BuildKernels(build_ext):
     """Builds `_cpu.so` with the package's own build module, which notes beside it how that went."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True  # files are copied whatever their times say: an older library may be the right one
+
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"  # no Python version in it: it has nothing to do with Python
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import secrets
 import signal
 import tempfile
@@ -30,9 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the share once, for the processes of pytest-xdist as well."""
     asked = config.getoption("share")
-    if asked and SHARE not in os.environ:
-        count, _, which = asked.partition(":")
-        os.environ[SHARE] = f"{int(count)}:{int(which) if which else secrets.randbelow(int(count))}"
+    if asked is None or hasattr(config, "workerinput"):
+        return
+    found = re.fullmatch(r"([1-9]\d{0,3})(?::(\d{1,4}))?", asked)
+    count, which = (int(found[1]), int(found[2] or secrets.randbelow(int(found[1])))) if found else (0, 0)
+    if which >= count:
+        raise pytest.UsageError(f"--share {asked}: say N, or N:K with K from 0 to N - 1, as 4 or 4:2")
+    os.environ[SHARE] = f"{count}:{which}"
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

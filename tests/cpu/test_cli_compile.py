@@ -82,25 +82,52 @@ def test_a_page_is_checked_by_what_is_recorded_beside_it(tmp_path: Path, capsys:
     assert main(check) == 2 and "make support" in capsys.readouterr().err, "there is no page yet"
     assert main(asked) == 0
     page, lines = support.read_text(), recorded.read_text()
-    assert len(lines.splitlines()) == 2
+    assert lines.splitlines()[0] == "kernels: --target gfx942 --variant quantize-group" and len(lines.splitlines()) == 3
     assert main(check) == 0 and "1 of 1 claims hold" in capsys.readouterr().out
     support.write_text(page.replace("| quantize-group |", "| quantize-something |"))
     assert fails("recorded")
     support.write_text(page)
-    recorded.write_text(lines.split("\n", 1)[1])
+    first, *held = lines.splitlines()
+    recorded.write_text(f"{first}\n{held[1]}\n")
     assert fails("1 kernels of now", "quantize-group")
-    recorded.write_text(lines + "0" * 16 + " 1 0 0+0\n")
+    recorded.write_text(lines + "f" * 16 + " 1 0 0+0\n")
     assert fails("1 records are of kernels that are no more")
     # Registers that are no kernel's, on the page as well: what is compiled again tells.
-    registers = {one.split()[1] for one in lines.splitlines()}
-    recorded.write_text("".join(f"{one.split()[0]} 9 {one.split(' ', 2)[2]}\n" for one in lines.splitlines()))
+    registers = {one.split()[1] for one in held}
+    recorded.write_text("\n".join([first, *(f"{one.split()[0]} 9 {one.split(' ', 2)[2]}" for one in held), ""]))
     for number in registers:
         page = page.replace(f"| {number} |", "| 9 |")
     support.write_text(page)
     assert fails("is recorded", "shows")
-    recorded.write_text("what\n")
-    assert main(check) == 2 and "line 1" in capsys.readouterr().err
+    capsys.readouterr()
+    for damaged, why in (
+        ("what\n", "line 1"), (f"{first}\nwhat\n", "line 2"), ("\n".join([first, *held[::-1], ""]), "line 3"),
+        (lines + held[1] + "\n", "line 4"), (lines.replace(" 0+0", f" {'9' * 5000}+0"), "line 2"),
+    ):  # fmt: skip
+        recorded.write_text(damaged)
+        assert main(check) == 2, damaged
+        said = capsys.readouterr().err
+        assert why in said and str(recorded) in said
+    recorded.write_bytes(lines.encode() + b"\xff\n")
+    assert main(check) == 2 and "line 4" in capsys.readouterr().err
+    recorded.write_text(lines)
+    support.write_bytes(b"\xff")
+    assert fails("recorded")
     assert main([*asked, "--check"]) == 1, "all of them, by compiling"
+
+
+def test_a_page_of_other_kernels_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    support = tmp_path / "support.md"
+    assert main(["compile", *SMALL, "--support", str(support)]) == 0
+    page = support.read_bytes(), support.with_suffix(".evidence").read_bytes()
+    others = ["compile", "--target", "gfx942", "--variant", "quantize-int8", "--support"]
+    for more in ((), ("--check",), ("--check", "--sample", "1")):
+        assert main([*others, str(support), *more]) == 2
+        assert "is of other kernels" in capsys.readouterr().err
+    assert (support.read_bytes(), support.with_suffix(".evidence").read_bytes()) == page
+    places = {tmp_path: "a folder", tmp_path / "no" / "x.md": "not there", tmp_path / "x.evidence": "beside a page"}
+    for place, why in places.items():
+        assert main([*others, str(place)]) == 2 and why in capsys.readouterr().err
 
 
 def test_listings_are_written(tmp_path: Path) -> None:

@@ -149,8 +149,18 @@ def test_a_library_stands_until_anything_that_it_is_made_of_changes(
     assert build.stands(library)
     monkeypatch.setenv("CXX", f"{build.find_compiler()} -g")
     assert not build.stands(library)
+    monkeypatch.setenv("CXX", f"{build.find_compiler()} -march=native")
+    build.build(library)
+    assert not build.stands(library), "another CPU may be the native one now"
     monkeypatch.delenv("CXX")
-    whole = library.read_bytes()
+    build.build(library)
+    note, whole = library.with_suffix(".json"), library.read_bytes()
+    for text in ("[1]", "", "{}", '{"inputs": 1, "digest": 2}'):
+        note.write_text(text)
+        assert not build.stands(library), text
+    build.build(library)
+    library.write_bytes(whole[:18] + bytes([whole[18] ^ 0xFF]) + whole[19:])
+    assert not build.stands(library), "for another machine"
     library.write_bytes(whole[:-1])
     assert not build.stands(library)
     library.write_bytes(whole)
@@ -167,9 +177,11 @@ def test_installing_again_compiles_nothing(copy: Copy, tmp_path: Path) -> None:
     compiler.parent.mkdir()
     compiler.write_text(f'#!/bin/sh\ncase " $* " in *" -c "*) exit 1 ;; esac\nexec {build.find_compiler()} "$@"\n')
     compiler.chmod(0o755)
+    built = copy.folder / "built" / "isobit" / "kernels" / "cpu" / "_cpu.so"
+    built.parent.mkdir(parents=True)
+    built.write_bytes(b"newer, of other sources")
     done = install(copy.folder, PATH=f"{compiler.parent}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
-    built = copy.folder / "built" / "isobit" / "kernels" / "cpu" / "_cpu.so"
     assert built.read_bytes() == build.LIBRARY.read_bytes()
     assert built.with_suffix(".json").read_bytes() == copy.note.read_bytes()
     header = copy.folder / "isobit" / "kernels" / "cpu" / "cpp" / "pool.h"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from isobit.legalize.cost import Cost
 from isobit.legalize.ops import Op
 from isobit.legalize.pace import EXPECTED, Pace, pace
 from isobit.legalize.pace_rows import PACES
@@ -101,3 +102,41 @@ def said_of(name: str) -> tuple[bool, bool]:
     assert found.cost is not None
     assert any("~" in line for line in describe([found])[:6]) != found.cost.measured, "the table marks it"
     return found.cost.measured, any("were not timed" in line for line in found.cost.sources)
+
+
+def figures(scheme: str, board: str, batch: int, context: int = 256, **sizes: int) -> Cost:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5}
+    given = {"vocab_size": 128256, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    given |= {"hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 8192} | sizes
+    found = plans(
+        config | given, targets=[board], scheme_names=[scheme], calibration=False, batch=batch, context=context
+    )[1][0][0].cost  # fmt: skip
+    assert found is not None
+    return found
+
+
+def test_the_format_that_most_weights_have_sets_the_pace_whatever_the_vocabulary() -> None:
+    """An output projection of a large vocabulary is more bytes than any other matrix, or than all in few bits."""
+    small = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
+    by_scheme = {row.weights: row for row in PACES}
+    for sizes in ({}, small):
+        assert figures("int4", "h200", 64, **sizes).pace == by_scheme["int4"].at(64)
+        assert figures("bf16", "h200", 64, **sizes).pace == by_scheme["bfloat16"].at(64)
+        assert figures("int4", "h200", 64, **sizes).measured and not figures("int3", "h200", 64, **sizes).measured
+
+
+def test_heads_in_groups_take_longer_and_longer_where_parts_are_merged() -> None:
+    def step(heads: int, context: int) -> float:
+        return 1 / figures("int4", "h200", 1, context, num_key_value_heads=heads).decode
+
+    bytes_alone = 32 * 128 * (32 - 8) * 128 * 4 / 3e12  # those of keys and values that are fewer, generously
+    assert step(8, 128) - step(32, 128) > 32 * 7e-6 - bytes_alone - 32 * 3 * 4096**2 / 2 / 3e12
+    assert step(8, 513) - step(8, 512) > 32 * 2.9e-6
+
+
+@pytest.mark.parametrize(
+    ("board", "scheme"), [("t4", "int8"), ("v100", "int8"), ("a6000", "fp8"), ("rx7900xtx", "int8"), ("h200", "int2")]
+)
+def test_more_sequences_are_not_slower_than_fewer(board: str, scheme: str) -> None:
+    decode = [figures(scheme, board, batch).decode for batch in (1, 8, 64, 128, 256, 1024)]
+    assert decode == sorted(decode)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.cli import notes, output
 from isobit.cli.parser import add_cache_argument, path
+from isobit.cli.support import Page
 from isobit.errors import UsageError
 from isobit.formats.caches import cache_format
 
@@ -62,10 +63,9 @@ def register(subparsers: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 1 on")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,18 +88,23 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--sample is for --check, which compares a page: without it every kernel is compiled")
     targets = gpu_targets(args.target)
     claims = _claims(args.variant, targets)
-    if args.sample is not None:
-        return _sampled(args, claims, targets)
-    outcomes = _prove(claims, args)
+    page = None if args.support is None else Page.of(args.support, args.target, args.variant)
+    lines = page.current(claims, targets) if page is not None and args.sample is not None else {}
+    if lines is None:
+        return 1
+    chosen = claims if args.sample is None else random.sample(claims, min(args.sample, len(claims)))
+    outcomes = _prove(chosen, args)
     if args.json:
         json.dump([_as_json(one) for one in outcomes], sys.stdout, indent=1)
         print()
     else:
         output.write("\n".join(table(outcomes)))
-    failed = [one for one in outcomes if one.problems]
-    if args.support is not None and not _support(args.support, outcomes, targets, check=args.check):
-        return 1
-    return 1 if failed else 0
+    holds = not any(one.problems for one in outcomes)
+    if page is not None and args.sample is not None:
+        holds = page.shows(outcomes, lines) and holds
+    elif page is not None:
+        holds = (page.compares if args.check else page.write)(outcomes, targets) and holds
+    return 0 if holds else 1
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -181,93 +186,6 @@ def _prove(claims: list[Claim], args: argparse.Namespace) -> list[Outcome]:
             listings=args.listings,
             progress=lambda outcome: bar.update() and None,
         )
-
-
-def _support(path: Path, outcomes: list[Outcome], targets: Sequence[Target], *, check: bool) -> bool:
-    from isobit.kernels.gpu.compile.processes import triton_version
-    from isobit.proof import recorded
-
-    texts = {path: _page(outcomes, targets), recorded.beside(path): recorded.record(outcomes, triton_version())}
-    if not check:
-        for file, text in texts.items():
-            file.write_text(text, encoding="utf-8")
-        return True
-    stale = [file for file, text in texts.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
-    for file in stale:
-        _say(f"{file} is not what the kernels are now: run `make support` and commit it")
-    return not stale
-
-
-def _sampled(args: argparse.Namespace, claims: list[Claim], targets: Sequence[Target]) -> int:
-    """Compare the page with what is recorded of every kernel, and that with some kernels that are compiled now."""
-    import random
-
-    from isobit.kernels.gpu.compile.processes import triton_version
-    from isobit.proof import recorded
-
-    version, file = triton_version(), recorded.beside(args.support)
-    for one in (args.support, file):
-        if not one.is_file():
-            raise UsageError(f"{one} is not there: `make support` writes it")
-    lines = recorded.read(file.read_text(encoding="utf-8"))
-    missing, old = recorded.strangers(claims, lines, version)
-    if missing or old:
-        some = f", the first {', '.join(missing[:3])}" if missing else ""
-        _say(f"{file}: {len(missing)} kernels of now (Triton {version}) are not recorded{some}; {old} records are of "
-             "kernels that are no more: run `make support` and commit it")  # fmt: skip
-        return 1
-    if _page(recorded.outcomes(claims, lines, version), targets) != args.support.read_text(encoding="utf-8"):
-        _say(
-            f"{args.support} is not what is recorded of kernels and answered by plans: run `make support` and commit it"
-        )
-        return 1
-    compiled = _prove(random.sample(claims, min(args.sample, len(claims))), args)
-    output.write("\n".join(table(compiled)))
-    wrong = recorded.differences(compiled, lines, version)
-    for one in wrong:
-        _say(f"{one}: run `make support` and commit it")
-    output.write(f"{len(claims)} claims are recorded as the kernels are now; {args.support} is current")
-    return 1 if wrong or any(one.problems for one in compiled) else 0
-
-
-def _say(problem: str) -> None:
-    print(f"isobit: error: {problem}", file=sys.stderr)
-
-
-def _page(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> str:
-    from isobit.kernels.gpu.compile.processes import triton_version
-    from isobit.proof.page import page
-
-    return page(outcomes, targets, triton_version(), formats(outcomes, targets), library(targets))
-
-
-def formats(outcomes: Sequence[Outcome], targets: Sequence[Target]) -> dict[str, dict[str, str]]:
-    """For every scheme and target: what a plan answers for its linears, and what the code of that kernel shows."""
-    from isobit.formats.schemes import SCHEMES
-    from isobit.legalize.ops import Lowering
-    from isobit.legalize.planner import decide, sample_ops
-
-    shown = {(one.claim.variant, one.claim.target): one.evidence.matrix() for one in outcomes if one.evidence}
-    cells: dict[str, dict[str, str]] = {}
-    for name, row in SCHEMES.items():
-        for target in targets:
-            decision = decide(sample_ops(row, target)[0], target)
-            cell = "refused"
-            if isinstance(decision, Lowering):
-                matrix = next(
-                    (shown[one, target.name] for one in decision.kernels[::-1] if (one, target.name) in shown), ()
-                )
-                cell = f"{decision.action} ({matrix[0] if matrix else 'no matrix unit'})"
-            cells.setdefault(name, {})[target.name] = cell
-    return cells
-
-
-def library(targets: Sequence[Target]) -> dict[str, list[str]]:
-    """PyTorch's products among the kernels, and the targets on which they are chosen."""
-    from isobit.kernels.gpu.rows import VARIANTS
-
-    rows = [row for row in VARIANTS if row.library]
-    return {row.name: [target.name for target in targets if row.requires(target) is None] for row in rows}
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isobit.formats.caches import known_by, kv_bytes
 from isobit.kernels.gpu.layer_tiles import ONE_PART
 from isobit.kernels.held import given
 from isobit.legalize.efficiency import ENGINES, LAUNCHES, Efficiency, efficiency
+from isobit.legalize.exact import bits
 from isobit.legalize.mixtures import Experts, nearest, tiles
 from isobit.legalize.ops import Lowering, Op
 from isobit.legalize.pace import EXPECTED, pace
@@ -145,11 +146,18 @@ def cost(
     ]
     measured = not (board.estimated or guessed) and all(target.name in names for names in where)
     sources = (*sorted(row.source for row in rows), *said, engine.source, *([paced.source] if paced.source else []))
-    return Cost(
+    found = Cost(
         batch / step, prompt / whole, batch / decode, measured, sources, sum(part.read for part in parts),
         sum(part.operations for part in parts), attention * paced.attention, step - attention * paced.attention,
         slower, paced.attention, experts,
     )  # fmt: skip
+    # Paces were measured where weights are read; times that operations bound already would grow by them twice. But two
+    # halves by turns are no faster than all sequences.
+    half = 0 if paced is EXPECTED else batch // 2
+    less = cost(work, target, board, batch=half, context=context, layers=layers, hidden=hidden) if half else None
+    if less is None or less.decode <= found.decode:
+        return found
+    return replace(found, decode=less.decode, kernels=max(found.kernels, less.kernels))
 
 
 def _part(
@@ -214,7 +222,7 @@ def _of_main_format(work: Sequence[Work]) -> list[Work]:
     """The linears of the format that most weights have: a table of a large vocabulary is larger than any one op."""
     linears, held = [item for item in work if item.op.kind == "linear"], Counter[tuple[object, ...]]()
     for item in linears:
-        held[item.op.timed_as] += item.weight_bytes
+        held[item.op.timed_as] += int(item.weight_bytes * 8 / bits(item.op.w))
     most = held.most_common(1)[0][0]
     return [item for item in linears if item.op.timed_as == most]
 

@@ -8,6 +8,7 @@ lines, and lines are held to the truth by kernels that are compiled again, drawn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from isobit.errors import FormatError
 from isobit.proof.evidence import Evidence
 from isobit.proof.matrix import Claim, Outcome
 
+_KERNELS = "kernels: "
+_LINE = re.compile(r"[0-9a-f]{16} [0-9]{1,9} [0-9]{1,9} [0-9]{1,9}\+[0-9]{1,9}( [!-~]{1,80})*")
 _DIGITS = 16  # of a key: two of ten thousand are the same with a chance of 3e-12
 
 
@@ -29,28 +32,37 @@ def line(evidence: Evidence) -> str:
     return " ".join((str(evidence.registers), str(evidence.shared), spills, *evidence.matrix()))
 
 
-def record(outcomes: Iterable[Outcome], version: str) -> str:
-    """The file: a line for each kernel that has evidence and keeps its promises, in the order of their keys."""
+def record(outcomes: Iterable[Outcome], version: str, kernels: str) -> str:
+    """The file: of which kernels, and a line for each that has evidence and keeps its promises, by their keys."""
     held = {one.claim.request.key(version)[:_DIGITS]: one.evidence for one in outcomes if not one.problems}
-    return "".join(f"{key} {line(evidence)}\n" for key, evidence in sorted(held.items()) if evidence is not None)
+    lines = [f"{key} {line(evidence)}\n" for key, evidence in sorted(held.items()) if evidence is not None]
+    return "".join([f"{_KERNELS}{kernels}\n", *lines])
+
+
+def kernels(text: str) -> str | None:
+    """Of which kernels a file is; None if it does not say."""
+    first = text.partition("\n")[0]
+    return first.removeprefix(_KERNELS) if first.startswith(_KERNELS) else None
 
 
 def read(text: str) -> dict[str, str]:
     """The lines of a file by what stands for their keys.
 
     Raises:
-        FormatError: a line is none.
+        FormatError: a line is none, or not where it belongs.
     """
+    if kernels(text) is None:
+        raise FormatError(f"line 1 does not say of which kernels it is (`{_KERNELS}all`)")
     found: dict[str, str] = {}
-    for number, one in enumerate(text.splitlines(), 1):
+    before = ""
+    for number, one in enumerate(text.splitlines()[1:], 2):
         key, _, rest = one.partition(" ")
-        parts = rest.split(" ")
-        numbers = (*parts[:2], *parts[2].split("+")) if len(parts) >= 3 else ()
-        if len(key) != _DIGITS or len(numbers) != 4 or not all(part.isdecimal() for part in numbers):
-            raise FormatError(
-                f"line {number} is not a key, registers, shared memory, spills and instructions: {one[:80]!r}"
-            )
+        if not _LINE.fullmatch(one):
+            raise FormatError(f"line {number} is no key, registers, shared memory, spills, instructions: {one[:80]!r}")
+        if key <= before:
+            raise FormatError(f"line {number}: the key {key} behind {before}; each stands there once, in order")
         found[key] = rest
+        before = key
     return found
 
 

@@ -23,6 +23,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).parent
 LIBRARY = SOURCES.parent / "_cpu.so"
@@ -183,10 +184,11 @@ def stands(library: Path = LIBRARY) -> bool:
     version, _, known = _known(command, None)
     try:
         note = json.loads(library.with_suffix(".json").read_text(encoding="utf-8"))
-        digest = _digest(library)
-    except (OSError, ValueError):
+        damage = _library_file().damage(library.read_bytes(), platform.machine(), note.get("digest"))
+    except (OSError, ValueError, AttributeError):  # not there, or not what write_note() writes
         return False
-    return (note.get("inputs"), note.get("digest")) == (_inputs(command, version, known, None, ()), digest)
+    native = any("native" in word for word in command)  # for the CPU that was there, which nothing here knows
+    return not native and damage is None and note.get("inputs") == _inputs(command, version, known, None, ())
 
 
 def _known(command: list[str], machine: str | None) -> tuple[str, list[Isa], list[Isa]]:
@@ -251,12 +253,17 @@ def write_note(library: Path, **facts: object) -> None:
 
 
 def _digest(library: Path) -> str:
-    """What kernels/cpu/library_file.py makes of a library; by its path, since the package may not be importable yet."""
+    """What kernels/cpu/library_file.py makes of a library."""
+    return str(_library_file().digest(library.read_bytes()))
+
+
+def _library_file() -> Any:
+    """That module, by its path, since the package may not be importable yet."""
     spec = importlib.util.spec_from_file_location("isobit_library_file", SOURCES.parent / "library_file.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return str(module.digest(library.read_bytes()))
+    return module
 
 
 def _words(command: str) -> list[str]:
