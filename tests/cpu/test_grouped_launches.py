@@ -72,7 +72,7 @@ def test_every_query_head_with_keys_of_its_own_goes_to_what_reads_them(kv: str) 
         given = oracle.batch(spec, sizes, 64, torch.bfloat16, 1, kv=kv)
         layer.attention(spec, *given.arguments)  # type: ignore[arg-type]
     assert launched(recorder) == {"rope_append_any", "attention_few", "attention_merge", "attention_many"}
-    assert layer.workspace.nbytes == 4 * (2 * 8 * 4) * (128 + 2), "as it was reserved: parts of both sequences"
+    assert layer.workspace.nbytes == 4 * (2 * 8 * 8) * (128 + 2), "as it was reserved: parts of both sequences"
 
 
 @pytest.mark.parametrize(

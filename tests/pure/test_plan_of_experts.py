@@ -205,7 +205,7 @@ def test_longer_steps_are_said_and_take_their_memory_and_give_their_speed() -> N
     short, long = (planned(QWEN | {"max_position_embeddings": 8192}, batch) for batch in (1, 2))
     assert short.piece == long.piece == 8192 and short.cost and long.cost
     assert long.memory.activations - short.memory.activations > 512 << 20, "8192 tokens are due, and 4096 are not"
-    assert long.cost.prefill > 1.2 * short.cost.prefill
+    assert long.cost.prefill > 1.1 * short.cost.prefill
     assert short.cost.measured and not long.cost.measured and any("not measured" in line for line in long.cost.sources)
     for plan in (short, long):
         said = "Prompts are read 8192 tokens at a time where so many are due, else 2048."

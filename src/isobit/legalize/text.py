@@ -91,15 +91,14 @@ def _row(plan: Plan) -> tuple[str, ...]:
     left = f"{memory.spare / GIB:.1f}" if memory.fits else f"lacks {max(0.1, -memory.spare / GIB):.1f}"  # never 0
     sign = _sign(plan)
     speeds = (f"{sign}{figure(cost.decode)}", f"{sign}{figure(cost.prefill)}") if cost else ("-", "-")
+    room = (left, str(memory.longest_context), str(memory.largest_batch)) if plan.action != "refused" else ("-",) * 3
     return (
         plan.scheme,
         plan.action,
         f"{memory.weights / GIB:.2f}",
         _kib(memory.kv_per_token),
         f"{memory.total / GIB:.2f}",
-        left,
-        str(memory.longest_context),
-        str(memory.largest_batch),
+        *room,
         *speeds,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from isobit.formats.rules import ModuleKind
@@ -207,8 +208,27 @@ def layer_prefix(layer: int) -> str:
     return f"model.layers.{layer}."
 
 
+class _Same:
+    """A configuration as a key: itself and no other that is equal, which would take as long to find out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def __hash__(self) -> int:
+        return id(self.config)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.config is self.config
+
+
 def modules(config: ModelConfig) -> tuple[Module, ...]:
     """Every module of a model by its whole name, in the order of computation; a tied output projection is none."""
+    return _modules(_Same(config))
+
+
+@lru_cache(maxsize=2)  # a plan asks seven times, and mixtures have tens of thousands
+def _modules(same: _Same) -> tuple[Module, ...]:
+    config = same.config
     hidden = config.hidden_size
     table = Module(TABLE, TABLE, "embedding", (config.vocab_size, hidden), split="rows")
     head = Module(HEAD, HEAD, "lm_head", (config.vocab_size, hidden), config.head_bias, split="rows")
