@@ -49,7 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("share"):
         return
     count, which = map(int, os.environ[SHARE].split(":"))
-    mine = [item for item in items if zlib.crc32(item.nodeid.encode()) % count == which]
-    left = set(items) - set(mine)
-    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    mine: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        (mine if zlib.crc32(item.nodeid.encode()) % count == which else left).append(item)
+    config.hook.pytest_deselected(items=left)
     items[:] = mine

@@ -344,19 +344,7 @@ ENGINES: dict[str, Engine] = {
         0.1e-3, 3e-6, 7e-6, 3e-6, 30, 0.65e-3, 20e-6, 1.1e-3, 0.15e-3, (), f"assumed to be as on NVIDIA GPUs: {_BESIDE}"
     ),
     # Its layers are kernels of isobit's own too; what Python and sampling take is 3 % of a step (dev/LOG.md).
-    "cpu": Engine(
-        0.7e-3,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        _MEASURED_CPUS,
-        "2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)",
-    ),
+    "cpu": Engine(0.7e-3, measured_on=_MEASURED_CPUS, source="2 cores EPYC: 0.7 ms a token in Python (dev/LOG.md)"),
 }
 
 

@@ -34,7 +34,7 @@ def line(evidence: Evidence) -> str:
 
 def record(outcomes: Iterable[Outcome], version: str, kernels: str) -> str:
     """The file: of which kernels, and a line for each that has evidence and keeps its promises, by their keys."""
-    held = {one.claim.request.key(version)[:_DIGITS]: one.evidence for one in outcomes if not one.problems}
+    held = {_key(one.claim, version): one.evidence for one in outcomes if not one.problems}
     lines = [f"{key} {line(evidence)}\n" for key, evidence in sorted(held.items()) if evidence is not None]
     return "".join([f"{_KERNELS}{kernels}\n", *lines])
 
@@ -68,7 +68,7 @@ def read(text: str) -> dict[str, str]:
 
 def strangers(claims: Sequence[Claim], lines: Mapping[str, str], version: str) -> tuple[list[str], int]:
     """Names of the claims that have no line, and how many lines belong to no claim."""
-    keys = [claim.request.key(version)[:_DIGITS] for claim in claims]
+    keys = [_key(claim, version) for claim in claims]
     missing = [
         f"{claim.variant} on {claim.target}" for claim, key in zip(claims, keys, strict=True) if key not in lines
     ]
@@ -77,17 +77,21 @@ def strangers(claims: Sequence[Claim], lines: Mapping[str, str], version: str) -
 
 def outcomes(claims: Sequence[Claim], lines: Mapping[str, str], version: str) -> list[Outcome]:
     """The claims with as much evidence as their lines hold: what a page is made of."""
-    return [Outcome(claim, _evidence(lines[claim.request.key(version)[:_DIGITS]]), (), cached=True) for claim in claims]
+    return [Outcome(claim, _evidence(lines[_key(claim, version)]), (), cached=True) for claim in claims]
 
 
 def differences(compiled: Iterable[Outcome], lines: Mapping[str, str], version: str) -> list[str]:
     """What kernels that were compiled again show, where that is not what their lines say."""
     found = []
     for one in compiled:
-        said = lines[one.claim.request.key(version)[:_DIGITS]]
+        said = lines[_key(one.claim, version)]
         if one.evidence is not None and line(one.evidence) != said:
             found.append(f"{one.name} shows {line(one.evidence)!r}, and {said!r} is recorded")
     return found
+
+
+def _key(claim: Claim, version: str) -> str:
+    return claim.request.key(version)[:_DIGITS]
 
 
 def _evidence(text: str) -> Evidence:
