@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from interpreter_cases import weight
@@ -17,9 +18,11 @@ from isobit.formats.qtensor import QTensor
 from isobit.formats.schemes import ActSpec, WeightSpec
 from isobit.kernels import reference_experts
 from isobit.kernels.gpu import mixture as experts
+from isobit.kernels.gpu import sorted_experts
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter, most_tiles
+from isobit.kernels.gpu.tiles import Config
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Gating, Grouped, Mixture, Routes, Routing
 from isobit.targets.table import target
@@ -128,6 +131,66 @@ def one(
     places = experts._Places(router, flat, EXPERTS, len(ids), share)
     run = bound.run(places, x.dtype, "", "float32")
     return run(x if run.rounding is None else run.rounding(x), places), run.row.name, x
+
+
+class StandIn:
+    """In the place of ``linear_experts``, which is in Gluon, and so not for the interpreter: what it is to give."""
+
+    def __init__(self, entry: str, config: Config, machine: Machine) -> None:
+        self.constants = config.constexprs
+        assert entry.endswith(":linear_experts") and config.resident == 1
+
+    def __call__(
+        self, grid: tuple[int, ...], *, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, **given: Any
+    ) -> None:
+        constants, order, n = self.constants, given["order"], given["N"]
+        width, share, pairs = int(constants["BLOCK_M"] or 1), int(constants["SHARE"] or 0), given["PAIRS"]
+        assert grid[0] <= MACHINE.multiprocessors and given["M"] == len(given["experts"]) == len(order) // width
+        assert x.shape == (len(order), given["K"]) and x.dtype == w.dtype
+        for tile, expert in enumerate(given["experts"].tolist()):
+            if expert < 0:
+                continue
+            places = torch.arange(tile * width, (tile + 1) * width)
+            own = order[places].long()
+            rows = slice(expert * n, (expert + 1) * n)
+            sums = x[places].double() @ w[rows].double().T
+            if constants["HAS_SCALE"]:
+                sums *= given["scale"].reshape(-1)[rows] * given["gain"]
+            if constants["HAS_TOKEN_SCALE"]:
+                of = own.clamp(max=pairs - 1) // share if share else places
+                sums *= given["token_scale"].reshape(-1)[of][:, None]
+            if constants["HAS_BIAS"]:
+                sums += given["bias"].reshape(-1)[rows]
+            results = sums.to(y.dtype)
+            if constants["AFTER"]:
+                gates = {"silu": torch.nn.functional.silu, "gelu_tanh": _gelu_tanh}[str(constants["AFTER"])]
+                results = (gates(results[:, ::2].float()) * results[:, 1::2].float()).to(y.dtype)
+            real = own < pairs
+            y[places if constants["SORTED"] else own[real]] = results if constants["SORTED"] else results[real]
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def sorted_ones() -> Iterator[tuple[str, float]]:
+    """Whole mixtures whose tokens are sorted by expert on the way, beside the reference's."""
+    machine = Machine.imagined(target("sm_90"))
+    experts.interpreting = lambda: False
+    experts.SHORTEST, sorted_experts.Kernel = 0, StandIn
+    for name in ("f16", "int8", "fp8"):
+        for gating in (Gating("gelu_tanh"), Gating("relu2")) if name == "int8" else (Gating(),):
+            for on_input in (False, True) if name == "f16" else (False,):
+                parts = tall(name, INNER, K, bias=True), tall(name, INNER, K, bias=True), tall(name, K, INNER)
+                whole = Mixture(*parts, gating, on_input)
+                bound = experts.bind(whole, machine=machine, workspace=Workspace(torch.device("cpu")))
+                law = reference_experts.bind(whole)
+                ids = torch.stack([torch.randperm(4, generator=GENERATOR)[:2] for _ in range(411)]).int()
+                share = 1 if on_input else ACTIVE
+                assert bound._sorted(len(ids), ids.numel(), share, torch.float16) is not None
+                x = torch.randn(len(ids), K, generator=GENERATOR).half()
+                routes = Routes(ids, torch.rand(ids.shape, generator=GENERATOR))
+                yield f"sorted {name} {gating.activation} {on_input}", error(bound(x, routes), law(x, routes).double())
 
 
 def wholes() -> Iterator[tuple[str, float]]:
@@ -260,9 +323,12 @@ def others() -> Iterator[tuple[str, float]]:
     weighed = router.weigh(x, weights)
     same = torch.equal(weighed, (x[:, None] * weights[..., None]).half().flatten(0, 1))
     yield "same: weighed inputs", 0.0 if same else 1.0
+    order = torch.tensor([3, 0, 11, 0x7FFFFFFF, 7, -9, 1 << 30, 2] * 2).int()  # what empty tiles have is anything
+    taken = router.take(x, order, 12)[[0, 1, 2, 4, 7, 8]]
+    yield "same: taken inputs", 0.0 if torch.equal(taken, x[torch.tensor([3, 0, 11, 7, 2, 3]) // 4]) else 1.0
 
 
 if __name__ == "__main__":
-    for case in (routers, sparse_routers, places, on_the_way, others, linears, wholes):
+    for case in (routers, sparse_routers, places, on_the_way, others, linears, wholes, sorted_ones):
         for result in case():
             print(json.dumps(result), flush=True)

@@ -20,6 +20,7 @@ LIMITS = {
     "router": 1e-6,
     "other": 5e-4,
     "whole": 1e-2,
+    "sorted": 1e-2,
 }
 FAMILIES = (
     "MixtralForCausalLM", "Qwen3MoeForCausalLM", "Starcoder2ForCausalLM", "Phi3ForCausalLM", "Gemma3ForCausalLM",

@@ -97,6 +97,10 @@ def configurations(row: Variant, target: Target) -> Iterator[Config]:
                         late=late,
                     )  # fmt: skip
         return
+    if row.of_experts:
+        for call in _calls_of_sorted(row, usual if usual in row.dtypes else row.dtypes[0], target):
+            yield configure(row, call, machine)
+        return
     dtypes = [usual if usual in row.dtypes else row.dtypes[0], *(() if has_halves(target) else row.without_units[:1])]
     for dtype in dtypes:
         for rows in (_ROWS, WIDE_ROWS) if row.way == "lanes" else (_ROWS,):
@@ -141,6 +145,14 @@ def _calls_of_experts(row: Variant, dtype: str, target: Target) -> Iterator[Call
     for tokens in {"vector": (1,), "few": (NARROW,)}.get(row.family, several):
         for k in (usual.k, _SHORT) if row.way == "lanes" or (native and row.family == "few") else (usual.k,):
             yield Call(replace(usual, k=k), dtype, tokens, after=after, experts=_EXPERTS, share=2)
+
+
+def _calls_of_sorted(row: Variant, dtype: str, target: Target) -> Iterator[Call]:
+    """The experts of a mixture whose tokens lie sorted: gate and up, with gates and without, and down."""
+    usual = _weight(row, _EXPERTS * _ROWS, target)
+    for after in ("silu", "gelu_tanh", ""):
+        yield Call(usual, dtype, row.tokens[0], after=after, experts=_EXPERTS, share=2)
+    yield Call(usual, dtype, row.tokens[0], "float32", experts=_EXPERTS)
 
 
 def _tokens(row: Variant) -> tuple[int, ...]:

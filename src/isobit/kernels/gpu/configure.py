@@ -11,6 +11,7 @@ from isobit.kernels.gpu.before_tiles import by_instructions, whole_token
 from isobit.kernels.gpu.expert_tiles import for_experts
 from isobit.kernels.gpu.fits import Matrix, unit
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.sorted_tiles import GATES
 from isobit.kernels.gpu.tiles import (
     FEW,
     MOST_SPLITS,
@@ -46,7 +47,8 @@ class Call:
             gates, which the rows of the weight are by turns with the values that they multiply.
         experts: how many experts the weight is of, one below the other; 0 where it is of none. Then ``tokens`` are
             those of a tile.
-        share: pairs of a token and an expert that have one input (``triton/experts.py``).
+        share: pairs of a token and an expert that have one input (``triton/experts.py``); 0 where inputs lie sorted by
+            expert with what they are multiplied by.
         alike: whether a token's bits must not depend on how many there are; ``tokens`` are then one of
             ``alike_tiles.sizes``.
     """
@@ -153,6 +155,13 @@ def _tma(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     return tma_tiles.for_results(known, types["x"], types["y"])
 
 
+def _sorted(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
+    """Of experts: what goes in as tokens leaves sorted, for what goes in sorted and leaves by pairs."""
+    constants = _common(row, call, machine, config) | {"SHARE": call.share, "SORTED": call.share > 0}
+    result = POINTERS[call.out_dtype or call.dtype]
+    return replace(config, signature={**config.signature, "y": result}, constexprs=constants)
+
+
 def _stream(row: Variant, call: Call, machine: Machine, config: Config) -> Config:
     assert call.matrix.spec is not None
     constants = _common(row, call, machine, config)
@@ -174,7 +183,8 @@ def _prepare(row: Variant, call: Call, machine: Machine, config: Config) -> Conf
 
 
 _FINISH: Mapping[str, Callable[[Variant, Call, Machine, Config], Config]] = {
-    "scalar": _scalar, "matrix": _matrix, "tma": _tma, "lanes": _lanes, "stream": _stream, "prepare": _prepare
+    "scalar": _scalar, "matrix": _matrix, "tma": _tma, "sorted": _sorted, "lanes": _lanes, "stream": _stream,
+    "prepare": _prepare,
 }  # fmt: skip
 
 
@@ -257,6 +267,8 @@ def finishes(row: Variant, after: str, target: Target, *, wide: bool = False) ->
     """
     if "AFTER" not in row.config(target).constexprs:
         return after == ""
+    if row.of_experts:
+        return after in ("", *GATES)
     return after in ("", "add") or after.startswith("only-") or (row.family in ("vector", "few") and not wide)
 
 

@@ -326,6 +326,7 @@ def _of_experts() -> Iterator[LayerRow]:
         ("place-pairs", "place_pairs", of_places(routing_tiles.place_pairs)),
         ("add-experts", "add_experts", sums),
         ("weigh-inputs", "weigh_inputs", weighed),
+        ("take-rows", "take_rows", lambda target: iter((routing_tiles.take_rows(8, target),))),
         ("gate-by", "gate_by", gates),
     ):
         yield LayerRow(name, f"{_MODULES}.routing:{function}", configurations)

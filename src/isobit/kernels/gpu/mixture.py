@@ -15,16 +15,19 @@ from torch import Tensor
 from isobit.errors import FormatError, Unsupported
 from isobit.formats.qtensor import QTensor
 from isobit.kernels.gpu import selection
+from isobit.kernels.gpu.alternating import by_turns
 from isobit.kernels.gpu.choosing import Placed
-from isobit.kernels.gpu.configure import Call, configure
+from isobit.kernels.gpu.configure import Call, configure, finishes
 from isobit.kernels.gpu.expert_tiles import width_of
 from isobit.kernels.gpu.held import Held
-from isobit.kernels.gpu.launch import Kernel
+from isobit.kernels.gpu.launch import Kernel, interpreting
 from isobit.kernels.gpu.layer import GpuLayer
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.rounding import Rounding
 from isobit.kernels.gpu.routing import GpuRouter
 from isobit.kernels.gpu.run import rounding_of, weight_arguments
+from isobit.kernels.gpu.sorted_experts import SortedRun
+from isobit.kernels.gpu.sorted_tiles import SHORTEST, WIDTH
 from isobit.kernels.gpu.tiles import FEW
 from isobit.kernels.gpu.variant import HALVES, Variant, has_bf16
 from isobit.kernels.gpu.workspace import Workspace
@@ -58,7 +61,7 @@ class GpuMixture:
         self.gating, self.on_input, self.workspace = mixture.gating, mixture.on_input, workspace
         self._use(machine)
         # Gates and what they multiply are the rows of one weight by turns, or of two weights.
-        joined = _by_turns(mixture.gate, mixture.up)
+        joined = by_turns(mixture.gate, mixture.up)
         parts = (mixture.gate, mixture.up) if joined is None else (joined,)
         self.inner = tuple(_Experts(part, machine, alike) for part in parts)
         self.down = _Experts(mixture.down, machine, alike)
@@ -80,7 +83,11 @@ class GpuMixture:
         tokens, part = len(x), self.inner[0]
         if tokens > self._at_once(active):
             return 0, None
-        run = part.run_for(tokens, tokens * active, 1 if self.on_input else active, x.dtype, self._after())
+        share = 1 if self.on_input else active
+        sorted_runs = self._sorted(tokens, tokens * active, share, x.dtype)
+        if sorted_runs is not None:
+            return WIDTH, None if self.on_input else sorted_runs[0].rounding
+        run = part.run_for(tokens, tokens * active, share, x.dtype, self._after())
         return run.width, None if self.on_input else run.rounding
 
     def __call__(
@@ -123,13 +130,36 @@ class GpuMixture:
         if isinstance(routes, Placed):
             places.made.update(routes.tiles)
             given = given if routes.rounded is None or self.on_input else routes.rounded
+        runs = None if listener is not None else self._sorted(tokens, tokens * active, share, x.dtype)
+        weighted = None if self.on_input else weights.contiguous()
+        if runs is not None:
+            results = self._in_order(given, places, *runs)
+            return self.router.add(results.view(tokens, active, self.down.rows), weighted, x.dtype, residual)
         down = self.down.run(replace(places, share=1), x.dtype, "", "float32")
         inner = self._inner(given, places, x.dtype, None if listener is not None else down.rounding)
         if listener is not None and isinstance(inner, Tensor):
             listener(inner)
         results = down(self._rounded(inner, down.rounding), replace(places, share=1))
-        weighted = None if self.on_input else weights.contiguous()
         return self.router.add(results.view(tokens, active, self.down.rows), weighted, x.dtype, residual)
+
+    def _sorted(self, tokens: int, pairs: int, share: int, dtype: torch.dtype) -> tuple[SortedRun, SortedRun] | None:
+        """What runs so many tokens sorted by expert, gates with what they multiply and down; None if not both do."""
+        if len(self.inner) != 1 or min(part.held.k for part in (*self.inner, self.down)) < SHORTEST:
+            return None
+        inner = self.inner[0].sorted_run(tokens, pairs, share, dtype, self._after())
+        down = self.down.sorted_run(tokens, pairs, 0, dtype, "", "float32")
+        return None if inner is None or down is None else (inner, down)
+
+    def _in_order(self, x: Tensor | Rounded, places: _Places, inner: SortedRun, down: SortedRun) -> Tensor:
+        """Results of pairs, float32 ``[pairs, N]``, by tokens that are sorted on the way."""
+        pairs, made = len(places.ids), places.tiles(WIDTH)
+        rows, scales = inner.operand(self._rounded(x, inner.rounding))
+        between: Tensor | Rounded = inner(self.router.take(rows, made[0], pairs), scales, made, pairs)
+        if not inner.call.after:
+            assert isinstance(between, Tensor)
+            between = self._gated(between[:, ::2], between[:, 1::2], down.rounding)
+        rows, scales = down.operand(self._rounded(between, down.rounding))
+        return down(rows, scales, made, pairs)
 
     def _inner(
         self, x: Tensor | Rounded, places: _Places, dtype: torch.dtype, rounding: Rounding | None
@@ -206,6 +236,7 @@ class _Experts:
             raise Unsupported("experts on a GPU", [reason])
         self.held = _held(part, machine)
         self._runs: dict[tuple[int, int, torch.dtype, str, str], _Run] = {}
+        self._sorted: dict[tuple[int, torch.dtype, str, str], SortedRun | None] = {}
         usual = [dtype for dtype in HALVES if dtype == "float16" or has_bf16(machine.target) is None]
         for dtype in usual:
             if not isinstance(part.weight, Tensor) or str(part.weight.dtype) == f"torch.{dtype}":
@@ -216,6 +247,37 @@ class _Experts:
         """Another machine of the same target."""
         self.machine = machine
         self._runs.clear()
+        self._sorted.clear()
+
+    def sorted_run(
+        self, tokens: int, pairs: int, share: int, dtype: torch.dtype, after: str, out_dtype: str = ""
+    ) -> SortedRun | None:
+        """What runs pairs of some tokens that lie sorted by expert; None where they are few, or no kernel does.
+
+        Args:
+            tokens, pairs: how many there are.
+            share: pairs that have one input; 0 where inputs lie sorted.
+            dtype: of the activations.
+            after: gates, which are left out where the kernel does not have them.
+            out_dtype: of the results; that of the activations if empty.
+        """
+        if self.alike or interpreting() or width_of(tokens, pairs, self.experts) != WIDTH:
+            return None
+        key = share, dtype, after, out_dtype
+        if key not in self._sorted:
+            self._sorted[key] = self._sorted_run(_name(dtype), share, after, out_dtype)
+        return self._sorted[key]
+
+    def _sorted_run(self, dtype: str, share: int, after: str, out_dtype: str) -> SortedRun | None:
+        held, target = self.held, self.machine.target
+        row, _ = selection.pick(
+            held.spec, held.activations, dtype, WIDTH + 1, target, held.matrix(), experts=True
+        )  # fmt: skip
+        if row is None or not row.of_experts:
+            return None
+        after = after if finishes(row, after, target) else ""
+        call = Call(held.matrix(), dtype, WIDTH + 1, out_dtype, after, self.experts, share)
+        return SortedRun(held, row, call, self.machine)
 
     def run(self, places: _Places, dtype: torch.dtype, after: str, out_dtype: str = "") -> _Run:
         """What runs pairs of some tokens; without ``after`` where the kernel for them cannot do that."""
@@ -310,40 +372,3 @@ def _held(part: Grouped, machine: Machine) -> Held:
     if held.bias is not None:
         held.bias = held.bias.view(part.experts, part.stride)[:, : part.rows].flatten()
     return held
-
-
-def _by_turns(gate: Grouped, up: Grouped) -> Grouped | None:
-    """Gate and up as one, row by row; None where their scales are not those of rows, or they differ."""
-    one, two = gate.weight, up.weight
-    same = (gate.spec, gate.activations, gate.rows, gate.stride) == (up.spec, up.activations, up.rows, up.stride)
-    if not same or (gate.bias is None) != (up.bias is None) or not _same(gate.input_scale, up.input_scale):
-        return None
-    if gate.stride != gate.rows or (gate.spec is not None and gate.spec.granularity not in ("channel", "group")):
-        return None
-    weight: QTensor | Tensor
-    if isinstance(one, QTensor) and isinstance(two, QTensor):
-        parts = [_mixed(a, b) for a, b in ((one.codes, two.codes), (one.scale, two.scale), (one.zero, two.zero))]
-        codes, scale, zero = parts
-        assert codes is not None and scale is not None
-        over = None if one.over is None or two.over is None else _mixed(one.over_of_rows(), two.over_of_rows())
-        weight = QTensor(one.spec, (2 * one.shape[0], one.shape[1]), codes, scale, zero, over)
-    else:
-        mixed = _mixed(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
-        if mixed is None:
-            return None
-        weight = mixed
-    bias = None if gate.bias is None or up.bias is None else torch.stack((gate.bias, up.bias), dim=2).flatten(1)
-    return replace(gate, weight=weight, rows=2 * gate.rows, stride=2 * gate.stride, bias=bias)
-
-
-def _mixed(one: Tensor | None, two: Tensor | None) -> Tensor | None:
-    """The rows of two tensors by turns."""
-    if one is None or two is None or one.dtype != two.dtype or one.shape != two.shape:
-        return None
-    return torch.stack((one, two), dim=1).flatten(0, 1)
-
-
-def _same(one: Tensor | None, two: Tensor | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    return torch.equal(one, two)

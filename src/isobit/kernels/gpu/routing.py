@@ -116,6 +116,20 @@ class GpuRouter(Chooser):
             )
         return y
 
+    def take(self, x: Tensor, order: Tensor, pairs: int) -> Tensor:
+        """The inputs of pairs as ``order`` has them, ``[len(order), K]``; of no pair anything.
+
+        Args:
+            x: ``[pairs / share, K]`` of any dtype, rows of whole 32-bit words.
+            order: of ``place``.
+        """
+        words = x.contiguous().view(torch.int32)
+        y = torch.empty((len(order), words.shape[1]), dtype=torch.int32, device=x.device)
+        grid = len(order) // tiles.PLACES_AT_ONCE, -(-words.shape[1] // tiles.WORDS_AT_ONCE)
+        kernel = self.kernel("routing:take_rows", tiles.take_rows, pairs // len(x))
+        kernel(grid, x=words, order=order, y=y, PAIRS=pairs, K=words.shape[1])
+        return y.view(x.dtype)
+
     def gate_by(self, x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
         """``y [T, N]`` times the sigmoid of ``x [T, K]`` by ``weight``, float32 ``[K]``."""
         x, y = x.contiguous(), y.contiguous()

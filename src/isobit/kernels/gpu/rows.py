@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from isobit.kernels.gpu import before_tiles, lane_tiles, micro_rows, tiles, tma_tiles
 from isobit.kernels.gpu.group_tiles import grouped, halves
+from isobit.kernels.gpu.sorted_tiles import WIDTH, copied_for, sorted_tokens
 from isobit.kernels.gpu.tiles import FEW, LARGE, LIBRARY_MEASURED, Family, is_cuda
 from isobit.kernels.gpu.variant import (
     DTYPES,
@@ -341,6 +342,25 @@ def _tma_rows() -> Iterator[Variant]:
     )  # fmt: skip
 
 
+def _sorted_rows() -> Iterator[Variant]:
+    """For very many tokens of experts where TMA copies the tiles."""
+    entry, tokens = f"{_MODULES}.linear_experts:linear_experts", (WIDTH + 1, None)
+    for element in ("e4m3fn", "e5m2", "int8"):
+        native = tiles.NATIVE[element]
+        yield Variant(
+            f"experts-{element}-native", "large", "sorted", entry, element, "row", element, "native", native,
+            copied_for(element), sorted_tokens(native, rounded=True, scaled=True, promoted=element != "int8"),
+            tokens, _BY_TMA, promises=shows_unit(element), optional=True,
+        )  # fmt: skip
+    for compute in ("f16", "bf16"):
+        pointer, dtype = tiles.POINTERS[compute], DTYPES[compute]
+        yield Variant(
+            f"experts-{compute}", "large", "sorted", entry, "float", None, None, compute, pointer,
+            copied_for(dtype), sorted_tokens(pointer, rounded=False, scaled=False), tokens, _BY_TMA,
+            (dtype,), promises=shows_unit(dtype), optional=True,
+        )  # fmt: skip
+
+
 def _all_rows() -> Iterator[Variant]:
     yield from _rounding_rows()
     yield from micro_rows.rounding()
@@ -358,6 +378,7 @@ def _all_rows() -> Iterator[Variant]:
     yield from _PREPARE.values()
     yield from _large_rows()
     yield from _tma_rows()
+    yield from _sorted_rows()
 
 
 VARIANTS: tuple[Variant, ...] = tuple(_all_rows())

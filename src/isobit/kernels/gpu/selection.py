@@ -65,7 +65,7 @@ def _unsupported_scales(weights: WeightSpec, activations: ActSpec | None) -> str
 
 def sizes() -> tuple[int, ...]:
     """For each class of numbers of tokens in which the choice is the same: the smallest of them."""
-    return tuple(sorted({row.tokens[0] for row in VARIANTS}))
+    return tuple(sorted({row.tokens[0] for row in VARIANTS if not row.of_experts}))
 
 
 def size_class(tokens: int) -> int:
@@ -89,8 +89,9 @@ def classes() -> tuple[int, ...]:
 
 
 def candidates(
-    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target
-) -> tuple[Variant, ...]:
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target,
+    *, experts: bool = False,
+) -> tuple[Variant, ...]:  # fmt: skip
     """Rows for a linear, best first; those that the target cannot run among them.
 
     Args:
@@ -98,8 +99,10 @@ def candidates(
         dtype: torch's name of the activations' dtype.
         tokens: M.
         target: what runs it.
+        experts: whether the weight is that of many experts.
     """
-    rows = (row for row in VARIANTS if row.takes(weights, activations, dtype, tokens, target))
+    taken = (row for row in VARIANTS if row.takes(weights, activations, dtype, tokens, target))
+    rows = (row for row in taken if experts or not row.of_experts)
     scalar_first = tokens == 1 and not has_halves(target)  # without matrix units one token needs no tile
 
     def order(row: Variant) -> tuple[bool, int]:
@@ -109,10 +112,12 @@ def candidates(
 
 
 def choose(
-    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target
-) -> tuple[tuple[Variant, ...], tuple[tuple[Variant, str], ...]]:
-    """The rows that ``target`` can run, best first, and why it cannot run the others."""
-    asked = [(row, row.requires(target)) for row in candidates(weights, activations, dtype, tokens, target)]
+    weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target,
+    *, experts: bool = False,
+) -> tuple[tuple[Variant, ...], tuple[tuple[Variant, str], ...]]:  # fmt: skip
+    """The rows that ``target`` can run, best first, and why it cannot run the others; arguments as above."""
+    rows = candidates(weights, activations, dtype, tokens, target, experts=experts)
+    asked = [(row, row.requires(target)) for row in rows]
     refused = tuple((row, reason) for row, reason in asked if reason is not None)
     return tuple(row for row, reason in asked if reason is None), refused
 
@@ -137,7 +142,7 @@ def pick(
         matrix: the weight.
         experts: whether it is that of many experts, of which ``tokens`` are multiplied by one.
     """
-    rows, refused = choose(weights, activations, dtype, tokens, target)
+    rows, refused = choose(weights, activations, dtype, tokens, target, experts=experts)
     refusals = list(refused)
     for row in rows:
         refusal = not_of_experts(row) if experts else None

@@ -24,9 +24,10 @@ HALVES = ("float16", "bfloat16")
 FLOATS = (*HALVES, "float32")
 
 # How a kernel multiplies: in ordinary arithmetic; on tiles of matrix units, which the warps that multiply ask for, or
-# one that does nothing else has TMA copy; on ``mma`` with what a lane has read itself; codes of any width as they are
-# packed; by PyTorch. Or what is no product: it rounds activations, or prepares.
-Way = Literal["scalar", "matrix", "tma", "lanes", "stream", "library", "rounding", "prepare"]
+# one that does nothing else has TMA copy, for experts where their tokens lie sorted; on ``mma`` with what a lane has
+# read itself; codes of any width as they are packed; by PyTorch. Or what is no product: it rounds activations, or
+# prepares.
+Way = Literal["scalar", "matrix", "tma", "sorted", "lanes", "stream", "library", "rounding", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ class Variant:
     def library(self) -> bool:
         """Whether it is a product of PyTorch's, which isobit does not compile."""
         return self.way == "library"
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it multiplies the weights of experts alone."""
+        return self.way == "sorted"
 
     def takes(
         self, weights: WeightSpec | None, activations: ActSpec | None, dtype: str, tokens: int, target: Target

@@ -37,7 +37,9 @@ class _Launch(ctypes.Structure):
 
 
 _MAP_BYTES, _MAP_ALIGNMENT = 128, 64  # of CUtensorMap
-_ELEMENTS = {"i8": (0, 1), "u8": (0, 1), "fp16": (6, 2), "fp32": (7, 4), "bf16": (9, 2)}  # CUtensorMapDataType, bytes
+_ELEMENTS = {  # CUtensorMapDataType, bytes
+    "i8": (0, 1), "u8": (0, 1), "fp8e4nv": (0, 1), "fp8e5": (0, 1), "fp16": (6, 2), "fp32": (7, 4), "bf16": (9, 2)
+}  # fmt: skip
 _PLAIN, _PROMOTION, _ZEROS = 0, 2, 0  # not interleaved, cached by 128 bytes, zeros outside of the matrix
 
 _SCALARS: dict[str, Any] = {
