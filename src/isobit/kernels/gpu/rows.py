@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from isobit.kernels.gpu import before_tiles, lane_tiles, micro_rows, tiles, tma_tiles
+from isobit.kernels.gpu import before_tiles, lane_tiles, micro_rows, sorted_rows, tiles, tma_tiles
 from isobit.kernels.gpu.group_tiles import grouped, halves
-from isobit.kernels.gpu.sorted_tiles import WIDTH, copied_for, sorted_tokens
 from isobit.kernels.gpu.tiles import FEW, LARGE, LIBRARY_MEASURED, Family, is_cuda
 from isobit.kernels.gpu.variant import (
     DTYPES,
@@ -340,25 +339,14 @@ def _tma_rows() -> Iterator[Variant]:
         tma_tiles.copies_tiles("int8"), tma_tiles.tiled("*i8"), _VERY_MANY, _BY_TMA,
         promises=shows_unit("int8"), optional=True,
     )  # fmt: skip
-
-
-def _sorted_rows() -> Iterator[Variant]:
-    """For very many tokens of experts where TMA copies the tiles."""
-    entry, tokens = f"{_MODULES}.linear_experts:linear_experts", (WIDTH + 1, None)
-    for element in ("e4m3fn", "e5m2", "int8"):
-        native = tiles.NATIVE[element]
-        yield Variant(
-            f"experts-{element}-native", "large", "sorted", entry, element, "row", element, "native", native,
-            copied_for(element), sorted_tokens(native, rounded=True, scaled=True, promoted=element != "int8"),
-            tokens, _BY_TMA, promises=shows_unit(element), optional=True,
-        )  # fmt: skip
-    for compute in ("f16", "bf16"):
-        pointer, dtype = tiles.POINTERS[compute], DTYPES[compute]
-        yield Variant(
-            f"experts-{compute}", "large", "sorted", entry, "float", None, None, compute, pointer,
-            copied_for(dtype), sorted_tokens(pointer, rounded=False, scaled=False), tokens, _BY_TMA,
-            (dtype,), promises=shows_unit(dtype), optional=True,
-        )  # fmt: skip
+    for row in _large_rows():
+        if row.rank == _WIDENED_ONCE:  # the others are for where codes are not multiplied as they are
+            rounded = row.narrow is not None
+            yield replace(
+                row, name=f"{row.name}-tma", way="tma", entry=_TMA, rank=_BY_TMA, optional=True,
+                requires=tma_tiles.copies_tiles(DTYPES[row.compute]),
+                config=tma_tiles.tiled(row.operand, rounded=rounded, widened=True),
+            )  # fmt: skip
 
 
 def _all_rows() -> Iterator[Variant]:
@@ -378,7 +366,7 @@ def _all_rows() -> Iterator[Variant]:
     yield from _PREPARE.values()
     yield from _large_rows()
     yield from _tma_rows()
-    yield from _sorted_rows()
+    yield from sorted_rows.rows(_BY_TMA)
 
 
 VARIANTS: tuple[Variant, ...] = tuple(_all_rows())
