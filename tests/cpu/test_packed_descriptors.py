@@ -20,12 +20,15 @@ from isobit.formats.schemes import scheme
 from isobit.kernels.gpu.bind import bind
 from isobit.kernels.gpu.compile.request import Request, arguments_of
 from isobit.kernels.gpu.machine import Machine
+from isobit.kernels.gpu.mixture import bind as bind_mixture
 from isobit.kernels.gpu.packs import cuda
 from isobit.kernels.gpu.packs.loaded import load_pack
 from isobit.kernels.gpu.packs.manifest import TiledCopy
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.packs.write import write_pack
 from isobit.kernels.gpu.tiles import LARGE
+from isobit.kernels.gpu.workspace import Workspace
+from isobit.kernels.grouped import Grouped, Mixture, Routes
 from isobit.proof.build import build
 from isobit.targets.table import TARGETS
 
@@ -191,3 +194,40 @@ def test_results_of_few_bytes_a_row_come_from_the_other_kernel() -> None:
     bound(torch.zeros(TOKENS, K, dtype=torch.bfloat16))
     entries = [request.entry.partition(":")[2] for request in recorder.requests.values()]
     assert entries == ["quantize_token", "linear_matrix"]
+
+
+def test_experts_whose_tokens_lie_sorted_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts, hidden, inner, tokens = 4, 1024, 1040, 512
+    row, recorder = scheme("fp8"), Recorder()
+    assert row.weights is not None
+
+    def tall(rows: int, columns: int) -> Grouped:
+        codes = torch.zeros(experts * rows, columns, dtype=torch.uint8)
+        weight = QTensor(row.weights, tuple(codes.shape), codes, torch.ones(len(codes), 1))  # type: ignore[arg-type]
+        return Grouped(weight, experts, rows, rows, activations=row.activations)
+
+    machine = Machine.imagined(SM_90, recorder=recorder)
+    whole = Mixture(tall(inner, hidden), tall(inner, hidden), tall(hidden, inner))
+    bound = bind_mixture(whole, machine=machine, workspace=Workspace(torch.device("cpu")))
+    routes = Routes(torch.zeros(tokens, 2, dtype=torch.int32), torch.ones(tokens, 2))
+    bound(torch.zeros(tokens, hidden, dtype=torch.bfloat16), routes)
+    entries = [request.entry.partition(":")[2] for request in recorder.requests.values()]
+    assert [one for one in entries if one.startswith("linear")] == ["linear_experts"] * 2 and "take_rows" in entries
+    first, _ = (one for one in recorder.requests.items() if one[1].entry.endswith("linear_experts"))
+    write_pack(tmp_path / "pack", dict([first]), SM_90, model="a test", dtype="bfloat16", processes=1)
+    (kernel,) = load_pack(tmp_path / "pack").manifest.kernels
+    assert kernel.threads == 12 * 32, "two groups of four warps, and those of which one has tiles copied"
+    assert kernel.copies == (TiledCopy("fp8e4nv", (128, 128), 3),) * 2 and kernel.overlaps
+    assert kernel.parameters[:10] == (128, 4, 4, 8, 8) * 2
+    fake = FakeDriver(kernel.parameters)
+    monkeypatch.setattr(FakeDriver, "cuModuleGetFunction", lambda *_: 0)
+    monkeypatch.setattr(cuda, "_driver", lambda: fake)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0x77))
+    names = arguments_of(kernel.request.entry)
+    x, w = (torch.zeros(rows, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn) for rows in (1280, 8320))
+    arguments: dict[str, Any] = {"x": x, "w": w, **dict.fromkeys(("M", "PAIRS", "N", "K"), 3), "gain": 0.5}
+    arguments |= {name: torch.zeros(4) for name in ("token_scale", "scale", "bias", "y", "experts", "order")}
+    cuda.Launcher(kernel, b"code", names)[3, 1, 1](*(arguments.get(name) for name in names))
+    assert [one[0] for one in fake.described] == [0, 0], "CU_TENSOR_MAP_DATA_TYPE_UINT8"
+    assert [one[2:4] for one in fake.described] == [(hidden, 1280), (hidden, 8320)]

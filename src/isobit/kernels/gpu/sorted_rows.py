@@ -13,18 +13,18 @@ _ENTRY = "isobit.kernels.gpu.triton.linear_experts:linear_experts"
 
 def rows(rank: int) -> Iterator[Variant]:
     """For very many tokens of experts where TMA copies the tiles; all of one rank."""
-    entry, tokens = _ENTRY, (WIDTH + 1, None)
+    tokens = WIDTH + 1, None
     for element in ("e4m3fn", "e5m2", "int8"):
         native = NATIVE[element]
         yield Variant(
-            f"experts-{element}-native", "large", "sorted", entry, element, "row", element, "native", native,
+            f"experts-{element}-native", "large", "sorted", _ENTRY, element, "row", element, "native", native,
             copied_for(element), sorted_tokens(native, rounded=True, scaled=True, promoted=element != "int8"),
             tokens, rank, promises=shows_unit(element), optional=True,
         )  # fmt: skip
     for compute in ("f16", "bf16"):
         pointer, dtype = POINTERS[compute], DTYPES[compute]
         yield Variant(
-            f"experts-{compute}", "large", "sorted", entry, "float", None, None, compute, pointer,
+            f"experts-{compute}", "large", "sorted", _ENTRY, "float", None, None, compute, pointer,
             copied_for(dtype), sorted_tokens(pointer, rounded=False, scaled=False), tokens, rank,
             (dtype,), promises=shows_unit(dtype), optional=True,
         )  # fmt: skip
