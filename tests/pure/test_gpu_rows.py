@@ -11,6 +11,7 @@ from isobit.formats.schemes import SCHEMES, Scheme, WeightSpec
 from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.fits import Matrix
 from isobit.kernels.gpu.rows import VARIANTS
+from isobit.kernels.gpu.sorted_tiles import WIDTH
 from isobit.kernels.gpu.variant import FLOATS, Variant
 from isobit.kernels.held import on_gpu
 from isobit.targets.spec import Target
@@ -41,6 +42,10 @@ def chosen(target: Target) -> dict[tuple[object, ...], Variant | None]:
             own = replace(matrix, spec=weights)
             row, _ = selection.pick(weights, activations, dtype, tokens, target, own)
             found[scheme.name, dtype, tokens, matrix] = row
+        for dtype, matrix in itertools.product(FLOATS, MATRICES):
+            own = replace(matrix, spec=weights)
+            row, _ = selection.pick(weights, activations, dtype, WIDTH + 1, target, own, experts=True)
+            found[scheme.name, dtype, "experts", matrix] = row
     return found
 
 
