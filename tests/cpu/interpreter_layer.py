@@ -76,6 +76,12 @@ ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     "one each, in one piece": (AttentionSpec(2, 2, 20), [(1, 257), (1, 30), (1, 1)], 300),
     "one each, long": (AttentionSpec(2, 2, 16, window=600), [(1, 1100), (1, 513)], 256),
     "one each, parts of 512": (AttentionSpec(64, 64, 4), [(1, 1100), (1, 1025)], 64),
+    "alone, in groups": (AttentionSpec(8, 2, 16), [(1, 300)], 32),
+    "alone, in groups, norms, window, cap": (
+        AttentionSpec(6, 2, 24, q_norm=_RISING, k_norm=_RISING, eps=1e-5, window=40, softcap=5.0), [(1, 200)], 16,
+    ),
+    "alone, in groups, sinks, long": (AttentionSpec(4, 1, 16, sinks=torch.linspace(-3, 3, 4)), [(1, 700)], 64),
+    "alone, in groups, the first token": (AttentionSpec(4, 2, 16), [(1, 1)], 32),
     "one each, no whole words of codes": (AttentionSpec(2, 2, 18), [(1, 70), (1, 1)], 64),
     "partial rope": (AttentionSpec(4, 2, 24, rope_dims=12), [(1, 30), (20, 40), (1, 0)], 16),
     "neighbours, sinks, window": (
@@ -120,7 +126,8 @@ def stores_the_law(given: oracle.Batch, number: int, numbers: Tensor) -> bool:
 def coded() -> Iterator[tuple[str, float]]:
     """A cache of codes: what is stored are the bits of the law, and what is read is what they stand for."""
     names = {
-        "e4m3fn": ("decoding", "mixture", "norm of all heads", "one each", "one each, norms, window, cap"),
+        "e4m3fn": ("decoding", "mixture", "norm of all heads", "one each", "one each, norms, window, cap",
+                   "alone, in groups"),
         "e5m2": ("one prompt", "one each, sinks, chunks", "one each, in one piece"),
         "int8": ("window, cap, scale", "chunks", "one each, long", "one each, no whole words of codes"),
     }  # fmt: skip

@@ -205,7 +205,8 @@ class GpuAttention(Starter):
     def _shape(self, spec: AttentionSpec, dtype: torch.dtype, held: Cached, sequences: Sequences) -> AttentionShape:
         element = stored_as(held)
         apart = self.alike or _is_rare(spec) or is_grouped(element)
-        fused = not apart and one_tiles.fuses(spec.heads, spec.kv_heads)
+        alone = sequences.most if sequences.most_new == 1 == sequences.lengths.shape[0] else 0
+        fused = not apart and one_tiles.fuses(spec.heads, spec.kv_heads, alone)
         return AttentionShape(
             name_of(dtype), spec.heads, spec.kv_heads, spec.dim, spec.window is not None, spec.softcap is not None,
             sequences.block, sequences.table.shape[1], self.alike, element, spec.chunk is not None,

@@ -20,6 +20,7 @@ _KEYS, _WIDE_KEYS, _WIDE = 64, 32, 256
 # are asked for two tiles ahead (dev/LOG.md, 2026-11-29). Bits depend on it, so no machine has another number.
 _PROGRAMS = 256
 PART = 256  # keys of a part at least
+ALONE = 512  # tokens of a sequence alone up to which each of several heads reads the keys that they share for itself
 _ROOMY = 2  # programs of a multiprocessor up to which each may have registers for two tiles
 
 
@@ -39,13 +40,17 @@ class OneShape:
     split: bool = False
 
 
-def fuses(heads: int, kv_heads: int) -> bool:
+def fuses(heads: int, kv_heads: int, alone: int = 0) -> bool:
     """Whether one new token is rotated, stored and attended from in one kernel.
 
     Where query heads share keys, matrix units are worth more: four of them took longer this way (8B in int4 on an H200,
-    64 sequences of 512: 5.4 to 6.2 ms a step and not 4.9).
+    64 sequences of 512: 5.4 to 6.2 ms a step and not 4.9). But not for one short sequence alone, whose step is a kernel
+    shorter then.
+
+    Args:
+        alone: tokens at most of the only sequence of a step; 0 where there are more, or more new tokens.
     """
-    return heads == kv_heads
+    return heads == kv_heads or 0 < alone <= ALONE
 
 
 def spread(attention: AttentionShape, rope: RopeShape, parts: int, sequences: int, multiprocessors: int) -> OneShape:
@@ -80,7 +85,7 @@ def attention_one(shape: OneShape, target: Target) -> Config:
     keys, ahead = (_KEYS, shape.ahead) if bytes_of_key <= _WIDE else (_WIDE_KEYS, 1)
     slots = min(keys, max(1, 16 * lanes * warps // bytes_of_key))  # rows that all threads read with one load each
     shared = (
-        "HEADS", "DIM", "WIDTH", "ONE", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
+        "HEADS", "KV_HEADS", "DIM", "WIDTH", "ONE", "WINDOW", "CHUNK", "SINKS", "SOFTCAP", "ELEMENT",
         "ASM", "OVERLAP",
     )  # fmt: skip
     constants: dict[str, Constant] = {name: few.constexprs[name] for name in shared} | {

@@ -54,7 +54,7 @@ def _numbers(read, DTYPE: tl.constexpr, PACKED: tl.constexpr, ELEMENT: tl.conste
 @triton.jit
 def _tile(
     cache, table, at, end, block, head,
-    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, DEEP: tl.constexpr,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, DEEP: tl.constexpr,
     BLOCK: tl.constexpr, PACKED: tl.constexpr, ELEMENT: tl.constexpr,
 ):  # fmt: skip
     """Keys and values ``[DEEP * SLOTS, WIDTH]`` of positions ``at`` and on, and the scales of codes ``[DEEP * SLOTS]``.
@@ -66,13 +66,13 @@ def _tile(
     n = tl.arange(0, DEEP * SLOTS)
     there = at + n < end
     if BLOCK == 0:  # all of a sequence
-        base, rows = (tl.load(table).to(tl.int64) * HEADS + head) * block + at, n
+        base, rows = (tl.load(table).to(tl.int64) * KV_HEADS + head) * block + at, n
     elif BLOCK % (SLOTS * DEEP) == 0:  # tiles lie in one block each
         held = tl.load(table + tl.minimum(at, tl.maximum(end - 1, 0)) // BLOCK).to(tl.int64)
-        base, rows = (held * HEADS + head) * BLOCK + at % BLOCK, n
+        base, rows = (held * KV_HEADS + head) * BLOCK + at % BLOCK, n
     else:
         held = tl.load(table + (at + n) // BLOCK, mask=there, other=0).to(tl.int64)
-        base, rows = tl.full((), 0, tl.int64), (held * HEADS + head) * BLOCK + (at + n) % BLOCK
+        base, rows = tl.full((), 0, tl.int64), (held * KV_HEADS + head) * BLOCK + (at + n) % BLOCK
     EACH: tl.constexpr = 32 // keys.dtype.element_ty.primitive_bitwidth if PACKED else 1
     d = tl.arange(0, WIDTH // EACH)[None, :]
     mask = there[:, None]
@@ -189,7 +189,7 @@ def _merged(work, stats, first, last, WIDTH: tl.constexpr, MOST: tl.constexpr):
 @triton.jit
 def _sums(
     fixed, token, head, at, seen, end, is_last,
-    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
     DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -201,22 +201,23 @@ def _sums(
     """
     q, k, v, cos, sin, norms, strides, cache, table, block, eps, gain, factor = fixed
     TILE: tl.constexpr = SLOTS * DEEP
+    own = head // (HEADS // KV_HEADS)  # the head of keys
     DTYPE: tl.constexpr = k.dtype.element_ty if ELEMENT == "" else cache[0].dtype.element_ty
     ahead = ()
     for i in tl.static_range(AHEAD):
         tile = _tile(
-            cache, table, at + i * TILE, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, PACKED, ELEMENT
+            cache, table, at + i * TILE, end, block, own, KV_HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, PACKED, ELEMENT
         )  # fmt: skip
         ahead = ahead + (tile,)  # type: ignore[assignment]  # as many as AHEAD
     if OVERLAP:  # in further parts nothing is left to wait for
         wait_for_last()
     query, sums, new = newest_of(
-        q, k, v, cos, sin, norms, strides, token, head, eps, gain, factor, is_last, cache[0], cache[1], ROWS, SLOTS,
-        NORM, DIM, WIDTH, SOFTCAP, ELEMENT,
+        q, k, v, cos, sin, norms, strides, token, head, own, eps, gain, factor, is_last, cache[0], cache[1], ROWS,
+        SLOTS, NORM, DIM, WIDTH, SOFTCAP, ELEMENT,
     )  # fmt: skip
     for now in range(at, end, TILE):
         tile = _tile(
-            cache, table, now + AHEAD * TILE, end, block, head, HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, PACKED, ELEMENT
+            cache, table, now + AHEAD * TILE, end, block, own, KV_HEADS, DIM, WIDTH, SLOTS, DEEP, BLOCK, PACKED, ELEMENT
         )  # fmt: skip
         sums = _add(
             query, ahead[0], now, seen, end, gain, factor, sums, DTYPE, SLOTS, DEEP, PACKED, WINDOW, CHUNK, SOFTCAP,
@@ -231,8 +232,8 @@ def _sums(
 def attention_one(
     q, k, v, cos, sin, q_norm, k_norm, slots, keys, values, key_scales, value_scales, sinks, starts, lengths, table,
     out, work, stats, counters, stride_q, stride_k, stride_v, columns, room, block, window, eps, gain, factor,
-    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
-    DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, PART: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    SLOTS: tl.constexpr, DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, PART: tl.constexpr,
     ONE: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
     CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -248,7 +249,7 @@ def attention_one(
         cos, sin, q_norm, k_norm, slots, NORM: as for ``rope_append``.
         keys, values, key_scales, value_scales: the cache, as for ``rope_append``: the new tokens are stored there.
         sinks, starts, lengths, table, out, columns, room, window, gain, factor, WIDTH, PART, ONE, MOST: as for
-            ``attention_few``; HEADS are those of queries and those of keys.
+            ``attention_few``. Where heads of queries share one of keys, each reads it for itself.
         work, stats: float32 ``[B, HEADS, room, WIDTH]`` and ``[.., 2]``: sums of the parts of a sequence. The program
             that is the last of a head's to end adds them up.
         counters: int32 ``[B, HEADS]``, zeros, which they are left as.
@@ -259,6 +260,7 @@ def attention_one(
         PACKED: whether a head's keys are whole words of 32 bits, and are read so.
         SPLIT: whether a sequence may have more than one part.
     """
+    GROUP: tl.constexpr = HEADS // KV_HEADS
     head, b = tl.program_id(1), tl.program_id(2)
     if OVERLAP:
         let_next_start()
@@ -268,6 +270,7 @@ def attention_one(
     if new == 1:
         token = begin.to(tl.int64)
         slot = tl.load(slots + token).to(tl.int32)  # no cache has room for 2**31 tokens
+        stores = (slot >= 0) & (head % GROUP == 0)  # the first of those that share a head of keys
         oldest, size, parts = parts_of(length, 1, window, SLOTS * DEEP, PART, ONE, MOST, WINDOW, CHUNK)
         seen = oldest
         if WINDOW or CHUNK:
@@ -282,16 +285,16 @@ def attention_one(
                 at = oldest + part * size
                 is_last = (part == parts - 1) & (length > 0)
                 peak, weight, total, news = _sums(
-                    fixed, token, head, at, seen, tl.minimum(at + size, length - 1), is_last, HEADS, DIM, WIDTH, ROWS,
-                    SLOTS, DEEP, AHEAD, PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
+                    fixed, token, head, at, seen, tl.minimum(at + size, length - 1), is_last, HEADS, KV_HEADS, DIM,
+                    WIDTH, ROWS, SLOTS, DEEP, AHEAD, PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
                 )  # fmt: skip
                 first = (b * HEADS + head).to(tl.int64) * room
                 if parts == 1:
                     _leave(out + (token * HEADS + head) * DIM, peak, weight, total, sinks + head, DIM, SINKS)
                 else:
                     _leave_part(work, stats, first + part, peak, weight, total)
-                if is_last & (slot >= 0):
-                    append(news, cache, slot, block, head, HEADS, DIM, WIDTH, ROWS, BLOCK, ELEMENT)
+                if is_last & stores:
+                    append(news, cache, slot, block, head // GROUP, KV_HEADS, DIM, WIDTH, ROWS, BLOCK, ELEMENT)
                 if parts > 1:
                     before = _count(counters + b * HEADS + head, parts)
                     if before == parts - 1:
@@ -300,11 +303,11 @@ def attention_one(
         else:
             is_last = length > 0
             peak, weight, total, news = _sums(
-                fixed, token, head, oldest, seen, length - 1, is_last, HEADS, DIM, WIDTH, ROWS, SLOTS, DEEP, AHEAD,
-                PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
+                fixed, token, head, oldest, seen, length - 1, is_last, HEADS, KV_HEADS, DIM, WIDTH, ROWS, SLOTS,
+                DEEP, AHEAD, PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
             )  # fmt: skip
             _leave(out + (token * HEADS + head) * DIM, peak, weight, total, sinks + head, DIM, SINKS)
-            if is_last & (slot >= 0):
-                append(news, cache, slot, block, head, HEADS, DIM, WIDTH, ROWS, BLOCK, ELEMENT)
+            if is_last & stores:
+                append(news, cache, slot, block, head // GROUP, KV_HEADS, DIM, WIDTH, ROWS, BLOCK, ELEMENT)
     if OVERLAP:  # for what follows this kernel: that it has ended says that the one before has, too
         wait_for_last()

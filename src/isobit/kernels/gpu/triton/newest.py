@@ -83,13 +83,14 @@ def _as_cached(x, CODES: tl.constexpr, ELEMENT: tl.constexpr):
 
 @triton.jit
 def newest_of(
-    q, k, v, cos, sin, norms, strides, token, head, eps, gain, factor, is_last, keys, values,
+    q, k, v, cos, sin, norms, strides, token, head, kv_head, eps, gain, factor, is_last, keys, values,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr,
 ):  # fmt: skip
     """What the kernel in front has made of one head: the query, and the newest key and value.
 
     Args:
+        head, kv_head: of queries, and the one of keys that it has.
         norms, strides: weights of the norms of queries and keys; elements from token to token of q, k and v.
         is_last: whether the newest key is seen.
         keys, values: of the cache.
@@ -102,8 +103,8 @@ def newest_of(
     sin += token * DIM
     query = _turned(q + token * strides[0] + head * DIM, norms[0], cos, sin, eps, SLOTS, NORM, DIM, WIDTH)
     query = query.to(tl.float32)
-    key = _turned(k + token * strides[1] + head * DIM, norms[1], cos, sin, eps, ROWS, NORM, DIM, WIDTH)
-    value = _row(v + token * strides[2] + head * DIM, tl.arange(0, WIDTH)[None, :], ROWS, DIM, WIDTH)
+    key = _turned(k + token * strides[1] + kv_head * DIM, norms[1], cos, sin, eps, ROWS, NORM, DIM, WIDTH)
+    value = _row(v + token * strides[2] + kv_head * DIM, tl.arange(0, WIDTH)[None, :], ROWS, DIM, WIDTH)
     key, key_scale, new_key = _as_cached(key, keys.dtype.element_ty, ELEMENT)
     value, value_scale, new_value = _as_cached(value, values.dtype.element_ty, ELEMENT)
     first = (tl.arange(0, SLOTS) == 0) & is_last  # the first key of the first sum
