@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import enum
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,7 @@ from isobit.checkpoint.text.generation import Defaults
 from isobit.engine.generate import Generator
 from isobit.engine.llm import LLM
 from isobit.engine.params import SamplingParams
-from isobit.engine.prompts import room
+from isobit.engine.prompts import given_ids, room
 from isobit.engine.tokenizer import Tokenizer
 from isobit.errors import CapacityError, IsobitError, UsageError
 from isobit.targets.prefill import prefill_chunk
@@ -149,6 +151,19 @@ def test_what_does_not_fit_the_context_is_refused_with_numbers(tokenizer: Tokeni
     assert (len(full.token_ids), full.finish_reason) == (6, "length")
 
 
+def test_ids_of_every_kind_of_integer_become_python_s() -> None:
+    class Token(enum.IntEnum):
+        ONE = 1
+
+    kinds = ([5, 1, 7], (5, 1, 7), [5, Token.ONE, np.int64(7)], np.array([5, 1, 7]), torch.tensor([5, 1, 7]))
+    for prompt in (*kinds, array.array("q", [5, 1, 7]), iter([5, 1, 7])):
+        found = given_ids(prompt)  # type: ignore[arg-type]
+        assert found == [5, 1, 7] and {*map(type, found)} == {int}
+    given = [5, 1, 7]
+    assert given_ids(given) is not given, "whoever asks may change their list"
+    assert given_ids([]) == given_ids(()) == [] and given_ids(range(5, 8)) == [5, 6, 7]
+
+
 def test_prompts_that_cannot_be_used(tokenizer: Tokenizer) -> None:
     generator = generator_that_says("x", tokenizer)
     with pytest.raises(UsageError, match="prompt is empty"):
@@ -156,7 +171,10 @@ def test_prompts_that_cannot_be_used(tokenizer: Tokenizer) -> None:
     for wrong in (tokenizer.vocab_size, -1, 2**40, -(2**70)):
         with pytest.raises(UsageError, match=f"token id {wrong} is outside the model's vocabulary of"):
             generator.generate([1, wrong])
-    for odd in (b"abc", [1.5], ["1"], [True], [[1]], 7, None, [None], torch.ones(2, 2), torch.ones(2)):
+        with pytest.raises(UsageError, match=f"token id {wrong} is outside the model's vocabulary of"):
+            generator.generate([wrong, *[1] * 60, tokenizer.vocab_size + 1])  # the first of them is named
+    mixed = [True], (1, True), [2, False, 3], [1, np.True_], (1, np.float64(2))
+    for odd in (*mixed, b"abc", [1.5], ["1"], [[1]], 7, None, [None], torch.ones(2, 2), torch.ones(2)):
         with pytest.raises(UsageError, match="a prompt is a text or a list of token ids"):
             generator.generate(odd)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"lone surrogate \(U\+DC80, character 2\)"):

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from played_cache import History, Looks, Played, alone, looked, looks
 
+from isobit.engine.blocks import BlockPool
 from isobit.engine.course import Onward
 from isobit.engine.request import ONE_UNKNOWN, UNKNOWN, Request, Schedule
+from isobit.engine.scheduler import Scheduler
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=9).map(tuple)
 
@@ -137,6 +139,16 @@ def test_who_has_no_place_does_not_end_a_course_and_gets_the_first_one() -> None
     assert all(isinstance(step, Onward) for step in made(played, 9)) and len(played.scheduler.waiting) == 3
     played.finish(150)
     assert all(played.answers[id] == alone(request) for id, request in played.requests.items())
+
+
+def test_there_is_no_course_of_nobody() -> None:
+    scheduler = Scheduler(BlockPool(9, 2), tokens=8, sequences=1, ahead=1)
+    for id in (1, 2):
+        scheduler.add(Request(id, (4, 3, 2), most=2))
+    steps = [scheduler.schedule(), scheduler.schedule()]  # the second is as a course begins, and the last
+    ended = [id for step in steps if step is not None for id in scheduler.commit(step, [5])]
+    after = scheduler.schedule()
+    assert ended == [1] and after is not None and [part.id for part in after.parts] == [2]
 
 
 def test_a_step_of_a_course_says_what_any_schedule_says() -> None:

@@ -294,6 +294,22 @@ def test_blocks_that_were_free_longest_are_written_first() -> None:
     assert [pool.look_up([key]) for key in keys] == [[one[0]], [one[1]], [], []]
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_keys_are_made_behind_a_step_and_only_where_blocks_are_kept(keeps: bool) -> None:
+    played = Played(blocks=20, size=2, tokens=20, sequences=4, keeps=keeps)
+    played.add(Request(1, tuple(range(9)), most=4))
+    schedule = played.scheduler.schedule()
+    assert schedule is not None
+    state = played.scheduler.state(1)
+    assert len(state.keys) == keeps, "one, which is not there, says that the others are not"
+    played.scheduler.commit(schedule, played.compute(schedule))
+    assert len(state.keys) == 4 * keeps
+    assert len(played.pool.look_up(state.keys)) == 4 * keeps
+    played.add(Request(2, (*range(7), 3, 4), most=4))
+    assert played.scheduler.schedule() is not None
+    assert played.scheduler.state(2).reused == 6 * keeps
+
+
 def test_keys_tell_histories_apart() -> None:
     histories = {key_after(key_after(BEGIN, [a]), [b, c]) for a in (1, -1) for b in (2, 2**40) for c in (0, 3)}
     assert len(histories) == 8

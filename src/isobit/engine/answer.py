@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from isobit.engine.asked import Output
@@ -100,6 +101,9 @@ def _pieces(tokenizer: Tokenizer, skip_special: bool) -> _Pieces:
     return tokenizer.kept.setdefault(key, _Pieces(tokenizer.all_behind(skip_special))) if found is None else found
 
 
+_NO_STOP = StopWatch(())  # remembers nothing: one for all
+
+
 class Answer:
     """One answer while it is made.
 
@@ -133,15 +137,19 @@ class Answer:
         self.whole = False  # whether only its end is waited for: then its text is made there
         self._said = 0  # tokens whose text is in _text; where the others have been given in pieces, that was theirs
         self._notes = notes
-        self._decoder = DecodeStream(tokenizer, kept=frozenset(params.kept_special))
+        self._tokenizer = tokenizer
         self._pieces = _pieces(tokenizer, not params.kept_special)
-        self._watch, self._watches = StopWatch(params.stop), bool(params.stop)
+        self._watch, self._watches = StopWatch(params.stop) if params.stop else _NO_STOP, bool(params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._scores: list[TokenLogprob] = []
         self._text: list[str] = []
         self._prefill = self._decode = 0.0
         self._cached = 0
+
+    @cached_property
+    def _decoder(self) -> DecodeStream:  # not before the first token: the first step waits for what is done here
+        return DecodeStream(self._tokenizer, kept=frozenset(self.params.kept_special))
 
     @property
     def begun(self) -> bool:
@@ -179,7 +187,7 @@ class Answer:
         stop = self._watch.found if self._watch.found is not None else token if at_eos else None
         whole = stop is not None or output.reason == "stop"
         last = self._last(text, (token,), "stop" if whole else "length", stop)
-        return last._replace(logprobs=logprobs)
+        return last._replace(logprobs=logprobs) if logprobs else last
 
     def go_on(self, token: int, seconds: float) -> Piece | None:
         """:meth:`push` of a token behind others, that neither ends the answer nor is scored; None if nobody asks."""

@@ -57,8 +57,9 @@ class Course:
 
     @classmethod
     def of(cls, states: Sequence[Running], pool: BlockPool) -> Course | None:
-        """One of these requests; None if one of them has nothing to feed, or a token that is known."""
-        return cls([*states], pool) if all([state.unknown and state.left == 1 for state in states]) else None
+        """One of these requests; None for none, and if one of them has nothing to feed, or a token that is known."""
+        goes_on = bool(states) and all([state.unknown and state.left == 1 for state in states])
+        return cls([*states], pool) if goes_on else None
 
     def turning(self, step: int) -> list[int]:
         """The rows of those that begin a block in a step."""

@@ -323,7 +323,7 @@ class Engine:
         for one, choice in made:
             id = one.request.id
             if id in ended:
-                give(Output(id, choice, ended[id], one.seconds, one.cached or 0, tuple(one.scores)))
+                give(new(Output, (id, choice, ended[id], one.seconds, one.cached or 0, tuple(one.scores))))
                 del asked[id]
                 self._gallery.leave(id)
             elif choice is not None:

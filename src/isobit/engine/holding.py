@@ -28,25 +28,23 @@ def require_room(request: Request, size: int, count: int) -> None:
         )
 
 
-def keys_to(state: Running, count: int, size: int) -> list[bytes]:
-    """Keys of the first ``count`` blocks, of ``size`` tokens each, of a request; made once."""
+def key_of(state: Running, number: int, size: int) -> bytes:
+    """The key of a request's block, of ``size`` tokens; made when it or one behind it is asked for, and once."""
     keys = state.keys
-    while len(keys) < count:
+    while len(keys) <= number:
         begin = len(keys) * size
         sights = state.request.sights
         named = b"" if sights is None else sights.named(begin, begin + size)
         keys.append(key_after(keys[-1] if keys else BEGIN, state.tokens[begin : begin + size], named))
-    return keys[:count]
+    return keys[number]
 
 
 def publish(pool: BlockPool, state: Running, first: int, end: int) -> None:
     """Blocks that tokens from place ``first`` up to ``end`` have filled can be found."""
     if not (pool.keeps and state.request.reuses):
         return
-    full = end // pool.size
-    keys = keys_to(state, full, pool.size)
-    for place in range(first // pool.size, full):
-        pool.publish(state.blocks[place], keys[place])
+    for place in range(first // pool.size, end // pool.size):
+        pool.publish(state.blocks[place], key_of(state, place, pool.size))
 
 
 def give_back(pool: BlockPool, state: Running, end: int, window: int) -> None:

@@ -22,7 +22,7 @@ from isobit.engine.gpu_runner import runner_for
 from isobit.engine.grammar import Grammar
 from isobit.engine.grammars import Grammars
 from isobit.engine.params import SamplingParams, TokenLogprob
-from isobit.engine.prepare import Model, Prompt, prepared, window_of
+from isobit.engine.prepare import Model, Prompt, prepared, usual, window_of
 from isobit.engine.runner import ModelRunner
 from isobit.engine.tokenizer import Tokenizer
 from isobit.engine.waiting import Waiting
@@ -179,7 +179,8 @@ class LLM(Waiting):
             IsobitError: the model's logits are NaN.
         """
         listed: list[Prompt] = [prompts] if isinstance(prompts, str | MediaPrompt) else list(prompts)
-        each = [params] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
+        params = usual(self.tokenizer) if params is None else params
+        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise UsageError(f"{len(listed)} prompts and {len(each)} SamplingParams: give one, or one for each prompt")
         if constraint is not None and not isinstance(constraint, Grammar) and len(listed) > 1:

@@ -29,6 +29,11 @@ class Model(Protocol):
     notes: tuple[str, ...]
 
 
+def usual(tokenizer: Tokenizer) -> SamplingParams:
+    """What the model's generation_config.json asks for."""
+    return SamplingParams(**tokenizer.defaults.choose({}).settings)
+
+
 def prepared(
     model: Model,
     tokenizer: Tokenizer,
@@ -50,7 +55,7 @@ def prepared(
         UsageError, CapacityError: as :meth:`isobit.engine.llm.LLM.generate` says.
     """
     if params is None:
-        params = SamplingParams(**tokenizer.defaults.choose({}).settings)
+        params = usual(tokenizer)
     media = prompt if isinstance(prompt, MediaPrompt) else None
     given = prompt.ids if isinstance(prompt, MediaPrompt) else prompt
     ids = tokenizer.encode(given) if isinstance(given, str) else given_ids(given)

@@ -21,8 +21,7 @@ ONE_UNKNOWN = (UNKNOWN,)  # what a part feeds that decodes ahead: always this on
 made = tuple.__new__
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What is asked for.
 
     Attributes:

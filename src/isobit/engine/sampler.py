@@ -26,6 +26,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -67,15 +68,29 @@ class Chooser:
         self.plain = not (self.draws or changes)
         self.quiet = self.plain and params.logprobs is None
         self.remembers = self.draws or self.repeats or self.counts or constraint is not None
-        self.seen = Tally(prompt if self.repeats else ())
-        self.output = Tally()
-        self._random = random.Random(params.seed)  # its own state: no other request can change the draws
+        self._prompt = prompt if self.repeats else ()
         self._uniforms: deque[float] = deque()
         aware = params.repetition_aware if self.draws else None
         self.aware = aware is not None
         self._each = 1 + self.aware  # numbers that a token may need
         self.recent: deque[int] = deque(maxlen=aware.window if aware else 0)
         self.ahead = not (self.repeats or self.counts or self.aware or constraint is not None)
+
+    # Made for those that need them: most requests do not, and many arrive at once.
+
+    @cached_property
+    def seen(self) -> Tally:
+        """Tokens of prompt and answer, for the repetition penalty."""
+        return Tally(self._prompt)
+
+    @cached_property
+    def output(self) -> Tally:
+        """Tokens of the answer, for the penalties of presence and frequency."""
+        return Tally()
+
+    @cached_property
+    def _random(self) -> random.Random:
+        return random.Random(self.params.seed)  # its own state: no other request can change the draws
 
     def uniform(self, unread: int = 0, more: int = 0) -> float:
         """The random number in ``[0, 1)`` of the next token, behind ``unread`` others: the same until :meth:`add`.

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from isobit.engine.blocks import BlockPool, blocks_for
 from isobit.engine.course import Course, Onward, steady
-from isobit.engine.holding import give_back, keys_to, publish, require_room
+from isobit.engine.holding import give_back, key_of, publish, require_room
 from isobit.engine.request import ONE_UNKNOWN, PATIENCE, UNKNOWN, Part, Request, Running, Schedule, made
 from isobit.errors import UsageError
 from isobit.targets.prefill import beside
@@ -131,10 +131,8 @@ class Scheduler:
         return True
 
     def _leave(self, state: Running) -> None:
-        for queue in (self._running, self._waiting):
-            place = bisect_left(queue, state.rank, key=_rank)
-            if place < len(queue) and queue[place] is state:
-                del queue[place]
+        queue = self._running if state.blocks else self._waiting
+        del queue[bisect_left(queue, state.rank, key=_rank)]
         self.pool.release(state.blocks[state.passed :])
         self._ending -= state.ending
         del self._known[state.request.id]
@@ -307,7 +305,9 @@ class Scheduler:
     def _found(self, state: Running) -> list[int]:
         """The full blocks that a request may read instead of computing them."""
         size = self.pool.size
-        return self.pool.look_up(keys_to(state, state.readable // size, size)) if state.request.reuses else []
+        if not (self.pool.keeps and state.request.reuses):
+            return []
+        return self.pool.look_up(key_of(state, number, size) for number in range(state.readable // size))
 
     def _part(self, state: Running, count: int) -> Part:
         """What a request feeds; from here on it counts as fed, and what it chooses as there."""

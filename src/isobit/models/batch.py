@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ Positions = Sequence[Tensor | None] | None
 Overlays = Sequence[Overlay | None] | None
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """One sequence of a batch, as the host knows it.
 
     Attributes:
@@ -228,7 +227,7 @@ def _contents(new: Sequence[New], device: torch.device | None) -> tuple[_Numbers
     if any(embedded) and not all(embedded):
         raise UsageError("give either token ids or embeddings")
     if not any(isinstance(one, Tensor) for one in new):
-        return np.concatenate([np.array(one, np.int64) for one in new]), None
+        return np.fromiter(itertools.chain.from_iterable(new), np.int64, sum(map(len, new))), None
     parts = [one if isinstance(one, Tensor) else torch.from_numpy(np.array(one, np.int64)) for one in new]
     wanted = 2 if embedded[0] else 1
     if any(part.dim() != wanted for part in parts):
