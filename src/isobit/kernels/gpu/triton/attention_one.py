@@ -191,8 +191,8 @@ def _sums(
     fixed, token, head, at, seen, end, is_last,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     SLOTS: tl.constexpr, DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
-    NORM: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    NORM: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr,
+    ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """What one part of the keys gives: old ones from ``at`` to ``end - 1``, and the newest if it ``is_last``.
 
@@ -234,8 +234,8 @@ def attention_one(
     out, work, stats, counters, stride_q, stride_k, stride_v, columns, room, block, window, eps, gain, factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     SLOTS: tl.constexpr, DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
-    PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
+    PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of one new token; the others are left alone. Grid: (programs, HEADS, B).
