@@ -235,8 +235,8 @@ def attention_one(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     SLOTS: tl.constexpr, DEEP: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
     PART: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
-    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr, ASM: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SINKS: tl.constexpr, SOFTCAP: tl.constexpr, ELEMENT: tl.constexpr,
+    ASM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences of one new token; the others are left alone. Grid: (programs, HEADS, B).
 
