@@ -2,8 +2,7 @@
 
     python benchmarks/gpu_tune_large.py [--out benchmarks/results/gpu_tune_large.csv]
 
-A call widens the weight, narrows the activations and multiplies, by ``linear_matrix``, as all targets but Hopper do
-(there ``linear_tma`` is first: ``kernels/gpu/tma_tiles.py``). Each round runs every candidate once, each behind a
+A call widens the weight, narrows the activations and multiplies. Each round runs every candidate once, each behind a
 pause, because under steady load the card lowers its clock: PyTorch's float16 product, in the same turns, shows by how
 much. The median of the rounds counts.
 """
@@ -22,7 +21,6 @@ import torch
 from gpu_linear import random_weight
 from gpu_tune import timed
 
-from isobit.kernels.gpu import selection
 from isobit.kernels.gpu.bind import bind
 from isobit.kernels.gpu.launch import Kernel
 from isobit.targets.table import target
@@ -48,15 +46,15 @@ def call(bound: Any, x: torch.Tensor, tile: tuple[int, ...], fold: tuple[int, in
     n, m, k, warps, stages, band = tile
     changed = run.config.with_constants(BLOCK_N=n, BLOCK_M=m, BLOCK_K=k, SWIZZLE=band, EVEN_K=True)
     run.config = replace(changed, num_warps=warps, num_stages=stages)
-    run.kernels = {"": Kernel(run.row.entry, run.config, where)}
+    run.kernel = Kernel(run.row.entry, run.config, where)
     units, warps = fold
     config = run.widened.kernel.config.with_constants(UNITS=units)
     run.widened.grid = (bound.held.n, -(-bound.held.k // (units * int(config.constexprs["UNIT"]))))
     run.widened.kernel = Kernel(run.widened.kernel.entry, replace(config, num_warps=warps), where)
     block, once, warps = narrow
     if block:
-        config = run.rounding.kernel.config.with_constants(BLOCK_K=block, ONCE=once)
-        run.rounding.kernel = Kernel(run.rounding.kernel.entry, replace(config, num_warps=warps), where)
+        config = run.narrowed.kernel.config.with_constants(BLOCK_K=block, ONCE=once)
+        run.narrowed.kernel = Kernel(run.narrowed.kernel.entry, replace(config, num_warps=warps), where)
     y = torch.empty(x.shape[0], bound.held.n, dtype=x.dtype, device="cuda")
     return lambda: run(x, y)
 
@@ -85,7 +83,6 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="as 4096x4096,4096x11008: those alone")
     options = parser.parse_args()
     rows: list[tuple[Any, ...]] = []
-    selection.VARIANTS = tuple(row for row in selection.VARIANTS if row.way != "tma")
     for n, k in SHAPES:
         if options.shapes and f"{n}x{k}" not in options.shapes.split(","):
             continue

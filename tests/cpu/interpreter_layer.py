@@ -80,7 +80,7 @@ ATTENTIONS: dict[str, tuple[AttentionSpec, list[tuple[int, int]], int]] = {
     "alone, in groups, norms, window, cap": (
         AttentionSpec(6, 2, 24, q_norm=_RISING, k_norm=_RISING, eps=1e-5, window=40, softcap=5.0), [(1, 200)], 16,
     ),
-    "alone, in groups, sinks, long": (AttentionSpec(4, 1, 16, sinks=torch.linspace(-3, 3, 4)), [(1, 700)], 64),
+    "alone, in groups, sinks, in parts": (AttentionSpec(4, 1, 16, sinks=torch.linspace(-3, 3, 4)), [(1, 700)], 64),
     "alone, in groups, the first token": (AttentionSpec(4, 2, 16), [(1, 1)], 32),
     "one each, no whole words of codes": (AttentionSpec(2, 2, 18), [(1, 70), (1, 1)], 64),
     "partial rope": (AttentionSpec(4, 2, 24, rope_dims=12), [(1, 30), (20, 40), (1, 0)], 16),

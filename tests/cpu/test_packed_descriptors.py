@@ -29,25 +29,10 @@ from isobit.kernels.gpu.packs.write import write_pack
 from isobit.kernels.gpu.tiles import LARGE
 from isobit.kernels.gpu.workspace import Workspace
 from isobit.kernels.grouped import Grouped, Mixture, Routes
-from isobit.proof.build import build
 from isobit.targets.table import TARGETS
 
 SM_90 = TARGETS["sm_90"]
 N, K, TOKENS = 384, 256, LARGE + 5
-
-
-def recorded_of_int4(x: torch.Tensor, out: torch.dtype | None = None, *, add: bool = False) -> dict[str, Request]:
-    """What is launched of weights that are widened before each product."""
-    row = scheme("int4")
-    assert row.weights is not None
-    codes, scale = torch.zeros(N, K // 8, dtype=torch.int32), torch.ones(N, K // 128, dtype=torch.bfloat16)
-    recorder = Recorder()
-    bound = bind(
-        QTensor(row.weights, (N, K), codes, scale), None, None, torch.zeros(N), out_dtype=out,
-        machine=Machine.imagined(SM_90, recorder=recorder),
-    )  # fmt: skip
-    bound(x, torch.zeros(len(x), N, dtype=out or x.dtype) if add else None)
-    return recorder.requests
 
 
 def recorded(x: torch.Tensor) -> dict[str, Request]:
@@ -170,19 +155,6 @@ def test_what_is_said_of_copies_is_read_as_it_was_written(pack: Path, kernel: An
     written = json.loads((pack / "manifest.json").read_text())
     rows = next(one["copies"] for one in written["kernels"] if one["symbol"] == "linear_tma")
     assert tuple(TiledCopy(row["dtype"], tuple(row["box"]), row["swizzle"]) for row in rows) == kernel.copies
-
-
-@pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize("out", [None, torch.float32])
-def test_products_behind_a_widening_fit_and_hold_the_next_kernel_back(out: torch.dtype | None, add: bool) -> None:
-    requests = recorded_of_int4(torch.zeros(TOKENS, K, dtype=torch.bfloat16), out, add=add).values()
-    assert [one.entry.partition(":")[2] for one in requests] == ["narrow_range", "fold_nibbles", "linear_tma"]
-    product = list(requests)[-1]
-    assert {product.signature[name].split("[")[0] for name in "xw"} == {"tensordesc<fp16"}
-    built = build(product)
-    assert built.shared <= SM_90.shared_memory and built.local == 0
-    waits = [one.opcode for one in built.listing.instructions if one.opcode.startswith(("ACQBULK", "PREEXIT"))]
-    assert waits == ["ACQBULK"], "it waits for what it reads, and lets nobody write there before it has ended"
 
 
 def test_results_of_few_bytes_a_row_come_from_the_other_kernel() -> None:

@@ -41,8 +41,6 @@ def test_every_code_is_decoded_to_its_value(results) -> None:
 def test_weights_widened_once_per_call_are_within_the_tolerance(results) -> None:
     assert not _failures(results, "large", TOLERANCE)
     assert all("large-" in name for name in results if name.startswith("large") and "x" in name)
-    by_tma = {name.split()[1] for name in results if name.startswith("large") and "-tma" in name}
-    assert by_tma == {"fp8-w8a16", "int4"}
 
 
 def test_tiles_that_tma_copies_have_the_bits_of_those_that_threads_ask_for(results) -> None:

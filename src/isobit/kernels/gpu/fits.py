@@ -78,8 +78,7 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
     if row.way == "lanes":
         return _misfit_of_lanes(row, matrix)
     if row.way == "tma":
-        aligned = matrix.aligned or row.widen is not None  # it copies from the workspace
-        return tma_tiles.misfit(row.operand, matrix.n, matrix.k, aligned)
+        return tma_tiles.misfit(row.operand, matrix.n, matrix.k, matrix.aligned)
     if row.way == "sorted":
         return sorted_tiles.misfit(row.operand, matrix.k, matrix.aligned)
     if matrix.k % row.layout.per_word:

@@ -20,7 +20,10 @@ _KEYS, _WIDE_KEYS, _WIDE = 64, 32, 256
 # are asked for two tiles ahead (dev/LOG.md, 2026-11-29). Bits depend on it, so no machine has another number.
 _PROGRAMS = 256
 PART = 256  # keys of a part at least
-ALONE = 512  # tokens of a sequence alone up to which each of several heads reads the keys that they share for itself
+# Heads times tokens of a sequence alone up to which each of several heads reads the keys that they share for itself. An
+# 8B (32 heads) in int4 on an H200, ms a step behind 64, 512 and 4032 tokens: 1.81, 1.96, 2.14; in kernels apart 1.89,
+# 1.98, 2.16. Beyond: not measured.
+ALONE = 32 * 4096
 _ROOMY = 2  # programs of a multiprocessor up to which each may have registers for two tiles
 
 
@@ -50,7 +53,7 @@ def fuses(heads: int, kv_heads: int, alone: int = 0) -> bool:
     Args:
         alone: tokens at most of the only sequence of a step; 0 where there are more, or more new tokens.
     """
-    return heads == kv_heads or 0 < alone <= ALONE
+    return heads == kv_heads or 0 < heads * alone <= ALONE
 
 
 def spread(attention: AttentionShape, rope: RopeShape, parts: int, sequences: int, multiprocessors: int) -> OneShape:

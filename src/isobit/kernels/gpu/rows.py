@@ -339,14 +339,6 @@ def _tma_rows() -> Iterator[Variant]:
         tma_tiles.copies_tiles("int8"), tma_tiles.tiled("*i8"), _VERY_MANY, _BY_TMA,
         promises=shows_unit("int8"), optional=True,
     )  # fmt: skip
-    for row in _large_rows():
-        if row.rank == _WIDENED_ONCE:  # the others are for where codes are not multiplied as they are
-            rounded = row.narrow is not None
-            yield replace(
-                row, name=f"{row.name}-tma", way="tma", entry=_TMA, rank=_BY_TMA, optional=True,
-                requires=tma_tiles.copies_tiles(DTYPES[row.compute]),
-                config=tma_tiles.tiled(row.operand, rounded=rounded, widened=True),
-            )  # fmt: skip
 
 
 def _all_rows() -> Iterator[Variant]:

@@ -9,7 +9,7 @@ from isobit.kernels.gpu.tiles import Config, Constant, Tile, matrix_signature, o
 from isobit.kernels.gpu.variant import Requires, has_unit
 from isobit.targets.spec import Target
 
-_UNITS = ("IGMMA", "HGMMA")  # whose operands lie in shared memory, where TMA puts them
+_UNIT = "IGMMA"  # whose operands lie in shared memory, where TMA puts them
 _ALIGNED = 16  # bytes of which addresses and rows of a matrix are multiples
 _PARTS = 4  # in which results of a tile leave at most
 
@@ -26,52 +26,43 @@ class _Walk:
 # On an H200, linears of a 7B's layer by 8192 tokens (qkv, o, gate and up, down), us. int8: 568, 191, 1014, 490; where
 # each tile has its own program, whose threads ask for it, 664, 220, 1178, 568. Results that leave whole, or tiles of
 # 128 by 256 or 256 by 128 in 8 warps, let no second program onto the multiprocessor: 886, 308, 1660, 830 and 735, 236,
-# 1285, 622. Stored by threads and not by TMA 597, 198, 1080, 507 (dev/LOG.md).
-# float16 (int4's, behind its widening), sustained at the card's 700 W: 1296, 439, 2310, 1140, sum 5184, one program a
-# multiprocessor. In 4 stages and quarters 1298, 427, 2349, 1160 (5233); 128 rows by 256 tokens, 4 stages 1312, 463,
-# 2382, 1150 (5307); 128 by 128 in 4 warps, two programs 1351, 443, 2492, 1235 (5521); tiles that threads ask for 5591
-# (in a whole model); cuBLAS 1269, 419, 2289, 1097 (5073). By 2048 tokens, in short bursts, qkv and down 337 and 297,
-# cuBLAS 345 and 303. bfloat16, which is as wide: not measured.
-_OF_16_BITS = _Walk(Tile(256, 128, 64, 8, 3), 32 << 10, 1)
+# 1285, 622. Stored by threads and not by TMA 597, 198, 1080, 507. Of float16 nothing was measured (dev/LOG.md).
 _WALKS: Mapping[str, _Walk] = {
-    "*i8": _Walk(Tile(128, 128, 128, 4, 3), 16 << 10, 2), "*fp16": _OF_16_BITS, "*bf16": _OF_16_BITS,
-}  # fmt: skip
+    "*i8": _Walk(Tile(128, 128, 128, 4, 3), 16 << 10, 2),
+}
 _BYTES = {"*i8": 1, "*fp16": 2, "*bf16": 2, "*fp32": 4}
 
 
 def copies_tiles(dtype: str) -> Requires:
-    """Where TMA feeds the matrix unit of a dtype, and tiles were compared: not on Blackwell."""
+    """Where TMA feeds the matrix unit of a dtype, and tiles were compared: neither on Blackwell nor for floats."""
 
     def requires(target: Target) -> str | None:
         reason, unit = has_unit(dtype)(target), target.unit(dtype, dtype)
-        if reason or unit is None or unit.instruction in _UNITS:
+        if reason or unit is None or unit.instruction == _UNIT:
             return reason
         return f"{target.name} has no matrix unit that reads {dtype} where TMA puts it"
 
     return requires
 
 
-def tiled(pointer: str, *, rounded: bool = True, widened: bool = False) -> Callable[[Target], Config]:
-    """Configuration of ``linear_tma`` for weights with a scale a row.
+def tiled(pointer: str) -> Callable[[Target], Config]:
+    """Configuration of ``linear_tma`` for weights with a scale a row, and rounded tokens.
 
     Args:
         pointer: to what is multiplied.
-        rounded: whether tokens have scales.
-        widened: whether the weight lies in a workspace, which the kernel before has written.
     """
 
     def config(target: Target) -> Config:
         walk = _WALKS[pointer]
         tile = walk.tile
-        overlap = -int(overlaps(target)) if widened else overlaps(target)
         constants: dict[str, Constant] = {
-            "HAS_TOKEN_SCALE": rounded, "HAS_BIAS": False, "AFTER": "", "OVERLAP": overlap,
-            "BLOCK_N": tile.n, "BLOCK_M": tile.m, "BLOCK_K": tile.k, "BLOCK_Y": tile.n, "SWIZZLE": 8,
+            "HAS_BIAS": False, "AFTER": "", "OVERLAP": overlaps(target), "BLOCK_N": tile.n, "BLOCK_M": tile.m,
+            "BLOCK_K": tile.k, "BLOCK_Y": tile.n, "SWIZZLE": 8,
         }  # fmt: skip
         copied = {"x": ("BLOCK_M", "BLOCK_K"), "w": ("BLOCK_N", "BLOCK_K"), "y": ("BLOCK_M", "BLOCK_Y")}
         signature = matrix_signature(pointer, pointer)
         whole = Config(signature, constants, tile.warps, tile.stages, copied=copied, resident=walk.resident)
-        return for_results(whole, pointer, signature["y"])
+        return for_results(whole, pointer, "*bf16")
 
     return config
 

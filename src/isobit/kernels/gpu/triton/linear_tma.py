@@ -1,9 +1,9 @@
 """``y = x W^T`` of very many tokens on Hopper: tiles come and go by TMA, and programs stay where they are.
 
-What ``linear_matrix`` does with operands of one type: of int8, whose sums are exact, with the bits that it gives.
-There all threads compute addresses and ask for their parts of the next tiles. Here one instruction of one thread copies
-a tile, with a descriptor of the matrix that the host has made. A program stays on its multiprocessor and walks over
-tiles; its two loops are one to the compiler, so that what is multiplied next arrives while results leave.
+What ``linear_matrix`` does, with the bits that it gives: sums of int8 are exact. There all threads compute
+addresses and ask for their parts of the next tiles. Here one instruction of one thread copies a tile, with a descriptor
+of the matrix that the host has made. A program stays on its multiprocessor and walks over tiles; its two loops are one
+to the compiler, so that what is multiplied next arrives while results leave.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ def _halves(tile):
 
 
 @triton.jit
-def _leave(sums, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_TOKEN_SCALE: tl.constexpr,
-           HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):  # fmt: skip
+def _leave(sums, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr):
     """Scales, bias and what ``after.py`` does of a part of a tile ``[tokens, rows]``, and its way to memory.
 
     Args:
@@ -35,8 +34,7 @@ def _leave(sums, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_TO
     row = n + tl.arange(0, sums.shape[1])
     tile = sums.to(tl.float32)
     tile = tile * (tl.load(scale + row, mask=row < N, other=0.0) * gain)[None, :]
-    if HAS_TOKEN_SCALE:
-        tile = tile * tl.load(token_scale + token, mask=token < M, other=0.0)[:, None]
+    tile = tile * tl.load(token_scale + token, mask=token < M, other=0.0)[:, None]
     if HAS_BIAS:
         tile += tl.load(bias + row, mask=row < N, other=0.0).to(tl.float32)[None, :]
     values = tile.to(y.dtype)
@@ -51,24 +49,22 @@ def _leave(sums, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_TO
 @triton.jit
 def linear_tma(
     x, w, y, token_scale, scale, bias, residual, M, N, K, gain,
-    HAS_TOKEN_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, AFTER: tl.constexpr, OVERLAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, AFTER: tl.constexpr, OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Y: tl.constexpr,
     SWIZZLE: tl.constexpr,
 ):  # fmt: skip
-    """Tokens by weights with a scale a row. Grid: as many programs as the machine holds, or as there are tiles.
+    """Rounded tokens by weights with a scale a row. Grid: as many programs as the machine holds, or as there are tiles.
 
     Args:
-        x: descriptor of ``[M, K]`` int8, float16 or bfloat16 in blocks ``[BLOCK_M, BLOCK_K]``.
-        w: descriptor of ``[N, K]`` of the same type in blocks ``[BLOCK_N, BLOCK_K]``.
+        x: descriptor of ``[M, K]`` int8 in blocks ``[BLOCK_M, BLOCK_K]``.
+        w: descriptor of ``[N, K]`` int8 in blocks ``[BLOCK_N, BLOCK_K]``.
         y: descriptor of ``[M, N]`` in blocks ``[BLOCK_M, BLOCK_Y]``.
         token_scale, scale, bias, gain: as ``linear_matrix``.
         residual, AFTER: see ``after.store_rows``; no gates.
         OVERLAP: whether kernels overlap: the next one may start when all programs have asked for their last results
-            to leave; -1 if the kernel before writes the weights and another one must not do so again before this one
-            has ended, as that one does not wait before it writes.
+            to leave.
         BLOCK_Y: rows whose results leave at once: BLOCK_N, half or a quarter.
     """
-    SUMS: tl.constexpr = tl.int32 if x.dtype == tl.int8 else tl.float32
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.cdiv(M, BLOCK_M)
     steps = tl.cdiv(K, BLOCK_K)
@@ -80,83 +76,23 @@ def linear_tma(
         inside = tile % (SWIZZLE * tiles_m)
         n = (band * SWIZZLE + inside % height) * BLOCK_N
         m = inside // height * BLOCK_M
-        total = tl.zeros((BLOCK_M, BLOCK_N), SUMS)
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
         for step in range(steps):
-            total = tl.dot(x.load([m, step * BLOCK_K]), w.load([n, step * BLOCK_K]).T, total, out_dtype=SUMS)
+            total = tl.dot(x.load([m, step * BLOCK_K]), w.load([n, step * BLOCK_K]).T, total, out_dtype=tl.int32)
         if BLOCK_N == BLOCK_Y:
-            _leave(total, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_TOKEN_SCALE, HAS_BIAS, AFTER)
+            _leave(total, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_BIAS, AFTER)
         elif BLOCK_N == 2 * BLOCK_Y:
             low, high = _halves(total)
-            _leave(low, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_TOKEN_SCALE, HAS_BIAS, AFTER)
-            _leave(
-                high,
-                y,
-                residual,
-                token_scale,
-                scale,
-                bias,
-                m,
-                n + BLOCK_Y,
-                M,
-                N,
-                gain,
-                HAS_TOKEN_SCALE,
-                HAS_BIAS,
-                AFTER,
-            )
+            _leave(low, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_BIAS, AFTER)
+            _leave(high, y, residual, token_scale, scale, bias, m, n + BLOCK_Y, M, N, gain, HAS_BIAS, AFTER)
         else:
             tl.static_assert(BLOCK_N == 4 * BLOCK_Y, "a tile leaves whole, in halves or in quarters")
             low, high = _halves(total)
             first, second = _halves(low)
             third, fourth = _halves(high)
-            _leave(first, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_TOKEN_SCALE, HAS_BIAS, AFTER)
-            _leave(
-                second,
-                y,
-                residual,
-                token_scale,
-                scale,
-                bias,
-                m,
-                n + BLOCK_Y,
-                M,
-                N,
-                gain,
-                HAS_TOKEN_SCALE,
-                HAS_BIAS,
-                AFTER,
-            )
-            _leave(
-                third,
-                y,
-                residual,
-                token_scale,
-                scale,
-                bias,
-                m,
-                n + 2 * BLOCK_Y,
-                M,
-                N,
-                gain,
-                HAS_TOKEN_SCALE,
-                HAS_BIAS,
-                AFTER,
-            )
-            _leave(
-                fourth,
-                y,
-                residual,
-                token_scale,
-                scale,
-                bias,
-                m,
-                n + 3 * BLOCK_Y,
-                M,
-                N,
-                gain,
-                HAS_TOKEN_SCALE,
-                HAS_BIAS,
-                AFTER,
-            )
-    if OVERLAP > 0:
+            _leave(first, y, residual, token_scale, scale, bias, m, n, M, N, gain, HAS_BIAS, AFTER)
+            _leave(second, y, residual, token_scale, scale, bias, m, n + BLOCK_Y, M, N, gain, HAS_BIAS, AFTER)
+            _leave(third, y, residual, token_scale, scale, bias, m, n + 2 * BLOCK_Y, M, N, gain, HAS_BIAS, AFTER)
+            _leave(fourth, y, residual, token_scale, scale, bias, m, n + 3 * BLOCK_Y, M, N, gain, HAS_BIAS, AFTER)
+    if OVERLAP:
         let_next_start()
