@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="kernel packs are compiled by Triton: pip i
 from isobit.checkpoint.reader import Checkpoint
 from isobit.formats.rules import Policy
 from isobit.formats.schemes import scheme
+from isobit.kernels.gpu import mixture
 from isobit.kernels.gpu.machine import Machine
 from isobit.kernels.gpu.packs.record import Recorder
 from isobit.kernels.gpu.routing import GpuRouter
@@ -26,8 +27,12 @@ from isobit.targets.table import TARGETS
 TARGET = TARGETS["sm_90"]
 
 
+@pytest.mark.parametrize("are_sorted", [False, True])
 @pytest.mark.parametrize("name", ["bf16", "fp8", "int4-g32"])
-def test_what_experts_launch_is_in_the_pack(name: str, tmp_path: Path) -> None:
+def test_what_experts_launch_is_in_the_pack(
+    name: str, are_sorted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixture, "SHORTEST", 0 if are_sorted else 1 << 20)
     folder = save(make_model("MixtralForCausalLM"), tmp_path / "source", torch.bfloat16)
     if name != "bf16":
         quantize(folder, tmp_path / "out", Policy(scheme(name)), progress=False)
@@ -37,6 +42,7 @@ def test_what_experts_launch_is_in_the_pack(name: str, tmp_path: Path) -> None:
     assert dtype == "bfloat16"
     functions = {request.entry.partition(":")[2] for request in packed.values()}
     assert functions >= {"choose_pairs", "router_token", "router_tiles", "place_ranked", "add_experts"}
+    assert (functions >= {"linear_experts", "take_rows"}) == (are_sorted and name in ("bf16", "fp8"))
     of_experts = [
         request for request in packed.values() if request.constants.get("EXPERTS") and "SHARE" in request.constants
     ]

@@ -126,7 +126,7 @@ def _batches() -> Iterator[Batch]:
         yield Batch.of([range(tokens)])
     one = Batch.of([range(1)])
     yield replace(one, sequences=replace(one.sequences, most=1 << 16))
-    for count, most in ((1, 256), (1, ONE_PART + 1), (64, 256), (64, 1 << 16)):
+    for count, most in ((1, 256), (1, ONE_PART + 1), (1, 2048), (64, 256), (64, 1 << 16)):
         step = Batch.of([range(1)] * count)
         table = torch.zeros(count, 16, dtype=torch.int32)
         yield replace(step, sequences=replace(step.sequences, table=table, block=BLOCK, most=most))
