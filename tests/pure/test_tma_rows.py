@@ -70,6 +70,8 @@ def test_ring_and_results_fit_the_shared_memory(row: Variant, out: str) -> None:
 def test_other_types_are_no_descriptors() -> None:
     assert block_of("*fp16") is None and block_of("i32") is None
     assert block_of("tensordesc<fp16[128,64]>") == ("fp16", (128, 64))
+    assert block_of("tensordesc<i8[128,128],NVMMASharedLayout(128, 8, 2)>") == ("i8", (128, 128))
+    assert block_of("tensordesc<i8[128,128],anything>") is None
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -61,7 +61,7 @@ def sorted_tokens(pointer: str, *, rounded: bool, scaled: bool, promoted: bool =
             "BLOCK_K": _STEP // _BYTES[pointer], "DEPTH": _DEPTH, "SWIZZLE": _BESIDE,
         }  # fmt: skip
         copied: Mapping[str, tuple[str, str]] = {"x": ("BLOCK_M", "BLOCK_K"), "w": ("BLOCK_N", "BLOCK_K")}
-        return Config(types, constants, 4, 1, copied=copied, resident=1)
+        return Config(types, constants, 4, 1, copied=copied, resident=1, swizzled=_STEP)
 
     return config
 

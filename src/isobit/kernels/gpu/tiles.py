@@ -63,6 +63,8 @@ class Config:
         copied: pointers to matrices whose blocks TMA copies, which the kernel takes as descriptors: names of the
             constants that are the rows and the columns of a block.
         resident: programs of a multiprocessor that stay there and walk over all tiles; 0 where each tile has its own.
+        swizzled: bytes of a block's row that are swizzled together in shared memory, for kernels in Gluon, which are
+            told so; 0 for others, for which Triton decides it.
     """
 
     signature: Mapping[str, str]
@@ -73,6 +75,7 @@ class Config:
     between: tuple[str, ...] = ()
     copied: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     resident: int = 0
+    swizzled: int = 0
 
     def block_of(self, name: str) -> tuple[int, int]:
         """Rows and columns of a block of a matrix that TMA copies."""

@@ -10,10 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from isobit.errors import IsobitError
-from isobit.kernels.gpu.compile.request import Constant, Request, block_of
-
-_SWIZZLED = 128  # bytes of a row that are swizzled together, which blocks are as wide as
-_LONG = {"i8": "int8"}  # Triton's short names of dtypes that are not its long ones
+from isobit.kernels.gpu.compile.request import Constant, Request
 
 
 def compile_request(request: Request) -> Any:
@@ -28,8 +25,6 @@ def compile_request(request: Request) -> Any:
     if kernel is None or not hasattr(kernel, "arg_names"):
         raise IsobitError(f"{request.entry} is not a Triton kernel")
     types = {**request.signature, **dict.fromkeys(request.constants, "constexpr")}
-    if kernel.is_gluon():
-        types = {name: _laid_out(kind) for name, kind in types.items()}
     missing = [name for name in kernel.arg_names if name not in types]
     unknown = sorted(set(request.constants) - set(kernel.arg_names))
     if missing or unknown:
@@ -45,18 +40,6 @@ def compile_request(request: Request) -> Any:
         },
     )
     return triton.compile(source, target=GPUTarget(*request.backend), options=dict(request.options))
-
-
-def _laid_out(kind: str) -> str:
-    """A type as Gluon writes it: the descriptor of a matrix says how its blocks lie in shared memory."""
-    block = block_of(kind)
-    if block is None:
-        return kind
-    from triton.experimental.gluon.language import NVMMASharedLayout
-
-    dtype, shape = block
-    bits = triton.language.dtype(_LONG.get(dtype, dtype)).primitive_bitwidth
-    return f"tensordesc<{dtype}{list(shape)},{NVMMASharedLayout(_SWIZZLED, bits, len(shape))!r}>"
 
 
 def _source_of(kernel: Any) -> Any:

@@ -20,7 +20,8 @@ from isobit.targets.spec import Target
 # A value of a compile-time argument; `dtype:fp16` stands for Triton's float16, in Triton's own short names.
 Constant = str | int | float | bool | None
 
-_DESCRIPTOR = re.compile(r"tensordesc<(\w+)\[(\d+),(\d+)\]>")
+_DESCRIPTOR = re.compile(r"tensordesc<(\w+)\[(\d+),(\d+)\](?:,\w+\([\d, ]+\))?>")
+_BITS = {"fp8e4nv": 8, "fp8e5": 8, "i8": 8, "fp16": 16, "bf16": 16}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Request:
         entry: ``module:function`` of the kernel.
         backend: Triton's backend (``cuda``, ``hip``), architecture (86, ``gfx942``) and threads of a warp.
         signature: run-time argument to Triton's type (``*fp16``, ``i32``, and ``tensordesc<fp16[128,64]>`` for the
-            descriptor of a matrix that TMA copies in such blocks); may name more than the kernel takes.
+            descriptor of a matrix that TMA copies in such blocks, with how those lie in shared memory behind it for
+            kernels in Gluon); may name more than the kernel takes.
         constants: compile-time argument to value.
         aligned: run-time arguments that are multiples of 16 (addresses: of 16 bytes).
         options: Triton's compiler options: num_warps, num_stages, ...
@@ -72,8 +74,9 @@ def specialize(entry: str, config: Config, target: Target, aligned: tuple[str, .
 
 
 def _descriptor(config: Config, name: str) -> str:
-    rows, columns = config.block_of(name)
-    return f"tensordesc<{config.signature[name].removeprefix('*')}[{rows},{columns}]>"
+    (rows, columns), dtype = config.block_of(name), config.signature[name].removeprefix("*")
+    layout = f",NVMMASharedLayout({config.swizzled}, {_BITS[dtype]}, 2)" if config.swizzled else ""
+    return f"tensordesc<{dtype}[{rows},{columns}]{layout}>"
 
 
 def block_of(kind: str) -> tuple[str, tuple[int, int]] | None:
