@@ -327,7 +327,6 @@ def _of_experts() -> Iterator[LayerRow]:
         ("place-pairs", "place_pairs", of_places(routing_tiles.place_pairs)),
         ("add-experts", "add_experts", sums),
         ("weigh-inputs", "weigh_inputs", weighed),
-        ("take-rows", "take_rows", lambda target: iter((routing_tiles.take_rows(8, target),))),
         ("gate-by", "gate_by", gates),
     ):
         yield LayerRow(name, f"{_MODULES}.routing:{function}", configurations)
@@ -396,5 +395,6 @@ LAYER_ROWS: tuple[LayerRow, ...] = (
     LayerRow("gate", f"{_MODULES}.gate:gate", _gates),
     LayerRow("gate-token", f"{_MODULES}.gate:gate_token", _gates_of_tokens),
     LayerRow("quantize-parts", f"{_MODULES}.quantize:quantize_parts", _roundings),
+    LayerRow("take-rows", f"{_MODULES}.take:take_rows", lambda target: iter((routing_tiles.take_rows(8, target),))),
     *_of_experts(),
 )

@@ -126,7 +126,7 @@ class GpuRouter(Chooser):
         words = x.contiguous().view(torch.int32)
         y = torch.empty((len(order), words.shape[1]), dtype=torch.int32, device=x.device)
         grid = len(order) // tiles.PLACES_AT_ONCE, -(-words.shape[1] // tiles.WORDS_AT_ONCE)
-        kernel = self.kernel("routing:take_rows", tiles.take_rows, pairs // len(x))
+        kernel = self.kernel("take:take_rows", tiles.take_rows, pairs // len(x))
         kernel(grid, x=words, order=order, y=y, PAIRS=pairs, K=words.shape[1])
         return y.view(x.dtype)
 
