@@ -81,15 +81,16 @@ def _attentions(family: str, dtype: str) -> Callable[[Target], Iterator[Config]]
 def _of_one(dtype: str) -> Iterator[OneShape]:
     """One of each kind, heads with keys of their own, and in groups; the first in all ways of spreading a step."""
     shapes = [replace(shape, heads=32, kv_heads=32, fused=True) for shape in _shapes(dtype)]
-    shapes.append(AttentionShape(dtype, 32, 8, 128, fused=True))
     for number, shape in enumerate(shapes):
-        rope = RopeShape(dtype, 32, shape.kv_heads, shape.dim, element=shape.element)
+        rope = RopeShape(dtype, 32, 32, shape.dim, element=shape.element)
         yield OneShape(shape, rope, 1, True)
         if not number:
             yield OneShape(shape, replace(rope, norm=True), 1, True)
             yield OneShape(shape, rope, 1)
             yield OneShape(shape, rope, 2)
             yield OneShape(shape, rope, 2, True)
+    shape, rope = AttentionShape(dtype, 32, 8, 128, fused=True), RopeShape(dtype, 32, 8, 128)
+    yield from (OneShape(shape, rope, ahead, split) for ahead in (1, 2) for split in (False, True))
 
 
 def _shows(family: str, dtype: str) -> Callable[[Target], tuple[str, ...]]:

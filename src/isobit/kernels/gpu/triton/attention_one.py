@@ -270,7 +270,6 @@ def attention_one(
     if new == 1:
         token = begin.to(tl.int64)
         slot = tl.load(slots + token).to(tl.int32)  # no cache has room for 2**31 tokens
-        stores = (slot >= 0) & (head % GROUP == 0)  # the first of those that share a head of keys
         oldest, size, parts = parts_of(length, 1, window, SLOTS * DEEP, PART, ONE, MOST, WINDOW, CHUNK)
         seen = oldest
         if WINDOW or CHUNK:
@@ -293,7 +292,7 @@ def attention_one(
                     _leave(out + (token * HEADS + head) * DIM, peak, weight, total, sinks + head, DIM, SINKS)
                 else:
                     _leave_part(work, stats, first + part, peak, weight, total)
-                if is_last & stores:
+                if is_last & (slot >= 0) & (head % GROUP == 0):  # the first of those that share a head of keys
                     append(news, cache, slot, block, head // GROUP, KV_HEADS, DIM, WIDTH, ROWS, BLOCK, ELEMENT)
                 if parts > 1:
                     before = _count(counters + b * HEADS + head, parts)
@@ -307,7 +306,7 @@ def attention_one(
                 DEEP, AHEAD, PACKED, BLOCK, NORM, WINDOW, CHUNK, SOFTCAP, ELEMENT, ASM, OVERLAP,
             )  # fmt: skip
             _leave(out + (token * HEADS + head) * DIM, peak, weight, total, sinks + head, DIM, SINKS)
-            if is_last & stores:
+            if is_last & (slot >= 0) & (head % GROUP == 0):  # the first of those that share a head of keys
                 append(news, cache, slot, block, head // GROUP, KV_HEADS, DIM, WIDTH, ROWS, BLOCK, ELEMENT)
     if OVERLAP:  # for what follows this kernel: that it has ended says that the one before has, too
         wait_for_last()
