@@ -160,14 +160,15 @@ def test_parts_by_position() -> None:
 @pytest.mark.parametrize(
     ("spec", "rope"),
     [
-        (SPEC, "rope_append"),  # queries that share keys are worth a matrix unit
+        (SPEC, "rope_append"),  # queries that share keys are worth a matrix unit, but those of one sequence alone
         (replace(EACH, rope_dims=8), "rope_append_any"),
         (replace(EACH, interleaved=True), "rope_append_any"),
     ],
 )
 def test_what_one_kernel_does_not_do_is_launched_apart(spec: AttentionSpec, rope: str) -> None:
-    assert launched([(1, 40)], spec=spec) == {rope, "few"}
-    assert launched([(1, 40)], tiles.ONE_PART + 1, spec=spec) == {rope, "few", "merge"}
+    some = [(1, 40), (1, 9)] if spec is SPEC else [(1, 40)]
+    assert launched(some, spec=spec) == {rope, "few"}
+    assert launched(some, tiles.ONE_PART + 1, spec=spec) == {rope, "few", "merge"}
     assert launched([(50, 50), (1, 9)], spec=spec) == {rope, "few", "many"}
 
 
