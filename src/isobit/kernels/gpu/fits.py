@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isobit.formats.schemes import WeightSpec
-from isobit.kernels.gpu import group_tiles, micro_tiles, sorted_tiles, tma_tiles
+from isobit.kernels.gpu import group_tiles, micro_tiles, tma_tiles
 from isobit.kernels.gpu.lane_tiles import LANE_WORDS
 from isobit.kernels.gpu.tiles import unit_of_nibbles
 from isobit.kernels.gpu.variant import Variant
@@ -80,7 +80,7 @@ def misfit(row: Variant, matrix: Matrix, target: Target) -> str | None:
     if row.way == "tma":
         return tma_tiles.misfit(row.operand, matrix.n, matrix.k, matrix.aligned)
     if row.way == "sorted":
-        return sorted_tiles.misfit(row.operand, matrix.k, matrix.aligned)
+        return tma_tiles.misfit(row.operand, None, matrix.k, matrix.aligned)
     if matrix.k % row.layout.per_word:
         return f"K = {matrix.k} is not a multiple of {row.layout.per_word}"
     return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from isobit.kernels.gpu.sorted_tiles import WIDTH, copied_for, sorted_tokens
+from isobit.kernels.gpu.sorted_tiles import WIDTH, sorted_tokens
 from isobit.kernels.gpu.tiles import NATIVE, POINTERS
+from isobit.kernels.gpu.tma_tiles import copies_tiles
 from isobit.kernels.gpu.variant import DTYPES, Variant, shows_unit
 
 _ENTRY = "isobit.kernels.gpu.triton.linear_experts:linear_experts"
@@ -18,13 +19,13 @@ def rows(rank: int) -> Iterator[Variant]:
         native = NATIVE[element]
         yield Variant(
             f"experts-{element}-native", "large", "sorted", _ENTRY, element, "row", element, "native", native,
-            copied_for(element), sorted_tokens(native, rounded=True, scaled=True, promoted=element != "int8"),
+            copies_tiles(element), sorted_tokens(native, rounded=True, scaled=True, promoted=element != "int8"),
             tokens, rank, promises=shows_unit(element), optional=True,
         )  # fmt: skip
     for compute in ("f16", "bf16"):
         pointer, dtype = POINTERS[compute], DTYPES[compute]
         yield Variant(
             f"experts-{compute}", "large", "sorted", _ENTRY, "float", None, None, compute, pointer,
-            copied_for(dtype), sorted_tokens(pointer, rounded=False, scaled=False), tokens, rank,
+            copies_tiles(dtype), sorted_tokens(pointer, rounded=False, scaled=False), tokens, rank,
             (dtype,), promises=shows_unit(dtype), optional=True,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from isobit.kernels.gpu.tiles import SOME_MORE, Config, Constant, overlaps
-from isobit.kernels.gpu.variant import Requires, has_unit
+from isobit.kernels.gpu.tma_tiles import BYTES
 from isobit.targets.spec import Target
 
 # From more pairs an expert than fill a tile of so many tokens on average: ``expert_tiles.width_of``.
@@ -17,26 +17,11 @@ WIDTH = SOME_MORE
 # 14336) take 7.7 ms and 9.8 otherwise, Qwen3-30B-A3B's (2048 and 768) the same 2.1; between those: not measured.
 SHORTEST = 1024
 GATES = ("silu", "gelu_tanh", "gelu")  # that it applies before it stores
-_UNITS = ("HGMMA", "QGMMA", "IGMMA")  # whose operands lie in shared memory, where TMA puts them
 _ROWS = 128  # of weights, of a tile
 _STEP = 128  # bytes of a row that a tile has: what TMA swizzles at once
-_BYTES = {"*fp8e4nv": 1, "*fp8e5": 1, "*i8": 1, "*fp16": 2, "*bf16": 2}
-_COPIED = 16  # bytes of which rows are multiples
 # An H200, Mixtral's gate and up in e4m3 by 8192 tokens: 3537 us in a ring of 4 slots with 16 tiles side by side, 3840
 # in one of 6 with 8; where results are turned takes 16 KiB of shared memory beside it.
 _DEPTH, _BESIDE = 4, 16
-
-
-def copied_for(dtype: str) -> Requires:
-    """Where groups of warps multiply what TMA copies: Hopper's units; nothing was compared on others."""
-
-    def requires(target: Target) -> str | None:
-        reason, unit = has_unit(dtype)(target), target.unit(dtype, dtype)
-        if reason or unit is None or unit.instruction in _UNITS:
-            return reason
-        return f"{target.name} has no matrix unit that reads {dtype} where TMA puts it"
-
-    return requires
 
 
 def sorted_tokens(pointer: str, *, rounded: bool, scaled: bool, promoted: bool = False) -> Callable[[Target], Config]:
@@ -58,17 +43,9 @@ def sorted_tokens(pointer: str, *, rounded: bool, scaled: bool, promoted: bool =
         constants: dict[str, Constant] = {
             "HAS_TOKEN_SCALE": rounded, "HAS_SCALE": scaled, "HAS_BIAS": False, "AFTER": "", "PROMOTE": promoted,
             "SORTED": False, "SHARE": 0, "OVERLAP": overlaps(target), "BLOCK_N": _ROWS, "BLOCK_M": WIDTH,
-            "BLOCK_K": _STEP // _BYTES[pointer], "DEPTH": _DEPTH, "SWIZZLE": _BESIDE,
+            "BLOCK_K": _STEP // BYTES[pointer], "DEPTH": _DEPTH, "SWIZZLE": _BESIDE,
         }  # fmt: skip
         copied: Mapping[str, tuple[str, str]] = {"x": ("BLOCK_M", "BLOCK_K"), "w": ("BLOCK_N", "BLOCK_K")}
         return Config(types, constants, 4, 1, copied=copied, resident=1, swizzled=_STEP)
 
     return config
-
-
-def misfit(pointer: str, k: int, aligned: bool) -> str | None:
-    """Why TMA does not copy the tiles of a weight with rows of ``k`` values; or None."""
-    if k * _BYTES[pointer] % _COPIED:
-        multiple = _COPIED // _BYTES[pointer]
-        return f"TMA copies rows of whole {_COPIED} bytes: K = {k} is no multiple of {multiple}"
-    return None if aligned else f"the weights do not begin at a multiple of {_COPIED} bytes"

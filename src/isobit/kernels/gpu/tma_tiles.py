@@ -9,7 +9,7 @@ from isobit.kernels.gpu.tiles import Config, Constant, Tile, matrix_signature, o
 from isobit.kernels.gpu.variant import Requires, has_unit
 from isobit.targets.spec import Target
 
-_UNIT = "IGMMA"  # whose operands lie in shared memory, where TMA puts them
+_UNITS = ("HGMMA", "QGMMA", "IGMMA")  # whose operands lie in shared memory, where TMA puts them
 _ALIGNED = 16  # bytes of which addresses and rows of a matrix are multiples
 _PARTS = 4  # in which results of a tile leave at most
 
@@ -30,15 +30,15 @@ class _Walk:
 _WALKS: Mapping[str, _Walk] = {
     "*i8": _Walk(Tile(128, 128, 128, 4, 3), 16 << 10, 2),
 }
-_BYTES = {"*i8": 1, "*fp16": 2, "*bf16": 2, "*fp32": 4}
+BYTES = {"*fp8e4nv": 1, "*fp8e5": 1, "*i8": 1, "*fp16": 2, "*bf16": 2, "*fp32": 4}
 
 
 def copies_tiles(dtype: str) -> Requires:
-    """Where TMA feeds the matrix unit of a dtype, and tiles were compared: neither on Blackwell nor for floats."""
+    """Where TMA feeds the matrix unit of a dtype, and tiles were compared: not on Blackwell."""
 
     def requires(target: Target) -> str | None:
         reason, unit = has_unit(dtype)(target), target.unit(dtype, dtype)
-        if reason or unit is None or unit.instruction == _UNIT:
+        if reason or unit is None or unit.instruction in _UNITS:
             return reason
         return f"{target.name} has no matrix unit that reads {dtype} where TMA puts it"
 
@@ -72,16 +72,19 @@ def for_results(config: Config, pointer: str, results: str) -> Config:
     constants = config.constexprs
     rows, tokens = int(constants["BLOCK_N"] or 1), int(constants["BLOCK_M"] or 1)
     walk, fewest = _WALKS[pointer], rows // _PARTS
-    beside = tokens * _BYTES[results] * (2 if constants["AFTER"] == "add" else 1)
+    beside = tokens * BYTES[results] * (2 if constants["AFTER"] == "add" else 1)
     while rows * beside > walk.leaving and rows > fewest:
         rows //= 2
     types = {**config.signature, "y": results, "residual": results}
     return replace(config.with_constants(BLOCK_Y=rows), signature=types)
 
 
-def misfit(pointer: str, n: int, k: int, aligned: bool) -> str | None:
-    """Why TMA does not copy the tiles of a weight, of what is multiplied by it or of the results; or None."""
-    for name, number, width in (("K", k, _BYTES[pointer]), ("N", n, _BYTES["*bf16"])):
+def misfit(pointer: str, n: int | None, k: int, aligned: bool) -> str | None:
+    """Why TMA does not copy the tiles of a weight, of what is multiplied by it or of the results; or None.
+
+    ``n`` is None where it copies no results.
+    """
+    for name, number, width in (("K", k, BYTES[pointer]), ("N", n or 0, BYTES["*bf16"])):
         if number * width % _ALIGNED:
             return f"TMA copies rows of whole {_ALIGNED} bytes: {name} = {number} is no multiple of {_ALIGNED // width}"
     return None if aligned else f"the weights do not begin at a multiple of {_ALIGNED} bytes"
